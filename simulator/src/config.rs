@@ -1,0 +1,120 @@
+//! What a simulation is asked: the scenario, read from TOML with errors that name file, line, key and nearest name.
+
+use serde::{Deserialize, Serialize};
+
+use crate::hardware::cluster::Cluster;
+use crate::hardware::model::Model;
+use crate::schedules::ScheduleKind;
+
+/// Degrees of parallelism. `tp * cp * pp * dp` ranks in all; expert parallelism spans ranks of `dp * cp * tp`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Parallel {
+    /// Tensor parallelism (with sequence parallelism of the norms).
+    #[serde(default = "one")]
+    pub tp: u64,
+    /// Context parallelism.
+    #[serde(default = "one")]
+    pub cp: u64,
+    /// Pipeline ranks.
+    #[serde(default = "one")]
+    pub pp: u64,
+    /// Data parallelism.
+    #[serde(default = "one")]
+    pub dp: u64,
+    /// Expert parallelism.
+    #[serde(default = "one")]
+    pub ep: u64,
+    /// ZeRO stage: 0 nothing, 1 optimizer state, 2 gradients, 3 parameters are sharded over dp.
+    #[serde(default)]
+    pub zero: u8,
+}
+
+fn one() -> u64 {
+    1
+}
+
+/// Arithmetic of the GEMMs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// FP8 E4M3 with 1x128 and 128x128 scales, BF16 elsewhere.
+    Fp8,
+    /// BF16 throughout.
+    Bf16,
+}
+
+/// What is recomputed in the backward pass instead of kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Nothing.
+    None,
+    /// The report's policy: norms, MLA up-projections and SwiGLU.
+    Selective,
+    /// The whole layer from its input.
+    Full,
+}
+
+/// The training run.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Training {
+    /// Tokens a sequence.
+    pub seq_len: u64,
+    /// Sequences a micro-batch.
+    pub micro_batch: u64,
+    /// Sequences a step, over all data-parallel ranks.
+    pub global_batch: u64,
+    /// GEMM arithmetic.
+    pub precision: Precision,
+    /// Recomputation.
+    pub recompute: Recompute,
+    /// Tokens of the whole run.
+    pub total_tokens: f64,
+}
+
+/// A complete question to the simulator.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// Name for people.
+    pub name: String,
+    /// What is trained.
+    pub model: Model,
+    /// Where.
+    pub cluster: Cluster,
+    /// Cut how.
+    pub parallel: Parallel,
+    /// Pipeline schedule.
+    pub schedule: ScheduleKind,
+    /// SMs that the communication kernels hold while chunks overlap.
+    pub comm_sms: u64,
+    /// Run.
+    pub training: Training,
+    /// Wishes granted to the hardware.
+    #[serde(default)]
+    pub what_if: WhatIf,
+}
+
+/// Hardware wishes of the DeepSeek-V3 report (section 3.5), each a switch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WhatIf {
+    /// Communication runs off the SMs: all SMs compute while chunks overlap.
+    pub comm_off_sms: bool,
+    /// Accumulation wide enough that FP8 partial sums need no promotion.
+    pub wide_accumulation: bool,
+    /// Tensor cores take group scales: no dequantisation on CUDA cores.
+    pub scaling_in_tensor_core: bool,
+    /// Cast to FP8 fused with the TMA copy.
+    pub fused_cast_tma: bool,
+    /// Warp-level cast instruction.
+    pub warp_level_cast: bool,
+    /// Cast near memory.
+    pub near_memory_cast: bool,
+    /// Transposed reads from shared memory before the MMA.
+    pub transposed_reads: bool,
+    /// NVLink and IB as one network.
+    pub unified_network: bool,
+}

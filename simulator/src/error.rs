@@ -1,0 +1,52 @@
+//! The one error type of the simulator: what is wrong, where, and what to do next.
+
+use std::path::PathBuf;
+
+/// Why a simulation could not be set up or read. Every variant is the user's to mend; broken invariants panic.
+#[derive(Debug, thiserror::Error)]
+pub enum SimError {
+    /// A configuration file or preset says something that is not allowed.
+    #[error("{file}:{line}: {key}: {message}")]
+    Config {
+        /// File (or `preset NAME`) that holds the offending key.
+        file: String,
+        /// Line in it, from 1.
+        line: usize,
+        /// Dotted key, for example `parallel.pp`.
+        key: String,
+        /// What was expected, what was found, and the nearest allowed name.
+        message: String,
+    },
+    /// A layout, schedule or model that cannot be combined; the sentence gives the reason.
+    #[error("illegal layout: {0}")]
+    Layout(String),
+    /// A trace, table or model file is malformed.
+    #[error("{file}: {message}")]
+    Input {
+        /// The file.
+        file: String,
+        /// Place, expected and found.
+        message: String,
+    },
+    /// The file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl SimError {
+    /// An [`SimError::Io`] for `path`.
+    pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+        SimError::Io { path: path.into(), source }
+    }
+
+    /// An [`SimError::Input`] for `file`.
+    pub fn input(file: impl ToString, message: impl Into<String>) -> Self {
+        SimError::Input { file: file.to_string(), message: message.into() }
+    }
+}

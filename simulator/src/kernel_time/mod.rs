@@ -1,0 +1,1 @@
+//! Kernel time from first principles: tiles, waves, tensor-core rate, bytes, launches.
