@@ -1,4 +1,9 @@
 //! PTX text to a checked syntax tree: lexer, parser, the table of instructions, validation.
 //!
-//! This room knows the language, not the machine: nothing here executes.
+//! This room knows the language, not the machine: nothing here executes. Read [`ast`] for what
+//! comes out, [`table`] for which instructions there are, [`types`] for their suffixes.
 #![forbid(unsafe_code)]
+
+pub mod ast;
+pub mod table;
+pub mod types;
