@@ -1,5 +1,16 @@
 //! DeepSeek-V3 itself: the op table, quantisation, layers, model, checkpoints, data, optimizer,
 //! training and generation, written once over the trait `Backend`.
 //!
+//! - [`ops`]: the table of ops; one file an op holds its parameters, roles, shape rules, cost and
+//!   arithmetic. Everything that is generic over ops goes through it.
+//! - [`tensor`]: the tensors that ops take and give on the host.
+//!
 //! This room wraps the exact arithmetic of `fathom-numerics` and has none of its own; it knows no
 //! GPU, no simulator and no command line.
+#![forbid(unsafe_code)]
+
+pub mod ops;
+pub mod tensor;
+
+pub use ops::{Case, DynOp, Engine, EngineError, Op, OpError, Outputs};
+pub use tensor::{Element, Tensor};
