@@ -1,32 +1,399 @@
 //! Pipeline schedules as explicit instruction streams, one list a rank.
+//!
+//! One file a schedule, each straight-line code with its phases titled; `Stream` is the pen they write with. [`check`]
+//! proves a stream executable, [`timeline`] plays it with chunk durations, [`compare`] sets all kinds side by side,
+//! [`draw`] draws. The event engine (`crate::events`) plays the same streams with the times of every layer's parts.
 
+use std::collections::VecDeque;
+
+use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
+
+use crate::error::SimError;
+
+mod chimera;
+mod dualpipe;
+mod dualpipev;
+mod gpipe;
+mod interleaved;
+mod one_f_one_b;
+mod zb1p;
+mod zb_v;
+
+pub mod check;
+pub mod compare;
+pub mod draw;
+pub mod timeline;
 
 /// The schedules that can be simulated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ScheduleKind {
-    /// All forwards, then all backwards.
+    /// All forwards, then all backwards (Huang et al. 2019).
     #[serde(rename = "gpipe")]
     GPipe,
-    /// One forward, one backward.
+    /// One forward, one backward (PipeDream-flush, Narayanan et al. 2021).
     #[serde(rename = "1f1b")]
     OneFOneB,
-    /// 1F1B with several stages a rank in a loop.
+    /// 1F1B with several stages a rank in a loop (Megatron-LM, Narayanan et al. 2021).
     #[serde(rename = "interleaved")]
     Interleaved,
-    /// Zero bubble H1: 1F1B's memory, weight gradients fill the drain.
+    /// ZB-H1: 1F1B's memory, weight gradients fill the drain (Qi et al. 2023).
     #[serde(rename = "zb1p")]
     Zb1p,
-    /// Zero bubble, two stages a rank in a V.
+    /// Zero bubble with two stages a rank in a V (Qi et al. 2024).
     #[serde(rename = "zb-v")]
     ZbV,
-    /// Two directions, two copies of the weights.
+    /// Two directions over two copies of the weights (Li and Hoefler 2021).
     #[serde(rename = "chimera")]
     Chimera,
-    /// DeepSeek's bidirectional schedule with overlapped pairs.
+    /// DeepSeek's bidirectional schedule with overlapped forward-backward pairs (DeepSeek-V3 report, 3.2.1).
     #[serde(rename = "dualpipe")]
     DualPipe,
     /// DualPipe cut in half: a V on half the ranks.
     #[serde(rename = "dualpipev")]
     DualPipeV,
+}
+
+impl ScheduleKind {
+    /// All kinds, in the order of the comparison table.
+    pub const ALL: [ScheduleKind; 8] = [
+        ScheduleKind::GPipe,
+        ScheduleKind::OneFOneB,
+        ScheduleKind::Interleaved,
+        ScheduleKind::Zb1p,
+        ScheduleKind::ZbV,
+        ScheduleKind::Chimera,
+        ScheduleKind::DualPipe,
+        ScheduleKind::DualPipeV,
+    ];
+
+    /// The name on the command line and in TOML.
+    pub fn name(self) -> &'static str {
+        match self {
+            ScheduleKind::GPipe => "gpipe",
+            ScheduleKind::OneFOneB => "1f1b",
+            ScheduleKind::Interleaved => "interleaved",
+            ScheduleKind::Zb1p => "zb1p",
+            ScheduleKind::ZbV => "zb-v",
+            ScheduleKind::Chimera => "chimera",
+            ScheduleKind::DualPipe => "dualpipe",
+            ScheduleKind::DualPipeV => "dualpipev",
+        }
+    }
+
+    /// The kind of that [`name`](Self::name).
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// How stages lie on ranks.
+    pub fn shape(self) -> Shape {
+        match self {
+            ScheduleKind::GPipe | ScheduleKind::OneFOneB | ScheduleKind::Zb1p => Shape::Line,
+            ScheduleKind::Interleaved => Shape::Loop,
+            ScheduleKind::ZbV | ScheduleKind::DualPipeV => Shape::V,
+            ScheduleKind::Chimera | ScheduleKind::DualPipe => Shape::TwoWay,
+        }
+    }
+
+    /// Whether the schedule pairs a forward with a backward chunk to overlap their communication.
+    pub fn overlaps_pairs(self) -> bool {
+        matches!(self, ScheduleKind::DualPipe | ScheduleKind::DualPipeV)
+    }
+}
+
+/// How pipeline stages lie on ranks, and what `dir` means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// Rank `r` holds stage `r`; `dir` is 0.
+    Line,
+    /// Rank `r` of `n` holds stages `r + n * dir`.
+    Loop,
+    /// Rank `r` of `P/2` holds stage `r` (`dir` 0, down the V) and stage `P-1-r` (`dir` 1, up); a micro-batch passes both.
+    V,
+    /// Rank `r` of `P` holds stage `r` for micro-batches of direction 0 and stage `P-1-r` for those of direction 1.
+    TwoWay,
+}
+
+/// A micro-batch on one of a rank's stages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Chunk {
+    /// Which of the rank's stages; see [`Shape`].
+    pub dir: u8,
+    /// Micro-batch, counted per direction where the shape is [`Shape::TwoWay`].
+    pub mb: u32,
+}
+
+/// One instruction of a rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Op {
+    /// Forward.
+    F(Chunk),
+    /// Full backward: gradients of input and weights.
+    B(Chunk),
+    /// Backward for the input only; its weight gradient is queued.
+    Bi(Chunk),
+    /// The oldest queued weight gradient.
+    W(Chunk),
+    /// A forward and a full backward, overlapped.
+    FB {
+        /// The forward.
+        f: Chunk,
+        /// The backward.
+        b: Chunk,
+    },
+}
+
+impl Op {
+    /// The chunk that this op runs forward.
+    pub fn forward(self) -> Option<Chunk> {
+        match self {
+            Op::F(f) | Op::FB { f, .. } => Some(f),
+            _ => None,
+        }
+    }
+
+    /// The chunk whose input gradient this op produces.
+    pub fn backward(self) -> Option<Chunk> {
+        match self {
+            Op::B(b) | Op::Bi(b) | Op::FB { b, .. } => Some(b),
+            _ => None,
+        }
+    }
+
+    /// The chunk whose weight gradient this op produces.
+    pub fn weight(self) -> Option<Chunk> {
+        match self {
+            Op::B(b) | Op::W(b) | Op::FB { b, .. } => Some(b),
+            _ => None,
+        }
+    }
+
+    /// The name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Op::F(_) => "F",
+            Op::B(_) => "B",
+            Op::Bi(_) => "Bi",
+            Op::W(_) => "W",
+            Op::FB { .. } => "FB",
+        }
+    }
+}
+
+impl Serialize for Op {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("op", self.name())?;
+        match *self {
+            Op::F(c) | Op::B(c) | Op::Bi(c) | Op::W(c) => {
+                map.serialize_entry("dir", &c.dir)?;
+                map.serialize_entry("mb", &c.mb)?;
+            }
+            Op::FB { f, b } => {
+                map.serialize_entry("f_dir", &f.dir)?;
+                map.serialize_entry("f_mb", &f.mb)?;
+                map.serialize_entry("b_dir", &b.dir)?;
+                map.serialize_entry("b_mb", &b.mb)?;
+            }
+        }
+        map.end()
+    }
+}
+
+/// What to schedule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScheduleShape {
+    /// Pipeline stages `P`.
+    pub stages: usize,
+    /// Micro-batches of a step; both directions together where there are two.
+    pub micro_batches: usize,
+    /// Stages a rank holds in [`ScheduleKind::Interleaved`]; ignored elsewhere.
+    pub interleave: usize,
+}
+
+/// The instruction streams of all ranks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Schedule {
+    /// By rank, in order of execution.
+    pub ranks: Vec<Vec<Op>>,
+    /// Which schedule this is.
+    #[serde(skip)]
+    pub kind: ScheduleKind,
+    /// Pipeline stages.
+    #[serde(skip)]
+    pub stages: usize,
+    /// Micro-batches of the step, both directions together.
+    #[serde(skip)]
+    pub micro_batches: usize,
+}
+
+impl Schedule {
+    /// Builds the streams of `kind`; an illegal number of stages or micro-batches is refused with the reason.
+    pub fn new(kind: ScheduleKind, shape: ScheduleShape) -> Result<Self, SimError> {
+        let ScheduleShape { stages, micro_batches, interleave } = shape;
+        let legal = |ok: bool, rule: String| {
+            let what =
+                format!("{} with {stages} stages, {micro_batches} micro-batches", kind.name());
+            if ok { Ok(()) } else { Err(SimError::Layout(format!("{what}: {rule}"))) }
+        };
+        legal(stages >= 1 && micro_batches >= 1, "both must be at least 1".into())?;
+        legal(stages <= 4096 && micro_batches <= 1 << 20, "at most 4096 and 1048576".into())?;
+        let two_sided = matches!(kind.shape(), Shape::V | Shape::TwoWay);
+        legal(!two_sided || stages % 2 == 0, "stages must be even".into())?;
+        let all = |ranks: usize, f: &dyn Fn(usize) -> Vec<Op>| (0..ranks).map(f).collect();
+        let (p, m) = (stages, micro_batches);
+        let ranks = match kind {
+            ScheduleKind::GPipe => all(p, &|_| gpipe::stream(m)),
+            ScheduleKind::OneFOneB => all(p, &|r| one_f_one_b::stream(p, r, m)),
+            ScheduleKind::Interleaved => {
+                legal(
+                    interleave >= 2,
+                    format!("a rank holds at least 2 stages, not {interleave}"),
+                )?;
+                legal(interleave <= 255 && p % interleave == 0, {
+                    format!("stages must be a multiple of the {interleave} that a rank holds")
+                })?;
+                let n = p / interleave;
+                legal(m % n == 0, format!("micro-batches must be a multiple of the {n} ranks"))?;
+                all(n, &|r| interleaved::stream(n, interleave, r, m))
+            }
+            ScheduleKind::Zb1p => all(p, &|r| zb1p::stream(p, r, m)),
+            ScheduleKind::ZbV => all(p / 2, &|r| zb_v::stream(p / 2, r, m)),
+            ScheduleKind::Chimera => {
+                legal(m % 2 == 0, "micro-batches must be even, half for each direction".into())?;
+                all(p, &|r| chimera::stream(p, r, m))
+            }
+            ScheduleKind::DualPipe => {
+                legal(m % 2 == 0, "micro-batches must be even, half for each direction".into())?;
+                legal(m >= 2 * p, format!("micro-batches must be at least 2P = {}", 2 * p))?;
+                all(p, &|r| dualpipe::stream(p, r, m))
+            }
+            ScheduleKind::DualPipeV => {
+                legal(m >= p, format!("micro-batches must be at least P = {p}"))?;
+                all(p / 2, &|r| dualpipev::stream(p / 2, r, m))
+            }
+        };
+        Ok(Schedule { ranks, kind, stages, micro_batches })
+    }
+
+    /// The stage that rank `rank` runs for `dir`.
+    pub fn stage(&self, rank: usize, dir: u8) -> usize {
+        let n = self.ranks.len();
+        match self.kind.shape() {
+            Shape::Line => rank,
+            Shape::Loop => rank + n * dir as usize,
+            Shape::V | Shape::TwoWay if dir == 0 => rank,
+            Shape::V | Shape::TwoWay => self.stages - 1 - rank,
+        }
+    }
+
+    /// Where the same micro-batch runs one stage deeper: `(rank, dir)`, or `None` at the last stage.
+    pub fn deeper(&self, rank: usize, dir: u8) -> Option<(usize, u8)> {
+        let stage = self.stage(rank, dir);
+        (stage + 1 < self.stages).then(|| self.place(stage + 1, dir))
+    }
+
+    /// Where the same micro-batch runs one stage shallower: `(rank, dir)`, or `None` at stage 0.
+    pub fn shallower(&self, rank: usize, dir: u8) -> Option<(usize, u8)> {
+        let stage = self.stage(rank, dir);
+        (stage > 0).then(|| self.place(stage - 1, dir))
+    }
+
+    /// `(rank, dir)` of a stage, for a micro-batch that moves in `dir` (which only [`Shape::TwoWay`] asks for).
+    pub fn place(&self, stage: usize, dir: u8) -> (usize, u8) {
+        let n = self.ranks.len();
+        match self.kind.shape() {
+            Shape::Line => (stage, 0),
+            Shape::Loop => (stage % n, (stage / n) as u8),
+            Shape::V if stage < n => (stage, 0),
+            Shape::V => (self.stages - 1 - stage, 1),
+            Shape::TwoWay if dir == 0 => (stage, 0),
+            Shape::TwoWay => (self.stages - 1 - stage, 1),
+        }
+    }
+
+    /// Values of `dir` that a rank has.
+    pub fn dirs(&self) -> usize {
+        match self.kind.shape() {
+            Shape::Line => 1,
+            Shape::Loop => self.stages / self.ranks.len(),
+            Shape::V | Shape::TwoWay => 2,
+        }
+    }
+
+    /// Micro-batches that pass a rank's stage of one `dir`.
+    pub fn micro_batches_per_dir(&self) -> usize {
+        match self.kind.shape() {
+            Shape::TwoWay => self.micro_batches / 2,
+            _ => self.micro_batches,
+        }
+    }
+}
+
+/// The pen of the schedules: appends ops and counts micro-batches, one counter a direction for forwards and one for
+/// backwards, and a first-in-first-out queue of weight gradients.
+#[derive(Debug, Default)]
+struct Stream {
+    ops: Vec<Op>,
+    next_f: Vec<u32>,
+    next_b: Vec<u32>,
+    queue: VecDeque<Chunk>,
+    /// Exclusive-or of every `dir`: 1 on the second half of DualPipe's ranks, whose phase 0 is direction 1.
+    flip: u8,
+}
+
+impl Stream {
+    fn new(dirs: usize, flip: bool) -> Self {
+        Stream {
+            next_f: vec![0; dirs],
+            next_b: vec![0; dirs],
+            flip: flip as u8,
+            ..Stream::default()
+        }
+    }
+
+    fn take(counter: &mut [u32], dir: u8) -> Chunk {
+        let mb = counter[dir as usize];
+        counter[dir as usize] += 1;
+        Chunk { dir, mb }
+    }
+
+    /// Forward of the next micro-batch.
+    fn f(&mut self, phase: u8) {
+        let chunk = Self::take(&mut self.next_f, phase ^ self.flip);
+        self.ops.push(Op::F(chunk));
+    }
+
+    /// Full backward of the next micro-batch.
+    fn b(&mut self, phase: u8) {
+        let chunk = Self::take(&mut self.next_b, phase ^ self.flip);
+        self.ops.push(Op::B(chunk));
+    }
+
+    /// Backward for the input of the next micro-batch; its weight gradient goes to the queue.
+    fn bi(&mut self, phase: u8) {
+        let chunk = Self::take(&mut self.next_b, phase ^ self.flip);
+        self.queue.push_back(chunk);
+        self.ops.push(Op::Bi(chunk));
+    }
+
+    /// The oldest queued weight gradient.
+    fn w(&mut self) {
+        let chunk = self.queue.pop_front().expect("a schedule pops only queued weight gradients");
+        self.ops.push(Op::W(chunk));
+    }
+
+    /// An overlapped pair.
+    fn fb(&mut self, phase_f: u8, phase_b: u8) {
+        let f = Self::take(&mut self.next_f, phase_f ^ self.flip);
+        let b = Self::take(&mut self.next_b, phase_b ^ self.flip);
+        self.ops.push(Op::FB { f, b });
+    }
+
+    /// The ops; every queued weight gradient must have been popped.
+    fn finish(self) -> Vec<Op> {
+        assert!(self.queue.is_empty(), "weight gradients left in the queue: {:?}", self.queue);
+        self.ops
+    }
 }
