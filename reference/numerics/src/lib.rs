@@ -3,3 +3,6 @@
 //!
 //! This room knows numbers and arrays. It may not know ops, models, files or devices. The contract it
 //! implements is `docs/numerics.md`; ops wrap it in `fathom-reference`.
+
+pub mod formats;
+pub mod mma;
