@@ -207,7 +207,6 @@ impl Model {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::hardware::model;
 
     /// FIGURES: 671.03 B in all; 36.62 B active without the embedding, 37.55 B with it.
