@@ -1,3 +1,42 @@
 //! The machine that executes PTX: grids, clusters, warps, memory spaces, sanitizers, kernel records.
 //!
-//! It knows devices and kernels, not the CUDA driver API; that stands in `fathom-libcuda`.
+//! ```no_run
+//! use fathom_emulator::{Device, LaunchConfig, Module, Params, Preset};
+//! # fn main() -> Result<(), fathom_emulator::Error> {
+//! let device = Device::new(Preset::named("h800")?);
+//! let module = Module::load(&device, &std::fs::read_to_string("add.ptx").unwrap())?;
+//! let x = device.upload(&[1.0f32, 2.0])?;
+//! let params = Params::new().with(x).with(2u32).into_bytes();
+//! let config = LaunchConfig::new([1, 1, 1], [32, 1, 1], params);
+//! let report = device.launch(&module.function("double")?, &config)?;
+//! assert!(report.findings.is_empty());
+//! println!("{:?}", device.download::<f32>(x, 2)?);
+//! # Ok(()) }
+//! ```
+//!
+//! It knows devices and kernels, not the CUDA driver API; that stands in `fathom-libcuda`. What
+//! PTX text means comes from `fathom-ptx`, what a tensor core computes from `fathom-numerics`.
+//!
+//! Where to look: [`Device`], [`Module`] and [`LaunchConfig`] are the way in; `lower` turns PTX
+//! into micro-operations, `machine` runs warps, CTAs and clusters, `exec` has one file a class of
+//! instructions.
+
+mod device;
+mod error;
+mod launch;
+mod lower;
+mod machine;
+pub mod memory;
+mod memory_host;
+mod module;
+mod preset;
+mod tensormap;
+
+pub use device::{Checks, Device, Settings};
+pub use error::{Error, Finding, MemoryError, Ub, Unsupported};
+pub use fathom_trace::KernelRecord;
+pub use launch::{Launch, LaunchConfig, LaunchReport, Params, launch_together};
+pub use memory::Memory;
+pub use module::{Attributes, Function, Module, Param, Symbol};
+pub use preset::Preset;
+pub use tensormap::{Element, Mode, TensorMap, TensorMapError};

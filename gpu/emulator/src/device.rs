@@ -1,0 +1,224 @@
+//! An emulated device: a preset, a part of the global address space, and settings of its runs.
+
+use std::sync::{Arc, Mutex};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, MemoryError};
+use crate::memory::{Kind, Memory};
+use crate::preset::Preset;
+
+/// Which sanitizers run. All off costs nothing; out-of-bounds, misaligned and freed accesses to
+/// global memory stop a launch in any case, as the hardware does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checks {
+    /// Accesses beyond a variable of shared or local memory, beyond a TMA box.
+    pub memory: bool,
+    /// Shared-memory races, missing proxy fences, operands of asynchronous operations touched
+    /// too early, races between CTAs on plain accesses.
+    pub races: bool,
+    /// Reads of memory that nobody wrote. Set it before allocating.
+    pub uninit: bool,
+    /// Barrier and mbarrier misuse, divergent `.aligned` instructions.
+    pub sync: bool,
+}
+
+impl Checks {
+    /// All on.
+    pub const ALL: Checks = Checks { memory: true, races: true, uninit: true, sync: true };
+
+    /// Whether any is on.
+    pub fn any(self) -> bool {
+        self != Checks::default()
+    }
+
+    /// Reads a comma-separated list (`memory,races,uninit,sync`, `all`, or empty).
+    ///
+    /// # Errors
+    /// The word that is none of them.
+    pub fn parse(list: &str) -> Result<Checks, String> {
+        let mut checks = Checks::default();
+        for word in list.split(',').map(str::trim).filter(|w| !w.is_empty()) {
+            match word {
+                "memory" => checks.memory = true,
+                "races" => checks.races = true,
+                "uninit" => checks.uninit = true,
+                "sync" => checks.sync = true,
+                "all" => checks = Checks::ALL,
+                other => {
+                    return Err(format!(
+                        "no check '{other}': known are memory, races, uninit, sync, all"
+                    ));
+                }
+            }
+        }
+        Ok(checks)
+    }
+}
+
+/// Settings of a device's launches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Sanitizers.
+    pub checks: Checks,
+    /// Permutes the order in which warps and CTAs take turns; 0 is launch order. Results of a
+    /// correct kernel do not depend on it.
+    pub schedule_seed: u64,
+    /// Instructions a warp runs before the next one gets its turn.
+    pub quantum: u32,
+    /// Whether launches count transactions, bank conflicts and roles for their kernel record.
+    pub profile: bool,
+    /// Warp instructions without any store, atomic or barrier after which waiting warps are
+    /// declared deadlocked.
+    pub patience: u64,
+    /// Host threads at most; 0 is rayon's choice.
+    pub threads: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            checks: Checks::default(),
+            schedule_seed: 0,
+            quantum: 2000,
+            profile: false,
+            patience: 200_000_000,
+            threads: 0,
+        }
+    }
+}
+
+struct Inner {
+    preset: Preset,
+    index: u32,
+    memory: Arc<Memory>,
+    settings: Mutex<Settings>,
+}
+
+/// A handle to an emulated device; clones are the same device.
+#[derive(Clone)]
+pub struct Device(Arc<Inner>);
+
+impl Device {
+    /// A device on its own.
+    pub fn new(preset: Preset) -> Device {
+        Self::peers(preset, 1).remove(0)
+    }
+
+    /// `count` devices in one address space, each reaching the others' memory.
+    pub fn peers(preset: Preset, count: usize) -> Vec<Device> {
+        let memory = Arc::new(Memory::new(&vec![preset.memory_bytes; count]));
+        (0..count as u32)
+            .map(|index| {
+                Device(Arc::new(Inner {
+                    preset: preset.clone(),
+                    index,
+                    memory: memory.clone(),
+                    settings: Mutex::new(Settings::default()),
+                }))
+            })
+            .collect()
+    }
+
+    /// Its limits and name.
+    pub fn preset(&self) -> &Preset {
+        &self.0.preset
+    }
+
+    /// Its index among its peers.
+    pub fn index(&self) -> u32 {
+        self.0.index
+    }
+
+    /// Global memory, shared with its peers.
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.0.memory
+    }
+
+    /// Whether both reach the same memory.
+    pub fn is_peer(&self, other: &Device) -> bool {
+        Arc::ptr_eq(&self.0.memory, &other.0.memory)
+    }
+
+    /// The settings of coming launches.
+    pub fn settings(&self) -> Settings {
+        self.0.settings.lock().expect("no panic holds this lock").clone()
+    }
+
+    /// Changes the settings of coming launches. With `checks.uninit`, allocations made from now
+    /// on record what was written.
+    pub fn configure(&self, settings: Settings) {
+        self.0.memory.track_written(settings.checks.uninit);
+        *self.0.settings.lock().expect("no panic holds this lock") = settings;
+    }
+
+    /// Allocates `bytes` of device memory, aligned to 256.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfMemory`].
+    pub fn alloc(&self, bytes: u64) -> Result<u64, MemoryError> {
+        self.alloc_aligned(bytes, 256)
+    }
+
+    /// Allocates `bytes` aligned to `align`, a power of two.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfMemory`].
+    pub fn alloc_aligned(&self, bytes: u64, align: u64) -> Result<u64, MemoryError> {
+        self.0.memory.alloc(self.0.index, bytes, align, Kind::Device)
+    }
+
+    /// Frees what [`Self::alloc`] returned.
+    ///
+    /// # Errors
+    /// [`MemoryError::NotAStart`].
+    pub fn free(&self, address: u64) -> Result<(), MemoryError> {
+        self.0.memory.free(address)
+    }
+
+    /// Copies device memory to the host.
+    ///
+    /// # Errors
+    /// [`MemoryError::Unmapped`].
+    pub fn read(&self, address: u64, out: &mut [u8]) -> Result<(), MemoryError> {
+        self.0.memory.read(address, out)
+    }
+
+    /// Copies host memory to the device.
+    ///
+    /// # Errors
+    /// [`MemoryError::Unmapped`].
+    pub fn write(&self, address: u64, data: &[u8]) -> Result<(), MemoryError> {
+        self.0.memory.write(address, data)
+    }
+
+    /// Sets `count` elements to a pattern of 1, 2 or 4 bytes.
+    ///
+    /// # Errors
+    /// [`MemoryError::Unmapped`].
+    pub fn memset(&self, address: u64, pattern: &[u8], count: u64) -> Result<(), MemoryError> {
+        self.0.memory.fill(address, pattern, count)
+    }
+
+    /// Allocates room for `values` and copies them there.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfMemory`].
+    pub fn upload<T: bytemuck::NoUninit>(&self, values: &[T]) -> Result<u64, Error> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let address = self.alloc(bytes.len() as u64)?;
+        self.write(address, bytes)?;
+        Ok(address)
+    }
+
+    /// Reads `count` values from `address`.
+    ///
+    /// # Errors
+    /// [`MemoryError::Unmapped`].
+    pub fn download<T: bytemuck::Pod>(&self, address: u64, count: usize) -> Result<Vec<T>, Error> {
+        let mut out = vec![T::zeroed(); count];
+        self.read(address, bytemuck::cast_slice_mut(&mut out))?;
+        Ok(out)
+    }
+}

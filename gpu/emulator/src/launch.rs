@@ -1,0 +1,183 @@
+//! Launching kernels: configuration in, report out.
+
+use fathom_trace::KernelRecord;
+
+use crate::device::Device;
+use crate::error::{Error, Finding};
+use crate::module::Function;
+
+/// How to launch a kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaunchConfig {
+    /// CTAs in x, y, z.
+    pub grid: [u32; 3],
+    /// Threads of a CTA in x, y, z.
+    pub block: [u32; 3],
+    /// CTAs of a cluster in x, y, z; all 1 where there is none. The kernel's own
+    /// `.reqnctapercluster` holds where this says 1.
+    pub cluster: [u32; 3],
+    /// Dynamic shared memory of a CTA in bytes.
+    pub dynamic_shared_bytes: u32,
+    /// The parameters laid out as [`Function::params`] says.
+    pub params: Vec<u8>,
+    /// All CTAs are resident at once (grid sync).
+    pub cooperative: bool,
+    /// Launched with programmatic stream serialisation; launches here run one after another, so
+    /// `griddepcontrol.wait` never waits.
+    pub pdl: bool,
+}
+
+impl LaunchConfig {
+    /// A launch without cluster, dynamic shared memory or attributes.
+    pub fn new(grid: [u32; 3], block: [u32; 3], params: Vec<u8>) -> Self {
+        LaunchConfig {
+            grid,
+            block,
+            cluster: [1; 3],
+            dynamic_shared_bytes: 0,
+            params,
+            cooperative: false,
+            pdl: false,
+        }
+    }
+}
+
+/// Packs kernel parameters: each value at its natural alignment, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Params(Vec<u8>);
+
+impl Params {
+    /// No parameters yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends a value at an offset that is a multiple of its size.
+    #[must_use]
+    pub fn with<T: bytemuck::NoUninit>(self, value: T) -> Self {
+        let bytes = bytemuck::bytes_of(&value);
+        self.with_bytes(bytes, bytes.len().next_power_of_two().min(16))
+    }
+
+    /// Appends bytes at a multiple of `align`.
+    #[must_use]
+    pub fn with_bytes(mut self, bytes: &[u8], align: usize) -> Self {
+        self.0.resize(self.0.len().next_multiple_of(align.max(1)), 0);
+        self.0.extend_from_slice(bytes);
+        self
+    }
+
+    /// The packed bytes.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+}
+
+/// What a launch did.
+#[derive(Clone, Debug, Default)]
+pub struct LaunchReport {
+    /// What is wrong with the program; at most one is fatal, and it is the last.
+    pub findings: Vec<Finding>,
+    /// Counts. Always: instructions, tensor-core work, TMA bytes, approximate instructions. With
+    /// [`crate::Settings::profile`] also transactions, bank conflicts and roles.
+    pub record: KernelRecord,
+    /// What `vprintf` printed.
+    pub printed: String,
+    /// Emulated duration in SM clock cycles (the busiest SM's warp instructions).
+    pub cycles: u64,
+}
+
+impl LaunchReport {
+    /// The finding that stopped the launch.
+    pub fn fatal(&self) -> Option<&Finding> {
+        self.findings.iter().find(|f| f.fatal)
+    }
+}
+
+/// One kernel launch on one device.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch<'a> {
+    /// The kernel; its module is loaded on the device that runs it.
+    pub function: &'a Function,
+    /// How.
+    pub config: &'a LaunchConfig,
+}
+
+impl Device {
+    /// Runs a kernel to its end.
+    ///
+    /// # Errors
+    /// [`Error::Launch`] where the configuration does not fit, [`Error::Unsupported`] where the
+    /// kernel needs an instruction the emulator does not have. A program that goes wrong is no
+    /// `Err`: see [`LaunchReport::findings`].
+    pub fn launch(
+        &self,
+        function: &Function,
+        config: &LaunchConfig,
+    ) -> Result<LaunchReport, Error> {
+        let mut reports = launch_together(&[Launch { function, config }])?;
+        Ok(reports.remove(0))
+    }
+}
+
+/// Runs several launches at the same time, on one or several devices: for kernels that wait for
+/// one another. All their CTAs that fit their device take turns on one host thread.
+///
+/// # Errors
+/// As [`Device::launch`]; nothing runs then.
+pub fn launch_together(launches: &[Launch<'_>]) -> Result<Vec<LaunchReport>, Error> {
+    let mut grids = Vec::with_capacity(launches.len());
+    for launch in launches {
+        check(launch)?;
+        grids.push(launch.function.code()?);
+    }
+    crate::machine::run(launches, &grids)
+}
+
+fn check(launch: &Launch<'_>) -> Result<(), Error> {
+    let (function, config) = (launch.function, launch.config);
+    let preset = function.module().device().preset().clone();
+    let attributes = function.attributes();
+    let fail = |what, expected: String, found: String| {
+        Err(Error::Launch { kernel: function.name().into(), what, expected, found })
+    };
+    let threads: u64 = config.block.iter().map(|&n| u64::from(n)).product();
+    if threads == 0 || threads > u64::from(attributes.max_threads) {
+        let expected = format!("1 to {} threads", attributes.max_threads);
+        return fail("block", expected, format!("{:?}", config.block));
+    }
+    if let Some(required) = attributes.required_block
+        && required.iter().product::<u32>() as u64 != threads
+    {
+        return fail("block", format!("{required:?}"), format!("{:?}", config.block));
+    }
+    for d in 0..3 {
+        if config.grid[d] == 0 || config.grid[d] > crate::Preset::MAX_GRID[d] {
+            let expected = format!("1 to {:?}", crate::Preset::MAX_GRID);
+            return fail("grid", expected, format!("{:?}", config.grid));
+        }
+        if config.block[d] > crate::Preset::MAX_BLOCK[d] {
+            let expected = format!("at most {:?}", crate::Preset::MAX_BLOCK);
+            return fail("block", expected, format!("{:?}", config.block));
+        }
+    }
+    let cluster = function.cluster(config);
+    let ctas: u32 = cluster.iter().product();
+    if ctas == 0 || ctas > preset.max_cluster_ctas_nonportable {
+        let expected = format!("1 to {} CTAs", preset.max_cluster_ctas_nonportable);
+        return fail("cluster", expected, format!("{cluster:?}"));
+    }
+    if (0..3).any(|d| config.grid[d] % cluster[d] != 0) {
+        return fail("grid", format!("multiples of {cluster:?}"), format!("{:?}", config.grid));
+    }
+    let shared = attributes.static_shared_bytes + config.dynamic_shared_bytes;
+    if shared > preset.shared_bytes_per_block_optin {
+        let expected = format!("at most {} bytes", preset.shared_bytes_per_block_optin);
+        return fail("shared memory", expected, format!("{shared}"));
+    }
+    let bytes = function.param_bytes();
+    if config.params.len() < bytes {
+        return fail("parameters", format!("{bytes} bytes"), format!("{}", config.params.len()));
+    }
+    Ok(())
+}
