@@ -217,6 +217,7 @@ impl Allocation {
     }
 
     /// First byte of the range that nobody wrote, where that is tracked.
+    #[allow(dead_code)]
     pub(crate) fn first_unwritten(&self, offset: u64, bytes: u64) -> Option<u64> {
         if !self.tracked {
             return None;
