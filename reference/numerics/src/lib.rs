@@ -5,4 +5,5 @@
 //! implements is `docs/numerics.md`; ops wrap it in `fathom-reference`.
 
 pub mod formats;
+pub mod gemm;
 pub mod mma;

@@ -1,8 +1,6 @@
 //! The tensor-core model against the published vectors: every dot of every file, bit for bit.
 
-mod common;
-
-use common::{CaseFile, shared_cases};
+use crate::files::{CaseFile, shared_cases};
 use fathom_numerics::formats::{E2M1, Format, packed};
 use fathom_numerics::mma::{Arch, Instr, Mma};
 use ndarray::{Array2, ArrayView2, Axis};

@@ -1,0 +1,149 @@
+//! Every exact GEMM of the project.
+//!
+//! [`gemm_fp8`] multiplies as DeepSeek-V3's kernels do on Hopper: within a promotion interval of 128
+//! along K the tensor core chains four steps of 32 from zero; then the partial sum enters an FP32
+//! accumulator on CUDA cores, `acc = fma(scale_a * scale_b, partial, acc)`, K ascending. The
+//! [`grouped`] forms are its three MoE layouts. [`gemm_bf16`], [`gemm_f16`] and [`gemm_tf32`] chain
+//! Hopper's 16-bit and TF32 steps over all of K.
+//!
+//! `portable` is the specification; the kernels beside it give the same bits faster and are chosen
+//! at run time. B is always `[n, k]`, as a Linear's weight is stored; another layout is a
+//! transposed view. M, N and K need not be multiples of anything: tails are as if filled with zeros.
+//!
+//! ```
+//! use fathom_numerics::gemm::{Fp8Operand, GemmConfig, gemm_fp8};
+//! use ndarray::Array2;
+//! let (x, w) = (Array2::from_elem((3, 200), 0x38u8), Array2::from_elem((5, 200), 0x38u8)); // 1.0
+//! let (x_scale, w_scale) = (Array2::from_elem((3, 2), 0.5f32), Array2::from_elem((1, 2), 2.0f32));
+//! let a = Fp8Operand::tile_1x128(x.view(), x_scale.view());
+//! let b = Fp8Operand::block_128x128(w.view(), w_scale.view());
+//! assert_eq!(gemm_fp8(&a, &b, &GemmConfig::default())?, Array2::from_elem((3, 5), 200.0));
+//! # Ok::<(), fathom_numerics::gemm::GemmError>(())
+//! ```
+
+mod config;
+pub mod grouped;
+mod portable;
+
+use crate::formats::{Format, bf16, f16, to_bf16};
+use crate::mma::Accumulator;
+pub use config::{Accumulate, Fp8Operand, GemmConfig, GemmError, Promote, ScaleBlock};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+
+/// `D[m, n] = A[m, k] B[n, k]^T` of FP8 operands with scales, in FP32.
+pub fn gemm_fp8(
+    a: &Fp8Operand<'_>,
+    b: &Fp8Operand<'_>,
+    config: &GemmConfig,
+) -> Result<Array2<f32>, GemmError> {
+    let mut d = Array2::zeros((a.rows(), b.rows()));
+    gemm_fp8_into(a, b, d.view_mut(), Accumulate::Overwrite, config)?;
+    Ok(d)
+}
+
+/// [`gemm_fp8`] into an existing FP32 matrix: wgrad into the gradient.
+pub fn gemm_fp8_into(
+    a: &Fp8Operand<'_>,
+    b: &Fp8Operand<'_>,
+    d: ArrayViewMut2<'_, f32>,
+    accumulate: Accumulate,
+    config: &GemmConfig,
+) -> Result<(), GemmError> {
+    config::check(a, b, config)?;
+    check_output(a.rows(), b.rows(), &d)?;
+    portable::gemm_fp8(a, b, d, accumulate, config);
+    Ok(())
+}
+
+/// `D[m, n] = A[m, k] B[n, k]^T` of BF16 operands on Hopper's tensor core, in FP32: steps of 16
+/// products, truncated to FP32 between steps.
+pub fn gemm_bf16(
+    a: ArrayView2<'_, bf16>,
+    b: ArrayView2<'_, bf16>,
+) -> Result<Array2<f32>, GemmError> {
+    let mut d = Array2::zeros((a.nrows(), b.nrows()));
+    gemm_bf16_into(a, b, d.view_mut(), Accumulate::Overwrite, &Accumulator::HOPPER_16BIT)?;
+    Ok(d)
+}
+
+/// [`gemm_bf16`] into an existing matrix, on any accumulator.
+pub fn gemm_bf16_into(
+    a: ArrayView2<'_, bf16>,
+    b: ArrayView2<'_, bf16>,
+    d: ArrayViewMut2<'_, f32>,
+    accumulate: Accumulate,
+    accumulator: &Accumulator,
+) -> Result<(), GemmError> {
+    let code = |x: &bf16| u32::from(x.to_bits());
+    unscaled(Format::Bf16, a.map(code), b.map(code), d, accumulate, accumulator)
+}
+
+/// [`gemm_bf16`] for FP16 operands.
+pub fn gemm_f16(a: ArrayView2<'_, f16>, b: ArrayView2<'_, f16>) -> Result<Array2<f32>, GemmError> {
+    let mut d = Array2::zeros((a.nrows(), b.nrows()));
+    gemm_f16_into(a, b, d.view_mut(), Accumulate::Overwrite, &Accumulator::HOPPER_16BIT)?;
+    Ok(d)
+}
+
+/// [`gemm_f16`] into an existing matrix, on any accumulator.
+pub fn gemm_f16_into(
+    a: ArrayView2<'_, f16>,
+    b: ArrayView2<'_, f16>,
+    d: ArrayViewMut2<'_, f32>,
+    accumulate: Accumulate,
+    accumulator: &Accumulator,
+) -> Result<(), GemmError> {
+    let code = |x: &f16| u32::from(x.to_bits());
+    unscaled(Format::F16, a.map(code), b.map(code), d, accumulate, accumulator)
+}
+
+/// `D = A B^T` of FP32 operands on Hopper's TF32 path: each element's low 13 bits dropped, steps of 8
+/// products.
+pub fn gemm_tf32(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>) -> Result<Array2<f32>, GemmError> {
+    let mut d = Array2::zeros((a.nrows(), b.nrows()));
+    gemm_tf32_into(a, b, d.view_mut(), Accumulate::Overwrite, &Accumulator::HOPPER_TF32)?;
+    Ok(d)
+}
+
+/// [`gemm_tf32`] into an existing matrix, on any accumulator.
+pub fn gemm_tf32_into(
+    a: ArrayView2<'_, f32>,
+    b: ArrayView2<'_, f32>,
+    d: ArrayViewMut2<'_, f32>,
+    accumulate: Accumulate,
+    accumulator: &Accumulator,
+) -> Result<(), GemmError> {
+    let code = |x: &f32| x.to_bits();
+    unscaled(Format::Tf32, a.map(code), b.map(code), d, accumulate, accumulator)
+}
+
+/// The output cast of a GEMM: FP32 to BF16, nearest even, NaN canonical.
+pub fn cast_bf16(d: ArrayView2<'_, f32>) -> Array2<bf16> {
+    d.map(|&x| to_bf16(x))
+}
+
+fn unscaled(
+    format: Format,
+    a: Array2<u32>,
+    b: Array2<u32>,
+    d: ArrayViewMut2<'_, f32>,
+    accumulate: Accumulate,
+    accumulator: &Accumulator,
+) -> Result<(), GemmError> {
+    if a.ncols() != b.ncols() {
+        return Err(GemmError::Depth { a: a.dim(), b: b.dim() });
+    }
+    if accumulator.group == 0 {
+        return Err(GemmError::Zero("accumulator.group"));
+    }
+    check_output(a.nrows(), b.nrows(), &d)?;
+    portable::gemm_unscaled(format, a.view(), b.view(), d, accumulate, accumulator);
+    Ok(())
+}
+
+fn check_output(m: usize, n: usize, d: &ArrayViewMut2<'_, f32>) -> Result<(), GemmError> {
+    if d.dim() == (m, n) {
+        return Ok(());
+    }
+    Err(GemmError::Shape { what: "d", expected: vec![m, n], found: d.shape().to_vec() })
+}

@@ -1,0 +1,5 @@
+//! Every shared case file of this crate's arithmetic, bit for bit.
+
+mod files;
+mod gemm;
+mod mma;
