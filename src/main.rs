@@ -1,4 +1,46 @@
 //! The command-line program: parsing and printing, one file per subcommand, no logic.
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod check;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use output::Outcome;
+
+/// DeepSeek-V3 as a reference: bit-exact on a CPU, on NVIDIA GPUs, and timed on clusters that do
+/// not exist yet.
+#[derive(Parser)]
+#[command(
+    name = "fathom",
+    version,
+    about,
+    after_help = "Exit codes: 0 holds, 1 a check failed, \
+2 bad input or usage.\nStart with: fathom demo"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Check(check::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Check(args) => check::run(&args),
+    };
+    match outcome {
+        Ok(Outcome::Holds) => ExitCode::SUCCESS,
+        Ok(Outcome::Fails) => ExitCode::from(1),
+        Ok(Outcome::BadInput) => ExitCode::from(2),
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -7,6 +7,7 @@
 
 mod case;
 mod error;
+pub mod mma;
 pub mod rules;
 
 use fathom_trace::TensorMeta;
@@ -186,7 +187,6 @@ pub struct OpEntry {
     parse: fn(&Value) -> Result<Box<dyn DynOp>, OpError>,
 }
 
-#[allow(dead_code)]
 const fn entry<T: Op>() -> OpEntry {
     OpEntry { name: T::NAME, inputs: T::INPUTS, outputs: T::OUTPUTS, parse: parse::<T> }
 }
@@ -201,7 +201,7 @@ fn parse<T: Op>(params: &Value) -> Result<Box<dyn DynOp>, OpError> {
 }
 
 /// Every op, in alphabetical order.
-pub const OPS: &[OpEntry] = &[];
+pub const OPS: &[OpEntry] = &[entry::<mma::Mma>()];
 
 /// The names of all ops.
 pub fn op_names() -> Vec<&'static str> {

@@ -1,0 +1,237 @@
+//! Case files: safetensors whose metadata names an op and its parameters.
+//!
+//! Inputs stand under their role names, expected outputs as `out.<role>`. Files that we write have
+//! sorted header keys, so that equal cases give equal bytes.
+//!
+//! ```
+//! use fathom_conformance::case_file;
+//! # let path = std::path::Path::new("absent.safetensors");
+//! match case_file::read(path) {
+//!     Ok(file) => println!("{} with {} inputs", file.case.op.name(), file.case.inputs.len()),
+//!     Err(error) => eprintln!("{error}"),
+//! }
+//! ```
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use fathom_reference::ops::op_from;
+use fathom_reference::{Case, OpError, Outputs, Tensor};
+use fathom_trace::DType;
+use safetensors::SafeTensors;
+use serde_json::{Map, Value, json};
+
+/// The prefix of expected outputs.
+pub const OUT: &str = "out.";
+
+/// A case with what its file expects.
+#[derive(Debug)]
+pub struct CaseFile {
+    /// Op, parameters, inputs.
+    pub case: Case,
+    /// Expected outputs by role; empty where the file has none, or only some of them.
+    pub expected: Outputs,
+    /// Further metadata of the file (`source`, for instance).
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Why a case file could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum CaseFileError {
+    /// The file system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The bytes are no safetensors file.
+    #[error("{}: expected a safetensors file, found {found}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        found: String,
+    },
+    /// The metadata lacks what makes it a case.
+    #[error("{}: metadata '{key}': expected {expected}, found {found}", path.display())]
+    Metadata {
+        /// The file.
+        path: PathBuf,
+        /// The metadata key.
+        key: &'static str,
+        /// What should stand there.
+        expected: &'static str,
+        /// What stands there.
+        found: String,
+    },
+    /// The op refuses the parameters or tensors.
+    #[error("{}: {source}", path.display())]
+    Op {
+        /// The file.
+        path: PathBuf,
+        /// What the op says.
+        source: OpError,
+    },
+}
+
+/// Reads a case file and checks that the op accepts its inputs and announces its outputs.
+///
+/// # Errors
+/// [`CaseFileError`] naming the file, the tensor or metadata key, what was expected and found.
+pub fn read(path: &Path) -> Result<CaseFile, CaseFileError> {
+    let bytes = std::fs::read(path)
+        .map_err(|source| CaseFileError::Io { path: path.to_owned(), source })?;
+    parse(&bytes, path)
+}
+
+/// Parses the bytes of a case file; `path` is only named in errors.
+///
+/// # Errors
+/// As [`read`].
+pub fn parse(bytes: &[u8], path: &Path) -> Result<CaseFile, CaseFileError> {
+    let format = |found: String| CaseFileError::Format { path: path.to_owned(), found };
+    let op_error = |source| CaseFileError::Op { path: path.to_owned(), source };
+    let (_, header) =
+        SafeTensors::read_metadata(bytes).map_err(|e| format(explain(&e, bytes.len())))?;
+    let file = SafeTensors::deserialize(bytes).map_err(|e| format(explain(&e, bytes.len())))?;
+    let mut metadata: BTreeMap<String, String> =
+        header.metadata().clone().unwrap_or_default().into_iter().collect();
+
+    let mut take = |key: &'static str, expected: &'static str| {
+        metadata.remove(key).ok_or(CaseFileError::Metadata {
+            path: path.to_owned(),
+            key,
+            expected,
+            found: "nothing".to_owned(),
+        })
+    };
+    let name = take("op", "the name of an op")?;
+    let params = take("params", "the op's parameters as a JSON object")?;
+    let params: Value = serde_json::from_str(&params).map_err(|e| CaseFileError::Metadata {
+        path: path.to_owned(),
+        key: "params",
+        expected: "the op's parameters as a JSON object",
+        found: format!("{params} ({e})"),
+    })?;
+    let op = op_from(&name, &params).map_err(op_error)?;
+
+    let mut inputs = BTreeMap::new();
+    let mut expected = Outputs::new();
+    for (name, view) in file.tensors() {
+        let spelled = view.dtype().to_string();
+        let dtype = DType::from_name(&spelled).ok_or_else(|| {
+            op_error(OpError::DType {
+                role: name.clone(),
+                expected: DType::ALL.map(DType::name).join(", "),
+                found: spelled,
+            })
+        })?;
+        let tensor = Tensor::from_bytes(dtype, view.shape(), view.data());
+        match name.strip_prefix(OUT) {
+            Some(role) => expected.insert(role.to_owned(), tensor),
+            None => inputs.insert(name, tensor),
+        };
+    }
+    let file = CaseFile { case: Case { op, inputs }, expected, metadata };
+    check_outputs(&file).map_err(op_error)?;
+    Ok(file)
+}
+
+/// The expected outputs have the roles, dtypes and shapes that the op announces.
+fn check_outputs(file: &CaseFile) -> Result<(), OpError> {
+    let announced = file.case.infer()?;
+    for (role, tensor) in &file.expected {
+        let Some(meta) = announced.iter().find(|m| m.role == *role) else {
+            return Err(OpError::Unexpected {
+                role: format!("{OUT}{role}"),
+                op: file.case.op.name(),
+                expected: file.case.op.outputs().to_vec(),
+            });
+        };
+        let role = format!("{OUT}{role}");
+        if tensor.dtype() != meta.dtype {
+            let (expected, found) = (meta.dtype.to_string(), tensor.dtype().to_string());
+            return Err(OpError::DType { role, expected, found });
+        }
+        if tensor.shape() != meta.shape {
+            let (expected, found) = (format!("{:?}", meta.shape), tensor.shape().to_vec());
+            return Err(OpError::Shape { role, expected, found });
+        }
+    }
+    Ok(())
+}
+
+/// What is wrong with the bytes, in words that say what to do.
+fn explain(error: &safetensors::SafeTensorError, len: usize) -> String {
+    use safetensors::SafeTensorError as E;
+    match error {
+        E::HeaderTooSmall => format!("{len} bytes, too few for a header; is the file truncated?"),
+        E::InvalidHeaderLength | E::MetadataIncompleteBuffer => format!(
+            "a header that announces more or other data than the file's {len} bytes; is it truncated?"
+        ),
+        other => format!("a malformed header ({other})"),
+    }
+}
+
+/// Writes a case file: inputs, `out.` tensors, metadata.
+///
+/// # Errors
+/// [`CaseFileError::Io`]; the file is then as it was before.
+pub fn write(path: &Path, file: &CaseFile) -> Result<(), CaseFileError> {
+    let outputs = file.expected.iter().map(|(role, t)| (format!("{OUT}{role}"), t));
+    let inputs = file.case.inputs.iter().map(|(role, t)| (role.clone(), t));
+    let mut metadata = file.metadata.clone();
+    metadata.insert("op".to_owned(), file.case.op.name().to_owned());
+    metadata.insert("params".to_owned(), file.case.op.params().to_string());
+    write_tensors(path, inputs.chain(outputs).collect(), &metadata)
+}
+
+/// Writes tensors and metadata as safetensors, header keys sorted, beside `path` and renamed.
+///
+/// # Errors
+/// [`CaseFileError::Io`]; the file is then as it was before.
+pub fn write_tensors(
+    path: &Path,
+    tensors: BTreeMap<String, &Tensor>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<(), CaseFileError> {
+    // Wide elements first, so that every tensor is aligned to its element.
+    let mut order: Vec<_> = tensors.iter().collect();
+    order.sort_by_key(|(name, t)| (std::cmp::Reverse(t.dtype().size()), name.as_str()));
+    let mut header = BTreeMap::from([("__metadata__".to_owned(), json!(metadata))]);
+    let mut offset = 0;
+    for (name, tensor) in &order {
+        let end = offset + tensor.bytes().len();
+        let mut entry = Map::new();
+        entry.insert("data_offsets".to_owned(), json!([offset, end]));
+        entry.insert("dtype".to_owned(), json!(tensor.dtype().name()));
+        entry.insert("shape".to_owned(), json!(tensor.shape()));
+        header.insert((*name).clone(), Value::Object(entry));
+        offset = end;
+    }
+    let mut header = serde_json::to_vec(&header).expect("a header is plain data");
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    let save = || -> io::Result<()> {
+        let folder = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        std::fs::create_dir_all(folder)?;
+        let mut beside = tempfile::NamedTempFile::new_in(folder)?;
+        let mut out = io::BufWriter::new(beside.as_file_mut());
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        for (_, tensor) in &order {
+            out.write_all(tensor.bytes())?;
+        }
+        out.flush()?;
+        drop(out);
+        beside.persist(path)?;
+        Ok(())
+    };
+    save().map_err(|source| CaseFileError::Io { path: path.to_owned(), source })
+}

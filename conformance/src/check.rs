@@ -1,0 +1,232 @@
+//! Checking case files: find them, recompute, compare, keep what was computed.
+
+use std::path::{Path, PathBuf};
+
+use fathom_reference::{Engine, Outputs};
+use serde::Serialize;
+
+use crate::case_file::{self, CaseFile, CaseFileError, OUT};
+use crate::compare::{Difference, compare, relative};
+
+/// What counts as agreement; bits unless said otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Tolerance {
+    /// Every bit.
+    #[default]
+    Bits,
+    /// At most this many units in the last place, element by element.
+    Ulp(u64),
+    /// At most this 2-norm of the difference over the 2-norm of the expected, a tensor.
+    Relative(f64),
+}
+
+impl std::str::FromStr for Tolerance {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("expected ulp=N or rel=X, found '{text}'");
+        match text.split_once('=') {
+            Some(("ulp", n)) => n.parse().map(Tolerance::Ulp).map_err(|_| wrong()),
+            Some(("rel", x)) => match x.parse::<f64>() {
+                Ok(x) if x >= 0.0 && x.is_finite() => Ok(Tolerance::Relative(x)),
+                _ => Err(wrong()),
+            },
+            _ => Err(wrong()),
+        }
+    }
+}
+
+/// A case file to check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its path relative to the folder it was found in; its name where it was given itself.
+    pub relative: PathBuf,
+}
+
+/// Why the case files could not be listed.
+#[derive(Debug, thiserror::Error)]
+pub enum ListError {
+    /// The file system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A folder holds no case file.
+    #[error("{}: expected case files (*.safetensors), found none in this folder", path.display())]
+    Empty {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Two files would be saved under one name.
+    #[error("{} and {} would both be saved as {}; check them one after the other",
+            first.display(), second.display(), relative.display())]
+    SameName {
+        /// One file.
+        first: PathBuf,
+        /// The other.
+        second: PathBuf,
+        /// The common name.
+        relative: PathBuf,
+    },
+}
+
+/// Lists the case files of `paths`: files as they are, folders walked recursively in name order.
+///
+/// # Errors
+/// [`ListError`] where a path is absent or unreadable or a folder holds no `*.safetensors`.
+pub fn list(paths: &[PathBuf]) -> Result<Vec<Target>, ListError> {
+    let mut targets = Vec::new();
+    for path in paths {
+        let io = |source| ListError::Io { path: path.clone(), source };
+        if std::fs::metadata(path).map_err(io)?.is_dir() {
+            let before = targets.len();
+            walk(path, Path::new(""), &mut targets)?;
+            if targets.len() == before {
+                return Err(ListError::Empty { path: path.clone() });
+            }
+        } else {
+            let relative = path.file_name().map(PathBuf::from).unwrap_or_else(|| path.clone());
+            targets.push(Target { path: path.clone(), relative });
+        }
+    }
+    Ok(targets)
+}
+
+/// Refuses two targets that would be saved under one name.
+///
+/// # Errors
+/// [`ListError::SameName`].
+pub fn distinct_names(targets: &[Target]) -> Result<(), ListError> {
+    let mut seen = std::collections::BTreeMap::new();
+    for target in targets {
+        if let Some(first) = seen.insert(&target.relative, &target.path) {
+            return Err(ListError::SameName {
+                first: first.clone(),
+                second: target.path.clone(),
+                relative: target.relative.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn walk(root: &Path, below: &Path, targets: &mut Vec<Target>) -> Result<(), ListError> {
+    let folder = root.join(below);
+    let io = |source| ListError::Io { path: folder.clone(), source };
+    let mut entries: Vec<_> =
+        std::fs::read_dir(&folder).map_err(io)?.collect::<Result<_, _>>().map_err(io)?;
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        let relative = below.join(entry.file_name());
+        // A linked folder is not entered: it could lead back to itself.
+        if entry.file_type().map_err(io)?.is_dir() {
+            walk(root, &relative, targets)?;
+        } else if entry.path().extension().is_some_and(|e| e == "safetensors") {
+            targets.push(Target { path: entry.path(), relative });
+        }
+    }
+    Ok(())
+}
+
+/// What became of a case file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Every expected output agrees.
+    Pass,
+    /// At least one does not.
+    Fail,
+    /// The file expects nothing; the outputs were computed.
+    Computed,
+    /// The file could not be read, or the engine could not run it.
+    Error,
+}
+
+/// The verdict on one case file.
+#[derive(Debug, Serialize)]
+pub struct FileReport {
+    /// The path as given or found.
+    pub file: String,
+    /// The op; `None` where the file could not be read.
+    pub op: Option<String>,
+    /// What became of it.
+    pub status: Status,
+    /// Every expected output.
+    pub tensors: Vec<Difference>,
+    /// Why there is no verdict.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Checks one case file on an engine; saves the outputs below `save`, where given.
+pub fn check(
+    target: &Target,
+    engine: &dyn Engine,
+    tolerance: Tolerance,
+    save: Option<&Path>,
+) -> FileReport {
+    let mut report = FileReport {
+        file: target.path.display().to_string(),
+        op: None,
+        status: Status::Error,
+        tensors: Vec::new(),
+        error: None,
+    };
+    let file = match case_file::read(&target.path) {
+        Ok(file) => file,
+        Err(error) => {
+            report.error = Some(error.to_string());
+            return report;
+        }
+    };
+    report.op = Some(file.case.op.name().to_owned());
+    let outputs = match engine.run(&file.case) {
+        Ok(outputs) => outputs,
+        Err(error) => {
+            report.error = Some(format!("{}: {error}", target.path.display()));
+            return report;
+        }
+    };
+    if let Some(folder) = save
+        && let Err(error) = save_outputs(&folder.join(&target.relative), &file, &outputs)
+    {
+        report.error = Some(error.to_string());
+        return report;
+    }
+    (report.status, report.tensors) = judge(&file, &outputs, tolerance);
+    report
+}
+
+fn judge(file: &CaseFile, outputs: &Outputs, tolerance: Tolerance) -> (Status, Vec<Difference>) {
+    let mut status = if file.expected.is_empty() { Status::Computed } else { Status::Pass };
+    let mut tensors = Vec::new();
+    for (role, expected) in &file.expected {
+        let got = &outputs[role];
+        let difference = compare(&format!("{OUT}{role}"), expected, got);
+        let agrees = match tolerance {
+            Tolerance::Bits => difference.mismatches == 0,
+            Tolerance::Ulp(n) => difference.max_ulp <= n,
+            Tolerance::Relative(x) => relative(expected, got) <= x,
+        };
+        if !agrees {
+            status = Status::Fail;
+        }
+        tensors.push(difference);
+    }
+    (status, tensors)
+}
+
+/// Writes `out.<role>` tensors with the op and its parameters.
+fn save_outputs(path: &Path, file: &CaseFile, outputs: &Outputs) -> Result<(), CaseFileError> {
+    let tensors = outputs.iter().map(|(role, t)| (format!("{OUT}{role}"), t)).collect();
+    let metadata = [
+        ("op".to_owned(), file.case.op.name().to_owned()),
+        ("params".to_owned(), file.case.op.params().to_string()),
+    ];
+    case_file::write_tensors(path, tensors, &metadata.into())
+}
