@@ -1,1 +1,408 @@
 //! The event engine: plays the instruction streams of all ranks on their compute and communication streams.
+//!
+//! An instruction starts when both streams of its rank are free and its inputs have arrived from the neighbouring
+//! stages; inside it every layer's parts run as [`chunk`] says. After the last instruction gradients are reduced, all
+//! ranks meet for the gradient norm, then the optimizer runs. Every second of every rank is booked once: as one of the
+//! instruction kinds, the tail, or idle; the means over ranks are the step's [`Breakdown`].
+
+pub mod chunk;
+
+use fathom_trace::{Component, Phase};
+use serde::Serialize;
+
+use crate::schedules::check::{Fault, check};
+use crate::schedules::{Chunk, Op, Schedule, Shape};
+use crate::times::{LayerTimes, StageTimes, StepTimes, TailTimes};
+use chunk::{ChunkTime, PartSpan, Side};
+
+/// Where the time of a step goes, means over ranks, seconds; the entries sum to the step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Breakdown {
+    /// Unpaired F.
+    pub forward: f64,
+    /// Idle: before the first instruction, between instructions, and waiting for the last rank.
+    pub bubble: f64,
+    /// Unpaired B and Bi.
+    pub backward: f64,
+    /// W.
+    pub weight: f64,
+    /// Overlapped pairs.
+    pub forward_backward: f64,
+    /// Gradient reduction and optimizer.
+    pub optimizer: f64,
+    /// The rest: gathering updated parameters.
+    pub other: f64,
+}
+
+impl Breakdown {
+    /// Sum of all entries: the step.
+    pub fn total(&self) -> f64 {
+        self.forward
+            + self.bubble
+            + self.backward
+            + self.weight
+            + self.forward_backward
+            + self.optimizer
+            + self.other
+    }
+}
+
+/// All-to-all of a step, means over ranks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct AllToAll {
+    /// Share of the communication stream's busy time under which the compute stream works too; 1 without any.
+    pub hidden_fraction: f64,
+    /// Communication while the compute stream waits, seconds a step.
+    pub exposed_s: f64,
+    /// Communication stream busy, seconds a step.
+    pub busy_s: f64,
+}
+
+/// What a rank did.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct RankTime {
+    /// Start and end of every instruction, seconds from the start of the step.
+    pub instructions: Vec<(f64, f64)>,
+    /// Where its time went.
+    pub breakdown: Breakdown,
+    /// Compute stream busy with instructions, seconds.
+    pub compute_s: f64,
+    /// Communication stream busy, seconds.
+    pub comm_s: f64,
+    /// Communication while the compute stream waits, seconds.
+    pub exposed_s: f64,
+    /// Start of gradient reduction, start of the optimizer, start of the parameter gather, their end, seconds.
+    pub tail: [f64; 4],
+}
+
+/// One part on a rank's stream, in seconds from the start of the step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Event {
+    /// Rank.
+    pub rank: u32,
+    /// Place of its instruction in the rank's stream.
+    pub instruction: u32,
+    /// Stage whose layer it is.
+    pub stage: u32,
+    /// Micro-batch, direction 1's of a two-way schedule counted after direction 0's.
+    pub micro_batch: u32,
+    /// The part, its times from the start of the step.
+    pub part: PartSpan,
+}
+
+/// A step that was played.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct StepOutcome {
+    /// From the first instruction to the last rank's updated parameters, seconds.
+    pub step_time_s: f64,
+    /// Means over ranks.
+    pub breakdown: Breakdown,
+    /// Means over ranks.
+    pub all_to_all: AllToAll,
+    /// By rank.
+    pub ranks: Vec<RankTime>,
+    /// Parts, sends and tail operations played.
+    pub events: u64,
+    /// Every part, in the order played; empty unless asked for.
+    pub parts: Vec<Event>,
+}
+
+/// How much of a step is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// Instructions and totals.
+    Instructions,
+    /// Every part of every layer too.
+    Parts,
+    /// Totals only, and equal instructions are worked out once: for searches.
+    Totals,
+}
+
+/// Plays `schedule` with `times`. A schedule that cannot be executed is a [`Fault`].
+///
+/// `times` must have an entry a stage and a tail a rank; anything else is a bug of the caller.
+pub fn play(schedule: &Schedule, times: &StepTimes, detail: Detail) -> Result<StepOutcome, Fault> {
+    let order = check(schedule)?.order;
+    Ok(play_in_order(schedule, &order, times, detail))
+}
+
+/// [`play`] for a schedule whose `order` is known from an earlier check.
+pub fn play_in_order(
+    schedule: &Schedule,
+    order: &[(u32, u32)],
+    times: &StepTimes,
+    detail: Detail,
+) -> StepOutcome {
+    assert_eq!(times.stages.len(), schedule.stages, "an entry a stage");
+    assert_eq!(times.tail.len(), schedule.ranks.len(), "a tail a rank");
+    assert_eq!(times.p2p_s.len() + 1, schedule.stages.max(1), "an entry a boundary between stages");
+    let mut engine = Engine::new(schedule, times, detail);
+    for &(rank, index) in order {
+        engine.instruction(rank as usize, index as usize);
+    }
+    engine.finish()
+}
+
+/// Ends of chunks, and what the ranks have done.
+struct Engine<'a> {
+    schedule: &'a Schedule,
+    times: &'a StepTimes,
+    detail: Detail,
+    mbs: usize,
+    dirs: usize,
+    forward_end: Vec<f64>,
+    backward_end: Vec<f64>,
+    free: Vec<f64>,
+    /// First layer of each stage in `times.expert_load`.
+    first_layer: Vec<usize>,
+    /// Instructions worked out before: by rank, op kind and directions; only where the load is balanced.
+    known: Vec<Option<(ChunkTime, u64)>>,
+    scratch: Vec<PartSpan>,
+    load_f: Vec<f32>,
+    load_b: Vec<f32>,
+    out: StepOutcome,
+}
+
+impl<'a> Engine<'a> {
+    fn new(schedule: &'a Schedule, times: &'a StepTimes, detail: Detail) -> Self {
+        let (ranks, dirs, mbs) =
+            (schedule.ranks.len(), schedule.dirs(), schedule.micro_batches_per_dir());
+        let mut first_layer = vec![0];
+        for stage in &times.stages {
+            assert_eq!(
+                stage.alone.len(),
+                stage.overlapped.len(),
+                "both lists hold the same layers"
+            );
+            first_layer.push(first_layer.last().unwrap_or(&0) + stage.alone.len());
+        }
+        let rank_time = |r: &Vec<Op>| RankTime {
+            instructions: vec![(0.0, 0.0); if detail == Detail::Totals { 0 } else { r.len() }],
+            ..RankTime::default()
+        };
+        let memo = if detail == Detail::Totals && times.expert_load.is_empty() {
+            ranks * dirs * 5
+        } else {
+            0
+        };
+        Engine {
+            schedule,
+            times,
+            detail,
+            mbs,
+            dirs,
+            forward_end: vec![0.0; ranks * dirs * mbs],
+            backward_end: vec![0.0; ranks * dirs * mbs],
+            free: vec![0.0; ranks],
+            first_layer,
+            known: vec![None; memo],
+            scratch: Vec::new(),
+            load_f: Vec::new(),
+            load_b: Vec::new(),
+            out: StepOutcome {
+                ranks: schedule.ranks.iter().map(rank_time).collect(),
+                ..StepOutcome::default()
+            },
+        }
+    }
+
+    fn slot(&self, rank: usize, dir: u8, mb: u32) -> usize {
+        (rank * self.dirs + dir as usize) * self.mbs + mb as usize
+    }
+
+    /// Micro-batch of the step.
+    fn micro_batch(&self, chunk: Chunk) -> usize {
+        let base = if self.schedule.kind.shape() == Shape::TwoWay {
+            chunk.dir as usize * self.mbs
+        } else {
+            0
+        };
+        base + chunk.mb as usize
+    }
+
+    /// When the inputs of an op are there.
+    fn inputs_at(&mut self, rank: usize, op: Op) -> f64 {
+        let mut at = 0.0f64;
+        if let Some(f) = op.forward()
+            && let Some((from, dir)) = self.schedule.shallower(rank, f.dir)
+        {
+            let boundary = self.schedule.stage(from, dir);
+            at = at.max(self.forward_end[self.slot(from, dir, f.mb)] + self.times.p2p_s[boundary]);
+            self.out.events += 1;
+        }
+        if let Some(b) = op.backward()
+            && let Some((from, dir)) = self.schedule.deeper(rank, b.dir)
+        {
+            let boundary = self.schedule.stage(rank, b.dir);
+            at = at.max(self.backward_end[self.slot(from, dir, b.mb)] + self.times.p2p_s[boundary]);
+            self.out.events += 1;
+        }
+        at
+    }
+
+    fn instruction(&mut self, rank: usize, index: usize) {
+        let op = self.schedule.ranks[rank][index];
+        let start = self.inputs_at(rank, op).max(self.free[rank]);
+        let (time, events) = self.chunk(rank, op);
+        let end = start + time.span_s;
+        if let Some(f) = op.forward() {
+            let slot = self.slot(rank, f.dir, f.mb);
+            self.forward_end[slot] = end;
+        }
+        if let Some(b) = op.backward() {
+            let slot = self.slot(rank, b.dir, b.mb);
+            self.backward_end[slot] = end;
+        }
+        self.free[rank] = end;
+        self.out.events += events;
+        self.keep_parts(rank, index, op, start);
+        let r = &mut self.out.ranks[rank];
+        if let Some(slot) = r.instructions.get_mut(index) {
+            *slot = (start, end);
+        }
+        r.compute_s += time.compute_s;
+        r.comm_s += time.comm_s;
+        r.exposed_s += time.exposed_s;
+        let entry = match op {
+            Op::F(_) => &mut r.breakdown.forward,
+            Op::B(_) | Op::Bi(_) => &mut r.breakdown.backward,
+            Op::W(_) => &mut r.breakdown.weight,
+            Op::FB { .. } => &mut r.breakdown.forward_backward,
+        };
+        *entry += time.span_s;
+    }
+
+    /// Plays the parts of one instruction.
+    fn chunk(&mut self, rank: usize, op: Op) -> (ChunkTime, u64) {
+        let key = (!self.known.is_empty()).then(|| self.memo_key(rank, op));
+        if let Some(known) = key.and_then(|k| self.known[k]) {
+            return known;
+        }
+        let (schedule, times) = (self.schedule, self.times);
+        let stage_of = |c: Chunk| schedule.stage(rank, c.dir);
+        let (f, b) = (op.forward(), op.backward().or(op.weight()));
+        self.load_f.clear();
+        self.load_b.clear();
+        if !times.expert_load.is_empty() {
+            if let Some(c) = f {
+                let (stage, mb) = (stage_of(c), self.micro_batch(c));
+                let rows = self.first_layer[stage]..self.first_layer[stage + 1];
+                self.load_f.extend(times.expert_load[rows].iter().map(|row| row[mb]));
+            }
+            if let Some(c) = b {
+                let (stage, mb) = (stage_of(c), self.micro_batch(c));
+                let rows = self.first_layer[stage]..self.first_layer[stage + 1];
+                self.load_b.extend(times.expert_load[rows].iter().map(|row| row[mb]));
+            }
+        }
+        self.scratch.clear();
+        let spans = (self.detail == Detail::Parts).then_some(&mut self.scratch);
+        let overhead = times.instruction_overhead_s;
+        let alone = |c: Chunk| -> &[LayerTimes] { &times.stages[stage_of(c)].alone };
+        let played = match op {
+            Op::F(c) => chunk::forward(alone(c), &self.load_f, overhead, spans),
+            Op::B(c) => chunk::backward(alone(c), true, &self.load_b, overhead, spans),
+            Op::Bi(c) => chunk::backward(alone(c), false, &self.load_b, overhead, spans),
+            Op::W(c) => chunk::weight(alone(c), &self.load_b, overhead, spans),
+            Op::FB { f, b } => {
+                let side = |stage: &'a StageTimes, load| Side {
+                    overlapped: &stage.overlapped,
+                    alone: &stage.alone,
+                    load,
+                };
+                let f = side(&times.stages[stage_of(f)], &self.load_f);
+                let b = side(&times.stages[stage_of(b)], &self.load_b);
+                chunk::pair(f, b, overhead, spans)
+            }
+        };
+        if let Some(key) = key {
+            self.known[key] = Some(played);
+        }
+        played
+    }
+
+    /// Instructions with the same key take the same time where loads are balanced. In a pair the backward's direction
+    /// is the other one of two.
+    fn memo_key(&self, rank: usize, op: Op) -> usize {
+        let (kind, dir) = match op {
+            Op::F(c) => (0, c.dir),
+            Op::B(c) => (1, c.dir),
+            Op::Bi(c) => (2, c.dir),
+            Op::W(c) => (3, c.dir),
+            Op::FB { f, b } => {
+                debug_assert_ne!(f.dir, b.dir, "a pair's chunks run in different directions");
+                (4, f.dir)
+            }
+        };
+        (rank * self.dirs + dir as usize) * 5 + kind
+    }
+
+    fn keep_parts(&mut self, rank: usize, index: usize, op: Op, start: f64) {
+        if self.detail != Detail::Parts {
+            return;
+        }
+        for part in self.scratch.drain(..) {
+            let chunk =
+                if part.phase == Phase::F { op.forward() } else { op.backward().or(op.weight()) };
+            let chunk = chunk.expect("a part belongs to one of the op's chunks");
+            let base = if self.schedule.kind.shape() == Shape::TwoWay {
+                chunk.dir as usize * self.mbs
+            } else {
+                0
+            };
+            self.out.parts.push(Event {
+                rank: rank as u32,
+                instruction: index as u32,
+                stage: self.schedule.stage(rank, chunk.dir) as u32,
+                micro_batch: (base + chunk.mb as usize) as u32,
+                part: PartSpan { start_s: start + part.start_s, end_s: start + part.end_s, ..part },
+            });
+        }
+    }
+
+    /// Gradient reduction, the meeting of all ranks, optimizer; then the books.
+    fn finish(mut self) -> StepOutcome {
+        let tail = &self.times.tail;
+        let met =
+            self.free.iter().zip(tail).map(|(end, t)| end + t.grad_reduce_s).fold(0.0, f64::max);
+        let done = |t: &TailTimes| met + t.optimizer_s + t.param_gather_s;
+        let step = tail.iter().map(done).fold(0.0, f64::max);
+        let n = self.free.len() as f64;
+        let out = &mut self.out;
+        for (rank, r) in out.ranks.iter_mut().enumerate() {
+            let t = &tail[rank];
+            let optimizer_end = met + t.optimizer_s;
+            r.tail = [self.free[rank], met, optimizer_end, optimizer_end + t.param_gather_s];
+            r.breakdown.optimizer = t.grad_reduce_s + t.optimizer_s;
+            r.breakdown.other = t.param_gather_s;
+            r.breakdown.bubble = step - r.breakdown.total();
+            out.events += 3;
+            let (b, s) = (&r.breakdown, &mut out.breakdown);
+            s.forward += b.forward / n;
+            s.bubble += b.bubble / n;
+            s.backward += b.backward / n;
+            s.weight += b.weight / n;
+            s.forward_backward += b.forward_backward / n;
+            s.optimizer += b.optimizer / n;
+            s.other += b.other / n;
+            out.all_to_all.busy_s += r.comm_s / n;
+            out.all_to_all.exposed_s += r.exposed_s / n;
+        }
+        let a = &mut out.all_to_all;
+        a.hidden_fraction = if a.busy_s > 0.0 { 1.0 - a.exposed_s / a.busy_s } else { 1.0 };
+        out.step_time_s = step;
+        self.out
+    }
+}
+
+/// Names of the parts for people: `attention F`.
+pub fn part_name(component: Component, phase: Phase) -> String {
+    let component = match component {
+        Component::Attention => "attention",
+        Component::Dispatch => "dispatch",
+        Component::Mlp => "mlp",
+        Component::Combine => "combine",
+        other => return format!("{other:?} {phase:?}"),
+    };
+    format!("{component} {phase:?}")
+}
