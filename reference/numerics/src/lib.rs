@@ -7,3 +7,4 @@
 pub mod formats;
 pub mod gemm;
 pub mod mma;
+pub mod quant;

@@ -3,3 +3,4 @@
 mod files;
 mod gemm;
 mod mma;
+mod quant;

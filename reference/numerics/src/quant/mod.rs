@@ -1,0 +1,231 @@
+//! Quantisation: casts to FP8 and E5M6 with a scale for every tile or block, and back.
+//!
+//! The rule, for any block shape ([`quantize`]; 1x128 is [`quantize_tile`], 128x128 is
+//! [`quantize_block`]):
+//!
+//! - `amax` is the largest magnitude of the block, NaNs left out;
+//! - `scale = max(amax, amax_floor) / max_of_format`, one IEEE division; for power-of-two scales the
+//!   smallest power of two not below that;
+//! - `q = x / scale`, one IEEE division, then cast to nearest even, saturating; a NaN becomes the
+//!   format's NaN. An infinite amax gives scale infinity, with which the finite elements become
+//!   zero of their sign and the infinite ones NaN;
+//! - a value is `q * scale` ([`dequantize`]), one multiplication.
+//!
+//! Beside it: [`e5m6`] packs 12-bit codes, [`transpose`] holds the fused and re-tiling forms that the
+//! backward pass needs, [`mx`] and [`delayed`] are the baselines that the DeepSeek-V3 report
+//! compares with. All results are independent of the number of threads.
+
+pub mod delayed;
+pub mod e5m6;
+pub mod mx;
+mod rows;
+pub mod transpose;
+
+use crate::formats::{E4M3, E5M2, Format, canonical_f32};
+use crate::gemm::{Fp8Operand, ScaleBlock};
+use ndarray::{Array2, ArrayView2};
+pub use rows::{Source, Target};
+
+/// Which numbers a scale may be.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum ScaleKind {
+    /// Any FP32.
+    F32,
+    /// Powers of two, rounded up, so that dequantising and re-tiling lose nothing but what the
+    /// format does. Held as FP32; UE8M0 holds the same values.
+    Pow2,
+}
+
+/// The knobs of a cast.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct QuantConfig {
+    /// E4M3 or E5M2.
+    pub format: Format,
+    /// FP32 or power-of-two scales.
+    pub scale: ScaleKind,
+    /// Lower bound of amax, positive, so that a block of zeros has a finite quotient.
+    pub amax_floor: f32,
+}
+
+impl Default for QuantConfig {
+    /// E4M3, FP32 scales, DeepSeek's floor of 1e-4.
+    fn default() -> QuantConfig {
+        QuantConfig { format: Format::E4M3, scale: ScaleKind::F32, amax_floor: 1e-4 }
+    }
+}
+
+impl QuantConfig {
+    /// The default with power-of-two scales.
+    pub fn pow2() -> QuantConfig {
+        QuantConfig { scale: ScaleKind::Pow2, ..QuantConfig::default() }
+    }
+
+    /// The scale of a block whose largest magnitude is `amax`.
+    #[inline]
+    pub fn scale_for(&self, amax: f32, max_of_format: f32) -> f32 {
+        let scale = amax.max(self.amax_floor) / max_of_format;
+        match self.scale {
+            ScaleKind::F32 => scale,
+            ScaleKind::Pow2 => next_power_of_two(scale),
+        }
+    }
+
+    fn check(&self, block: ScaleBlock) -> Result<(), QuantError> {
+        if !matches!(self.format, Format::E4M3 | Format::E5M2) {
+            return Err(QuantError::Format { found: self.format });
+        }
+        self.check_block(block)
+    }
+
+    fn check_block(&self, block: ScaleBlock) -> Result<(), QuantError> {
+        if !(self.amax_floor > 0.0 && self.amax_floor.is_finite()) {
+            return Err(QuantError::AmaxFloor { found: self.amax_floor });
+        }
+        if block.rows == 0 || block.k == 0 {
+            return Err(QuantError::Block { rows: block.rows, k: block.k });
+        }
+        Ok(())
+    }
+}
+
+/// The smallest power of two not below a positive FP32; zero, infinity and NaN stay as they are.
+#[inline]
+pub fn next_power_of_two(x: f32) -> f32 {
+    let bits = x.to_bits();
+    if bits < 0x0080_0000 {
+        // A subnormal's code is its value in units of 2^-149.
+        return if bits == 0 { x } else { f32::from_bits(bits.next_power_of_two()) };
+    }
+    if bits >= 0x7F80_0000 {
+        return x;
+    }
+    f32::from_bits((bits + 0x007F_FFFF) & 0x7F80_0000)
+}
+
+/// Why a cast is refused.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum QuantError {
+    /// A format that this cast does not make.
+    #[error(
+        "cannot quantise to {found}: expected e4m3 or e5m2 (e5m6 and MX have functions of their own)"
+    )]
+    Format {
+        /// The format asked for.
+        found: Format,
+    },
+    /// A floor that is not a positive number.
+    #[error("amax_floor is {found:e}: expected a positive finite number")]
+    AmaxFloor {
+        /// The floor given.
+        found: f32,
+    },
+    /// An empty block.
+    #[error("scale block is {rows} x {k}: expected at least 1 x 1")]
+    Block {
+        /// Rows of the block.
+        rows: usize,
+        /// Its extent along the second dimension.
+        k: usize,
+    },
+    /// Tensors whose shapes disagree.
+    #[error("{what} is {found:?}: expected {expected:?}")]
+    Shape {
+        /// The tensor.
+        what: &'static str,
+        /// The shape it must have.
+        expected: (usize, usize),
+        /// The shape it has.
+        found: (usize, usize),
+    },
+}
+
+/// An FP8 matrix and its scales.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Quantized {
+    /// Codes, one a byte, `[rows, k]`.
+    pub codes: Array2<u8>,
+    /// FP32 scales, `[ceil(rows / block.rows), ceil(k / block.k)]`.
+    pub scales: Array2<f32>,
+    /// E4M3 or E5M2.
+    pub format: Format,
+    /// Which elements share a scale.
+    pub block: ScaleBlock,
+}
+
+impl Quantized {
+    /// The matrix as a GEMM operand: rows are M (or N), the second dimension is K.
+    pub fn operand(&self) -> Fp8Operand<'_> {
+        Fp8Operand {
+            codes: self.codes.view(),
+            scales: self.scales.view(),
+            format: self.format,
+            block: self.block,
+        }
+    }
+
+    /// The matrix transposed, codes, scales and block: the same values, nothing rounded.
+    pub fn transposed(&self) -> Quantized {
+        Quantized {
+            codes: self.codes.t().as_standard_layout().into_owned(),
+            scales: self.scales.t().as_standard_layout().into_owned(),
+            format: self.format,
+            block: ScaleBlock { rows: self.block.k, k: self.block.rows },
+        }
+    }
+}
+
+/// Quantises x`[rows, k]` with a scale for every `block`. Tails are smaller blocks.
+pub fn quantize<T: Source>(
+    x: ArrayView2<'_, T>,
+    block: ScaleBlock,
+    config: &QuantConfig,
+) -> Result<Quantized, QuantError> {
+    config.check(block)?;
+    let x = x.as_standard_layout();
+    let (codes, scales) = match config.format {
+        Format::E5M2 => {
+            let (codes, scales) = rows::quantize::<T, E5M2>(x.view(), block, config);
+            (codes.mapv(|c| c.0), scales)
+        }
+        _ => {
+            let (codes, scales) = rows::quantize::<T, E4M3>(x.view(), block, config);
+            (codes.mapv(|c| c.0), scales)
+        }
+    };
+    Ok(Quantized { codes, scales, format: config.format, block })
+}
+
+/// Activations and gradients: a scale for every 1 x `tile` (the report: 128).
+pub fn quantize_tile<T: Source>(
+    x: ArrayView2<'_, T>,
+    tile: usize,
+    config: &QuantConfig,
+) -> Result<Quantized, QuantError> {
+    quantize(x, ScaleBlock { rows: 1, k: tile }, config)
+}
+
+/// Weights: a scale for every 128 x 128.
+pub fn quantize_block<T: Source>(
+    x: ArrayView2<'_, T>,
+    config: &QuantConfig,
+) -> Result<Quantized, QuantError> {
+    quantize(x, ScaleBlock::BLOCK_128X128, config)
+}
+
+/// One scale for the whole matrix, from its own amax ('current scaling').
+pub fn quantize_per_tensor<T: Source>(
+    x: ArrayView2<'_, T>,
+    config: &QuantConfig,
+) -> Result<Quantized, QuantError> {
+    quantize(x, ScaleBlock::PER_TENSOR, config)
+}
+
+/// The values `q * scale` in FP32, NaN canonical.
+pub fn dequantize(q: &Quantized) -> Array2<f32> {
+    let operand = q.operand();
+    let layout = q.format.layout();
+    let values: Vec<f32> = (0..=255).map(|code| layout.to_f32(code)).collect();
+    Array2::from_shape_fn(q.codes.dim(), |(i, k)| {
+        canonical_f32(values[usize::from(q.codes[[i, k]])] * operand.scale(i, k))
+    })
+}
