@@ -4,6 +4,7 @@
 //! This room knows numbers and arrays. It may not know ops, models, files or devices. The contract it
 //! implements is `docs/numerics.md`; ops wrap it in `fathom-reference`.
 
+pub mod elementary;
 pub mod formats;
 pub mod gemm;
 pub mod mma;

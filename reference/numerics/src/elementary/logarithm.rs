@@ -1,0 +1,83 @@
+//! Steps of log2 and log: x = 2^e * m with m in [sqrt(1/2), sqrt(2)), f = m - 1 exactly, then
+//! log(m) = f + f^2 P(f); what `e + ...` rounds off is carried to the last addition.
+//!
+//! Mirrored by `gpu/kernels/common/elementary.cuh`: a change here is a change there.
+
+use super::CANONICAL_NAN;
+
+/// ln 2 to 16 bits, so that its products with integers below 256 are exact; and the rest of it.
+const LN2_HIGH: f32 = f32::from_bits(0x3F31_7200);
+const LN2_LOW: f32 = f32::from_bits(0x35BF_BE8E);
+/// log2(e) to 24 bits, and the rest of it.
+const LOG2_E: f32 = f32::from_bits(0x3FB8_AA3B);
+const LOG2_E_REST: f32 = f32::from_bits(0x32A5_7060);
+/// log(1 + f) = f + f^2 P(f) on [sqrt(1/2) - 1, sqrt(2) - 1]; relative error of the polynomial 2^-29.9.
+const P: [f32; 10] = [
+    f32::from_bits(0xBF00_0000),
+    f32::from_bits(0x3EAA_AAA3),
+    f32::from_bits(0xBE80_0008),
+    f32::from_bits(0x3E4C_D2A6),
+    f32::from_bits(0xBE2A_AD4D),
+    f32::from_bits(0x3E11_9686),
+    f32::from_bits(0xBDFE_1A2A),
+    f32::from_bits(0x3DF3_BB41),
+    f32::from_bits(0xBDEF_1FF1),
+    f32::from_bits(0x3D89_BAC6),
+];
+const SQRT_HALF_BITS: u32 = 0x3F35_04F3;
+const ONE_BITS: u32 = 0x3F80_0000;
+
+/// log(x) = e ln 2 + f + tail, for positive finite x.
+#[inline(always)]
+fn log_parts(x: f32) -> (f32, f32, f32) {
+    let subnormal = x < f32::MIN_POSITIVE;
+    let scaled = if subnormal { x * 8388608.0 } else { x };
+    let offset = if subnormal { 150 } else { 127 };
+    let shifted = scaled.to_bits().wrapping_add(ONE_BITS - SQRT_HALF_BITS);
+    let e = ((shifted >> 23) as i32).wrapping_sub(offset) as f32;
+    let f = f32::from_bits((shifted & 0x007F_FFFF).wrapping_add(SQRT_HALF_BITS)) - 1.0;
+    let p = P[9];
+    let p = p.mul_add(f, P[8]);
+    let p = p.mul_add(f, P[7]);
+    let p = p.mul_add(f, P[6]);
+    let p = p.mul_add(f, P[5]);
+    let p = p.mul_add(f, P[4]);
+    let p = p.mul_add(f, P[3]);
+    let p = p.mul_add(f, P[2]);
+    let p = p.mul_add(f, P[1]);
+    let p = p.mul_add(f, P[0]);
+    let tail = f * f * p;
+    (e, f, tail)
+}
+
+/// The values outside (0, inf): -inf at either zero, inf at inf, NaN below zero and at NaN.
+#[inline(always)]
+fn specials(x: f32, y: f32) -> f32 {
+    let y = if x == f32::INFINITY { x } else { y };
+    let y = if x == 0.0 { f32::NEG_INFINITY } else { y };
+    if x >= 0.0 { y } else { CANONICAL_NAN }
+}
+
+/// log2(x) = e + f log2(e) + tail log2(e).
+#[inline(always)]
+pub(super) fn log2(x: f32) -> f32 {
+    let (e, f, tail) = log_parts(x);
+    let product = f * LOG2_E;
+    let low = f.mul_add(LOG2_E, -product);
+    let low = f.mul_add(LOG2_E_REST, low);
+    let low = tail.mul_add(LOG2_E, low);
+    let sum = e + product;
+    let rest = product - (sum - e);
+    specials(x, sum + (rest + low))
+}
+
+/// log(x) = e ln 2 + f + tail.
+#[inline(always)]
+pub(super) fn log(x: f32) -> f32 {
+    let (e, f, tail) = log_parts(x);
+    let whole = e * LN2_HIGH;
+    let low = e.mul_add(LN2_LOW, tail);
+    let sum = whole + f;
+    let rest = f - (sum - whole);
+    specials(x, sum + (rest + low))
+}
