@@ -201,6 +201,15 @@ impl Tensor {
         ndarray::ArrayView2::from_shape((rows, columns), self.as_slice()).expect("row-major")
     }
 
+    /// One-byte codes of whatever dtype as a matrix, rows as in [`Tensor::matrix`].
+    ///
+    /// # Panics
+    /// Where an element is not one byte, and where the tensor has no dimension.
+    pub fn codes(&self) -> ndarray::ArrayView2<'_, u8> {
+        assert_eq!(self.dtype.size(), 1, "a {} tensor viewed as codes of a byte", self.dtype);
+        ndarray::ArrayView2::from_shape(self.rows_columns(), self.bytes()).expect("row-major")
+    }
+
     /// A writable view of any rank; copies as [`Tensor::as_mut_slice`].
     ///
     /// # Panics

@@ -7,7 +7,9 @@
 
 mod case;
 mod error;
+pub mod gemm_fp8;
 pub mod mma;
+pub mod quantize;
 pub mod rules;
 
 use fathom_trace::TensorMeta;
@@ -201,7 +203,12 @@ fn parse<T: Op>(params: &Value) -> Result<Box<dyn DynOp>, OpError> {
 }
 
 /// Every op, in alphabetical order.
-pub const OPS: &[OpEntry] = &[entry::<mma::Mma>()];
+pub const OPS: &[OpEntry] = &[
+    entry::<gemm_fp8::GemmFp8>(),
+    entry::<mma::Mma>(),
+    entry::<quantize::QuantizeBlock>(),
+    entry::<quantize::QuantizeTile>(),
+];
 
 /// The names of all ops.
 pub fn op_names() -> Vec<&'static str> {

@@ -1,0 +1,279 @@
+//! `gemm_fp8`: `d[m, n] = a[m, k] b[n, k]^T` of scaled FP8 operands, as Hopper computes it.
+//!
+//! Within a promotion interval along k the tensor core sums from zero in groups of 32; then
+//! `acc = fma(scale_a * scale_b, partial, acc)`, k ascending; the output is cast to nearest even
+//! (DeepSeek-V3 report, section 3.3.2; `docs/numerics.md`). The arithmetic is
+//! `fathom_numerics::gemm`; b is stored `[n, k]`, as a Linear's weight is. Inputs: a, b F8_E4M3 or
+//! F8_E5M2; a_scale\[ceil(m / tile), ceil(k / tile)\], b_scale\[ceil(n / block), ceil(k / block)\] F32;
+//! for `accumulate` also c\[m, n\] F32, the old value of the output.
+
+use fathom_numerics::formats::{Format, Rounding};
+use fathom_numerics::gemm::{self, Accumulate, Fp8Operand, GemmConfig, Promote, ScaleBlock};
+use fathom_numerics::mma::{Accumulator, Fraction, Output};
+use fathom_trace::{DType, TensorMeta};
+use ndarray::Array2;
+use serde::{Deserialize, Serialize};
+
+use super::{Op, OpError, Role, input, optional, rules};
+use crate::Tensor;
+
+/// Parameters of `gemm_fp8`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GemmFp8 {
+    /// Whose tensor core: `sm_90` (13 fraction bits) or `sm_100` (25).
+    pub arch: Arch,
+    /// Rows of a and d.
+    pub m: usize,
+    /// Rows of b, columns of d.
+    pub n: usize,
+    /// Columns of a and b.
+    pub k: usize,
+    /// Elements of k that the tensor core sums before promotion; `null`: all of k. Above a scale
+    /// block it is defined only where the scales it spans are equal.
+    pub promotion_interval: Option<usize>,
+    /// Extent of a's scale tile along m and k; `null`: the whole dimension.
+    pub a_tile: [Option<usize>; 2],
+    /// Extent of b's scale block along n and k; `null`: the whole dimension.
+    pub b_block: [Option<usize>; 2],
+    /// Output: `f32` or `bf16`.
+    pub d: OutputType,
+    /// What becomes of c.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub accumulate: AccumulateInto,
+    /// How a partial sum is promoted.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub promote: Promotion,
+    /// A tensor core that no hardware has, for what-if studies; overrides that of `arch`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accumulator: Option<AccumulatorParams>,
+}
+
+fn is_default<T: Default + PartialEq>(x: &T) -> bool {
+    *x == T::default()
+}
+
+/// Architectures whose FP8 tensor core `gemm_fp8` knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Arch {
+    /// Hopper: 13 fraction bits, results kept as E8M13.
+    #[serde(rename = "sm_90")]
+    Sm90,
+    /// Blackwell: 25 fraction bits, results kept as FP32.
+    #[serde(rename = "sm_100")]
+    Sm100,
+}
+
+/// The output's format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputType {
+    /// FP32.
+    F32,
+    /// BF16, rounded to nearest even from the FP32 accumulator.
+    Bf16,
+}
+
+/// What becomes of the old value c.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AccumulateInto {
+    /// There is none.
+    #[default]
+    Overwrite,
+    /// The FP32 accumulator starts from it: ours, for weight gradients.
+    Chain,
+    /// It is added at the end with one rounding: DeepGEMM's form.
+    AddAtEnd,
+}
+
+/// How a partial sum enters the FP32 accumulator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Promotion {
+    /// `fma(scale_a * scale_b, partial, acc)`.
+    #[default]
+    Fma,
+    /// `acc + (scale_a * scale_b) * partial`, the product rounded.
+    MulAdd,
+    /// `acc + (partial * scale_a) * scale_b`, each product rounded.
+    ScalesInTurn,
+}
+
+/// A parametric tensor core: see `fathom_numerics::mma::Accumulator`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccumulatorParams {
+    /// Products a step.
+    pub group: usize,
+    /// Fraction bits kept below the largest exponent; `null`: the sum is exact.
+    pub fraction_bits: Option<u32>,
+    /// How aligned terms are cut to them.
+    pub align: RoundingMode,
+    /// Fraction bits of the FP32 that holds the sum between steps, 1 to 23.
+    pub output_fraction_bits: u32,
+    /// How the sum is rounded to it.
+    pub round: RoundingMode,
+}
+
+/// A rounding mode, as PTX spells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RoundingMode {
+    /// To nearest, ties to even.
+    Rn,
+    /// Toward zero.
+    Rz,
+    /// Toward minus infinity.
+    Rm,
+    /// Toward plus infinity.
+    Rp,
+}
+
+impl From<RoundingMode> for Rounding {
+    fn from(mode: RoundingMode) -> Rounding {
+        match mode {
+            RoundingMode::Rn => Rounding::NearestEven,
+            RoundingMode::Rz => Rounding::TowardZero,
+            RoundingMode::Rm => Rounding::Down,
+            RoundingMode::Rp => Rounding::Up,
+        }
+    }
+}
+
+impl GemmFp8 {
+    /// The contract's GEMM on Hopper: 1x128 tiles times 128x128 blocks, promotion every 128.
+    pub fn hopper(m: usize, n: usize, k: usize, d: OutputType) -> GemmFp8 {
+        GemmFp8 {
+            arch: Arch::Sm90,
+            m,
+            n,
+            k,
+            promotion_interval: Some(128),
+            a_tile: [Some(1), Some(128)],
+            b_block: [Some(128), Some(128)],
+            d,
+            accumulate: AccumulateInto::Overwrite,
+            promote: Promotion::Fma,
+            accumulator: None,
+        }
+    }
+
+    /// The knobs as `fathom-numerics` takes them.
+    pub fn config(&self) -> GemmConfig {
+        let accumulator = match (self.accumulator, self.arch) {
+            (Some(p), _) => Accumulator {
+                group: p.group,
+                fraction: p.fraction_bits.map_or(Fraction::Exact, Fraction::Bits),
+                align: p.align.into(),
+                output: Output::F32 { fraction_bits: p.output_fraction_bits },
+                round: p.round.into(),
+            },
+            (None, Arch::Sm90) => Accumulator::HOPPER_FP8,
+            (None, Arch::Sm100) => Accumulator::BLACKWELL_FP8,
+        };
+        let promote = match self.promote {
+            Promotion::Fma => Promote::Fma,
+            Promotion::MulAdd => Promote::MulAdd,
+            Promotion::ScalesInTurn => Promote::ScalesInTurn,
+        };
+        GemmConfig { accumulator, promotion_interval: self.promotion_interval, promote }
+    }
+
+    fn block(extent: [Option<usize>; 2]) -> ScaleBlock {
+        ScaleBlock { rows: extent[0].unwrap_or(usize::MAX), k: extent[1].unwrap_or(usize::MAX) }
+    }
+
+    fn operand<'a>(codes: &'a Tensor, scales: &'a Tensor, block: ScaleBlock) -> Fp8Operand<'a> {
+        let format = if codes.dtype() == DType::F8E5M2 { Format::E5M2 } else { Format::E4M3 };
+        Fp8Operand { codes: codes.codes(), scales: scales.matrix(), format, block }
+    }
+
+    fn params_error(path: &str, message: &str) -> OpError {
+        OpError::Params { op: Self::NAME, path: path.to_owned(), message: message.to_owned() }
+    }
+}
+
+impl Op for GemmFp8 {
+    const NAME: &'static str = "gemm_fp8";
+    const INPUTS: &'static [Role] =
+        &[input("a"), input("a_scale"), input("b"), input("b_scale"), optional("c")];
+    const OUTPUTS: &'static [&'static str] = &["d"];
+
+    fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
+        let [Some(a), Some(a_scale), Some(b), Some(b_scale), c] = inputs else {
+            unreachable!("checked by the table");
+        };
+        if let Some(p) = self.accumulator {
+            if !(1..=23).contains(&p.output_fraction_bits) {
+                let path = "accumulator.output_fraction_bits";
+                return Err(Self::params_error(path, "expected 1 to 23"));
+            }
+            if p.fraction_bits.is_some_and(|bits| bits > 60) {
+                let path = "accumulator.fraction_bits";
+                return Err(Self::params_error(path, "expected at most 60, or null for exact"));
+            }
+        }
+        for (path, extent) in [("a_tile", self.a_tile), ("b_block", self.b_block)] {
+            if extent.contains(&Some(0)) {
+                return Err(Self::params_error(path, "expected extents of at least 1, or null"));
+            }
+        }
+        for (codes, scales, rows, extent) in
+            [(a, a_scale, self.m, self.a_tile), (b, b_scale, self.n, self.b_block)]
+        {
+            rules::dtype(codes, &[DType::F8E4M3, DType::F8E5M2])?;
+            rules::shape(codes, &[rows, self.k])?;
+            rules::dtype(scales, &[DType::F32])?;
+            let expected = Self::block(extent).scales(rows, self.k);
+            rules::shape(scales, &[expected.0, expected.1])?;
+        }
+        match (self.accumulate, c) {
+            (AccumulateInto::Overwrite, Some(_)) => {
+                let expected = vec!["a", "a_scale", "b", "b_scale"];
+                return Err(OpError::Unexpected { role: "c".into(), op: Self::NAME, expected });
+            }
+            (AccumulateInto::Overwrite, None) => {}
+            (_, None) => return Err(OpError::Missing { role: "c".into(), op: Self::NAME }),
+            (_, Some(c)) => {
+                rules::dtype(c, &[DType::F32])?;
+                rules::shape(c, &[self.m, self.n])?;
+            }
+        }
+        let dtype = match self.d {
+            OutputType::F32 => DType::F32,
+            OutputType::Bf16 => DType::BF16,
+        };
+        Ok(vec![rules::meta("d", dtype, &[self.m, self.n])])
+    }
+
+    fn flops(&self, _inputs: &[Option<TensorMeta>]) -> u64 {
+        2 * self.m as u64 * self.n as u64 * self.k as u64
+    }
+
+    fn run(&self, mut inputs: Vec<Option<Tensor>>) -> Result<Vec<Tensor>, OpError> {
+        let c = inputs.pop().expect("one entry a role");
+        let [Some(a), Some(a_scale), Some(b), Some(b_scale)] = &inputs[..] else {
+            unreachable!("checked by infer");
+        };
+        let a = Self::operand(a, a_scale, Self::block(self.a_tile));
+        let b = Self::operand(b, b_scale, Self::block(self.b_block));
+        let accumulate = match self.accumulate {
+            AccumulateInto::Overwrite => Accumulate::Overwrite,
+            AccumulateInto::Chain => Accumulate::Chain,
+            AccumulateInto::AddAtEnd => Accumulate::AddAtEnd,
+        };
+        let shape = (self.m, self.n);
+        let mut d = match c {
+            Some(c) => Array2::from_shape_vec(shape, c.into_vec()).expect("checked by infer"),
+            None => Array2::zeros(shape),
+        };
+        gemm::gemm_fp8_into(&a, &b, d.view_mut(), accumulate, &self.config())
+            .map_err(|e| OpError::Undefined { op: Self::NAME, message: e.to_string() })?;
+        Ok(vec![match self.d {
+            OutputType::F32 => Tensor::from_array(d),
+            OutputType::Bf16 => Tensor::from_array(gemm::cast_bf16(d.view())),
+        }])
+    }
+}
