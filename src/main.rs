@@ -3,6 +3,7 @@
 
 mod check;
 mod output;
+mod simulate;
 
 use std::process::ExitCode;
 
@@ -28,11 +29,13 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Check(check::Args),
+    Simulate(simulate::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Check(args) => check::run(&args),
+        Command::Simulate(args) => simulate::run(&args),
     };
     match outcome {
         Ok(Outcome::Holds) => ExitCode::SUCCESS,

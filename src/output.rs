@@ -1,6 +1,7 @@
 //! What all subcommands print with: outcomes, tables, JSON, progress bars.
 
 use std::io::{self, Write};
+use std::path::Path;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -41,6 +42,21 @@ pub fn print_json(value: &impl serde::Serialize) -> io::Result<()> {
     let mut out = io::stdout().lock();
     serde_json::to_writer_pretty(&mut out, value)?;
     out.write_all(b"\n")
+}
+
+/// Writes a file beside its target and renames it: an interrupted run leaves the old file or the new.
+///
+/// # Errors
+/// A sentence with the path.
+pub fn write_file(path: &Path, bytes: &[u8]) -> std::result::Result<(), String> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let write = || -> io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(bytes)?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write().map_err(|e| format!("cannot write {}: {e}", path.display()))
 }
 
 /// A progress bar on stderr; nothing is drawn where that is no terminal.

@@ -2,6 +2,7 @@
 
 use super::check::{Checked, Fault, check};
 use super::{Op, Schedule};
+use crate::error::SimError;
 
 /// Durations of a chunk in any one unit of time.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -17,6 +18,25 @@ pub struct ChunkDurations {
 }
 
 impl ChunkDurations {
+    /// Refuses durations that are not positive numbers, and a weight part longer than its backward.
+    pub fn validate(&self) -> Result<(), SimError> {
+        let named = [("f", self.f), ("b", self.b), ("w", self.w), ("fb", self.fb)];
+        for (name, value) in named {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(SimError::Layout(format!(
+                    "duration {name} must be positive, found {value}"
+                )));
+            }
+        }
+        if self.w >= self.b {
+            let (w, b) = (self.w, self.b);
+            return Err(SimError::Layout(format!(
+                "w is a part of b and must be smaller: w {w}, b {b}"
+            )));
+        }
+        Ok(())
+    }
+
     /// Duration of one op.
     pub fn of(&self, op: Op) -> f64 {
         match op {
