@@ -1,5 +1,5 @@
 //! Steps of log2 and log: x = 2^e * m with m in [sqrt(1/2), sqrt(2)), f = m - 1 exactly, then
-//! log(m) = f + f^2 P(f); what `e + ...` rounds off is carried to the last addition.
+//! log(m) = f - f^2/2 + f^3 P(f). What the first sums round off is carried to the last addition.
 //!
 //! Mirrored by `gpu/kernels/common/elementary.cuh`: a change here is a change there.
 
@@ -11,9 +11,9 @@ const LN2_LOW: f32 = f32::from_bits(0x35BF_BE8E);
 /// log2(e) to 24 bits, and the rest of it.
 const LOG2_E: f32 = f32::from_bits(0x3FB8_AA3B);
 const LOG2_E_REST: f32 = f32::from_bits(0x32A5_7060);
-/// log(1 + f) = f + f^2 P(f) on [sqrt(1/2) - 1, sqrt(2) - 1]; relative error of the polynomial 2^-29.9.
-const P: [f32; 10] = [
-    f32::from_bits(0xBF00_0000),
+/// log(1 + f) = f - f^2/2 + f^3 P(f) on [sqrt(1/2) - 1, sqrt(2) - 1]; relative error of the
+/// polynomial 2^-29.9.
+const P: [f32; 9] = [
     f32::from_bits(0x3EAA_AAA3),
     f32::from_bits(0xBE80_0008),
     f32::from_bits(0x3E4C_D2A6),
@@ -27,7 +27,7 @@ const P: [f32; 10] = [
 const SQRT_HALF_BITS: u32 = 0x3F35_04F3;
 const ONE_BITS: u32 = 0x3F80_0000;
 
-/// log(x) = e ln 2 + f + tail, for positive finite x.
+/// log(x) = e ln 2 + high + low, for positive finite x; f - f^2/2 is kept exactly.
 #[inline(always)]
 fn log_parts(x: f32) -> (f32, f32, f32) {
     let subnormal = x < f32::MIN_POSITIVE;
@@ -36,8 +36,7 @@ fn log_parts(x: f32) -> (f32, f32, f32) {
     let shifted = scaled.to_bits().wrapping_add(ONE_BITS - SQRT_HALF_BITS);
     let e = ((shifted >> 23) as i32).wrapping_sub(offset) as f32;
     let f = f32::from_bits((shifted & 0x007F_FFFF).wrapping_add(SQRT_HALF_BITS)) - 1.0;
-    let p = P[9];
-    let p = p.mul_add(f, P[8]);
+    let p = P[8];
     let p = p.mul_add(f, P[7]);
     let p = p.mul_add(f, P[6]);
     let p = p.mul_add(f, P[5]);
@@ -46,8 +45,13 @@ fn log_parts(x: f32) -> (f32, f32, f32) {
     let p = p.mul_add(f, P[2]);
     let p = p.mul_add(f, P[1]);
     let p = p.mul_add(f, P[0]);
-    let tail = f * f * p;
-    (e, f, tail)
+    let half = (0.5 * f) * f;
+    let half_low = (0.5 * f).mul_add(f, -half);
+    let cube = (f * f) * f;
+    let tail = cube.mul_add(p, -half_low);
+    let high = f - half;
+    let low = ((f - high) - half) + tail;
+    (e, high, low)
 }
 
 /// The values outside (0, inf): -inf at either zero, inf at inf, NaN below zero and at NaN.
@@ -58,26 +62,26 @@ fn specials(x: f32, y: f32) -> f32 {
     if x >= 0.0 { y } else { CANONICAL_NAN }
 }
 
-/// log2(x) = e + f log2(e) + tail log2(e).
+/// log2(x) = e + (high + low) log2(e).
 #[inline(always)]
 pub(super) fn log2(x: f32) -> f32 {
-    let (e, f, tail) = log_parts(x);
-    let product = f * LOG2_E;
-    let low = f.mul_add(LOG2_E, -product);
-    let low = f.mul_add(LOG2_E_REST, low);
-    let low = tail.mul_add(LOG2_E, low);
+    let (e, high, low) = log_parts(x);
+    let product = high * LOG2_E;
+    let rest = high.mul_add(LOG2_E, -product);
+    let rest = high.mul_add(LOG2_E_REST, rest);
+    let rest = low.mul_add(LOG2_E, rest);
     let sum = e + product;
-    let rest = product - (sum - e);
-    specials(x, sum + (rest + low))
+    let carried = product - (sum - e);
+    specials(x, sum + (carried + rest))
 }
 
-/// log(x) = e ln 2 + f + tail.
+/// log(x) = e ln 2 + high + low.
 #[inline(always)]
 pub(super) fn log(x: f32) -> f32 {
-    let (e, f, tail) = log_parts(x);
+    let (e, high, low) = log_parts(x);
     let whole = e * LN2_HIGH;
-    let low = e.mul_add(LN2_LOW, tail);
-    let sum = whole + f;
-    let rest = f - (sum - whole);
-    specials(x, sum + (rest + low))
+    let rest = e.mul_add(LN2_LOW, low);
+    let sum = whole + high;
+    let carried = high - (sum - whole);
+    specials(x, sum + (carried + rest))
 }
