@@ -12,12 +12,15 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod cost;
 pub mod error;
 pub mod events;
 pub mod hardware;
 pub mod kernel_time;
+pub mod load;
 pub mod network;
 pub mod parallel;
+pub mod reliability;
 pub mod schedules;
 pub mod times;
 
