@@ -7,8 +7,5 @@
 pub mod elementary;
 pub mod formats;
 pub mod gemm;
-pub mod isa;
 pub mod mma;
-pub mod philox;
 pub mod quant;
-pub mod reduce;

@@ -1,1 +1,101 @@
 //! Kernel time from first principles: tiles, waves, tensor-core rate, bytes, launches.
+//!
+//! [`KernelModel`] is a GPU under given circumstances (SMs available, communication beside it, wishes granted); it times a [`Work`],
+//! which an op record says it is. [`Constants`] lists what was fitted, and on what.
+
+mod attention;
+mod constants;
+mod gemm;
+mod work;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::WhatIf;
+use crate::hardware::cluster::Gpu;
+
+pub use attention::AttentionShape;
+pub use constants::Constants;
+pub use gemm::{GemmKind, GemmShape, GemmTime, GroupedBy};
+pub use work::Work;
+
+/// How a memory-bound kernel touches memory; decides which share of the bandwidth it reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemoryClass {
+    /// Copies, element-wise kernels, transposes, permutations.
+    Stream,
+    /// Casts with block scales, SwiGLU.
+    Convert,
+    /// Norms, RoPE, odd formats.
+    Row,
+}
+
+/// A GPU under given circumstances.
+#[derive(Debug, Clone)]
+pub struct KernelModel {
+    /// The GPU.
+    pub gpu: Gpu,
+    /// Fitted constants.
+    pub constants: Constants,
+    /// SMs that the kernels may use.
+    pub sms: u64,
+    /// Communication kernels run beside.
+    pub contended: bool,
+    /// FP8 partial sums need no promotion (wide accumulation, or scales inside the tensor core).
+    pub no_promotion: bool,
+}
+
+impl KernelModel {
+    /// The whole GPU by itself.
+    pub fn alone(gpu: &Gpu, constants: Constants, what_if: &WhatIf) -> KernelModel {
+        KernelModel {
+            gpu: gpu.clone(),
+            constants,
+            sms: gpu.sms,
+            contended: false,
+            no_promotion: what_if.wide_accumulation || what_if.scaling_in_tensor_core,
+        }
+    }
+
+    /// The GPU while communication kernels hold `comm_sms`; with communication off the SMs, all of them compute.
+    pub fn beside_communication(
+        gpu: &Gpu,
+        constants: Constants,
+        what_if: &WhatIf,
+        comm_sms: u64,
+    ) -> KernelModel {
+        let held = if what_if.comm_off_sms { 0 } else { comm_sms.min(gpu.sms - 1) };
+        KernelModel {
+            sms: gpu.sms - held,
+            contended: true,
+            ..KernelModel::alone(gpu, constants, what_if)
+        }
+    }
+
+    /// Factor of the time while communication runs beside.
+    pub(crate) fn slowdown(&self) -> f64 {
+        if self.contended { self.constants.contention } else { 1.0 }
+    }
+
+    /// Bytes/s that streaming kernels reach on the SMs at hand.
+    pub(crate) fn stream_bytes_per_s(&self) -> f64 {
+        self.gpu.memory_bytes_per_s * self.constants.stream_efficiency
+    }
+
+    /// Seconds of a memory-bound kernel that moves `bytes` (reads and writes) on at most `max_sms` SMs.
+    pub fn memory(&self, bytes: f64, class: MemoryClass, max_sms: Option<u64>) -> f64 {
+        let c = &self.constants;
+        let efficiency = match class {
+            MemoryClass::Stream => c.stream_efficiency,
+            MemoryClass::Convert => c.convert_efficiency,
+            MemoryClass::Row => c.row_efficiency,
+        };
+        // Kernels that compute on the way are bound by the SMs, those that stream by the memory.
+        let sms = max_sms.map_or(self.sms, |m| m.min(self.sms)) as f64 / self.gpu.sms as f64;
+        let reached = match class {
+            MemoryClass::Stream if max_sms.is_none() => efficiency,
+            _ => efficiency * sms,
+        };
+        c.ramp_s + self.slowdown() * bytes / (self.gpu.memory_bytes_per_s * reached)
+    }
+}

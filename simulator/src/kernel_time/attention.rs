@@ -1,0 +1,62 @@
+//! Attention time: flash attention by blocks of 128 queries and 128 keys.
+//!
+//! Per pair of blocks an SM runs the MMAs (two forward, five backward) and the softmax arithmetic that these do not hide.
+
+use serde::{Deserialize, Serialize};
+
+use super::KernelModel;
+
+/// A batch of attention heads over one sequence length.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct AttentionShape {
+    /// Sequences times query heads on this GPU.
+    pub heads: u64,
+    /// Queries a head.
+    pub queries: u64,
+    /// Keys a head.
+    pub keys: u64,
+    /// Head dimension of queries and keys.
+    pub qk_dim: u64,
+    /// Head dimension of values.
+    pub v_dim: u64,
+    /// Keys after the query are masked.
+    pub causal: bool,
+}
+
+const BLOCK: u64 = 128;
+
+impl AttentionShape {
+    /// Pairs of blocks that are computed.
+    fn block_pairs(&self) -> f64 {
+        let (q, k) = (self.queries.div_ceil(BLOCK), self.keys.div_ceil(BLOCK));
+        let pairs = if self.causal && q == k { q * (q + 1) / 2 } else { q * k };
+        (pairs * self.heads) as f64
+    }
+
+    /// Floating-point operations; causal counts half the square.
+    pub fn flops(&self, backward: bool) -> f64 {
+        let scores = (self.heads * self.queries) as f64 * self.keys as f64;
+        let scores = if self.causal { scores / 2.0 } else { scores };
+        2.0 * scores * self.dims(backward)
+    }
+
+    /// Sum of the inner or outer dimensions of the MMAs: `QK, PV` forward; `QK, dP, dV, dQ, dK` backward.
+    fn dims(&self, backward: bool) -> f64 {
+        let (qk, v) = (self.qk_dim as f64, self.v_dim as f64);
+        if backward { 3.0 * qk + 2.0 * v } else { qk + v }
+    }
+}
+
+impl KernelModel {
+    /// Seconds of the attention kernel.
+    pub fn attention(&self, shape: &AttentionShape, backward: bool) -> f64 {
+        let c = &self.constants;
+        let scores = (BLOCK * BLOCK) as f64;
+        let sm_rate = self.gpu.bf16_flops * self.gpu.bf16_achievable / self.gpu.sms as f64;
+        let mma_s = 2.0 * scores * shape.dims(backward) / sm_rate;
+        let cycles = if backward { c.softmax_backward_cycles } else { c.softmax_cycles };
+        let softmax_s = scores * cycles / self.gpu.clock_hz;
+        let steps = (shape.block_pairs() / self.sms as f64).max(1.0);
+        c.ramp_s + self.slowdown() * steps * (mma_s + softmax_s)
+    }
+}

@@ -1,0 +1,238 @@
+//! GEMM time by tiles and waves.
+//!
+//! A persistent kernel gives every SM a share of the output tiles. Per step of 128 in K an SM spends the time of its
+//! tensor cores and, for FP8 on Hopper, of the promotion of the partial sums on its vector lanes (DESIGN's numerics
+//! contract, rule 3); at the end of a tile it writes the output while the next tile's main loop does not run yet. All SMs write
+//! together, so the epilogue goes at the memory's speed. Memory and L2 bandwidth bound the whole from below.
+
+use serde::{Deserialize, Serialize};
+
+use super::KernelModel;
+
+/// What the operands are and how the result is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GemmKind {
+    /// FP8, 1x128 scales on one operand and 128x128 on the other; BF16 out (fprop, dgrad).
+    Fp8OneTwo,
+    /// FP8, 1x128 scales on both operands; accumulated into FP32 (wgrad).
+    Fp8OneOne,
+    /// BF16 in and out.
+    Bf16,
+    /// BF16 in, accumulated into FP32 (wgrad).
+    Bf16Accumulate,
+}
+
+impl GemmKind {
+    /// Bytes of an operand's element.
+    pub fn operand_bytes(self) -> f64 {
+        match self {
+            GemmKind::Fp8OneTwo | GemmKind::Fp8OneOne => 1.0,
+            GemmKind::Bf16 | GemmKind::Bf16Accumulate => 2.0,
+        }
+    }
+
+    /// Bytes moved for an element of the output; accumulation reads it too.
+    pub fn output_bytes(self) -> f64 {
+        match self {
+            GemmKind::Fp8OneTwo | GemmKind::Bf16 => 2.0,
+            GemmKind::Fp8OneOne | GemmKind::Bf16Accumulate => 8.0,
+        }
+    }
+
+    /// Vector operations an accumulator element takes per 128 of K: scale and add, or one fused step.
+    fn promotion_ops(self) -> f64 {
+        match self {
+            GemmKind::Fp8OneTwo => 1.0,
+            GemmKind::Fp8OneOne => 2.0,
+            GemmKind::Bf16 | GemmKind::Bf16Accumulate => 0.0,
+        }
+    }
+}
+
+/// Which dimension the groups of a grouped GEMM cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupedBy {
+    /// `m` of every group, one launch for all.
+    M,
+    /// `k` of every group (weight gradients): launches that follow each other on two streams.
+    K,
+}
+
+/// A GEMM `[m, k] x [k, n]`, possibly grouped.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GemmShape {
+    /// Rows of the output; 0 where `groups` cut it.
+    pub m: u64,
+    /// Columns of the output.
+    pub n: u64,
+    /// Inner dimension; 0 where `groups` cut it.
+    pub k: u64,
+    /// Sizes of the groups along `grouped_by`; empty for a plain GEMM.
+    pub groups: Vec<u64>,
+    /// Dimension that `groups` cut.
+    pub grouped_by: GroupedBy,
+}
+
+impl GemmShape {
+    /// A plain GEMM.
+    pub fn new(m: u64, n: u64, k: u64) -> GemmShape {
+        GemmShape { m, n, k, groups: Vec::new(), grouped_by: GroupedBy::M }
+    }
+
+    /// A GEMM of experts: `rows` of each, one launch.
+    pub fn grouped_m(rows: Vec<u64>, n: u64, k: u64) -> GemmShape {
+        GemmShape { m: 0, n, k, groups: rows, grouped_by: GroupedBy::M }
+    }
+
+    /// Weight gradients of experts: `[m, rows_g] x [rows_g, n]` for each.
+    pub fn grouped_k(m: u64, n: u64, rows: Vec<u64>) -> GemmShape {
+        GemmShape { m, n, k: 0, groups: rows, grouped_by: GroupedBy::K }
+    }
+
+    /// `(m, k)` of every group.
+    fn parts(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let plain = self.groups.is_empty().then_some((self.m, self.k));
+        let cut = move |&g: &u64| match self.grouped_by {
+            GroupedBy::M => (g, self.k),
+            GroupedBy::K => (self.m, g),
+        };
+        plain.into_iter().chain(self.groups.iter().map(cut))
+    }
+
+    /// Floating-point operations, a multiply-add counted as two.
+    pub fn flops(&self) -> f64 {
+        self.parts().map(|(m, k)| 2.0 * m as f64 * self.n as f64 * k as f64).sum()
+    }
+
+    /// Bytes that must cross the memory bus at least once.
+    pub fn bytes(&self, kind: GemmKind) -> f64 {
+        let n = self.n as f64;
+        self.parts()
+            .map(|(m, k)| {
+                let (m, k) = (m as f64, k as f64);
+                kind.operand_bytes() * (m * k + k * n) + kind.output_bytes() * m * n
+            })
+            .sum()
+    }
+}
+
+/// Rows of an output tile and K of a step, fixed by the instruction and the block scales.
+const BLOCK_M: u64 = 128;
+const BLOCK_K: u64 = 128;
+
+/// The tile widths that a library chooses from when it looks for the best one.
+const LIBRARY_BLOCK_N: [u64; 11] = [64, 80, 96, 104, 112, 120, 128, 136, 144, 152, 160];
+
+/// Where the time of a GEMM goes; the parts do not overlap.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct GemmTime {
+    /// Duration of the kernel, seconds.
+    pub seconds: f64,
+    /// Of it in MMAs.
+    pub mma_s: f64,
+    /// In the promotion of partial sums.
+    pub promotion_s: f64,
+    /// Between main loops: output, set-up.
+    pub epilogue_s: f64,
+    /// Tile width.
+    pub block_n: u64,
+    /// Waves of tiles over the SMs.
+    pub waves: f64,
+    /// Memory or L2 bandwidth, not the SMs, sets the time.
+    pub memory_bound: bool,
+}
+
+impl KernelModel {
+    /// Time of a GEMM with tiles 128 wide, as the profiled kernels have.
+    pub fn gemm(&self, shape: &GemmShape, kind: GemmKind) -> GemmTime {
+        self.gemm_with_block(shape, kind, 128)
+    }
+
+    /// Time of a GEMM with the best tile width that a library has.
+    pub fn gemm_best_block(&self, shape: &GemmShape, kind: GemmKind) -> GemmTime {
+        LIBRARY_BLOCK_N
+            .iter()
+            .map(|&block_n| self.gemm_with_block(shape, kind, block_n))
+            .min_by(|a, b| a.seconds.total_cmp(&b.seconds))
+            .expect("the list of widths is not empty")
+    }
+
+    /// Time of a GEMM with tiles of 128 x `block_n`.
+    pub fn gemm_with_block(&self, shape: &GemmShape, kind: GemmKind, block_n: u64) -> GemmTime {
+        let c = &self.constants;
+        let sms = self.sms as f64;
+        let step = self.step(kind, block_n);
+        let memory = self.stream_bytes_per_s();
+        let tile_bytes = kind.output_bytes() * (BLOCK_M * block_n) as f64;
+        let tile_s = c.tile_cycles / self.gpu.clock_hz + tile_bytes * sms / memory;
+        let columns = shape.n.div_ceil(block_n);
+        let (mut tiles, mut steps) = (0.0, 0.0);
+        for (m, k) in shape.parts().filter(|&(m, k)| m > 0 && k > 0) {
+            let t = (m.div_ceil(BLOCK_M) * columns) as f64;
+            tiles += t;
+            steps += t * k.div_ceil(BLOCK_K) as f64;
+        }
+        if tiles == 0.0 {
+            return GemmTime {
+                seconds: c.ramp_s,
+                mma_s: 0.0,
+                promotion_s: 0.0,
+                epilogue_s: 0.0,
+                block_n,
+                waves: 0.0,
+                memory_bound: false,
+            };
+        }
+        // One launch: the last wave holds all SMs as long as a full one. Launches on two streams fill each other's
+        // last waves.
+        let waves = match shape.grouped_by {
+            GroupedBy::K if !shape.groups.is_empty() => (tiles / sms).max(1.0),
+            _ => (tiles / sms).ceil(),
+        };
+        let wave_steps = steps / tiles * waves;
+        let (mma_s, promotion_s) = (wave_steps * step.mma_s, wave_steps * step.promotion_s);
+        let epilogue_s = waves * tile_s;
+        let busy = mma_s + promotion_s + epilogue_s;
+        let bytes = (BLOCK_M + block_n) as f64 * BLOCK_K as f64 * kind.operand_bytes();
+        // Clusters of two share one operand by multicast.
+        let l2 = steps * 0.75 * bytes / self.gpu.l2_bytes_per_s;
+        let bound = (shape.bytes(kind) / memory).max(l2);
+        GemmTime {
+            seconds: c.ramp_s + self.slowdown() * busy.max(bound),
+            mma_s: self.slowdown() * mma_s,
+            promotion_s: self.slowdown() * promotion_s,
+            epilogue_s: self.slowdown() * epilogue_s,
+            block_n,
+            waves,
+            memory_bound: bound > busy,
+        }
+    }
+
+    /// Seconds of an SM for a tile's step of 128 in K.
+    fn step(&self, kind: GemmKind, block_n: u64) -> Step {
+        let c = &self.constants;
+        let (peak, achievable) = match kind {
+            GemmKind::Fp8OneTwo | GemmKind::Fp8OneOne if self.gpu.fp8_flops > 0.0 => {
+                (self.gpu.fp8_flops, self.gpu.fp8_achievable)
+            }
+            _ => (self.gpu.bf16_flops, self.gpu.bf16_achievable),
+        };
+        let flops = 2.0 * (BLOCK_M * block_n * BLOCK_K) as f64;
+        let ideal_s = flops / (peak / self.gpu.sms as f64);
+        let promoted = self.gpu.fp8_promotion && !self.no_promotion;
+        let ops = if promoted { kind.promotion_ops() } else { 0.0 };
+        let lanes = 128.0;
+        let cycles = c.promotion_cycles * ops * (BLOCK_M * block_n) as f64 / lanes;
+        let promotion_s = cycles / self.gpu.clock_hz;
+        // The power limit bounds the mean rate; with promotion in between the tensor cores rest enough.
+        let mma_s = (ideal_s / c.mma_efficiency).max(ideal_s / achievable - promotion_s);
+        Step { mma_s, promotion_s }
+    }
+}
+
+struct Step {
+    mma_s: f64,
+    promotion_s: f64,
+}
