@@ -349,6 +349,20 @@ pub enum Statement {
     Pragma(Vec<String>),
     /// `.loc`: the instructions that follow, up to the next one, stem from there.
     Loc(Loc),
+    /// An instruction that is known but never executed (textures, video, sm_100), or, where the
+    /// parser was told to go on, one that it does not know.
+    Unsupported(Box<Unsupported>),
+}
+
+/// An instruction that only its text is known of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unsupported {
+    /// Where it starts.
+    pub pos: Pos,
+    /// Its text, without the semicolon.
+    pub text: String,
+    /// Why, with line and source.
+    pub reason: String,
 }
 
 /// `.reg .v4 .f32 a, b<10>;`
@@ -446,8 +460,10 @@ pub struct Instruction {
     pub form: FormId,
     /// Its suffixes, typed.
     pub mods: Modifiers,
-    /// Its operands, in the order written. `call` is normalised to four:
-    /// list of return values, target, list of arguments, prototype table or [`Operand::None`].
+    /// Its operands, one for each slot of its form ([`FormId::form`]): an optional operand that
+    /// is not there is [`Operand::None`], so that the `i`th operand always means the same.
+    /// `call` has four: list of return values, target, list of arguments, prototype or target
+    /// table.
     pub operands: Vec<Operand>,
 }
 
@@ -465,15 +481,15 @@ pub struct Guard {
 pub enum Operand {
     /// A register.
     Reg(RegId),
-    /// One component of a vector register (`%v.x`), or a byte or half-word of a register as a
-    /// video instruction selects it (`%r.b0`, `%r.h1`).
-    Component(RegId, Component),
+    /// One component of a vector register: `.x` (or `.r`), `.y` (`.g`), `.z` (`.b`), `.w` (`.a`)
+    /// are 0 to 3.
+    Component(RegId, u8),
     /// A special register.
     Special(SpecialReg),
     /// A literal.
     Imm(Imm),
     /// `{a, b, ...}`, any length.
-    Vector(Vec<Operand>),
+    Vector(Box<[Operand]>),
     /// `_`
     Sink,
     /// `[base+offset]`
@@ -489,13 +505,11 @@ pub enum Operand {
     Table(TableId),
     /// `!p`
     Not(RegId),
-    /// `-a` (video instructions).
-    Neg(Box<Operand>),
     /// `p|q`: two destinations.
     Pair(Box<Operand>, Box<Operand>),
     /// `(a, b)` of a call.
     List(Vec<Operand>),
-    /// An absent optional operand of `call`.
+    /// An optional operand that is not there.
     None,
 }
 
@@ -517,17 +531,6 @@ pub enum Base {
     Symbol(Symbol),
     /// An absolute address: the offset is all there is.
     Absolute,
-}
-
-/// A selector behind a register's name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Component {
-    /// `.x` (or `.r`), `.y` (`.g`), `.z` (`.b`), `.w` (`.a`): 0 to 3.
-    Lane(u8),
-    /// `.b0` to `.b3`.
-    Byte(u8),
-    /// `.h0`, `.h1`.
-    Half(u8),
 }
 
 /// A literal.

@@ -5,5 +5,13 @@
 #![forbid(unsafe_code)]
 
 pub mod ast;
+pub mod error;
+mod image;
+pub mod lexer;
+pub mod parser;
 pub mod table;
 pub mod types;
+mod validate;
+
+pub use error::Error;
+pub use parser::{Options, parse, parse_with};

@@ -1,10 +1,22 @@
 //! The table of instructions: one row a form, for parser, validator, documentation and tests.
 //!
-//! A row is written much as the PTX ISA writes syntax: `mad.part{.sat}.type d, a, b, c`. Words
-//! named in the row's sets stand for one of several suffixes; `{...}` is
-//! optional. The rows themselves are data, in one file a chapter.
+//! A row is written much as the PTX ISA writes syntax: `mad.part{.sat}.type d, a, b, c`;
+//! [`pattern`] explains the notation and compiles it. The rows themselves are data, in one file
+//! a group of chapters. To add an instruction, add its [`Opcode`] and a row.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use crate::types::words;
+pub use pattern::{Element, Form, Kind, Length, Row, Section, Slot, Want};
+
+mod arithmetic;
+mod data;
+mod float;
+mod matrix;
+pub mod pattern;
+mod sync;
+mod video;
 
 /// A row of the table: by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,7 +69,8 @@ words! {
         BarrierRed = "barrier.red",
         BarrierClusterArrive = "barrier.cluster.arrive",
         BarrierClusterWait = "barrier.cluster.wait",
-        Membar = "membar", Fence = "fence", Atom = "atom", Red = "red", RedAsync = "red.async",
+        Membar = "membar", Fence = "fence",
+        FenceProxy = "fence.proxy", Atom = "atom", Red = "red", RedAsync = "red.async",
         Vote = "vote", Match = "match", Activemask = "activemask", Redux = "redux",
         Griddepcontrol = "griddepcontrol", Elect = "elect",
         MbarrierInit = "mbarrier.init", MbarrierInval = "mbarrier.inval",
@@ -69,7 +82,7 @@ words! {
         ClusterlaunchcontrolQueryCancel = "clusterlaunchcontrol.query_cancel",
         // Matrices
         WmmaLoad = "wmma.load", WmmaStore = "wmma.store", WmmaMma = "wmma.mma",
-        Mma = "mma", MmaSp = "mma.sp", Ldmatrix = "ldmatrix", Stmatrix = "stmatrix",
+        Mma = "mma", Ldmatrix = "ldmatrix", Stmatrix = "stmatrix",
         Movmatrix = "movmatrix",
         WgmmaMmaAsync = "wgmma.mma_async", WgmmaMmaAsyncSp = "wgmma.mma_async.sp",
         WgmmaFence = "wgmma.fence", WgmmaCommitGroup = "wgmma.commit_group",
@@ -90,4 +103,93 @@ words! {
         // Fifth-generation tensor cores (sm_100 and later)
         Tcgen05 = "tcgen05",
     }
+}
+
+struct Table {
+    forms: Vec<Form>,
+    by_opcode: HashMap<Opcode, Vec<FormId>>,
+    by_name: HashMap<&'static str, Opcode>,
+}
+
+/// Every section, in the order of the documentation.
+pub fn sections() -> impl Iterator<Item = &'static Section> {
+    [
+        arithmetic::SECTIONS,
+        float::SECTIONS,
+        data::SECTIONS,
+        matrix::SECTIONS,
+        sync::SECTIONS,
+        video::SECTIONS,
+    ]
+    .into_iter()
+    .flatten()
+}
+
+static TABLE: LazyLock<Table> = LazyLock::new(|| {
+    let mut forms = Vec::new();
+    let mut by_opcode: HashMap<Opcode, Vec<FormId>> = HashMap::new();
+    for section in sections() {
+        for row in section.rows {
+            by_opcode.entry(row.op).or_default().push(FormId(forms.len() as u16));
+            forms.push(pattern::compile(row, section.title));
+        }
+    }
+    let by_name = Opcode::ALL.iter().map(|op| (op.text(), *op)).collect();
+    Table { forms, by_opcode, by_name }
+});
+
+/// Every form, compiled; a [`FormId`] is an index into it.
+pub fn forms() -> &'static [Form] {
+    &TABLE.forms
+}
+
+/// The forms of an opcode.
+pub fn forms_of(op: Opcode) -> &'static [FormId] {
+    TABLE.by_opcode.get(&op).map_or(&[], Vec::as_slice)
+}
+
+impl FormId {
+    /// The form.
+    pub fn form(self) -> &'static Form {
+        &TABLE.forms[usize::from(self.0)]
+    }
+}
+
+/// Splits a mnemonic into its opcode (the longest that fits) and the suffixes behind it.
+pub fn split(mnemonic: &str) -> Option<(Opcode, &str)> {
+    let mut end = mnemonic.len();
+    loop {
+        if let Some(op) = TABLE.by_name.get(&mnemonic[..end]) {
+            return Some((*op, &mnemonic[end..]));
+        }
+        end = mnemonic[..end].rfind('.')?;
+    }
+}
+
+/// The opcode whose spelling is nearest to `text`, if any is near.
+pub fn nearest(text: &str) -> Option<Opcode> {
+    let first = text.split('.').next().unwrap_or(text);
+    let distance = |op: &Opcode| {
+        let whole = edit_distance(op.text(), text);
+        whole.min(edit_distance(op.text(), first))
+    };
+    let best = Opcode::ALL.iter().min_by_key(|op| distance(op))?;
+    (distance(best) <= 1 + first.len() / 4).then_some(*best)
+}
+
+/// Levenshtein distance of the first 32 bytes.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let (a, b) = (&a[..a.len().min(32)], &b[..b.len().min(32)]);
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let next = (diagonal + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
+            diagonal = row[j + 1];
+            row[j + 1] = next;
+        }
+    }
+    row[b.len()]
 }

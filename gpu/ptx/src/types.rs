@@ -195,28 +195,42 @@ words! {
 words! {
     /// Every other suffix: what it means, the instruction's row of the table says.
     Flag {
-        Abs = "abs", Aligned = "aligned", All = "all", Alias = "proxy::alias", Any = "any",
-        Approx = "approx", Async = "proxy::async", AsyncGlobal = "proxy::async.global",
-        B4e = "b4e", Ballot = "ballot", Bfly = "bfly", BulkGroup = "bulk_group", Cc = "cc",
-        Clamp = "clamp", CompleteTx = "mbarrier::complete_tx::bytes",
-        ArriveOne = "mbarrier::arrive::one", CpMask = "cp_mask",
-        CtaGroup1 = "cta_group::1", CtaGroup2 = "cta_group::2",
-        Dim1 = "1d", Dim2 = "2d", Dim3 = "3d", Dim4 = "4d", Dim5 = "5d",
-        Down = "down", Ecl = "ecl", Ecr = "ecr", F4e = "f4e", Finite = "finite", Ftz = "ftz",
-        Full = "full", Idx = "idx", IgnoreOob = "ignore_oob",
-        Im2col = "im2col", Im2colNoOffs = "im2col_no_offs", Im2colW = "im2col::w",
-        Im2colW128 = "im2col::w::128", Infinite = "infinite", Left = "l",
-        M8n8 = "m8n8", M16n16 = "m16n16", M8n16 = "m8n16",
-        Multicast = "multicast::cluster", Nan = "NaN", Nc = "nc", NoComplete = "noComplete",
-        Noftz = "noftz", Noinc = "noinc", Normal = "normal", NotANumber = "notanumber",
-        Number = "number", Oob = "oob", Parity = "parity", Popc = "popc", Rc16 = "rc16",
-        Rc8 = "rc8", Read = "read", Relu = "relu", Right = "r", Sat = "sat",
-        Satfinite = "satfinite", Shiftamt = "shiftamt", Sp = "sp",
-        SpOrdered = "sp::ordered_metadata", Subnormal = "subnormal", Sync = "sync",
-        Tile = "tile", TileGather4 = "tile::gather4", TileScatter4 = "tile::scatter4",
-        Trans = "trans", Uni = "uni", Unified = "unified", Up = "up", Warp = "warp",
-        Wrap = "wrap", X1 = "x1", X2 = "x2", X4 = "x4", Xorsign = "xorsign",
-        TensormapField = "tensormap_field",
+        Abs = "abs", Aligned = "aligned", All = "all", Any = "any", Approx = "approx",
+        B1024 = "b1024", B4e = "b4e", Ballot = "ballot", Bfly = "bfly",
+        BlockScale = "block_scale", BulkGroup = "bulk_group", Cc = "cc", Clamp = "clamp",
+        CpMask = "cp_mask", CtaGroup1 = "cta_group::1", CtaGroup2 = "cta_group::2", Dim1 = "1d",
+        Dim2 = "2d", Dim3 = "3d", Dim4 = "4d", Dim5 = "5d", Down = "down", Ecl = "ecl",
+        Ecr = "ecr", ExpectTx = "expect_tx", F4e = "f4e", Finite = "finite",
+        Fractional = "fractional", Ftz = "ftz", Full = "full", Idx = "idx", Im2col = "im2col",
+        Im2colNoOffs = "im2col_no_offs", Im2colW = "im2col::w", Im2colW128 = "im2col::w::128",
+        Infinite = "infinite", Left = "l", M8n8 = "m8n8", M16n16 = "m16n16", M8n16 = "m8n16",
+        M16n8 = "m16n8", CompleteTx = "mbarrier::complete_tx::bytes",
+        MbarrierInit = "mbarrier_init", MulticastCluster = "multicast::cluster",
+        MulticastAll = "multicast::cluster::all", Nan = "NaN", Nc = "nc",
+        NoComplete = "noComplete", Noftz = "noftz", Noinc = "noinc", Normal = "normal",
+        NotANumber = "notanumber", Number = "number", Oob = "oob", Parity = "parity",
+        Popc = "popc", Right = "r", Range = "range", Rc16 = "rc16", Rc8 = "rc8", Read = "read",
+        Relu = "relu", Sat = "sat", Satfinite = "satfinite", Shiftamt = "shiftamt", Sp = "sp",
+        SpOrderedMetadata = "sp::ordered_metadata", Subnormal = "subnormal", Sync = "sync",
+        SyncRestrictSharedCluster = "sync_restrict::shared::cluster",
+        SyncRestrictSharedCta = "sync_restrict::shared::cta", Tile = "tile",
+        TileGather4 = "tile::gather4", TileScatter4 = "tile::scatter4", To = "to",
+        Trans = "trans", Uni = "uni", Unified = "unified", Up = "up", Wrap = "wrap", X1 = "x1",
+        X2 = "x2", X4 = "x4", Xorsign = "xorsign", Alias = "alias", Async = "async",
+        Proxy = "proxy", AsyncGeneric = "async::generic", Tensormap = "tensormap",
+        TensormapGeneric = "tensormap::generic", AccF32 = "acc::f32", AccF16 = "acc::f16",
+        LaunchDependents = "launch_dependents", Wait = "wait", Inc = "inc", Dec = "dec",
+        Mask = "mask", KindF8f6f4 = "kind::f8f6f4", KindMxf4 = "kind::mxf4",
+        KindMxf4nvf4 = "kind::mxf4nvf4", KindMxf8f6f4 = "kind::mxf8f6f4",
+        ScaleVec1X = "scale_vec::1X", ScaleVec2X = "scale_vec::2X", ScaleVec4X = "scale_vec::4X",
+        IsCanceled = "is_canceled", GetFirstCtaid = "get_first_ctaid",
+        GetFirstCtaidX = "get_first_ctaid::x", GetFirstCtaidY = "get_first_ctaid::y",
+        GetFirstCtaidZ = "get_first_ctaid::z", GlobalAddress = "global_address", Rank = "rank",
+        BoxDim = "box_dim", GlobalDim = "global_dim", GlobalStride = "global_stride",
+        ElementStride = "element_stride", Elemtype = "elemtype",
+        InterleaveLayout = "interleave_layout", SwizzleMode = "swizzle_mode",
+        SwizzleAtomicity = "swizzle_atomicity", FillMode = "fill_mode", Cvt = "cvt",
+        MatrixA = "a", MatrixB = "b", MatrixC = "c", MatrixD = "d",
     }
 }
 
@@ -278,6 +292,28 @@ pub enum Mod {
     Vec(u8),
     /// Everything else.
     Flag(Flag),
+}
+
+impl Mod {
+    /// Whether `text` (no leading dot) spells this suffix.
+    pub fn is(&self, text: &str) -> bool {
+        match self {
+            Mod::Type(x) => x.text() == text,
+            Mod::Rounding(x) => x.text() == text,
+            Mod::Space(x) => x.text() == text,
+            Mod::Sem(x) => x.text() == text,
+            Mod::Scope(x) => x.text() == text,
+            Mod::Cmp(x) => x.text() == text,
+            Mod::Op(x) => x.text() == text,
+            Mod::Part(x) => x.text() == text,
+            Mod::Cache(x) => x.text() == text,
+            Mod::Hint(x) => x.text() == text,
+            Mod::Layout(x) => x.text() == text,
+            Mod::Shape(x) => Shape::parse(text) == Some(*x),
+            Mod::Vec(n) => text.strip_prefix('v').is_some_and(|d| d == n.to_string()),
+            Mod::Flag(x) => x.text() == text,
+        }
+    }
 }
 
 impl std::fmt::Display for Mod {

@@ -1,0 +1,87 @@
+//! The one error of this crate: a place in the source, what was expected and what was found.
+
+use crate::ast::Pos;
+
+/// Bad PTX. Displays as the message, the place, the source line with a mark under it, and help:
+///
+/// ```text
+/// error: unknown instruction `ad.f32`
+///   --> kernel.ptx:12:5
+///    |
+/// 12 |     ad.f32 %f1, %f2, %f3;
+///    |     ^^^^^^
+///    = help: nearest is `add`
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.render())]
+pub struct Error {
+    /// File name, where the caller gave one ([`Error::in_file`]).
+    pub file: Option<String>,
+    /// Line and column, from 1.
+    pub pos: Pos,
+    /// Characters to mark.
+    pub width: u32,
+    /// What is wrong, what was expected.
+    pub message: String,
+    /// What to do about it.
+    pub help: Option<String>,
+    /// The source line (cut where it is long).
+    pub line: String,
+}
+
+/// Longest piece of a source line that is shown.
+const SHOWN: usize = 120;
+
+impl Error {
+    /// Makes one, looking up the source line.
+    pub fn new(source: &str, pos: Pos, width: u32, message: impl Into<String>) -> Self {
+        let line = source.lines().nth(pos.line.saturating_sub(1) as usize).unwrap_or("");
+        Error { file: None, pos, width, message: message.into(), help: None, line: line.into() }
+    }
+
+    /// Adds a help line.
+    #[must_use]
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+
+    /// Adds the file's name.
+    #[must_use]
+    pub fn in_file(mut self, file: impl Into<String>) -> Self {
+        self.file = Some(file.into());
+        self
+    }
+
+    fn render(&self) -> String {
+        let file = self.file.as_deref().unwrap_or("ptx");
+        let number = self.pos.line.to_string();
+        let pad = " ".repeat(number.len());
+        // A long line is cut around the mark.
+        let col = self.pos.col.max(1) as usize - 1;
+        let skip = if col > SHOWN * 2 / 3 { col - SHOWN / 2 } else { 0 };
+        let shown: String = self
+            .line
+            .chars()
+            .skip(skip)
+            .take(SHOWN)
+            .map(|c| if c == '\t' { ' ' } else { c })
+            .collect();
+        let mark = (self.width.max(1) as usize).min(SHOWN.saturating_sub(col - skip).max(1));
+        let mut out = format!(
+            "{}\n {pad}--> {file}:{}\n {pad} |\n {number} | {}\n {pad} | {}{}",
+            self.message,
+            self.pos,
+            shown.trim_end(),
+            " ".repeat(col - skip),
+            "^".repeat(mark),
+        );
+        if let Some(help) = &self.help {
+            out.push_str(&format!("\n {pad} = help: {help}"));
+        }
+        out
+    }
+}
+
+/// What this crate's functions return.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,270 @@
+//! Whether an operand fits a slot: kind, register type and width, literal, vector length.
+//!
+//! The rules are ptxas': a register fits an instruction's type of the same width where one of
+//! both is untyped (`.b32`), both are integers, or both are the same float format; ld, st and cvt
+//! also take wider registers.
+
+use crate::ast::*;
+use crate::table::{Kind, Length, Opcode, Slot, Want};
+use crate::types::*;
+
+/// Checks one operand.
+///
+/// # Errors
+/// A message: what was expected, what was found.
+pub(crate) fn operand(
+    slot: &Slot,
+    mods: &Modifiers,
+    op: Opcode,
+    operand: &Operand,
+    body: &Body,
+) -> Result<(), String> {
+    if op == Opcode::Mov {
+        return mov(slot, operand);
+    }
+    if slot.name == "_" {
+        return expect(matches!(operand, Operand::Sink), "`_`", operand, body);
+    }
+    match slot.kind {
+        Kind::Address => {
+            return expect(matches!(operand, Operand::Address(_)), "an address", operand, body);
+        }
+        Kind::Tensor => {
+            let fits = matches!(operand, Operand::Tensor(..));
+            return expect(fits, "`[tensor map, {coordinates}]`", operand, body);
+        }
+        Kind::Label => {
+            let fits = matches!(operand, Operand::Label(_) | Operand::Table(_));
+            return expect(fits, "a label", operand, body);
+        }
+        Kind::Imm => return expect(matches!(operand, Operand::Imm(_)), "a literal", operand, body),
+        Kind::Pred => {
+            let reg = match operand {
+                Operand::Reg(r) | Operand::Not(r) => *r,
+                Operand::Imm(Imm::Int(_) | Imm::Uint(_)) => return Ok(()),
+                _ => return expect(false, "a predicate", operand, body),
+            };
+            let fits = body.registers[reg.index()].ty == Type::Pred;
+            return expect(fits, "a predicate", operand, body);
+        }
+        Kind::Dst | Kind::Src => {}
+    }
+    match (operand, slot.pair) {
+        (Operand::Pair(first, second), Some((want, _))) => {
+            element(slot, slot.want, mods, first, body, true)?;
+            element(slot, want, mods, second, body, true)
+        }
+        (_, Some((_, false))) => expect(false, "`d|p`", operand, body),
+        _ => value(slot, mods, op, operand, body),
+    }
+}
+
+/// A register, literal or vector.
+fn value(
+    slot: &Slot,
+    mods: &Modifiers,
+    op: Opcode,
+    operand: &Operand,
+    body: &Body,
+) -> Result<(), String> {
+    let want = match (slot.length, slot.want) {
+        // A thread holds two halves of a matrix in one register.
+        (Length::Fragment(_), Want::Nth(i)) if mods.ty(usize::from(i)) == Some(Type::F16) => {
+            Want::Exactly(Type::B32)
+        }
+        (_, want) => want,
+    };
+    let count = length(slot, mods);
+    match operand {
+        Operand::Vector(list) => {
+            let fits = match count {
+                Some(n) => list.len() == n && slot.length != Length::Scalar,
+                None => true,
+            };
+            if !fits {
+                let n = count.unwrap_or(1);
+                return Err(format!("expected {n} elements, found {}", list.len()));
+            }
+            list.iter().try_for_each(|e| element(slot, want, mods, e, body, true))
+        }
+        // A vector register stands for all its elements.
+        Operand::Reg(r) if body.registers[r.index()].vector > 1 => {
+            let register = &body.registers[r.index()];
+            if count.is_none_or(|n| n == usize::from(register.vector)) {
+                Ok(())
+            } else {
+                Err(format!(
+                    "expected {} elements, found a .v{}",
+                    count.unwrap_or(1),
+                    register.vector
+                ))
+            }
+        }
+        _ if count.is_some_and(|n| n != 1) => {
+            let n = count.unwrap_or(1);
+            expect(false, &format!("a vector of {n} elements"), operand, body)
+        }
+        _ => element(slot, want, mods, operand, body, sink_allowed(op)),
+    }
+}
+
+/// How many elements; `None` where any number will do.
+fn length(slot: &Slot, mods: &Modifiers) -> Option<usize> {
+    match slot.length {
+        Length::Scalar => Some(1),
+        Length::Exactly(n) => Some(usize::from(n)),
+        Length::Vec => Some(usize::from(mods.vec())),
+        Length::Num => {
+            let times = if mods.has(Flag::X4) { 4 } else { 1 + usize::from(mods.has(Flag::X2)) };
+            Some(if mods.has(Flag::M16n16) { 2 * times } else { times })
+        }
+        Length::Fragment(matrix) => fragment(matrix, mods),
+        Length::Any => None,
+    }
+}
+
+/// Registers that one thread holds of matrix `a`, `b`, `c` or `d`.
+fn fragment(matrix: u8, mods: &Modifiers) -> Option<usize> {
+    let shape = mods.shape()?;
+    let types: Vec<Type> = mods.types().collect();
+    // mma names the types of D, A, B, C; wgmma those of D, A, B.
+    let (d, a, b) = (*types.first()?, *types.get(1)?, *types.get(2)?);
+    let c = types.get(3).copied().unwrap_or(d);
+    let (m, n, k) = (usize::from(shape.m), usize::from(shape.n), usize::from(shape.k));
+    let (elements, ty) = match matrix {
+        b'a' => (m * k, a),
+        b'b' => (n * k, b),
+        b'c' => (m * n, c),
+        _ => (m * n, d),
+    };
+    // A warpgroup has 128 threads, and only its D is here; m8n8k4 in f16 works on quads of lanes.
+    let threads = match (shape.m, shape.k) {
+        (64, _) => 128,
+        (8, 4) if a == Type::F16 => 8,
+        _ => 32,
+    };
+    let register_bits = if ty == Type::F64 { 64 } else { 32 };
+    let bits = match ty {
+        Type::Tf32 => 32,
+        t => t.bits() as usize,
+    };
+    Some(elements * bits / (threads * register_bits))
+}
+
+/// Whether a lone `_` may take the result.
+fn sink_allowed(op: Opcode) -> bool {
+    matches!(
+        op,
+        Opcode::Atom
+            | Opcode::MbarrierArrive
+            | Opcode::MbarrierArriveDrop
+            | Opcode::Ld
+            | Opcode::Shfl
+    )
+}
+
+fn element(
+    slot: &Slot,
+    want: Want,
+    mods: &Modifiers,
+    operand: &Operand,
+    body: &Body,
+    sink: bool,
+) -> Result<(), String> {
+    let nth = |i: u8| mods.ty(usize::from(i)).unwrap_or(Type::B32);
+    let (ty, scale, wider) = match want {
+        Want::Any => (None, 1, false),
+        Want::Exactly(t) => (Some(t), 1, false),
+        Want::Nth(i) => (Some(nth(i)), 1, false),
+        Want::Double(i) => (Some(nth(i)), 2, false),
+        Want::AtLeast(i) => (Some(nth(i)), 1, true),
+    };
+    let expected = || {
+        let or = if slot.kind == Kind::Src { " or a literal" } else { "" };
+        match ty {
+            Some(t) if scale == 2 => format!("a register twice as wide as .{t}{or}"),
+            Some(t) if wider => format!("a register at least as wide as .{t}{or}"),
+            Some(t) => format!("a register of type .{t}{or}"),
+            None => format!("a register{or}"),
+        }
+    };
+    let fits = match operand {
+        Operand::Sink => sink && (slot.kind == Kind::Dst || slot.length != Length::Scalar),
+        Operand::Reg(r) => {
+            let register = &body.registers[r.index()];
+            register.vector == 1
+                && ty.is_none_or(|t| compatible(register.ty, t, t.bits() * scale, wider))
+        }
+        Operand::Component(r, _) => {
+            let register = &body.registers[r.index()];
+            ty.is_none_or(|t| compatible(register.ty, t, t.bits() * scale, wider))
+        }
+        Operand::Imm(imm) if slot.kind == Kind::Src => ty.is_none_or(|t| literal(*imm, t)),
+        // Addresses of variables, where a generic or shared address is asked for.
+        Operand::Symbol(..) => {
+            slot.kind == Kind::Src && ty.is_none_or(|t| t.bits() == 64 || t.bits() == 32)
+        }
+        _ => false,
+    };
+    expect(fits, &expected(), operand, body)
+}
+
+/// Whether a register of type `reg` may stand where an instruction of type `ty`, `bits` wide,
+/// asks for one.
+pub(crate) fn compatible(reg: Type, ty: Type, bits: u32, wider: bool) -> bool {
+    if reg == Type::Pred || ty == Type::Pred {
+        return reg == ty;
+    }
+    let width = if wider { reg.bits() >= bits } else { reg.bits() == bits };
+    let integer = |t: Type| t.is_signed() || t.is_unsigned();
+    width && (reg.is_bits() || ty.is_bits() || reg == ty || (integer(reg) && integer(ty)))
+}
+
+fn literal(imm: Imm, ty: Type) -> bool {
+    match imm {
+        Imm::Int(_) | Imm::Uint(_) => !ty.is_float() && ty != Type::Pred,
+        Imm::F32(_) | Imm::F64(_) => ty.is_bits() || matches!(ty, Type::F32 | Type::F64),
+    }
+}
+
+/// mov moves between registers of one width, packs and unpacks; the rest is in the shapes.
+fn mov(slot: &Slot, operand: &Operand) -> Result<(), String> {
+    let fits = match operand {
+        Operand::Reg(_) | Operand::Component(..) | Operand::Vector(_) => true,
+        Operand::Imm(_) | Operand::Symbol(..) | Operand::Special(_) => slot.kind == Kind::Src,
+        _ => false,
+    };
+    if fits { Ok(()) } else { Err("expected a register, literal or address".into()) }
+}
+
+fn expect(fits: bool, what: &str, found: &Operand, body: &Body) -> Result<(), String> {
+    if fits { Ok(()) } else { Err(format!("expected {what}, found {}", describe(found, body))) }
+}
+
+fn describe(operand: &Operand, body: &Body) -> String {
+    let register = |r: &RegId| {
+        let register = &body.registers[r.index()];
+        match register.vector {
+            1 => format!("`{}` of type .{}", register.name, register.ty),
+            n => format!("`{}` of type .v{n} .{}", register.name, register.ty),
+        }
+    };
+    match operand {
+        Operand::Reg(r) => register(r),
+        Operand::Component(r, _) => format!("an element of {}", register(r)),
+        Operand::Special(s) => format!("the special register `{}`", s.kind),
+        Operand::Imm(Imm::Int(_) | Imm::Uint(_)) => "an integer".into(),
+        Operand::Imm(_) => "a floating-point literal".into(),
+        Operand::Vector(v) => format!("a vector of {}", v.len()),
+        Operand::Sink => "`_`".into(),
+        Operand::Address(_) => "an address".into(),
+        Operand::Tensor(..) => "tensor coordinates".into(),
+        Operand::Symbol(..) => "the address of a variable or function".into(),
+        Operand::Label(_) => "a label".into(),
+        Operand::Table(_) => "a table of targets".into(),
+        Operand::Not(r) => format!("the negation of {}", register(r)),
+        Operand::Pair(..) => "a pair".into(),
+        Operand::List(_) => "a list".into(),
+        Operand::None => "nothing".into(),
+    }
+}

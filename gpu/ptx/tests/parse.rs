@@ -1,0 +1,119 @@
+//! Whole modules: real compiler output where it is at hand, small files of our own, and errors.
+
+use fathom_ptx::ast::*;
+use fathom_ptx::parse;
+use fathom_ptx::table::Opcode;
+use fathom_ptx::types::*;
+
+fn kernel(body: &str) -> String {
+    format!(
+        ".version 8.4\n.target sm_90a\n.address_size 64\n.visible .entry k(.param .u64 p)\n{{\n{body}\n}}\n"
+    )
+}
+
+fn body(source: &str) -> Body {
+    let module = parse(&kernel(source)).unwrap_or_else(|e| panic!("{e}"));
+    module.functions[0].body.clone().expect("a body")
+}
+
+fn instruction(source: &str) -> Instruction {
+    let body = body(source);
+    let (_, last) = body.instructions().last().expect("an instruction");
+    last.clone()
+}
+
+#[test]
+fn suffixes_are_typed() {
+    let i = instruction(
+        ".reg .b32 %r<4>; .reg .b64 %rd<2>;\nld.relaxed.gpu.global.v2.b32 {%r0, %r1}, [%rd0+-8];",
+    );
+    assert_eq!(i.op, Opcode::Ld);
+    assert_eq!(i.mods.sem(), Some(Sem::Relaxed));
+    assert_eq!(i.mods.scope(), Some(Scope::Gpu));
+    assert_eq!(i.mods.space(), Some(Space::Global));
+    assert_eq!(i.mods.vec(), 2);
+    assert_eq!(i.mods.ty(0), Some(Type::B32));
+    let Operand::Address(a) = &i.operands[1] else { panic!("{:?}", i.operands) };
+    assert_eq!(a.offset, -8);
+    assert_eq!(i.operands[2], Operand::None, "no cache policy");
+    assert_eq!(i.pos, Pos { line: 7, col: 1 });
+}
+
+#[test]
+fn optional_operands_keep_their_place() {
+    let with =
+        instruction(".reg .b32 %r<4>; .reg .pred %p<2>;\nbar.red.popc.u32 %r0, 1, 64, !%p1;");
+    assert_eq!(with.operands[2], Operand::Imm(Imm::Int(64)));
+    let without = instruction(".reg .b32 %r<4>; .reg .pred %p<2>;\nbar.red.popc.u32 %r0, 1, !%p1;");
+    assert_eq!(without.operands[2], Operand::None);
+    assert_eq!(with.operands[3], without.operands[3]);
+}
+
+#[test]
+fn inner_labels_hide_outer_ones() {
+    let body = body(
+        ".reg .pred %p<2>;\nL: {\n@%p0 bra L;\nL:\nbra M;\n}\n{\n@%p1 bra L;\n}\nbra L;\nM: ret;",
+    );
+    let target = |i: usize| {
+        let (_, instruction) = body.instructions().nth(i).expect("a branch");
+        let Operand::Label(l) = instruction.operands[0] else { panic!("{instruction:?}") };
+        (body.labels[l.index()].name.clone(), body.labels[l.index()].statement, l.0)
+    };
+    let place = |n: u32| {
+        let at = |s: &Statement| matches!(s, Statement::Label(l) if l.0 == n);
+        body.statements.iter().position(at).expect("a label") as u32
+    };
+    assert_eq!(target(0), ("L".into(), place(1), 1), "the inner L, although an outer one is there");
+    assert_eq!(target(1), ("M".into(), place(2), 2));
+    assert_eq!(target(2), ("L".into(), place(0), 0), "that scope has none of its own");
+    assert_eq!(target(3), ("L".into(), place(0), 0));
+}
+
+#[test]
+fn registers_are_numbered_by_use() {
+    let body = body(
+        ".reg .b32 %r<40000>; .reg .b32 %r1x;\nmov.b32 %r39999, %r7;\n{ .reg .b32 %r7; mov.b32 %r7, %r1x; }",
+    );
+    let names: Vec<&str> = body.registers.iter().map(|r| r.name.as_str()).collect();
+    assert_eq!(names, ["%r39999", "%r7", "%r7", "%r1x"]);
+}
+
+#[test]
+fn errors_show_the_line() {
+    let cases = [
+        (".reg .f32 %f<4>;\n  ad.f32 %f0, %f1, %f2;", "7:3", "unknown instruction `ad.f32`"),
+        (".reg .f32 %f<4>;\nadd.rx.f32 %f0, %f1, %f2;", "7:1", "`.rx` does not belong"),
+        (".reg .f32 %f<4>;\nfma.f32 %f0, %f1, %f2, %f3;", "7:1", "lacks one of .rn .rz .rm .rp"),
+        (".reg .f32 %f<4>;\nadd.s32 %f0, 1, 2;", "7:9", "expected a register of type .s32"),
+        (".reg .f32 %f<4>;\nadd.f32 %f0, %f1;", "7:9", "takes 3 operands, found 2"),
+        (".reg .f32 %f<4>;\nadd.f32 %f0, %f1, %f4;", "7:19", "register `%f4` is not declared"),
+        ("bra L;", "6:5", "label `L` is not defined"),
+        ("L: L: ret;", "6:4", "`L` is defined twice"),
+        ("ret", "7:1", "expected an operand or `;`, found `}`"),
+    ];
+    for (source, place, message) in cases {
+        let error = parse(&kernel(source)).expect_err(source).to_string();
+        assert!(error.contains(&format!("ptx:{place}\n")), "{error}");
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+#[test]
+fn initialisers_become_bytes_and_relocations() {
+    let source = ".version 8.0\n.target sm_90\n.address_size 64\n\
+        .global .align 4 .b8 a[8] = {1, 0xFF, -1};\n\
+        .global .f32 f[2][2] = {{0f3F800000, 2.0}, {1.5}};\n\
+        .const .u64 p[2] = {a+4, generic(a)};\n\
+        .global .u8 m[2] = {0xFF(a), 0xFF00(a)};\n";
+    let module = parse(source).unwrap_or_else(|e| panic!("{e}"));
+    let image = |name: &str| module.variable(name).expect(name).1.image().expect("an image");
+    assert_eq!(image("a").bytes, [1, 255, 255, 0, 0, 0, 0, 0]);
+    let f: Vec<u8> = [1f32, 2.0, 1.5, 0.0].into_iter().flat_map(f32::to_le_bytes).collect();
+    assert_eq!(image("f").bytes, f);
+    let p = image("p");
+    assert_eq!(p.relocations.len(), 2);
+    assert_eq!((p.relocations[0].addend, p.relocations[0].generic), (4, false));
+    assert_eq!((p.relocations[1].offset, p.relocations[1].generic), (8, true));
+    let m = image("m");
+    assert_eq!((m.relocations[1].shift, m.relocations[1].size), (8, 1));
+}
