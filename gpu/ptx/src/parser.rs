@@ -1,7 +1,7 @@
 //! Tokens to the syntax tree: module scope, directives, declarations.
 //!
-//! [`body`] reads function bodies, [`operand`] operands and literals, [`names`] resolves names,
-//! [`fit`] fits instructions to the table.
+//! `body` reads function bodies, `operand` operands and literals, `names` resolves names, `fit`
+//! fits instructions to the table.
 
 use std::collections::HashMap;
 
