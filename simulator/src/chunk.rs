@@ -4,11 +4,11 @@ use fathom_trace::{Component, OpRecord, Phase};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Parallel, Precision, Recompute, Scenario, Training, WhatIf};
+use crate::error::SimError;
 use crate::events::chunk::{PartSpan, Side, pair};
 use crate::first_principles::FirstPrinciples;
 use crate::hardware::cluster::Cluster;
 use crate::hardware::model::Model;
-use crate::schedules::ScheduleKind;
 use crate::times::LayerTimes;
 use crate::workload::{LayerContext, layer_records};
 
@@ -80,14 +80,14 @@ pub struct ChunkReport {
 }
 
 impl ChunkQuestion {
-    /// The scenario of one group of `ep` ranks.
-    fn scenario(&self) -> Scenario {
-        Scenario {
+    /// The published scenario with one group of `ep` ranks and no pipeline.
+    fn scenario(&self) -> Result<Scenario, SimError> {
+        let base = Scenario::preset("deepseek-v3-h800-2048", &[])?;
+        Ok(Scenario {
             name: "chunk".to_string(),
             model: self.model.clone(),
             cluster: self.cluster.clone(),
             parallel: Parallel { tp: 1, cp: 1, pp: 1, dp: self.ep, ep: self.ep, zero: 1 },
-            schedule: ScheduleKind::DualPipe,
             comm_sms: self.comm_sms,
             training: Training {
                 seq_len: self.tokens,
@@ -98,12 +98,13 @@ impl ChunkQuestion {
                 total_tokens: 0.0,
             },
             what_if: self.what_if,
-        }
+            ..base
+        })
     }
 
     /// Simulates the pair.
-    pub fn simulate(&self, cost: &FirstPrinciples) -> ChunkReport {
-        let s = self.scenario();
+    pub fn simulate(&self, cost: &FirstPrinciples) -> Result<ChunkReport, SimError> {
+        let s = self.scenario()?;
         let index = self.model.moe.map_or(0, |m| m.n_dense_layers);
         let layer = |load: (f64, f64)| -> [LayerTimes; 2] {
             let ctx = LayerContext { load, ..FirstPrinciples::context(&s) };
@@ -134,7 +135,7 @@ impl ChunkQuestion {
         let gaps_s = n * cost.constants.gap_s * kernels(&layer_records(&s.model, &ctx, index));
         let beside = time.comm_s / time.span_s;
         let hidden = 1.0 - (time.exposed_s + gaps_s * beside) / time.comm_s;
-        ChunkReport {
+        Ok(ChunkReport {
             span_s: time.span_s,
             compute_busy_s: time.compute_s - gaps_s,
             gaps_s,
@@ -150,7 +151,7 @@ impl ChunkQuestion {
                 .map(|&(name, c, p)| PhaseMean { phase: name.to_string(), mean_s: mean(c, p) })
                 .collect(),
             parts,
-        }
+        })
     }
 }
 
@@ -182,7 +183,7 @@ mod tests {
 
     #[test]
     fn the_profiled_chunk_is_met() {
-        let r = profiled().simulate(&FirstPrinciples::default());
+        let r = profiled().simulate(&FirstPrinciples::default()).unwrap();
         assert!((r.span_s / 0.1290 - 1.0).abs() < 0.05, "span {}", r.span_s);
         assert!((r.hidden_fraction - 0.963).abs() < 0.02, "hidden {}", r.hidden_fraction);
         let sums: f64 = r.phases.iter().map(|p| p.mean_s).sum();
@@ -191,9 +192,10 @@ mod tests {
 
     #[test]
     fn communication_off_the_sms_helps() {
-        let base = profiled().simulate(&FirstPrinciples::default());
+        let base = profiled().simulate(&FirstPrinciples::default()).unwrap();
         let what_if = WhatIf { comm_off_sms: true, ..WhatIf::default() };
-        let free = ChunkQuestion { what_if, ..profiled() }.simulate(&FirstPrinciples::default());
+        let free =
+            ChunkQuestion { what_if, ..profiled() }.simulate(&FirstPrinciples::default()).unwrap();
         assert!(free.span_s < base.span_s && free.compute_sms == 132);
     }
 }

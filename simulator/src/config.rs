@@ -1,10 +1,24 @@
 //! What a simulation is asked: the scenario, read from TOML with errors that name file, line, key and nearest name.
+//!
+//! A scenario file has the keys of [`Scenario`]. `preset` starts from an embedded scenario; `[model]`, `[cluster]` and
+//! `[cluster.gpu]` may start from a preset of theirs (`preset = "deepseek-v3"`), a model also from a Hugging Face
+//! `file = "config.json"`. Every other key overrides what the preset says.
+
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cost::Pricing;
+use crate::error::SimError;
 use crate::hardware::cluster::Cluster;
 use crate::hardware::model::Model;
+use crate::load::ExpertLoad;
+use crate::reliability::Reliability;
 use crate::schedules::ScheduleKind;
+
+mod read;
+
+pub use read::{SCENARIOS, Source};
 
 /// Degrees of parallelism. `tp * cp * pp * dp` ranks in all; expert parallelism spans ranks of `dp * cp * tp`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +46,10 @@ pub struct Parallel {
 
 fn one() -> u64 {
     1
+}
+
+fn two() -> u64 {
+    2
 }
 
 /// Arithmetic of the GEMMs.
@@ -92,9 +110,57 @@ pub struct Scenario {
     pub comm_sms: u64,
     /// Run.
     pub training: Training,
+    /// Stages a rank holds in the interleaved schedule.
+    #[serde(default = "two")]
+    pub interleave: u64,
+    /// Transformer layers of every pipeline stage; balanced by their cost where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage_layers: Option<Vec<u64>>,
+    /// How unevenly tokens fall on experts.
+    #[serde(default)]
+    pub expert_load: ExpertLoad,
+    /// Failures and checkpoints.
+    #[serde(default)]
+    pub reliability: Reliability,
+    /// Prices beyond the cluster's rent.
+    #[serde(default)]
+    pub pricing: Pricing,
     /// Wishes granted to the hardware.
     #[serde(default)]
     pub what_if: WhatIf,
+}
+
+impl Scenario {
+    /// Reads a scenario file; `set` are overrides `key.path=value` that win over the file.
+    pub fn read(path: &Path, set: &[String]) -> Result<Self, SimError> {
+        let text = std::fs::read_to_string(path).map_err(|e| SimError::io(path, e))?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        read::scenario(
+            &Source { file: &path.display().to_string(), text: &text, folder: Some(folder) },
+            set,
+        )
+    }
+
+    /// The embedded scenario `name`.
+    pub fn preset(name: &str, set: &[String]) -> Result<Self, SimError> {
+        let text = read::scenario_text(name)?;
+        read::scenario(&Source { file: &format!("preset {name}"), text, folder: None }, set)
+    }
+
+    /// A scenario from text; files it refers to are refused where `source` has no folder.
+    pub fn from_toml(source: &Source<'_>, set: &[String]) -> Result<Self, SimError> {
+        read::scenario(source, set)
+    }
+
+    /// Micro-batches that a pipeline runs a step.
+    pub fn micro_batches(&self) -> u64 {
+        self.training.global_batch / (self.parallel.dp * self.training.micro_batch).max(1)
+    }
+
+    /// Tokens of a step, over the whole cluster.
+    pub fn tokens_per_step(&self) -> f64 {
+        (self.training.global_batch * self.training.seq_len) as f64
+    }
 }
 
 /// Hardware wishes of the DeepSeek-V3 report (section 3.5), each a switch.

@@ -13,13 +13,16 @@
 
 pub mod chunk;
 pub mod config;
+pub mod cost;
 pub mod error;
 pub mod events;
 pub mod first_principles;
 pub mod hardware;
 pub mod kernel_time;
+pub mod load;
 pub mod network;
 pub mod parallel;
+pub mod reliability;
 pub mod schedules;
 pub mod times;
 pub mod workload;

@@ -1,11 +1,13 @@
 //! Which layers a pipeline stage holds, and which layouts are legal.
 
-use crate::config::Scenario;
+use crate::config::{Precision, Scenario};
 use crate::error::SimError;
+use crate::hardware::model::Attention;
+use crate::schedules::{Schedule, ScheduleShape, Shape};
 use crate::times::{LayerKind, StepTimes};
 
 /// A layer as placed: its kind, and its index among the transformer layers (0 for embedding and head).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PlacedLayer {
     /// Kind.
     pub kind: LayerKind,
@@ -14,9 +16,9 @@ pub struct PlacedLayer {
 }
 
 /// The layers of every pipeline stage, shallow to deep.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Placement {
-    /// By stage, then in order. Stage 0 opens with the embedding; the last ends with the head and MTP.
+    /// By stage, then in order. Stage 0 opens with the embedding; the last ends with MTP and the head.
     pub stages: Vec<Vec<PlacedLayer>>,
     /// Ranks of the pipeline.
     pub ranks: usize,
@@ -27,4 +29,337 @@ pub trait CostModel {
     /// Times for the event engine; stages and layers in the order of `placement`.
     fn step_times(&self, scenario: &Scenario, placement: &Placement)
     -> Result<StepTimes, SimError>;
+}
+
+/// Pipeline stages of a scenario: its ranks, times the stages a rank holds.
+pub fn stages(scenario: &Scenario) -> usize {
+    let pp = scenario.parallel.pp as usize;
+    match scenario.schedule.shape() {
+        Shape::Line | Shape::TwoWay => pp,
+        Shape::Loop => pp * scenario.interleave as usize,
+        Shape::V => 2 * pp,
+    }
+}
+
+/// The pipeline's instruction streams; refuses what the schedule cannot run.
+pub fn schedule(scenario: &Scenario) -> Result<Schedule, SimError> {
+    let micro_batches = scenario.micro_batches() as usize;
+    let interleave = scenario.interleave as usize;
+    Schedule::new(
+        scenario.schedule,
+        ScheduleShape { stages: stages(scenario), micro_batches, interleave },
+    )
+}
+
+/// Refuses an illegal layout with the reason; the schedule's own rules are those of [`schedule`].
+pub fn check(scenario: &Scenario) -> Result<(), SimError> {
+    let (p, m, t, c) = (&scenario.parallel, &scenario.model, &scenario.training, &scenario.cluster);
+    let refuse = |reason: String| Err(SimError::Layout(reason));
+    let divides = |a: u64, b: u64| a > 0 && b.is_multiple_of(a);
+    let degrees = [("tp", p.tp), ("cp", p.cp), ("pp", p.pp), ("dp", p.dp), ("ep", p.ep)];
+    for (name, degree) in degrees {
+        if degree == 0 || degree > 1 << 24 {
+            return refuse(format!("{name} is {degree}, expected 1 to 16777216"));
+        }
+    }
+    let named = [
+        ("training.seq_len", t.seq_len),
+        ("training.micro_batch", t.micro_batch),
+        ("training.global_batch", t.global_batch),
+        ("cluster.gpus", c.gpus),
+        ("cluster.gpus_per_node", c.gpus_per_node),
+        ("cluster.gpu.sms", c.gpu.sms),
+        ("model.n_layers", m.n_layers),
+        ("model.n_heads", m.n_heads),
+        ("model.hidden", m.hidden),
+    ];
+    for (name, value) in named {
+        if value == 0 || value > 1 << 40 {
+            return refuse(format!("{name} is {value}, expected a positive number"));
+        }
+    }
+    let ranks = p.tp * p.cp * p.pp * p.dp;
+    if ranks != c.gpus {
+        let parts = format!("tp {} * cp {} * pp {} * dp {}", p.tp, p.cp, p.pp, p.dp);
+        return refuse(format!("{parts} = {ranks} ranks, the cluster has {} GPUs", c.gpus));
+    }
+    if !divides(p.tp, m.n_heads) {
+        return refuse(format!("tp {} does not divide the {} attention heads", p.tp, m.n_heads));
+    }
+    if let Attention::Gqa { n_kv_heads, .. } = m.attention
+        && !(divides(p.tp, n_kv_heads) || divides(n_kv_heads, p.tp))
+    {
+        return refuse(format!("tp {} and the {n_kv_heads} key-value heads do not divide", p.tp));
+    }
+    if p.tp > c.gpus_per_node {
+        return refuse(format!("tp {} is wider than the {} GPUs of a node", p.tp, c.gpus_per_node));
+    }
+    if !divides(p.tp * p.cp, t.seq_len) {
+        return refuse(format!(
+            "tp * cp = {} does not divide the sequence of {}",
+            p.tp * p.cp,
+            t.seq_len
+        ));
+    }
+    match &m.moe {
+        Some(moe) => {
+            if !divides(p.ep, moe.n_routed_experts) {
+                return refuse(format!(
+                    "ep {} does not divide the {} routed experts",
+                    p.ep, moe.n_routed_experts
+                ));
+            }
+            if !divides(p.ep, p.tp * p.cp * p.dp) {
+                let group = p.tp * p.cp * p.dp;
+                return refuse(format!(
+                    "ep {} does not divide the {group} ranks of tp * cp * dp",
+                    p.ep
+                ));
+            }
+        }
+        None if p.ep != 1 => {
+            return refuse(format!("ep {} on a model without routed experts, expected 1", p.ep));
+        }
+        None => {}
+    }
+    if p.zero > 3 {
+        return refuse(format!("zero {} is no ZeRO stage, expected 0 to 3", p.zero));
+    }
+    if p.zero >= 2 && p.pp > 1 {
+        return refuse(format!(
+            "zero {} with pp {}: sharded gradients would be reduced after every micro-batch; use zero 1",
+            p.zero, p.pp
+        ));
+    }
+    if !divides(p.dp * t.micro_batch, t.global_batch) {
+        let share = p.dp * t.micro_batch;
+        return refuse(format!(
+            "dp * micro_batch = {share} does not divide the global batch of {}",
+            t.global_batch
+        ));
+    }
+    if scenario.comm_sms >= c.gpu.sms {
+        return refuse(format!(
+            "comm_sms {} leaves none of the {} SMs",
+            scenario.comm_sms, c.gpu.sms
+        ));
+    }
+    if scenario.schedule.shape() == Shape::Loop && !(2..=255).contains(&scenario.interleave) {
+        return refuse(format!("interleave is {}, expected 2 to 255", scenario.interleave));
+    }
+    if p.pp as usize > 4096 || stages(scenario) > 4096 {
+        return refuse(format!("{} stages, at most 4096", stages(scenario)));
+    }
+    if (stages(scenario) as u64) > m.n_layers {
+        return refuse(format!(
+            "{} stages for {} layers, every stage needs one",
+            stages(scenario),
+            m.n_layers
+        ));
+    }
+    Ok(())
+}
+
+/// Work of an average transformer layer, a prediction module and the head, in one unit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LayerWeights {
+    /// A transformer layer.
+    pub layer: f64,
+    /// A prediction module with its own pass of the head.
+    pub mtp: f64,
+    /// Output norm, head and loss.
+    pub head: f64,
+}
+
+impl LayerWeights {
+    /// Multiply-accumulates a token, those that run in FP8 counted half.
+    pub fn by_flops(scenario: &Scenario) -> Self {
+        let m = &scenario.model;
+        let linear = if scenario.training.precision == Precision::Fp8 { 0.5 } else { 1.0 };
+        let (qk, v) = m.head_dims();
+        let core = (m.n_heads * (qk + v)) as f64 * scenario.training.seq_len as f64 / 2.0;
+        let ffn = |dense: bool| match (&m.moe, dense) {
+            (Some(moe), false) => m.moe_ffn_params(moe, moe.n_activated_experts) as f64,
+            _ => m.dense_ffn_params() as f64,
+        };
+        let layer = |dense: bool| linear * (m.attention_params() as f64 + ffn(dense)) + core;
+        let n = m.n_layers as f64;
+        let dense = m.moe.map_or(m.n_layers, |moe| moe.n_dense_layers.min(m.n_layers)) as f64;
+        let head = (m.hidden * m.vocab_size) as f64;
+        let projection = linear * (2 * m.hidden * m.hidden) as f64;
+        LayerWeights {
+            layer: (layer(true) * dense + layer(false) * (n - dense)) / n,
+            mtp: layer(false) + head + projection,
+            head,
+        }
+    }
+
+    /// Seconds of forward and backward beside each other, from the times of any placement.
+    pub fn by_times(times: &StepTimes) -> Self {
+        let seconds = |wanted: &[LayerKind]| {
+            let layers = times.stages.iter().flat_map(|s| &s.overlapped);
+            let own: Vec<f64> = layers
+                .filter(|l| wanted.contains(&l.kind))
+                .map(|l| {
+                    [l.forward, l.backward, l.weight].iter().map(|p| p.attention_s + p.mlp_s).sum()
+                })
+                .collect();
+            own.iter().sum::<f64>() / (own.len() as f64).max(1.0)
+        };
+        LayerWeights {
+            layer: seconds(&[LayerKind::Dense, LayerKind::Moe]),
+            mtp: seconds(&[LayerKind::Mtp]),
+            head: seconds(&[LayerKind::Head]),
+        }
+    }
+}
+
+/// Transformer layers of every stage: as the scenario says, else one after the other to the stage whose rank, then
+/// which itself, has the least work; every stage but the last gets at least one.
+fn stage_layers(scenario: &Scenario, w: LayerWeights) -> Result<Vec<u64>, SimError> {
+    let n = stages(scenario);
+    let total = scenario.model.n_layers;
+    if let Some(given) = &scenario.stage_layers {
+        if given.len() != n || given.iter().sum::<u64>() != total {
+            return Err(SimError::Layout(format!(
+                "stage_layers has {} entries with {} layers, expected {n} entries with {total} layers",
+                given.len(),
+                given.iter().sum::<u64>()
+            )));
+        }
+        return Ok(given.clone());
+    }
+    let ranks = scenario.parallel.pp as usize;
+    let partner = |stage: usize| -> Vec<usize> {
+        match scenario.schedule.shape() {
+            Shape::Line => vec![stage],
+            Shape::Loop => (0..n).filter(|s| s % ranks == stage % ranks).collect(),
+            Shape::V | Shape::TwoWay if stage == n - 1 - stage => vec![stage],
+            Shape::V | Shape::TwoWay => vec![stage, n - 1 - stage],
+        }
+    };
+    let mut layers = vec![1u64; n];
+    let mut work = vec![w.layer; n];
+    work[n - 1] += w.head + w.mtp * scenario.model.n_mtp_layers as f64;
+    let mut rank_work: Vec<f64> =
+        (0..n).map(|s| partner(s).iter().map(|&q| work[q]).sum()).collect();
+    for _ in 0..total - n as u64 {
+        let key = |s: &usize| (rank_work[*s], work[*s], *s);
+        let order = |a: &usize, b: &usize| key(a).partial_cmp(&key(b)).expect("work is finite");
+        let best = (0..n).min_by(order).expect("at least one stage");
+        layers[best] += 1;
+        work[best] += w.layer;
+        for q in partner(best) {
+            rank_work[q] += w.layer;
+        }
+    }
+    Ok(layers)
+}
+
+/// Places the scenario's layers on its stages, balanced by `weights`. `scenario` must have passed [`check`].
+pub fn place(scenario: &Scenario, weights: LayerWeights) -> Result<Placement, SimError> {
+    let m = &scenario.model;
+    let layers = stage_layers(scenario, weights)?;
+    let mut next = 0u64;
+    let mut stages = Vec::with_capacity(layers.len());
+    for count in layers {
+        let kind = |i: u64| if m.is_moe_layer(i) { LayerKind::Moe } else { LayerKind::Dense };
+        stages.push(
+            (next..next + count)
+                .map(|index| PlacedLayer { kind: kind(index), index })
+                .collect::<Vec<_>>(),
+        );
+        next += count;
+    }
+    stages[0].insert(0, PlacedLayer { kind: LayerKind::Embedding, index: 0 });
+    let last = stages.last_mut().expect("at least one stage");
+    last.extend(
+        (0..m.n_mtp_layers).map(|i| PlacedLayer { kind: LayerKind::Mtp, index: m.n_layers + i }),
+    );
+    last.push(PlacedLayer { kind: LayerKind::Head, index: 0 });
+    Ok(Placement { stages, ranks: scenario.parallel.pp as usize })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// MTP and head together weigh 3.3 layers.
+    const WEIGHTS: LayerWeights = LayerWeights { layer: 1.0, mtp: 2.2, head: 1.1 };
+
+    fn v3() -> Scenario {
+        Scenario::preset("deepseek-v3-h800-2048", &[]).unwrap()
+    }
+
+    fn counts(placement: &Placement) -> Vec<usize> {
+        let layer = |l: &&PlacedLayer| matches!(l.kind, LayerKind::Dense | LayerKind::Moe);
+        placement.stages.iter().map(|s| s.iter().filter(layer).count()).collect()
+    }
+
+    #[test]
+    fn v3_pairs_the_heavy_last_stage_with_a_light_first_rank() {
+        let s = v3();
+        check(&s).unwrap();
+        let placement = place(&s, WEIGHTS).unwrap();
+        let n = counts(&placement);
+        assert_eq!(n.iter().sum::<usize>(), 61);
+        // Its rank holds 5 other layers, all other ranks 8.
+        for r in 1..8 {
+            assert_eq!(n[r] + n[15 - r], 8, "{n:?}");
+        }
+        assert_eq!(n[0] + n[15], 5, "{n:?}");
+        assert_eq!(placement.stages[0][0].kind, LayerKind::Embedding);
+        assert_eq!(placement.stages[0][1].kind, LayerKind::Dense);
+        let last: Vec<LayerKind> =
+            placement.stages[15].iter().rev().take(2).map(|l| l.kind).collect();
+        assert_eq!(last, [LayerKind::Head, LayerKind::Mtp]);
+    }
+
+    #[test]
+    fn layers_of_a_stage_can_be_given() {
+        let mut s = v3();
+        s.stage_layers = Some([vec![4; 15], vec![1]].concat());
+        assert_eq!(counts(&place(&s, WEIGHTS).unwrap()), [vec![4; 15], vec![1]].concat());
+        s.stage_layers = Some(vec![4; 16]);
+        assert!(
+            place(&s, WEIGHTS)
+                .unwrap_err()
+                .to_string()
+                .contains("64 layers, expected 16 entries with 61")
+        );
+    }
+
+    #[test]
+    fn illegal_layouts_are_refused_with_the_reason() {
+        type Change = fn(&mut Scenario);
+        let cases: [(Change, &str); 11] = [
+            (|s| s.parallel.dp = 64, "= 1024 ranks, the cluster has 2048 GPUs"),
+            (|s| s.parallel.ep = 48, "ep 48 does not divide the 256 routed experts"),
+            (|s| s.parallel.ep = 256, "ep 256 does not divide the 128 ranks"),
+            (|s| (s.parallel.tp, s.parallel.dp) = (16, 8), "wider than the 8 GPUs of a node"),
+            (|s| s.parallel.zero = 2, "use zero 1"),
+            (|s| s.parallel.zero = 4, "no ZeRO stage"),
+            (|s| s.training.global_batch = 15000, "does not divide the global batch"),
+            (|s| s.comm_sms = 132, "leaves none of the 132 SMs"),
+            (
+                |s| (s.parallel.pp, s.parallel.dp, s.parallel.ep) = (64, 32, 32),
+                "64 stages for 61 layers",
+            ),
+            (|s| s.parallel.pp = 0, "pp is 0"),
+            (|s| s.training.seq_len = 0, "training.seq_len is 0"),
+        ];
+        for (change, reason) in cases {
+            let mut s = v3();
+            change(&mut s);
+            let e = check(&s).unwrap_err().to_string();
+            assert!(e.contains(reason), "expected '{reason}', found '{e}'");
+        }
+    }
+
+    #[test]
+    fn a_batch_too_small_for_dualpipe_is_refused() {
+        let mut s = v3();
+        s.training.global_batch = 3072;
+        assert!(schedule(&s).unwrap_err().to_string().contains("at least 2P = 32"));
+    }
 }

@@ -21,7 +21,7 @@ pub struct PhaseTimes {
 }
 
 /// What a [`LayerTimes`] stands for; only a label, the engine treats all alike.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LayerKind {
     /// Token embedding.

@@ -7,5 +7,8 @@
 pub mod elementary;
 pub mod formats;
 pub mod gemm;
+pub mod isa;
 pub mod mma;
+pub mod philox;
 pub mod quant;
+pub mod reduce;

@@ -3,7 +3,7 @@
 //!
 //! Mirrored by `gpu/kernels/common/elementary.cuh`: a change here is a change there.
 
-use super::CANONICAL_NAN;
+use crate::formats::F32_NAN;
 
 /// ln 2 to 16 bits, so that its products with integers below 256 are exact; and the rest of it.
 const LN2_HIGH: f32 = f32::from_bits(0x3F31_7200);
@@ -59,7 +59,7 @@ fn log_parts(x: f32) -> (f32, f32, f32) {
 fn specials(x: f32, y: f32) -> f32 {
     let y = if x == f32::INFINITY { x } else { y };
     let y = if x == 0.0 { f32::NEG_INFINITY } else { y };
-    if x >= 0.0 { y } else { CANONICAL_NAN }
+    if x >= 0.0 { y } else { F32_NAN }
 }
 
 /// log2(x) = e + (high + low) log2(e).

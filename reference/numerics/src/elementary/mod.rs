@@ -4,7 +4,7 @@
 //! Every function is a fixed sequence of IEEE-754 binary32 add, multiply, divide, square root and
 //! fused multiply-add, each rounded to nearest even, and of integer operations; nothing is
 //! approximate, nothing is flushed to zero. `gpu/kernels/common/elementary.cuh` takes the same steps
-//! line by line, so host and device agree to the bit. A NaN result is always [`CANONICAL_NAN`].
+//! line by line, so host and device agree to the bit. A NaN result is always [`F32_NAN`].
 //! Steps, coefficients and measured errors: `docs/elementary.md`.
 //!
 //! Each function comes as a scalar (`exp(x)`) and as a slice kernel (`exp_slice(&mut xs)`). The
@@ -19,20 +19,19 @@
 //! ```
 
 mod exponential;
-mod isa;
 mod logarithm;
 mod root;
 mod trigonometric;
 
-pub use isa::Isa;
+use crate::isa;
+pub use crate::isa::Isa;
 
-/// The one NaN that every function returns: 0x7FFFFFFF, the hardware's canonical f32 NaN.
-pub const CANONICAL_NAN: f32 = f32::from_bits(0x7FFF_FFFF);
+use crate::formats::F32_NAN;
 
 /// Canonical NaN where `is_nan`, else `y`.
 #[inline(always)]
 fn nan_if(is_nan: bool, y: f32) -> f32 {
-    if is_nan { CANONICAL_NAN } else { y }
+    if is_nan { F32_NAN } else { y }
 }
 
 /// Declares scalar and slice forms of one-argument functions, and the table [`Function`].

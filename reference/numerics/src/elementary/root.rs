@@ -2,7 +2,7 @@
 //!
 //! Mirrored by `gpu/kernels/common/elementary.cuh`: a change here is a change there.
 
-use super::CANONICAL_NAN;
+use crate::formats::F32_NAN;
 
 /// 1 / sqrt(x).
 #[inline(always)]
@@ -19,5 +19,5 @@ pub(super) fn rsqrt(x: f32) -> f32 {
     let y = if small { y * f32::from_bits(0x4B80_0000) } else { y };
     let y = if x == f32::INFINITY { 0.0 } else { y };
     let y = if x == 0.0 { 1.0 / x } else { y };
-    if x >= 0.0 { y } else { CANONICAL_NAN }
+    if x >= 0.0 { y } else { F32_NAN }
 }

@@ -2,7 +2,8 @@
 //! a verdict is closer to the bound than f64 can tell.
 
 use astro_float_num::{BigFloat, Consts, RoundingMode};
-use fathom_numerics::elementary::{CANONICAL_NAN, Function};
+use fathom_numerics::elementary::{Function, Isa};
+use fathom_numerics::formats::F32_NAN;
 
 /// Verdicts this close to the bound, in ulp, are taken again in high precision. The f64 functions err
 /// by less than 2^-50 of the result, which is below 2^-25 ulp of f32.
@@ -87,7 +88,7 @@ fn ulp_of(exact: f64) -> f64 {
 /// infinity where a NaN is not canonical, missing or unexpected, or a zero has the wrong sign.
 pub fn error_ulp(got: f32, exact: f64) -> f64 {
     if exact.is_nan() || got.is_nan() {
-        let right = exact.is_nan() && got.to_bits() == CANONICAL_NAN.to_bits();
+        let right = exact.is_nan() && got.to_bits() == F32_NAN.to_bits();
         return if right { 0.0 } else { f64::INFINITY };
     }
     if got.is_sign_negative() != exact.is_sign_negative() {
@@ -127,7 +128,7 @@ pub fn error_ulp_high_precision(f: Function, x: f32, got: f32) -> f64 {
 }
 
 /// Results at `inputs` (bits of f32), with the widest instructions of this machine.
-pub fn sweep(f: Function, isa: fathom_numerics::elementary::Isa, inputs: &[u32]) -> Worst {
+pub fn sweep(f: Function, isa: Isa, inputs: &[u32]) -> Worst {
     let mut ys: Vec<f32> = inputs.iter().map(|&bits| f32::from_bits(bits)).collect();
     f.apply(isa, &mut ys);
     let mut worst = Worst::NONE;

@@ -1,0 +1,165 @@
+//! How unevenly tokens fall on the ranks of an expert group: drawn from a distribution, or read from a routing trace.
+//!
+//! Every all-to-all waits for the busiest rank, so what a layer sees is the largest load of the group, relative to the
+//! mean. One number a layer and micro-batch goes to the event engine ([`crate::times::StepTimes::expert_load`]).
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::SimError;
+use crate::parallel::Placement;
+use crate::times::LayerKind;
+
+/// Load of experts. Balanced by default.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExpertLoad {
+    /// Standard deviation of a rank's tokens relative to the mean, independent by rank, layer and micro-batch.
+    pub deviation: f64,
+    /// Seed of the draws.
+    pub seed: u64,
+    /// A routing trace instead of draws: JSON Lines `{"layer": 3, "micro_batch": 0, "tokens": [a count an expert]}`.
+    /// Layers and micro-batches that it lacks take the next smaller ones that it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
+}
+
+impl Default for ExpertLoad {
+    fn default() -> Self {
+        ExpertLoad { deviation: 0.0, seed: 1, trace: None }
+    }
+}
+
+/// One line of a routing trace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoutingRecord {
+    /// Transformer layer, from 0.
+    pub layer: u64,
+    /// Micro-batch, from 0.
+    pub micro_batch: u64,
+    /// Tokens of every routed expert.
+    pub tokens: Vec<u64>,
+}
+
+/// Reads a routing trace.
+pub fn read_trace(path: &Path) -> Result<Vec<RoutingRecord>, SimError> {
+    let text = std::fs::read_to_string(path).map_err(|e| SimError::io(path, e))?;
+    parse_trace(&path.display().to_string(), &text)
+}
+
+/// Parses a routing trace; `file` names it in errors.
+pub fn parse_trace(file: &str, text: &str) -> Result<Vec<RoutingRecord>, SimError> {
+    let mut records = Vec::new();
+    for (number, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+        let record: RoutingRecord = serde_json::from_str(line).map_err(|e| {
+            SimError::input(
+                file,
+                format!("line {}: expected {{layer, micro_batch, tokens}}: {e}", number + 1),
+            )
+        })?;
+        if record.tokens.is_empty() || record.tokens.iter().all(|&t| t == 0) {
+            return Err(SimError::input(file, format!("line {}: no tokens", number + 1)));
+        }
+        records.push(record);
+    }
+    if records.is_empty() {
+        return Err(SimError::input(file, "no records"));
+    }
+    Ok(records)
+}
+
+/// Busiest rank over mean for experts laid out in order on `ep` ranks.
+pub fn busiest_rank(tokens: &[u64], ep: usize) -> f64 {
+    let per_rank = tokens.len().div_ceil(ep.max(1)).max(1);
+    let sums = tokens.chunks(per_rank).map(|c| c.iter().sum::<u64>());
+    let total: u64 = tokens.iter().sum();
+    sums.max().unwrap_or(0) as f64 * ep.max(1) as f64 / total.max(1) as f64
+}
+
+/// Loads by `[layer of all stages' lists][micro-batch]`; empty where balanced. Layers without experts have load 1.
+pub fn table(
+    load: &ExpertLoad,
+    records: &[RoutingRecord],
+    placement: &Placement,
+    ep: usize,
+    micro_batches: usize,
+) -> Vec<Vec<f32>> {
+    if records.is_empty() && (load.deviation == 0.0 || ep < 2) {
+        return Vec::new();
+    }
+    let of = |kind: LayerKind, layer: u64, mb: usize| -> f32 {
+        if !matches!(kind, LayerKind::Moe | LayerKind::Mtp) {
+            return 1.0;
+        }
+        match nearest_record(records, layer, mb as u64) {
+            Some(record) => busiest_rank(&record.tokens, ep) as f32,
+            None => drawn(load, ep, layer, mb as u64) as f32,
+        }
+    };
+    let layers = placement.stages.iter().flatten();
+    layers.map(|l| (0..micro_batches).map(|mb| of(l.kind, l.index, mb)).collect()).collect()
+}
+
+fn nearest_record(records: &[RoutingRecord], layer: u64, mb: u64) -> Option<&RoutingRecord> {
+    let below = |r: &&RoutingRecord| r.layer <= layer && r.micro_batch <= mb;
+    records.iter().filter(below).max_by_key(|r| (r.layer, r.micro_batch)).or(records.first())
+}
+
+/// The largest of `ep` draws from a normal distribution around 1, at least 1.
+fn drawn(load: &ExpertLoad, ep: usize, layer: u64, mb: u64) -> f64 {
+    let largest = (0..ep as u64)
+        .map(|rank| normal(load.seed, [layer, mb, rank]))
+        .fold(f64::NEG_INFINITY, f64::max);
+    (1.0 + load.deviation * largest).max(1.0)
+}
+
+/// A standard normal number that depends on seed and counter only (Box and Muller 1958).
+fn normal(seed: u64, counter: [u64; 3]) -> f64 {
+    let mut state = seed;
+    for c in counter {
+        state = mix(state ^ mix(c.wrapping_add(0x9e37_79b9_7f4a_7c15)));
+    }
+    let unit = |x: u64| ((x >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+    let (u, v) = (unit(mix(state ^ 1)), unit(mix(state ^ 2)));
+    (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+}
+
+/// The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
+pub(crate) fn mix(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_busiest_rank_is_counted_over_its_experts() {
+        assert_eq!(busiest_rank(&[1, 1, 1, 1], 2), 1.0);
+        assert_eq!(busiest_rank(&[3, 1, 0, 0], 2), 2.0);
+        assert_eq!(busiest_rank(&[6, 2, 1, 3], 4), 2.0);
+    }
+
+    #[test]
+    fn draws_are_normal() {
+        let n = 20_000;
+        let draws: Vec<f64> = (0..n).map(|i| normal(7, [i, 0, 0])).collect();
+        let mean = draws.iter().sum::<f64>() / n as f64;
+        let variance = draws.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / n as f64;
+        // Four standard errors of 20,000 draws.
+        assert!(mean.abs() < 0.028 && (variance - 1.0).abs() < 0.04, "{mean} {variance}");
+    }
+
+    #[test]
+    fn a_bad_trace_names_its_line() {
+        let text = "{\"layer\":0,\"micro_batch\":0,\"tokens\":[1]}\n{\"layer\":0}\n";
+        let e = parse_trace("t.jsonl", text).unwrap_err().to_string();
+        assert!(e.starts_with("t.jsonl: line 2:") && e.contains("micro_batch"), "{e}");
+        assert!(parse_trace("t.jsonl", "").is_err());
+    }
+}
