@@ -1,7 +1,7 @@
 //! The tensor-core model against exact arithmetic written a second time: rationals of a fixed
 //! denominator in big integers, rustc_apfloat for the last rounding; and small cases worked by hand.
 
-use fathom_numerics::formats::{Class, Format, Layout, Rounding};
+use fathom_numerics::formats::{Class, Format, Layout, Overflow, Rounding, f16};
 use fathom_numerics::mma::{
     Accumulator, Arch, BlockScale, Fraction, Instr, Mma, Operand, Output, TABLE, Terms,
 };
@@ -222,6 +222,8 @@ const QUALIFIERS: &[(Instr, &str)] = &[
     (Instr::MmaSync, "m16n8k16.f32.e4m3.e4m3.f32"),
     (Instr::MmaSync, "m16n8k32.f32.e4m3.e5m2.f32"),
     (Instr::MmaSync, "m16n8k32.f16.e5m2.e5m2.f16"),
+    (Instr::MmaSync, "m16n8k32.f32.e5m2.e4m3.f32"),
+    (Instr::MmaSync, "m16n8k16.f16.e4m3.e5m2.f16"),
     (Instr::Wgmma, "m64n8k32.f32.e4m3.e4m3"),
     (Instr::Wgmma, "m64n8k32.f32.e5m2.e4m3"),
     (Instr::Wgmma, "m64n8k32.f16.e5m2.e5m2"),
@@ -248,11 +250,17 @@ proptest! {
             && mma.row.instr == Instr::MmaSync
             && matches!(mma.types.a, Format::E4M3 | Format::E5M2);
         let want = if fp8_on_sm90 {
-            let half = |x: &[u32], odd: bool| -> Vec<u32> {
-                x.chunks(4).flat_map(|four| if odd { [four[2], four[3]] } else { [four[0], four[1]] }).collect()
+            // ptxas converts both operands to F16, then issues F16 HMMAs.
+            let half = |format: Format, x: &[u32], odd: usize| -> Vec<u32> {
+                let quads = x.chunks(4).flat_map(|four| [four[2 * odd], four[2 * odd + 1]]);
+                let value = |code| format.layout().to_f32(code);
+                quads.map(|code| f16::from_f32(value(code)).to_bits().into()).collect()
             };
-            let low = chain(accumulator, formats, &half(&a, false), &half(&b, false), 0);
-            let sum = chain(accumulator, formats, &half(&a, true), &half(&b, true), low);
+            let hmma = |odd: usize, c: u32| {
+                let (a, b) = (half(formats.0, &a, odd), half(formats.1, &b, odd));
+                chain(accumulator, (Format::F16, Format::F16), &a, &b, c)
+            };
+            let sum = hmma(1, hmma(0, 0));
             let added = |format: Format| {
                 let value = |x| Double::from_bits(u128::from(format.layout().to_f64(x).to_bits()));
                 (value(sum) + value(c)).value
@@ -288,7 +296,7 @@ proptest! {
             Accumulator { group, fraction, align: roundings[align], output, round: roundings[round] };
         // E8M13's C is an FP32 of 13 fraction bits; FP16's a code of its own.
         let c = match output {
-            Output::F16 => Layout::F16.from_f32(f32::from_bits(c) / 65536.0, Rounding::TowardZero, fathom_numerics::formats::Overflow::Saturate),
+            Output::F16 => Layout::F16.from_f32(f32::from_bits(c) / 65536.0, Rounding::TowardZero, Overflow::Saturate),
             _ => c,
         };
         let formats = (Format::E5M2, Format::E4M3);

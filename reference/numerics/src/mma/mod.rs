@@ -22,7 +22,7 @@ pub mod fused;
 pub mod table;
 mod wide;
 
-use crate::formats::{Class, Format, canonical_f32};
+use crate::formats::{Class, Format, Overflow, Rounding, canonical_f32};
 pub use fused::{Accumulator, Fraction, Operand, Output, Terms};
 use ndarray::{Array2, ArrayView2};
 pub use table::{Arch, Instr, Order, Row, TABLE};
@@ -168,8 +168,8 @@ impl Mma {
         let blocks = self.scale.map_or(0, |s| self.shape.k / s.block);
         assert_eq!((a.len(), b.len()), (self.shape.k, self.shape.k), "a and b are k long");
         assert_eq!((scale_a.len(), scale_b.len()), (blocks, blocks), "a scale for each block");
-        let a: Vec<Operand> = a.iter().map(|&x| Operand::decode(self.types.a, x)).collect();
-        let b: Vec<Operand> = b.iter().map(|&x| Operand::decode(self.types.b, x)).collect();
+        let a: Vec<Operand> = a.iter().map(|&x| self.operand(self.types.a, x)).collect();
+        let b: Vec<Operand> = b.iter().map(|&x| self.operand(self.types.b, x)).collect();
         let scale = |codes: &[u32]| -> Vec<Operand> {
             let format = self.scale.map_or(Format::UE8M0, |s| s.format);
             codes.iter().map(|&x| Operand::decode(format, x)).collect()
@@ -214,14 +214,13 @@ impl Mma {
         assert_eq!(scale_a.dim(), (m, blocks), "scale_a is [m, k/block]");
         assert_eq!(scale_b.dim(), (blocks, n), "scale_b is [k/block, n]");
         // Each operand is decoded once, rows of A and columns of B contiguous.
-        let decode = |format: Format, view: ArrayView2<'_, u32>| -> Vec<Operand> {
-            view.iter().map(|&x| Operand::decode(format, x)).collect()
-        };
         let scale_format = self.scale.map_or(Format::UE8M0, |s| s.format);
-        let a = decode(self.types.a, a);
-        let b = decode(self.types.b, b.t());
-        let scale_a = decode(scale_format, scale_a);
-        let scale_b = decode(scale_format, scale_b.t());
+        let decode = |view: ArrayView2<'_, u32>| -> Vec<Operand> {
+            view.iter().map(|&x| Operand::decode(scale_format, x)).collect()
+        };
+        let a: Vec<Operand> = a.iter().map(|&x| self.operand(self.types.a, x)).collect();
+        let b: Vec<Operand> = b.t().iter().map(|&x| self.operand(self.types.b, x)).collect();
+        let (scale_a, scale_b) = (decode(scale_a), decode(scale_b.t()));
         Array2::from_shape_fn((m, n), |(i, j)| {
             self.dot_decoded(
                 &a[i * k..][..k],
@@ -231,6 +230,27 @@ impl Mma {
                 c[[i, j]],
             )
         })
+    }
+
+    /// The format that elements of `format` enter the multipliers in.
+    fn multiplied_as(&self, format: Format) -> Format {
+        match self.row.order {
+            Order::Ascending => format,
+            Order::PairsThenAddC => Format::F16,
+        }
+    }
+
+    /// Decodes an element of A or B. Where FP8 is converted to F16 first, a subnormal E4M3 becomes a
+    /// normal F16, which changes its nominal exponent.
+    fn operand(&self, format: Format, code: u32) -> Operand {
+        let multiplied_as = self.multiplied_as(format);
+        if multiplied_as == format {
+            return Operand::decode(format, code);
+        }
+        let value = format.layout().to_f32(code);
+        let converted =
+            multiplied_as.layout().from_f32(value, Rounding::NearestEven, Overflow::Ieee);
+        Operand::decode(multiplied_as, converted)
     }
 
     /// One element of D from decoded operands, in the row's order of steps.
@@ -243,8 +263,8 @@ impl Mma {
         c: u32,
     ) -> u32 {
         let accumulator = &self.row.accumulator;
-        let (fraction_a, fraction_b) =
-            (self.types.a.layout().fraction_bits, self.types.b.layout().fraction_bits);
+        let fraction = |format| self.multiplied_as(format).layout().fraction_bits;
+        let (fraction_a, fraction_b) = (fraction(self.types.a), fraction(self.types.b));
         let terms = Terms { a, b, scale_a, scale_b, fraction_a, fraction_b };
         match (self.row.order, self.scale) {
             (Order::Ascending, None) => accumulator.chain(&terms, self.accumulator_code(c)),

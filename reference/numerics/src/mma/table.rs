@@ -120,8 +120,9 @@ pub enum Order {
     /// In steps of the accumulator's group, k ascending, starting from C.
     Ascending,
     /// Products with k = 0, 1 mod 4 from zero, then those with k = 2, 3 mod 4 on top, each in steps of
-    /// the group; then C is added with one rounding to nearest. FP8 `mma.sync` on sm_90, which
-    /// has no such instruction: ptxas converts to F16 and issues F16 HMMAs.
+    /// the group, all elements converted to F16; then C is added with one rounding to nearest. FP8
+    /// `mma.sync` on sm_90, which has no such instruction: ptxas (12.9) emits F2FP conversions, two
+    /// HMMAs of half the depth and an FADD or HADD2.
     PairsThenAddC,
 }
 
