@@ -237,6 +237,9 @@ fn fast_saturating_casts_are_the_exact_ones() {
     for x in f32_probes(Layout::E5M6) {
         assert_eq!(u32::from(E5M6::saturating(x).0), cast(Layout::E5M6, x), "{x:e}");
     }
+    for x in f32_probes(Layout::E2M1) {
+        assert_eq!(u32::from(E2M1::saturating(x).0), cast(Layout::E2M1, x), "{x:e}");
+    }
     for x in f32_probes(Layout::BF16) {
         let want = Layout::BF16.from_f32(x, Rounding::NearestEven, Overflow::Ieee);
         assert_eq!(u32::from(to_bf16(x).to_bits()), want, "{x:e}");

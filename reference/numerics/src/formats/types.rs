@@ -153,6 +153,23 @@ impl E5M6 {
     }
 }
 
+impl E2M1 {
+    /// Saturating round-to-nearest-even; NaN gives +6, as E2M1 has none. See [`E4M3::saturating`].
+    #[inline(always)]
+    pub fn saturating(x: f32) -> E2M1 {
+        let magnitude = x.to_bits() & 0x7FFF_FFFF;
+        let sign = (x.to_bits() >> 28) & 0x8;
+        let normal = (magnitude + 0x1F_FFFF + ((magnitude >> 22) & 1)) >> 22;
+        let normal = normal.wrapping_sub(126 << 1);
+        // 2^22 has an ulp of 2^-1, E2M1's quantum.
+        let subnormal =
+            (f32::from_bits(magnitude) + 4_194_304.0).to_bits().wrapping_sub(0x4A80_0000);
+        let code = if magnitude < 0x3F80_0000 { subnormal } else { normal };
+        let code = if magnitude > 0x40C0_0000 { 7 } else { code };
+        E2M1(if magnitude > 0x7F80_0000 { 7 } else { (sign | code) as u8 })
+    }
+}
+
 /// TF32 in its 32-bit container: an FP32 whose low 13 bits are zero.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Pod, Zeroable)]
 #[repr(transparent)]

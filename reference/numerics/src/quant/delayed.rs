@@ -6,6 +6,7 @@
 use super::{QuantError, Quantized, Source, rows};
 use crate::formats::{E4M3, E5M2, Format};
 use crate::gemm::ScaleBlock;
+use crate::isa::Isa;
 use ndarray::{Array2, ArrayView2};
 use std::collections::VecDeque;
 
@@ -56,15 +57,24 @@ impl DelayedScaling {
     /// enters the history and the scale for the next step follows: `max_of_format / amax / 2^margin`,
     /// or unchanged where amax is zero or not finite.
     pub fn quantize<T: Source>(&mut self, x: ArrayView2<'_, T>) -> Quantized {
-        let scale = self.scale;
-        let codes: Array2<u8> = match self.format {
-            Format::E5M2 => x.map(|x| E5M2::saturating(x.to_f32() * scale).0),
-            _ => x.map(|x| E4M3::saturating(x.to_f32() * scale).0),
-        };
         let x = x.as_standard_layout();
-        self.update(rows::amax_of(x.as_slice().expect("standard layout")));
+        let x_slice = x.as_slice().expect("standard layout");
+        let (isa, scale) = (Isa::best(), self.scale);
+        let codes: Vec<u8> = match self.format {
+            Format::E5M2 => {
+                let mut codes = vec![E5M2(0); x.len()];
+                rows::cast_times(isa, x_slice, scale, &mut codes);
+                bytemuck::cast_vec(codes)
+            }
+            _ => {
+                let mut codes = vec![E4M3(0); x.len()];
+                rows::cast_times(isa, x_slice, scale, &mut codes);
+                bytemuck::cast_vec(codes)
+            }
+        };
+        self.update(rows::amax_of(isa, x_slice));
         Quantized {
-            codes,
+            codes: Array2::from_shape_vec(x.dim(), codes).expect("one code an element"),
             scales: Array2::from_elem((1, 1), 1.0 / scale),
             format: self.format,
             block: ScaleBlock::PER_TENSOR,

@@ -6,7 +6,7 @@
 //! zeros.
 
 use super::{QuantConfig, QuantError, Source, rows};
-use crate::formats::{E5M6, canonical_f32, packed};
+use crate::formats::{E5M6, packed};
 use crate::gemm::ScaleBlock;
 use ndarray::{Array2, ArrayView2};
 
@@ -32,9 +32,8 @@ pub fn quantize_tile_e5m6<T: Source>(
 ) -> Result<QuantizedE5M6, QuantError> {
     let block = ScaleBlock { rows: 1, k: tile };
     config.check_block(block)?;
-    let x = x.as_standard_layout();
-    let (codes, scales) = rows::quantize::<T, E5M6>(x.view(), block, config);
-    Ok(QuantizedE5M6 { words: pack(codes.view()), scales, k: codes.ncols(), tile })
+    let cast = rows::quantize::<T, E5M6>(x, block, config);
+    Ok(QuantizedE5M6 { words: pack(cast.codes.view()), scales: cast.scales, k: x.ncols(), tile })
 }
 
 /// Packs a matrix of codes, row by row.
@@ -65,9 +64,10 @@ impl QuantizedE5M6 {
 
     /// The values `q * scale` in FP32, NaN canonical.
     pub fn dequantize(&self) -> Array2<f32> {
-        let codes = self.codes();
-        Array2::from_shape_fn(codes.dim(), |(i, k)| {
-            canonical_f32(codes[[i, k]].to_f32() * self.scales[[i, k / self.tile]])
+        let values: Vec<f32> = (0..4096).map(|code| E5M6(code).to_f32()).collect();
+        let block = ScaleBlock { rows: 1, k: self.tile };
+        super::scaled(self.codes().view(), self.scales.view(), block, |code| {
+            values[usize::from(code.0 & 0xFFF)]
         })
     }
 }

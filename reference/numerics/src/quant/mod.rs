@@ -11,19 +11,21 @@
 //!   zero of their sign and the infinite ones NaN;
 //! - a value is `q * scale` ([`dequantize`]), one multiplication.
 //!
-//! Beside it: [`e5m6`] packs 12-bit codes, [`transpose`] holds the fused and re-tiling forms that the
-//! backward pass needs, [`mx`] and [`delayed`] are the baselines that the DeepSeek-V3 report
+//! Beside it: [`e5m6`] packs 12-bit codes, [`transpose`] re-tiles for wgrad, [`swiglu`] is fused with the
+//! activation, [`mx`] and [`delayed`] are the baselines that the DeepSeek-V3 report
 //! compares with. All results are independent of the number of threads.
 
 pub mod delayed;
 pub mod e5m6;
 pub mod mx;
 mod rows;
+pub mod swiglu;
 pub mod transpose;
 
 use crate::formats::{E4M3, E5M2, Format, canonical_f32};
 use crate::gemm::{Fp8Operand, ScaleBlock};
 use ndarray::{Array2, ArrayView2};
+use rayon::prelude::*;
 pub use rows::{Source, Target};
 
 /// Which numbers a scale may be.
@@ -153,6 +155,10 @@ pub struct Quantized {
 }
 
 impl Quantized {
+    fn new(codes: Array2<u8>, scales: Array2<f32>, format: Format, block: ScaleBlock) -> Quantized {
+        Quantized { codes, scales, format, block }
+    }
+
     /// The matrix as a GEMM operand: rows are M (or N), the second dimension is K.
     pub fn operand(&self) -> Fp8Operand<'_> {
         Fp8Operand {
@@ -181,18 +187,16 @@ pub fn quantize<T: Source>(
     config: &QuantConfig,
 ) -> Result<Quantized, QuantError> {
     config.check(block)?;
-    let x = x.as_standard_layout();
-    let (codes, scales) = match config.format {
+    Ok(match config.format {
         Format::E5M2 => {
-            let (codes, scales) = rows::quantize::<T, E5M2>(x.view(), block, config);
-            (codes.mapv(|c| c.0), scales)
+            let cast = rows::quantize::<T, E5M2>(x, block, config);
+            Quantized::new(cast.codes.mapv(E5M2::to_bits), cast.scales, config.format, block)
         }
         _ => {
-            let (codes, scales) = rows::quantize::<T, E4M3>(x.view(), block, config);
-            (codes.mapv(|c| c.0), scales)
+            let cast = rows::quantize::<T, E4M3>(x, block, config);
+            Quantized::new(cast.codes.mapv(E4M3::to_bits), cast.scales, config.format, block)
         }
-    };
-    Ok(Quantized { codes, scales, format: config.format, block })
+    })
 }
 
 /// Activations and gradients: a scale for every 1 x `tile` (the report: 128).
@@ -222,10 +226,25 @@ pub fn quantize_per_tensor<T: Source>(
 
 /// The values `q * scale` in FP32, NaN canonical.
 pub fn dequantize(q: &Quantized) -> Array2<f32> {
-    let operand = q.operand();
     let layout = q.format.layout();
     let values: Vec<f32> = (0..=255).map(|code| layout.to_f32(code)).collect();
-    Array2::from_shape_fn(q.codes.dim(), |(i, k)| {
-        canonical_f32(values[usize::from(q.codes[[i, k]])] * operand.scale(i, k))
-    })
+    scaled(q.codes.view(), q.scales.view(), q.block, |code| values[usize::from(code)])
+}
+
+/// `value(code) * scale` of every element, rows in parallel.
+fn scaled<Q: Copy + Sync>(
+    codes: ArrayView2<'_, Q>,
+    scales: ArrayView2<'_, f32>,
+    block: ScaleBlock,
+    value: impl Fn(Q) -> f32 + Sync,
+) -> Array2<f32> {
+    let mut x = Array2::zeros(codes.dim());
+    let rows: Vec<_> = x.outer_iter_mut().zip(codes.outer_iter()).enumerate().collect();
+    rows.into_par_iter().for_each(|(i, (mut x, codes))| {
+        let scales = scales.row(i / block.rows);
+        for (k, (x, &code)) in x.iter_mut().zip(codes).enumerate() {
+            *x = canonical_f32(value(code) * scales[k / block.k]);
+        }
+    });
+    x
 }

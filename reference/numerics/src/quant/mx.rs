@@ -5,8 +5,9 @@
 //! the parent module a NaN leaves amax alone and becomes NaN (E2M1, which has none: +6). An
 //! infinite amax gives the scale NaN, 0xFF.
 
-use super::{QuantError, Source, rows};
+use super::{QuantError, Source, Target, rows};
 use crate::formats::{E2M1, E4M3, E5M2, Format, Layout, Overflow, Rounding, UE8M0, canonical_f32};
+use crate::isa::Isa;
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
@@ -40,28 +41,48 @@ pub fn quantize_mx<T: Source>(
     format: Format,
     rule: MxRule,
 ) -> Result<MxQuantized, QuantError> {
-    let cast: fn(f32) -> u8 = match format {
-        Format::E4M3 => |x| E4M3::saturating(x).0,
-        Format::E5M2 => |x| E5M2::saturating(x).0,
-        Format::E2M1 => |x| E2M1::from_f32(x, Rounding::NearestEven, Overflow::Saturate).0,
+    let (codes, scales) = match format {
+        Format::E4M3 => {
+            let (codes, scales) = cast::<T, E4M3>(x, format, rule);
+            (bytemuck::cast_vec(codes), scales)
+        }
+        Format::E5M2 => {
+            let (codes, scales) = cast::<T, E5M2>(x, format, rule);
+            (bytemuck::cast_vec(codes), scales)
+        }
+        Format::E2M1 => {
+            let (codes, scales) = cast::<T, E2M1>(x, format, rule);
+            (bytemuck::cast_vec(codes), scales)
+        }
         found => return Err(QuantError::Format { found }),
     };
+    let codes = Array2::from_shape_vec(x.dim(), codes).expect("one code an element");
+    Ok(MxQuantized { codes, scales, format })
+}
+
+/// Codes, row-major, and scales.
+fn cast<T: Source, Q: Target>(
+    x: ArrayView2<'_, T>,
+    format: Format,
+    rule: MxRule,
+) -> (Vec<Q>, Array2<u8>) {
     let (m, k) = x.dim();
     let x = x.as_standard_layout();
-    let mut codes = Array2::zeros((m, k));
+    let mut codes = vec![Q::zeroed(); m * k];
     let mut scales = Array2::zeros((m, k.div_ceil(BLOCK)));
-    let rows: Vec<_> =
-        x.outer_iter().zip(codes.outer_iter_mut()).zip(scales.outer_iter_mut()).collect();
-    rows.into_par_iter().for_each(|((x, mut codes), mut scales)| {
-        let (x, codes) = (x.as_slice().expect("a row"), codes.as_slice_mut().expect("a row"));
-        let blocks = x.chunks(BLOCK).zip(codes.chunks_mut(BLOCK));
-        for ((x, codes), scale) in blocks.zip(scales.iter_mut()) {
-            *scale = block_scale(rows::amax_of(x), format, rule);
-            let divisor = UE8M0(*scale).to_f32();
-            codes.iter_mut().zip(x).for_each(|(code, x)| *code = cast(x.to_f32() / divisor));
-        }
-    });
-    Ok(MxQuantized { codes, scales, format })
+    if k > 0 {
+        let rows: Vec<_> =
+            x.outer_iter().zip(codes.chunks_mut(k)).zip(scales.outer_iter_mut()).collect();
+        rows.into_par_iter().for_each(|((x, codes), mut scales)| {
+            let isa = Isa::best();
+            let blocks = x.as_slice().expect("a row").chunks(BLOCK).zip(codes.chunks_mut(BLOCK));
+            for ((x, codes), scale) in blocks.zip(scales.iter_mut()) {
+                *scale = block_scale(rows::amax_of(isa, x), format, rule);
+                rows::cast_row(isa, x, BLOCK, &[UE8M0(*scale).to_f32()], codes);
+            }
+        });
+    }
+    (codes, scales)
 }
 
 /// The UE8M0 code of a block's scale; a block of zeros has the smallest, 2^-127.

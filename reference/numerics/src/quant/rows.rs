@@ -1,8 +1,9 @@
 //! The cast itself, over rows of any source and target: the loops that everything here shares.
 
 use super::QuantConfig;
-use crate::formats::{E4M3, E5M2, E5M6, bf16, f16};
+use crate::formats::{E2M1, E4M3, E5M2, E5M6, bf16, f16};
 use crate::gemm::ScaleBlock;
+use crate::isa::{Isa, multiversion};
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
@@ -34,7 +35,7 @@ impl Source for f16 {
     }
 }
 
-/// What a cast makes: E4M3, E5M2, E5M6.
+/// What a cast makes: E4M3, E5M2, E5M6, E2M1.
 pub trait Target: bytemuck::Pod + Sync + Send {
     /// The largest finite value, which the block's amax is scaled to.
     const MAX_VALUE: f32;
@@ -60,69 +61,132 @@ target!(E4M3, 448.0);
 target!(E5M2, 57344.0);
 target!(E5M6, 65024.0);
 
-/// Quantises a matrix in standard layout; rows of blocks in parallel.
+target!(E2M1, 6.0);
+
+/// Codes and scales of a whole matrix, row-major.
+pub(super) struct Cast<Q> {
+    pub(super) codes: Array2<Q>,
+    pub(super) scales: Array2<f32>,
+}
+
+/// Quantises a matrix.
 pub(super) fn quantize<T: Source, Q: Target>(
     x: ArrayView2<'_, T>,
     block: ScaleBlock,
     config: &QuantConfig,
-) -> (Array2<Q>, Array2<f32>) {
+) -> Cast<Q> {
+    let x = x.as_standard_layout();
     let (rows, k) = x.dim();
+    let x = x.as_slice().expect("standard layout");
+    in_tasks(rows, k, block, |task, codes, scales| {
+        let x = &x[task * k..][..codes.len()];
+        quantize_bands(x, codes, scales, k, block, config);
+    })
+}
+
+/// Quantises a matrix that is computed as it goes: `fill(row, values)` writes one row.
+pub(super) fn quantize_computed<Q: Target>(
+    (rows, k): (usize, usize),
+    block: ScaleBlock,
+    config: &QuantConfig,
+    fill: impl Fn(usize, &mut [f32]) + Sync,
+) -> Cast<Q> {
+    in_tasks(rows, k, block, |task, codes, scales| {
+        let mut x = vec![0.0f32; codes.len()];
+        x.chunks_mut(k).enumerate().for_each(|(i, values)| fill(task + i, values));
+        quantize_bands(&x, codes, scales, k, block, config);
+    })
+}
+
+/// Runs `task(first row, codes, scales)` over bands of whole blocks of rows, in parallel.
+fn in_tasks<Q: Target>(
+    rows: usize,
+    k: usize,
+    block: ScaleBlock,
+    task: impl Fn(usize, &mut [Q], &mut [f32]) + Sync,
+) -> Cast<Q> {
     let (scale_rows, scale_columns) = block.scales(rows, k);
     let mut codes = vec![Q::zeroed(); rows * k];
     let mut scales = vec![0.0f32; scale_rows * scale_columns];
-    let x = x.as_slice().expect("standard layout");
-    if !x.is_empty() {
+    if !codes.is_empty() {
         // Tiles of one row are small: several rows a task, so that a task is worth its dispatch.
-        let rows_per_task = if block.rows == 1 { 16 } else { block.rows.min(rows) };
-        let tasks = codes
-            .par_chunks_mut(rows_per_task * k)
-            .zip(scales.par_chunks_mut(rows_per_task.div_ceil(block.rows) * scale_columns))
-            .zip(x.par_chunks(rows_per_task * k));
-        tasks.for_each(|((codes, scales), x)| {
-            let band = block.rows.min(rows).saturating_mul(k);
-            let bands = codes.chunks_mut(band).zip(x.chunks(band));
-            for ((codes, x), scales) in bands.zip(scales.chunks_mut(scale_columns)) {
-                quantize_band(x, codes, scales, k, block.k.min(k), config);
-            }
-        });
+        let task_rows = if block.rows == 1 { 16 } else { block.rows.min(rows) };
+        let task_scales = task_rows.div_ceil(block.rows) * scale_columns;
+        let parts = codes.par_chunks_mut(task_rows * k).zip(scales.par_chunks_mut(task_scales));
+        parts.enumerate().for_each(|(i, (codes, scales))| task(i * task_rows, codes, scales));
     }
-    let codes = Array2::from_shape_vec((rows, k), codes).expect("one code an element");
-    let scales = Array2::from_shape_vec((scale_rows, scale_columns), scales).expect("as allocated");
-    (codes, scales)
+    Cast {
+        codes: Array2::from_shape_vec((rows, k), codes).expect("one code an element"),
+        scales: Array2::from_shape_vec((scale_rows, scale_columns), scales).expect("as allocated"),
+    }
 }
 
-/// One row of blocks: `x` is that many rows of `k`; a scale for every `width` columns.
-fn quantize_band<T: Source, Q: Target>(
+/// Several rows of blocks, one after the other.
+fn quantize_bands<T: Source, Q: Target>(
     x: &[T],
     codes: &mut [Q],
     scales: &mut [f32],
     k: usize,
-    width: usize,
+    block: ScaleBlock,
     config: &QuantConfig,
 ) {
-    scales.fill(0.0);
-    for row in x.chunks(k) {
-        for (amax, tile) in scales.iter_mut().zip(row.chunks(width)) {
-            *amax = amax.max(amax_of(tile));
+    let isa = Isa::best();
+    let width = block.k.min(k);
+    let scale_columns = k.div_ceil(width);
+    let band = block.rows.saturating_mul(k).min(x.len());
+    let bands = x.chunks(band).zip(codes.chunks_mut(band));
+    for ((x, codes), scales) in bands.zip(scales.chunks_mut(scale_columns)) {
+        scales.fill(0.0);
+        x.chunks(k).for_each(|row| raise_amax(isa, row, width, scales));
+        for scale in scales.iter_mut() {
+            *scale = config.scale_for(*scale, Q::MAX_VALUE);
+        }
+        for (row, codes) in x.chunks(k).zip(codes.chunks_mut(k)) {
+            cast_row(isa, row, width, scales, codes);
         }
     }
-    for scale in scales.iter_mut() {
-        *scale = config.scale_for(*scale, Q::MAX_VALUE);
+}
+
+multiversion! {
+    /// Raises each tile's amax by the magnitudes of a row, NaNs left out.
+    fn raise_amax(row: &[impl Source], width: usize, amax: &mut [f32]) {
+        for (amax, tile) in amax.iter_mut().zip(row.chunks(width)) {
+            *amax = amax.max(magnitude(tile));
+        }
     }
-    for (row, codes) in x.chunks(k).zip(codes.chunks_mut(k)) {
+}
+
+multiversion! {
+    /// `q = cast(x / scale)` of a row.
+    pub(super) fn cast_row(row: &[impl Source], width: usize, scales: &[f32], codes: &mut [impl Target]) {
         let tiles = row.chunks(width).zip(codes.chunks_mut(width));
-        for ((tile, codes), &scale) in tiles.zip(scales.iter()) {
+        for ((tile, codes), &scale) in tiles.zip(scales) {
             for (code, x) in codes.iter_mut().zip(tile) {
-                *code = Q::cast(x.to_f32() / scale);
+                *code = Target::cast(x.to_f32() / scale);
             }
         }
     }
 }
 
-/// The largest magnitude, NaNs left out; 0 where there is none.
-#[inline]
-pub(super) fn amax_of<T: Source>(x: &[T]) -> f32 {
-    // Magnitudes order as their bits do, and integer maxima vectorise in any order.
+multiversion! {
+    /// `q = cast(x * factor)` of a row.
+    pub(super) fn cast_times(row: &[impl Source], factor: f32, codes: &mut [impl Target]) {
+        for (code, x) in codes.iter_mut().zip(row) {
+            *code = Target::cast(x.to_f32() * factor);
+        }
+    }
+}
+
+multiversion! {
+    /// The largest magnitude, NaNs left out; 0 where there is none.
+    pub(super) fn amax_of(x: &[impl Source]) -> f32 {
+        magnitude(x)
+    }
+}
+
+/// Magnitudes order as their bits do, and integer maxima vectorise in any order.
+#[inline(always)]
+fn magnitude<T: Source>(x: &[T]) -> f32 {
     let bits = x.iter().fold(0u32, |amax, x| {
         let bits = x.to_f32().to_bits() & 0x7FFF_FFFF;
         amax.max(if bits > 0x7F80_0000 { 0 } else { bits })

@@ -1,0 +1,323 @@
+//! GEMMs against the tensor-core instructions of the table, one element at a time, and the identities
+//! between their forms.
+
+use fathom_numerics::formats::{Format, bf16, canonical_f32, f16};
+use fathom_numerics::gemm::grouped::{
+    gemm_fp8_grouped_contiguous, gemm_fp8_grouped_k, gemm_fp8_grouped_masked,
+};
+use fathom_numerics::gemm::{
+    Accumulate, Fp8Operand, GemmConfig, GemmError, Promote, ScaleBlock, cast_bf16, gemm_bf16,
+    gemm_bf16_into, gemm_f16, gemm_fp8, gemm_fp8_into, gemm_tf32,
+};
+use fathom_numerics::mma::{Accumulator, Arch, Instr, Mma};
+use fathom_numerics::quant::{QuantConfig, Quantized, quantize, quantize_block, quantize_tile};
+use ndarray::{Array2, Array3, ArrayView2, Axis, concatenate, s};
+use proptest::prelude::*;
+
+/// Pseudo-random values of a seed, with outliers.
+fn values(rows: usize, k: usize, seed: u64) -> Array2<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    Array2::from_shape_simple_fn((rows, k), || {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let unit = (state >> 40) as f32 / (1 << 24) as f32 - 0.5;
+        if state >> 33 & 31 == 0 { unit * 300.0 } else { unit }
+    })
+}
+
+fn tile(rows: usize, k: usize, seed: u64) -> Quantized {
+    quantize_tile(values(rows, k, seed).view(), 128, &QuantConfig::default()).unwrap()
+}
+
+fn weights(rows: usize, k: usize, seed: u64) -> Quantized {
+    quantize_block(values(rows, k, seed).view(), &QuantConfig::default()).unwrap()
+}
+
+fn bits(x: &Array2<f32>) -> Array2<u32> {
+    x.map(|x| x.to_bits())
+}
+
+/// One element by chained instructions: `k` elements from zero in groups of the instruction's k.
+fn chained(mma: &Mma, a: &[u32], b: &[u32], start: u32) -> u32 {
+    let depth = mma.shape.k;
+    let pad =
+        |x: &[u32]| -> Vec<u32> { (0..depth).map(|k| x.get(k).copied().unwrap_or(0)).collect() };
+    a.chunks(depth).zip(b.chunks(depth)).fold(start, |c, (a, b)| mma.dot(&pad(a), &pad(b), c))
+}
+
+fn fp8_by_instructions(a: &Quantized, b: &Quantized, interval: usize) -> Array2<f32> {
+    let qualifier = format!("m64n8k32.f32.{}.{}", a.format, b.format);
+    let wgmma = Mma::find(Arch::Sm90, Instr::Wgmma, &qualifier).unwrap();
+    let k = a.codes.ncols();
+    let (a, b) = (a.operand(), b.operand());
+    Array2::from_shape_fn((a.rows(), b.rows()), |(i, j)| {
+        let codes = |x: &Fp8Operand<'_>, row: usize, begin: usize| -> Vec<u32> {
+            let end = (begin + interval).min(k);
+            x.codes.slice(s![row, begin..end]).iter().map(|&c| u32::from(c)).collect()
+        };
+        let acc = (0..k).step_by(interval).fold(0f32, |acc, begin| {
+            let partial = chained(&wgmma, &codes(&a, i, begin), &codes(&b, j, begin), 0);
+            (a.scale(i, begin) * b.scale(j, begin)).mul_add(f32::from_bits(partial), acc)
+        });
+        canonical_f32(acc)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn fp8_is_promoted_wgmma(
+        m in 1usize..20, n in 1usize..20, k in 1usize..400, seed: u64,
+        interval in prop_oneof![Just(32usize), Just(64), Just(128)],
+        wgrad: bool, e5m2: bool,
+    ) {
+        let a = tile(m, k, seed);
+        let format = if e5m2 { Format::E5M2 } else { Format::E4M3 };
+        let block = if wgrad { ScaleBlock::TILE_1X128 } else { ScaleBlock::BLOCK_128X128 };
+        let b = quantize(values(n, k, seed ^ 5).view(), block, &QuantConfig { format, ..QuantConfig::default() }).unwrap();
+        let config = GemmConfig { promotion_interval: Some(interval), ..GemmConfig::default() };
+        let got = gemm_fp8(&a.operand(), &b.operand(), &config).unwrap();
+        prop_assert_eq!(bits(&got), bits(&fp8_by_instructions(&a, &b, interval)));
+    }
+
+    #[test]
+    fn fp8_of_any_codes(codes in proptest::collection::vec(any::<u8>(), 4 * 160), scale in any::<u32>()) {
+        // NaNs, both zeros, saturated codes, and scales that are infinite, negative or NaN.
+        let x = Array2::from_shape_vec((4, 160), codes).unwrap();
+        let scales = Array2::from_shape_fn((2, 2), |(i, j)| {
+            if (i, j) == (0, 1) { f32::from_bits(scale) } else { 0.5 }
+        });
+        let a = Quantized { codes: x.slice(s![..2, ..]).to_owned(), scales: scales.clone(), format: Format::E4M3, block: ScaleBlock::TILE_1X128 };
+        let b = Quantized { codes: x.slice(s![2.., ..]).to_owned(), scales, ..a.clone() };
+        let got = gemm_fp8(&a.operand(), &b.operand(), &GemmConfig::default()).unwrap();
+        prop_assert_eq!(bits(&got), bits(&fp8_by_instructions(&a, &b, 128)));
+    }
+
+    #[test]
+    fn bf16_f16_and_tf32_are_chained_instructions(m in 1usize..8, n in 1usize..8, k in 1usize..80, seed: u64) {
+        let (a, b) = (values(m, k, seed), values(n, k, seed ^ 9));
+        let by_instructions = |qualifier: &str, a: Array2<u32>, b: Array2<u32>| {
+            let mma = Mma::find(Arch::Sm90, Instr::Wgmma, qualifier).unwrap();
+            Array2::from_shape_fn((m, n), |(i, j)| chained(&mma, &a.row(i).to_vec(), &b.row(j).to_vec(), 0))
+        };
+        let (x, y) = (a.map(|x| bf16::from_f32(*x)), b.map(|x| bf16::from_f32(*x)));
+        let code = |x: &bf16| u32::from(x.to_bits());
+        prop_assert_eq!(bits(&gemm_bf16(x.view(), y.view()).unwrap()), by_instructions("m64n8k16.f32.bf16.bf16", x.map(code), y.map(code)));
+        let (x, y) = (a.map(|x| f16::from_f32(*x)), b.map(|x| f16::from_f32(*x)));
+        let code = |x: &f16| u32::from(x.to_bits());
+        prop_assert_eq!(bits(&gemm_f16(x.view(), y.view()).unwrap()), by_instructions("m64n8k16.f32.f16.f16", x.map(code), y.map(code)));
+        let code = |x: &f32| x.to_bits();
+        prop_assert_eq!(bits(&gemm_tf32(a.view(), b.view()).unwrap()), by_instructions("m64n8k8.f32.tf32.tf32", a.map(code), b.map(code)));
+    }
+}
+
+#[test]
+fn a_chained_gradient_does_not_see_the_cut() {
+    let (a, b) = (values(9, 512, 1), values(7, 512, 2));
+    let q = |x: ArrayView2<'_, f32>| quantize_tile(x, 128, &QuantConfig::default()).unwrap();
+    let config = GemmConfig::default();
+    let whole = gemm_fp8(&q(a.view()).operand(), &q(b.view()).operand(), &config).unwrap();
+    for form in [Accumulate::Chain, Accumulate::AddAtEnd] {
+        let mut grad = Array2::zeros((9, 7));
+        let mut parts = Vec::new();
+        for cut in [s![.., ..256], s![.., 256..]] {
+            let (a, b) = (q(a.slice(cut)), q(b.slice(cut)));
+            gemm_fp8_into(&a.operand(), &b.operand(), grad.view_mut(), form, &config).unwrap();
+            parts.push(gemm_fp8(&a.operand(), &b.operand(), &config).unwrap());
+        }
+        match form {
+            Accumulate::Chain => assert_eq!(bits(&grad), bits(&whole)),
+            _ => {
+                assert_eq!(bits(&grad), bits(&(&parts[0] + &parts[1])));
+                assert_ne!(bits(&grad), bits(&whole), "the two forms differ");
+            }
+        }
+    }
+    let (x, y) = (a.map(|x| bf16::from_f32(*x)), b.map(|x| bf16::from_f32(*x)));
+    let mut grad = Array2::zeros((9, 7));
+    for cut in [s![.., ..256], s![.., 256..]] {
+        let hopper = Accumulator::HOPPER_16BIT;
+        gemm_bf16_into(x.slice(cut), y.slice(cut), grad.view_mut(), Accumulate::Chain, &hopper)
+            .unwrap();
+    }
+    assert_eq!(bits(&grad), bits(&gemm_bf16(x.view(), y.view()).unwrap()));
+}
+
+#[test]
+fn intervals_above_a_block_need_equal_scales() {
+    let (a, b) = (tile(3, 384, 3), weights(5, 384, 4));
+    let config = |interval| GemmConfig { promotion_interval: interval, ..GemmConfig::default() };
+    let error = gemm_fp8(&a.operand(), &b.operand(), &config(None)).unwrap_err();
+    assert!(
+        matches!(error, GemmError::UnequalScales { interval: 384, operand: "a", row: 0, .. }),
+        "{error}"
+    );
+    let error = gemm_fp8(&a.operand(), &b.operand(), &config(Some(48))).unwrap_err();
+    assert!(
+        matches!(error, GemmError::Interval { interval: 48, operand: "a", block: 128 }),
+        "{error}"
+    );
+    assert_eq!(
+        gemm_fp8(&a.operand(), &b.operand(), &config(Some(0))).unwrap_err(),
+        GemmError::Zero("promotion_interval")
+    );
+    // The same scale in every block is as good as one scale.
+    let equal = |q: &Quantized, s: f32| Quantized { scales: q.scales.mapv(|_| s), ..q.clone() };
+    let (a, b) = (equal(&a, 0.25), equal(&b, 3.0));
+    let per_tensor = |q: &Quantized| Quantized {
+        scales: q.scales.slice(s![..1, ..1]).to_owned(),
+        block: ScaleBlock::PER_TENSOR,
+        ..q.clone()
+    };
+    for interval in [Some(256), None] {
+        let got = gemm_fp8(&a.operand(), &b.operand(), &config(interval)).unwrap();
+        assert_eq!(bits(&got), bits(&fp8_by_instructions(&a, &b, interval.unwrap_or(384))));
+        let one = gemm_fp8(&per_tensor(&a).operand(), &per_tensor(&b).operand(), &config(interval))
+            .unwrap();
+        assert_eq!(bits(&got), bits(&one));
+    }
+}
+
+#[test]
+fn every_knob_shows() {
+    let (a, b) = (tile(8, 512, 11), weights(8, 512, 12));
+    let run = |config: GemmConfig| bits(&gemm_fp8(&a.operand(), &b.operand(), &config).unwrap());
+    let base = GemmConfig::default();
+    let knobs = [
+        GemmConfig { promotion_interval: Some(64), ..base },
+        GemmConfig { promote: Promote::MulAdd, ..base },
+        GemmConfig { promote: Promote::ScalesInTurn, ..base },
+        GemmConfig { accumulator: Accumulator::BLACKWELL_FP8, ..base },
+        GemmConfig { accumulator: Accumulator::FP32_FMA, ..base },
+        GemmConfig { accumulator: Accumulator { group: 16, ..Accumulator::HOPPER_FP8 }, ..base },
+    ];
+    let outputs: Vec<_> = std::iter::once(base).chain(knobs).map(run).collect();
+    for i in 0..outputs.len() {
+        for j in 0..i {
+            assert_ne!(outputs[i], outputs[j], "knobs {j} and {i} give the same bits");
+        }
+    }
+}
+
+#[test]
+fn contiguous_groups() {
+    let a = tile(40, 256, 21);
+    let experts: Vec<Quantized> = (0..3).map(|g| weights(12, 256, 30 + g)).collect();
+    let operands: Vec<_> = experts.iter().map(Quantized::operand).collect();
+    let m_indices: Vec<i32> = (0..40).map(|i| [0, 0, 2, -1, 1][i / 8]).collect();
+    let config = GemmConfig::default();
+    let d = gemm_fp8_grouped_contiguous(&a.operand(), &operands, &m_indices, &config).unwrap();
+    for (i, &g) in m_indices.iter().enumerate() {
+        if g < 0 {
+            assert!(d.row(i).iter().all(|x| x.to_bits() == 0), "padding is +0");
+            continue;
+        }
+        let alone = gemm_fp8(&a.operand(), &operands[g as usize], &config).unwrap();
+        assert_eq!(d.row(i), alone.row(i));
+    }
+    let error =
+        gemm_fp8_grouped_contiguous(&a.operand(), &operands, &[3; 40], &config).unwrap_err();
+    assert_eq!(error, GemmError::Group { row: 0, group: 3, groups: 3 });
+}
+
+#[test]
+fn masked_groups() {
+    let activations: Vec<Quantized> = (0..2).map(|g| tile(10, 130, 40 + g)).collect();
+    let experts: Vec<Quantized> = (0..2).map(|g| weights(6, 130, 50 + g)).collect();
+    let a: Vec<_> = activations.iter().map(Quantized::operand).collect();
+    let b: Vec<_> = experts.iter().map(Quantized::operand).collect();
+    let config = GemmConfig::default();
+    let d = gemm_fp8_grouped_masked(&a, &b, &[4, 10], &config).unwrap();
+    for (g, valid) in [(0, 4), (1, 10)] {
+        let alone = gemm_fp8(&a[g], &b[g], &config).unwrap();
+        assert_eq!(d.slice(s![g, ..valid, ..]), alone.slice(s![..valid, ..]));
+        assert!(d.slice(s![g, valid.., ..]).iter().all(|x| x.to_bits() == 0));
+    }
+    assert!(matches!(
+        gemm_fp8_grouped_masked(&a, &b, &[4, 11], &config),
+        Err(GemmError::GroupSizes { .. })
+    ));
+}
+
+#[test]
+fn groups_along_k() {
+    let sizes = [128, 0, 200, 64];
+    let part = |rows, seed: u64| -> Vec<Quantized> {
+        sizes.iter().enumerate().map(|(g, &k)| tile(rows, k, seed + g as u64)).collect()
+    };
+    let (a_parts, b_parts) = (part(5, 60), part(6, 70));
+    let joined = |parts: &[Quantized]| {
+        let codes: Vec<_> = parts.iter().map(|q| q.codes.view()).collect();
+        let scales: Vec<_> = parts.iter().map(|q| q.scales.view()).collect();
+        Quantized {
+            codes: concatenate(Axis(1), &codes).unwrap(),
+            scales: concatenate(Axis(1), &scales).unwrap(),
+            ..parts[0].clone()
+        }
+    };
+    let (a, b) = (joined(&a_parts), joined(&b_parts));
+    let config = GemmConfig::default();
+    let old = Array3::from_shape_fn((4, 5, 6), |(g, i, j)| (g * 30 + i * 6 + j) as f32 / 7.0);
+    for form in [Accumulate::Overwrite, Accumulate::Chain, Accumulate::AddAtEnd] {
+        let mut d = old.clone();
+        gemm_fp8_grouped_k(&a.operand(), &b.operand(), &sizes, d.view_mut(), form, &config)
+            .unwrap();
+        for g in 0..4 {
+            let mut alone = old.index_axis(Axis(0), g).to_owned();
+            gemm_fp8_into(
+                &a_parts[g].operand(),
+                &b_parts[g].operand(),
+                alone.view_mut(),
+                form,
+                &config,
+            )
+            .unwrap();
+            assert_eq!(d.index_axis(Axis(0), g), alone, "group {g}, {form:?}");
+        }
+        if form != Accumulate::Overwrite {
+            assert_eq!(d.index_axis(Axis(0), 1), old.index_axis(Axis(0), 1), "an empty group");
+        }
+    }
+}
+
+#[test]
+fn shapes_that_disagree_are_named() {
+    let (a, b) = (tile(3, 256, 1), weights(5, 128, 2));
+    let message = |r: Result<Array2<f32>, GemmError>| r.unwrap_err().to_string();
+    let config = GemmConfig::default();
+    assert_eq!(
+        message(gemm_fp8(&a.operand(), &b.operand(), &config)),
+        "a is (3, 256) and b is (5, 128): expected the same K (second dimension) in both"
+    );
+    let cut = Quantized { scales: a.scales.slice(s![.., ..1]).to_owned(), ..a.clone() };
+    assert_eq!(
+        message(gemm_fp8(&cut.operand(), &a.operand(), &config)),
+        "a_scale is (3, 1): expected (3, 2), one scale for every 1 x 128 of a (3, 256)"
+    );
+    let mut d = Array2::zeros((2, 2));
+    let error = gemm_fp8_into(&a.operand(), &a.operand(), d.view_mut(), Accumulate::Chain, &config);
+    assert_eq!(error.unwrap_err().to_string(), "d is [2, 2]: expected [3, 3]");
+}
+
+#[test]
+fn empty_products_are_zero() {
+    let config = GemmConfig::default();
+    let d = gemm_fp8(&tile(3, 0, 1).operand(), &weights(4, 0, 2).operand(), &config).unwrap();
+    assert_eq!(bits(&d), Array2::<u32>::zeros((3, 4)));
+    assert_eq!(
+        gemm_fp8(&tile(0, 5, 1).operand(), &weights(4, 5, 2).operand(), &config).unwrap().dim(),
+        (0, 4)
+    );
+}
+
+#[test]
+fn threads_do_not_show() {
+    let (a, b) = (tile(65, 384, 5), weights(70, 384, 6));
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| gemm_fp8(&a.operand(), &b.operand(), &GemmConfig::default()).unwrap())
+    };
+    assert_eq!(bits(&run(1)), bits(&run(3)));
+    assert_eq!(cast_bf16(run(1).view()), run(2).map(|x| bf16::from_f32(*x)));
+}
