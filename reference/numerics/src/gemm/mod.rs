@@ -6,6 +6,8 @@
 //! [`grouped`] forms are its three MoE layouts. [`gemm_bf16`], [`gemm_f16`] and [`gemm_tf32`] chain
 //! Hopper's 16-bit and TF32 steps over all of K.
 //!
+//! [`inorder`] holds the plain f32 and f64 GEMMs of the `fp32` and `f64` modes.
+//!
 //! `portable` is the specification; the kernels beside it give the same bits faster and are chosen
 //! at run time. B is always `[n, k]`, as a Linear's weight is stored; another layout is a
 //! transposed view. M, N and K need not be multiples of anything: tails are as if filled with zeros.
@@ -23,11 +25,17 @@
 
 mod config;
 pub mod grouped;
+pub mod inorder;
+mod inorder_kernels;
+mod isa;
 mod portable;
+mod scratch;
 
 use crate::formats::{Format, bf16, f16, to_bf16};
 use crate::mma::Accumulator;
 pub use config::{Accumulate, Fp8Operand, GemmConfig, GemmError, Promote, ScaleBlock};
+pub use inorder_kernels::Element;
+pub use isa::Isa;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 /// `D[m, n] = A[m, k] B[n, k]^T` of FP8 operands with scales, in FP32.
