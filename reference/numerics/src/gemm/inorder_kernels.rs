@@ -37,7 +37,7 @@ macro_rules! micro_kernel {
     ($(#[$attr:meta])* $name:ident, $t:ty, $v:ty, $lanes:literal, $mr:literal,
      $zero:expr, $load:expr, $store:expr, $splat:expr, $fma:expr, $canonical:expr) => {
         /// # Safety
-        /// As [`MicroKernel`] says: panels and tile of the full extent, instruction set present.
+        /// As the type `MicroKernel` says: panels and tile of the full extent, instruction set present.
         $(#[$attr])*
         #[allow(clippy::needless_range_loop)]
         unsafe fn $name<const NV: usize>(
