@@ -7,8 +7,8 @@
 //! `accumulate` is set, so that two calls over halves of K give the bits of one call over all of it.
 //! A NaN result is stored as [`CANONICAL_NAN_F32`] or [`CANONICAL_NAN_F64`].
 //!
-//! Layout of the work: K in blocks of [`KC`]; A and B of a block are packed into panels (`mr` rows,
-//! up to `nr` columns, K-major); the micro-kernels of [`super::inorder_kernels`] keep a tile of C in
+//! Layout of the work: K in blocks of `KC`; A and B of a block are packed into panels (`mr` rows,
+//! up to `nr` columns, K-major); the micro-kernels of `inorder_kernels` keep a tile of C in
 //! registers. Blocks of K continue the chain through memory, where an f32 loses nothing.
 
 use super::inorder_kernels::{Element, Tile};
