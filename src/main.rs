@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod diagnose;
 mod output;
 mod simulate;
 
@@ -30,12 +31,14 @@ struct Cli {
 enum Command {
     Check(check::Args),
     Simulate(simulate::Args),
+    Diagnose(diagnose::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Check(args) => check::run(&args),
         Command::Simulate(args) => simulate::run(&args),
+        Command::Diagnose(args) => diagnose::run(&args),
     };
     match outcome {
         Ok(Outcome::Holds) => ExitCode::SUCCESS,

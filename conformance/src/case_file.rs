@@ -13,7 +13,7 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use fathom_reference::ops::op_from;
@@ -215,23 +215,11 @@ pub fn write_tensors(
     let mut header = serde_json::to_vec(&header).expect("a header is plain data");
     header.resize(header.len().next_multiple_of(8), b' ');
 
-    let save = || -> io::Result<()> {
-        let folder = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        std::fs::create_dir_all(folder)?;
-        let mut beside = tempfile::NamedTempFile::new_in(folder)?;
-        let mut out = io::BufWriter::new(beside.as_file_mut());
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
-        out.write_all(&header)?;
-        for (_, tensor) in &order {
-            out.write_all(tensor.bytes())?;
-        }
-        out.flush()?;
-        drop(out);
-        beside.persist(path)?;
-        Ok(())
-    };
-    save().map_err(|source| CaseFileError::Io { path: path.to_owned(), source })
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header);
+    for (_, tensor) in &order {
+        bytes.extend(tensor.bytes());
+    }
+    crate::write_atomically(path, &bytes)
+        .map_err(|source| CaseFileError::Io { path: path.to_owned(), source })
 }

@@ -3,6 +3,7 @@
 //! - [`case_file`]: reading and writing cases, the project's common test format.
 //! - [`compare`]: two tensors, bit by bit.
 //! - [`check`]: whole folders of case files against an engine.
+//! - [`diagnose`]: which arithmetic produced this output?
 //!
 //! It sees every engine; only the command line sees it.
 #![forbid(unsafe_code)]
@@ -10,3 +11,29 @@
 pub mod case_file;
 pub mod check;
 pub mod compare;
+pub mod diagnose;
+
+use std::io::{self, Write};
+use std::path::Path;
+
+/// Writes a file beside its target and renames it, so that no half-written file is ever seen.
+///
+/// # Errors
+/// Those of the file system; the target is then as it was before.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(folder)?;
+    let mut beside = tempfile::NamedTempFile::new_in(folder)?;
+    beside.write_all(bytes)?;
+    // A temporary file is private; what is published has the usual permissions.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        beside.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+    }
+    beside.persist(path)?;
+    Ok(())
+}

@@ -48,7 +48,10 @@ pub struct Mma {
 
 impl Mma {
     /// The table's row, after checking that the parameters agree with the qualifier.
-    fn instruction(&self) -> Result<Instruction, OpError> {
+    ///
+    /// # Errors
+    /// [`OpError::Params`] naming the parameter.
+    pub fn instruction(&self) -> Result<Instruction, OpError> {
         let wrong = |path: &str, message: String| OpError::Params {
             op: Self::NAME,
             path: path.to_owned(),
@@ -106,7 +109,7 @@ fn stored_k(format: Format, k: usize) -> usize {
 
 /// The codes of one matrix of a batch, unpacked: `[rows, columns]`; `along_rows` says along which
 /// dimension packed codes lie.
-fn codes(
+pub fn codes(
     tensor: &Tensor,
     format: Format,
     batch: usize,
