@@ -128,11 +128,14 @@ impl FirstPrinciples {
 
     /// The GPU in one of the two situations.
     fn kernels(&self, s: &Scenario, overlapped: bool) -> KernelModel {
-        if overlapped {
-            let gpu = &s.cluster.gpu;
-            KernelModel::beside_communication(gpu, self.constants, &s.what_if, s.comm_sms)
+        let (gpu, c, wishes) = (&s.cluster.gpu, self.constants, &s.what_if);
+        if s.parallel.ep == 1 {
+            // Nothing that runs beside the computation holds SMs.
+            KernelModel::alone(gpu, c, wishes)
+        } else if overlapped {
+            KernelModel::beside_communication(gpu, c, wishes, s.comm_sms)
         } else {
-            KernelModel::alone(&s.cluster.gpu, self.constants, &s.what_if)
+            KernelModel::partitioned(gpu, c, wishes, s.comm_sms)
         }
     }
 
@@ -397,7 +400,9 @@ impl CostModel for FirstPrinciples {
         }
         let (n, ranks) = (stages.len(), placement.ranks);
         let p = &s.parallel;
-        let bytes = 2.0 * (ctx.tokens() * s.model.hidden) as f64 / p.tp as f64;
+        // Where pairs overlap, an activation and a gradient leave at once and share the NIC.
+        let messages = if s.schedule.overlaps_pairs() { 2.0 } else { 1.0 };
+        let bytes = messages * 2.0 * (ctx.tokens() * s.model.hidden) as f64 / p.tp as f64;
         let same_node = p.tp * p.cp * p.dp * 2 <= s.cluster.gpus_per_node;
         let hop = p2p_s(&s.cluster, bytes, same_node);
         let turns = matches!(s.schedule, ScheduleKind::DualPipeV | ScheduleKind::ZbV);

@@ -54,7 +54,7 @@ pub struct LayerTimes {
 /// Times of a pipeline stage. The two lists describe the same layers, shallow to deep, in two situations.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StageTimes {
-    /// A chunk that runs by itself: all SMs when nothing communicates beside it.
+    /// A chunk that runs by itself, nothing communicating beside it.
     pub alone: Vec<LayerTimes>,
     /// A chunk that runs as half of an overlapped forward-backward pair: fewer SMs, shared memory bandwidth.
     pub overlapped: Vec<LayerTimes>,

@@ -40,8 +40,6 @@ pub struct Constants {
     pub comm_skew_s: f64,
     /// Time of a rendezvous of all ranks of an expert group (notify, barrier) beyond load imbalance, seconds.
     pub notify_s: f64,
-    /// Relative spread (standard deviation) of the routed load of a rank around the mean.
-    pub load_spread: f64,
 }
 
 impl Constants {
@@ -62,6 +60,5 @@ impl Constants {
         comm_contention: 0.67,
         comm_skew_s: 1.48e-3,
         notify_s: 2.06e-3,
-        load_spread: 0.1,
     };
 }

@@ -46,6 +46,18 @@ pub struct KernelModel {
 }
 
 impl KernelModel {
+    /// The GPU with nothing beside, and the communication's SMs left to it: the partition is fixed for a run, as the grids of
+    /// the profiled kernels are.
+    pub fn partitioned(
+        gpu: &Gpu,
+        constants: Constants,
+        what_if: &WhatIf,
+        comm_sms: u64,
+    ) -> KernelModel {
+        let beside = KernelModel::beside_communication(gpu, constants, what_if, comm_sms);
+        KernelModel { contended: false, ..beside }
+    }
+
     /// The whole GPU by itself.
     pub fn alone(gpu: &Gpu, constants: Constants, what_if: &WhatIf) -> KernelModel {
         KernelModel {
