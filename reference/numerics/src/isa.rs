@@ -94,41 +94,44 @@ macro_rules! multiversion {
 }
 pub(crate) use multiversion;
 
+/// The steps of a function of one f32. A trait and not a closure: its method can be
+/// `#[inline(always)]`, the call of a long closure or function item is not always inlined.
+pub(crate) trait Steps<R>: Copy {
+    /// The function at `x`; to be `#[inline(always)]`.
+    fn at(self, x: f32) -> R;
+}
+
 /// `steps` of one element, with a hardware FMA where there is one.
 #[inline]
-pub(crate) fn one<R>(x: f32, steps: impl Fn(f32) -> R) -> R {
+pub(crate) fn one<R>(x: f32, steps: impl Steps<R>) -> R {
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "fma")]
-        fn fused<R>(x: f32, steps: impl Fn(f32) -> R) -> R {
-            steps(x)
+        fn fused<R>(x: f32, steps: impl Steps<R>) -> R {
+            steps.at(x)
         }
         if is_x86_feature_detected!("fma") {
             // SAFETY: the machine has FMA.
             return unsafe { fused(x, steps) };
         }
     }
-    steps(x)
+    steps.at(x)
 }
 
 multiversion! {
     /// `steps` of every element, in place.
-    pub(crate) fn map(xs: &mut [f32], steps: impl Fn(f32) -> f32) {
+    pub(crate) fn map(xs: &mut [f32], steps: impl Steps<f32>) {
         for x in xs {
-            *x = steps(*x);
+            *x = steps.at(*x);
         }
     }
 }
 
 multiversion! {
     /// `steps` of every element: `first` holds the arguments and becomes the first results.
-    pub(crate) fn map_pair(
-        first: &mut [f32],
-        second: &mut [f32],
-        steps: impl Fn(f32) -> (f32, f32),
-    ) {
+    pub(crate) fn map_pair(first: &mut [f32], second: &mut [f32], steps: impl Steps<(f32, f32)>) {
         for (a, b) in first.iter_mut().zip(second) {
-            (*a, *b) = steps(*a);
+            (*a, *b) = steps.at(*a);
         }
     }
 }

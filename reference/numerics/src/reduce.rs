@@ -159,18 +159,20 @@ impl RowTree {
     }
 }
 
-/// `lanes` at a time, kept in registers; the rest of the row is left to the caller.
+/// The whole blocks of a row, with the lanes in registers: what the compiler vectorises.
 #[inline(always)]
-fn accumulate_lanes<const LANES: usize>(
+fn accumulate_blocks<const LANES: usize, const VECTOR: usize>(
     lanes: &mut [f32],
     a: &[f32],
     b: &[f32],
     step: impl Fn(f32, f32, f32) -> f32,
 ) {
     let mut acc: [f32; LANES] = lanes.try_into().expect("the caller has LANES lanes");
-    for (a, b) in a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0) {
-        for l in 0..LANES {
-            acc[l] = step(acc[l], a[l], b[l]);
+    for (a, b) in a.chunks_exact(LANES * VECTOR).zip(b.chunks_exact(LANES * VECTOR)) {
+        for element in 0..VECTOR {
+            for l in 0..LANES {
+                acc[l] = step(acc[l], a[l * VECTOR + element], b[l * VECTOR + element]);
+            }
         }
     }
     lanes.copy_from_slice(&acc);
@@ -188,9 +190,12 @@ multiversion! {
         let block = lanes.len() * vector;
         let whole = a.len() / block * block;
         match (lanes.len(), vector) {
-            (32, 1) => accumulate_lanes::<32>(lanes, a, b, step),
-            (128, 1) => accumulate_lanes::<128>(lanes, a, b, step),
-            (256, 1) => accumulate_lanes::<256>(lanes, a, b, step),
+            (32, 1) => accumulate_blocks::<32, 1>(lanes, a, b, step),
+            (32, 4) => accumulate_blocks::<32, 4>(lanes, a, b, step),
+            (128, 1) => accumulate_blocks::<128, 1>(lanes, a, b, step),
+            (128, 4) => accumulate_blocks::<128, 4>(lanes, a, b, step),
+            (256, 1) => accumulate_blocks::<256, 1>(lanes, a, b, step),
+            (256, 4) => accumulate_blocks::<256, 4>(lanes, a, b, step),
             _ => {
                 for (a, b) in a[..whole].chunks_exact(block).zip(b[..whole].chunks_exact(block)) {
                     for element in 0..vector {
@@ -368,6 +373,9 @@ mod tests {
             RowTree::WARP,
             RowTree::WARP.with_vector(4),
             RowTree::cta(128),
+            RowTree::cta(128).with_vector(4),
+            RowTree::cta(256),
+            RowTree::cta(256).with_vector(4),
             RowTree::cta(256).with_vector(8),
             RowTree::cta(1024),
             RowTree::new(16, 4),

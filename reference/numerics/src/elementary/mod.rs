@@ -23,8 +23,8 @@ mod logarithm;
 mod root;
 mod trigonometric;
 
-use crate::isa;
 pub use crate::isa::Isa;
+use crate::isa::{self, Steps};
 
 use crate::formats::F32_NAN;
 
@@ -40,14 +40,31 @@ macro_rules! functions {
         $(
             $(#[$doc])*
             pub fn $name(x: f32) -> f32 {
-                isa::one(x, $steps)
+                isa::one(x, steps::$variant)
             }
 
             #[doc = concat!("[`", stringify!($name), "`] of every element, in place, with the widest instructions of this machine.")]
             pub fn $slice(xs: &mut [f32]) {
-                isa::map(Isa::best(), xs, $steps)
+                isa::map(Isa::best(), xs, steps::$variant)
             }
         )*
+
+        /// One type a function, to hand its steps to loops.
+        mod steps {
+            use super::*;
+
+            $(
+                #[derive(Clone, Copy)]
+                pub(super) struct $variant;
+
+                impl Steps<f32> for $variant {
+                    #[inline(always)]
+                    fn at(self, x: f32) -> f32 {
+                        $steps(x)
+                    }
+                }
+            )*
+        }
 
         /// The one-argument functions of this module as a table, for sweeps, tests and benches.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +99,7 @@ macro_rules! functions {
             /// # Panics
             /// If this machine does not have the instructions of `isa`.
             pub fn apply(self, isa: Isa, xs: &mut [f32]) {
-                match self { $(Function::$variant => isa::map(isa, xs, $steps)),* }
+                match self { $(Function::$variant => isa::map(isa, xs, steps::$variant)),* }
             }
         }
     };
@@ -112,9 +129,20 @@ functions! {
     Cos, cos, cos_slice, 1.0, trigonometric::cos;
 }
 
+/// The steps of [`sin_cos`].
+#[derive(Clone, Copy)]
+struct SinCos;
+
+impl Steps<(f32, f32)> for SinCos {
+    #[inline(always)]
+    fn at(self, x: f32) -> (f32, f32) {
+        trigonometric::sin_cos(x)
+    }
+}
+
 /// Sine and cosine of `x` radians with one argument reduction; the bits of [`sin`] and [`cos`].
 pub fn sin_cos(x: f32) -> (f32, f32) {
-    isa::one(x, trigonometric::sin_cos)
+    isa::one(x, SinCos)
 }
 
 /// [`sin_cos`] of every angle: `xs` becomes the sines, `cosines` the cosines.
@@ -129,7 +157,7 @@ pub fn sin_cos_slice(xs: &mut [f32], cosines: &mut [f32]) {
         xs.len(),
         cosines.len()
     );
-    isa::map_pair(Isa::best(), xs, cosines, trigonometric::sin_cos)
+    isa::map_pair(Isa::best(), xs, cosines, SinCos)
 }
 
 #[cfg(test)]

@@ -33,6 +33,19 @@ const S: [f32; 4] = [
 const C: [f32; 3] =
     [f32::from_bits(0x3D2A_AAA5), f32::from_bits(0xBAB6_0614), f32::from_bits(0x37CC_F406)];
 
+/// Word `word` of it, by selection: a table in memory would be a gather a lane.
+#[inline(always)]
+fn two_over_pi(word: u32) -> u32 {
+    let [b0, b1, b2] = [word & 1 != 0, word & 2 != 0, word & 4 != 0];
+    let w01 = if b0 { TWO_OVER_PI[1] } else { TWO_OVER_PI[0] };
+    let w23 = if b0 { TWO_OVER_PI[3] } else { TWO_OVER_PI[2] };
+    let w45 = if b0 { TWO_OVER_PI[5] } else { TWO_OVER_PI[4] };
+    let w67 = if b0 { TWO_OVER_PI[7] } else { TWO_OVER_PI[6] };
+    let w03 = if b1 { w23 } else { w01 };
+    let w47 = if b1 { w67 } else { w45 };
+    if b2 { w47 } else { w03 }
+}
+
 /// |x| = quadrant * pi/2 + r + r_low modulo 2 pi, with |r| <= pi/4; from the bits of |x|.
 #[inline(always)]
 fn reduce(magnitude: u32) -> (f32, f32, u32) {
@@ -40,13 +53,13 @@ fn reduce(magnitude: u32) -> (f32, f32, u32) {
     let exponent = magnitude >> 23;
     let m = u64::from((magnitude & 0x007F_FFFF) | 0x0080_0000);
     let start = if exponent < 126 { 6 } else { exponent.wrapping_sub(120) };
-    let word = (start >> 5) as usize;
+    let word = start >> 5;
     let left = start & 31;
     let right = 31 - left;
-    let t0 = TWO_OVER_PI[word & 7];
-    let t1 = TWO_OVER_PI[(word.wrapping_add(1)) & 7];
-    let t2 = TWO_OVER_PI[(word.wrapping_add(2)) & 7];
-    let t3 = TWO_OVER_PI[(word.wrapping_add(3)) & 7];
+    let t0 = two_over_pi(word);
+    let t1 = two_over_pi(word.wrapping_add(1));
+    let t2 = two_over_pi(word.wrapping_add(2));
+    let t3 = two_over_pi(word.wrapping_add(3));
     let w0 = u64::from(t0.wrapping_shl(left) | (t1 >> 1).wrapping_shr(right));
     let w1 = u64::from(t1.wrapping_shl(left) | (t2 >> 1).wrapping_shr(right));
     let w2 = u64::from(t2.wrapping_shl(left) | (t3 >> 1).wrapping_shr(right));
