@@ -24,12 +24,16 @@
 //! ```
 
 mod config;
+mod fp8;
+#[cfg(target_arch = "x86_64")]
+mod fp8_avx512;
 pub mod grouped;
 pub mod inorder;
 mod inorder_kernels;
 mod isa;
 mod portable;
 mod scratch;
+mod tile;
 
 use crate::formats::{Format, bf16, f16, to_bf16};
 use crate::mma::Accumulator;
@@ -57,9 +61,25 @@ pub fn gemm_fp8_into(
     accumulate: Accumulate,
     config: &GemmConfig,
 ) -> Result<(), GemmError> {
+    gemm_fp8_on(Isa::best(), a, b, d, accumulate, config)
+}
+
+/// [`gemm_fp8_into`] on a chosen instruction set, [`Isa::Portable`] being the specification itself:
+/// for tests and benches.
+pub fn gemm_fp8_on(
+    isa: Isa,
+    a: &Fp8Operand<'_>,
+    b: &Fp8Operand<'_>,
+    d: ArrayViewMut2<'_, f32>,
+    accumulate: Accumulate,
+    config: &GemmConfig,
+) -> Result<(), GemmError> {
     config::check(a, b, config)?;
     check_output(a.rows(), b.rows(), &d)?;
-    portable::gemm_fp8(a, b, d, accumulate, config);
+    match fp8::kernels(isa).filter(|_| fp8::supports(&config.accumulator)) {
+        Some(kernels) => fp8::gemm_fp8(&kernels, a, b, d, accumulate, config),
+        None => portable::gemm_fp8(a, b, d, accumulate, config),
+    }
     Ok(())
 }
 
