@@ -20,10 +20,12 @@ pub mod first_principles;
 pub mod hardware;
 pub mod kernel_time;
 pub mod load;
+pub mod memory;
 pub mod network;
 pub mod parallel;
 pub mod reliability;
 pub mod schedules;
+pub mod step;
 pub mod times;
 pub mod workload;
 

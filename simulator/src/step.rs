@@ -1,0 +1,192 @@
+//! A training step from a scenario: place, cost, schedule, play, and say what it means.
+
+use std::path::Path;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::config::Scenario;
+use crate::cost::{Cost, cost};
+use crate::error::SimError;
+use crate::events::{AllToAll, Breakdown, Detail, StepOutcome, play};
+use crate::load;
+use crate::memory::{Memory, memory};
+use crate::parallel::{CostModel, LayerWeights, Placement, check, place, schedule};
+use crate::reliability::{Goodput, goodput};
+use crate::schedules::Schedule;
+use crate::times::StepTimes;
+
+/// The numbers of a step, with the keys of `--json`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepReport {
+    /// The scenario's name.
+    pub name: String,
+    /// One training step, seconds.
+    pub step_time_s: f64,
+    /// Tokens a second and GPU.
+    pub tokens_per_s_per_gpu: f64,
+    /// Tokens a day of the whole cluster, failures not counted.
+    pub tokens_per_day: f64,
+    /// GPU-hours for a trillion tokens, failures not counted.
+    pub gpu_hours_per_trillion_tokens: f64,
+    /// Model FLOPs of causal attention over the BF16 peak.
+    pub mfu_causal: f64,
+    /// The same with attention's FLOPs counted over the full square.
+    pub mfu_noncausal: f64,
+    /// Where the step goes, means over ranks.
+    pub breakdown_s: Breakdown,
+    /// All-to-all, means over ranks.
+    pub all_to_all: AllToAll,
+    /// Peak memory by rank of a pipeline, 1e9 bytes.
+    pub memory_peak_gb: Vec<f64>,
+    /// Memory of a GPU, 1e9 bytes.
+    pub memory_capacity_gb: f64,
+    /// `does not fit: ...`, where it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_complaint: Option<String>,
+    /// Dollars.
+    pub cost: Cost,
+    /// Failures.
+    pub reliability: Goodput,
+    /// Parts, sends and tail operations played.
+    pub events: u64,
+    /// Wall time of this simulation, seconds.
+    pub wall_s: f64,
+}
+
+/// A step with everything behind its numbers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Simulation {
+    /// What was asked.
+    pub scenario: Scenario,
+    /// Layers by stage.
+    pub placement: Placement,
+    /// Instruction streams.
+    pub schedule: Schedule,
+    /// Seconds of every part.
+    pub times: StepTimes,
+    /// What was played.
+    pub outcome: StepOutcome,
+    /// Memory by rank.
+    pub memory: Memory,
+    /// The numbers.
+    pub report: StepReport,
+}
+
+/// Simulates a step of `scenario` with the times of `model`. A routing trace is read relative to `folder`.
+pub fn simulate(
+    scenario: &Scenario,
+    model: &dyn CostModel,
+    detail: Detail,
+    folder: Option<&Path>,
+) -> Result<Simulation, SimError> {
+    let start = Instant::now();
+    check(scenario)?;
+    let schedule = schedule(scenario)?;
+    let (placement, mut times) = place_and_time(scenario, model)?;
+    if times.expert_load.is_empty() {
+        times.expert_load = expert_load(scenario, &placement, folder)?;
+    }
+    let outcome = play(&schedule, &times, detail).expect("the project's schedules are executable");
+    let memory = memory(scenario, &placement, &schedule, &outcome);
+    let mut report = report(scenario, &outcome, &memory);
+    report.wall_s = start.elapsed().as_secs_f64();
+    Ok(Simulation {
+        scenario: scenario.clone(),
+        placement,
+        schedule,
+        times,
+        outcome,
+        memory,
+        report,
+    })
+}
+
+/// Places by the work of the layers, times that, and places again by the times found.
+pub fn place_and_time(
+    s: &Scenario,
+    model: &dyn CostModel,
+) -> Result<(Placement, StepTimes), SimError> {
+    let probe = place(s, LayerWeights::by_flops(s))?;
+    let times = model.step_times(s, &probe)?;
+    let placement = place(s, LayerWeights::by_times(&times))?;
+    if placement == probe {
+        return Ok((probe, times));
+    }
+    let times = model.step_times(s, &placement)?;
+    Ok((placement, times))
+}
+
+fn expert_load(
+    s: &Scenario,
+    p: &Placement,
+    folder: Option<&Path>,
+) -> Result<Vec<Vec<f32>>, SimError> {
+    let records = match &s.expert_load.trace {
+        Some(file) => load::read_trace(&folder.unwrap_or(Path::new(".")).join(file))?,
+        None => Vec::new(),
+    };
+    let (ep, micro_batches) = (s.parallel.ep as usize, s.micro_batches() as usize);
+    Ok(load::table(&s.expert_load, &records, p, ep, micro_batches))
+}
+
+/// The numbers of a step that was played; `wall_s` is left 0.
+pub fn report(s: &Scenario, outcome: &StepOutcome, memory: &Memory) -> StepReport {
+    let tokens_per_s = s.tokens_per_step() / outcome.step_time_s;
+    let per_gpu = tokens_per_s / s.cluster.gpus as f64;
+    let mfu = |causal: bool| {
+        per_gpu * s.model.train_flops_per_token(s.training.seq_len, causal)
+            / s.cluster.gpu.bf16_flops
+    };
+    StepReport {
+        name: s.name.clone(),
+        step_time_s: outcome.step_time_s,
+        tokens_per_s_per_gpu: per_gpu,
+        tokens_per_day: tokens_per_s * 86400.0,
+        gpu_hours_per_trillion_tokens: 1e12 / per_gpu / 3600.0,
+        mfu_causal: mfu(true),
+        mfu_noncausal: mfu(false),
+        breakdown_s: outcome.breakdown,
+        all_to_all: outcome.all_to_all,
+        memory_peak_gb: memory.ranks.iter().map(|r| r.peak.total() / 1e9).collect(),
+        memory_capacity_gb: memory.capacity_bytes / 1e9,
+        memory_complaint: memory.complaint(s),
+        cost: cost(&s.pricing, &s.cluster, per_gpu),
+        reliability: goodput(&s.reliability, &s.cluster),
+        events: outcome.events,
+        wall_s: 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::first_principles::FirstPrinciples;
+
+    fn run(name: &str, set: &[&str]) -> Simulation {
+        let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
+        let scenario = Scenario::preset(name, &set).unwrap();
+        simulate(&scenario, &FirstPrinciples::default(), Detail::Instructions, None).unwrap()
+    }
+
+    #[test]
+    fn the_numbers_of_a_step_agree_with_each_other() {
+        let sim = run("deepseek-v3-h800-2048", &[]);
+        let r = &sim.report;
+        assert!((r.breakdown_s.total() - r.step_time_s).abs() < 1e-9 * r.step_time_s);
+        let tokens = 15360.0 * 4096.0;
+        assert!((r.tokens_per_day * r.step_time_s / 86400.0 - tokens).abs() < 1.0);
+        assert!((r.tokens_per_s_per_gpu * 2048.0 * r.step_time_s - tokens).abs() < 1.0);
+        let dollars = r.gpu_hours_per_trillion_tokens * 2.0;
+        assert!((r.cost.usd_per_trillion_tokens - dollars).abs() < 1e-6 * dollars);
+        assert_eq!(r.memory_peak_gb.len(), 16);
+    }
+
+    #[test]
+    fn every_preset_runs() {
+        for (name, _) in crate::config::SCENARIOS {
+            let r = run(name, &[]).report;
+            assert!(r.mfu_causal > 0.1 && r.mfu_causal < 0.8, "{name}: {}", r.mfu_causal);
+        }
+    }
+}
