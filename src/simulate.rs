@@ -2,16 +2,52 @@
 
 mod schedule;
 
-use clap::Subcommand;
+use std::path::{Path, PathBuf};
 
-use crate::output;
+use clap::Subcommand;
+use fathom_simulator::config::Scenario;
+use fathom_simulator::events::Detail;
+use fathom_simulator::first_principles::FirstPrinciples;
+use fathom_simulator::perfetto;
+use fathom_simulator::report::html;
+use fathom_simulator::step::{Simulation, simulate};
+
+use crate::output::{self, Outcome};
 
 /// Time a training step on a cluster that need not exist
 #[derive(clap::Args)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:
+  fathom simulate --preset deepseek-v3-h800-2048
+  fathom simulate --preset deepseek-v3-h800-2048 --report step.html --trace step.json
+  fathom simulate run.toml --json
+  fathom simulate --preset deepseek-v3-h800-2048 --set cluster.network.nic_bytes_per_s=100e9
+  fathom simulate --preset deepseek-v3-h800-2048 --set what_if.comm_off_sms=true
+
+Traces open in https://ui.perfetto.dev. All keys of a scenario: docs/simulator.md."
+)]
 pub struct Args {
     #[command(subcommand)]
-    part: Part,
+    part: Option<Part>,
+    /// Scenario (TOML)
+    #[arg(value_name = "FILE.toml", required_unless_present = "preset", conflicts_with = "preset")]
+    file: Option<PathBuf>,
+    /// Embedded scenario instead of a file; an unknown name lists all
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
+    /// Override a key, for instance parallel.dp=256; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Print one JSON document instead of the screen
+    #[arg(long)]
+    json: bool,
+    /// Write a trace of all ranks for Perfetto
+    #[arg(long, value_name = "FILE.json")]
+    trace: Option<PathBuf>,
+    /// Write a self-contained HTML page
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -22,6 +58,125 @@ enum Part {
 /// Runs the command.
 pub fn run(args: &Args) -> output::Result {
     match &args.part {
-        Part::Schedule(args) => schedule::run(args),
+        Some(Part::Schedule(args)) => schedule::run(args),
+        None => step(args),
     }
+}
+
+/// The scenario of a file or a preset, with overrides.
+pub fn scenario(
+    file: Option<&Path>,
+    preset: Option<&str>,
+    set: &[String],
+) -> Result<Scenario, Box<dyn std::error::Error>> {
+    match (file, preset) {
+        (Some(file), _) => Ok(Scenario::read(file, set)?),
+        (None, Some(name)) => Ok(Scenario::preset(name, set)?),
+        (None, None) => Err("expected FILE.toml or --preset NAME".into()),
+    }
+}
+
+fn step(args: &Args) -> output::Result {
+    let scenario = scenario(args.file.as_deref(), args.preset.as_deref(), &args.set)?;
+    let detail = if args.trace.is_some() { Detail::Parts } else { Detail::Instructions };
+    let folder = args.file.as_deref().and_then(Path::parent);
+    let model = FirstPrinciples::default();
+    let sim = simulate(&scenario, &model, detail, folder)?;
+    if let Some(path) = &args.trace {
+        let mut bytes = Vec::new();
+        perfetto::write(&sim, &mut bytes)?;
+        output::write_file(path, &bytes)?;
+    }
+    if let Some(path) = &args.report {
+        output::write_file(path, html::page(&sim, &model)?.as_bytes())?;
+    }
+    if args.json {
+        output::print_json(&sim.report)?;
+    } else {
+        print(&sim);
+    }
+    Ok(Outcome::Holds)
+}
+
+fn print(sim: &Simulation) {
+    let (r, s) = (&sim.report, &sim.scenario);
+    let p = &s.parallel;
+    println!("{}", r.name);
+    println!(
+        "{} x {}; pp {} tp {} cp {} ep {} dp {} zero {}; {} with {} micro-batches\n",
+        s.cluster.gpus,
+        s.cluster.gpu.name,
+        p.pp,
+        p.tp,
+        p.cp,
+        p.ep,
+        p.dp,
+        p.zero,
+        s.schedule.name(),
+        s.micro_batches(),
+    );
+    let line = |name: &str, value: String| println!("  {name:<34}{value}");
+    line("step", format!("{:.3} s", r.step_time_s));
+    line("throughput", format!("{:.1} tokens/s a GPU", r.tokens_per_s_per_gpu));
+    line("tokens a day", format!("{:.2} B", r.tokens_per_day / 1e9));
+    line("GPU-hours a trillion tokens", format!("{:.1} K", r.gpu_hours_per_trillion_tokens / 1e3));
+    line(
+        "MFU, causal / non-causal",
+        format!("{:.2} % / {:.2} %", 100.0 * r.mfu_causal, 100.0 * r.mfu_noncausal),
+    );
+    let a = &r.all_to_all;
+    line(
+        "all-to-all",
+        format!("{:.1} % hidden, {:.3} s exposed", 100.0 * a.hidden_fraction, a.exposed_s),
+    );
+    let c = &r.cost;
+    line(
+        "cost",
+        format!(
+            "{:.0} K$ a trillion tokens at {:.2} $ a GPU-hour",
+            c.usd_per_trillion_tokens / 1e3,
+            c.usd_per_gpu_hour
+        ),
+    );
+    let g = &r.reliability;
+    line(
+        "goodput",
+        format!(
+            "{:.1} % with {:.1} failures a day, a checkpoint every {:.0} s",
+            100.0 * g.goodput,
+            g.failures_per_day,
+            g.checkpoint_interval_s
+        ),
+    );
+    println!("\nwhere the step goes, mean over ranks:\n");
+    let b = &r.breakdown_s;
+    let parts = [
+        ("forward", b.forward),
+        ("backward", b.backward),
+        ("weight", b.weight),
+        ("forward and backward overlapped", b.forward_backward),
+        ("optimizer, gradient reduction", b.optimizer),
+        ("other", b.other),
+        ("bubble", b.bubble),
+    ];
+    for (name, seconds) in parts {
+        let share = seconds / r.step_time_s;
+        let bar = "#".repeat((share * 50.0).round() as usize);
+        println!("  {name:<34}{seconds:>8.3} s {:>5.1} %  {bar}", 100.0 * share);
+    }
+    let (rank, bytes) = sim.memory.fullest();
+    let peak = &sim.memory.ranks[rank].peak;
+    println!(
+        "\nmemory, fullest rank ({rank}): {:.1} of {:.0} GB\n",
+        bytes / 1e9,
+        r.memory_capacity_gb
+    );
+    for (name, bytes) in peak.named() {
+        let bar = "#".repeat((50.0 * bytes / sim.memory.capacity_bytes).round() as usize);
+        println!("  {name:<34}{:>8.2} GB  {bar}", bytes / 1e9);
+    }
+    if let Some(complaint) = &r.memory_complaint {
+        println!("\n{complaint}");
+    }
+    println!("\n{} events in {:.1} ms", r.events, r.wall_s * 1e3);
 }

@@ -1,0 +1,143 @@
+//! A step as one self-contained HTML page: the numbers as JSON inside `page.html`, which draws them.
+
+use serde::Serialize;
+
+use super::sensitivity::{Input, Wish, inputs, wishes};
+use crate::error::SimError;
+use crate::memory::Categories;
+use crate::network::topology;
+use crate::parallel::CostModel;
+use crate::schedules::Op;
+use crate::schedules::draw::op_text;
+use crate::step::{Simulation, StepReport};
+
+const TEMPLATE: &str = include_str!("page.html");
+const PLACEHOLDER: &str = "/*DATA*/";
+
+/// Points of the memory curve.
+const CURVE_POINTS: usize = 600;
+
+/// What the page shows.
+#[derive(Debug, Serialize)]
+struct Page<'a> {
+    report: &'a StepReport,
+    subtitle: String,
+    /// `(key, value)` of the layout and the run.
+    facts: Vec<(&'static str, String)>,
+    /// By rank: `[kind, start, end, label]`.
+    timeline: Vec<Vec<(u8, f64, f64, String)>>,
+    /// By rank: bubble, exposed communication, busy compute, seconds.
+    ranks: Vec<(f64, f64, f64)>,
+    memory: Vec<Categories>,
+    capacity: f64,
+    fullest: usize,
+    curve: Vec<(f64, f64)>,
+    inputs: Vec<Input>,
+    wishes: Vec<Wish>,
+    topology: Topology,
+}
+
+#[derive(Debug, Serialize)]
+struct Topology {
+    kind: String,
+    planes: u64,
+    gpus_per_node: u64,
+    nics_per_node: u64,
+    nodes: u64,
+    switches: u64,
+    links: u64,
+    cost_usd: f64,
+    scale_up_gb_s: f64,
+    nic_gb_s: f64,
+}
+
+/// The page. `model` answers what the step would take with other numbers.
+pub fn page(sim: &Simulation, model: &dyn CostModel) -> Result<String, SimError> {
+    let s = &sim.scenario;
+    let p = &s.parallel;
+    let (fullest, _) = sim.memory.fullest();
+    let ranks = sim.outcome.ranks.iter();
+    let page = Page {
+        report: &sim.report,
+        subtitle: format!("{} on {} x {}", s.model.name, s.cluster.gpus, s.cluster.gpu.name),
+        facts: vec![
+            ("schedule", s.schedule.name().to_string()),
+            ("pp", p.pp.to_string()),
+            ("tp", p.tp.to_string()),
+            ("cp", p.cp.to_string()),
+            ("ep", p.ep.to_string()),
+            ("dp", p.dp.to_string()),
+            ("ZeRO", p.zero.to_string()),
+            ("micro-batches", s.micro_batches().to_string()),
+            ("sequence", s.training.seq_len.to_string()),
+            ("precision", format!("{:?}", s.training.precision).to_lowercase()),
+            ("recompute", format!("{:?}", s.training.recompute).to_lowercase()),
+            ("SMs for communication", s.comm_sms.to_string()),
+        ],
+        timeline: timeline(sim),
+        ranks: ranks.map(|r| (r.breakdown.bubble, r.exposed_s, r.compute_s)).collect(),
+        memory: sim.memory.ranks.iter().map(|r| r.peak).collect(),
+        capacity: sim.memory.capacity_bytes,
+        fullest,
+        curve: thinned(&sim.memory.ranks[fullest].over_time),
+        inputs: inputs(s, model, 1.2)?,
+        wishes: wishes(s, model)?,
+        topology: topology_of(sim),
+    };
+    let json = serde_json::to_string(&page).expect("numbers and strings");
+    // Inside a script element only `<` can end it.
+    Ok(TEMPLATE.replacen(PLACEHOLDER, &json.replace('<', "\\u003c"), 1))
+}
+
+fn timeline(sim: &Simulation) -> Vec<Vec<(u8, f64, f64, String)>> {
+    let rank = |(rank, ops): (usize, &Vec<Op>)| {
+        let spans = &sim.outcome.ranks[rank].instructions;
+        let entry = |(&op, &(start, end)): (&Op, &(f64, f64))| {
+            let kind = match op {
+                Op::F(_) => 0,
+                Op::B(_) => 1,
+                Op::Bi(_) => 2,
+                Op::W(_) => 3,
+                Op::FB { .. } => 4,
+            };
+            (kind, round(start), round(end), op_text(op))
+        };
+        let mut entries: Vec<_> = ops.iter().zip(spans).map(entry).collect();
+        let [start, _, _, end] = sim.outcome.ranks[rank].tail;
+        entries.push((5, round(start), round(end), "gradient reduction, optimizer".into()));
+        entries
+    };
+    sim.schedule.ranks.iter().enumerate().map(rank).collect()
+}
+
+/// Microseconds are enough for a picture.
+fn round(seconds: f64) -> f64 {
+    (seconds * 1e6).round() / 1e6
+}
+
+/// At most [`CURVE_POINTS`] points that keep every slice's peak.
+fn thinned(curve: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let slice = curve.len().div_ceil(CURVE_POINTS).max(1);
+    let peak =
+        |points: &[(f64, f64)]| points.iter().copied().reduce(|a, b| if b.1 > a.1 { b } else { a });
+    curve.chunks(slice).filter_map(peak).map(|(t, b)| (round(t), b.round())).collect()
+}
+
+fn topology_of(sim: &Simulation) -> Topology {
+    let c = &sim.scenario.cluster;
+    let n = &c.network;
+    let nodes = c.gpus / c.gpus_per_node;
+    let size = topology::for_nics(n.topology, n.switch_ports, n.planes, nodes * n.nics_per_node);
+    Topology {
+        kind: format!("{:?}", n.topology),
+        planes: n.planes,
+        gpus_per_node: c.gpus_per_node,
+        nics_per_node: n.nics_per_node,
+        nodes,
+        switches: size.switches,
+        links: size.links,
+        cost_usd: topology::NetworkPrices::PUBLISHED.cost_usd(size),
+        scale_up_gb_s: c.gpu.scale_up_bytes_per_s / 1e9,
+        nic_gb_s: n.nic_bytes_per_s / 1e9,
+    }
+}

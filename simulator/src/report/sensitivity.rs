@@ -1,0 +1,93 @@
+//! Which input matters most: every number of the hardware up and down, every wish of the report granted by itself.
+
+use serde::Serialize;
+
+use crate::config::{Scenario, WhatIf};
+use crate::error::SimError;
+use crate::events::Detail;
+use crate::parallel::CostModel;
+use crate::step::simulate;
+
+/// How the step answers to one number.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Input {
+    /// Key in the scenario file.
+    pub key: &'static str,
+    /// Step time relative to the base with the number divided by the factor.
+    pub less: f64,
+    /// The same with the number multiplied by the factor.
+    pub more: f64,
+}
+
+/// A switch and what it gains.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Wish {
+    /// Key below `what_if`.
+    pub key: &'static str,
+    /// Step time relative to the base.
+    pub step: f64,
+}
+
+/// A number of the scenario as a slider.
+type Slider = (&'static str, fn(&mut Scenario) -> &mut f64);
+
+/// The hardware's numbers.
+pub const SLIDERS: [Slider; 9] = [
+    ("cluster.gpu.fp8_flops", |s| &mut s.cluster.gpu.fp8_flops),
+    ("cluster.gpu.bf16_flops", |s| &mut s.cluster.gpu.bf16_flops),
+    ("cluster.gpu.fp32_flops", |s| &mut s.cluster.gpu.fp32_flops),
+    ("cluster.gpu.memory_bytes_per_s", |s| &mut s.cluster.gpu.memory_bytes_per_s),
+    ("cluster.gpu.l2_bytes_per_s", |s| &mut s.cluster.gpu.l2_bytes_per_s),
+    ("cluster.gpu.scale_up_bytes_per_s", |s| &mut s.cluster.gpu.scale_up_bytes_per_s),
+    ("cluster.network.nic_bytes_per_s", |s| &mut s.cluster.network.nic_bytes_per_s),
+    ("cluster.network.cross_leaf_latency_s", |s| &mut s.cluster.network.cross_leaf_latency_s),
+    ("cluster.network.scale_up_latency_s", |s| &mut s.cluster.network.scale_up_latency_s),
+];
+
+/// A switch of [`WhatIf`].
+type Switch = (&'static str, fn(&mut WhatIf) -> &mut bool);
+
+/// All wishes.
+pub const SWITCHES: [Switch; 8] = [
+    ("comm_off_sms", |w| &mut w.comm_off_sms),
+    ("wide_accumulation", |w| &mut w.wide_accumulation),
+    ("scaling_in_tensor_core", |w| &mut w.scaling_in_tensor_core),
+    ("fused_cast_tma", |w| &mut w.fused_cast_tma),
+    ("warp_level_cast", |w| &mut w.warp_level_cast),
+    ("near_memory_cast", |w| &mut w.near_memory_cast),
+    ("transposed_reads", |w| &mut w.transposed_reads),
+    ("unified_network", |w| &mut w.unified_network),
+];
+
+/// Every slider by `factor` up and down, the largest effect first.
+pub fn inputs(base: &Scenario, model: &dyn CostModel, factor: f64) -> Result<Vec<Input>, SimError> {
+    let step =
+        |s: &Scenario| simulate(s, model, Detail::Totals, None).map(|sim| sim.report.step_time_s);
+    let base_s = step(base)?;
+    let mut inputs = Vec::new();
+    for (key, field) in SLIDERS {
+        let mut at = |k: f64| {
+            let mut s = base.clone();
+            *field(&mut s) *= k;
+            step(&s).map(|t| t / base_s)
+        };
+        inputs.push(Input { key, less: at(1.0 / factor)?, more: at(factor)? });
+    }
+    let effect = |i: &Input| (i.less - i.more).abs();
+    inputs.sort_by(|a, b| effect(b).total_cmp(&effect(a)));
+    Ok(inputs)
+}
+
+/// Every wish granted by itself.
+pub fn wishes(base: &Scenario, model: &dyn CostModel) -> Result<Vec<Wish>, SimError> {
+    let step =
+        |s: &Scenario| simulate(s, model, Detail::Totals, None).map(|sim| sim.report.step_time_s);
+    let base_s = step(base)?;
+    let mut wishes = Vec::new();
+    for (key, field) in SWITCHES {
+        let mut s = base.clone();
+        *field(&mut s.what_if) = true;
+        wishes.push(Wish { key, step: step(&s)? / base_s });
+    }
+    Ok(wishes)
+}
