@@ -1,6 +1,7 @@
 //! What all subcommands print with: outcomes, tables, JSON, progress bars.
 
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
@@ -51,7 +52,9 @@ pub fn print_json(value: &impl serde::Serialize) -> io::Result<()> {
 pub fn write_file(path: &Path, bytes: &[u8]) -> std::result::Result<(), String> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let write = || -> io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        // Readable by all, like a file that the shell creates.
+        let mode = std::fs::Permissions::from_mode(0o644);
+        let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(folder)?;
         file.write_all(bytes)?;
         file.persist(path)?;
         Ok(())

@@ -103,8 +103,10 @@ fn timeline(sim: &Simulation) -> Vec<Vec<(u8, f64, f64, String)>> {
             (kind, round(start), round(end), op_text(op))
         };
         let mut entries: Vec<_> = ops.iter().zip(spans).map(entry).collect();
-        let [start, _, _, end] = sim.outcome.ranks[rank].tail;
-        entries.push((5, round(start), round(end), "gradient reduction, optimizer".into()));
+        let [start, meet, _, end] = sim.outcome.ranks[rank].tail;
+        let reduced = start + sim.times.tail[rank].grad_reduce_s;
+        entries.push((5, round(start), round(reduced), "gradient reduction".into()));
+        entries.push((5, round(meet), round(end), "optimizer, parameter gather".into()));
         entries
     };
     sim.schedule.ranks.iter().enumerate().map(rank).collect()
@@ -139,5 +141,42 @@ fn topology_of(sim: &Simulation) -> Topology {
         cost_usd: topology::NetworkPrices::PUBLISHED.cost_usd(size),
         scale_up_gb_s: c.gpu.scale_up_bytes_per_s / 1e9,
         nic_gb_s: n.nic_bytes_per_s / 1e9,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Scenario;
+    use crate::events::Detail;
+    use crate::first_principles::FirstPrinciples;
+    use crate::step::simulate;
+
+    #[test]
+    fn the_page_holds_its_data_and_refers_to_nothing_outside() {
+        let set = ["name=\"</script><b>\"".to_string()];
+        let s = Scenario::preset("deepseek-v3-h800-2048", &set).unwrap();
+        let model = FirstPrinciples::default();
+        let sim = simulate(&s, &model, Detail::Instructions, None).unwrap();
+        let page = page(&sim, &model).unwrap();
+        assert!(!page.contains(PLACEHOLDER));
+        for outside in ["http://", "https://", "src=", "@import", "url("] {
+            assert!(!page.contains(outside), "the page refers to {outside}");
+        }
+        let (_, rest) = page.split_once("const D = ").unwrap();
+        let (json, _) = rest.split_once(";\nconst $").unwrap();
+        let data: serde_json::Value = serde_json::from_str(json).unwrap();
+        assert_eq!(data["report"]["name"], "</script><b>");
+        assert_eq!(data["timeline"].as_array().unwrap().len(), 16);
+        assert!(!json.contains("</"));
+    }
+
+    #[test]
+    fn a_thinned_curve_keeps_its_peak() {
+        let curve: Vec<(f64, f64)> =
+            (0..5000).map(|i| (i as f64, ((i * 37) % 1000) as f64)).collect();
+        let thin = thinned(&curve);
+        assert!(thin.len() <= CURVE_POINTS);
+        assert!(thin.iter().any(|p| p.1 == 999.0));
     }
 }

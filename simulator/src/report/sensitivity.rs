@@ -66,7 +66,7 @@ pub fn inputs(base: &Scenario, model: &dyn CostModel, factor: f64) -> Result<Vec
     let base_s = step(base)?;
     let mut inputs = Vec::new();
     for (key, field) in SLIDERS {
-        let mut at = |k: f64| {
+        let at = |k: f64| {
             let mut s = base.clone();
             *field(&mut s) *= k;
             step(&s).map(|t| t / base_s)
