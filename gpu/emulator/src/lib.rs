@@ -23,6 +23,7 @@
 
 mod device;
 mod error;
+mod exec;
 mod launch;
 mod lower;
 mod machine;

@@ -24,7 +24,7 @@ pub const PARAM_WINDOW: u64 = 0x0300_0000_0000;
 /// Addresses a window spans.
 pub const WINDOW_BYTES: u64 = 1 << 32;
 
-const CHUNK_BYTES: u64 = 2 << 20;
+pub(crate) const CHUNK_BYTES: u64 = 2 << 20;
 
 /// What an allocation is for; the reports name it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,0 +1,75 @@
+//! What each instruction does: one file a class, each with a `lower` that turns an instruction
+//! into micro-operations.
+//!
+//! | file | instructions |
+//! |---|---|
+//! | [`int`] | integer arithmetic, bit operations, dp4a, carries |
+//! | [`float`] | f32 and f64 arithmetic, comparisons and approximations |
+//! | [`half`] | f16 and bf16 arithmetic, packed or not |
+//! | [`cvt`] | conversions |
+//! | [`pred`] | setp, set, selp, slct, predicate logic |
+//! | [`mov`] | moves, packing, prmt, cvta, mapa |
+//! | [`special`] | special registers |
+//! | [`memory`] | ld, st |
+//! | [`atomic`] | atom, red |
+//! | [`control`] | branches, calls, exit, trap |
+//! | [`shuffle`] | shfl, vote, match, redux, elect |
+//! | [`barrier`] | bar, barrier, cluster barriers, fences, griddepcontrol, nanosleep |
+
+pub mod alu;
+pub mod atomic;
+pub mod barrier;
+pub mod control;
+pub mod cvt;
+pub mod float;
+pub mod half;
+pub mod int;
+pub mod memory;
+pub mod mov;
+pub mod pred;
+pub mod proxy;
+pub mod shuffle;
+pub mod special;
+
+use fathom_ptx::ast::Instruction;
+use fathom_ptx::table::Opcode;
+
+use crate::lower::{Lower, Lowered, mnemonic, unsupported};
+
+/// Lowers one instruction by the file of its class.
+pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
+    use Opcode::*;
+    match ins.op {
+        Add | Sub | Mul | Mad | Fma | Div | Abs | Neg | Min | Max | Rcp | Sqrt | Rsqrt | Sin
+        | Cos | Lg2 | Ex2 | Tanh | Testp | Copysign => arithmetic(l, ins),
+        Mul24 | Mad24 | Sad | Rem | Popc | Clz | Bfind | Fns | Brev | Bfe | Bfi | Szext | Bmsk
+        | Dp4a | Dp2a | Addc | Subc | Madc | Cnot | Lop3 | Shf | Shl | Shr => int::lower(l, ins),
+        And | Or | Xor | Not if ins.mods.ty(0) == Some(fathom_ptx::types::Type::Pred) => {
+            pred::logic(l, ins)
+        }
+        And | Or | Xor | Not => int::lower(l, ins),
+        Set | Setp | Selp | Slct => pred::lower(l, ins),
+        Mov | Prmt | Cvta | Isspacep | Mapa | Getctarank => mov::lower(l, ins),
+        Cvt | CvtPack => cvt::lower(l, ins),
+        Ld | Ldu | St | Prefetch | Prefetchu | Applypriority | Discard | Createpolicy => {
+            memory::lower(l, ins)
+        }
+        Atom | Red => atomic::lower(l, ins),
+        Bra | BrxIdx | Call | Ret | Exit | Trap | Brkpt => control::lower(l, ins),
+        Shfl | Vote | Match | Redux | Activemask | Elect => shuffle::lower(l, ins),
+        BarSync | BarArrive | BarRed | BarWarpSync | BarrierSync | BarrierArrive | BarrierRed
+        | BarrierClusterArrive | BarrierClusterWait | Membar | Fence | Griddepcontrol
+        | Nanosleep | Setmaxnreg | Pmevent => barrier::lower(l, ins),
+        _ => unsupported(format!("the instruction {}", mnemonic(ins))),
+    }
+}
+
+/// add, mul and their kin exist for every kind of type.
+fn arithmetic(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
+    use fathom_ptx::types::Type::*;
+    match ins.mods.types().last() {
+        Some(F32 | F64 | F32x2) => float::lower(l, ins),
+        Some(F16 | F16x2 | Bf16 | Bf16x2) => half::lower(l, ins),
+        _ => int::lower(l, ins),
+    }
+}

@@ -1,0 +1,690 @@
+//! From syntax tree to micro-operations: an entry with every function that it may call.
+//!
+//! Registers get slots by liveness (`registers`), branches get the place where their sides meet
+//! (`cfg`), variables get addresses, operands become slots: literals and addresses are constants
+//! of the launch. What an instruction does is lowered by the file of its class in `crate::exec`.
+
+pub mod cfg;
+pub mod registers;
+
+use std::collections::{BTreeMap, HashMap};
+
+use fathom_ptx::ast::{
+    self, Address, Base, Body, Instruction, LocalId, Operand, Statement, Symbol, VarId,
+};
+use fathom_ptx::table::Opcode;
+use fathom_ptx::types::{Scope, Sem, Space, Type};
+
+use crate::error::Unsupported;
+use crate::exec;
+use crate::machine::access::Addr;
+use crate::machine::cx::{Cx, PRED_FALSE, PRED_SINK, PRED_TRUE};
+use crate::machine::lane::{CONSTANT, Reg};
+use crate::machine::op::{
+    Action, Class, Constant, FunctionInfo, MicroOp, NO_GUARD, OpFn, Step,
+};
+pub(crate) use crate::machine::op::Code;
+use crate::module::Program;
+use cfg::Cfg;
+use registers::Registers;
+
+/// Why an instruction cannot be lowered.
+#[derive(Debug)]
+pub struct Why(pub String);
+
+/// Result of lowering.
+pub type Lowered<T = ()> = Result<T, Why>;
+
+/// Says that something is not supported.
+pub fn unsupported<T>(what: impl Into<String>) -> Lowered<T> {
+    Err(Why(what.into()))
+}
+
+/// The state of lowering one entry.
+pub struct Lower<'a> {
+    pub program: &'a Program,
+    pub function: &'a ast::Function,
+    pub body: &'a Body,
+    cfg: Cfg,
+    registers: Registers,
+    pub ops: Vec<MicroOp>,
+    actions: Vec<Action>,
+    constants: Vec<(Constant, u16)>,
+    constant_index: HashMap<Constant, u16>,
+    constant_slots: usize,
+    pub info: FunctionInfo,
+    functions: Vec<FunctionInfo>,
+    function_of: BTreeMap<u32, u32>,
+    /// Offsets of shared variables: module-scope, then function-scope of each function.
+    shared: BTreeMap<VarId, u32>,
+    shared_local: BTreeMap<(u32, LocalId), u32>,
+    /// Function-scope variables in local memory: `.local` and `.param`.
+    local: BTreeMap<LocalId, u32>,
+    index: u32,
+    statement: usize,
+    guard: (u16, bool),
+    line: u32,
+    temps: u32,
+    most_temps: u32,
+    first_temp: u32,
+    /// Operation index of each statement, for branch targets.
+    places: Vec<u32>,
+    /// Branches to patch: (operation, target statement).
+    branches: Vec<(usize, usize)>,
+    /// Operations that return: they go to the function's last operation.
+    returns: Vec<usize>,
+    communicates: bool,
+    approximate: Vec<(u32, String)>,
+    tensor_core: Vec<(u32, String, u64)>,
+}
+
+/// Lowers an entry and what it may call.
+///
+/// # Errors
+/// The first instruction or feature that is not supported, with its line.
+pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported> {
+    let module = &program.ast;
+    let reachable = reachable(program, entry);
+    let (shared, shared_local, static_end) = lay_out_shared(program, &reachable);
+    let function_of: BTreeMap<u32, u32> =
+        reachable.iter().enumerate().map(|(i, &f)| (f as u32, i as u32)).collect();
+    let empty = Body::default();
+    let mut l = Lower {
+        program,
+        function: &module.functions[entry],
+        body: &empty,
+        cfg: Cfg::default(),
+        registers: Registers::default(),
+        ops: Vec::new(),
+        actions: Vec::new(),
+        constants: Vec::new(),
+        constant_index: HashMap::new(),
+        constant_slots: 0,
+        info: FunctionInfo::default(),
+        functions: Vec::new(),
+        function_of,
+        shared,
+        shared_local,
+        local: BTreeMap::new(),
+        index: 0,
+        statement: 0,
+        guard: (NO_GUARD, false),
+        line: 0,
+        temps: 0,
+        most_temps: 0,
+        first_temp: 0,
+        places: Vec::new(),
+        branches: Vec::new(),
+        returns: Vec::new(),
+        communicates: false,
+        approximate: Vec::new(),
+        tensor_core: Vec::new(),
+    };
+    // Frames are laid out first: calls need the places of their callee's parameters.
+    for &f in &reachable {
+        l.functions.push(frame(&module.functions[f]));
+    }
+    let mut pressure = 0;
+    for (i, &f) in reachable.iter().enumerate() {
+        l.function = &module.functions[f];
+        l.index = i as u32;
+        let body = l.function.body.as_ref().expect("reachable functions have bodies");
+        l.function_body(body).map_err(|why| Unsupported {
+            kernel: l.function.name.clone(),
+            line: l.line,
+            what: why.0,
+            source_line: program.line(l.line).to_owned(),
+        })?;
+        pressure = pressure.max(l.registers.pressure);
+    }
+    let local_bytes = l.functions.iter().map(|f| f.local_bytes).sum();
+    Ok(Code {
+        ops: l.ops,
+        actions: l.actions,
+        constants: l.constants,
+        constant_slots: l.constant_slots,
+        functions: l.functions,
+        function_of: l.function_of,
+        static_shared_bytes: static_end,
+        local_bytes,
+        registers: pressure + 8,
+        communicates: l.communicates,
+        approximate: l.approximate,
+        tensor_core: l.tensor_core,
+        name: module.functions[entry].name.clone(),
+    })
+}
+
+/// The entry and every function with a body that it may call, the entry first.
+fn reachable(program: &Program, entry: usize) -> Vec<usize> {
+    let module = &program.ast;
+    let mut list = vec![entry];
+    let mut i = 0;
+    while i < list.len() {
+        let body = module.functions[list[i]].body.as_ref();
+        let mut add = |f: usize| {
+            if module.functions[f].body.is_some() && !list.contains(&f) {
+                list.push(f);
+            }
+        };
+        let mut found = Vec::new();
+        let mut indirect = false;
+        for (_, ins) in body.iter().flat_map(|b| b.instructions()) {
+            for operand in &ins.operands {
+                if let Operand::Symbol(Symbol::Function(f), _) = operand {
+                    found.push(resolve_alias(module, f.index()));
+                }
+            }
+            indirect |= ins.call().is_some_and(|c| matches!(c.target, Operand::Reg(_)));
+        }
+        found.into_iter().for_each(&mut add);
+        if indirect {
+            (0..module.functions.len()).filter(|&f| !module.functions[f].entry).for_each(&mut add);
+        }
+        i += 1;
+    }
+    list
+}
+
+fn resolve_alias(module: &ast::Module, f: usize) -> usize {
+    module.aliases.iter().find(|(a, _)| a.index() == f).map_or(f, |(_, to)| to.index())
+}
+
+/// Places a function's local variables, parameters and results in its frame of local memory.
+fn frame(function: &ast::Function) -> FunctionInfo {
+    let mut info = FunctionInfo { name: function.name.clone(), ..FunctionInfo::default() };
+    let mut end = 0u32;
+    let mut place = |bytes: u64, align: u32| {
+        let at = end.next_multiple_of(align.max(4));
+        end = at + (bytes as u32).next_multiple_of(4);
+        (at, bytes as u32)
+    };
+    if !function.entry {
+        info.params = function.params.iter().map(|v| place(v.bytes(), v.alignment())).collect();
+        info.returns = function.returns.iter().map(|v| place(v.bytes(), v.alignment())).collect();
+    }
+    info.local_bytes = end.next_multiple_of(16);
+    info
+}
+
+type SharedLayout = (BTreeMap<VarId, u32>, BTreeMap<(u32, LocalId), u32>, u32);
+
+/// Places the shared variables that the functions name; dynamic shared memory comes last. The
+/// returned end is the static size.
+fn lay_out_shared(program: &Program, functions: &[usize]) -> SharedLayout {
+    let module = &program.ast;
+    // The system's part is the same on every preset.
+    const FIRST: u32 = 1024;
+    let mut end = FIRST;
+    let (mut shared, mut locals) = (BTreeMap::new(), BTreeMap::new());
+    let mut dynamic: Vec<VarId> = Vec::new();
+    let mut dynamic_locals = Vec::new();
+    let mut place = |v: &ast::Variable| {
+        let at = end.next_multiple_of(v.alignment());
+        end = at + v.bytes() as u32;
+        at
+    };
+    let is_shared = |s: Space| matches!(s, Space::Shared | Space::SharedCta | Space::SharedCluster);
+    for (i, &f) in functions.iter().enumerate() {
+        let body = module.functions[f].body.as_ref().expect("reachable functions have bodies");
+        for (n, v) in body.variables.iter().enumerate().filter(|(_, v)| is_shared(v.space)) {
+            let id = LocalId(n as u32);
+            if v.bytes() == 0 {
+                dynamic_locals.push((i as u32, id));
+            } else {
+                locals.insert((i as u32, id), place(v));
+            }
+        }
+        for (_, ins) in body.instructions() {
+            let mut visit = |symbol: &Symbol| {
+                let Symbol::Variable(id) = *symbol else { return };
+                let v = &module.variables[id.index()];
+                if !is_shared(v.space) || shared.contains_key(&id) || dynamic.contains(&id) {
+                    return;
+                }
+                if v.bytes() == 0 {
+                    dynamic.push(id);
+                } else {
+                    shared.insert(id, place(v));
+                }
+            };
+            ins.operands.iter().for_each(|o| symbols_in(o, &mut visit));
+        }
+    }
+    let align = dynamic
+        .iter()
+        .map(|v| module.variables[v.index()].alignment())
+        .max()
+        .unwrap_or(16)
+        .clamp(16, 1024);
+    let start = end.next_multiple_of(align);
+    shared.extend(dynamic.into_iter().map(|v| (v, start)));
+    locals.extend(dynamic_locals.into_iter().map(|v| (v, start)));
+    (shared, locals, start - FIRST)
+}
+
+fn symbols_in(operand: &Operand, f: &mut impl FnMut(&Symbol)) {
+    match operand {
+        Operand::Symbol(s, _) => f(s),
+        Operand::Address(Address { base: Base::Symbol(s), .. }) => f(s),
+        Operand::Tensor(Address { base, .. }, list) => {
+            if let Base::Symbol(s) = base {
+                f(s);
+            }
+            list.iter().for_each(|o| symbols_in(o, f));
+        }
+        Operand::Vector(list) | Operand::List(list) => list.iter().for_each(|o| symbols_in(o, f)),
+        Operand::Pair(a, b) => {
+            symbols_in(a, f);
+            symbols_in(b, f);
+        }
+        _ => {}
+    }
+}
+
+impl<'a> Lower<'a> {
+    fn function_body(&mut self, body: &'a Body) -> Lowered {
+        self.body = body;
+        self.line = self.function.pos.line;
+        if let Some(r) = body.registers.iter().find(|r| r.vector > 1) {
+            return unsupported(format!("vector register {}", r.name));
+        }
+        self.cfg = Cfg::new(body);
+        self.registers = registers::allocate(body, &self.cfg);
+        // Four slots and a predicate beyond the allocated ones take what goes to `_`.
+        self.first_temp = self.registers.slots + 4;
+        self.most_temps = 0;
+        self.info = std::mem::take(&mut self.functions[self.index as usize]);
+        self.info.start = self.ops.len() as u32;
+        self.info.predicates = self.registers.predicates + 1;
+        self.local.clear();
+        for (i, v) in body.variables.iter().enumerate() {
+            if matches!(v.space, Space::Local | Space::Param | Space::ParamFunc) {
+                let at = self.info.local_bytes.next_multiple_of(v.alignment().max(4));
+                self.local.insert(LocalId(i as u32), at);
+                self.info.local_bytes = at + (v.bytes() as u32).next_multiple_of(4);
+            }
+        }
+        self.info.local_bytes = self.info.local_bytes.next_multiple_of(16);
+        // Calls inside this function need its frame.
+        self.functions[self.index as usize] = self.info.clone();
+        self.places = vec![0; body.statements.len() + 1];
+        self.branches.clear();
+        self.returns.clear();
+        self.guard = (NO_GUARD, false);
+        exec::control::load_register_params(self)?;
+        for (i, statement) in body.statements.iter().enumerate() {
+            self.places[i] = self.ops.len() as u32;
+            let Statement::Instruction(ins) = statement else { continue };
+            self.statement = i;
+            self.line = ins.pos.line;
+            self.temps = 0;
+            self.guard = match ins.guard {
+                Some(g) => (self.registers.slot[g.reg.index()], g.negated),
+                None => (NO_GUARD, false),
+            };
+            self.note_communication(ins);
+            exec::lower(self, ins)?;
+        }
+        self.places[body.statements.len()] = self.ops.len() as u32;
+        self.guard = (NO_GUARD, false);
+        let end = self.ops.len() as u32;
+        exec::control::function_end(self);
+        for (op, statement) in std::mem::take(&mut self.branches) {
+            self.ops[op].x = self.places[statement];
+            self.ops[op].imm = self.meet_of(self.ops[op].imm as usize, end);
+        }
+        for op in std::mem::take(&mut self.returns) {
+            self.ops[op].x = end;
+            self.ops[op].imm = self.meet_of(self.ops[op].imm as usize, end);
+        }
+        let info = &mut self.functions[self.index as usize];
+        info.start = self.info.start;
+        info.predicates = self.info.predicates;
+        info.slots = self.first_temp + self.most_temps;
+        if info.slots >= u32::from(CONSTANT) {
+            return unsupported(format!("{} live registers", info.slots));
+        }
+        Ok(())
+    }
+
+    /// Where the sides of a branch in this statement meet.
+    fn meet_of(&self, statement: usize, end: u32) -> u64 {
+        let block = self.cfg.block_of[statement];
+        match self.cfg.meet[block] {
+            Some(meet) => u64::from(self.places[self.cfg.blocks[meet].start]),
+            None if self.cfg.reaches_end[block] && !self.function.entry => u64::from(end),
+            None => u64::MAX,
+        }
+    }
+
+    fn note_communication(&mut self, ins: &Instruction) {
+        use Opcode::*;
+        let global = |l: &Self| {
+            let space = ins.mods.space();
+            let scope = ins.mods.scope();
+            let _ = l;
+            matches!(space, None | Some(Space::Global | Space::Generic))
+                && scope != Some(Scope::Cta)
+        };
+        let strong = !matches!(ins.mods.sem(), None | Some(Sem::Weak));
+        self.communicates |= match ins.op {
+            Atom | Red => global(self),
+            Ld | St => strong && global(self),
+            CpReduceAsyncBulk => ins.mods.spaces().next() == Some(Space::Global),
+            CpReduceAsyncBulkTensor => true,
+            MultimemLdReduce | MultimemSt | MultimemRed | MultimemCpAsyncBulk => true,
+            _ => false,
+        };
+    }
+
+    /// Emits a micro-operation on slots.
+    pub fn emit(&mut self, class: Class, run: OpFn, d: Reg, a: Reg, b: Reg, c: Reg) -> &mut MicroOp {
+        let (guard, negated) = self.guard;
+        self.ops.push(MicroOp {
+            run,
+            d,
+            a,
+            b,
+            c,
+            guard,
+            negated,
+            control: false,
+            class,
+            x: 0,
+            imm: 0,
+            line: self.line,
+        });
+        self.ops.last_mut().expect("just pushed")
+    }
+
+    /// Emits an operation with more operands than slots have room for.
+    pub fn emit_action(
+        &mut self,
+        class: Class,
+        action: impl Fn(&mut Cx<'_>) -> Step + Send + Sync + 'static,
+    ) -> &mut MicroOp {
+        fn run(cx: &mut Cx<'_>, op: &MicroOp) -> Step {
+            let code = &*cx.grid.code;
+            code.actions[op.x as usize](cx)
+        }
+        let x = self.actions.len() as u32;
+        self.actions.push(Box::new(action));
+        let op = self.emit(class, run, 0, 0, 0, 0);
+        op.x = x;
+        op
+    }
+
+    /// Remembers that the coming operation is approximate.
+    pub fn approximate(&mut self, ins: &Instruction) {
+        self.approximate.push((self.ops.len() as u32, mnemonic(ins)));
+    }
+
+    /// Remembers that the coming operation is tensor-core work.
+    pub fn tensor_core(&mut self, name: String, flops: u64) {
+        self.tensor_core.push((self.ops.len() as u32, name, flops));
+    }
+
+    /// The current operation branches to this statement.
+    pub fn branch_to(&mut self, statement: usize) {
+        let at = self.ops.len() - 1;
+        self.ops[at].imm = self.statement as u64;
+        self.branches.push((at, statement));
+    }
+
+    /// The current operation branches to the function's end.
+    pub fn branch_to_end(&mut self) {
+        let at = self.ops.len() - 1;
+        self.ops[at].imm = self.statement as u64;
+        self.returns.push(at);
+    }
+
+    /// Index of the lowered function for one of the module's.
+    pub fn callee(&self, f: usize) -> Option<u32> {
+        self.function_of.get(&(resolve_alias(&self.program.ast, f) as u32)).copied()
+    }
+
+    /// Index of the function that is being lowered.
+    pub fn callee_index(&self) -> u32 {
+        self.index
+    }
+
+    /// Frame of a lowered function.
+    pub fn frame_of(&self, callee: u32) -> &FunctionInfo {
+        &self.functions[callee as usize]
+    }
+
+    /// A slot for the time of this instruction.
+    pub fn temp(&mut self, slots: u32) -> Reg {
+        let at = self.first_temp + self.temps;
+        self.temps += slots;
+        self.most_temps = self.most_temps.max(self.temps);
+        at as Reg
+    }
+
+    /// A constant of 32 or 64 bits.
+    pub fn constant(&mut self, bits: u64, wide: bool) -> Reg {
+        let bits = if wide { bits } else { bits & 0xffff_ffff };
+        self.intern(Constant::Bits { bits, wide }, wide)
+    }
+
+    fn intern(&mut self, constant: Constant, wide: bool) -> Reg {
+        if let Some(&at) = self.constant_index.get(&constant) {
+            return at | CONSTANT;
+        }
+        let at = self.constant_slots as u16;
+        self.constant_slots += if wide { 2 } else { 1 };
+        assert!(self.constant_slots < usize::from(CONSTANT), "fewer than 32768 constants");
+        self.constants.push((constant, at));
+        self.constant_index.insert(constant, at);
+        at | CONSTANT
+    }
+
+    /// Type of a register.
+    pub fn type_of(&self, r: ast::RegId) -> Type {
+        self.body.registers[r.index()].ty
+    }
+
+    /// Slot or predicate number of a register.
+    pub fn reg(&self, r: ast::RegId) -> Reg {
+        self.registers.slot[r.index()]
+    }
+
+    /// Whether an operand is a 64-bit register.
+    pub fn is_wide(&self, operand: &Operand) -> bool {
+        matches!(operand, Operand::Reg(r) if self.type_of(*r).bits() == 64)
+    }
+
+    /// A source operand of type `ty`.
+    pub fn src(&mut self, operand: &Operand, ty: Type) -> Lowered<Reg> {
+        let wide = ty.bits() > 32;
+        match operand {
+            Operand::Reg(r) if self.type_of(*r) == Type::Pred => {
+                unsupported("a predicate where a value is expected")
+            }
+            Operand::Reg(r) => {
+                let has = self.type_of(*r).bits() > 32;
+                if wide && !has {
+                    // A narrow register where a wide one is asked: zero-extended.
+                    let (a, d) = (self.reg(*r), self.temp(2));
+                    self.emit(Class::Move, exec::mov::WIDEN, d, a, 0, 0);
+                    return Ok(d);
+                }
+                // The low half of a wide register comes first only lane by lane: copy it.
+                if !wide && has {
+                    let (a, d) = (self.reg(*r), self.temp(1));
+                    self.emit(Class::Move, exec::mov::NARROW, d, a, 0, 0);
+                    return Ok(d);
+                }
+                Ok(self.reg(*r))
+            }
+            Operand::Imm(imm) => Ok(self.constant(imm_bits(*imm, ty), wide)),
+            Operand::Special(special) => {
+                let d = self.temp(2);
+                exec::special::lower(self, *special, d, wide)?;
+                Ok(d)
+            }
+            Operand::Symbol(symbol, addend) => self.symbol(*symbol, *addend, wide),
+            other => unsupported(format!("operand {other:?}")),
+        }
+    }
+
+    /// The address of a symbol as a value.
+    pub fn symbol(&mut self, symbol: Symbol, addend: i64, wide: bool) -> Lowered<Reg> {
+        if let Some(offset) = self.shared_offset(symbol) {
+            let d = self.temp(2);
+            let bits = i64::from(offset).wrapping_add(addend) as u64;
+            exec::mov::shared_address(self, d, bits, wide);
+            return Ok(d);
+        }
+        match symbol {
+            Symbol::Variable(_) | Symbol::Function(_) => {
+                let symbol = match symbol {
+                    Symbol::Function(f) => {
+                        let f = resolve_alias(&self.program.ast, f.index());
+                        Symbol::Function(ast::FuncId(f as u32))
+                    }
+                    other => other,
+                };
+                Ok(self.intern(Constant::Symbol { symbol, addend, wide }, wide))
+            }
+            Symbol::Local(_) | Symbol::Return(_) => {
+                let offset = self.frame_offset(symbol)?;
+                let d = self.temp(2);
+                let bits = i64::from(offset).wrapping_add(addend) as u64;
+                exec::mov::local_address(self, d, bits, wide);
+                Ok(d)
+            }
+            Symbol::Param(i) if self.function.entry => {
+                let offset = self.entry_param(i)?;
+                Ok(self.constant((offset as i64).wrapping_add(addend) as u64, wide))
+            }
+            Symbol::Param(_) => {
+                let offset = self.frame_offset(symbol)?;
+                let d = self.temp(2);
+                let bits = i64::from(offset).wrapping_add(addend) as u64;
+                exec::mov::local_address(self, d, bits, wide);
+                Ok(d)
+            }
+        }
+    }
+
+    /// Offset of a shared variable in the CTA's shared memory.
+    pub fn shared_offset(&self, symbol: Symbol) -> Option<u32> {
+        match symbol {
+            Symbol::Variable(v) => self.shared.get(&v).copied(),
+            Symbol::Local(v) => self.shared_local.get(&(self.index, v)).copied(),
+            _ => None,
+        }
+    }
+
+    /// Offset of a local variable, parameter or result in the function's frame.
+    pub fn frame_offset(&self, symbol: Symbol) -> Lowered<u32> {
+        let found = match symbol {
+            Symbol::Local(v) => self.local.get(&v).copied(),
+            Symbol::Param(i) => self.info.params.get(i as usize).map(|p| p.0),
+            Symbol::Return(i) => self.info.returns.get(i as usize).map(|p| p.0),
+            _ => None,
+        };
+        found.ok_or_else(|| Why(format!("{symbol:?} in local memory")))
+    }
+
+    /// Offset of a kernel parameter.
+    pub fn entry_param(&self, i: u32) -> Lowered<u32> {
+        let mut offset = 0u32;
+        for (n, p) in self.function.params.iter().enumerate() {
+            offset = offset.next_multiple_of(p.alignment());
+            if n == i as usize {
+                return Ok(offset);
+            }
+            offset += p.bytes() as u32;
+        }
+        unsupported(format!("kernel parameter {i}"))
+    }
+
+    /// A destination register.
+    pub fn dst(&mut self, operand: &Operand) -> Lowered<Reg> {
+        match operand {
+            Operand::Reg(r) => Ok(self.reg(*r)),
+            Operand::Sink => Ok(self.registers.slots as Reg),
+            other => unsupported(format!("destination {other:?}")),
+        }
+    }
+
+    /// Bits of a destination register; what goes to `_` is as wide as the instruction says.
+    pub fn dst_bits(&self, operand: &Operand, otherwise: u32) -> u32 {
+        match operand {
+            Operand::Reg(r) => self.type_of(*r).bits(),
+            _ => otherwise,
+        }
+    }
+
+    /// A destination predicate.
+    pub fn dst_pred(&self, operand: &Operand) -> Lowered<Reg> {
+        match operand {
+            Operand::Reg(r) if self.type_of(*r) == Type::Pred => Ok(self.reg(*r)),
+            Operand::Sink => Ok(PRED_SINK),
+            other => unsupported(format!("predicate destination {other:?}")),
+        }
+    }
+
+    /// A source predicate, and whether it is negated.
+    pub fn pred(&self, operand: &Operand) -> Lowered<(Reg, bool)> {
+        match operand {
+            Operand::Reg(r) => Ok((self.reg(*r), false)),
+            Operand::Not(r) => Ok((self.reg(*r), true)),
+            Operand::Imm(imm) => {
+                let yes = imm.bits(Type::B64) != 0;
+                Ok((if yes { PRED_TRUE } else { PRED_FALSE }, false))
+            }
+            other => unsupported(format!("predicate {other:?}")),
+        }
+    }
+
+    /// An address operand in (not generic) space `space`; symbols resolve by their own space.
+    pub fn addr(&mut self, operand: &Operand) -> Lowered<Addr> {
+        match operand {
+            Operand::Address(a) => self.address(a),
+            other => unsupported(format!("address {other:?}")),
+        }
+    }
+
+    /// As [`Self::addr`], of the address alone.
+    pub fn address(&mut self, a: &Address) -> Lowered<Addr> {
+        let offset = a.offset;
+        match a.base {
+            Base::Reg(r) => {
+                let wide = self.type_of(r).bits() == 64;
+                Ok(Addr { reg: self.reg(r), wide, offset, own_shared: false })
+            }
+            Base::Absolute => {
+                let reg = self.constant(0, true);
+                Ok(Addr { reg, wide: true, offset, own_shared: false })
+            }
+            Base::Symbol(symbol) => {
+                if let Some(at) = self.shared_offset(symbol) {
+                    let reg = self.constant(u64::from(at), true);
+                    return Ok(Addr { reg, wide: true, offset, own_shared: true });
+                }
+                let reg = self.symbol(symbol, 0, true)?;
+                Ok(Addr { reg, wide: true, offset, own_shared: false })
+            }
+        }
+    }
+
+    /// The literal value of an operand.
+    pub fn literal(&self, operand: &Operand) -> Option<u64> {
+        if let Operand::Imm(imm) = operand { Some(imm.bits(Type::B64)) } else { None }
+    }
+}
+
+/// Bits of a literal as an operand of `ty`; a literal in a half-precision instruction may be
+/// written as single.
+fn imm_bits(imm: ast::Imm, ty: Type) -> u64 {
+    imm.bits(ty)
+}
+
+/// The mnemonic with its suffixes.
+pub fn mnemonic(ins: &Instruction) -> String {
+    format!("{}{}", ins.op.text(), ins.mods)
+}

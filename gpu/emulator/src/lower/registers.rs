@@ -1,0 +1,283 @@
+//! Liveness, and slots for registers: a PTX function may name 40,000 registers of which a few
+//! hundred are live at once.
+
+use fathom_ptx::ast::{Base, Body, Instruction, Operand, RegId, Statement};
+use fathom_ptx::table::Opcode;
+use fathom_ptx::types::Type;
+
+use super::cfg::Cfg;
+
+/// Where each register of a function lies, and how large its frame is.
+#[derive(Clone, Debug, Default)]
+pub struct Registers {
+    /// First slot, or number of the predicate, of each register.
+    pub slot: Vec<u16>,
+    /// Slots used by registers; temporaries follow.
+    pub slots: u32,
+    pub predicates: u32,
+    /// Most slots live at one place.
+    pub pressure: u32,
+}
+
+/// Instructions whose first operand is not written.
+fn writes_nothing(op: Opcode) -> bool {
+    use Opcode::*;
+    matches!(
+        op,
+        St | StAsync
+            | StBulk
+            | Red
+            | RedAsync
+            | MultimemSt
+            | MultimemRed
+            | MultimemCpAsyncBulk
+            | MultimemCpReduceAsyncBulk
+            | Bra
+            | BrxIdx
+            | Ret
+            | Exit
+            | BarSync
+            | BarArrive
+            | BarWarpSync
+            | BarrierSync
+            | BarrierArrive
+            | BarrierClusterArrive
+            | BarrierClusterWait
+            | Membar
+            | Fence
+            | Griddepcontrol
+            | MbarrierInit
+            | MbarrierInval
+            | MbarrierExpectTx
+            | MbarrierCompleteTx
+            | CpAsync
+            | CpAsyncCommitGroup
+            | CpAsyncWaitGroup
+            | CpAsyncWaitAll
+            | CpAsyncMbarrierArrive
+            | CpAsyncBulk
+            | CpReduceAsyncBulk
+            | CpAsyncBulkPrefetch
+            | CpAsyncBulkTensor
+            | CpReduceAsyncBulkTensor
+            | CpAsyncBulkPrefetchTensor
+            | CpAsyncBulkCommitGroup
+            | CpAsyncBulkWaitGroup
+            | TensormapReplace
+            | TensormapCpFenceproxy
+            | Stmatrix
+            | WmmaStore
+            | WgmmaFence
+            | WgmmaCommitGroup
+            | WgmmaWaitGroup
+            | Prefetch
+            | Prefetchu
+            | Applypriority
+            | Discard
+            | Stackrestore
+            | Brkpt
+            | Nanosleep
+            | Pmevent
+            | Trap
+            | Setmaxnreg
+            | Sust
+            | Sured
+    )
+}
+
+fn registers_in(operand: &Operand, out: &mut Vec<RegId>) {
+    match operand {
+        Operand::Reg(r) | Operand::Component(r, _) | Operand::Not(r) => out.push(*r),
+        Operand::Vector(list) | Operand::List(list) => {
+            list.iter().for_each(|o| registers_in(o, out));
+        }
+        Operand::Address(a) => out.extend(base_register(&a.base)),
+        Operand::Tensor(a, list) => {
+            out.extend(base_register(&a.base));
+            list.iter().for_each(|o| registers_in(o, out));
+        }
+        Operand::Neg(o) => registers_in(o, out),
+        Operand::Pair(a, b) => {
+            registers_in(a, out);
+            registers_in(b, out);
+        }
+        _ => {}
+    }
+}
+
+fn base_register(base: &Base) -> Option<RegId> {
+    if let Base::Reg(r) = base { Some(*r) } else { None }
+}
+
+/// Registers that an instruction writes and reads.
+pub fn effects(ins: &Instruction) -> (Vec<RegId>, Vec<RegId>) {
+    let (mut defs, mut uses) = (Vec::new(), Vec::new());
+    uses.extend(ins.guard.map(|g| g.reg));
+    for (i, operand) in ins.operands.iter().enumerate() {
+        // mbarrier.arrive has a form without a destination.
+        let address = matches!(operand, Operand::Address(_) | Operand::Tensor(..));
+        if i == 0 && !writes_nothing(ins.op) && !address {
+            registers_in(operand, &mut defs);
+            if matches!(ins.op, Opcode::WgmmaMmaAsync | Opcode::WgmmaMmaAsyncSp) {
+                uses.extend(defs.iter().copied());
+            }
+        } else {
+            registers_in(operand, &mut uses);
+        }
+    }
+    (defs, uses)
+}
+
+/// Slots that a register of this type takes; 0 for predicates.
+pub fn width(ty: Type) -> u32 {
+    match ty.bits() {
+        1 => 0,
+        b if b <= 32 => 1,
+        64 => 2,
+        _ => 4,
+    }
+}
+
+type Bits = Vec<u64>;
+
+fn set(bits: &mut Bits, i: usize) {
+    bits[i / 64] |= 1 << (i % 64);
+}
+
+fn has(bits: &Bits, i: usize) -> bool {
+    bits[i / 64] >> (i % 64) & 1 != 0
+}
+
+/// Live ranges in statement order, as (first, last) positions; defs at odd, uses at even ones.
+fn ranges(body: &Body, cfg: &Cfg) -> Vec<Option<(u32, u32)>> {
+    let n = body.registers.len();
+    let words = n.div_ceil(64);
+    let blocks = cfg.blocks.len();
+    let mut reads = vec![vec![0u64; words]; blocks];
+    let mut kills = vec![vec![0u64; words]; blocks];
+    let mut out: Vec<Option<(u32, u32)>> = vec![None; n];
+    let widen = |out: &mut Vec<Option<(u32, u32)>>, r: usize, at: u32| {
+        let (a, b) = out[r].unwrap_or((at, at));
+        out[r] = Some((a.min(at), b.max(at)));
+    };
+    for (b, block) in cfg.blocks.iter().enumerate() {
+        for s in block.start..block.end {
+            let Statement::Instruction(ins) = &body.statements[s] else { continue };
+            let (defs, uses) = effects(ins);
+            for r in uses {
+                if !has(&kills[b], r.index()) {
+                    set(&mut reads[b], r.index());
+                }
+                widen(&mut out, r.index(), 2 * s as u32);
+            }
+            for r in defs {
+                // A guarded write leaves the other lanes as they were.
+                if ins.guard.is_none() {
+                    set(&mut kills[b], r.index());
+                } else if !has(&kills[b], r.index()) {
+                    set(&mut reads[b], r.index());
+                }
+                widen(&mut out, r.index(), 2 * s as u32 + 1);
+            }
+        }
+    }
+    let mut live_in = reads.clone();
+    let mut live_out = vec![vec![0u64; words]; blocks];
+    let mut changed = true;
+    while changed {
+        changed = false;
+        for b in (0..blocks).rev() {
+            for s in 0..cfg.blocks[b].successors.len() {
+                let successor = cfg.blocks[b].successors[s];
+                for w in 0..words {
+                    let new = live_in[successor][w] & !live_out[b][w];
+                    if new != 0 {
+                        live_out[b][w] |= new;
+                        let into = new & !kills[b][w] & !live_in[b][w];
+                        live_in[b][w] |= into;
+                        changed = true;
+                    }
+                }
+            }
+        }
+    }
+    for (b, block) in cfg.blocks.iter().enumerate() {
+        for (live, at) in
+            [(&live_in[b], 2 * block.start as u32), (&live_out[b], 2 * block.end as u32 - 1)]
+        {
+            for w in 0..words {
+                let mut word = live[w];
+                while word != 0 {
+                    widen(&mut out, w * 64 + word.trailing_zeros() as usize, at);
+                    word &= word - 1;
+                }
+            }
+        }
+    }
+    out
+}
+
+/// Assigns slots by linear scan over the live ranges.
+pub fn allocate(body: &Body, cfg: &Cfg) -> Registers {
+    let ranges = ranges(body, cfg);
+    let mut order: Vec<usize> = (0..ranges.len()).filter(|&r| ranges[r].is_some()).collect();
+    order.sort_by_key(|&r| ranges[r]);
+    // One pool a width: predicates, one slot, two, four.
+    let mut pools = [const { Pool::new() }; 4];
+    let mut place = vec![(0usize, 0u32); ranges.len()];
+    let (mut live, mut pressure) = (0u32, 0u32);
+    let mut ends: std::collections::BinaryHeap<std::cmp::Reverse<(u32, usize)>> = Default::default();
+    for r in order {
+        let (start, end) = ranges[r].expect("only registers with a range");
+        while let Some(&std::cmp::Reverse((last, other))) = ends.peek() {
+            if last >= start {
+                break;
+            }
+            ends.pop();
+            let (pool, index) = place[other];
+            pools[pool].free.push(index);
+            live -= width(body.registers[other].ty);
+        }
+        let slots = width(body.registers[r].ty);
+        let pool = match slots {
+            0 => 0,
+            1 => 1,
+            2 => 2,
+            _ => 3,
+        };
+        place[r] = (pool, pools[pool].take());
+        live += slots;
+        pressure = pressure.max(live);
+        ends.push(std::cmp::Reverse((end, r)));
+    }
+    let (n32, n64, n128) = (pools[1].count, pools[2].count, pools[3].count);
+    let slot = place.iter().map(|&(pool, index)| match pool {
+        0 | 1 => index as u16,
+        2 => (n32 + 2 * index) as u16,
+        _ => (n32 + 2 * n64 + 4 * index) as u16,
+    });
+    Registers {
+        slot: slot.collect(),
+        slots: n32 + 2 * n64 + 4 * n128,
+        predicates: pools[0].count,
+        pressure,
+    }
+}
+
+struct Pool {
+    free: Vec<u32>,
+    count: u32,
+}
+
+impl Pool {
+    const fn new() -> Pool {
+        Pool { free: Vec::new(), count: 0 }
+    }
+
+    fn take(&mut self) -> u32 {
+        self.free.pop().unwrap_or_else(|| {
+            self.count += 1;
+            self.count - 1
+        })
+    }
+}

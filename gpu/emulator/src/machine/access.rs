@@ -1,0 +1,604 @@
+//! Loads and stores of a warp: addresses of 32 lanes to words, in every state space.
+//!
+//! Values travel as up to four 32-bit words a lane, low word first; narrower ones lie in the low
+//! bits of word 0. Bounds and alignment are checked always: global and shared accesses that fail
+//! stop the launch, as on hardware.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::cx::Cx;
+use super::lane::{LANES, Lane, Reg};
+use super::op::Step;
+use crate::error::Ub;
+use crate::memory::{CHUNK_BYTES, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
+
+/// An address operand.
+#[derive(Clone, Copy, Debug)]
+pub struct Addr {
+    pub reg: Reg,
+    /// The register has 64 bits.
+    pub wide: bool,
+    pub offset: i64,
+    /// The base is a shared variable: the CTA's rank is added.
+    pub own_shared: bool,
+}
+
+/// The space of an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Where {
+    Global,
+    Shared,
+    Local,
+    Param,
+    Generic,
+}
+
+/// Up to 16 bytes a lane.
+pub type Words = [[u32; LANES]; 4];
+
+/// Lowest, and end of the highest, address of executing lanes.
+fn span(addresses: &[u64; LANES], mask: u32, bytes: u64) -> (u64, u64, u64) {
+    let (mut lo, mut hi, mut all) = (u64::MAX, 0, 0);
+    for (i, &a) in addresses.iter().enumerate() {
+        if mask >> i & 1 != 0 {
+            lo = lo.min(a);
+            hi = hi.max(a);
+            all |= a;
+        }
+    }
+    (lo, hi.saturating_add(bytes), all)
+}
+
+impl Cx<'_> {
+    /// The addresses of an operand.
+    #[inline]
+    pub fn addresses(&self, a: Addr) -> [u64; LANES] {
+        let mut out = if a.wide {
+            <u64 as Lane>::read(self, a.reg)
+        } else {
+            <u32 as Lane>::read(self, a.reg).map(u64::from)
+        };
+        let rank = if a.own_shared { u64::from(self.rank()) << 24 } else { 0 };
+        let offset = (a.offset as u64).wrapping_add(rank);
+        if offset != 0 {
+            let wrap = if a.wide { u64::MAX } else { u64::from(u32::MAX) };
+            for address in &mut out {
+                *address = address.wrapping_add(offset) & wrap;
+            }
+        }
+        out
+    }
+
+    /// The address of the first executing lane.
+    pub fn address(&self, a: Addr) -> u64 {
+        self.addresses(a)[self.leader()]
+    }
+
+    /// Reads `bytes` (1 to 16, a power of two) a lane.
+    pub fn load(
+        &mut self,
+        space: Where,
+        addresses: &[u64; LANES],
+        bytes: u32,
+        out: &mut Words,
+    ) -> Result<(), Step> {
+        match space {
+            Where::Global => self.load_global(addresses, bytes, out),
+            Where::Shared => self.load_shared(addresses, bytes, out),
+            Where::Local => self.load_local(addresses, bytes, out),
+            Where::Param => self.load_param(addresses, bytes, out),
+            Where::Generic => self.by_window(addresses, |cx, space, offsets| {
+                cx.load(space, offsets, bytes, out)
+            }),
+        }
+    }
+
+    /// Writes `bytes` (1 to 16, a power of two) a lane.
+    pub fn store(
+        &mut self,
+        space: Where,
+        addresses: &[u64; LANES],
+        bytes: u32,
+        values: &Words,
+    ) -> Result<(), Step> {
+        *self.changes += 1;
+        match space {
+            Where::Global => self.store_global(addresses, bytes, values),
+            Where::Shared => self.store_shared(addresses, bytes, values),
+            Where::Local => self.store_local(addresses, bytes, values),
+            Where::Param => Err(self.fail(
+                Ub::OutOfBounds,
+                Some(self.leader()),
+                Some(addresses[self.leader()]),
+                "store to kernel parameters, which are constant",
+            )),
+            Where::Generic => self.by_window(addresses, |cx, space, offsets| {
+                cx.store(space, offsets, bytes, values)
+            }),
+        }
+    }
+
+    /// Splits generic addresses by the window they lie in.
+    pub fn by_window(
+        &mut self,
+        addresses: &[u64; LANES],
+        mut f: impl FnMut(&mut Self, Where, &[u64; LANES]) -> Result<(), Step>,
+    ) -> Result<(), Step> {
+        let mask = self.mask;
+        let mut left = mask;
+        while left != 0 {
+            let first = left.trailing_zeros() as usize;
+            let (space, base) = window(addresses[first]);
+            let mut same = 0;
+            let mut offsets = [0; LANES];
+            for lane in 0..LANES {
+                if left >> lane & 1 != 0 && window(addresses[lane]).0 == space {
+                    same |= 1 << lane;
+                    offsets[lane] = addresses[lane] - base;
+                }
+            }
+            left &= !same;
+            self.mask = same;
+            let result = f(self, space, &offsets);
+            self.mask = mask;
+            result?;
+        }
+        Ok(())
+    }
+
+    fn misaligned(&mut self, addresses: &[u64; LANES], bytes: u64) -> Step {
+        let bad = self.lanes().find(|&l| addresses[l] % bytes != 0);
+        let lane = bad.expect("some lane is misaligned");
+        let message = format!("an access of {bytes} bytes needs an address that is a multiple of it");
+        self.fail(Ub::Misaligned, Some(lane), Some(addresses[lane]), message)
+    }
+
+    /// The fault for the first lane whose range is in no live allocation.
+    fn unmapped(&mut self, addresses: &[u64; LANES], bytes: u64) -> Step {
+        let view = &self.grid.view;
+        let bad = self.lanes().find(|&l| view.locate(addresses[l], bytes).is_none());
+        let lane = bad.expect("some lane is out of bounds");
+        self.global_fault(lane, addresses[lane], bytes)
+    }
+
+    /// The fault for a range that is in no live allocation.
+    pub fn global_fault(&mut self, lane: usize, address: u64, bytes: u64) -> Step {
+        let view = self.grid.view.clone();
+        let nearest = view.nearest(address);
+        let freed = view.find(address).is_some_and(|a| a.is_freed());
+        let kind = if freed { Ub::UseAfterFree } else { Ub::OutOfBounds };
+        let message = format!("{bytes} bytes of global memory");
+        let step = self.fail(kind, Some(lane), Some(address), message);
+        if let Some(fault) = &mut self.fault {
+            fault.allocation = Some(nearest);
+        }
+        step
+    }
+
+    fn load_global(
+        &mut self,
+        addresses: &[u64; LANES],
+        bytes: u32,
+        out: &mut Words,
+    ) -> Result<(), Step> {
+        let bytes = u64::from(bytes);
+        let (lo, hi, all) = span(addresses, self.mask, bytes);
+        if all & (bytes - 1) != 0 {
+            return Err(self.misaligned(addresses, bytes));
+        }
+        self.count_global(addresses, bytes, false);
+        let mask = self.mask;
+        let grid = self.grid;
+        if let Some(found) = grid.view.locate(lo, hi - lo) {
+            let start = lo - found.base();
+            if grid.settings.checks.uninit {
+                self.check_written(addresses, bytes);
+            }
+            let Some((words, first)) = found.words(start) else {
+                if start + (hi - lo) <= chunk_end(start) {
+                    out.iter_mut().for_each(|w| fill(w, mask, 0));
+                    return Ok(());
+                }
+                return self.load_lanes(addresses, bytes, out);
+            };
+            let origin = found.base() + first;
+            if hi - origin <= words.len() as u64 * 4 {
+                for lane in 0..LANES {
+                    if mask >> lane & 1 == 0 {
+                        continue;
+                    }
+                    let offset = addresses[lane] - origin;
+                    let index = (offset / 4) as usize;
+                    if bytes >= 4 {
+                        for k in 0..(bytes / 4) as usize {
+                            out[k][lane] = words[index + k].load(Relaxed);
+                        }
+                    } else {
+                        let word = words[index].load(Relaxed) >> (8 * (offset % 4));
+                        out[0][lane] = word & ((1 << (8 * bytes)) - 1);
+                    }
+                }
+                return Ok(());
+            }
+        }
+        self.load_lanes(addresses, bytes, out)
+    }
+
+    /// Lane by lane, for addresses in several allocations or chunks.
+    fn load_lanes(
+        &mut self,
+        addresses: &[u64; LANES],
+        bytes: u64,
+        out: &mut Words,
+    ) -> Result<(), Step> {
+        let view = &self.grid.view;
+        for lane in self.lanes() {
+            let Some(found) = view.locate(addresses[lane], bytes) else {
+                return Err(self.unmapped(addresses, bytes));
+            };
+            let mut buffer = [0; 16];
+            found.load(addresses[lane] - found.base(), &mut buffer[..bytes as usize]);
+            for k in 0..bytes.div_ceil(4) as usize {
+                out[k][lane] = u32::from_le_bytes(buffer[4 * k..4 * k + 4].try_into().expect("4"));
+            }
+        }
+        Ok(())
+    }
+
+    fn store_global(
+        &mut self,
+        addresses: &[u64; LANES],
+        bytes: u32,
+        values: &Words,
+    ) -> Result<(), Step> {
+        let bytes = u64::from(bytes);
+        let (lo, hi, all) = span(addresses, self.mask, bytes);
+        if all & (bytes - 1) != 0 {
+            return Err(self.misaligned(addresses, bytes));
+        }
+        self.count_global(addresses, bytes, true);
+        let mask = self.mask;
+        let grid = self.grid;
+        if let Some(found) = grid.view.locate(lo, hi - lo)
+            && !found.tracked()
+            && bytes >= 4
+        {
+            let (words, first) = found.words_mut(lo - found.base());
+            let origin = found.base() + first;
+            if hi - origin <= words.len() as u64 * 4 {
+                for lane in 0..LANES {
+                    if mask >> lane & 1 != 0 {
+                        let index = ((addresses[lane] - origin) / 4) as usize;
+                        for k in 0..(bytes / 4) as usize {
+                            words[index + k].store(values[k][lane], Relaxed);
+                        }
+                    }
+                }
+                return Ok(());
+            }
+        }
+        for lane in self.lanes() {
+            let Some(found) = grid.view.locate(addresses[lane], bytes) else {
+                return Err(self.unmapped(addresses, bytes));
+            };
+            let mut buffer = [0; 16];
+            for k in 0..4 {
+                buffer[4 * k..4 * k + 4].copy_from_slice(&values[k][lane].to_le_bytes());
+            }
+            found.store(addresses[lane] - found.base(), &buffer[..bytes as usize]);
+        }
+        Ok(())
+    }
+
+    fn check_written(&mut self, addresses: &[u64; LANES], bytes: u64) {
+        for lane in self.lanes() {
+            let Some(found) = self.grid.view.locate(addresses[lane], bytes) else { continue };
+            if let Some(at) = found.first_unwritten(addresses[lane] - found.base(), bytes) {
+                let about = format!("{at} bytes into {}", found.describe());
+                let address = Some(found.base() + at);
+                let message = "global memory that nobody wrote".to_owned();
+                self.report_about(Ub::Uninitialized, Some(lane), address, Some(about), message);
+                return;
+            }
+        }
+    }
+
+    /// Reads a range of global memory for an asynchronous copy.
+    pub fn read_global(&mut self, lane: usize, address: u64, out: &mut [u8]) -> Result<(), Step> {
+        let Some(found) = self.grid.view.locate(address, out.len() as u64).cloned() else {
+            return Err(self.global_fault(lane, address, out.len() as u64));
+        };
+        if self.grid.settings.checks.uninit {
+            let mut one = [0; LANES];
+            one[lane] = address;
+            let mask = std::mem::replace(&mut self.mask, 1 << lane);
+            self.check_written(&one, out.len() as u64);
+            self.mask = mask;
+        }
+        self.stats.global_bytes_read += out.len() as u64;
+        found.load(address - found.base(), out);
+        Ok(())
+    }
+
+    /// Writes a range of global memory for an asynchronous copy.
+    pub fn write_global(&mut self, lane: usize, address: u64, data: &[u8]) -> Result<(), Step> {
+        *self.changes += 1;
+        let Some(found) = self.grid.view.locate(address, data.len() as u64).cloned() else {
+            return Err(self.global_fault(lane, address, data.len() as u64));
+        };
+        self.stats.global_bytes_written += data.len() as u64;
+        found.store(address - found.base(), data);
+        Ok(())
+    }
+
+    fn count_global(&mut self, addresses: &[u64; LANES], bytes: u64, write: bool) {
+        if !self.grid.settings.profile {
+            return;
+        }
+        let mut sectors = [0; LANES * 2];
+        let mut n = 0;
+        for lane in self.lanes() {
+            sectors[n] = addresses[lane] / 32;
+            sectors[n + 1] = (addresses[lane] + bytes - 1) / 32;
+            n += 2;
+        }
+        sectors[..n].sort_unstable();
+        let distinct = 1 + sectors[..n].windows(2).filter(|w| w[0] != w[1]).count();
+        self.stats.global_transactions += 1;
+        self.stats.global_sectors += distinct as u64;
+        let total = bytes * u64::from(self.mask.count_ones());
+        if write {
+            self.stats.global_bytes_written += total;
+        } else {
+            self.stats.global_bytes_read += total;
+        }
+    }
+
+    /// Counts the wavefronts of a shared access: 32 banks of 4 bytes; lanes that read the same
+    /// word share it; 8-byte accesses go by half warps, 16-byte ones by quarters.
+    fn count_shared(&mut self, addresses: &[u64; LANES], bytes: u64) {
+        if !self.grid.settings.profile {
+            return;
+        }
+        self.stats.shared_requests += 1;
+        let phases = (bytes / 4).max(1) as usize;
+        let lanes_a_phase = LANES / phases;
+        for phase in 0..phases {
+            let mut words: Vec<u64> = Vec::with_capacity(LANES);
+            for lane in phase * lanes_a_phase..(phase + 1) * lanes_a_phase {
+                if self.mask >> lane & 1 != 0 {
+                    words.extend((0..phases as u64).map(|k| addresses[lane] / 4 + k));
+                }
+            }
+            words.sort_unstable();
+            words.dedup();
+            let mut banks = [0u64; 32];
+            words.iter().for_each(|w| banks[(w % 32) as usize] += 1);
+            let worst = banks.iter().copied().max().unwrap_or(0);
+            self.stats.bank_conflicts += worst.saturating_sub(1);
+        }
+    }
+
+    /// The CTA and byte offset of a shared address of `bytes` bytes.
+    pub fn shared_place(
+        &mut self,
+        lane: usize,
+        address: u64,
+        bytes: u64,
+    ) -> Result<(usize, usize), Step> {
+        let rank = (address >> 24) as usize;
+        let offset = address & 0x00ff_ffff;
+        let end = u64::from(self.grid.shared_end);
+        let begin = u64::from(super::reserved(&self.grid.preset));
+        if rank < self.cluster.ctas.len() && offset >= begin && offset + bytes <= end {
+            return Ok((rank, offset as usize));
+        }
+        let message = if rank >= self.cluster.ctas.len() {
+            let count = self.cluster.ctas.len();
+            format!("shared memory of CTA rank {rank} in a cluster of {count}")
+        } else {
+            format!("{bytes} bytes of shared memory, which spans {begin:#x} to {end:#x}")
+        };
+        Err(self.fail(Ub::OutOfBounds, Some(lane), Some(address), message))
+    }
+
+    /// The CTA whose shared memory all executing lanes address, and their span in it.
+    fn shared_span(
+        &mut self,
+        addresses: &[u64; LANES],
+        bytes: u64,
+    ) -> Result<Option<usize>, Step> {
+        let (lo, hi, all) = span(addresses, self.mask, bytes);
+        if all & (bytes - 1) != 0 {
+            return Err(self.misaligned(addresses, bytes));
+        }
+        let rank = (lo >> 24) as usize;
+        let fits = lo & 0xff_ffff >= u64::from(super::reserved(&self.grid.preset))
+            && hi <= ((rank as u64) << 24) + u64::from(self.grid.shared_end)
+            && rank < self.cluster.ctas.len();
+        Ok(fits.then_some(rank))
+    }
+
+    fn load_shared(
+        &mut self,
+        addresses: &[u64; LANES],
+        bytes: u32,
+        out: &mut Words,
+    ) -> Result<(), Step> {
+        let bytes = u64::from(bytes);
+        let rank = self.shared_span(addresses, bytes)?;
+        self.count_shared(addresses, bytes);
+        self.sanitize_shared(addresses, bytes, false)?;
+        let mask = self.mask;
+        for lane in 0..LANES {
+            if mask >> lane & 1 == 0 {
+                continue;
+            }
+            let (cta, offset) = match rank {
+                Some(rank) => (rank, (addresses[lane] & 0xff_ffff) as usize),
+                None => self.shared_place(lane, addresses[lane], bytes)?,
+            };
+            let words = &self.cluster.ctas[cta].shared;
+            let index = offset / 4;
+            if bytes >= 4 {
+                for k in 0..(bytes / 4) as usize {
+                    out[k][lane] = words[index + k];
+                }
+            } else {
+                out[0][lane] = words[index] >> (8 * (offset % 4)) & ((1 << (8 * bytes)) - 1);
+            }
+        }
+        Ok(())
+    }
+
+    fn store_shared(
+        &mut self,
+        addresses: &[u64; LANES],
+        bytes: u32,
+        values: &Words,
+    ) -> Result<(), Step> {
+        let bytes = u64::from(bytes);
+        let rank = self.shared_span(addresses, bytes)?;
+        self.count_shared(addresses, bytes);
+        self.sanitize_shared(addresses, bytes, true)?;
+        let mask = self.mask;
+        for lane in 0..LANES {
+            if mask >> lane & 1 == 0 {
+                continue;
+            }
+            let (cta, offset) = match rank {
+                Some(rank) => (rank, (addresses[lane] & 0xff_ffff) as usize),
+                None => self.shared_place(lane, addresses[lane], bytes)?,
+            };
+            let words = &mut self.cluster.ctas[cta].shared;
+            let index = offset / 4;
+            if bytes >= 4 {
+                for k in 0..(bytes / 4) as usize {
+                    words[index + k] = values[k][lane];
+                }
+            } else {
+                let shift = 8 * (offset % 4);
+                let keep = !(((1u32 << (8 * bytes)) - 1) << shift);
+                let value = values[0][lane] << shift & !keep;
+                words[index] = words[index] & keep | value;
+            }
+        }
+        Ok(())
+    }
+
+    /// All of a CTA's shared memory as bytes.
+    pub fn shared_bytes(&mut self, cta: usize) -> &mut [u8] {
+        bytemuck::cast_slice_mut(&mut self.cluster.ctas[cta].shared)
+    }
+
+    fn local_index(&mut self, lane: usize, address: u64, bytes: u64) -> Result<usize, Step> {
+        let end = self.w.local_words as u64 * 4;
+        if address + bytes > end {
+            let message = format!("{bytes} bytes of local memory, which has {end}");
+            return Err(self.fail(Ub::OutOfBounds, Some(lane), Some(address), message));
+        }
+        if address % bytes != 0 {
+            let mut one = [0; LANES];
+            one[lane] = address;
+            self.mask = 1 << lane;
+            return Err(self.misaligned(&one, bytes));
+        }
+        Ok((address / 4) as usize * LANES + lane)
+    }
+
+    fn load_local(
+        &mut self,
+        addresses: &[u64; LANES],
+        bytes: u32,
+        out: &mut Words,
+    ) -> Result<(), Step> {
+        let bytes = u64::from(bytes);
+        for lane in self.lanes() {
+            let index = self.local_index(lane, addresses[lane], bytes)?;
+            if bytes >= 4 {
+                for k in 0..(bytes / 4) as usize {
+                    out[k][lane] = self.w.local[index + k * LANES];
+                }
+            } else {
+                let shift = 8 * (addresses[lane] % 4);
+                out[0][lane] = self.w.local[index] >> shift & ((1 << (8 * bytes)) - 1);
+            }
+        }
+        Ok(())
+    }
+
+    fn store_local(
+        &mut self,
+        addresses: &[u64; LANES],
+        bytes: u32,
+        values: &Words,
+    ) -> Result<(), Step> {
+        let bytes = u64::from(bytes);
+        for lane in self.lanes() {
+            let index = self.local_index(lane, addresses[lane], bytes)?;
+            if bytes >= 4 {
+                for k in 0..(bytes / 4) as usize {
+                    self.w.local[index + k * LANES] = values[k][lane];
+                }
+            } else {
+                let shift = 8 * (addresses[lane] % 4);
+                let keep = !(((1u32 << (8 * bytes)) - 1) << shift);
+                let word = &mut self.w.local[index];
+                *word = *word & keep | values[0][lane] << shift & !keep;
+            }
+        }
+        Ok(())
+    }
+
+    fn load_param(
+        &mut self,
+        addresses: &[u64; LANES],
+        bytes: u32,
+        out: &mut Words,
+    ) -> Result<(), Step> {
+        let params = &self.grid.config.params;
+        for lane in self.lanes() {
+            let at = addresses[lane] as usize;
+            let Some(range) = params.get(at..at + bytes as usize) else {
+                let message = format!("{bytes} bytes of parameters, which have {}", params.len());
+                return Err(self.fail(
+                    Ub::OutOfBounds,
+                    Some(lane),
+                    Some(addresses[lane]),
+                    message,
+                ));
+            };
+            let mut buffer = [0; 16];
+            buffer[..range.len()].copy_from_slice(range);
+            for k in 0..4 {
+                out[k][lane] = u32::from_le_bytes(buffer[4 * k..4 * k + 4].try_into().expect("4"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// End of the 2 MiB chunk that holds an offset.
+fn chunk_end(offset: u64) -> u64 {
+    (offset / CHUNK_BYTES + 1) * CHUNK_BYTES
+}
+
+fn fill(words: &mut [u32; LANES], mask: u32, value: u32) {
+    for (i, w) in words.iter_mut().enumerate() {
+        if mask >> i & 1 != 0 {
+            *w = value;
+        }
+    }
+}
+
+/// The space that a generic address lies in, and where its window starts.
+pub fn window(address: u64) -> (Where, u64) {
+    for (start, space) in
+        [(SHARED_WINDOW, Where::Shared), (LOCAL_WINDOW, Where::Local), (PARAM_WINDOW, Where::Param)]
+    {
+        if address.wrapping_sub(start) < WINDOW_BYTES {
+            return (space, start);
+        }
+    }
+    (Where::Global, 0)
+}

@@ -1,0 +1,101 @@
+//! A cluster of CTAs as it runs: shared memory, barriers, mbarriers' waiters, warps.
+
+use std::collections::BTreeMap;
+
+use super::warp::Warp;
+
+/// A named barrier of a CTA (`bar.sync` and its kin).
+#[derive(Clone, Debug)]
+pub struct NamedBarrier {
+    /// Threads that have arrived in this generation, in whole warps.
+    pub arrived: u32,
+    /// Threads expected, as the arrivals so far say; 0 where all of the CTA are meant.
+    pub expected: Option<u32>,
+    /// Completed generations.
+    pub generation: u64,
+    /// Reduction so far of `bar.red`: popc, and, or.
+    pub popc: u32,
+    pub and: bool,
+    pub or: bool,
+    /// Result of the last generation.
+    pub result: (u32, bool, bool),
+}
+
+impl Default for NamedBarrier {
+    fn default() -> Self {
+        NamedBarrier {
+            arrived: 0,
+            expected: None,
+            generation: 0,
+            popc: 0,
+            and: true,
+            or: false,
+            result: (0, true, false),
+        }
+    }
+}
+
+impl NamedBarrier {
+    /// Completes the generation if all that are expected have arrived.
+    pub fn settle(&mut self, live_threads: u32) -> bool {
+        let expected = self.expected.unwrap_or(live_threads);
+        if self.arrived == 0 || self.arrived < expected {
+            return false;
+        }
+        self.result = (self.popc, self.and, self.or);
+        (self.popc, self.and, self.or) = (0, true, false);
+        self.arrived = 0;
+        self.expected = None;
+        self.generation += 1;
+        true
+    }
+}
+
+/// One CTA.
+pub struct Cta {
+    /// Its place in the grid.
+    pub id: [u32; 3],
+    /// Its number in the grid, x fastest.
+    pub linear: u64,
+    /// Rank in the cluster.
+    pub rank: u32,
+    /// Shared memory in words, from address 0 of its window; the reserved part comes first.
+    pub shared: Vec<u32>,
+    /// The warps; a warp is taken out while it runs.
+    pub warps: Vec<Option<Box<Warp>>>,
+    pub barriers: BTreeMap<u32, NamedBarrier>,
+    /// Threads that have not exited.
+    pub live_threads: u32,
+}
+
+/// The CTAs of a cluster (one CTA where the launch has no clusters).
+pub struct Cluster {
+    pub ctas: Vec<Cta>,
+    pub id: [u32; 3],
+    /// Threads that have arrived at the cluster barrier, and its completed generations.
+    pub barrier_arrived: u32,
+    pub barrier_generation: u64,
+}
+
+impl Cluster {
+    /// Threads of all CTAs that have not exited.
+    pub fn live_threads(&self) -> u32 {
+        self.ctas.iter().map(|c| c.live_threads).sum()
+    }
+
+    /// Whether all threads have exited.
+    pub fn done(&self) -> bool {
+        self.live_threads() == 0
+    }
+
+    /// Completes the cluster barrier if all live threads have arrived.
+    pub fn settle_barrier(&mut self) -> bool {
+        let live = self.live_threads();
+        if live > 0 && self.barrier_arrived >= live {
+            self.barrier_arrived = 0;
+            self.barrier_generation += 1;
+            return true;
+        }
+        false
+    }
+}

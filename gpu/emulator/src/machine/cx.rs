@@ -1,0 +1,261 @@
+//! What a micro-operation sees: the warp that executes it, its cluster, its launch.
+
+use std::sync::Arc;
+
+use super::cluster::Cluster;
+use super::lane::{CONSTANT, LANES, Reg, Slot};
+use super::op::{Code, Step};
+use super::warp::{Wait, Warp};
+use crate::device::Settings;
+use crate::error::{Finding, Ub};
+use crate::launch::LaunchConfig;
+use crate::memory::View;
+use crate::module::Program;
+use crate::preset::Preset;
+
+/// What all warps of a launch share.
+pub struct Grid {
+    pub code: Arc<Code>,
+    pub program: Arc<Program>,
+    pub constants: Vec<Slot>,
+    pub config: LaunchConfig,
+    pub cluster: [u32; 3],
+    pub preset: Preset,
+    pub settings: Settings,
+    pub view: View,
+    pub seq: u64,
+    /// Shared memory of a CTA up to its end, reserved part included.
+    pub shared_end: u32,
+    /// Whether the CPU has the instructions that `exec::alu` compiles for.
+    pub simd: bool,
+    /// Whether several host threads run this launch.
+    pub parallel: bool,
+}
+
+/// Counters of a run; sums of them do not depend on the order of CTAs.
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    /// Executions by operation: of warps, of threads.
+    pub warps: Vec<u64>,
+    pub threads: Vec<u64>,
+    pub findings: Vec<Finding>,
+    pub printed: Vec<(u64, String)>,
+    pub global_transactions: u64,
+    pub global_sectors: u64,
+    pub global_bytes_read: u64,
+    pub global_bytes_written: u64,
+    pub shared_requests: u64,
+    pub bank_conflicts: u64,
+    pub tma_bytes_read: u64,
+    pub tma_bytes_written: u64,
+    pub barrier_waits: u64,
+    /// Executions by warp of the CTA and operation, where a profile is wanted.
+    pub by_warp: Vec<Vec<u64>>,
+    pub waits_by_warp: Vec<u64>,
+    pub cycles: u64,
+}
+
+/// The state of one turn of one warp.
+pub struct Cx<'a> {
+    /// Lanes that execute.
+    pub mask: u32,
+    /// All lanes of the group.
+    pub active: u32,
+    pub base: usize,
+    pub pred_base: usize,
+    pub local_base: u32,
+    pub pc: u32,
+    /// The group that runs.
+    pub at: usize,
+    pub w: &'a mut Warp,
+    pub cluster: &'a mut Cluster,
+    /// Rank of the warp's CTA.
+    pub cta: usize,
+    pub grid: &'a Grid,
+    pub stats: &'a mut Stats,
+    /// Counts what other warps may notice: stores, arrivals, exits.
+    pub changes: &'a mut u64,
+    /// Nothing else can go on: waits with a time limit give up, incomplete gatherings proceed.
+    pub stalled: bool,
+    pub fault: Option<Box<Finding>>,
+}
+
+impl<'a> Cx<'a> {
+    /// A 32-bit register.
+    #[inline(always)]
+    pub fn slot(&self, reg: Reg) -> &[u32; LANES] {
+        if reg & CONSTANT == 0 {
+            &self.w.regs[self.base + reg as usize].0
+        } else {
+            &self.grid.constants[(reg & !CONSTANT) as usize].0
+        }
+    }
+
+    /// A 32-bit register to be written.
+    #[inline(always)]
+    pub fn slot_mut(&mut self, reg: Reg) -> &mut [u32; LANES] {
+        &mut self.w.regs[self.base + reg as usize].0
+    }
+
+    /// A 64-bit register.
+    #[inline(always)]
+    pub fn slot64(&self, reg: Reg) -> &[u64; LANES] {
+        let pair: &[Slot] = if reg & CONSTANT == 0 {
+            let i = self.base + reg as usize;
+            &self.w.regs[i..i + 2]
+        } else {
+            let i = (reg & !CONSTANT) as usize;
+            &self.grid.constants[i..i + 2]
+        };
+        let pair: &[Slot; 2] = pair.try_into().expect("two slots");
+        bytemuck::cast_ref(pair)
+    }
+
+    /// A 64-bit register to be written.
+    #[inline(always)]
+    pub fn slot64_mut(&mut self, reg: Reg) -> &mut [u64; LANES] {
+        let i = self.base + reg as usize;
+        let pair: &mut [Slot; 2] = (&mut self.w.regs[i..i + 2]).try_into().expect("two slots");
+        bytemuck::cast_mut(pair)
+    }
+
+    /// A predicate as a mask of lanes.
+    #[inline(always)]
+    pub fn pred(&self, p: Reg) -> u32 {
+        match p {
+            PRED_TRUE => !0,
+            PRED_FALSE => 0,
+            p => self.w.preds[self.pred_base + p as usize],
+        }
+    }
+
+    /// Writes the executing lanes of a predicate.
+    #[inline(always)]
+    pub fn set_pred(&mut self, p: Reg, value: u32) {
+        if p != PRED_SINK {
+            let to = &mut self.w.preds[self.pred_base + p as usize];
+            *to = *to & !self.mask | value & self.mask;
+        }
+    }
+
+    /// The executing lanes, in order.
+    pub fn lanes(&self) -> impl Iterator<Item = usize> + use<> {
+        let mut mask = self.mask;
+        std::iter::from_fn(move || {
+            let lane = mask.trailing_zeros() as usize;
+            mask &= mask.wrapping_sub(1);
+            (lane < LANES).then_some(lane)
+        })
+    }
+
+    /// The lowest executing lane.
+    pub fn leader(&self) -> usize {
+        self.mask.trailing_zeros() as usize
+    }
+
+    /// The warp waits and tries the same operation again.
+    pub fn block(&mut self, wait: Wait) -> Step {
+        self.w.groups[self.at].wait = wait;
+        self.w.barrier_waits += 1;
+        Step::Block
+    }
+
+    /// For `.sync` and `.aligned` instructions: waits until the live lanes of `required` execute
+    /// together. `None`: they do (or never will, which is reported).
+    pub fn converge(&mut self, required: u32) -> Option<Step> {
+        let need = required & self.w.live;
+        if self.mask & need == need {
+            return None;
+        }
+        if self.active & need == need {
+            // The guard excludes lanes that the instruction counts on.
+            self.divergence(need & !self.mask);
+            return None;
+        }
+        self.w.groups[self.at].pc = self.pc;
+        let before = self.w.groups.len();
+        self.w.gather(self.at);
+        if self.w.groups.len() != before {
+            return Some(Step::Control);
+        }
+        if self.stalled {
+            self.divergence(need & !self.mask);
+            return None;
+        }
+        Some(self.block(Wait::Lanes { mask: need }))
+    }
+
+    fn divergence(&mut self, missing: u32) {
+        if self.grid.settings.checks.sync {
+            let message = format!("lanes {missing:#010x} are required and do not take part");
+            self.report(Ub::Divergence, None, None, message);
+        }
+    }
+
+    /// Rank of this CTA in its cluster.
+    pub fn rank(&self) -> u32 {
+        self.cta as u32
+    }
+
+    fn finding(&self, kind: Ub, lane: Option<usize>, address: Option<u64>, message: String) -> Finding {
+        let line = self.grid.code.ops[self.pc as usize].line;
+        Finding {
+            kind,
+            kernel: self.grid.code.name.clone(),
+            line,
+            instruction: self.grid.program.line(line).to_owned(),
+            cta: self.cluster.ctas[self.cta].id,
+            warp: self.w.index,
+            lane: lane.map(|l| l as u32),
+            address,
+            allocation: None,
+            message,
+            fatal: false,
+            count: 1,
+        }
+    }
+
+    /// Reports and goes on. The same kind at the same line is counted, not repeated.
+    pub fn report(&mut self, kind: Ub, lane: Option<usize>, address: Option<u64>, message: String) {
+        self.report_about(kind, lane, address, None, message);
+    }
+
+    /// Reports with a sentence about the memory in question.
+    pub fn report_about(
+        &mut self,
+        kind: Ub,
+        lane: Option<usize>,
+        address: Option<u64>,
+        allocation: Option<String>,
+        message: String,
+    ) {
+        let mut finding = self.finding(kind, lane, address, message);
+        finding.allocation = allocation;
+        let list = &mut self.stats.findings;
+        match list.iter_mut().find(|f| f.kind == kind && f.line == finding.line) {
+            Some(known) => known.count += 1,
+            None => list.push(finding),
+        }
+    }
+
+    /// Stops the launch.
+    pub fn fail(
+        &mut self,
+        kind: Ub,
+        lane: Option<usize>,
+        address: Option<u64>,
+        message: impl Into<String>,
+    ) -> Step {
+        let mut finding = self.finding(kind, lane, address, message.into());
+        finding.fatal = true;
+        self.fault = Some(Box::new(finding));
+        Step::Fault
+    }
+}
+
+/// Predicate operands that are no register.
+pub const PRED_TRUE: Reg = 0xfffe;
+/// Always false.
+pub const PRED_FALSE: Reg = 0xfffd;
+/// Destination that is dropped.
+pub const PRED_SINK: Reg = 0xfffc;

@@ -1,0 +1,266 @@
+//! Clusters that take turns on one host thread, and what happens when none can go on.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use super::cluster::{Cluster, Cta};
+use super::cx::{Grid, Stats};
+use super::turn::{self, Around, Turn};
+use super::warp::{Wait, Warp};
+use crate::error::{Finding, Ub};
+use crate::preset::Preset;
+
+/// Rounds of given-up waits without any change of memory or barriers that mean deadlock.
+const VAIN_ROUNDS: u32 = 64;
+
+struct Resident {
+    grid: usize,
+    cluster: Cluster,
+}
+
+/// A set of clusters, of one or several launches.
+pub struct Domain<'a> {
+    grids: Vec<&'a Grid>,
+    resident: Vec<Resident>,
+    /// Next cluster of each launch, and where its clusters end.
+    next: Vec<(u64, u64)>,
+    capacity: Vec<usize>,
+    pub stats: Vec<Stats>,
+    changes: u64,
+    round: u64,
+}
+
+impl<'a> Domain<'a> {
+    /// All clusters of these launches.
+    pub fn new(grids: &'a [Grid]) -> Self {
+        let next = grids.iter().map(|g| (0, super::cluster_count(g))).collect();
+        let capacity = grids.iter().map(capacity).collect();
+        let stats = grids.iter().map(Stats::new).collect();
+        let grids = grids.iter().collect();
+        Domain { grids, resident: Vec::new(), next, capacity, stats, changes: 0, round: 0 }
+    }
+
+    /// One cluster of a launch.
+    pub fn of_cluster(grid: &'a Grid, index: u64, stats: Stats) -> Self {
+        Domain {
+            grids: vec![grid],
+            resident: Vec::new(),
+            next: vec![(index, index + 1)],
+            capacity: vec![1],
+            stats: vec![stats],
+            changes: 0,
+            round: 0,
+        }
+    }
+
+    fn admit(&mut self) {
+        for grid in 0..self.grids.len() {
+            let mut running = self.resident.iter().filter(|r| r.grid == grid).count();
+            while running < self.capacity[grid] && self.next[grid].0 < self.next[grid].1 {
+                let cluster = new_cluster(self.grids[grid], self.next[grid].0);
+                self.next[grid].0 += 1;
+                self.resident.push(Resident { grid, cluster });
+                running += 1;
+            }
+        }
+    }
+
+    /// Runs all clusters to their end, or to the first fault: (launch, finding).
+    pub fn run(&mut self) -> Option<(usize, Box<Finding>)> {
+        let mut stalled = false;
+        let mut vain = 0;
+        let mut ran_in_vain = 0u64;
+        self.admit();
+        while !self.resident.is_empty() {
+            let changes = self.changes;
+            let mut ran = 0;
+            for at in 0..self.resident.len() {
+                match self.turn_of_cluster(at, stalled) {
+                    Ok(n) => ran += n,
+                    Err(finding) => return Some((self.resident[at].grid, finding)),
+                }
+            }
+            self.round += 1;
+            let before = self.resident.len();
+            self.resident.retain(|r| !r.cluster.done());
+            if self.resident.len() != before {
+                self.admit();
+            }
+            if self.changes != changes {
+                (stalled, vain, ran_in_vain) = (false, 0, 0);
+                continue;
+            }
+            ran_in_vain += ran;
+            if ran == 0 && stalled || vain > VAIN_ROUNDS {
+                return Some(self.deadlock());
+            }
+            if ran_in_vain > self.grids[0].settings.patience {
+                return Some(self.deadlock());
+            }
+            if ran == 0 {
+                stalled = true;
+            } else if stalled {
+                vain += 1;
+                stalled = false;
+            }
+        }
+        None
+    }
+
+    fn turn_of_cluster(&mut self, at: usize, stalled: bool) -> Result<u64, Box<Finding>> {
+        let resident = &mut self.resident[at];
+        let grid = self.grids[resident.grid];
+        let cluster = &mut resident.cluster;
+        let warps = cluster.ctas[0].warps.len();
+        let total = warps * cluster.ctas.len();
+        let start = match grid.settings.schedule_seed {
+            0 => 0,
+            seed => permute(seed, self.round, at as u64),
+        };
+        let mut ran = 0;
+        for i in 0..total {
+            let i = (i + start as usize) % total;
+            let (cta, warp) = (i / warps, i % warps);
+            let Some(mut w) = cluster.ctas[cta].warps[warp].take() else { continue };
+            if !w.done() {
+                let around = Around {
+                    cluster,
+                    cta,
+                    grid,
+                    stats: &mut self.stats[resident.grid],
+                    changes: &mut self.changes,
+                    stalled,
+                };
+                let outcome = turn::run(&mut w, around, u64::from(grid.settings.quantum));
+                match outcome {
+                    Turn::Ran(n) => ran += n,
+                    Turn::Fault(finding) => return Err(finding),
+                }
+            }
+            let done = w.done();
+            if done {
+                self.stats[resident.grid].retire(&w);
+            }
+            cluster.ctas[cta].warps[warp] = (!done).then_some(w);
+        }
+        Ok(ran)
+    }
+
+    /// The report that nobody can go on, with every warp's position.
+    fn deadlock(&self) -> (usize, Box<Finding>) {
+        let mut positions: BTreeMap<(u32, String), Vec<String>> = BTreeMap::new();
+        for resident in &self.resident {
+            let grid = self.grids[resident.grid];
+            for cta in &resident.cluster.ctas {
+                for warp in cta.warps.iter().flatten() {
+                    for group in warp.groups.iter() {
+                        let line = grid.code.ops[group.pc as usize].line;
+                        let who = format!("CTA {:?} warp {} lanes {:#x}", cta.id, warp.index, group.mask);
+                        let what = describe_wait(group.wait);
+                        positions.entry((line, what)).or_default().push(who);
+                    }
+                }
+            }
+        }
+        let resident = &self.resident[0];
+        let grid = self.grids[resident.grid];
+        let mut message = String::from("no warp can go on:");
+        for ((line, what), who) in &positions {
+            let text = grid.program.line(*line);
+            write!(message, "\n  line {line}: {text}\n    {what}: {}", who.join(", "))
+                .expect("writing to a String");
+        }
+        let cta = &resident.cluster.ctas[0];
+        let warp = cta.warps.iter().flatten().next();
+        let group = warp.and_then(|w| w.groups.first());
+        let line = group.map_or(0, |g| grid.code.ops[g.pc as usize].line);
+        let finding = Finding {
+            kind: Ub::Deadlock,
+            kernel: grid.code.name.clone(),
+            line,
+            instruction: grid.program.line(line).to_owned(),
+            cta: cta.id,
+            warp: warp.map_or(0, |w| w.index),
+            lane: None,
+            address: match group.map(|g| g.wait) {
+                Some(Wait::Mbarrier { address, .. }) => Some(address),
+                _ => None,
+            },
+            allocation: None,
+            message,
+            fatal: true,
+            count: 1,
+        };
+        (resident.grid, Box::new(finding))
+    }
+}
+
+fn describe_wait(wait: Wait) -> String {
+    match wait {
+        Wait::Ready => "runs without changing anything".into(),
+        Wait::Barrier { id, .. } => format!("waits at barrier {id}"),
+        Wait::Lanes { mask } => format!("waits for lanes {mask:#010x}"),
+        Wait::Cluster => "waits at the cluster barrier".into(),
+        Wait::Mbarrier { address, parity } => {
+            format!("waits for phase parity {parity} of the mbarrier at {address:#x}")
+        }
+        Wait::Other => "waits".into(),
+    }
+}
+
+/// A number that depends on the seed, the round and the cluster (SplitMix64's finaliser).
+fn permute(seed: u64, round: u64, at: u64) -> u64 {
+    let mut z = seed ^ round.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ at.rotate_left(32);
+    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z ^ z >> 31) >> 1
+}
+
+/// Clusters of a launch that its device holds at once.
+fn capacity(grid: &Grid) -> usize {
+    let threads: u32 = grid.config.block.iter().product();
+    let shared = grid.shared_end - super::reserved(&grid.preset);
+    let blocks = grid.preset.blocks_per_sm(threads, grid.code.registers.clamp(16, 255), shared);
+    let ctas: u32 = grid.cluster.iter().product();
+    (blocks.max(1) * grid.preset.sm_count / ctas).max(1) as usize
+}
+
+/// Cluster number `index` of a launch, x fastest, its warps at the first instruction.
+fn new_cluster(grid: &Grid, index: u64) -> Cluster {
+    let shape: [u64; 3] = std::array::from_fn(|d| u64::from(grid.config.grid[d] / grid.cluster[d]));
+    let id = [
+        (index % shape[0]) as u32,
+        (index / shape[0] % shape[1]) as u32,
+        (index / shape[0] / shape[1]) as u32,
+    ];
+    let count: u32 = grid.cluster.iter().product();
+    let threads: u32 = grid.config.block.iter().product();
+    let function = &grid.code.functions[0];
+    let ctas = (0..count)
+        .map(|rank| {
+            let [cx, cy, _] = grid.cluster;
+            let inner = [rank % cx, rank / cx % cy, rank / cx / cy];
+            let cta: [u32; 3] = std::array::from_fn(|d| id[d] * grid.cluster[d] + inner[d]);
+            let [gx, gy, _] = grid.config.grid.map(u64::from);
+            let linear = (u64::from(cta[2]) * gy + u64::from(cta[1])) * gx + u64::from(cta[0]);
+            let warps = (0..threads.div_ceil(Preset::WARP)).map(|w| {
+                let left = threads - w * 32;
+                let mask = if left >= 32 { !0 } else { (1 << left) - 1 };
+                let mut warp =
+                    Warp::new(w, mask, function.slots as usize, function.predicates as usize);
+                warp.grow_local(function.local_bytes);
+                Some(Box::new(warp))
+            });
+            Cta {
+                id: cta,
+                linear,
+                rank,
+                shared: vec![0; grid.shared_end.div_ceil(4) as usize],
+                warps: warps.collect(),
+                barriers: BTreeMap::new(),
+                live_threads: threads,
+            }
+        })
+        .collect();
+    Cluster { ctas, id, barrier_arrived: 0, barrier_generation: 0 }
+}

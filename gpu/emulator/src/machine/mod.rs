@@ -1,0 +1,140 @@
+//! The machine: runs the clusters of launches, warp by warp, and reports.
+//!
+//! A [`domain`] is a set of clusters that take turns on one host thread. Kernels whose CTAs
+//! communicate run in one domain; all others have a domain a cluster, in parallel. What a warp is
+//! stands in [`warp`], how it executes in [`turn`], what an operation sees in [`cx`].
+
+pub mod access;
+pub mod cluster;
+pub mod cx;
+pub mod domain;
+pub mod lane;
+pub mod op;
+pub mod record;
+pub mod turn;
+pub mod warp;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use rayon::prelude::*;
+
+use crate::error::{Error, Finding};
+use crate::launch::{Launch, LaunchReport};
+use crate::preset::Preset;
+use cx::{Grid, Stats};
+use domain::Domain;
+use lane::Slot;
+use op::{Code, Constant};
+
+static SEQUENCE: AtomicU64 = AtomicU64::new(0);
+
+/// Runs launches to their end, together.
+pub fn run(launches: &[Launch<'_>], codes: &[Arc<Code>]) -> Result<Vec<LaunchReport>, Error> {
+    let grids: Vec<Grid> = launches.iter().zip(codes).map(|(l, c)| grid(l, c)).collect();
+    let serial = grids.len() > 1 || !grids[0].parallel;
+    let mut stats: Vec<Stats> = Vec::new();
+    let fault = if serial {
+        let mut domain = Domain::new(&grids);
+        let fault = domain.run();
+        stats.append(&mut domain.stats);
+        fault
+    } else {
+        let (merged, fault) = run_parallel(&grids[0]);
+        stats.push(merged);
+        fault.map(|f| (0, f))
+    };
+    let mut reports: Vec<LaunchReport> =
+        grids.iter().zip(stats).map(|(grid, s)| record::report(grid, s)).collect();
+    if let Some((at, finding)) = fault {
+        reports[at].findings.push(*finding);
+    }
+    Ok(reports)
+}
+
+/// Clusters of one launch, each on its own, on rayon's threads. The fault is that of the first
+/// cluster in launch order, whatever thread met one first.
+fn run_parallel(grid: &Grid) -> (Stats, Option<Box<Finding>>) {
+    let count = cluster_count(grid);
+    let faulted = AtomicU64::new(u64::MAX);
+    let fold = |mut acc: (Stats, Option<(u64, Box<Finding>)>), index: u64| {
+        if index < faulted.load(Relaxed) {
+            let mut domain = Domain::of_cluster(grid, index, std::mem::take(&mut acc.0));
+            let fault = domain.run();
+            acc.0 = domain.stats.remove(0);
+            if let Some((_, finding)) = fault {
+                faulted.fetch_min(index, Relaxed);
+                if acc.1.as_ref().is_none_or(|(known, _)| index < *known) {
+                    acc.1 = Some((index, finding));
+                }
+            }
+        }
+        acc
+    };
+    let start = || (Stats::new(grid), None);
+    let merge = |a: (Stats, Option<(u64, Box<Finding>)>), b: (Stats, Option<_>)| {
+        let mut stats = a.0;
+        stats.merge(b.0);
+        let fault = match (a.1, b.1) {
+            (Some(x), Some(y)) => Some(if x.0 <= y.0 { x } else { y }),
+            (x, y) => x.or(y),
+        };
+        (stats, fault)
+    };
+    let (stats, fault) = if count == 1 || grid.settings.threads == 1 {
+        (0..count).fold(start(), fold)
+    } else {
+        (0..count).into_par_iter().fold(start, fold).reduce(start, merge)
+    };
+    (stats, fault.map(|(_, f)| f))
+}
+
+/// Clusters of a launch.
+pub fn cluster_count(grid: &Grid) -> u64 {
+    (0..3).map(|d| u64::from(grid.config.grid[d] / grid.cluster[d])).product()
+}
+
+fn grid(launch: &Launch<'_>, code: &Arc<Code>) -> Grid {
+    let module = launch.function.module();
+    let device = module.device();
+    let mut constants = vec![Slot([0; 32]); code.constant_slots];
+    for &(constant, at) in &code.constants {
+        let (bits, wide) = match constant {
+            Constant::Bits { bits, wide } => (bits, wide),
+            Constant::Symbol { symbol, addend, wide } => {
+                (module.address_of(symbol).wrapping_add(addend as u64), wide)
+            }
+        };
+        if wide {
+            let pair: &mut [Slot] = &mut constants[at as usize..at as usize + 2];
+            bytemuck::cast_slice_mut::<Slot, u64>(pair).fill(bits);
+        } else {
+            constants[at as usize].0.fill(bits as u32);
+        }
+    }
+    let preset = device.preset().clone();
+    let settings = device.settings();
+    let config = launch.config.clone();
+    let shared = code.static_shared_bytes + config.dynamic_shared_bytes;
+    let shared_end = reserved(&preset) + shared;
+    let parallel = !code.communicates && !config.cooperative;
+    Grid {
+        code: code.clone(),
+        program: module.program().clone(),
+        constants,
+        cluster: launch.function.cluster(&config),
+        preset,
+        view: device.memory().view(),
+        seq: SEQUENCE.fetch_add(1, Relaxed),
+        shared_end,
+        simd: crate::exec::alu::available(),
+        parallel,
+        settings,
+        config,
+    }
+}
+
+/// First usable shared address: the system's part lies below it.
+pub fn reserved(preset: &Preset) -> u32 {
+    preset.shared_bytes_reserved
+}

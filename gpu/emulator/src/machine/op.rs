@@ -1,0 +1,134 @@
+//! Micro-operations: what PTX instructions are lowered to.
+
+use super::cx::Cx;
+use super::lane::Reg;
+
+/// What the machine does after a micro-operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Go on with the next one.
+    Next,
+    /// The executing lanes branch to the operation's target.
+    Branch,
+    /// The operation has changed the groups of the warp itself.
+    Control,
+    /// Not now: the same operation again when the group's turn comes.
+    Block,
+    /// Go on, but let others run first.
+    Yield,
+    /// The executing lanes exit.
+    Exit,
+    /// The launch stops; the finding is in [`Cx::fault`].
+    Fault,
+}
+
+/// Executes a micro-operation for the lanes of [`Cx::mask`], which has at least one.
+pub type OpFn = fn(&mut Cx<'_>, &MicroOp) -> Step;
+
+/// An operation with more operands than a [`MicroOp`] has room for.
+pub type Action = Box<dyn Fn(&mut Cx<'_>) -> Step + Send + Sync>;
+
+/// No guard predicate.
+pub const NO_GUARD: u16 = u16::MAX;
+
+/// One micro-operation.
+#[derive(Clone, Copy)]
+pub struct MicroOp {
+    pub run: OpFn,
+    pub d: Reg,
+    pub a: Reg,
+    pub b: Reg,
+    pub c: Reg,
+    /// Predicate that guards it, or [`NO_GUARD`].
+    pub guard: u16,
+    /// Executes where the guard is false.
+    pub negated: bool,
+    /// Lanes outside of the guard part from the group first.
+    pub control: bool,
+    pub class: Class,
+    /// Target of a branch; index into [`Code::actions`].
+    pub x: u32,
+    /// Where the sides of a branch meet, or `u32::MAX`; else an immediate.
+    pub imm: u64,
+    /// Line in the PTX text.
+    pub line: u32,
+}
+
+macro_rules! classes {
+    ($($name:ident = $text:literal),* $(,)?) => {
+        /// Classes of instructions, as kernel records name them.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u8)]
+        pub enum Class { $($name),* }
+        impl Class {
+            /// Name in a kernel record.
+            pub const fn name(self) -> &'static str { match self { $(Class::$name => $text),* } }
+        }
+    };
+}
+
+classes! {
+    Alu = "alu", Fma = "fma", Fp64 = "fp64", Half = "half", Sfu = "sfu", Convert = "cvt",
+    Move = "mov", Control = "control", LdParam = "ld.param",
+    LdGlobal = "ld.global", StGlobal = "st.global", LdShared = "ld.shared", StShared = "st.shared",
+    Local = "local", Generic = "generic", Atomic = "atomic", Shuffle = "shuffle", Vote = "vote",
+    Barrier = "bar", Mbarrier = "mbarrier", CpAsync = "cp.async", Tma = "tma",
+    Ldmatrix = "ldmatrix", Mma = "mma", Wgmma = "wgmma", WgmmaSync = "wgmma.sync",
+    Fence = "fence", Misc = "misc",
+}
+
+/// A function inside [`Code`].
+#[derive(Clone, Debug, Default)]
+pub struct FunctionInfo {
+    pub name: String,
+    /// First operation.
+    pub start: u32,
+    /// Slots and predicates of a frame.
+    pub slots: u32,
+    pub predicates: u32,
+    /// Local memory of a frame in bytes: variables, parameters, results.
+    pub local_bytes: u32,
+    /// Where formal parameters and results lie in the frame's local memory: (offset, bytes).
+    pub params: Vec<(u32, u32)>,
+    pub returns: Vec<(u32, u32)>,
+}
+
+/// A constant operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Constant {
+    /// The same in every launch.
+    Bits { bits: u64, wide: bool },
+    /// Address of a module-scope variable or function, plus a number.
+    Symbol { symbol: fathom_ptx::ast::Symbol, addend: i64, wide: bool },
+}
+
+/// An entry and the functions it may call, as micro-operations.
+pub struct Code {
+    pub ops: Vec<MicroOp>,
+    pub actions: Vec<Action>,
+    /// Constants and the slots (in [`super::cx::Grid::constants`]) at which they start.
+    pub constants: Vec<(Constant, u16)>,
+    pub constant_slots: usize,
+    /// Function 0 is the entry; the map from the module's functions is [`Code::function_of`].
+    pub functions: Vec<FunctionInfo>,
+    pub function_of: std::collections::BTreeMap<u32, u32>,
+    pub static_shared_bytes: u32,
+    /// Largest alignment asked of dynamic shared memory.
+    pub local_bytes: u32,
+    /// Most 32-bit registers live at once.
+    pub registers: u32,
+    /// CTAs may communicate: see DESIGN.md on determinism.
+    pub communicates: bool,
+    /// Mnemonics of approximate instructions, by operation.
+    pub approximate: Vec<(u32, String)>,
+    /// Mnemonics and FLOPs of tensor-core instructions, by operation.
+    pub tensor_core: Vec<(u32, String, u64)>,
+    /// Instruction text by line is in the program; this names the kernel.
+    pub name: String,
+}
+
+impl std::fmt::Debug for Code {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Code of {}: {} operations", self.name, self.ops.len())
+    }
+}

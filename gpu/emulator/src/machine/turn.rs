@@ -1,0 +1,205 @@
+//! One turn of one warp: the loop that executes micro-operations.
+
+use super::cluster::Cluster;
+use super::cx::{Cx, Grid, Stats};
+use super::op::{NO_GUARD, Step};
+use super::warp::{NO_JOIN, Wait, Warp};
+use crate::error::Finding;
+
+/// Instructions a group runs before lanes that wait for it at a join are let go.
+const RELEASE_AFTER: u64 = 20_000;
+
+/// What a turn came to.
+#[derive(Debug)]
+pub enum Turn {
+    /// Operations executed; false where every group was waiting.
+    Ran(u64),
+    /// The launch stops.
+    Fault(Box<Finding>),
+}
+
+/// What the turn of a warp needs beside the warp.
+pub struct Around<'a> {
+    pub cluster: &'a mut Cluster,
+    pub cta: usize,
+    pub grid: &'a Grid,
+    pub stats: &'a mut Stats,
+    pub changes: &'a mut u64,
+    pub stalled: bool,
+}
+
+/// Runs a warp until it has executed `budget` operations, waits, or is done.
+pub fn run(w: &mut Warp, around: Around<'_>, budget: u64) -> Turn {
+    let Around { cluster, cta, grid, stats, changes, stalled } = around;
+    let mut cx = Cx {
+        mask: 0,
+        active: 0,
+        base: 0,
+        pred_base: 0,
+        local_base: 0,
+        pc: 0,
+        at: 0,
+        w,
+        cluster,
+        cta,
+        grid,
+        stats,
+        changes,
+        stalled,
+        fault: None,
+    };
+    let mut ran = 0;
+    let mut idle = 0;
+    while ran < budget && !cx.w.groups.is_empty() {
+        let at = cx.w.turn % cx.w.groups.len();
+        let left = (budget - ran).min(RELEASE_AFTER);
+        let before = ran;
+        match run_group(&mut cx, at, left, &mut ran) {
+            GroupEnd::Fault => return Turn::Fault(cx.fault.take().expect("a fault has a finding")),
+            GroupEnd::Changed => idle = 0,
+            GroupEnd::Waits => {
+                cx.w.turn += 1;
+                idle = if ran == before { idle + 1 } else { 0 };
+                if idle >= cx.w.groups.len() {
+                    break;
+                }
+            }
+            GroupEnd::Yields => {
+                cx.w.turn += 1;
+                break;
+            }
+            GroupEnd::Spent => {
+                cx.w.turn += 1;
+                idle = 0;
+                let spun = cx.w.groups.get(at).is_some_and(|g| g.spun >= RELEASE_AFTER);
+                if spun && cx.w.release_parked() {
+                    cx.w.groups.iter_mut().for_each(|g| g.spun = 0);
+                }
+            }
+        }
+    }
+    cx.w.clock += ran;
+    Turn::Ran(ran)
+}
+
+enum GroupEnd {
+    /// The groups of the warp are others now.
+    Changed,
+    Waits,
+    Yields,
+    Spent,
+    Fault,
+}
+
+fn run_group(cx: &mut Cx<'_>, at: usize, budget: u64, ran: &mut u64) -> GroupEnd {
+    let code = &*cx.grid.code;
+    let ops = &code.ops[..];
+    let group = &cx.w.groups[at];
+    cx.at = at;
+    cx.active = group.mask;
+    cx.base = group.base as usize;
+    cx.pred_base = group.pred_base as usize;
+    cx.local_base = group.local_base;
+    let depth = group.frames.len() as u32;
+    let meets = match cx.w.joins.get(group.join as usize) {
+        Some(j) if group.join != NO_JOIN && j.depth == depth => j.pc,
+        _ => u32::MAX,
+    };
+    let mut pc = group.pc;
+    let active = cx.active;
+    let threads = u64::from(active.count_ones());
+    let mut n = 0;
+    let end = loop {
+        if pc == meets {
+            cx.w.groups[at].pc = pc;
+            cx.w.arrive(at);
+            break GroupEnd::Changed;
+        }
+        if n == budget {
+            break GroupEnd::Spent;
+        }
+        let op = &ops[pc as usize];
+        n += 1;
+        cx.stats.warps[pc as usize] += 1;
+        let mask = if op.guard == NO_GUARD {
+            cx.stats.threads[pc as usize] += threads;
+            active
+        } else {
+            let p = cx.w.preds[cx.pred_base + op.guard as usize];
+            let mask = active & if op.negated { !p } else { p };
+            cx.stats.threads[pc as usize] += u64::from(mask.count_ones());
+            if mask == 0 {
+                pc += 1;
+                continue;
+            }
+            mask
+        };
+        cx.mask = mask;
+        cx.pc = pc;
+        if op.control && mask != active {
+            // Lanes for which the guard is false go round the instruction.
+            cx.w.groups[at].pc = pc;
+            let meet = if op.imm == u64::MAX { None } else { Some(pc + 1) };
+            cx.w.split(at, mask, pc, pc + 1, meet);
+            *ran += n;
+            return GroupEnd::Changed;
+        }
+        match (op.run)(cx, op) {
+            Step::Next => pc += 1,
+            Step::Branch => {
+                if mask == active {
+                    pc = op.x;
+                } else {
+                    let meet = (op.imm != u64::MAX).then_some(op.imm as u32);
+                    cx.w.split(at, mask, op.x, pc + 1, meet);
+                    break GroupEnd::Changed;
+                }
+            }
+            Step::Control => {
+                *ran += n;
+                return GroupEnd::Changed;
+            }
+            Step::Block => {
+                // It did not execute after all.
+                cx.stats.warps[pc as usize] -= 1;
+                cx.stats.threads[pc as usize] -= u64::from(mask.count_ones());
+                n -= 1;
+                cx.w.groups[at].pc = pc;
+                cx.w.groups[at].spun += n;
+                *ran += n;
+                return GroupEnd::Waits;
+            }
+            Step::Yield => {
+                cx.w.groups[at].pc = pc + 1;
+                cx.w.groups[at].spun += n;
+                cx.w.groups[at].wait = Wait::Ready;
+                *ran += n;
+                return GroupEnd::Yields;
+            }
+            Step::Exit => {
+                cx.w.groups[at].pc = pc + 1;
+                exit(cx, at, mask);
+                break GroupEnd::Changed;
+            }
+            Step::Fault => return GroupEnd::Fault,
+        }
+    };
+    *ran += n;
+    if let GroupEnd::Spent = end {
+        cx.w.groups[at].pc = pc;
+        cx.w.groups[at].spun += n;
+    }
+    end
+}
+
+fn exit(cx: &mut Cx<'_>, at: usize, mask: u32) {
+    *cx.changes += 1;
+    cx.w.exit(at, mask);
+    let cta = &mut cx.cluster.ctas[cx.cta];
+    cta.live_threads -= mask.count_ones();
+    let live = cta.live_threads;
+    for barrier in cta.barriers.values_mut() {
+        barrier.settle(live);
+    }
+    cx.cluster.settle_barrier();
+}
