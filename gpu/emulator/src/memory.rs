@@ -198,7 +198,6 @@ impl Allocation {
     }
 
     /// Whether uninitialised reads of this allocation are recognised.
-    #[allow(dead_code)]
     pub(crate) fn tracked(&self) -> bool {
         self.tracked
     }
@@ -217,7 +216,6 @@ impl Allocation {
     }
 
     /// First byte of the range that nobody wrote, where that is tracked.
-    #[allow(dead_code)]
     pub(crate) fn first_unwritten(&self, offset: u64, bytes: u64) -> Option<u64> {
         if !self.tracked {
             return None;

@@ -35,7 +35,7 @@ impl Program {
         if let Some(program) = cache.get(&hash).and_then(Weak::upgrade) {
             return Ok(program);
         }
-        let ast = parse(text)?;
+        let ast = fathom_ptx::parse(text).map_err(|e| Error::Ptx(e.to_string()))?;
         let code = ast.functions.iter().map(|_| OnceLock::new()).collect();
         let lines = text.lines().map(|l| l.trim().to_owned()).collect();
         let program = Arc::new(Program { ast, lines, code });
@@ -120,14 +120,17 @@ impl Module {
         let ast = &self.0.program.ast;
         for (variable, symbol) in ast.variables.iter().zip(&self.0.symbols) {
             let Some(symbol) = symbol else { continue };
-            let mut image = image(variable);
+            // Without initialiser a variable is zero by the language.
+            let Some(mut image) = variable.image() else {
+                self.0.device.memset(symbol.address, &[0], symbol.bytes)?;
+                continue;
+            };
             for r in &image.relocations {
                 let address = self.address_of(r.symbol).wrapping_add(r.addend as u64) >> r.shift;
                 let at = r.offset as usize;
                 image.bytes[at..at + r.size as usize]
                     .copy_from_slice(&address.to_le_bytes()[..r.size as usize]);
             }
-            // Variables without initialiser are zero by the language.
             self.0.device.write(symbol.address, &image.bytes)?;
         }
         Ok(())
@@ -149,7 +152,6 @@ impl Module {
         &self.0.device
     }
 
-    #[allow(dead_code)]
     pub(crate) fn program(&self) -> &Arc<Program> {
         &self.0.program
     }
@@ -304,13 +306,4 @@ impl Function {
             required_cluster: tuning.reqnctapercluster,
         }
     }
-}
-
-// The parser of fathom-ptx takes these two places.
-fn parse(_text: &str) -> Result<ast::Module, Error> {
-    Err(Error::Ptx("this build has no PTX parser".into()))
-}
-
-fn image(variable: &ast::Variable) -> ast::Image {
-    ast::Image { bytes: vec![0; variable.bytes() as usize], relocations: Vec::new() }
 }

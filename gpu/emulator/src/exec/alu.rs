@@ -30,17 +30,17 @@ pub fn available() -> bool {
 }
 
 macro_rules! drivers {
-    ($($name:ident $simd:ident $body:ident < $($g:ident),* > ($f:ty);)*) => { $(
+    ($($name:ident $simd:ident $body:ident < $($g:ident),* > [$($f:tt)*];)*) => { $(
         #[cfg(target_arch = "x86_64")]
         #[target_feature(
             enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,fma,bmi1,bmi2,lzcnt,popcnt"
         )]
-        fn $simd<$($g: Lane,)* F: $f>(cx: &mut Cx<'_>, op: &MicroOp, f: F) {
+        fn $simd<$($g: Lane,)* F: $($f)*>(cx: &mut Cx<'_>, op: &MicroOp, f: F) {
             $body(cx, op, f);
         }
 
         /// Runs the operation on the executing lanes.
-        pub fn $name<$($g: Lane,)* F: $f>(cx: &mut Cx<'_>, op: &MicroOp, f: F) -> Step {
+        pub fn $name<$($g: Lane,)* F: $($f)*>(cx: &mut Cx<'_>, op: &MicroOp, f: F) -> Step {
             #[cfg(target_arch = "x86_64")]
             if cx.grid.simd {
                 // SAFETY: `simd` is only set where `available` found every feature.
@@ -54,12 +54,12 @@ macro_rules! drivers {
 }
 
 drivers! {
-    unary unary_simd unary_body<A, D>(Fn(A) -> D);
-    binary binary_simd binary_body<A, B, D>(Fn(A, B) -> D);
-    ternary ternary_simd ternary_body<A, B, C, D>(Fn(A, B, C) -> D);
-    compare compare_simd compare_body<A>(Fn(A, A) -> bool);
-    test test_simd test_body<A>(Fn(A) -> bool);
-    select select_simd select_body<A>(Fn(bool, A, A) -> A);
+    unary unary_simd unary_body<A, D>[Fn(A) -> D];
+    binary binary_simd binary_body<A, B, D>[Fn(A, B) -> D];
+    ternary ternary_simd ternary_body<A, B, C, D>[Fn(A, B, C) -> D];
+    compare compare_simd compare_body<A>[Fn(A, A) -> bool];
+    test test_simd test_body<A>[Fn(A) -> bool];
+    select select_simd select_body<A>[Fn(bool, A, A) -> A];
 }
 
 #[inline(always)]
@@ -73,11 +73,7 @@ fn unary_body<A: Lane, D: Lane, F: Fn(A) -> D>(cx: &mut Cx<'_>, op: &MicroOp, f:
 }
 
 #[inline(always)]
-fn binary_body<A: Lane, B: Lane, D: Lane, F: Fn(A, B) -> D>(
-    cx: &mut Cx<'_>,
-    op: &MicroOp,
-    f: F,
-) {
+fn binary_body<A: Lane, B: Lane, D: Lane, F: Fn(A, B) -> D>(cx: &mut Cx<'_>, op: &MicroOp, f: F) {
     let a = A::read(cx, op.a);
     let b = B::read(cx, op.b);
     let mut d = [D::default(); LANES];

@@ -88,10 +88,8 @@ impl Combine {
     pub fn apply(self, old: u64, b: u64, c: u64) -> u64 {
         let bits = self.ty.bits();
         if matches!(self.ty, Type::F16x2 | Type::Bf16x2) {
-            let one = Combine {
-                ty: if self.ty == Type::F16x2 { Type::F16 } else { Type::Bf16 },
-                ..self
-            };
+            let one =
+                Combine { ty: if self.ty == Type::F16x2 { Type::F16 } else { Type::Bf16 }, ..self };
             let low = one.apply(old & 0xffff, b & 0xffff, 0);
             return low | one.apply(old >> 16 & 0xffff, b >> 16 & 0xffff, 0) << 16;
         }
@@ -171,7 +169,7 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     let space = space_of(l, ins.mods.space(), &ins.operands[first]);
     let addr = l.addr(&ins.operands[first])?;
     let list = |o: &Operand| match o {
-        Operand::Vector(list) => list.clone(),
+        Operand::Vector(list) => list.to_vec(),
         one => vec![one.clone()],
     };
     let mut b = Vec::new();

@@ -23,11 +23,9 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
                 None => None,
             };
             let waits = matches!(ins.op, BarSync | BarrierSync);
-            l.emit_action(Class::Barrier, move |cx| {
-                match cross(cx, id, count, waits, None) {
-                    Ok(_) => Step::Next,
-                    Err(step) => step,
-                }
+            l.emit_action(Class::Barrier, move |cx| match cross(cx, id, count, waits, None) {
+                Ok(_) => Step::Next,
+                Err(step) => step,
             });
             Ok(())
         }

@@ -426,7 +426,8 @@ fn print(cx: &mut Cx<'_>, lane: usize, format: u64, list: u64) -> Result<String,
     while let Some(percent) = rest.find('%') {
         out.push_str(&rest[..percent]);
         rest = &rest[percent + 1..];
-        let end = rest.find(|c: char| c.is_ascii_alphabetic() && !"hlLqjzt".contains(c) || c == '%');
+        let end =
+            rest.find(|c: char| c.is_ascii_alphabetic() && !"hlLqjzt".contains(c) || c == '%');
         let Some(end) = end else { break };
         let (spec, kind) = (&rest[..end], rest.as_bytes()[end]);
         rest = &rest[end + 1..];
@@ -435,7 +436,14 @@ fn print(cx: &mut Cx<'_>, lane: usize, format: u64, list: u64) -> Result<String,
             continue;
         }
         let long = spec.contains("l") || spec.contains(['q', 'j', 'z', 't']);
-        let bytes = if long || matches!(kind, b's' | b'p') || kind.is_ascii_alphabetic() && b"eEfFgGaA".contains(&kind) { 8 } else { 4 };
+        let bytes = if long
+            || matches!(kind, b's' | b'p')
+            || kind.is_ascii_alphabetic() && b"eEfFgGaA".contains(&kind)
+        {
+            8
+        } else {
+            4
+        };
         at = at.next_multiple_of(u64::from(bytes));
         let value = peek(cx, lane, at, bytes)?;
         at += u64::from(bytes);
@@ -521,7 +529,7 @@ mod tests {
     #[test]
     fn numbers_print_as_in_c() {
         assert_eq!(pad("05", &scalar("05", b'd', -42i64 as u64, 8), b'd'), "-0042");
-        assert_eq!(scalar(".2", b'f', 3.14159f64.to_bits(), 8), "3.14");
+        assert_eq!(scalar(".2", b'f', 2.25159f64.to_bits(), 8), "2.25");
         assert_eq!(scalar("", b'g', 0.0001f64.to_bits(), 8), "0.0001");
         assert_eq!(scalar("", b'g', 1e10f64.to_bits(), 8), "1e+10");
         assert_eq!(scalar("", b'e', 12345.0f64.to_bits(), 8), "1.234500e+04");

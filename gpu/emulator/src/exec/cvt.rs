@@ -60,13 +60,8 @@ impl Format {
         infinity: Some(0x7c00),
         nan: Some(0x7fff),
     };
-    pub const BF16: Format = Format {
-        exponent: 8,
-        fraction: 7,
-        max: 0x7f7f,
-        infinity: Some(0x7f80),
-        nan: Some(0x7fff),
-    };
+    pub const BF16: Format =
+        Format { exponent: 8, fraction: 7, max: 0x7f7f, infinity: Some(0x7f80), nan: Some(0x7fff) };
     pub const E4M3: Format =
         Format { exponent: 4, fraction: 3, max: 0x7e, infinity: None, nan: Some(0x7f) };
     pub const E5M2: Format =
@@ -336,20 +331,18 @@ impl How {
     }
 
     fn to_float(self, v: f64) -> u64 {
-        let integral_mode =
-            matches!(self.mode, Some(Rounding::Rni | Rounding::Rzi | Rounding::Rmi | Rounding::Rpi));
+        let integral_mode = matches!(
+            self.mode,
+            Some(Rounding::Rni | Rounding::Rzi | Rounding::Rmi | Rounding::Rpi)
+        );
         let v = match self.mode {
             Some(mode) if integral_mode => integral(v, mode),
             _ => v,
         };
         let mode = if integral_mode { Rounding::Rn } else { self.mode.unwrap_or(Rounding::Rn) };
-        let v = if self.sat {
-            if v > 0.0 { v.min(1.0) } else { 0.0 }
-        } else {
-            v
-        };
+        let v = if self.sat { if v > 0.0 { v.min(1.0) } else { 0.0 } } else { v };
         // relu also takes NaN to the canonical NaN, which rounding does.
-        let v = if self.relu && v < 0.0 || self.relu && v == 0.0 { 0.0 } else { v };
+        let v = if self.relu && v <= 0.0 { 0.0 } else { v };
         let s = self.satfinite;
         match self.to {
             Type::F64 => v.to_bits(),
@@ -400,7 +393,11 @@ fn integral(v: f64, mode: Rounding) -> f64 {
 
 fn limits(ty: Type) -> (i128, i128) {
     let bits = ty.bits();
-    if ty.is_signed() { (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1) } else { (0, (1i128 << bits) - 1) }
+    if ty.is_signed() {
+        (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1)
+    } else {
+        (0, (1i128 << bits) - 1)
+    }
 }
 
 fn scalar(l: &mut Lower<'_>, ins: &Instruction, to: Type, from: Type) -> Lowered {
@@ -408,7 +405,20 @@ fn scalar(l: &mut Lower<'_>, ins: &Instruction, to: Type, from: Type) -> Lowered
     let known = |t: Type| {
         matches!(
             t,
-            U8 | S8 | U16 | S16 | U32 | S32 | U64 | S64 | F16 | Bf16 | F32 | F64 | Tf32 | E4m3 | E5m2
+            U8 | S8
+                | U16
+                | S16
+                | U32
+                | S32
+                | U64
+                | S64
+                | F16
+                | Bf16
+                | F32
+                | F64
+                | Tf32
+                | E4m3
+                | E5m2
         )
     };
     if !known(to) || !known(from) || ins.operands.len() != 2 {
@@ -426,7 +436,8 @@ fn scalar(l: &mut Lower<'_>, ins: &Instruction, to: Type, from: Type) -> Lowered
             let value = how.convert(a[lane]);
             // A narrow signed result fills a wider register with its sign.
             let shift = 64 - to.bits();
-            out[lane] = if to.is_signed() { ((value << shift) as i64 >> shift) as u64 } else { value };
+            out[lane] =
+                if to.is_signed() { ((value << shift) as i64 >> shift) as u64 } else { value };
         }
         write_bits(cx, d, register_bits == 64, out);
         Step::Next
@@ -550,8 +561,10 @@ mod tests {
             for x in [v, v * 1.0002, v * 0.9999, v + 1e-9, v * (1.0 + 1.0 / 2048.0)] {
                 let expected = half::f16::from_f64(x).to_bits();
                 assert_eq!(round(x, Format::F16, Rounding::Rn, false) as u16, expected, "{x}");
-                let b = half::bf16::from_f64(x).to_bits();
-                assert_eq!(round(x, Format::BF16, Rounding::Rn, false) as u16, b, "{x}");
+                let single = x as f32;
+                let b = half::bf16::from_f32(single).to_bits();
+                let got = round(f64::from(single), Format::BF16, Rounding::Rn, false);
+                assert_eq!(got as u16, b, "{single}");
                 let s = round(x, Format::F32, Rounding::Rn, false) as u32;
                 assert_eq!(s, (x as f32).to_bits(), "{x}");
             }

@@ -446,7 +446,7 @@ fn xorsign(a: f32, b: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
 fn min_max(ins: &Instruction) -> Option<OpFn> {
     let least_of = ins.op == Opcode::Min;
     let ftz = ins.mods.has(Flag::Ftz);
-    let nan = ins.mods.has(Flag::NanProp);
+    let nan = ins.mods.has(Flag::Nan);
     if ins.mods.has(Flag::Xorsign) {
         return Some(flags!(ftz, nan, |F, N| if least_of {
             bin!(f32, f32 => f32, |a, b| xorsign(a, b, least::<F, N>))
@@ -455,9 +455,9 @@ fn min_max(ins: &Instruction) -> Option<OpFn> {
         }));
     }
     Some(flags!(ftz, nan, |F, N| if least_of {
-        bin!(f32, f32 => f32, |a, b| least::<F, N>(a, b))
+        bin!(f32, f32 => f32, least::<F, N>)
     } else {
-        bin!(f32, f32 => f32, |a, b| most::<F, N>(a, b))
+        bin!(f32, f32 => f32, most::<F, N>)
     }))
 }
 
@@ -498,16 +498,12 @@ fn f64_op(ins: &Instruction, count: usize) -> Option<(Class, OpFn)> {
             un!(f64 => f64, |a| f64::from_bits((1.0 / flush64(a).sqrt()).to_bits() & !0xffff_ffff))
         }
         (Rsqrt, 1) => un!(f64 => f64, |a| 1.0 / a.sqrt()),
-        (Rcp, 1) => rounded!(
-            mode,
-            |M| un!(f64 => f64, |a| div64(1.0, a, M)),
-            un!(f64 => f64, |a| 1.0 / a)
-        ),
-        (Sqrt, 1) => rounded!(
-            mode,
-            |M| un!(f64 => f64, |a| sqrt64(a, M)),
-            un!(f64 => f64, |a| a.sqrt())
-        ),
+        (Rcp, 1) => {
+            rounded!(mode, |M| un!(f64 => f64, |a| div64(1.0, a, M)), un!(f64 => f64, |a| 1.0 / a))
+        }
+        (Sqrt, 1) => {
+            rounded!(mode, |M| un!(f64 => f64, |a| sqrt64(a, M)), un!(f64 => f64, |a| a.sqrt()))
+        }
         (Min, 2) => bin!(f64, f64 => f64, |a, b| {
             if b.is_nan() || a < b || a == b && a.is_sign_negative() { a } else { b }
         }),
@@ -608,7 +604,7 @@ mod tests {
         assert_eq!(add32(1.0, -1.0, Rounding::Rm).to_bits(), (-0.0f32).to_bits());
         assert_eq!(fma32(1.0, 1.0, 1e-30, Rounding::Rp), 1.0f32.next_up());
         assert_eq!(div32(1.0, 3.0, Rounding::Rp), (1.0f32 / 3.0).next_up().min(0.333_333_34));
-        assert_eq!(sqrt32(2.0, Rounding::Rz), 1.414_213_5);
+        assert_eq!(sqrt32(3.0, Rounding::Rz), 1.732_050_8);
     }
 
     #[test]

@@ -177,7 +177,7 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         ftz: ins.mods.has(Flag::Ftz),
         sat: ins.mods.has(Flag::Sat),
         relu: ins.mods.has(Flag::Relu),
-        nan: ins.mods.has(Flag::NanProp),
+        nan: ins.mods.has(Flag::Nan),
         xorsign: ins.mods.has(Flag::Xorsign),
     };
     let packed = matches!(ty, Type::F16x2 | Type::Bf16x2);

@@ -166,12 +166,7 @@ fn scatter(cx: &mut Cx<'_>, target: Target, ty: Type, words: &Words, k: usize) {
 }
 
 /// Kernel parameters are the same in every thread.
-fn load_param(
-    l: &mut Lower<'_>,
-    ins: &Instruction,
-    targets: Vec<Target>,
-    ty: Type,
-) -> Lowered {
+fn load_param(l: &mut Lower<'_>, ins: &Instruction, targets: Vec<Target>, ty: Type) -> Lowered {
     let Operand::Address(a) = &ins.operands[1] else { return unsupported(mnemonic(ins)) };
     let (Base::Symbol(Symbol::Param(i)), bytes) = (a.base, ty.bytes() as usize) else {
         let addr = l.addr(&ins.operands[1])?;

@@ -14,16 +14,20 @@
 //! | [`atomic`] | atom, red |
 //! | [`control`] | branches, calls, exit, trap |
 //! | [`shuffle`] | shfl, vote, match, redux, elect |
+//! | [`cp_async`] | cp.async and its groups |
+//! | [`matrix`] | ldmatrix, stmatrix, movmatrix |
 //! | [`barrier`] | bar, barrier, cluster barriers, fences, griddepcontrol, nanosleep |
 
 pub mod alu;
 pub mod atomic;
 pub mod barrier;
 pub mod control;
+pub mod cp_async;
 pub mod cvt;
 pub mod float;
 pub mod half;
 pub mod int;
+pub mod matrix;
 pub mod memory;
 pub mod mov;
 pub mod pred;
@@ -31,13 +35,41 @@ pub mod proxy;
 pub mod shuffle;
 pub mod special;
 
-use fathom_ptx::ast::Instruction;
+use fathom_ptx::ast::{Instruction, Operand};
 use fathom_ptx::table::Opcode;
 
 use crate::lower::{Lower, Lowered, mnemonic, unsupported};
 
 /// Lowers one instruction by the file of its class.
 pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
+    // Most classes look at the operands that are there; the others have fixed places.
+    let has_gaps = ins.operands.contains(&Operand::None);
+    if has_gaps && ins.op != Opcode::Call && !is_asynchronous(ins.op) {
+        let mut dense = ins.clone();
+        dense.operands.retain(|o| *o != Operand::None);
+        return by_class(l, &dense);
+    }
+    by_class(l, ins)
+}
+
+/// Instructions whose optional operands are told apart by their place.
+fn is_asynchronous(op: Opcode) -> bool {
+    use Opcode::*;
+    matches!(
+        op,
+        CpAsync
+            | CpAsyncBulk
+            | CpReduceAsyncBulk
+            | CpAsyncBulkTensor
+            | CpReduceAsyncBulkTensor
+            | MbarrierArrive
+            | MbarrierArriveDrop
+            | MbarrierTestWait
+            | MbarrierTryWait
+    )
+}
+
+fn by_class(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     use Opcode::*;
     match ins.op {
         Add | Sub | Mul | Mad | Fma | Div | Abs | Neg | Min | Max | Rcp | Sqrt | Rsqrt | Sin
@@ -60,6 +92,8 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         BarSync | BarArrive | BarRed | BarWarpSync | BarrierSync | BarrierArrive | BarrierRed
         | BarrierClusterArrive | BarrierClusterWait | Membar | Fence | Griddepcontrol
         | Nanosleep | Setmaxnreg | Pmevent => barrier::lower(l, ins),
+        CpAsync | CpAsyncCommitGroup | CpAsyncWaitGroup | CpAsyncWaitAll => cp_async::lower(l, ins),
+        Ldmatrix | Stmatrix | Movmatrix => matrix::lower(l, ins),
         _ => unsupported(format!("the instruction {}", mnemonic(ins))),
     }
 }

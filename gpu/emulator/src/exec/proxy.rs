@@ -27,6 +27,15 @@ impl Cx<'_> {
         Ok(())
     }
 
+    /// The executing lanes copy to these shared addresses asynchronously.
+    pub fn begin_copy(&mut self, _addresses: &[u64; LANES], _bytes: u64) {}
+
+    /// The copies of the executing lanes so far become a group.
+    pub fn commit_copies(&mut self) {}
+
+    /// All but the last `left` groups of the executing lanes have arrived.
+    pub fn wait_copies(&mut self, _left: usize, _all: bool) {}
+
     /// Shared atomic of one lane.
     pub fn sanitize_atomic(&mut self, _lane: usize, _address: u64, _bytes: u64) {}
 }

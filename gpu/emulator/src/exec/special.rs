@@ -16,10 +16,13 @@ pub fn lower(l: &mut Lower<'_>, special: SpecialReg, d: Reg, wide: bool) -> Lowe
     let kind = special.kind;
     l.emit_action(Class::Move, move |cx| {
         let values = match kind {
-            Special::Tid | Special::Laneid | Special::LanemaskEq | Special::LanemaskLe
-            | Special::LanemaskLt | Special::LanemaskGe | Special::LanemaskGt => {
-                std::array::from_fn(|i| by_lane(cx, kind, lane, i as u32))
-            }
+            Special::Tid
+            | Special::Laneid
+            | Special::LanemaskEq
+            | Special::LanemaskLe
+            | Special::LanemaskLt
+            | Special::LanemaskGe
+            | Special::LanemaskGt => std::array::from_fn(|i| by_lane(cx, kind, lane, i as u32)),
             _ => [uniform(cx, kind, lane); LANES],
         };
         if wide {

@@ -20,10 +20,8 @@ use crate::exec;
 use crate::machine::access::Addr;
 use crate::machine::cx::{Cx, PRED_FALSE, PRED_SINK, PRED_TRUE};
 use crate::machine::lane::{CONSTANT, Reg};
-use crate::machine::op::{
-    Action, Class, Constant, FunctionInfo, MicroOp, NO_GUARD, OpFn, Step,
-};
 pub(crate) use crate::machine::op::Code;
+use crate::machine::op::{Action, Class, Constant, FunctionInfo, MicroOp, NO_GUARD, OpFn, Step};
 use crate::module::Program;
 use cfg::Cfg;
 use registers::Registers;
@@ -273,7 +271,8 @@ fn symbols_in(operand: &Operand, f: &mut impl FnMut(&Symbol)) {
             }
             list.iter().for_each(|o| symbols_in(o, f));
         }
-        Operand::Vector(list) | Operand::List(list) => list.iter().for_each(|o| symbols_in(o, f)),
+        Operand::Vector(list) => list.iter().for_each(|o| symbols_in(o, f)),
+        Operand::List(list) => list.iter().for_each(|o| symbols_in(o, f)),
         Operand::Pair(a, b) => {
             symbols_in(a, f);
             symbols_in(b, f);
@@ -379,7 +378,15 @@ impl<'a> Lower<'a> {
     }
 
     /// Emits a micro-operation on slots.
-    pub fn emit(&mut self, class: Class, run: OpFn, d: Reg, a: Reg, b: Reg, c: Reg) -> &mut MicroOp {
+    pub fn emit(
+        &mut self,
+        class: Class,
+        run: OpFn,
+        d: Reg,
+        a: Reg,
+        b: Reg,
+        c: Reg,
+    ) -> &mut MicroOp {
         let (guard, negated) = self.guard;
         self.ops.push(MicroOp {
             run,

@@ -88,15 +88,13 @@ fn writes_nothing(op: Opcode) -> bool {
 fn registers_in(operand: &Operand, out: &mut Vec<RegId>) {
     match operand {
         Operand::Reg(r) | Operand::Component(r, _) | Operand::Not(r) => out.push(*r),
-        Operand::Vector(list) | Operand::List(list) => {
-            list.iter().for_each(|o| registers_in(o, out));
-        }
+        Operand::Vector(list) => list.iter().for_each(|o| registers_in(o, out)),
+        Operand::List(list) => list.iter().for_each(|o| registers_in(o, out)),
         Operand::Address(a) => out.extend(base_register(&a.base)),
         Operand::Tensor(a, list) => {
             out.extend(base_register(&a.base));
             list.iter().for_each(|o| registers_in(o, out));
         }
-        Operand::Neg(o) => registers_in(o, out),
         Operand::Pair(a, b) => {
             registers_in(a, out);
             registers_in(b, out);
@@ -226,7 +224,8 @@ pub fn allocate(body: &Body, cfg: &Cfg) -> Registers {
     let mut pools = [const { Pool::new() }; 4];
     let mut place = vec![(0usize, 0u32); ranges.len()];
     let (mut live, mut pressure) = (0u32, 0u32);
-    let mut ends: std::collections::BinaryHeap<std::cmp::Reverse<(u32, usize)>> = Default::default();
+    let mut ends: std::collections::BinaryHeap<std::cmp::Reverse<(u32, usize)>> =
+        Default::default();
     for r in order {
         let (start, end) = ranges[r].expect("only registers with a range");
         while let Some(&std::cmp::Reverse((last, other))) = ends.peek() {

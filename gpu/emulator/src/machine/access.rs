@@ -87,9 +87,9 @@ impl Cx<'_> {
             Where::Shared => self.load_shared(addresses, bytes, out),
             Where::Local => self.load_local(addresses, bytes, out),
             Where::Param => self.load_param(addresses, bytes, out),
-            Where::Generic => self.by_window(addresses, |cx, space, offsets| {
-                cx.load(space, offsets, bytes, out)
-            }),
+            Where::Generic => {
+                self.by_window(addresses, |cx, space, offsets| cx.load(space, offsets, bytes, out))
+            }
         }
     }
 
@@ -112,9 +112,8 @@ impl Cx<'_> {
                 Some(addresses[self.leader()]),
                 "store to kernel parameters, which are constant",
             )),
-            Where::Generic => self.by_window(addresses, |cx, space, offsets| {
-                cx.store(space, offsets, bytes, values)
-            }),
+            Where::Generic => self
+                .by_window(addresses, |cx, space, offsets| cx.store(space, offsets, bytes, values)),
         }
     }
 
@@ -147,9 +146,10 @@ impl Cx<'_> {
     }
 
     fn misaligned(&mut self, addresses: &[u64; LANES], bytes: u64) -> Step {
-        let bad = self.lanes().find(|&l| addresses[l] % bytes != 0);
+        let bad = self.lanes().find(|&l| !addresses[l].is_multiple_of(bytes));
         let lane = bad.expect("some lane is misaligned");
-        let message = format!("an access of {bytes} bytes needs an address that is a multiple of it");
+        let message =
+            format!("an access of {bytes} bytes needs an address that is a multiple of it");
         self.fail(Ub::Misaligned, Some(lane), Some(addresses[lane]), message)
     }
 
@@ -403,11 +403,7 @@ impl Cx<'_> {
     }
 
     /// The CTA whose shared memory all executing lanes address, and their span in it.
-    fn shared_span(
-        &mut self,
-        addresses: &[u64; LANES],
-        bytes: u64,
-    ) -> Result<Option<usize>, Step> {
+    fn shared_span(&mut self, addresses: &[u64; LANES], bytes: u64) -> Result<Option<usize>, Step> {
         let (lo, hi, all) = span(addresses, self.mask, bytes);
         if all & (bytes - 1) != 0 {
             return Err(self.misaligned(addresses, bytes));
@@ -497,7 +493,7 @@ impl Cx<'_> {
             let message = format!("{bytes} bytes of local memory, which has {end}");
             return Err(self.fail(Ub::OutOfBounds, Some(lane), Some(address), message));
         }
-        if address % bytes != 0 {
+        if !address.is_multiple_of(bytes) {
             let mut one = [0; LANES];
             one[lane] = address;
             self.mask = 1 << lane;
@@ -561,12 +557,7 @@ impl Cx<'_> {
             let at = addresses[lane] as usize;
             let Some(range) = params.get(at..at + bytes as usize) else {
                 let message = format!("{bytes} bytes of parameters, which have {}", params.len());
-                return Err(self.fail(
-                    Ub::OutOfBounds,
-                    Some(lane),
-                    Some(addresses[lane]),
-                    message,
-                ));
+                return Err(self.fail(Ub::OutOfBounds, Some(lane), Some(addresses[lane]), message));
             };
             let mut buffer = [0; 16];
             buffer[..range.len()].copy_from_slice(range);

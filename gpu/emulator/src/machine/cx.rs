@@ -197,7 +197,13 @@ impl<'a> Cx<'a> {
         self.cta as u32
     }
 
-    fn finding(&self, kind: Ub, lane: Option<usize>, address: Option<u64>, message: String) -> Finding {
+    fn finding(
+        &self,
+        kind: Ub,
+        lane: Option<usize>,
+        address: Option<u64>,
+        message: String,
+    ) -> Finding {
         let line = self.grid.code.ops[self.pc as usize].line;
         Finding {
             kind,

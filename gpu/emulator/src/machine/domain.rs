@@ -155,7 +155,8 @@ impl<'a> Domain<'a> {
                 for warp in cta.warps.iter().flatten() {
                     for group in warp.groups.iter() {
                         let line = grid.code.ops[group.pc as usize].line;
-                        let who = format!("CTA {:?} warp {} lanes {:#x}", cta.id, warp.index, group.mask);
+                        let who =
+                            format!("CTA {:?} warp {} lanes {:#x}", cta.id, warp.index, group.mask);
                         let what = describe_wait(group.wait);
                         positions.entry((line, what)).or_default().push(who);
                     }

@@ -57,7 +57,8 @@ pub fn run(launches: &[Launch<'_>], codes: &[Arc<Code>]) -> Result<Vec<LaunchRep
 fn run_parallel(grid: &Grid) -> (Stats, Option<Box<Finding>>) {
     let count = cluster_count(grid);
     let faulted = AtomicU64::new(u64::MAX);
-    let fold = |mut acc: (Stats, Option<(u64, Box<Finding>)>), index: u64| {
+    type Acc = (Stats, Option<(u64, Box<Finding>)>);
+    let fold = |mut acc: Acc, index: u64| {
         if index < faulted.load(Relaxed) {
             let mut domain = Domain::of_cluster(grid, index, std::mem::take(&mut acc.0));
             let fault = domain.run();
@@ -72,7 +73,7 @@ fn run_parallel(grid: &Grid) -> (Stats, Option<Box<Finding>>) {
         acc
     };
     let start = || (Stats::new(grid), None);
-    let merge = |a: (Stats, Option<(u64, Box<Finding>)>), b: (Stats, Option<_>)| {
+    let merge = |a: Acc, b: Acc| {
         let mut stats = a.0;
         stats.merge(b.0);
         let fault = match (a.1, b.1) {

@@ -1,0 +1,155 @@
+//! Triton-compiled kernels of the shared test data: each runs and gives the right results.
+
+use std::path::PathBuf;
+
+use fathom_emulator::{Device, LaunchConfig, LaunchReport, Module, Params, Preset};
+use half::bf16;
+
+struct Kernel {
+    device: Device,
+    module: Module,
+    entry: String,
+    threads: u32,
+    shared: u32,
+}
+
+fn folder() -> Option<PathBuf> {
+    let folder = fathom_trace::shared::dir()?.join("ptx");
+    folder.is_dir().then_some(folder)
+}
+
+impl Kernel {
+    /// `None` where the shared test data is absent.
+    fn load(tag: &str) -> Option<Kernel> {
+        let folder = folder()?;
+        let text = std::fs::read_to_string(folder.join(format!("{tag}.ptx"))).unwrap();
+        let json = std::fs::read_to_string(folder.join(format!("{tag}.json"))).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let device = Device::new(Preset::named("h800").unwrap());
+        let module = Module::load(&device, &text).unwrap();
+        Some(Kernel {
+            device,
+            module,
+            entry: json["entry"].as_str().unwrap().to_owned(),
+            threads: json["threads"].as_u64().unwrap() as u32,
+            shared: json["shared_bytes"].as_u64().unwrap() as u32,
+        })
+    }
+
+    /// Launches with these parameters and Triton's two scratch pointers.
+    fn run(&self, grid: [u32; 3], params: Params) -> LaunchReport {
+        let params = params.with(0u64).with(0u64).into_bytes();
+        let mut config = LaunchConfig::new(grid, [self.threads, 1, 1], params);
+        config.dynamic_shared_bytes = self.shared;
+        let report = self.device.launch(&self.module.function(&self.entry).unwrap(), &config);
+        let report = report.unwrap();
+        for finding in &report.findings {
+            eprintln!("{finding}");
+        }
+        assert!(report.findings.is_empty());
+        report
+    }
+}
+
+/// Numbers in (-1, 1) from a counter (a linear congruential generator's high bits).
+fn noise(seed: u64, n: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..n)
+        .map(|_| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+#[test]
+fn vector_add_is_exact() {
+    let Some(kernel) = Kernel::load("vector_add_f32_sm90") else { return };
+    let n = 10_000;
+    let (x, y) = (noise(1, n), noise(2, n));
+    let d = &kernel.device;
+    let (px, py) = (d.upload(&x).unwrap(), d.upload(&y).unwrap());
+    let out = d.alloc(4 * n as u64).unwrap();
+    kernel.run([10, 1, 1], Params::new().with(px).with(py).with(out).with(n as u32));
+    let got: Vec<f32> = d.download(out, n).unwrap();
+    for i in 0..n {
+        assert_eq!(got[i].to_bits(), (x[i] + y[i]).to_bits(), "element {i}");
+    }
+}
+
+#[test]
+fn layer_norm_is_right() {
+    let Some(kernel) = Kernel::load("layer_norm_fwd_bf16_sm90") else { return };
+    let (rows, n) = (5, 1536 + 3 * 8);
+    let x: Vec<bf16> = noise(3, rows * n).into_iter().map(bf16::from_f32).collect();
+    let w = noise(4, n);
+    let b = noise(5, n);
+    let d = &kernel.device;
+    let (px, pw, pb) = (d.upload(&x).unwrap(), d.upload(&w).unwrap(), d.upload(&b).unwrap());
+    let y = d.alloc(2 * x.len() as u64).unwrap();
+    let (mean, rstd) = (d.alloc(4 * rows as u64).unwrap(), d.alloc(4 * rows as u64).unwrap());
+    let params = Params::new().with(px).with(y).with(pw).with(pb).with(mean).with(rstd);
+    kernel.run([rows as u32, 1, 1], params.with(n as u32).with(n as u32).with(1e-5f32));
+    let got: Vec<bf16> = d.download(y, rows * n).unwrap();
+    let means: Vec<f32> = d.download(mean, rows).unwrap();
+    for row in 0..rows {
+        let v: Vec<f64> = x[row * n..(row + 1) * n].iter().map(|v| v.to_f64()).collect();
+        let m = v.iter().sum::<f64>() / n as f64;
+        let var = v.iter().map(|x| (x - m) * (x - m)).sum::<f64>() / n as f64;
+        let r = 1.0 / (var + 1e-5).sqrt();
+        // The mean of 1560 singles, each sum rounded: well within 2^-20 of their size.
+        assert!((f64::from(means[row]) - m).abs() < 1e-6, "{} {m}", means[row]);
+        for i in 0..n {
+            let expected = (v[i] - m) * r * f64::from(w[i]) + f64::from(b[i]);
+            let got = got[row * n + i].to_f64();
+            // One rounding to bf16 (2^-9 relative) and little before it.
+            assert!((got - expected).abs() <= expected.abs() / 256.0 + 1e-5, "{got} {expected}");
+        }
+    }
+}
+
+#[test]
+fn softmax_is_right() {
+    let Some(kernel) = Kernel::load("softmax_f32_sm90") else { return };
+    let (rows, n) = (23, 781);
+    let x: Vec<f32> = noise(6, rows * n).into_iter().map(|v| v * 8.0).collect();
+    let d = &kernel.device;
+    let px = d.upload(&x).unwrap();
+    let out = d.alloc(4 * x.len() as u64).unwrap();
+    let n32 = n as u32;
+    let params = Params::new().with(out).with(px).with(n32).with(n32).with(rows as u32).with(n32);
+    let report = kernel.run([4, 1, 1], params);
+    assert!(report.record.approximate["ex2.approx.f32"] > 0);
+    let got: Vec<f32> = d.download(out, rows * n).unwrap();
+    for row in 0..rows {
+        let v: Vec<f64> = x[row * n..(row + 1) * n].iter().map(|&v| f64::from(v)).collect();
+        let most = v.iter().copied().fold(f64::MIN, f64::max);
+        let sum: f64 = v.iter().map(|v| (v - most).exp()).sum();
+        for i in 0..n {
+            let expected = (v[i] - most).exp() / sum;
+            let got = f64::from(got[row * n + i]);
+            // x log2(e) is rounded in f32 with |x| up to 16: 2^-20 relative after exp2.
+            assert!((got - expected).abs() <= expected * 4e-6, "{got} {expected}");
+        }
+    }
+}
+
+#[test]
+fn host_threads_and_schedules_change_no_bit() {
+    let Some(kernel) = Kernel::load("softmax_f32_sm90") else { return };
+    let (rows, n) = (64, 500u32);
+    let x = noise(7, rows * n as usize);
+    let d = &kernel.device;
+    let px = d.upload(&x).unwrap();
+    let mut results = Vec::new();
+    for (threads, seed, quantum) in [(0, 0, 2000), (1, 0, 2000), (1, 77, 7), (0, 5, 31)] {
+        let mut settings = d.settings();
+        (settings.threads, settings.schedule_seed, settings.quantum) = (threads, seed, quantum);
+        d.configure(settings);
+        let out = d.alloc(4 * x.len() as u64).unwrap();
+        let params = Params::new().with(out).with(px).with(n).with(n).with(rows as u32).with(n);
+        kernel.run([16, 1, 1], params);
+        results.push(d.download::<u32>(out, x.len()).unwrap());
+    }
+    assert!(results.iter().all(|r| *r == results[0]));
+}
