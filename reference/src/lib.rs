@@ -7,9 +7,17 @@
 //!
 //! This room wraps the exact arithmetic of `fathom-numerics` and has none of its own; it knows no
 //! GPU, no simulator and no command line.
-#![forbid(unsafe_code)]
+// Not `forbid`: the slicing macro of ndarray expands to an `unsafe` of its own, which it allows.
+#![deny(unsafe_code)]
 
+pub mod backend;
+pub mod checkpoint;
+pub mod config;
+pub mod layers;
+pub mod model;
 pub mod ops;
+pub mod parallel;
+pub mod precision;
 pub mod tensor;
 
 pub use ops::{Case, DynOp, Engine, EngineError, Op, OpError, Outputs};

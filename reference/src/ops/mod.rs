@@ -5,12 +5,25 @@
 //! To add an op: copy a neighbour's file, add it to [`OPS`]. Backends, record and replay, case
 //! files, `check` and `conform` are generic over this table and need no change.
 
+pub mod attention;
 mod case;
+pub mod collective;
+pub mod cross_entropy;
+pub mod dispatch;
+pub mod elementwise;
 mod error;
+pub mod gemm;
 pub mod gemm_fp8;
+pub mod grouped_gemm;
+pub mod mla_kv;
 pub mod mma;
 pub mod quantize;
+pub mod real;
+pub mod rms_norm;
+pub mod rope;
+pub mod router;
 pub mod rules;
+pub mod swiglu;
 
 use fathom_trace::TensorMeta;
 use serde::Serialize;
@@ -204,10 +217,40 @@ fn parse<T: Op>(params: &Value) -> Result<Box<dyn DynOp>, OpError> {
 
 /// Every op, in alphabetical order.
 pub const OPS: &[OpEntry] = &[
+    entry::<elementwise::Add>(),
+    entry::<collective::AllGather>(),
+    entry::<collective::AllReduce>(),
+    entry::<attention::Attention>(),
+    entry::<attention::AttentionBackward>(),
+    entry::<elementwise::Cast>(),
+    entry::<dispatch::Combine>(),
+    entry::<elementwise::ConcatColumns>(),
+    entry::<cross_entropy::CrossEntropy>(),
+    entry::<cross_entropy::CrossEntropyBackward>(),
+    entry::<dispatch::Dispatch>(),
+    entry::<dispatch::DispatchPlan>(),
+    entry::<elementwise::GatherRows>(),
+    entry::<gemm::Gemm>(),
     entry::<gemm_fp8::GemmFp8>(),
+    entry::<grouped_gemm::GroupedGemm>(),
+    entry::<mla_kv::MlaKv>(),
+    entry::<mla_kv::MlaKvBackward>(),
     entry::<mma::Mma>(),
     entry::<quantize::QuantizeBlock>(),
     entry::<quantize::QuantizeTile>(),
+    entry::<collective::Recv>(),
+    entry::<collective::ReduceScatter>(),
+    entry::<rms_norm::RmsNorm>(),
+    entry::<rms_norm::RmsNormBackward>(),
+    entry::<rms_norm::RmsNormWgrad>(),
+    entry::<rope::Rope>(),
+    entry::<router::Router>(),
+    entry::<router::RouterBackward>(),
+    entry::<elementwise::ScatterAddRows>(),
+    entry::<collective::Send>(),
+    entry::<elementwise::SliceColumns>(),
+    entry::<swiglu::Swiglu>(),
+    entry::<swiglu::SwigluBackward>(),
 ];
 
 /// The names of all ops.

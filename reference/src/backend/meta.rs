@@ -1,0 +1,158 @@
+//! The backend that computes nothing: it checks shapes and records what would be done.
+//!
+//! Where a value decides a shape (how many rows an expert gets), it is drawn from a stated load
+//! distribution. Any rank of any layout runs this way, without weights and without memory.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use fathom_trace::{DType, Group, OpRecord, TensorMeta};
+use serde_json::Value;
+
+use super::{Backend, Place, Result};
+use crate::{DynOp, EngineError, Tensor};
+
+/// How slots spread over experts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Load {
+    /// Every expert gets the same, give or take one row.
+    #[default]
+    Balanced,
+    /// Expert e gets a share in proportion to entry e (one entry an expert, over all ranks).
+    Shares(Vec<f64>),
+}
+
+/// An element type and a shape.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetaBuffer {
+    /// Element type.
+    pub dtype: DType,
+    /// Row-major shape.
+    pub shape: Vec<usize>,
+}
+
+/// Records ops instead of executing them.
+#[derive(Debug, Default)]
+pub struct Meta {
+    rank: usize,
+    load: Load,
+    place: Cell<Place>,
+    records: RefCell<Vec<OpRecord>>,
+}
+
+impl Meta {
+    /// A recording backend that speaks for `rank`.
+    pub fn new(rank: usize, load: Load) -> Meta {
+        Meta { rank, load, ..Meta::default() }
+    }
+
+    /// What was recorded since the last call; the numbering begins anew.
+    pub fn take_records(&self) -> Vec<OpRecord> {
+        self.records.take()
+    }
+}
+
+impl Backend for Meta {
+    type Buffer = MetaBuffer;
+
+    fn name(&self) -> String {
+        "meta".to_owned()
+    }
+
+    fn execute(&self, op: &dyn DynOp, inputs: Vec<Option<MetaBuffer>>) -> Result<Vec<MetaBuffer>> {
+        let meta = |(role, b): (&crate::ops::Role, Option<MetaBuffer>)| {
+            b.map(|b| TensorMeta { role: role.name.to_owned(), dtype: b.dtype, shape: b.shape })
+        };
+        let metas: Vec<Option<TensorMeta>> = op.inputs().iter().zip(inputs).map(meta).collect();
+        let outputs = op.infer(&metas)?;
+        let cost = op.cost(&metas, &outputs);
+        let params: BTreeMap<String, Value> = match op.params() {
+            Value::Object(map) => map.into_iter().collect(),
+            _ => BTreeMap::new(),
+        };
+        let group: Option<Group> =
+            params.get("group").and_then(|g| serde_json::from_value(g.clone()).ok());
+        let buffer = |o: &TensorMeta| MetaBuffer { dtype: o.dtype, shape: o.shape.clone() };
+        let buffers = outputs.iter().map(buffer).collect();
+        let place = self.place.get();
+        let mut records = self.records.borrow_mut();
+        let seq = records.len() as u64;
+        records.push(OpRecord {
+            seq,
+            step: place.step,
+            rank: self.rank,
+            op: op.name().to_owned(),
+            params,
+            inputs: metas.into_iter().flatten().collect(),
+            outputs,
+            flops: cost.flops,
+            bytes_read: cost.bytes_read,
+            bytes_written: cost.bytes_written,
+            bytes_sent: cost.bytes_sent,
+            group,
+            layer: place.layer,
+            component: place.component,
+            phase: place.phase,
+            micro_batch: place.micro_batch,
+        });
+        Ok(buffers)
+    }
+
+    fn upload(&self, tensor: Tensor) -> Result<MetaBuffer> {
+        Ok(MetaBuffer { dtype: tensor.dtype(), shape: tensor.shape().to_vec() })
+    }
+
+    fn download(&self, buffer: &MetaBuffer) -> Result<Tensor> {
+        Err(EngineError::Unsupported {
+            engine: self.name(),
+            op: "download".to_owned(),
+            reason: format!("a {} {:?} has no elements here", buffer.dtype, buffer.shape),
+        })
+    }
+
+    fn zeros(&self, dtype: DType, shape: &[usize]) -> Result<MetaBuffer> {
+        Ok(MetaBuffer { dtype, shape: shape.to_vec() })
+    }
+
+    fn dtype(&self, buffer: &MetaBuffer) -> DType {
+        buffer.dtype
+    }
+
+    fn shape(&self, buffer: &MetaBuffer) -> Vec<usize> {
+        buffer.shape.clone()
+    }
+
+    fn at(&self, place: Place) {
+        self.place.set(place);
+    }
+
+    fn expert_counts(
+        &self,
+        counts: &MetaBuffer,
+        local: Range<usize>,
+        slots: usize,
+    ) -> Result<Vec<usize>> {
+        let experts = counts.shape[0];
+        let shares = match &self.load {
+            Load::Balanced => vec![1.0; experts],
+            Load::Shares(shares) => shares.clone(),
+        };
+        if shares.len() != experts {
+            return Err(EngineError::Failed {
+                engine: self.name(),
+                op: "expert_counts".to_owned(),
+                reason: format!("{} shares for {experts} experts", shares.len()),
+            });
+        }
+        // Rounded cumulative shares: the counts add up to the slots.
+        let total: f64 = shares.iter().sum();
+        let mut sum = 0.0;
+        let mut bounds = vec![0];
+        for share in shares {
+            sum += share;
+            bounds.push((slots as f64 * sum / total).round() as usize);
+        }
+        Ok(local.map(|e| bounds[e + 1] - bounds[e]).collect())
+    }
+}

@@ -1,0 +1,283 @@
+//! The attention part of a layer: norm, projections, attention, output projection, residual.
+//!
+//! Multi-head latent attention (training form: keys and values up-projected) or grouped-query
+//! attention. The first projection is one product: query latent (or queries), key-value latent and
+//! shared key side by side.
+
+use crate::backend::{Backend, Result};
+use crate::layers::linear::{NormKept, Operand};
+use crate::layers::{Cx, Linear, Norm};
+use crate::ops::attention::{Attention, AttentionBackward, Heads};
+use crate::ops::elementwise::{Add, ConcatColumns, SliceColumns};
+use crate::ops::mla_kv::{MlaKv, MlaKvBackward};
+use crate::ops::rope::Rope;
+
+/// The attention part of a layer.
+#[derive(Clone, Debug)]
+pub struct AttentionLayer {
+    /// Norm before everything.
+    pub norm: Norm,
+    /// Down-projection: query latent (or queries), key-value latent, shared key.
+    pub qkv_a: Linear,
+    /// Norm and up-projection of the query latent, where there is one.
+    pub q: Option<(Norm, Linear)>,
+    /// What makes keys and values.
+    pub kv: KeyValue,
+    /// Output projection.
+    pub o: Linear,
+    /// Heads of this rank.
+    pub heads: Heads,
+    /// Columns of a head without position.
+    pub nope: usize,
+    /// Whether rotated pairs are neighbours.
+    pub interleaved: bool,
+    /// Multiplied onto queries times keys.
+    pub scale: f64,
+}
+
+/// What makes keys and values.
+#[derive(Clone, Debug)]
+pub enum KeyValue {
+    /// From a normalised latent and a shared key behind it.
+    Latent {
+        /// Norm of the latent.
+        norm: Norm,
+        /// Up-projection to every head's key without position and value.
+        b: Linear,
+    },
+    /// Columns of the first projection, behind the queries.
+    Direct,
+}
+
+/// What the attention's backward needs.
+#[derive(Clone, Debug)]
+pub struct AttentionKept<B: Backend> {
+    norm: NormKept<B>,
+    n: Option<Operand<B>>,
+    latent: B::Buffer,
+    q_norm: Option<NormKept<B>>,
+    qn: Option<Operand<B>>,
+    kv_norm: Option<NormKept<B>>,
+    cn: Option<Operand<B>>,
+    qkv: Option<[B::Buffer; 3]>,
+    o: B::Buffer,
+    lse: B::Buffer,
+    o_operand: Operand<B>,
+    grads: Option<AttentionGrads<B>>,
+}
+
+/// Gradients that the weight-backward needs.
+#[derive(Clone, Debug)]
+struct AttentionGrads<B: Backend> {
+    dh: B::Buffer,
+    dq: Option<B::Buffer>,
+    dkv: Option<B::Buffer>,
+    dlatent: B::Buffer,
+}
+
+impl AttentionLayer {
+    /// `x` plus the attention's output; with what the backward needs.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn forward<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        x: &B::Buffer,
+    ) -> Result<(B::Buffer, AttentionKept<B>)> {
+        let (n, norm) = self.norm.fprop(cx, x)?;
+        let n = cx.operand(&n)?;
+        let latent = self.qkv_a.fprop(cx, &n)?;
+        let mut kept_q = (None, None);
+        let mut kept_kv = (None, None);
+        let q = self.queries(cx, &latent, &mut kept_q)?;
+        let [k, v] = self.keys_values(cx, &latent, &mut kept_kv)?;
+        let [o, lse] = cx.backend.attention(&self.attention(cx), &q, &k, &v)?;
+        let o_operand = cx.operand(&o)?;
+        let y = self.o.fprop(cx, &o_operand)?;
+        let h = cx.backend.add(&Add { out: cx.activation() }, x, &y, None)?;
+        let recipe = cx.recipe;
+        let keep = |x: Option<Operand<B>>| if recipe.recompute_norms { None } else { x };
+        let kept = AttentionKept {
+            norm,
+            n: keep(Some(n)),
+            latent,
+            q_norm: kept_q.0,
+            qn: keep(kept_q.1),
+            kv_norm: kept_kv.0,
+            cn: keep(kept_kv.1),
+            qkv: (!recipe.recompute_up_projections).then_some([q, k, v]),
+            o,
+            lse,
+            o_operand,
+            grads: None,
+        };
+        Ok((h, kept))
+    }
+
+    fn attention<B: Backend>(&self, cx: &Cx<'_, B>) -> Attention {
+        Attention {
+            shape: self.heads,
+            scale: self.scale,
+            segments: cx.rows.segments.clone(),
+            block_kv: cx.recipe.attention_block_kv,
+        }
+    }
+
+    fn rope(&self, inverse: bool) -> Rope {
+        let Heads { qk, .. } = self.heads;
+        Rope { head_dim: qk, start: self.nope, interleaved: self.interleaved, inverse }
+    }
+
+    /// Rotated queries from the first projection's result.
+    fn queries<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        latent: &B::Buffer,
+        kept: &mut (Option<NormKept<B>>, Option<Operand<B>>),
+    ) -> Result<B::Buffer> {
+        let q = match &self.q {
+            Some((norm, b)) => {
+                let (qn, norm) = norm.fprop(cx, latent)?;
+                let qn = cx.operand(&qn)?;
+                let q = b.fprop(cx, &qn)?;
+                *kept = (Some(norm), Some(qn));
+                q
+            }
+            None => {
+                let width = self.heads.heads * self.heads.qk;
+                cx.backend.slice_columns(&SliceColumns { offset: 0, width }, latent)?
+            }
+        };
+        cx.backend.rope(&self.rope(false), q, &cx.rows.cos, &cx.rows.sin, &cx.rows.positions)
+    }
+
+    /// Keys (rotated) and values from the first projection's result.
+    fn keys_values<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        latent: &B::Buffer,
+        kept: &mut (Option<NormKept<B>>, Option<Operand<B>>),
+    ) -> Result<[B::Buffer; 2]> {
+        let (rows, backend) = (cx.rows, cx.backend);
+        let Heads { heads, kv_heads, qk, v } = self.heads;
+        match &self.kv {
+            KeyValue::Latent { norm, b } => {
+                let offset = norm.offset + norm.width;
+                let (cn, norm) = norm.fprop(cx, latent)?;
+                let cn = cx.operand(&cn)?;
+                let kv = b.fprop(cx, &cn)?;
+                *kept = (Some(norm), Some(cn));
+                let (nope, rope) = (self.nope, qk - self.nope);
+                let op = MlaKv { heads, nope, rope, v, offset, interleaved: self.interleaved };
+                backend.mla_kv(&op, &kv, latent, &rows.cos, &rows.sin, &rows.positions)
+            }
+            KeyValue::Direct => {
+                let offset = heads * qk;
+                let k = SliceColumns { offset, width: kv_heads * qk };
+                let k = backend.slice_columns(&k, latent)?;
+                let k =
+                    backend.rope(&self.rope(false), k, &rows.cos, &rows.sin, &rows.positions)?;
+                let v = SliceColumns { offset: offset + kv_heads * qk, width: kv_heads * v };
+                Ok([k, backend.slice_columns(&v, latent)?])
+            }
+        }
+    }
+
+    /// The gradient of `x`, given that of the output.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn backward_input<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        kept: &mut AttentionKept<B>,
+        dh: B::Buffer,
+    ) -> Result<B::Buffer> {
+        let (rows, backend) = (cx.rows, cx.backend);
+        let d_o = self.o.dgrad(cx, &dh)?;
+        let [q, k, v] = match kept.qkv.take() {
+            Some(qkv) => qkv,
+            None => {
+                let mut again = (None, None);
+                let q = self.queries(cx, &kept.latent, &mut again)?;
+                let [k, v] = self.keys_values(cx, &kept.latent, &mut again)?;
+                [q, k, v]
+            }
+        };
+        let Attention { shape, scale, segments, block_kv } = self.attention(cx);
+        let op = AttentionBackward { shape, scale, segments, block_kv };
+        let [dq, dk, dv] = backend.attention_backward(&op, &q, &k, &v, &kept.o, &kept.lse, &d_o)?;
+        let unrotate = |d| backend.rope(&self.rope(true), d, &rows.cos, &rows.sin, &rows.positions);
+        let dq = unrotate(dq)?;
+        let (dlatent_q, dq) = match (&self.q, &mut kept.q_norm) {
+            (Some((norm, b)), Some(kept)) => {
+                let dqn = b.dgrad(cx, &dq)?;
+                (norm.dgrad(cx, kept, dqn, None)?, Some(dq))
+            }
+            _ => (dq, None),
+        };
+        let (dlatent, dkv) = match (&self.kv, &mut kept.kv_norm) {
+            (KeyValue::Latent { norm, b }, Some(kept)) => {
+                let Heads { heads, qk, v, .. } = self.heads;
+                let (nope, rope) = (self.nope, qk - self.nope);
+                let op = MlaKvBackward { heads, nope, rope, v, interleaved: self.interleaved };
+                let [dkv, dshared] = backend.mla_kv_backward(
+                    &op,
+                    &dk,
+                    &dv,
+                    &rows.cos,
+                    &rows.sin,
+                    &rows.positions,
+                )?;
+                let dcn = b.dgrad(cx, &dkv)?;
+                let dc = norm.dgrad(cx, kept, dcn, None)?;
+                let parts = (&dlatent_q, &dc, Some(&dshared));
+                let joined =
+                    backend.concat_columns(&ConcatColumns {}, parts.0, parts.1, parts.2)?;
+                (joined, Some(dkv))
+            }
+            _ => {
+                let dk = unrotate(dk)?;
+                let op = ConcatColumns {};
+                (backend.concat_columns(&op, &dlatent_q, &dk, Some(&dv))?, None)
+            }
+        };
+        let dn = self.qkv_a.dgrad(cx, &dlatent)?;
+        let dx = self.norm.dgrad(cx, &mut kept.norm, dn, Some(&dh))?;
+        kept.grads = Some(AttentionGrads { dh, dq, dkv, dlatent });
+        Ok(dx)
+    }
+
+    /// Adds to the weights' gradients.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    ///
+    /// # Panics
+    /// Before the input-backward.
+    pub fn backward_weight<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        kept: AttentionKept<B>,
+    ) -> Result<()> {
+        let grads = kept.grads.expect("input-backward comes first");
+        self.o.wgrad(cx, &kept.o_operand, &grads.dh)?;
+        let again = |norm: &Norm, operand: Option<Operand<B>>, x: &B::Buffer| match operand {
+            Some(operand) => Ok(operand),
+            None => cx.operand(&norm.fprop(cx, x)?.0),
+        };
+        if let (Some((norm, b)), Some(q_norm), Some(dq)) = (&self.q, &kept.q_norm, &grads.dq) {
+            b.wgrad(cx, &again(norm, kept.qn, &kept.latent)?, dq)?;
+            norm.wgrad(cx, q_norm)?;
+        }
+        if let (KeyValue::Latent { norm, b }, Some(kv_norm), Some(dkv)) =
+            (&self.kv, &kept.kv_norm, &grads.dkv)
+        {
+            b.wgrad(cx, &again(norm, kept.cn, &kept.latent)?, dkv)?;
+            norm.wgrad(cx, kv_norm)?;
+        }
+        self.qkv_a.wgrad(cx, &again(&self.norm, kept.n, &kept.norm.x)?, &grads.dlatent)?;
+        self.norm.wgrad(cx, &kept.norm)
+    }
+}

@@ -1,0 +1,117 @@
+//! What every part of a layer is given: the backend, the weights in the form that ops take, and
+//! the rows of the micro-batch.
+
+use std::cell::RefCell;
+
+use fathom_trace::{Component, DType, Phase};
+
+use crate::backend::{Backend, Place, Result};
+use crate::model::params::ParamId;
+use crate::precision::Recipe;
+
+/// The weights of a step, by [`ParamId`], in the forms that ops take.
+#[derive(Clone, Debug)]
+pub struct Weights<B: Backend> {
+    /// Master precision: norms, gate, biases; the plain modes use it for everything.
+    pub master: Vec<B::Buffer>,
+}
+
+/// The gradient accumulators of a shard, by [`ParamId`].
+#[derive(Clone, Debug)]
+pub struct Gradients<B: Backend> {
+    /// `None` where a parameter has no gradient, or while an op holds it.
+    pub buffers: Vec<Option<B::Buffer>>,
+}
+
+impl<B: Backend> Default for Gradients<B> {
+    fn default() -> Self {
+        Gradients { buffers: Vec::new() }
+    }
+}
+
+impl<B: Backend> Weights<B> {
+    /// The output head in the form in which the loss reads it.
+    pub fn head(&self, id: ParamId) -> &B::Buffer {
+        &self.master[id.0]
+    }
+}
+
+/// The rows (tokens) that a part works on.
+#[derive(Clone, Debug)]
+pub struct Rows<B: Backend> {
+    /// Lengths of the segments; attention stays inside a segment.
+    pub segments: Vec<usize>,
+    /// Position of each row, I32 \[t\].
+    pub positions: B::Buffer,
+    /// Cosines \[positions, rotated / 2\].
+    pub cos: B::Buffer,
+    /// Sines \[positions, rotated / 2\].
+    pub sin: B::Buffer,
+}
+
+impl<B: Backend> Rows<B> {
+    /// Rows in all.
+    pub fn len(&self) -> usize {
+        self.segments.iter().sum()
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What every part of a layer is given.
+pub struct Cx<'a, B: Backend> {
+    /// Who executes.
+    pub backend: &'a B,
+    /// What in.
+    pub recipe: &'a Recipe,
+    /// With which weights.
+    pub weights: &'a Weights<B>,
+    /// On which rows.
+    pub rows: &'a Rows<B>,
+    /// Optimizer step and micro-batch, for records.
+    pub place: Place,
+    /// Where weight-backwards add to; `None` outside training.
+    pub gradients: Option<&'a RefCell<Gradients<B>>>,
+}
+
+impl<B: Backend> Cx<'_, B> {
+    /// Says where the following ops stand.
+    pub fn at(&self, layer: Option<usize>, component: Component, phase: Phase) {
+        self.backend.at(Place { layer, component, phase, ..self.place });
+    }
+
+    /// A parameter in master precision.
+    pub fn master(&self, id: ParamId) -> &B::Buffer {
+        &self.weights.master[id.0]
+    }
+
+    /// Element type of activations.
+    pub fn activation(&self) -> DType {
+        self.recipe.activation()
+    }
+
+    /// Replaces a gradient accumulator by what `add` makes of it; does nothing for a parameter
+    /// without gradient.
+    ///
+    /// # Errors
+    /// Those of `add`.
+    ///
+    /// # Panics
+    /// In a forward-only context, and where `add` asks for the same accumulator.
+    pub fn accumulate(
+        &self,
+        id: ParamId,
+        add: impl FnOnce(B::Buffer) -> Result<B::Buffer>,
+    ) -> Result<()> {
+        let gradients = self.gradients.expect("weight-backward runs with accumulators");
+        let Some(acc) = gradients.borrow_mut().buffers[id.0].take() else {
+            return Ok(());
+        };
+        let sum = add(acc)?;
+        gradients.borrow_mut().buffers[id.0] = Some(sum);
+        Ok(())
+    }
+}

@@ -1,0 +1,87 @@
+//! A dense feed-forward part (also the shared expert): gate and up in one product, SwiGLU, down.
+
+use crate::backend::{Backend, Result};
+use crate::layers::linear::Operand;
+use crate::layers::{Cx, Linear};
+use crate::ops::swiglu::{Swiglu, SwigluBackward};
+
+/// A feed-forward part.
+#[derive(Clone, Copy, Debug)]
+pub struct FeedForward {
+    /// Gate beside up.
+    pub gate_up: Linear,
+    /// Back to the residual's width.
+    pub down: Linear,
+}
+
+/// What its backward needs; the input's operand is kept by the caller.
+#[derive(Clone, Debug)]
+pub struct FeedForwardKept<B: Backend> {
+    hidden: B::Buffer,
+    act: Option<Operand<B>>,
+    dy: Option<B::Buffer>,
+    dhidden: Option<B::Buffer>,
+}
+
+impl FeedForward {
+    /// `down(silu(gate x) * up x)`.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn forward<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        x: &Operand<B>,
+    ) -> Result<(B::Buffer, FeedForwardKept<B>)> {
+        let hidden = self.gate_up.fprop(cx, x)?;
+        let act = cx.backend.swiglu(&Swiglu { out: cx.activation() }, &hidden, None)?;
+        let act = cx.operand(&act)?;
+        let y = self.down.fprop(cx, &act)?;
+        let act = (!cx.recipe.recompute_swiglu).then_some(act);
+        Ok((y, FeedForwardKept { hidden, act, dy: None, dhidden: None }))
+    }
+
+    /// The gradient of the input.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn backward_input<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        kept: &mut FeedForwardKept<B>,
+        dy: B::Buffer,
+    ) -> Result<B::Buffer> {
+        let dact = self.down.dgrad(cx, &dy)?;
+        let op = SwigluBackward { out: cx.activation() };
+        let [dhidden, _] = cx.backend.swiglu_backward(&op, &dact, &kept.hidden, None)?;
+        let dx = self.gate_up.dgrad(cx, &dhidden)?;
+        (kept.dy, kept.dhidden) = (Some(dy), Some(dhidden));
+        Ok(dx)
+    }
+
+    /// Adds to the weights' gradients; `x` is the forward's input.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    ///
+    /// # Panics
+    /// Before the input-backward.
+    pub fn backward_weight<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        kept: FeedForwardKept<B>,
+        x: &Operand<B>,
+    ) -> Result<()> {
+        let dy = kept.dy.expect("input-backward comes first");
+        let dhidden = kept.dhidden.expect("input-backward comes first");
+        let act = match kept.act {
+            Some(act) => act,
+            None => {
+                let op = Swiglu { out: cx.activation() };
+                cx.operand(&cx.backend.swiglu(&op, &kept.hidden, None)?)?
+            }
+        };
+        self.down.wgrad(cx, &act, &dy)?;
+        self.gate_up.wgrad(cx, x, &dhidden)
+    }
+}

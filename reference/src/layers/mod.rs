@@ -1,0 +1,16 @@
+//! The layers: each in parts (attention, dispatch, mlp, combine), each part with a forward, an
+//! input-backward and a weight-backward.
+//!
+//! A layer's struct holds parameter ids and sizes only. A forward gives what the backward needs as
+//! a value of its own (`...Kept`); an input-backward leaves in it what the weight-backward needs.
+//! All numbers stay in the backend's buffers.
+
+pub mod attention;
+pub mod context;
+pub mod feed_forward;
+pub mod linear;
+pub mod moe;
+pub mod rope;
+
+pub use context::{Cx, Gradients, Weights};
+pub use linear::{Linear, Norm};

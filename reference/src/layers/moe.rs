@@ -1,0 +1,409 @@
+//! The second half of a layer in its three parts: dispatch (norm, router, tokens to experts), mlp
+//! (routed and shared experts, or a dense feed-forward part) and combine (back, sum, residual).
+
+use fathom_trace::{Group, GroupKind};
+
+use crate::backend::{Backend, Result};
+use crate::layers::feed_forward::{FeedForward, FeedForwardKept};
+use crate::layers::linear::{GroupedLinear, NormKept, Operand};
+use crate::layers::{Cx, Linear, Norm};
+use crate::model::params::ParamId;
+use crate::ops::dispatch::{Combine, Dispatch, DispatchPlan};
+use crate::ops::elementwise::{Add, Cast};
+use crate::ops::gemm::{Gemm, Layout};
+use crate::ops::router::{Router, RouterBackward};
+use crate::ops::swiglu::{Swiglu, SwigluBackward};
+
+/// The second half of a layer.
+#[derive(Clone, Debug)]
+pub struct MlpLayer {
+    /// Norm before everything.
+    pub norm: Norm,
+    /// The dense part, or the shared expert of an MoE layer.
+    pub dense: Option<FeedForward>,
+    /// The routed experts.
+    pub moe: Option<MoeLayer>,
+}
+
+/// Router and routed experts.
+#[derive(Clone, Debug)]
+pub struct MoeLayer {
+    /// Affinities of the experts, in master precision.
+    pub gate: Linear,
+    /// Selection bias \[experts\].
+    pub bias: ParamId,
+    /// How experts are chosen.
+    pub router: Router,
+    /// Experts on all ranks.
+    pub experts: usize,
+    /// Experts of this rank.
+    pub local: std::ops::Range<usize>,
+    /// The expert-parallel ranks.
+    pub ep: usize,
+    /// Gate beside up of every local expert.
+    pub gate_up: GroupedLinear,
+    /// Down of every local expert.
+    pub down: GroupedLinear,
+}
+
+/// Where the rows of a micro-batch's tokens lie.
+#[derive(Clone, Debug)]
+pub struct Plan<B: Backend> {
+    rows: B::Buffer,
+    inverse: B::Buffer,
+    tokens: usize,
+    /// Rows of each local expert.
+    pub counts: Vec<usize>,
+}
+
+/// What dispatch hands to mlp.
+#[derive(Clone, Debug)]
+pub struct Dispatched<B: Backend> {
+    /// The normalised rows, for the dense part or shared expert.
+    pub n: Operand<B>,
+    /// The experts' rows, and the gate value of each.
+    pub routed: Option<(Operand<B>, B::Buffer)>,
+}
+
+/// What mlp hands to combine.
+#[derive(Clone, Debug)]
+pub struct MlpOutput<B: Backend> {
+    dense: Option<B::Buffer>,
+    routed: Option<B::Buffer>,
+}
+
+/// What the backward of the three parts needs.
+#[derive(Clone, Debug)]
+pub struct MlpKept<B: Backend> {
+    norm: NormKept<B>,
+    n: Option<Operand<B>>,
+    dense: Option<FeedForwardKept<B>>,
+    /// The routed experts' share.
+    pub moe: Option<MoeKept<B>>,
+}
+
+/// What the backward of router and routed experts needs.
+#[derive(Clone, Debug)]
+pub struct MoeKept<B: Backend> {
+    gate_input: B::Buffer,
+    /// Affinities \[t, experts\].
+    pub scores: B::Buffer,
+    /// Chosen experts \[t, top_k\].
+    pub indices: B::Buffer,
+    /// Gate values \[t, top_k\].
+    pub weights: B::Buffer,
+    /// Where the rows lie.
+    pub plan: Plan<B>,
+    x: Operand<B>,
+    row_weights: B::Buffer,
+    hidden: Option<B::Buffer>,
+    act: Option<Operand<B>>,
+    dy: Option<Operand<B>>,
+    dhidden: Option<Operand<B>>,
+    dweights: Option<B::Buffer>,
+    dlogits: Option<B::Buffer>,
+}
+
+/// Gradients between the backward of mlp and that of dispatch.
+#[derive(Clone, Debug)]
+pub struct MlpGradient<B: Backend> {
+    dense: Option<B::Buffer>,
+    routed: Option<B::Buffer>,
+}
+
+impl MoeLayer {
+    fn group(&self) -> Group {
+        Group { kind: GroupKind::Ep, size: self.ep }
+    }
+
+    /// Copies of tokens that leave this rank: each goes once to every other rank that it needs, of
+    /// those that its groups allow; choices are taken as independent and even.
+    fn copies_sent(&self, tokens: usize) -> usize {
+        let Router { n_group, topk_group, top_k, .. } = self.router;
+        let reachable = (self.ep as f64 * topk_group as f64 / n_group as f64).max(1.0);
+        let distinct = reachable * (1.0 - (1.0 - 1.0 / reachable).powi(top_k as i32));
+        (tokens as f64 * distinct * (1.0 - 1.0 / self.ep as f64)).round() as usize
+    }
+
+    fn dispatch_op(&self, plan: &Plan<impl Backend>, slots: bool) -> Dispatch {
+        Dispatch {
+            top_k: self.router.top_k,
+            received: plan.counts.iter().sum(),
+            copies_sent: self.copies_sent(plan.tokens),
+            slots,
+            group: self.group(),
+        }
+    }
+
+    fn combine_op<B: Backend>(&self, cx: &Cx<'_, B>, plan: &Plan<B>, slots: bool) -> Combine {
+        Combine {
+            top_k: self.router.top_k,
+            tokens: plan.tokens,
+            copies_sent: self.copies_sent(plan.tokens),
+            slots,
+            out: if slots { cx.recipe.master() } else { cx.activation() },
+            group: self.group(),
+        }
+    }
+
+    /// Chooses experts and brings the rows to them.
+    fn dispatch<B: Backend>(&self, cx: &Cx<'_, B>, n: &B::Buffer) -> Result<MoeKept<B>> {
+        let (backend, master) = (cx.backend, cx.recipe.master());
+        let gate_input = backend.cast(&Cast { out: master }, n)?;
+        let logits = Gemm { layout: Layout::Nt, out: master, segments: Vec::new() };
+        let logits = backend.gemm(&logits, &gate_input, cx.master(self.gate.weight), None)?;
+        let bias = Some(cx.master(self.bias));
+        let [scores, indices, weights] = backend.router(&self.router, &logits, bias)?;
+        let op = DispatchPlan { experts: self.experts };
+        let [rows, inverse, counts] = backend.dispatch_plan(&op, &indices)?;
+        let tokens = cx.rows.len();
+        let slots = tokens * self.router.top_k * self.ep;
+        let counts = backend.expert_counts(&counts, self.local.clone(), slots)?;
+        let plan = Plan { rows, inverse, tokens, counts };
+        let x = backend.dispatch(&self.dispatch_op(&plan, false), n, &plan.rows)?;
+        let x = cx.operand(&x)?;
+        let row_weights = backend.dispatch(&self.dispatch_op(&plan, true), &weights, &plan.rows)?;
+        Ok(MoeKept {
+            gate_input,
+            scores,
+            indices,
+            weights,
+            plan,
+            x,
+            row_weights,
+            hidden: None,
+            act: None,
+            dy: None,
+            dhidden: None,
+            dweights: None,
+            dlogits: None,
+        })
+    }
+
+    /// The experts on their rows.
+    fn mlp<B: Backend>(&self, cx: &Cx<'_, B>, kept: &mut MoeKept<B>) -> Result<B::Buffer> {
+        let counts = &kept.plan.counts;
+        let hidden = self.gate_up.fprop(cx, &kept.x, counts)?;
+        let op = Swiglu { out: cx.activation() };
+        let act = cx.operand(&cx.backend.swiglu(&op, &hidden, Some(&kept.row_weights))?)?;
+        let y = self.down.fprop(cx, &act, counts)?;
+        kept.hidden = Some(hidden);
+        kept.act = (!cx.recipe.recompute_swiglu).then_some(act);
+        Ok(y)
+    }
+
+    /// Gradient of the experts' rows, given that of the combined output.
+    fn mlp_backward<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        kept: &mut MoeKept<B>,
+        dy: Operand<B>,
+    ) -> Result<B::Buffer> {
+        let counts = &kept.plan.counts;
+        let dact = self.down.dgrad(cx, &dy, counts)?;
+        let hidden = kept.hidden.as_ref().expect("forward comes first");
+        let op = SwigluBackward { out: cx.activation() };
+        let weights = Some(&kept.row_weights);
+        let [dhidden, dweights] = cx.backend.swiglu_backward(&op, &dact, hidden, weights)?;
+        let dhidden = cx.operand(&dhidden)?;
+        let dx = self.gate_up.dgrad(cx, &dhidden, counts)?;
+        (kept.dy, kept.dhidden, kept.dweights) = (Some(dy), Some(dhidden), Some(dweights));
+        Ok(dx)
+    }
+
+    /// Gradient of the normalised rows: through the experts and through the gate.
+    fn dispatch_backward<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        kept: &mut MoeKept<B>,
+        dx: &B::Buffer,
+    ) -> Result<[B::Buffer; 2]> {
+        let (backend, plan) = (cx.backend, &kept.plan);
+        let routed = backend.combine(&self.combine_op(cx, plan, false), dx, &plan.inverse)?;
+        let dweights = kept.dweights.take().expect("backward of mlp comes first");
+        let dweights =
+            backend.combine(&self.combine_op(cx, plan, true), &dweights, &plan.inverse)?;
+        let Router { score, normalize, scale, .. } = self.router;
+        let op = RouterBackward { score, normalize, scale };
+        let dlogits = backend.router_backward(&op, &dweights, &kept.scores, &kept.indices, None)?;
+        let op = Gemm { layout: Layout::Nn, out: cx.recipe.master(), segments: Vec::new() };
+        let gate = backend.gemm(&op, &dlogits, cx.master(self.gate.weight), None)?;
+        kept.dlogits = Some(dlogits);
+        Ok([routed, gate])
+    }
+
+    fn backward_weight<B: Backend>(&self, cx: &Cx<'_, B>, kept: MoeKept<B>) -> Result<()> {
+        let ready = "input-backward comes first";
+        let (dy, dhidden) = (kept.dy.expect(ready), kept.dhidden.expect(ready));
+        let dlogits = kept.dlogits.expect(ready);
+        let counts = &kept.plan.counts;
+        let act = match kept.act {
+            Some(act) => act,
+            None => {
+                let op = Swiglu { out: cx.activation() };
+                let hidden = kept.hidden.as_ref().expect(ready);
+                cx.operand(&cx.backend.swiglu(&op, hidden, Some(&kept.row_weights))?)?
+            }
+        };
+        self.down.wgrad(cx, &act, &dy, counts)?;
+        self.gate_up.wgrad(cx, &kept.x, &dhidden, counts)?;
+        let op = Gemm { layout: Layout::Tn, out: cx.recipe.master(), segments: Vec::new() };
+        cx.accumulate(self.gate.weight, |acc| {
+            cx.backend.gemm(&op, &dlogits, &kept.gate_input, Some(acc))
+        })
+    }
+}
+
+impl MlpLayer {
+    /// Dispatch: norm, router, rows to their experts.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn dispatch<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        h: &B::Buffer,
+    ) -> Result<(Dispatched<B>, MlpKept<B>)> {
+        let (n, norm) = self.norm.fprop(cx, h)?;
+        let moe = self.moe.as_ref().map(|moe| moe.dispatch(cx, &n)).transpose()?;
+        let n = cx.operand(&n)?;
+        let routed = moe.as_ref().map(|kept| (kept.x.clone(), kept.row_weights.clone()));
+        let kept_n = (!cx.recipe.recompute_norms).then(|| n.clone());
+        let kept = MlpKept { norm, n: kept_n, dense: None, moe };
+        Ok((Dispatched { n, routed }, kept))
+    }
+
+    /// Mlp: the experts, or the dense part.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn mlp<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        input: &Dispatched<B>,
+        kept: &mut MlpKept<B>,
+    ) -> Result<MlpOutput<B>> {
+        let mut output = MlpOutput { dense: None, routed: None };
+        if let (Some(moe), Some(kept)) = (&self.moe, &mut kept.moe) {
+            output.routed = Some(moe.mlp(cx, kept)?);
+        }
+        if let Some(dense) = &self.dense {
+            let (y, dense) = dense.forward(cx, &input.n)?;
+            output.dense = Some(y);
+            kept.dense = Some(dense);
+        }
+        Ok(output)
+    }
+
+    /// Combine: rows back to their tokens, plus the shared expert and the residual `h`.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn combine<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        h: &B::Buffer,
+        output: MlpOutput<B>,
+        kept: &MlpKept<B>,
+    ) -> Result<B::Buffer> {
+        let add = Add { out: cx.activation() };
+        let routed = match (&self.moe, &kept.moe, output.routed) {
+            (Some(moe), Some(kept), Some(y)) => {
+                let op = moe.combine_op(cx, &kept.plan, false);
+                Some(cx.backend.combine(&op, &y, &kept.plan.inverse)?)
+            }
+            _ => None,
+        };
+        match (routed, output.dense) {
+            (Some(routed), dense) => cx.backend.add(&add, h, &routed, dense.as_ref()),
+            (None, Some(dense)) => cx.backend.add(&add, h, &dense, None),
+            (None, None) => Ok(h.clone()),
+        }
+    }
+
+    /// Backward of combine: the output's gradient to the experts' rows.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn combine_backward<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        kept: &MlpKept<B>,
+        dy: &B::Buffer,
+    ) -> Result<Option<Operand<B>>> {
+        let (Some(moe), Some(kept)) = (&self.moe, &kept.moe) else {
+            return Ok(None);
+        };
+        let op = moe.dispatch_op(&kept.plan, false);
+        let rows = cx.backend.dispatch(&op, dy, &kept.plan.rows)?;
+        cx.operand(&rows).map(Some)
+    }
+
+    /// Input-backward of mlp.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    ///
+    /// # Panics
+    /// Before the forward.
+    pub fn mlp_backward_input<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        kept: &mut MlpKept<B>,
+        dy: &B::Buffer,
+        rows: Option<Operand<B>>,
+    ) -> Result<MlpGradient<B>> {
+        let mut gradient = MlpGradient { dense: None, routed: None };
+        if let (Some(moe), Some(kept), Some(rows)) = (&self.moe, &mut kept.moe, rows) {
+            gradient.routed = Some(moe.mlp_backward(cx, kept, rows)?);
+        }
+        if let Some(dense) = &self.dense {
+            let kept = kept.dense.as_mut().expect("forward comes first");
+            gradient.dense = Some(dense.backward_input(cx, kept, dy.clone())?);
+        }
+        Ok(gradient)
+    }
+
+    /// Input-backward of dispatch: the gradient of `h`, with the residual's `dy`.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn dispatch_backward_input<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        kept: &mut MlpKept<B>,
+        dy: &B::Buffer,
+        gradient: MlpGradient<B>,
+    ) -> Result<B::Buffer> {
+        let add = Add { out: cx.activation() };
+        let dn = match (&self.moe, &mut kept.moe, gradient.routed) {
+            (Some(moe), Some(kept), Some(dx)) => {
+                let [routed, gate] = moe.dispatch_backward(cx, kept, &dx)?;
+                cx.backend.add(&add, &gate, &routed, gradient.dense.as_ref())?
+            }
+            _ => gradient.dense.expect("a layer has a dense part or experts"),
+        };
+        self.norm.dgrad(cx, &mut kept.norm, dn, Some(dy))
+    }
+
+    /// Weight-backward of mlp and dispatch.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    ///
+    /// # Panics
+    /// Before the input-backward.
+    pub fn backward_weight<B: Backend>(&self, cx: &Cx<'_, B>, kept: MlpKept<B>) -> Result<()> {
+        if let (Some(moe), Some(kept)) = (&self.moe, kept.moe) {
+            moe.backward_weight(cx, kept)?;
+        }
+        if let (Some(dense), Some(dense_kept)) = (&self.dense, kept.dense) {
+            let n = match kept.n {
+                Some(n) => n,
+                None => cx.operand(&self.norm.fprop(cx, &kept.norm.x)?.0)?,
+            };
+            dense.backward_weight(cx, dense_kept, &n)?;
+        }
+        self.norm.wgrad(cx, &kept.norm)
+    }
+}

@@ -1,0 +1,166 @@
+//! The model: DeepSeek-V3 as a list of parameters and layers, forward and backward over any
+//! [`Backend`].
+//!
+//! # How to use it
+//!
+//! ```text
+//! let model = Model::new(&config, Recipe::new(Mode::Fp32), Parallel::default(), 0)?;
+//! let params = model.init(&backend, seed)?;              // or checkpoint::hf::load
+//! let weights = model.weights(&backend, &params)?;       // casts, once an optimizer step
+//! let mut grads = model.zero_gradients(&backend)?;       // one set a shard
+//! for batch in micro_batches {
+//!     let batch = model.batch(&backend, &batch)?;        // uploads ids, targets, tables
+//!     let report = model.step(&backend, &weights, &batch, &settings, &mut grads)?;
+//! }
+//! ```
+//!
+//! [`Model::step`] is forward, input-backward and weight-backward of one micro-batch, adding into
+//! `grads` in a fixed order, so that micro-batches chain. Its pieces are public:
+//! [`Model::forward`] keeps what the backward needs in a [`Forward`]; [`Model::backward`] consumes
+//! it. A pipeline schedule drives the layers itself: [`layer::Layer`] has every part (attention,
+//! dispatch, mlp, combine) with its forward, input-backward and weight-backward.
+//!
+//! Parameters are listed in [`Model::specs`] and held in a [`Params`] by [`ParamId`]; a spec names
+//! the checkpoint tensors that the parameter consists of. Gradients, moments and master weights
+//! have the parameter's shape.
+
+mod build;
+pub mod layer;
+mod mtp;
+pub mod params;
+mod step;
+
+pub use build::{BuildError, Model};
+pub use mtp::MtpModule;
+pub use params::{ParamId, ParamKind, ParamSpec, Part};
+pub use step::{Batch, DeviceBatch, Forward, StepReport, StepSettings};
+
+use fathom_numerics::philox::Philox;
+use fathom_trace::DType;
+
+use crate::backend::{Backend, Result};
+use crate::layers::{Gradients, Weights};
+use crate::ops::elementwise::{Add, Cast};
+use crate::{DynOp, Tensor};
+
+/// Parameter values by [`ParamId`], in master precision.
+#[derive(Clone, Debug)]
+pub struct Params<B: Backend> {
+    /// One buffer a parameter.
+    pub buffers: Vec<B::Buffer>,
+}
+
+impl Model {
+    /// The weights in the forms that ops take: once an optimizer step.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn weights<B: Backend>(&self, _backend: &B, params: &Params<B>) -> Result<Weights<B>> {
+        Ok(Weights { master: params.buffers.clone() })
+    }
+
+    /// Accumulators of zeros, one set a shard: one a parameter, then one for every further use of
+    /// a shared parameter (embedding and head in MTP modules, the head where it is tied).
+    ///
+    /// Uses have accumulators of their own so that each is a chain over sequences, whatever the
+    /// micro-batches; [`Model::finish_gradients`] adds them up.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn zero_gradients<B: Backend>(&self, backend: &B) -> Result<Gradients<B>> {
+        let zeros = |spec: &ParamSpec| {
+            let zeros = || backend.zeros(self.recipe.master(), &spec.shape);
+            spec.trained().then(zeros).transpose()
+        };
+        let uses = self.further_uses().into_iter().map(|id| &self.specs[id.0]);
+        let buffers = self.specs.iter().chain(uses).map(zeros).collect::<Result<_>>()?;
+        Ok(Gradients { buffers })
+    }
+
+    /// The parameters whose further uses have accumulators behind those of the parameters.
+    fn further_uses(&self) -> Vec<ParamId> {
+        let tied = self.head.filter(|_| self.config.tie_word_embeddings);
+        let mtp = self.mtp.iter().flat_map(|_| [self.embedding, self.head]).flatten();
+        tied.into_iter().chain(mtp).collect()
+    }
+
+    /// The accumulator of the main model's head.
+    fn head_slot(&self) -> usize {
+        let head = self.head.expect("this stage has the head").0;
+        if self.config.tie_word_embeddings { self.specs.len() } else { head }
+    }
+
+    /// The accumulators of the shared parameters in MTP module `index` (from 0).
+    fn mtp_slots(&self, index: usize) -> MtpSlots {
+        let first = self.specs.len() + usize::from(self.config.tie_word_embeddings) + 2 * index;
+        MtpSlots { embedding: first, head: first + 1 }
+    }
+
+    /// Ends a shard: adds each further use's accumulator to its parameter's, in order.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    ///
+    /// # Panics
+    /// Where `gradients` are not of this model.
+    pub fn finish_gradients<B: Backend>(
+        &self,
+        backend: &B,
+        mut gradients: Gradients<B>,
+    ) -> Result<Gradients<B>> {
+        let uses = gradients.buffers.split_off(self.specs.len());
+        for (id, of_use) in self.further_uses().into_iter().zip(uses) {
+            let (sum, of_use) = (gradients.buffers[id.0].take(), of_use.expect("trained"));
+            let op = Add { out: self.recipe.master() };
+            let sum = backend.add(&op, &sum.expect("trained"), &of_use, None)?;
+            gradients.buffers[id.0] = Some(sum);
+        }
+        Ok(gradients)
+    }
+
+    /// Initial values: normal with the configuration's standard deviation, norms one, selection
+    /// biases zero. Each checkpoint tensor has its own stream of (`seed`, name), so that the values
+    /// depend neither on the layout nor on the precision.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn init<B: Backend>(&self, backend: &B, seed: u64) -> Result<Params<B>> {
+        let master = self.recipe.master();
+        let one = |spec: &ParamSpec| {
+            let values: Vec<f32> = match spec.kind {
+                ParamKind::Norm => vec![1.0; spec.elements()],
+                ParamKind::SelectionBias => vec![0.0; spec.elements()],
+                _ => spec.parts.iter().flat_map(|p| self.normal(seed, p)).collect(),
+            };
+            let tensor = Tensor::from_vec(&spec.shape, values);
+            backend.upload(convert(tensor, master))
+        };
+        Ok(Params { buffers: self.specs.iter().map(one).collect::<Result<_>>()? })
+    }
+
+    /// Normal values of one checkpoint tensor: stream (seed, hash of its name).
+    fn normal(&self, seed: u64, part: &Part) -> Vec<f32> {
+        let hash = blake3::hash(part.name.as_bytes());
+        let stream = u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("eight bytes"));
+        let mut values = vec![0.0; part.shape.iter().product()];
+        Philox::new(seed, stream).normals(0, &mut values);
+        let sigma = self.config.initializer_range as f32;
+        values.iter_mut().for_each(|x| *x *= sigma);
+        values
+    }
+}
+
+/// Accumulators of the shared parameters in an MTP module.
+struct MtpSlots {
+    embedding: usize,
+    head: usize,
+}
+
+/// A tensor in another float type.
+pub(crate) fn convert(tensor: Tensor, dtype: DType) -> Tensor {
+    if tensor.dtype() == dtype {
+        return tensor;
+    }
+    let cast: Box<dyn DynOp> = Box::new(Cast { out: dtype });
+    cast.run(vec![Some(tensor)]).expect("floats are cast").remove(0)
+}

@@ -1,0 +1,438 @@
+//! A micro-batch through the model: forward with losses, input-backward, weight-backward.
+
+use std::cell::RefCell;
+
+use fathom_trace::{Component, DType, Phase};
+
+use crate::Tensor;
+use crate::backend::{Backend, Place, Result};
+use crate::layers::context::Rows;
+use crate::layers::linear::NormKept;
+use crate::layers::{Cx, Gradients, Weights, rope};
+use crate::model::Model;
+use crate::model::layer::LayerKept;
+use crate::model::mtp::MtpKept;
+use crate::model::params::ParamId;
+use crate::ops::cross_entropy::{CrossEntropy, CrossEntropyBackward};
+use crate::ops::elementwise::{GatherRows, ScatterAddRows};
+use crate::ops::gemm::{Gemm, Layout};
+
+/// A micro-batch on the host: rows of all sequences one after the other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Token of each row.
+    pub tokens: Vec<u32>,
+    /// Token that each row is to predict; -1 where there is none.
+    pub targets: Vec<i32>,
+    /// Lengths of the segments that attention stays inside (sequences, or documents where samples
+    /// are masked from each other); positions begin at 0 in each.
+    pub segments: Vec<usize>,
+}
+
+impl Batch {
+    /// Whole sequences: each row predicts the next token, the last of a sequence none.
+    pub fn from_sequences(sequences: &[Vec<u32>]) -> Batch {
+        let mut batch = Batch::default();
+        for sequence in sequences.iter().filter(|s| !s.is_empty()) {
+            batch.tokens.extend(sequence);
+            batch.targets.extend(sequence[1..].iter().map(|&t| t as i32));
+            batch.targets.push(-1);
+            batch.segments.push(sequence.len());
+        }
+        batch
+    }
+
+    /// Rows that have a target.
+    pub fn predicted(&self) -> usize {
+        self.targets.iter().filter(|&&t| t >= 0).count()
+    }
+
+    /// Rows of MTP module `depth` (from 1) that have a target.
+    pub fn predicted_mtp(&self, depth: usize) -> usize {
+        self.mtp_rows(depth).targets.iter().filter(|&&t| t >= 0).count()
+    }
+
+    /// The rows of MTP module `depth`.
+    fn mtp_rows(&self, depth: usize) -> MtpRows {
+        let mut rows = MtpRows::default();
+        let (mut start, mut before) = (0, 0);
+        for &length in &self.segments {
+            if length > depth {
+                let own = start + depth..start + length;
+                rows.tokens.extend(self.tokens[own.clone()].iter().map(|&t| t as i32));
+                rows.targets.extend(&self.targets[own]);
+                rows.positions.extend((depth..length).map(|p| p as i32));
+                rows.segments.push(length - depth);
+                rows.previous.extend((0..length - depth).map(|i| (before + i) as i32));
+            }
+            start += length;
+            before += (length + 1).saturating_sub(depth);
+        }
+        rows
+    }
+}
+
+/// The rows of an MTP module.
+#[derive(Default)]
+struct MtpRows {
+    tokens: Vec<i32>,
+    targets: Vec<i32>,
+    positions: Vec<i32>,
+    segments: Vec<usize>,
+    /// Each row's row in the module before; the main model comes first.
+    previous: Vec<i32>,
+}
+
+/// Rows of the main model or of an MTP module, on the backend.
+#[derive(Clone, Debug)]
+pub struct Stream<B: Backend> {
+    /// Segments, positions, tables.
+    pub rows: Rows<B>,
+    /// Token of each row, I32.
+    pub ids: B::Buffer,
+    /// Target of each row, I32, -1 for none.
+    pub targets: B::Buffer,
+    /// Row in the stream before; none for the main model.
+    pub previous: Option<B::Buffer>,
+}
+
+/// A micro-batch on the backend.
+#[derive(Clone, Debug)]
+pub struct DeviceBatch<B: Backend> {
+    /// The main model's rows.
+    pub main: Stream<B>,
+    /// Those of each MTP module; shorter than the model's list where no sequence is long enough.
+    pub mtp: Vec<Stream<B>>,
+}
+
+/// What a step tells the loss.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepSettings {
+    /// Optimizer step, for records.
+    pub step: u64,
+    /// Micro-batch, for records.
+    pub micro_batch: Option<usize>,
+    /// Weight of each row's main loss: one over the predicted tokens of the whole step.
+    pub main_scale: f64,
+    /// Weight of each row's loss of each MTP module: lambda over their number over the rows that
+    /// the module predicts in the whole step. Modules without an entry do not run.
+    pub mtp_scales: Vec<f64>,
+}
+
+impl StepSettings {
+    /// For a step that is this one micro-batch.
+    pub fn of(batch: &Batch, mtp_depth: usize, lambda: f64) -> StepSettings {
+        let over = |weight: f64, n: usize| if n == 0 { 0.0 } else { weight / n as f64 };
+        let mtp = |d| over(lambda / mtp_depth as f64, batch.predicted_mtp(d));
+        StepSettings {
+            main_scale: over(1.0, batch.predicted()),
+            mtp_scales: (1..=mtp_depth).map(mtp).collect(),
+            ..StepSettings::default()
+        }
+    }
+}
+
+/// Loss a row, and what its backward needs.
+#[derive(Debug)]
+pub struct Losses<B: Backend> {
+    /// Cross-entropy of each row, 0 where it has no target.
+    pub loss: B::Buffer,
+    lse: B::Buffer,
+}
+
+/// What a forward keeps.
+#[derive(Debug)]
+pub struct Forward<B: Backend> {
+    /// Hidden state of the main model after the final norm.
+    pub hidden: B::Buffer,
+    /// Each layer's output, where asked for.
+    pub outputs: Vec<B::Buffer>,
+    /// The main loss.
+    pub losses: Losses<B>,
+    /// Each layer's.
+    pub layers: Vec<LayerKept<B>>,
+    norm: NormKept<B>,
+    /// Hidden states after their norms, losses and what is kept of the MTP modules.
+    pub mtp: Vec<(B::Buffer, Losses<B>, MtpKept<B>)>,
+}
+
+/// What a step reports.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepReport {
+    /// Sum of the main losses.
+    pub main: f64,
+    /// Sums of the MTP modules' losses.
+    pub mtp: Vec<f64>,
+    /// Rows that each expert got: layer (MTP modules follow the last) and counts.
+    pub loads: Vec<(usize, Vec<usize>)>,
+}
+
+impl Model {
+    /// Brings a micro-batch to the backend.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn batch<B: Backend>(&self, backend: &B, batch: &Batch) -> Result<DeviceBatch<B>> {
+        let longest = batch.segments.iter().copied().max().unwrap_or(0);
+        let master = self.recipe.master();
+        let [cos, sin] = rope::tables(&self.config.rope, self.rotated(), longest, master);
+        let (cos, sin) = (backend.upload(cos)?, backend.upload(sin)?);
+        let upload = |values: Vec<i32>| backend.upload(Tensor::from_vec(&[values.len()], values));
+        let stream = |ids, targets, positions, segments, previous: Option<Vec<i32>>| {
+            let positions = upload(positions)?;
+            Result::<_>::Ok(Stream {
+                rows: Rows { segments, positions, cos: cos.clone(), sin: sin.clone() },
+                ids: upload(ids)?,
+                targets: upload(targets)?,
+                previous: previous.map(upload).transpose()?,
+            })
+        };
+        let ids = batch.tokens.iter().map(|&t| t as i32).collect();
+        let positions = batch.segments.iter().flat_map(|&n| 0..n as i32).collect();
+        let (targets, segments) = (batch.targets.clone(), batch.segments.clone());
+        let main = stream(ids, targets, positions, segments, None)?;
+        let mut mtp = Vec::new();
+        for module in &self.mtp {
+            let rows = batch.mtp_rows(module.depth);
+            if rows.tokens.is_empty() {
+                break;
+            }
+            let MtpRows { tokens, targets, positions, segments, previous } = rows;
+            mtp.push(stream(tokens, targets, positions, segments, Some(previous))?);
+        }
+        Ok(DeviceBatch { main, mtp })
+    }
+
+    fn cx<'a, B: Backend>(
+        &'a self,
+        backend: &'a B,
+        weights: &'a Weights<B>,
+        rows: &'a Rows<B>,
+        settings: &StepSettings,
+        gradients: Option<&'a RefCell<Gradients<B>>>,
+    ) -> Cx<'a, B> {
+        let (step, micro_batch) = (settings.step, settings.micro_batch);
+        let place = Place { step, micro_batch, ..Place::default() };
+        Cx { backend, recipe: &self.recipe, weights, rows, place, gradients }
+    }
+
+    fn embed<B: Backend>(&self, cx: &Cx<'_, B>, ids: &B::Buffer) -> Result<B::Buffer> {
+        cx.at(None, Component::Embedding, Phase::F);
+        let table = cx.master(self.embedding.expect("this stage has the embedding"));
+        cx.backend.gather_rows(&GatherRows { out: cx.activation() }, table, ids)
+    }
+
+    fn head_weight<'a, B: Backend>(&self, cx: &Cx<'a, B>) -> &'a B::Buffer {
+        cx.weights.head(self.head.expect("this stage has the head"))
+    }
+
+    fn losses<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        x: &B::Buffer,
+        targets: &B::Buffer,
+    ) -> Result<Losses<B>> {
+        cx.at(None, Component::Head, Phase::F);
+        let head = self.head_weight(cx);
+        let [loss, lse] = cx.backend.cross_entropy(&CrossEntropy {}, x, head, targets)?;
+        Ok(Losses { loss, lse })
+    }
+
+    /// Logits \[t, vocab\] of hidden states after their norm: for evaluation; training never makes
+    /// them all.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn logits<B: Backend>(
+        &self,
+        backend: &B,
+        weights: &Weights<B>,
+        hidden: &B::Buffer,
+    ) -> Result<B::Buffer> {
+        let out = self.recipe.master();
+        let head = weights.head(self.head.expect("this stage has the head"));
+        let op = Gemm { layout: Layout::Nt, out, segments: Vec::new() };
+        backend.gemm(&op, hidden, head, None)
+    }
+
+    /// The forward of a micro-batch on a model of one stage; MTP modules run where `settings` has a
+    /// scale for them. `outputs` keeps every layer's output.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn forward<B: Backend>(
+        &self,
+        backend: &B,
+        weights: &Weights<B>,
+        batch: &DeviceBatch<B>,
+        settings: &StepSettings,
+        outputs: bool,
+    ) -> Result<Forward<B>> {
+        let cx = self.cx(backend, weights, &batch.main.rows, settings, None);
+        let mut x = self.embed(&cx, &batch.main.ids)?;
+        let (mut layers, mut all) = (Vec::new(), Vec::new());
+        for layer in &self.layers {
+            let (y, kept) = layer.forward(&cx, &x)?;
+            x = y;
+            layers.push(kept);
+            all.extend(outputs.then(|| x.clone()));
+        }
+        cx.at(None, Component::Head, Phase::F);
+        let norm = self.norm.expect("this stage has the final norm");
+        let (hidden, norm) = norm.fprop(&cx, &x)?;
+        let losses = self.losses(&cx, &hidden, &batch.main.targets)?;
+        let mut mtp: Vec<(B::Buffer, Losses<B>, MtpKept<B>)> = Vec::new();
+        for (module, stream) in self.mtp.iter().zip(&batch.mtp).take(settings.mtp_scales.len()) {
+            let cx = self.cx(backend, weights, &stream.rows, settings, None);
+            let embedding = self.embed(&cx, &stream.ids)?;
+            let before = mtp.last().map_or(&hidden, |(hidden, ..)| hidden);
+            cx.at(Some(module.layer.index), Component::Mtp, Phase::F);
+            let previous = stream.previous.as_ref().expect("an MTP stream has one");
+            let op = GatherRows { out: cx.activation() };
+            let before = backend.gather_rows(&op, before, previous)?;
+            let (out, kept) = module.forward(&cx, &embedding, &before)?;
+            let losses = self.losses(&cx, &out, &stream.targets)?;
+            mtp.push((out, losses, kept));
+        }
+        Ok(Forward { hidden, outputs: all, losses, layers, norm, mtp })
+    }
+
+    /// Gradient of the hidden state through the head, and of the head into accumulator `slot`.
+    fn losses_backward<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        (x, losses): (&B::Buffer, &Losses<B>),
+        targets: &B::Buffer,
+        scale: f64,
+        slot: usize,
+    ) -> Result<B::Buffer> {
+        cx.at(None, Component::Head, Phase::B);
+        let segments = cx.rows.segments.clone();
+        let op = CrossEntropyBackward { scale, out: cx.activation(), segments };
+        let head = self.head_weight(cx);
+        let mut dx = None;
+        cx.accumulate(ParamId(slot), |acc| {
+            let [d, dw] =
+                cx.backend.cross_entropy_backward(&op, x, head, targets, &losses.lse, acc)?;
+            dx = Some(d);
+            Ok(dw)
+        })?;
+        Ok(dx.expect("the head has a gradient"))
+    }
+
+    /// Input-backward and weight-backward of a micro-batch: adds to `gradients`.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    ///
+    /// # Panics
+    /// Where the model is not of one stage.
+    pub fn backward<B: Backend>(
+        &self,
+        backend: &B,
+        weights: &Weights<B>,
+        batch: &DeviceBatch<B>,
+        settings: &StepSettings,
+        forward: Forward<B>,
+        gradients: Gradients<B>,
+    ) -> Result<Gradients<B>> {
+        let gradients = RefCell::new(gradients);
+        let Forward { hidden, losses, layers, norm: mut norm_kept, mtp, .. } = forward;
+        let mut states = vec![hidden];
+        states.extend(mtp.iter().map(|(out, ..)| out.clone()));
+        let mut later: Option<B::Buffer> = None;
+        for (d, (_, losses, mut kept)) in mtp.into_iter().enumerate().rev() {
+            let (module, stream) = (&self.mtp[d], &batch.mtp[d]);
+            let cx = self.cx(backend, weights, &stream.rows, settings, Some(&gradients));
+            let slots = self.mtp_slots(d);
+            let (scale, state) = (settings.mtp_scales[d], (&states[d + 1], &losses));
+            let mut dout = self.losses_backward(&cx, state, &stream.targets, scale, slots.head)?;
+            if let Some(later) = later.take() {
+                let previous = batch.mtp[d + 1].previous.as_ref().expect("an MTP stream has one");
+                let op = ScatterAddRows { out: cx.activation() };
+                dout = backend.scatter_add_rows(&op, &later, previous, dout)?;
+            }
+            let [de, dh] = module.backward_input(&cx, &mut kept, dout)?;
+            module.backward_weight(&cx, kept)?;
+            self.embed_backward(&cx, &de, &stream.ids, slots.embedding)?;
+            later = Some(dh);
+        }
+        let cx = self.cx(backend, weights, &batch.main.rows, settings, Some(&gradients));
+        let (state, slot) = ((&states[0], &losses), self.head_slot());
+        let mut dx =
+            self.losses_backward(&cx, state, &batch.main.targets, settings.main_scale, slot)?;
+        if let Some(later) = later {
+            let previous = batch.mtp[0].previous.as_ref().expect("an MTP stream has one");
+            let op = ScatterAddRows { out: cx.activation() };
+            dx = backend.scatter_add_rows(&op, &later, previous, dx)?;
+        }
+        let norm = self.norm.expect("this stage has the final norm");
+        dx = norm.dgrad(&cx, &mut norm_kept, dx, None)?;
+        norm.wgrad(&cx, &norm_kept)?;
+        for (layer, mut kept) in self.layers.iter().zip(layers).rev() {
+            dx = layer.backward_input(&cx, &mut kept, dx)?;
+            layer.backward_weight(&cx, kept)?;
+        }
+        let slot = self.embedding.expect("this stage has the embedding").0;
+        self.embed_backward(&cx, &dx, &batch.main.ids, slot)?;
+        Ok(gradients.into_inner())
+    }
+
+    fn embed_backward<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        dx: &B::Buffer,
+        ids: &B::Buffer,
+        slot: usize,
+    ) -> Result<()> {
+        cx.at(None, Component::Embedding, Phase::W);
+        let op = ScatterAddRows { out: cx.recipe.master() };
+        cx.accumulate(ParamId(slot), |acc| cx.backend.scatter_add_rows(&op, dx, ids, acc))
+    }
+
+    /// Forward and backward of a micro-batch, with its losses and loads read back.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn step<B: Backend>(
+        &self,
+        backend: &B,
+        weights: &Weights<B>,
+        batch: &DeviceBatch<B>,
+        settings: &StepSettings,
+        gradients: &mut Gradients<B>,
+    ) -> Result<StepReport> {
+        let forward = self.forward(backend, weights, batch, settings, false)?;
+        let report = self.report(backend, &forward)?;
+        let before = std::mem::take(gradients);
+        *gradients = self.backward(backend, weights, batch, settings, forward, before)?;
+        Ok(report)
+    }
+
+    /// Reads losses and loads back.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn report<B: Backend>(&self, backend: &B, forward: &Forward<B>) -> Result<StepReport> {
+        let sum = |losses: &Losses<B>| Result::<_>::Ok(host_sum(&backend.download(&losses.loss)?));
+        let mtp_layers = self.mtp.iter().map(|m| m.layer.index);
+        let indices = self.layers.iter().map(|l| l.index).chain(mtp_layers);
+        let kept = forward.layers.iter().chain(forward.mtp.iter().map(|(_, _, kept)| &kept.layer));
+        let load = |(index, kept): (usize, &LayerKept<B>)| {
+            kept.mlp.moe.as_ref().map(|moe| (index, moe.plan.counts.clone()))
+        };
+        Ok(StepReport {
+            main: sum(&forward.losses)?,
+            mtp: forward.mtp.iter().map(|(_, losses, _)| sum(losses)).collect::<Result<_>>()?,
+            loads: indices.zip(kept).filter_map(load).collect(),
+        })
+    }
+}
+
+/// Sum of a tensor's elements in F64, in order.
+pub(crate) fn host_sum(tensor: &Tensor) -> f64 {
+    match tensor.dtype() {
+        DType::F64 => tensor.as_slice::<f64>().iter().sum(),
+        _ => tensor.as_slice::<f32>().iter().map(|&x| f64::from(x)).sum(),
+    }
+}

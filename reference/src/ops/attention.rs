@@ -1,0 +1,350 @@
+//! Causal attention over segments, block by block with an online softmax, and its gradient.
+//!
+//! `q` \[t, heads * qk\], `k` \[t, kv_heads * qk\], `v` \[t, kv_heads * v\]; the rows of a segment see
+//! themselves and earlier rows of it. Query head `h` reads key head `h kv_heads / heads`.
+//!
+//! Plain arithmetic (F32, F64), for each query row, over KV blocks of `block_kv` rows counted from
+//! the segment's start, ascending:
+//!
+//! 1. `s_j = scale * dot(q, k_j)`, the dot a chain of fma over ascending columns; masked: -inf.
+//! 2. `m' = max(m, max_j s_j)`, `p_j = exp(s_j - m')`, `a = exp(m - m')` (0 in the first block).
+//! 3. `l = l a + sum_j p_j` (fixed tree over the block), `o = o a`, then `o_c` continues as a chain
+//!    of fma `p_j v_jc` over ascending j.
+//!
+//! At the end `o = o / l` and `lse = m + ln(l)`.
+//!
+//! Gradient: `p_ij = exp(s_ij - lse_i)`, `delta_i = sum_c do_ic o_ic` (fixed tree),
+//! `dp = do v^T`, `ds = p (dp - delta) scale`, `dv = p^T do`, `dq = ds k`, `dk = ds^T q`; every
+//! sum a chain over ascending rows (heads of one KV head one after the other).
+//! Sources: arXiv 1706.03762; 2205.14135, algorithms 1 and 4; 2307.08691.
+
+use fathom_trace::TensorMeta;
+use ndarray::{Array2, ArrayView2, s};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::real::{REALS, Real, compute_dtype, in_real, maximum, tree_sum};
+use super::{Op, OpError, Role, input, rules};
+use crate::Tensor;
+
+/// Sizes of an attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Heads {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Columns of a query or key head.
+    pub qk: usize,
+    /// Columns of a value head.
+    pub v: usize,
+}
+
+/// Causal attention.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attention {
+    /// Heads and their widths.
+    pub shape: Heads,
+    /// Multiplied onto the dots of queries and keys.
+    pub scale: f64,
+    /// Lengths of the segments; their sum is t.
+    pub segments: Vec<usize>,
+    /// Rows of a KV block.
+    pub block_kv: usize,
+}
+
+/// Gradient of [`Attention`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttentionBackward {
+    /// Heads and their widths.
+    pub shape: Heads,
+    /// Multiplied onto the dots of queries and keys.
+    pub scale: f64,
+    /// Lengths of the segments; their sum is t.
+    pub segments: Vec<usize>,
+    /// Rows of a KV block.
+    pub block_kv: usize,
+}
+
+impl Heads {
+    fn check(
+        self,
+        op: &'static str,
+        [q, k, v]: [&TensorMeta; 3],
+        segments: &[usize],
+    ) -> Result<usize, OpError> {
+        rules::dtype(q, REALS)?;
+        rules::rank(q, 2, "[t, heads * qk]")?;
+        let t = q.shape[0];
+        rules::shape(q, &[t, self.heads * self.qk])?;
+        rules::dtype(k, &[q.dtype])?;
+        rules::shape(k, &[t, self.kv_heads * self.qk])?;
+        rules::dtype(v, &[q.dtype])?;
+        rules::shape(v, &[t, self.kv_heads * self.v])?;
+        if segments.iter().sum::<usize>() != t || !self.heads.is_multiple_of(self.kv_heads) {
+            let message = format!(
+                "segments {segments:?} must add up to t = {t}, kv_heads {} divide heads {}",
+                self.kv_heads, self.heads
+            );
+            return Err(OpError::Undefined { op, message });
+        }
+        Ok(t)
+    }
+}
+
+/// Pairs of query and key that the causal mask lets through.
+fn pairs(segments: &[usize]) -> u64 {
+    segments.iter().map(|&s| s as u64 * (s as u64 + 1) / 2).sum()
+}
+
+/// First row of each segment with its length.
+pub(super) fn spans(segments: &[usize]) -> Vec<(usize, usize)> {
+    let starts = segments.iter().scan(0, |start, &length| {
+        *start += length;
+        Some((*start - length, length))
+    });
+    starts.collect()
+}
+
+impl Op for Attention {
+    const NAME: &'static str = "attention";
+    const INPUTS: &'static [Role] = &[input("q"), input("k"), input("v")];
+    const OUTPUTS: &'static [&'static str] = &["o", "lse"];
+
+    fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
+        let [Some(q), Some(k), Some(v)] = inputs else { unreachable!("mandatory") };
+        let t = self.shape.check(Self::NAME, [q, k, v], &self.segments)?;
+        Ok(vec![
+            rules::meta("o", q.dtype, &[t, self.shape.heads * self.shape.v]),
+            rules::meta("lse", compute_dtype(q.dtype), &[t, self.shape.heads]),
+        ])
+    }
+
+    fn flops(&self, _inputs: &[Option<TensorMeta>]) -> u64 {
+        let Heads { heads, qk, v, .. } = self.shape;
+        2 * pairs(&self.segments) * (heads * (qk + v)) as u64
+    }
+
+    fn run(&self, inputs: Vec<Option<Tensor>>) -> Result<Vec<Tensor>, OpError> {
+        let [Some(q), Some(k), Some(v)] = &inputs[..] else { unreachable!("mandatory") };
+        let Heads { heads, kv_heads, qk, v: v_dim } = self.shape;
+        let (t, dtype) = (q.shape()[0], q.dtype());
+        Ok(in_real!(dtype, R => {
+            let (q, k, v) = (q.matrix::<R>(), k.matrix::<R>(), v.matrix::<R>());
+            let tasks: Vec<_> = spans(&self.segments)
+                .into_iter()
+                .flat_map(|span| (0..heads).map(move |h| (span, h)))
+                .collect();
+            let parts: Vec<(Array2<R>, Vec<R>)> = tasks
+                .par_iter()
+                .map(|&((start, length), h)| {
+                    let kv = h * kv_heads / heads;
+                    let q = q.slice(s![start..start + length, h * qk..(h + 1) * qk]);
+                    let k = k.slice(s![start..start + length, kv * qk..(kv + 1) * qk]);
+                    let v = v.slice(s![start..start + length, kv * v_dim..(kv + 1) * v_dim]);
+                    self.head(q, k, v)
+                })
+                .collect();
+            let mut o = Array2::from_elem((t, heads * v_dim), R::ZERO);
+            let mut lse = vec![R::ZERO; t * heads];
+            for (&((start, length), h), (part, sums)) in tasks.iter().zip(parts) {
+                o.slice_mut(s![start..start + length, h * v_dim..(h + 1) * v_dim]).assign(&part);
+                for (row, sum) in sums.into_iter().enumerate() {
+                    lse[(start + row) * heads + h] = sum;
+                }
+            }
+            let o = o.into_raw_vec_and_offset().0;
+            vec![R::store(o, &[t, heads * v_dim], dtype), R::store(lse, &[t, heads], dtype)]
+        }))
+    }
+}
+
+/// Query rows that are worked on together; changes no bit.
+const BLOCK_Q: usize = 64;
+
+impl Attention {
+    /// One head of one segment: the output and the logarithm of each row's sum.
+    fn head<R: Real>(
+        &self,
+        q: ArrayView2<'_, R>,
+        k: ArrayView2<'_, R>,
+        v: ArrayView2<'_, R>,
+    ) -> (Array2<R>, Vec<R>) {
+        let (t, scale) = (q.nrows(), R::from_f64(self.scale));
+        let mut o = Array2::from_elem((t, v.ncols()), R::ZERO);
+        let mut lse = vec![R::ZERO; t];
+        for first in (0..t).step_by(BLOCK_Q) {
+            let last = (first + BLOCK_Q).min(t);
+            let mut m = vec![R::NEG_INFINITY; last - first];
+            let mut l = vec![R::ZERO; last - first];
+            for kv in (0..last).step_by(self.block_kv) {
+                let kv_end = (kv + self.block_kv).min(last);
+                let mut p = Array2::from_elem((last - first, kv_end - kv), R::ZERO);
+                let keys = k.slice(s![kv..kv_end, ..]);
+                R::gemm(q.slice(s![first..last, ..]), keys.t(), p.view_mut(), false);
+                for (i, mut p) in p.rows_mut().into_iter().enumerate() {
+                    let p = p.as_slice_mut().expect("standard layout");
+                    let seen = (first + i + 1).saturating_sub(kv).min(p.len());
+                    let (p, masked) = p.split_at_mut(seen);
+                    masked.fill(R::ZERO);
+                    if seen == 0 {
+                        continue;
+                    }
+                    p.iter_mut().for_each(|s| *s *= scale);
+                    let top = p.iter().fold(m[i], |m, &s| maximum(m, s));
+                    p.iter_mut().for_each(|s| *s -= top);
+                    R::exp_slice(p);
+                    let mut alpha = [m[i] - top];
+                    R::exp_slice(&mut alpha);
+                    l[i] = l[i] * alpha[0] + tree_sum(seen, |j| p[j]);
+                    m[i] = top;
+                    o.row_mut(first + i).iter_mut().for_each(|o| *o *= alpha[0]);
+                }
+                let values = v.slice(s![kv..kv_end, ..]);
+                R::gemm(p.view(), values, o.slice_mut(s![first..last, ..]), true);
+            }
+            for i in 0..last - first {
+                o.row_mut(first + i).iter_mut().for_each(|o| *o = *o / l[i]);
+                lse[first + i] = m[i] + l[i].ln();
+            }
+        }
+        (o, lse)
+    }
+}
+
+impl Op for AttentionBackward {
+    const NAME: &'static str = "attention_backward";
+    const INPUTS: &'static [Role] =
+        &[input("q"), input("k"), input("v"), input("o"), input("lse"), input("do")];
+    const OUTPUTS: &'static [&'static str] = &["dq", "dk", "dv"];
+
+    fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
+        let [Some(q), Some(k), Some(v), Some(o), Some(lse), Some(d_o)] = inputs else {
+            unreachable!("mandatory")
+        };
+        let t = self.shape.check(Self::NAME, [q, k, v], &self.segments)?;
+        for tensor in [o, d_o] {
+            rules::dtype(tensor, &[q.dtype])?;
+            rules::shape(tensor, &[t, self.shape.heads * self.shape.v])?;
+        }
+        rules::dtype(lse, &[compute_dtype(q.dtype)])?;
+        rules::shape(lse, &[t, self.shape.heads])?;
+        Ok([("dq", q), ("dk", k), ("dv", v)]
+            .map(|(role, like)| rules::meta(role, q.dtype, &like.shape))
+            .to_vec())
+    }
+
+    fn flops(&self, _inputs: &[Option<TensorMeta>]) -> u64 {
+        let Heads { heads, qk, v, .. } = self.shape;
+        2 * pairs(&self.segments) * (heads * (3 * qk + 2 * v)) as u64
+    }
+
+    fn run(&self, inputs: Vec<Option<Tensor>>) -> Result<Vec<Tensor>, OpError> {
+        let [Some(q), Some(k), Some(v), Some(o), Some(lse), Some(d_o)] = &inputs[..] else {
+            unreachable!("mandatory")
+        };
+        let Heads { heads, kv_heads, qk, v: v_dim } = self.shape;
+        let (t, dtype) = (q.shape()[0], q.dtype());
+        Ok(in_real!(dtype, R => {
+            let (q, k, v) = (q.matrix::<R>(), k.matrix::<R>(), v.matrix::<R>());
+            let (o, d_o, lse) = (o.matrix::<R>(), d_o.matrix::<R>(), lse.matrix::<R>());
+            let tasks: Vec<_> = spans(&self.segments)
+                .into_iter()
+                .flat_map(|span| (0..kv_heads).map(move |h| (span, h)))
+                .collect();
+            let group = heads / kv_heads;
+            let parts: Vec<[Array2<R>; 3]> = tasks
+                .par_iter()
+                .map(|&((start, length), kv)| {
+                    let rows = start..start + length;
+                    let k = k.slice(s![rows.clone(), kv * qk..(kv + 1) * qk]);
+                    let v = v.slice(s![rows.clone(), kv * v_dim..(kv + 1) * v_dim]);
+                    let mut dq = Array2::from_elem((length, group * qk), R::ZERO);
+                    let mut dk = Array2::from_elem((length, qk), R::ZERO);
+                    let mut dv = Array2::from_elem((length, v_dim), R::ZERO);
+                    for (g, h) in (kv * group..(kv + 1) * group).enumerate() {
+                        let q = q.slice(s![rows.clone(), h * qk..(h + 1) * qk]);
+                        let out = s![rows.clone(), h * v_dim..(h + 1) * v_dim];
+                        let row = Rows {
+                            o: o.slice(out),
+                            d_o: d_o.slice(out),
+                            lse: lse.slice(s![rows.clone(), h..h + 1]),
+                        };
+                        let mut dq = dq.slice_mut(s![.., g * qk..(g + 1) * qk]);
+                        dq.assign(&self.head(q, k, v, &row, &mut dk, &mut dv));
+                    }
+                    [dq, dk, dv]
+                })
+                .collect();
+            let zeros = |columns| Array2::from_elem((t, columns), R::ZERO);
+            let mut out = [zeros(heads * qk), zeros(kv_heads * qk), zeros(kv_heads * v_dim)];
+            for (&((start, length), kv), part) in tasks.iter().zip(parts) {
+                for (out, part) in out.iter_mut().zip(part) {
+                    let width = part.ncols();
+                    let place = s![start..start + length, kv * width..(kv + 1) * width];
+                    out.slice_mut(place).assign(&part);
+                }
+            }
+            let store = |a: Array2<R>| {
+                let shape = [a.nrows(), a.ncols()];
+                R::store(a.into_raw_vec_and_offset().0, &shape, dtype)
+            };
+            out.map(store).to_vec()
+        }))
+    }
+}
+
+/// What the gradient of one head reads beside queries, keys and values.
+struct Rows<'a, R> {
+    o: ArrayView2<'a, R>,
+    d_o: ArrayView2<'a, R>,
+    lse: ArrayView2<'a, R>,
+}
+
+impl AttentionBackward {
+    /// One head of one segment: gives dq, adds to dk and dv.
+    fn head<R: Real>(
+        &self,
+        q: ArrayView2<'_, R>,
+        k: ArrayView2<'_, R>,
+        v: ArrayView2<'_, R>,
+        row: &Rows<'_, R>,
+        dk: &mut Array2<R>,
+        dv: &mut Array2<R>,
+    ) -> Array2<R> {
+        let (t, scale) = (q.nrows(), R::from_f64(self.scale));
+        let mut dq = Array2::from_elem((t, q.ncols()), R::ZERO);
+        for first in (0..t).step_by(BLOCK_Q) {
+            let last = (first + BLOCK_Q).min(t);
+            let (queries, d_o) = (q.slice(s![first..last, ..]), row.d_o.slice(s![first..last, ..]));
+            let delta: Vec<R> = (first..last)
+                .map(|i| tree_sum(v.ncols(), |c| row.d_o[[i, c]] * row.o[[i, c]]))
+                .collect();
+            let (keys, values) = (k.slice(s![..last, ..]), v.slice(s![..last, ..]));
+            let mut p = Array2::from_elem((last - first, last), R::ZERO);
+            R::gemm(queries, keys.t(), p.view_mut(), false);
+            let mut ds = Array2::from_elem((last - first, last), R::ZERO);
+            R::gemm(d_o, values.t(), ds.view_mut(), false);
+            for (i, (mut p, mut ds)) in p.rows_mut().into_iter().zip(ds.rows_mut()).enumerate() {
+                let p = p.as_slice_mut().expect("standard layout");
+                let ds = ds.as_slice_mut().expect("standard layout");
+                let seen = first + i + 1;
+                p[seen..].fill(R::ZERO);
+                ds[seen..].fill(R::ZERO);
+                let lse = row.lse[[first + i, 0]];
+                p[..seen].iter_mut().for_each(|s| *s = *s * scale - lse);
+                R::exp_slice(&mut p[..seen]);
+                for (ds, &p) in ds[..seen].iter_mut().zip(&p[..seen]) {
+                    *ds = p * (*ds - delta[i]) * scale;
+                }
+            }
+            R::gemm(p.t(), d_o, dv.slice_mut(s![..last, ..]), true);
+            R::gemm(ds.view(), keys, dq.slice_mut(s![first..last, ..]), false);
+            R::gemm(ds.t(), queries, dk.slice_mut(s![..last, ..]), true);
+        }
+        dq
+    }
+}

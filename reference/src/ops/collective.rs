@@ -1,0 +1,77 @@
+//! Exchanges between ranks. Each names its group; with one member it is the identity, and only
+//! then can the host compute it. `meta` records them for any group.
+
+use fathom_trace::{Group, TensorMeta};
+use serde::{Deserialize, Serialize};
+
+use super::{Op, OpError, Role, input, rules};
+use crate::Tensor;
+
+/// Refuses groups that a single process cannot serve.
+pub(super) fn alone(op: &'static str, group: Group) -> Result<(), OpError> {
+    if group.size == 1 {
+        return Ok(());
+    }
+    let message = format!(
+        "a group of {} ranks ({:?}) cannot be computed by one process; use backend meta",
+        group.size, group.kind
+    );
+    Err(OpError::Undefined { op, message })
+}
+
+macro_rules! collectives {
+    ($($(#[$doc:meta])* $name:ident $op:literal $shape:expr, $sent:expr;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name {
+            /// The ranks that take part.
+            pub group: Group,
+        }
+
+        impl Op for $name {
+            const NAME: &'static str = $op;
+            const INPUTS: &'static [Role] = &[input("x")];
+            const OUTPUTS: &'static [&'static str] = &["y"];
+
+            fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
+                let [Some(x)] = inputs else { unreachable!("mandatory") };
+                let rows: fn(usize, usize) -> usize = $shape;
+                let Some((&first, rest)) = x.shape.split_first() else {
+                    return rules::rank(x, 1, "at least one dimension").map(|()| Vec::new());
+                };
+                let shape: Vec<usize> =
+                    std::iter::once(rows(first, self.group.size)).chain(rest.iter().copied()).collect();
+                Ok(vec![rules::meta("y", x.dtype, &shape)])
+            }
+
+            fn flops(&self, _inputs: &[Option<TensorMeta>]) -> u64 {
+                0
+            }
+
+            fn bytes_sent(&self, inputs: &[Option<TensorMeta>]) -> u64 {
+                let x = inputs[0].as_ref().expect("mandatory");
+                let sent: fn(u64, u64) -> u64 = $sent;
+                sent(x.bytes(), self.group.size as u64)
+            }
+
+            fn run(&self, inputs: Vec<Option<Tensor>>) -> Result<Vec<Tensor>, OpError> {
+                alone(Self::NAME, self.group)?;
+                Ok(inputs.into_iter().flatten().collect())
+            }
+        }
+    )*};
+}
+
+collectives! {
+    /// Every rank gets the sum over ranks (a ring sends 2 (n - 1) / n of the bytes).
+    AllReduce "all_reduce" |rows, _| rows, |bytes, n| 2 * bytes * (n - 1) / n;
+    /// Every rank gets its share of the sum's rows.
+    ReduceScatter "reduce_scatter" |rows, n| rows.div_ceil(n), |bytes, n| bytes * (n - 1) / n;
+    /// Every rank gets the rows of all, in order of rank.
+    AllGather "all_gather" |rows, n| rows * n, |bytes, n| bytes * (n - 1);
+    /// To the next pipeline stage (or the one before, in the backward).
+    Send "send" |rows, _| rows, |bytes, n| if n > 1 { bytes } else { 0 };
+    /// From the pipeline stage before; `x` gives the shape that arrives.
+    Recv "recv" |rows, _| rows, |_, _| 0;
+}

@@ -1,0 +1,224 @@
+//! Tokens to the ranks and rows of their experts, and back.
+//!
+//! - `dispatch_plan`: `indices` \[t, top_k\] to `rows` \[t top_k\] (slot of each row: rows are ordered
+//!   by expert, then by slot; slot = token * top_k + choice), `inverse` \[t top_k\] (row of each slot)
+//!   and `counts` \[experts\]. An index of -1 (dropped) takes the last rows, which no expert owns.
+//! - `dispatch`: row r is the row of `x` of the token of slot `rows[r]`; with `slots` row r is
+//!   element `rows[r]` of `x` \[t, top_k\]. Also the backward of `combine`. Bits are only moved.
+//! - `combine`: token t is the sum of its rows in order of choice, F32 (F64) adds, one rounding to
+//!   `out`; with `slots` element (t, j) is its row's. Also the backward of `dispatch`.
+//!
+//! `group` is the expert-parallel group; each rank holds `experts / size` experts and receives
+//! `received` rows. With one rank the exchange is the identity, and only then can the host compute
+//! it. A token goes once to each rank that it needs (`copies_sent` in all), as DeepEP does it.
+
+use fathom_trace::{DType, Group, TensorMeta};
+use serde::{Deserialize, Serialize};
+
+use super::real::{FLOATS, Real, in_real};
+use super::{Op, OpError, Role, collective, input, rules};
+use crate::Tensor;
+
+/// Orders slots by expert.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DispatchPlan {
+    /// Experts on all ranks.
+    pub experts: usize,
+}
+
+/// Brings tokens to rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dispatch {
+    /// Choices a token.
+    pub top_k: usize,
+    /// Rows that this rank's experts receive.
+    pub received: usize,
+    /// Copies of tokens that leave this rank.
+    pub copies_sent: usize,
+    /// Whether `x` has one element a slot instead of one row a token.
+    pub slots: bool,
+    /// The expert-parallel ranks.
+    pub group: Group,
+}
+
+/// Sums rows into tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Combine {
+    /// Choices a token.
+    pub top_k: usize,
+    /// Tokens of this rank.
+    pub tokens: usize,
+    /// Copies of partial sums that leave this rank.
+    pub copies_sent: usize,
+    /// Whether `y` has one element a row, and each slot gets its own.
+    pub slots: bool,
+    /// Element type of the result.
+    pub out: DType,
+    /// The expert-parallel ranks.
+    pub group: Group,
+}
+
+impl Op for DispatchPlan {
+    const NAME: &'static str = "dispatch_plan";
+    const INPUTS: &'static [Role] = &[input("indices")];
+    const OUTPUTS: &'static [&'static str] = &["rows", "inverse", "counts"];
+
+    fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
+        let [Some(indices)] = inputs else { unreachable!("mandatory") };
+        rules::dtype(indices, &[DType::I32])?;
+        rules::rank(indices, 2, "[t, top_k]")?;
+        let slots = indices.shape[0] * indices.shape[1];
+        Ok(vec![
+            rules::meta("rows", DType::I32, &[slots]),
+            rules::meta("inverse", DType::I32, &[slots]),
+            rules::meta("counts", DType::I32, &[self.experts]),
+        ])
+    }
+
+    fn flops(&self, _inputs: &[Option<TensorMeta>]) -> u64 {
+        0
+    }
+
+    fn run(&self, inputs: Vec<Option<Tensor>>) -> Result<Vec<Tensor>, OpError> {
+        let [Some(indices)] = &inputs[..] else { unreachable!("mandatory") };
+        let indices = indices.as_slice::<i32>();
+        let mut counts = vec![0i32; self.experts + 1];
+        for &i in indices {
+            if i >= self.experts as i32 || i < -1 {
+                let message = format!("index {i} is not -1 or one of {} experts", self.experts);
+                return Err(OpError::Undefined { op: Self::NAME, message });
+            }
+            let owner = usize::try_from(i).unwrap_or(self.experts);
+            counts[owner] += 1;
+        }
+        let mut next: Vec<i32> = counts
+            .iter()
+            .scan(0, |sum, &n| {
+                *sum += n;
+                Some(*sum - n)
+            })
+            .collect();
+        let (mut rows, mut inverse) = (vec![0i32; indices.len()], vec![0i32; indices.len()]);
+        for (slot, &i) in indices.iter().enumerate() {
+            let row = &mut next[usize::try_from(i).unwrap_or(self.experts)];
+            rows[*row as usize] = slot as i32;
+            inverse[slot] = *row;
+            *row += 1;
+        }
+        counts.truncate(self.experts);
+        Ok(vec![
+            Tensor::from_vec(&[rows.len()], rows),
+            Tensor::from_vec(&[inverse.len()], inverse),
+            Tensor::from_vec(&[self.experts], counts),
+        ])
+    }
+}
+
+fn index(op: &'static str, value: i32, length: usize) -> Result<usize, OpError> {
+    usize::try_from(value).ok().filter(|&v| v < length).ok_or_else(|| OpError::Undefined {
+        op,
+        message: format!("index {value} is outside 0..{length}"),
+    })
+}
+
+impl Op for Dispatch {
+    const NAME: &'static str = "dispatch";
+    const INPUTS: &'static [Role] = &[input("x"), input("rows")];
+    const OUTPUTS: &'static [&'static str] = &["y"];
+
+    fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
+        let [Some(x), Some(rows)] = inputs else { unreachable!("mandatory") };
+        rules::rank(x, 2, "[t, columns]")?;
+        rules::dtype(rows, &[DType::I32])?;
+        rules::shape(rows, &[x.shape[0] * self.top_k])?;
+        if self.slots {
+            rules::shape(x, &[x.shape[0], self.top_k])?;
+            return Ok(vec![rules::meta("y", x.dtype, &[self.received])]);
+        }
+        Ok(vec![rules::meta("y", x.dtype, &[self.received, x.shape[1]])])
+    }
+
+    fn flops(&self, _inputs: &[Option<TensorMeta>]) -> u64 {
+        0
+    }
+
+    fn bytes_sent(&self, inputs: &[Option<TensorMeta>]) -> u64 {
+        let x = inputs[0].as_ref().expect("mandatory");
+        let columns = if self.slots { 1 } else { x.shape[1] };
+        (self.copies_sent * columns * x.dtype.size()) as u64
+    }
+
+    fn run(&self, inputs: Vec<Option<Tensor>>) -> Result<Vec<Tensor>, OpError> {
+        let [Some(x), Some(rows)] = &inputs[..] else { unreachable!("mandatory") };
+        collective::alone(Self::NAME, self.group)?;
+        let per = if self.slots { 1 } else { self.top_k };
+        let length = if self.slots { x.len() } else { x.shape()[0] };
+        let width = x.bytes().len() / length.max(1);
+        let mut y = Vec::with_capacity(self.received * width);
+        for &slot in &rows.as_slice::<i32>()[..self.received] {
+            let row = index(Self::NAME, slot, length * per)? / per;
+            y.extend_from_slice(&x.bytes()[row * width..][..width]);
+        }
+        let whole = [self.received, x.shape()[1]];
+        let shape = if self.slots { &whole[..1] } else { &whole[..] };
+        Ok(vec![Tensor::from_bytes(x.dtype(), shape, &y)])
+    }
+}
+
+impl Op for Combine {
+    const NAME: &'static str = "combine";
+    const INPUTS: &'static [Role] = &[input("y"), input("inverse")];
+    const OUTPUTS: &'static [&'static str] = &["x"];
+
+    fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
+        let [Some(y), Some(inverse)] = inputs else { unreachable!("mandatory") };
+        rules::dtype(y, FLOATS)?;
+        rules::dtype(inverse, &[DType::I32])?;
+        rules::shape(inverse, &[self.tokens * self.top_k])?;
+        if self.slots {
+            rules::rank(y, 1, "[rows]")?;
+            return Ok(vec![rules::meta("x", self.out, &[self.tokens, self.top_k])]);
+        }
+        rules::rank(y, 2, "[rows, columns]")?;
+        Ok(vec![rules::meta("x", self.out, &[self.tokens, y.shape[1]])])
+    }
+
+    fn flops(&self, inputs: &[Option<TensorMeta>]) -> u64 {
+        let y = inputs[0].as_ref().expect("mandatory");
+        if self.slots { 0 } else { y.shape.iter().product::<usize>() as u64 }
+    }
+
+    fn bytes_sent(&self, inputs: &[Option<TensorMeta>]) -> u64 {
+        let y = inputs[0].as_ref().expect("mandatory");
+        let columns = if self.slots { 1 } else { y.shape[1] };
+        (self.copies_sent * columns * y.dtype.size()) as u64
+    }
+
+    fn run(&self, inputs: Vec<Option<Tensor>>) -> Result<Vec<Tensor>, OpError> {
+        let [Some(y), Some(inverse)] = &inputs[..] else { unreachable!("mandatory") };
+        collective::alone(Self::NAME, self.group)?;
+        let rows = y.shape()[0];
+        let inverse = inverse.as_slice::<i32>();
+        let columns = if self.slots { 1 } else { y.shape()[1] };
+        let per = if self.slots { 1 } else { self.top_k };
+        Ok(in_real!(y.dtype(), R => {
+            let y = R::load(y);
+            let mut x = vec![R::ZERO; self.tokens * self.top_k / per * columns];
+            for (x, slots) in x.chunks_mut(columns.max(1)).zip(inverse.chunks(per)) {
+                for &row in slots {
+                    // A dropped slot's row lies behind the last that was received.
+                    let row = index(Self::NAME, row, inverse.len())?;
+                    if row < rows {
+                        let y = &y[row * columns..][..columns];
+                        x.iter_mut().zip(y).for_each(|(x, &y)| *x += y);
+                    }
+                }
+            }
+            let width = if self.slots { self.top_k } else { columns };
+            vec![R::store(x, &[self.tokens, width], self.out)]
+        }))
+    }
+}

@@ -1,0 +1,213 @@
+//! Matrix products of the model outside FP8: plain F32 or F64, or BF16 on tensor cores.
+//!
+//! - F32, F64: every element is one chain of fma over ascending k, from zero or from `c`.
+//! - BF16 (out F32 or BF16): the tensor-core model of `fathom-numerics` (Hopper wgmma, K = 16 a
+//!   group), chained over ascending k from zero or from `c`; the result is rounded to `out` once.
+//!
+//! `layout` names how A and B lie: `nt` a\[m,k\] b\[n,k\] (fprop), `nn` a\[m,k\] b\[k,n\] (dgrad), `tn`
+//! a\[k,m\] b\[k,n\] (wgrad). With `tn`, `segments` splits k: each segment starts a new group of the
+//! tensor core, so that the bits do not depend on which sequences share a micro-batch.
+
+use fathom_numerics::gemm::{Accumulate, gemm_bf16_into};
+use fathom_numerics::mma::Accumulator;
+use fathom_trace::{DType, TensorMeta};
+use half::bf16;
+use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::real::{FLOATS, Real, compute_dtype, in_real};
+use super::{Op, OpError, Role, input, optional, rules};
+use crate::Tensor;
+
+/// How the operands lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Layout {
+    /// a\[m, k\], b\[n, k\]: the forward of a Linear.
+    Nt,
+    /// a\[m, k\], b\[k, n\]: its gradient for the input.
+    Nn,
+    /// a\[k, m\], b\[k, n\]: its gradient for the weight.
+    Tn,
+}
+
+/// Sizes of a matrix product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GemmShape {
+    /// Rows of the result.
+    pub m: usize,
+    /// Columns of the result.
+    pub n: usize,
+    /// Length of the sums.
+    pub k: usize,
+}
+
+impl Layout {
+    /// The sizes for operands of these two-dimensional shapes; `None` where their k differ.
+    pub fn shape(self, a: &[usize], b: &[usize]) -> Option<GemmShape> {
+        let (m, k) = if self == Layout::Tn { (a[1], a[0]) } else { (a[0], a[1]) };
+        let (n, kb) = if self == Layout::Nt { (b[0], b[1]) } else { (b[1], b[0]) };
+        (k == kb).then_some(GemmShape { m, n, k })
+    }
+
+    /// The operands as \[m, k\] and \[k, n\].
+    pub fn orient<'a, T>(
+        self,
+        a: ArrayView2<'a, T>,
+        b: ArrayView2<'a, T>,
+    ) -> (ArrayView2<'a, T>, ArrayView2<'a, T>) {
+        match self {
+            Layout::Nt => (a, b.reversed_axes()),
+            Layout::Nn => (a, b),
+            Layout::Tn => (a.reversed_axes(), b),
+        }
+    }
+}
+
+/// `d = a b (+ c)`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gemm {
+    /// How the operands lie.
+    pub layout: Layout,
+    /// Element type of `d`.
+    pub out: DType,
+    /// Lengths that split k, their sum; empty where k is one segment. Only with `tn`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub segments: Vec<usize>,
+}
+
+/// The rule for `a`, `b` and `out` that plain and grouped products share.
+pub(super) fn operand_dtypes(a: &TensorMeta, b: &TensorMeta, out: DType) -> Result<(), OpError> {
+    rules::dtype(a, FLOATS)?;
+    rules::dtype(b, &[a.dtype])?;
+    let allowed: &[DType] = match a.dtype {
+        DType::BF16 => &[DType::F32, DType::BF16],
+        DType::F64 => &[DType::F64],
+        _ => &[DType::F32],
+    };
+    rules::dtype(&rules::meta("out", out, &[]), allowed)
+}
+
+impl Op for Gemm {
+    const NAME: &'static str = "gemm";
+    const INPUTS: &'static [Role] = &[input("a"), input("b"), optional("c")];
+    const OUTPUTS: &'static [&'static str] = &["d"];
+
+    fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
+        let [Some(a), Some(b), c] = inputs else { unreachable!("mandatory") };
+        operand_dtypes(a, b, self.out)?;
+        rules::rank(a, 2, "[m, k] (nt, nn) or [k, m] (tn)")?;
+        rules::rank(b, 2, "[n, k] (nt) or [k, n] (nn, tn)")?;
+        let Some(shape) = self.layout.shape(&a.shape, &b.shape) else {
+            let expected = format!("k as in a{:?}, layout {:?}", a.shape, self.layout);
+            return Err(OpError::Shape { role: "b".into(), expected, found: b.shape.clone() });
+        };
+        if let Some(c) = c {
+            rules::dtype(c, &[compute_dtype(a.dtype)])?;
+            rules::shape(c, &[shape.m, shape.n])?;
+        }
+        let split: usize = self.segments.iter().sum();
+        if !self.segments.is_empty() && (split != shape.k || self.layout != Layout::Tn) {
+            let message = format!(
+                "segments {:?} must add up to k = {} and need layout tn",
+                self.segments, shape.k
+            );
+            return Err(OpError::Undefined { op: Self::NAME, message });
+        }
+        Ok(vec![rules::meta("d", self.out, &[shape.m, shape.n])])
+    }
+
+    fn flops(&self, inputs: &[Option<TensorMeta>]) -> u64 {
+        let [Some(a), Some(b), ..] = inputs else { unreachable!("mandatory") };
+        let GemmShape { m, n, k } = self.layout.shape(&a.shape, &b.shape).expect("inferred");
+        2 * (m * n) as u64 * k as u64
+    }
+
+    fn run(&self, inputs: Vec<Option<Tensor>>) -> Result<Vec<Tensor>, OpError> {
+        let [a, b, c] = inputs.try_into().expect("three roles");
+        let (a, b) = (a.expect("mandatory"), b.expect("mandatory"));
+        let shape = self.layout.shape(a.shape(), b.shape()).expect("inferred");
+        if a.dtype() == DType::BF16 {
+            return Ok(vec![self.run_bf16(&a, &b, c, shape)?]);
+        }
+        Ok(vec![in_real!(a.dtype(), R => {
+            let (a, b) = self.layout.orient(a.matrix::<R>(), b.matrix::<R>());
+            let accumulate = c.is_some();
+            let c = c.map_or_else(|| vec![R::ZERO; shape.m * shape.n], Tensor::into_vec::<R>);
+            R::store(product(a, b, c, accumulate), &[shape.m, shape.n], self.out)
+        })])
+    }
+}
+
+impl Gemm {
+    /// The tensor core's product, chained from `c`, segment after segment of k.
+    fn run_bf16(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        c: Option<Tensor>,
+        shape: GemmShape,
+    ) -> Result<Tensor, OpError> {
+        let (a, b) = self.layout.orient(a.matrix::<bf16>(), b.matrix::<bf16>());
+        let accumulate = c.is_some();
+        let mut d = c.map_or_else(|| vec![0.0; shape.m * shape.n], Tensor::into_vec::<f32>);
+        let mut out = ArrayViewMut2::from_shape((shape.m, shape.n), &mut d).expect("dense");
+        let whole = [shape.k];
+        let segments = if self.segments.is_empty() { &whole[..] } else { &self.segments };
+        let mut start = 0;
+        for &length in segments {
+            let (a, b) =
+                (a.slice(s![.., start..start + length]), b.slice(s![start..start + length, ..]));
+            let chain = accumulate || start > 0;
+            bf16_into(a, b.reversed_axes(), out.view_mut(), chain);
+            start += length;
+        }
+        Ok(f32::store(d, &[shape.m, shape.n], self.out))
+    }
+}
+
+/// `a b^T` on the tensor core, from zero or chained from what `d` holds.
+pub(super) fn bf16_into(
+    a: ArrayView2<'_, bf16>,
+    b: ArrayView2<'_, bf16>,
+    d: ArrayViewMut2<'_, f32>,
+    chain: bool,
+) {
+    let accumulate = if chain { Accumulate::Chain } else { Accumulate::Overwrite };
+    gemm_bf16_into(a, b, d, accumulate, &Accumulator::HOPPER_16BIT).expect("shapes are checked");
+}
+
+/// `a b`, added to `c` where `accumulate`; large products are split by rows over threads, which
+/// changes no bit since every element is its own chain.
+pub(super) fn product<R: Real>(
+    a: ArrayView2<'_, R>,
+    b: ArrayView2<'_, R>,
+    mut c: Vec<R>,
+    accumulate: bool,
+) -> Vec<R> {
+    let n = b.ncols();
+    let out = ArrayViewMut2::from_shape((a.nrows(), n), &mut c).expect("dense");
+    product_into(a, b, out, accumulate);
+    c
+}
+
+/// As [`product`], into a view.
+pub(super) fn product_into<R: Real>(
+    a: ArrayView2<'_, R>,
+    b: ArrayView2<'_, R>,
+    mut c: ArrayViewMut2<'_, R>,
+    accumulate: bool,
+) {
+    let (m, k) = a.dim();
+    if m * k * b.ncols() < 1 << 19 {
+        return R::gemm(a, b, c, accumulate);
+    }
+    let rows = m.div_ceil(rayon::current_num_threads()).next_multiple_of(16);
+    let parts = c.axis_chunks_iter_mut(Axis(0), rows).enumerate();
+    parts.collect::<Vec<_>>().into_par_iter().for_each(|(i, c)| {
+        let a = a.slice(s![i * rows..i * rows + c.nrows(), ..]);
+        R::gemm(a, b, c, accumulate);
+    });
+}

@@ -1,0 +1,270 @@
+//! What the ops of the model compute in: f32 (for F32 and BF16 tensors) or f64 (for F64 tensors).
+//!
+//! A BF16 tensor is widened on load and rounded to nearest even on store. A NaN is stored as
+//! 0x7FFFFFFF (F32) or 0x7FFF (BF16), so that backends agree on its bits.
+
+use std::borrow::Cow;
+
+use fathom_numerics::elementary;
+use fathom_trace::DType;
+use half::bf16;
+use ndarray::{ArrayView2, ArrayViewMut2};
+
+use crate::Tensor;
+use crate::tensor::Element;
+
+/// f32 or f64, with the functions that the ops use.
+pub trait Real:
+    Element
+    + PartialOrd
+    + Default
+    + std::fmt::Debug
+    + std::ops::Add<Output = Self>
+    + std::ops::Sub<Output = Self>
+    + std::ops::Mul<Output = Self>
+    + std::ops::Div<Output = Self>
+    + std::ops::Neg<Output = Self>
+    + std::ops::AddAssign
+    + std::ops::MulAssign
+    + std::ops::SubAssign
+{
+    /// Zero.
+    const ZERO: Self;
+    /// One.
+    const ONE: Self;
+    /// Negative infinity.
+    const NEG_INFINITY: Self;
+
+    /// The nearest value.
+    fn from_f64(x: f64) -> Self;
+    /// Exact in f64.
+    fn to_f64(self) -> f64;
+    /// Whether it is no number.
+    fn is_nan(self) -> bool;
+    /// IEEE square root.
+    fn sqrt(self) -> Self;
+    /// Natural logarithm.
+    fn ln(self) -> Self;
+    /// Exponential of every element.
+    fn exp_slice(xs: &mut [Self]);
+    /// Logistic function of every element.
+    fn sigmoid_slice(xs: &mut [Self]);
+    /// `c = a b`, or `c += a b`: every element a chain of fma over ascending k.
+    fn gemm(
+        a: ArrayView2<'_, Self>,
+        b: ArrayView2<'_, Self>,
+        c: ArrayViewMut2<'_, Self>,
+        accumulate: bool,
+    );
+    /// The tensor's elements, widened to `Self` where they are narrower.
+    fn load(tensor: &Tensor) -> Cow<'_, [Self]>;
+    /// A tensor of `dtype` from computed elements, rounded where `dtype` is narrower.
+    fn store(elements: Vec<Self>, shape: &[usize], dtype: DType) -> Tensor;
+}
+
+/// The larger of two numbers; a NaN loses against a number.
+pub fn maximum<R: Real>(a: R, b: R) -> R {
+    if a >= b || b.is_nan() { a } else { b }
+}
+
+impl Real for f32 {
+    const ZERO: f32 = 0.0;
+    const ONE: f32 = 1.0;
+    const NEG_INFINITY: f32 = f32::NEG_INFINITY;
+
+    fn from_f64(x: f64) -> f32 {
+        x as f32
+    }
+
+    fn to_f64(self) -> f64 {
+        self.into()
+    }
+
+    fn is_nan(self) -> bool {
+        f32::is_nan(self)
+    }
+
+    fn sqrt(self) -> f32 {
+        f32::sqrt(self)
+    }
+
+    fn ln(self) -> f32 {
+        elementary::log(self)
+    }
+
+    fn exp_slice(xs: &mut [f32]) {
+        elementary::exp_slice(xs);
+    }
+
+    fn sigmoid_slice(xs: &mut [f32]) {
+        elementary::sigmoid_slice(xs);
+    }
+
+    fn gemm(
+        a: ArrayView2<'_, f32>,
+        b: ArrayView2<'_, f32>,
+        c: ArrayViewMut2<'_, f32>,
+        accumulate: bool,
+    ) {
+        plain_gemm(a, b, c, accumulate);
+    }
+
+    fn load(tensor: &Tensor) -> Cow<'_, [f32]> {
+        match tensor.dtype() {
+            DType::BF16 => {
+                Cow::Owned(tensor.as_slice::<bf16>().iter().map(|x| x.to_f32()).collect())
+            }
+            _ => Cow::Borrowed(tensor.as_slice::<f32>()),
+        }
+    }
+
+    fn store(mut elements: Vec<f32>, shape: &[usize], dtype: DType) -> Tensor {
+        match dtype {
+            DType::BF16 => {
+                let rounded = elements.iter().map(|&x| to_bf16(x)).collect::<Vec<bf16>>();
+                Tensor::from_vec(shape, rounded)
+            }
+            _ => {
+                for x in &mut elements {
+                    *x = if x.is_nan() { f32::from_bits(0x7FFF_FFFF) } else { *x };
+                }
+                Tensor::from_vec(shape, elements)
+            }
+        }
+    }
+}
+
+/// Round to nearest even; NaN gives 0x7FFF.
+pub fn to_bf16(x: f32) -> bf16 {
+    if x.is_nan() {
+        return bf16::from_bits(0x7FFF);
+    }
+    let bits = x.to_bits();
+    bf16::from_bits(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) as u16)
+}
+
+impl Real for f64 {
+    const ZERO: f64 = 0.0;
+    const ONE: f64 = 1.0;
+    const NEG_INFINITY: f64 = f64::NEG_INFINITY;
+
+    fn from_f64(x: f64) -> f64 {
+        x
+    }
+
+    fn to_f64(self) -> f64 {
+        self
+    }
+
+    fn is_nan(self) -> bool {
+        f64::is_nan(self)
+    }
+
+    fn sqrt(self) -> f64 {
+        f64::sqrt(self)
+    }
+
+    fn ln(self) -> f64 {
+        f64::ln(self)
+    }
+
+    fn exp_slice(xs: &mut [f64]) {
+        xs.iter_mut().for_each(|x| *x = x.exp());
+    }
+
+    fn sigmoid_slice(xs: &mut [f64]) {
+        xs.iter_mut().for_each(|x| *x = 1.0 / (1.0 + (-*x).exp()));
+    }
+
+    fn gemm(
+        a: ArrayView2<'_, f64>,
+        b: ArrayView2<'_, f64>,
+        c: ArrayViewMut2<'_, f64>,
+        accumulate: bool,
+    ) {
+        plain_gemm(a, b, c, accumulate);
+    }
+
+    fn load(tensor: &Tensor) -> Cow<'_, [f64]> {
+        match tensor.dtype() {
+            DType::F32 => Cow::Owned(tensor.as_slice::<f32>().iter().map(|&x| x.into()).collect()),
+            _ => Cow::Borrowed(tensor.as_slice::<f64>()),
+        }
+    }
+
+    fn store(elements: Vec<f64>, shape: &[usize], dtype: DType) -> Tensor {
+        match dtype {
+            DType::F32 => f32::store(elements.iter().map(|&x| x as f32).collect(), shape, dtype),
+            _ => Tensor::from_vec(shape, elements),
+        }
+    }
+}
+
+fn plain_gemm<R: Real>(
+    a: ArrayView2<'_, R>,
+    b: ArrayView2<'_, R>,
+    mut c: ArrayViewMut2<'_, R>,
+    accumulate: bool,
+) {
+    let b = b.as_standard_layout();
+    for (a, mut c) in a.rows().into_iter().zip(c.rows_mut()) {
+        let mut sum = if accumulate { c.to_vec() } else { vec![R::ZERO; c.len()] };
+        for (&a, b) in a.iter().zip(b.rows()) {
+            let b = b.to_slice().expect("standard layout");
+            for (s, &b) in sum.iter_mut().zip(b) {
+                *s += a * b;
+            }
+        }
+        c.iter_mut().zip(sum).for_each(|(c, s)| *c = s);
+    }
+}
+
+/// The dtype in which an op with this input computes: F64 for F64, else F32.
+pub fn compute_dtype(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+/// Dtypes of activations.
+pub const FLOATS: &[DType] = &[DType::F32, DType::BF16, DType::F64];
+
+/// Dtypes that an op computes in.
+pub const REALS: &[DType] = &[DType::F32, DType::F64];
+
+/// Runs `$body` with `$real` as the type in which an op computes on inputs of `$dtype`.
+macro_rules! in_real {
+    ($dtype:expr, $real:ident => $body:expr) => {
+        match $dtype {
+            fathom_trace::DType::F64 => {
+                type $real = f64;
+                $body
+            }
+            _ => {
+                type $real = f32;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use in_real;
+
+/// Sum by a fixed tree: 16 interleaved chains over the elements, then pairs of neighbours.
+pub fn tree_sum<R: Real>(n: usize, term: impl Fn(usize) -> R) -> R {
+    let mut lanes = [R::ZERO; 16];
+    let whole = n - n % 16;
+    for base in (0..whole).step_by(16) {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += term(base + lane);
+        }
+    }
+    for i in whole..n {
+        lanes[i - whole] += term(i);
+    }
+    let mut width = 8;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}

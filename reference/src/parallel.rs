@@ -1,0 +1,92 @@
+//! Where a rank stands in the layout, and the exchanges that follow.
+//!
+//! Ranks are numbered tensor parallel first, then context, data and pipeline:
+//! `rank = tp + TP * (cp + CP * (dp + DP * pp))`. Expert parallel ranks are consecutive ranks of
+//! one pipeline stage: `ep = (rank inside the stage) mod EP`.
+
+pub use fathom_trace::{Group, GroupKind, Parallel};
+
+/// A rank's coordinates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Coordinates {
+    /// Along tensor parallel.
+    pub tp: usize,
+    /// Along context parallel.
+    pub cp: usize,
+    /// Along data parallel.
+    pub dp: usize,
+    /// Pipeline stage.
+    pub pp: usize,
+    /// Along expert parallel.
+    pub ep: usize,
+}
+
+/// The layout has contradicting sizes, or no such rank.
+#[derive(Debug, thiserror::Error)]
+#[error("layout tp {} pp {} ep {} dp {} cp {}: {message}", .parallel.tp, .parallel.pp,
+    .parallel.ep, .parallel.dp, .parallel.cp)]
+pub struct LayoutError {
+    /// The layout.
+    pub parallel: Parallel,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+/// All ranks of the layout.
+pub fn world(p: Parallel) -> usize {
+    p.tp * p.cp * p.dp * p.pp
+}
+
+/// The coordinates of `rank`.
+///
+/// # Errors
+/// [`LayoutError`] where a size is 0, `ep` does not divide a stage's ranks, or the rank is outside.
+pub fn coordinates(p: Parallel, rank: usize) -> Result<Coordinates, LayoutError> {
+    let wrong = |message: String| Err(LayoutError { parallel: p, message });
+    if [p.tp, p.pp, p.ep, p.dp, p.cp].contains(&0) {
+        return wrong("every size must be at least 1".into());
+    }
+    let stage = p.tp * p.cp * p.dp;
+    if !stage.is_multiple_of(p.ep) {
+        return wrong(format!("ep must divide the {stage} ranks of a pipeline stage"));
+    }
+    if rank >= world(p) {
+        return wrong(format!("rank {rank} is outside its {} ranks", world(p)));
+    }
+    Ok(Coordinates {
+        tp: rank % p.tp,
+        cp: rank / p.tp % p.cp,
+        dp: rank / (p.tp * p.cp) % p.dp,
+        pp: rank / stage,
+        ep: rank % stage % p.ep,
+    })
+}
+
+/// The group of a collective along `kind`.
+pub fn group(p: Parallel, kind: GroupKind) -> Group {
+    let size = match kind {
+        GroupKind::Tp => p.tp,
+        GroupKind::Pp => p.pp,
+        GroupKind::Ep => p.ep,
+        GroupKind::Dp => p.dp,
+        GroupKind::Cp => p.cp,
+    };
+    Group { kind, size }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rank_has_its_own_coordinates() {
+        let p = Parallel { tp: 2, pp: 3, ep: 4, dp: 4, cp: 1 };
+        let all: Vec<_> = (0..world(p)).map(|r| coordinates(p, r).unwrap()).collect();
+        for (i, a) in all.iter().enumerate() {
+            assert!(all[..i].iter().all(|b| a != b));
+        }
+        assert_eq!(all[5].ep, 1);
+        assert!(coordinates(p, 24).is_err());
+        assert!(coordinates(Parallel { ep: 3, ..p }, 0).is_err());
+    }
+}
