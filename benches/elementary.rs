@@ -47,8 +47,8 @@ fn functions(c: &mut Criterion) {
         group.throughput(Throughput::Elements(LEN as u64));
         let xs = inputs(f);
         let mut ys = xs.clone();
-        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-            group.bench_function(BenchmarkId::new("fathom", format!("{isa:?}")), |b| {
+        for isa in Isa::available() {
+            group.bench_function(BenchmarkId::new("fathom", isa.name()), |b| {
                 b.iter(|| {
                     ys.copy_from_slice(&xs);
                     f.apply(isa, black_box(&mut ys));
@@ -86,8 +86,8 @@ fn random(c: &mut Criterion) {
     let mut group = c.benchmark_group("philox");
     group.throughput(Throughput::Elements(LEN as u64));
     let mut words = vec![0u32; LEN];
-    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-        group.bench_function(BenchmarkId::new("words", format!("{isa:?}")), |b| {
+    for isa in Isa::available() {
+        group.bench_function(BenchmarkId::new("words", isa.name()), |b| {
             b.iter(|| Philox::new(1, 2).words_on(isa, 0, black_box(&mut words)))
         });
     }

@@ -1,60 +1,11 @@
 //! Run-time choice of instructions for loops that the compiler vectorises.
 //!
 //! A body written once, `#[inline(always)]` and branch-free, is compiled for AVX-512, for AVX2 with
-//! FMA and for whatever the target guarantees. Inside, `f32::mul_add` becomes one instruction where
-//! it is a library call elsewhere. IEEE operations are the same function of their operands on every
-//! path, so the bits are too.
+//! FMA and for whatever the target guarantees (on AArch64 that is NEON and FMA). Inside,
+//! `f32::mul_add` becomes one instruction where it is a library call elsewhere. IEEE operations are
+//! the same function of their operands on every path, so the bits are too.
 
-/// An instruction set that slice kernels can run on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isa {
-    /// Whatever the compilation target guarantees (on AArch64 that includes NEON and FMA).
-    Portable,
-    /// x86-64 with AVX2 and FMA.
-    Avx2Fma,
-    /// x86-64 with AVX-512 F, BW, DQ and VL, AVX2 and FMA.
-    Avx512,
-}
-
-impl Isa {
-    /// Every instruction set that this program has kernels for.
-    pub const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2Fma, Isa::Avx512];
-
-    /// Whether this machine can run it.
-    pub fn is_available(self) -> bool {
-        match self {
-            Isa::Portable => true,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2Fma => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => {
-                Isa::Avx2Fma.is_available()
-                    && is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512vl")
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2Fma | Isa::Avx512 => false,
-        }
-    }
-
-    /// The widest instruction set of this machine.
-    pub fn best() -> Isa {
-        if Isa::Avx512.is_available() {
-            Isa::Avx512
-        } else if Isa::Avx2Fma.is_available() {
-            Isa::Avx2Fma
-        } else {
-            Isa::Portable
-        }
-    }
-
-    /// Panics if this machine does not have the instructions: the check before every wide call.
-    pub(crate) fn require(self) {
-        assert!(self.is_available(), "this machine does not have the instructions of {self:?}");
-    }
-}
+pub(crate) use crate::gemm::Isa;
 
 /// Declares a function once and compiles it for every [`Isa`]; its first argument becomes the `Isa`
 /// to run on.
@@ -77,17 +28,15 @@ macro_rules! multiversion {
                 portable($($arg),*)
             }
 
-            isa.require();
+            assert!(isa.is_available(), "this machine has no {}", isa.name());
             match isa {
-                $crate::isa::Isa::Portable => portable($($arg),*),
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: `require` has seen the features on this machine.
-                $crate::isa::Isa::Avx2Fma => unsafe { avx2_fma($($arg),*) },
+                // SAFETY: the machine has the features, as asserted above.
+                $crate::isa::Isa::Avx2 => unsafe { avx2_fma($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: `require` has seen the features on this machine.
+                // SAFETY: the machine has the features, as asserted above.
                 $crate::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
-                #[cfg(not(target_arch = "x86_64"))]
-                _ => unreachable!("`require` has refused {isa:?}"),
+                _ => portable($($arg),*),
             }
         }
     };

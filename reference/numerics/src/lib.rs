@@ -7,7 +7,7 @@
 pub mod elementary;
 pub mod formats;
 pub mod gemm;
-pub mod isa;
+mod isa;
 pub mod mma;
 pub mod philox;
 pub mod quant;

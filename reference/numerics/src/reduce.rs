@@ -388,7 +388,7 @@ mod tests {
             for len in [0, 1, 31, 32, 33, 127, 1024, 4096, 5003] {
                 let sum = tree.fold(len, |acc, i| acc + a[i]);
                 let dot = tree.fold(len, |acc, i| a[i].mul_add(b[i], acc));
-                for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                for isa in Isa::available() {
                     let got = tree.sum_on(isa, &a[..len]);
                     assert_eq!(got.to_bits(), sum.to_bits(), "{tree:?} {len} {isa:?}");
                     let got = tree.dot_on(isa, &a[..len], &b[..len]);

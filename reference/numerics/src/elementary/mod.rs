@@ -23,7 +23,7 @@ mod logarithm;
 mod root;
 mod trigonometric;
 
-pub use crate::isa::Isa;
+pub use crate::gemm::Isa;
 use crate::isa::{self, Steps};
 
 use crate::formats::F32_NAN;
