@@ -2,7 +2,10 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod demo;
 mod diagnose;
+mod doctor;
+mod kernels;
 mod output;
 mod simulate;
 
@@ -31,14 +34,20 @@ struct Cli {
 enum Command {
     Check(check::Args),
     Simulate(simulate::Args),
+    Demo(demo::Args),
     Diagnose(diagnose::Args),
+    Doctor(doctor::Args),
+    Kernels(kernels::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Check(args) => check::run(&args),
         Command::Simulate(args) => simulate::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::Diagnose(args) => diagnose::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Kernels(args) => kernels::run(&args),
     };
     match outcome {
         Ok(Outcome::Holds) => ExitCode::SUCCESS,

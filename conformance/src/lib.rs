@@ -3,6 +3,7 @@
 //! - [`case_file`]: reading and writing cases, the project's common test format.
 //! - [`compare`]: two tensors, bit by bit.
 //! - [`check`]: whole folders of case files against an engine.
+//! - [`demo`]: built-in cases of the demonstration.
 //! - [`diagnose`]: which arithmetic produced this output?
 //!
 //! It sees every engine; only the command line sees it.
@@ -11,6 +12,7 @@
 pub mod case_file;
 pub mod check;
 pub mod compare;
+pub mod demo;
 pub mod diagnose;
 
 use std::io::{self, Write};

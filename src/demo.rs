@@ -1,0 +1,74 @@
+//! `fathom demo`: a walk through what the program can do, on built-in input.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use fathom_conformance::case_file::{self, CaseFile};
+use fathom_conformance::check::{self, Status, Target, Tolerance};
+use fathom_conformance::{demo, diagnose};
+use fathom_gpu::nvrtc;
+use fathom_reference::ops::ReferenceEngine;
+
+use crate::output::{self, Outcome};
+
+/// Walk through what the program can do, on built-in input, in under two minutes
+#[derive(clap::Args)]
+pub struct Args {
+    /// Folder for the demonstration's files
+    #[arg(long, value_name = "DIR", default_value = "fathom-demo")]
+    dir: PathBuf,
+}
+
+/// A step: a title, the command that repeats it, and what it found.
+fn step(number: usize, title: &str, command: &str) {
+    let program = std::env::args().next().unwrap_or_else(|| "fathom".to_owned());
+    println!("\n{number}. {title}\n   $ {program} {command}\n");
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> output::Result {
+    let started = Instant::now();
+    let mut holds = true;
+    holds &= check_gemm(&args.dir)?;
+    holds &= explain_planted(&args.dir)?;
+    offer_nvrtc();
+    println!("\nThe demonstration took {:.1} s.", started.elapsed().as_secs_f64());
+    Ok(if holds { Outcome::Holds } else { Outcome::Fails })
+}
+
+fn save(dir: &Path, name: &str, file: &CaseFile) -> Result<PathBuf, case_file::CaseFileError> {
+    let path = dir.join(name);
+    case_file::write(&path, file)?;
+    Ok(path)
+}
+
+fn check_gemm(dir: &Path) -> Result<bool, Box<dyn std::error::Error>> {
+    let path = save(dir, "gemm.safetensors", &demo::gemm()?)?;
+    let command = format!("check {}", path.display());
+    step(1, "An FP8 GEMM, recomputed as Hopper's tensor cores do, every bit compared", &command);
+    let target = Target { relative: PathBuf::from("gemm.safetensors"), path };
+    let report = check::check(&target, &ReferenceEngine, Tolerance::Bits, None);
+    for d in &report.tensors {
+        println!("   {}: {} elements, {} mismatches", d.name, d.elements, d.mismatches);
+    }
+    Ok(report.status == Status::Pass)
+}
+
+fn explain_planted(dir: &Path) -> Result<bool, Box<dyn std::error::Error>> {
+    let path = save(dir, "planted.safetensors", &demo::planted()?)?;
+    let command = format!("diagnose {}", path.display());
+    step(2, "The same GEMM from a kernel with another arithmetic: which one was it?", &command);
+    let diagnosis = diagnose::diagnose(&case_file::read(&path)?, &|_| ())?;
+    println!("   {} of {} elements differ;", diagnosis.mismatches, diagnosis.elements);
+    println!("   {}", diagnosis.verdict);
+    Ok(diagnosis.explained && diagnosis.verdict.contains("promotion interval 64"))
+}
+
+fn offer_nvrtc() {
+    if nvrtc::find().is_none() {
+        println!(
+            "\nSteps with CUDA kernels are skipped: NVRTC, NVIDIA's run-time compiler, is not here.\n   \
+             `fathom kernels fetch-nvrtc` downloads it with pip, once."
+        );
+    }
+}

@@ -1,0 +1,84 @@
+//! `fathom doctor`: what this machine offers.
+
+use fathom_gpu::driver::{self, Driver};
+use fathom_gpu::nvrtc;
+use serde_json::json;
+
+use crate::output::{self, Outcome};
+
+/// Say what this machine offers: CPU features in use, threads, NVIDIA driver and GPUs, NVRTC
+#[derive(clap::Args)]
+pub struct Args {
+    /// Print one JSON document instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> output::Result {
+    let threads = rayon::current_num_threads();
+    let isa = fathom_numerics::gemm::Isa::best().name();
+    let driver = driver::probe();
+    let nvrtc = nvrtc::find().map(|n| n.library.display().to_string());
+    if args.json {
+        output::print_json(&json!({
+            "threads": threads,
+            "exact_gemm_isa": isa,
+            "driver": driver_json(&driver),
+            "nvrtc": nvrtc,
+        }))?;
+        return Ok(Outcome::Holds);
+    }
+    println!("threads     {threads}");
+    println!("exact GEMM  {isa}");
+    match &driver {
+        Driver::Absent { reason } => println!("GPU driver  none ({reason}); use the emulated one"),
+        Driver::Unusable { reason, .. } => println!("GPU driver  unusable: {reason}"),
+        Driver::Present { version, devices, emulated } => {
+            let whose = if *emulated { "emulated" } else { "NVIDIA" };
+            println!("GPU driver  {whose}, CUDA {}.{}", version / 1000, version % 1000 / 10);
+            for d in devices {
+                println!(
+                    "            {}, sm_{}{}, {} SMs, {:.1} GB",
+                    d.name,
+                    d.compute_capability.0,
+                    d.compute_capability.1,
+                    d.sm_count,
+                    d.memory_bytes as f64 / 1e9
+                );
+            }
+        }
+    }
+    match nvrtc {
+        Some(path) => println!("NVRTC       {path}"),
+        None => {
+            println!("NVRTC       not found; `fathom kernels fetch-nvrtc` downloads it with pip")
+        }
+    }
+    Ok(Outcome::Holds)
+}
+
+fn driver_json(driver: &Driver) -> serde_json::Value {
+    match driver {
+        Driver::Absent { reason } => json!({ "found": false, "reason": reason }),
+        Driver::Unusable { reason, emulated } => {
+            json!({ "found": true, "emulated": emulated, "reason": reason, "devices": [] })
+        }
+        Driver::Present { version, devices, emulated } => {
+            let devices = devices.iter().map(|d| {
+                json!({
+                    "name": d.name,
+                    "compute_capability": [d.compute_capability.0, d.compute_capability.1],
+                    "sm_count": d.sm_count,
+                    "memory_bytes": d.memory_bytes,
+                })
+            });
+            json!({
+                "found": true,
+                "emulated": emulated,
+                "cuda_version": version,
+                "devices": devices.collect::<Vec<_>>(),
+            })
+        }
+    }
+}
