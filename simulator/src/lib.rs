@@ -11,6 +11,7 @@
 //! 6. memory, cost, reliability and reports say what that means.
 #![forbid(unsafe_code)]
 
+pub mod calibrate;
 pub mod chunk;
 pub mod config;
 pub mod cost;

@@ -45,17 +45,17 @@ pub struct Constants {
 impl Constants {
     /// The values in use.
     pub const FITTED: Constants = Constants {
-        mma_efficiency: 0.909,
-        promotion_cycles: 1.447,
-        tile_cycles: 607.0,
+        mma_efficiency: 0.927,
+        promotion_cycles: 1.539,
+        tile_cycles: 586.0,
         ramp_s: 2.0e-6,
         gap_s: 2.0e-6,
-        contention: 1.03,
+        contention: 1.029,
         stream_efficiency: 0.83,
         convert_efficiency: 0.78,
         row_efficiency: 0.41,
-        softmax_cycles: 0.027,
-        softmax_backward_cycles: 0.184,
+        softmax_cycles: 0.0275,
+        softmax_backward_cycles: 0.1734,
         forwarding_efficiency: 0.82,
         comm_contention: 0.67,
         comm_skew_s: 1.48e-3,

@@ -159,6 +159,16 @@ impl KernelModel {
             .expect("the list of widths is not empty")
     }
 
+    /// Seconds of a GEMM with tiles 128 wide by its tiles alone, no bandwidth or power limit: linear in the constants
+    /// that calibration fits.
+    pub(crate) fn gemm_unbounded(&self, shape: &GemmShape, kind: GemmKind) -> f64 {
+        let mut free = self.clone();
+        free.gpu.fp8_achievable = f64::INFINITY;
+        free.gpu.bf16_achievable = f64::INFINITY;
+        let t = free.gemm(shape, kind);
+        self.constants.ramp_s + t.mma_s + t.promotion_s + t.epilogue_s
+    }
+
     /// Time of a GEMM with tiles of 128 x `block_n`.
     pub fn gemm_with_block(&self, shape: &GemmShape, kind: GemmKind, block_n: u64) -> GemmTime {
         let c = &self.constants;
