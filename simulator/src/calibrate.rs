@@ -42,15 +42,24 @@ impl TraceKernel {
     /// Whether it moves data between GPUs, by the names of the common libraries.
     pub fn communicates(&self) -> bool {
         let name = self.name.to_ascii_lowercase();
-        ["nccl", "internode", "intranode", "all_to_all", "alltoall", "nvshmem", "deep_ep"]
-            .iter()
-            .any(|part| name.contains(part))
+        [
+            "nccl",
+            "internode",
+            "intranode",
+            "all_to_all",
+            "alltoall",
+            "nvshmem",
+            "deep_ep",
+            "dispatch_layout",
+        ]
+        .iter()
+        .any(|part| name.contains(part))
     }
 
-    /// Whether it only tells or waits (notify, barrier) instead of moving a payload.
+    /// Whether it only counts, tells or waits (layout, notify, barrier) instead of moving a payload.
     pub fn is_rendezvous(&self) -> bool {
         let name = self.name.to_ascii_lowercase();
-        name.contains("notify") || name.contains("barrier")
+        ["notify", "barrier", "dispatch_layout"].iter().any(|part| name.contains(part))
     }
 
     /// Whether it is a matrix multiplication.
