@@ -233,7 +233,7 @@ fn scaled<Q: Copy + Sync>(
     let rows: Vec<_> = x.outer_iter_mut().zip(codes.outer_iter()).enumerate().collect();
     rows.into_par_iter().for_each(|(i, (mut x, codes))| {
         let width = block.k.min(codes.len().max(1));
-        let tiles = x.axis_chunks_iter_mut(Axis(0), width).into_iter();
+        let tiles = x.axis_chunks_iter_mut(Axis(0), width);
         let tiles = tiles.zip(codes.axis_chunks_iter(Axis(0), width));
         for ((mut x, codes), &scale) in tiles.zip(scales.row(i / block.rows)) {
             x.zip_mut_with(&codes, |x, &code| *x = canonical_f32(value(code) * scale));
