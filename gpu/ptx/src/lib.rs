@@ -5,13 +5,17 @@
 #![forbid(unsafe_code)]
 
 pub mod ast;
+pub mod docs;
 pub mod error;
 mod image;
 pub mod lexer;
 pub mod parser;
+mod print;
+mod requirements;
 pub mod table;
 pub mod types;
 mod validate;
 
 pub use error::Error;
 pub use parser::{Options, parse, parse_with};
+pub use requirements::requirements;

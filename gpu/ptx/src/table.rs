@@ -168,13 +168,16 @@ pub fn split(mnemonic: &str) -> Option<(Opcode, &str)> {
 
 /// The opcode whose spelling is nearest to `text`, if any is near.
 pub fn nearest(text: &str) -> Option<Opcode> {
-    let first = text.split('.').next().unwrap_or(text);
+    let word = |s: &str| s.split('.').next().unwrap_or("").to_string();
+    let first = word(text);
+    // The first word decides, then the rest as far as the opcode's spelling goes.
     let distance = |op: &Opcode| {
-        let whole = edit_distance(op.text(), text);
-        whole.min(edit_distance(op.text(), first))
+        let spelling = op.text();
+        let end = text.char_indices().nth(spelling.len()).map_or(text.len(), |(i, _)| i);
+        (edit_distance(&word(spelling), &first), edit_distance(spelling, &text[..end]))
     };
     let best = Opcode::ALL.iter().min_by_key(|op| distance(op))?;
-    (distance(best) <= 1 + first.len() / 4).then_some(*best)
+    (distance(best).0 <= 1 + first.len() / 4).then_some(*best)
 }
 
 /// Levenshtein distance of the first 32 bytes.

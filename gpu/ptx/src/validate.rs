@@ -20,7 +20,7 @@ pub(crate) fn operand(
     body: &Body,
 ) -> Result<(), String> {
     if op == Opcode::Mov {
-        return mov(slot, operand);
+        return mov(slot, mods, operand, body);
     }
     if slot.name == "_" {
         return expect(matches!(operand, Operand::Sink), "`_`", operand, body);
@@ -51,8 +51,8 @@ pub(crate) fn operand(
     }
     match (operand, slot.pair) {
         (Operand::Pair(first, second), Some((want, _))) => {
-            element(slot, slot.want, mods, first, body, true)?;
-            element(slot, want, mods, second, body, true)
+            element(op, slot, slot.want, mods, first, body)?;
+            element(op, slot, want, mods, second, body)
         }
         (_, Some((_, false))) => expect(false, "`d|p`", operand, body),
         _ => value(slot, mods, op, operand, body),
@@ -85,7 +85,7 @@ fn value(
                 let n = count.unwrap_or(1);
                 return Err(format!("expected {n} elements, found {}", list.len()));
             }
-            list.iter().try_for_each(|e| element(slot, want, mods, e, body, true))
+            list.iter().try_for_each(|e| element(op, slot, want, mods, e, body))
         }
         // A vector register stands for all its elements.
         Operand::Reg(r) if body.registers[r.index()].vector > 1 => {
@@ -100,12 +100,18 @@ fn value(
                 ))
             }
         }
-        _ if count.is_some_and(|n| n != 1) => {
+        _ if count.is_some_and(|n| n != 1) || braces(slot.length) => {
             let n = count.unwrap_or(1);
             expect(false, &format!("a vector of {n} elements"), operand, body)
         }
-        _ => element(slot, want, mods, operand, body, sink_allowed(op)),
+        Operand::Sink if !sink_allowed(op) => expect(false, "a register", operand, body),
+        _ => element(op, slot, want, mods, operand, body),
     }
+}
+
+/// Whether even one element stands in braces.
+fn braces(length: Length) -> bool {
+    matches!(length, Length::Fragment(_) | Length::Num)
 }
 
 /// How many elements; `None` where any number will do.
@@ -164,12 +170,12 @@ fn sink_allowed(op: Opcode) -> bool {
 }
 
 fn element(
+    op: Opcode,
     slot: &Slot,
     want: Want,
     mods: &Modifiers,
     operand: &Operand,
     body: &Body,
-    sink: bool,
 ) -> Result<(), String> {
     let nth = |i: u8| mods.ty(usize::from(i)).unwrap_or(Type::B32);
     let (ty, scale, wider) = match want {
@@ -189,7 +195,7 @@ fn element(
         }
     };
     let fits = match operand {
-        Operand::Sink => sink && (slot.kind == Kind::Dst || slot.length != Length::Scalar),
+        Operand::Sink => slot.kind == Kind::Dst || slot.length != Length::Scalar,
         Operand::Reg(r) => {
             let register = &body.registers[r.index()];
             register.vector == 1
@@ -200,10 +206,11 @@ fn element(
             ty.is_none_or(|t| compatible(register.ty, t, t.bits() * scale, wider))
         }
         Operand::Imm(imm) if slot.kind == Kind::Src => ty.is_none_or(|t| literal(*imm, t)),
-        // Addresses of variables, where a generic or shared address is asked for.
         Operand::Symbol(..) => {
-            slot.kind == Kind::Src && ty.is_none_or(|t| t.bits() == 64 || t.bits() == 32)
+            use Opcode::{Cvta, Getctarank, Isspacep, Mapa};
+            slot.kind == Kind::Src && matches!(op, Cvta | Mapa | Getctarank | Isspacep)
         }
+        Operand::Special(_) => slot.kind == Kind::Src && op == Opcode::Cvt,
         _ => false,
     };
     expect(fits, &expected(), operand, body)
@@ -222,19 +229,64 @@ pub(crate) fn compatible(reg: Type, ty: Type, bits: u32, wider: bool) -> bool {
 
 fn literal(imm: Imm, ty: Type) -> bool {
     match imm {
-        Imm::Int(_) | Imm::Uint(_) => !ty.is_float() && ty != Type::Pred,
+        Imm::Int(_) | Imm::Uint(_) => !ty.is_float(),
         Imm::F32(_) | Imm::F64(_) => ty.is_bits() || matches!(ty, Type::F32 | Type::F64),
     }
 }
 
-/// mov moves between registers of one width, packs and unpacks; the rest is in the shapes.
-fn mov(slot: &Slot, operand: &Operand) -> Result<(), String> {
+/// mov: one width on both sides; a vector packs or unpacks (PTX ISA, "mov").
+fn mov(slot: &Slot, mods: &Modifiers, operand: &Operand, body: &Body) -> Result<(), String> {
+    let ty = mods.ty(0).unwrap_or(Type::B32);
+    let bits = ty.bits() * u32::from(mods.vec());
+    let source = slot.kind == Kind::Src;
     let fits = match operand {
-        Operand::Reg(_) | Operand::Component(..) | Operand::Vector(_) => true,
-        Operand::Imm(_) | Operand::Symbol(..) | Operand::Special(_) => slot.kind == Kind::Src,
+        Operand::Reg(r) => {
+            let register = &body.registers[r.index()];
+            let whole = register.ty.bits() * u32::from(register.vector);
+            whole == bits && (bits != ty.bits() || compatible(register.ty, ty, bits, false))
+        }
+        Operand::Component(r, _) => compatible(body.registers[r.index()].ty, ty, bits, false),
+        Operand::Vector(list) => {
+            let width = |o: &Operand| match o {
+                Operand::Reg(r) => Some(body.registers[r.index()].ty.bits()),
+                _ => None,
+            };
+            let widths: Option<u32> = list.iter().map(width).sum();
+            let (all, bits) = (widths.unwrap_or(bits), bits);
+            matches!(list.len(), 2 | 4 | 8 | 16) && all == bits
+        }
+        Operand::Imm(imm) => source && (ty == Type::Pred || literal(*imm, ty)),
+        Operand::Symbol(..) | Operand::Special(_) => source,
         _ => false,
     };
-    if fits { Ok(()) } else { Err("expected a register, literal or address".into()) }
+    let what = format!("a register, literal, vector or address of {bits} bits");
+    expect(fits, &what, operand, body)
+}
+
+/// What may not stand together although each suffix has its place; ptxas' rules.
+pub(crate) fn rule(op: Opcode, mods: &Modifiers) -> Result<(), &'static str> {
+    let space = mods.space();
+    let cached = matches!(space, None | Some(Space::Global | Space::Generic));
+    let bits = mods.ty(0).map_or(0, Type::bits) * u32::from(mods.vec());
+    let strong = !matches!(mods.sem(), None | Some(Sem::Weak));
+    let hinted = mods.0.iter().any(|m| matches!(m, Mod::Hint(_)));
+    if hinted && !cached && matches!(op, Opcode::Ld | Opcode::St | Opcode::Atom | Opcode::Red) {
+        return Err("cache hints are for global memory");
+    }
+    if matches!(op, Opcode::Ld | Opcode::St | Opcode::Ldu) {
+        let wide = cached
+            && matches!((mods.ty(0).map(Type::bits), mods.vec()), (Some(32), 8) | (Some(64), 4));
+        if bits > 128 && !wide {
+            return Err("at most 128 bits are accessed, of .global 256 as .v8 of 32 or .v4 of 64");
+        }
+        use Space::{Const, Local, Param, ParamEntry, ParamFunc};
+        let private = matches!(space, Some(Const | Param | ParamEntry | ParamFunc));
+        let local = space == Some(Local) && mods.sem() != Some(Sem::Volatile);
+        if strong && (private || local) {
+            return Err("this space has no volatile or ordered accesses");
+        }
+    }
+    Ok(())
 }
 
 fn expect(fits: bool, what: &str, found: &Operand, body: &Body) -> Result<(), String> {

@@ -7,7 +7,8 @@ use fathom_ptx::types::*;
 
 fn kernel(body: &str) -> String {
     format!(
-        ".version 8.4\n.target sm_90a\n.address_size 64\n.visible .entry k(.param .u64 p)\n{{\n{body}\n}}\n"
+        ".version 8.4\n.target sm_90a\n.address_size 64\n.visible .entry k(.param .u64 \
+        p)\n{{\n{body}\n}}\n"
     )
 }
 
@@ -72,7 +73,8 @@ fn inner_labels_hide_outer_ones() {
 #[test]
 fn registers_are_numbered_by_use() {
     let body = body(
-        ".reg .b32 %r<40000>; .reg .b32 %r1x;\nmov.b32 %r39999, %r7;\n{ .reg .b32 %r7; mov.b32 %r7, %r1x; }",
+        ".reg .b32 %r<40000>; .reg .b32 %r1x;\nmov.b32 %r39999, %r7;\n{ .reg .b32 %r7; mov.b32 \
+        %r7, %r1x; }",
     );
     let names: Vec<&str> = body.registers.iter().map(|r| r.name.as_str()).collect();
     assert_eq!(names, ["%r39999", "%r7", "%r7", "%r1x"]);

@@ -49,18 +49,29 @@ impl<'a> Parser<'a> {
         let words: Vec<&str> = suffixes.split('.').skip(1).collect();
         let mut fitting = Vec::new();
         let mut best: Option<(usize, FormId, Misfit)> = None;
+        let mut broken = None;
         for id in table::forms_of(op) {
             if id.form().recognised() {
                 return Ok(Fits::Recognised(op));
             }
             match id.form().fit(&words) {
-                Ok(mods) => fitting.push((*id, Modifiers(mods.into()))),
+                Ok(mods) => {
+                    let mods = Modifiers(mods.into());
+                    match validate::rule(op, &mods) {
+                        Ok(()) => fitting.push((*id, mods)),
+                        Err(message) => broken = Some(message),
+                    }
+                }
                 Err((fitted, misfit)) => {
                     if best.as_ref().is_none_or(|(n, ..)| fitted > *n) {
                         best = Some((fitted, *id, misfit));
                     }
                 }
             }
+        }
+        if let (true, Some(message)) = (fitting.is_empty(), broken) {
+            let message = format!("`{}`: {message}", shorten(written));
+            return Err(self.error_at(word, message));
         }
         if fitting.is_empty() {
             return Err(self.misfit(word, op, &words, best));

@@ -92,7 +92,8 @@ pub const SECTIONS: &[Section] = &[
                 "mul24.part.type d, a, b",
                 "part=hi lo; type=u32 s32",
                 "1.0",
-                "d = bits 47..16 (hi) or 31..0 (lo) of the 48-bit product of the low 24 bits of a and b",
+                "d = bits 47..16 (hi) or 31..0 (lo) of the 48-bit product of the low 24 bits of a \
+                and b",
             ),
             row(
                 Mad24,
@@ -180,14 +181,16 @@ pub const SECTIONS: &[Section] = &[
                 "bfind{.shiftamt}.type d:u32, a",
                 "type=u32 u64 s32 s64",
                 "2.0 sm_20",
-                "d = position of the highest bit that differs from the sign, or with shiftamt the left shift that brings it to the top; 0xFFFFFFFF where there is none",
+                "d = position of the highest bit that differs from the sign, or with shiftamt the \
+                left shift that brings it to the top; 0xFFFFFFFF where there is none",
             ),
             row(
                 Fns,
                 "fns.b32 d, mask:b32, base:b32, offset:s32",
                 "",
                 "6.0 sm_30",
-                "d = position of the offset-th one bit of mask, counted from base; 0xFFFFFFFF where there is none",
+                "d = position of the offset-th one bit of mask, counted from base; 0xFFFFFFFF \
+                where there is none",
             ),
             row(
                 Brev,
@@ -314,7 +317,8 @@ pub const SECTIONS: &[Section] = &[
                 "shf.dir.mode.b32 d, a, b, c:u32",
                 "dir=l r; mode=clamp wrap",
                 "3.2 sm_32",
-                "d = upper (l) or lower (r) half of b:a shifted by c, clamped to 32 or taken modulo 32",
+                "d = upper (l) or lower (r) half of b:a shifted by c, clamped to 32 or taken \
+                modulo 32",
             ),
             row(Shl, "shl.type d, a, b:u32", "type=b16 b32 b64", "1.0", "d = a << min(b, width)"),
             row(

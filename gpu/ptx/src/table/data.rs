@@ -3,20 +3,32 @@
 use super::Opcode::*;
 use super::pattern::{Section, row};
 
-const MTYPE: &str = "type=b8 b16 b32 b64 b128 u8 u16 u32 u64 s8 s16 s32 s64 f32 f64; space=const global local param param::entry param::func shared shared::cta shared::cluster";
-const NTYPE: &str = "type=b8 b16 b32 b64 b128 u8 u16 u32 u64 s8 s16 s32 s64 f32 f64; space=global local param param::func shared shared::cta shared::cluster; cop=wb cg cs wt";
-const LCOP: &str = "type=b8 b16 b32 b64 b128 u8 u16 u32 u64 s8 s16 s32 s64 f32 f64; space=const global local param param::entry param::func shared shared::cta shared::cluster; cop=ca cg cs lu cv";
-const NC: &str = "type=b8 b16 b32 b64 b128 u8 u16 u32 u64 s8 s16 s32 s64 f32 f64; cop=ca cg cs";
-const NUM: &str = "dtype=u8 u16 u32 u64 s8 s16 s32 s64";
+/// The types of loads and stores, and further sets.
+macro_rules! types {
+    ($more:literal) => {
+        concat!("type=b8 b16 b32 b64 b128 u8 u16 u32 u64 s8 s16 s32 s64 f32 f64", $more)
+    };
+}
+
+const LOAD: &str = types!(
+    "; space=const global local param param::entry param::func shared shared::cta shared::cluster"
+);
+const LOAD_COP: &str = types!(
+    "; space=const global local param param::entry param::func shared shared::cta shared::cluster; \
+     cop=ca cg cs lu cv"
+);
+const STORE: &str =
+    types!("; space=global local param param::func shared shared::cta shared::cluster");
+const STORE_COP: &str = types!(
+    "; space=global local param param::func shared shared::cta shared::cluster; cop=wb cg cs wt"
+);
+const READ_ONLY: &str = types!("");
+const READ_ONLY_COP: &str = types!("; cop=ca cg cs");
 const CVT: &str = "dtype=u8 u16 u32 u64 s8 s16 s32 s64; atype=u8 u16 u32 u64 s8 s16 s32 s64";
-const I2F: &str = "dtype=f16 f32 f64; atype=u8 u16 u32 u64 s8 s16 s32 s64";
-const F2I: &str = "dtype=u8 u16 u32 u64 s8 s16 s32 s64; atype=f16 f32 f64";
 const ASYNC: &str = "cop=ca; ss=shared shared::cta";
 const ASYNCG: &str = "cop=cg; ss=shared shared::cta";
 const SPACES: &str =
     "space=const global local shared shared::cta shared::cluster param param::entry; type=u32 u64";
-const LOADMODE: &str =
-    "mode=tile im2col im2col::w im2col::w::128 tile::gather4; cta=cta_group::1 cta_group::2";
 
 /// Rows of these chapters.
 pub const SECTIONS: &[Section] = &[
@@ -26,9 +38,10 @@ pub const SECTIONS: &[Section] = &[
             row(
                 Mov,
                 "mov.type d:any*n, a:any*n",
-                "type=pred b16 b32 b64 b128 u16 u32 u64 s16 s32 s64 f16 f16x2 bf16 bf16x2 f32 f64",
+                "type=pred b16 b32 b64 b128 u16 u32 u64 s16 s32 s64 f32 f64",
                 "1.0",
-                "d = a: a register, literal, special register or address; packs and unpacks vectors",
+                "d = a: a register, literal, special register or address; packs and unpacks \
+                vectors",
             ),
             row(
                 Mov,
@@ -60,29 +73,33 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 Ld,
-                "ld{.weak}{.space}{.cop}{.policy}{.prefetch}{.vec}.type d:~t0*vec, [a]{, policy:b64}",
-                LCOP,
+                "ld{.weak}{.space}{.cop}{.policy}{.prefetch}{.vec}.type d:~t0*vec, [a]{, \
+                policy:b64}",
+                LOAD_COP,
                 "1.0",
                 "d = memory at a",
             ),
             row(
                 Ld,
-                "ld{.weak}{.space}{.l1hint}{.l2hint}{.policy}{.prefetch}{.vec}.type d:~t0*vec, [a]{, policy:b64}",
-                MTYPE,
+                "ld{.weak}{.space}{.l1hint}{.policy}{.prefetch}{.vec}.type d:~t0*vec, [a]{, \
+                policy:b64}",
+                LOAD,
                 "7.4 sm_70",
                 "d = memory at a",
             ),
             row(
                 Ld,
                 "ld.volatile{.space}{.prefetch}{.vec}.type d:~t0*vec, [a]",
-                MTYPE,
+                LOAD,
                 "1.0",
                 "d = memory at a, never cached in registers or elided",
             ),
             row(
                 Ld,
-                "ld.sem.scope{.space}{.l1hint}{.l2hint}{.policy}{.prefetch}{.vec}.type d:~t0*vec, [a]{, policy:b64}",
-                "sem=relaxed acquire; type=b8 b16 b32 b64 b128 u8 u16 u32 u64 s8 s16 s32 s64 f32 f64; space=global shared shared::cta shared::cluster local param param::func",
+                "ld.sem.scope{.space}{.l1hint}{.policy}{.prefetch}{.vec}.type d:~t0*vec, [a]{, \
+                policy:b64}",
+                "sem=relaxed acquire; type=b8 b16 b32 b64 b128 u8 u16 u32 u64 s8 s16 s32 s64 f32 \
+                f64; space=global shared shared::cta shared::cluster local param param::func",
                 "6.0 sm_70",
                 "d = memory at a, with that order and scope",
             ),
@@ -96,16 +113,48 @@ pub const SECTIONS: &[Section] = &[
             row(
                 Ld,
                 "ld.global{.cop}.nc{.policy}{.prefetch}{.vec}.type d:~t0*vec, [a]{, policy:b64}",
-                NC,
+                READ_ONLY_COP,
                 "3.1 sm_32",
                 "d = memory at a through the read-only cache",
             ),
             row(
                 Ld,
-                "ld.global.nc{.l1hint}{.l2hint}{.policy}{.prefetch}{.vec}.type d:~t0*vec, [a]{, policy:b64}",
-                NC,
+                "ld.global.nc{.l1hint}{.policy}{.prefetch}{.vec}.type d:~t0*vec, [a]{, policy:b64}",
+                READ_ONLY,
                 "7.4 sm_70",
                 "d = memory at a through the read-only cache",
+            ),
+            row(
+                Ld,
+                "ld{.weak}{.global}{.l1hint}{.l2hint}{.policy}{.prefetch}.vec.type d:~t0*vec, \
+                [a]{, policy:b64}",
+                "vec=v8; type=b32 u32 s32 f32",
+                "8.8 sm_100",
+                "d = 256 bits of memory at a",
+            ),
+            row(
+                Ld,
+                "ld{.weak}{.global}{.l1hint}{.l2hint}{.policy}{.prefetch}.vec.type d:~t0*vec, \
+                [a]{, policy:b64}",
+                "vec=v4; type=b64 u64 s64 f64",
+                "8.8 sm_100",
+                "d = 256 bits of memory at a",
+            ),
+            row(
+                Ld,
+                "ld.global.nc{.l1hint}{.l2hint}{.policy}{.prefetch}.vec.type d:~t0*vec, [a]{, \
+                policy:b64}",
+                "vec=v8; type=b32 u32 s32 f32",
+                "8.8 sm_100",
+                "d = 256 bits of memory at a through the read-only cache",
+            ),
+            row(
+                Ld,
+                "ld.global.nc{.l1hint}{.l2hint}{.policy}{.prefetch}.vec.type d:~t0*vec, [a]{, \
+                policy:b64}",
+                "vec=v4; type=b64 u64 s64 f64",
+                "8.8 sm_100",
+                "d = 256 bits of memory at a through the read-only cache",
             ),
             row(
                 Ldu,
@@ -117,28 +166,29 @@ pub const SECTIONS: &[Section] = &[
             row(
                 St,
                 "st{.weak}{.space}{.cop}{.policy}{.vec}.type [a], b:~t0*vec{, policy:b64}",
-                NTYPE,
+                STORE_COP,
                 "1.0",
                 "memory at a = b",
             ),
             row(
                 St,
-                "st{.weak}{.space}{.l1hint}{.l2hint}{.policy}{.vec}.type [a], b:~t0*vec{, policy:b64}",
-                NTYPE,
+                "st{.weak}{.space}{.l1hint}{.policy}{.vec}.type [a], b:~t0*vec{, policy:b64}",
+                STORE,
                 "7.4 sm_70",
                 "memory at a = b",
             ),
             row(
                 St,
                 "st.volatile{.space}{.vec}.type [a], b:~t0*vec",
-                NTYPE,
+                STORE,
                 "1.1",
                 "memory at a = b, never elided",
             ),
             row(
                 St,
-                "st.sem.scope{.space}{.l1hint}{.l2hint}{.policy}{.vec}.type [a], b:~t0*vec{, policy:b64}",
-                "sem=relaxed release; type=b8 b16 b32 b64 b128 u8 u16 u32 u64 s8 s16 s32 s64 f32 f64; space=global shared shared::cta shared::cluster local param param::func",
+                "st.sem.scope{.space}{.l1hint}{.policy}{.vec}.type [a], b:~t0*vec{, policy:b64}",
+                "sem=relaxed release; type=b8 b16 b32 b64 b128 u8 u16 u32 u64 s8 s16 s32 s64 f32 \
+                f64; space=global shared shared::cta shared::cluster local param param::func",
                 "6.0 sm_70",
                 "memory at a = b, with that order and scope",
             ),
@@ -150,11 +200,28 @@ pub const SECTIONS: &[Section] = &[
                 "memory-mapped I/O at a = b",
             ),
             row(
+                St,
+                "st{.weak}{.global}{.l1hint}{.l2hint}{.policy}.vec.type [a], b:~t0*vec{, \
+                policy:b64}",
+                "vec=v8; type=b32 u32 s32 f32",
+                "8.8 sm_100",
+                "256 bits of memory at a = b",
+            ),
+            row(
+                St,
+                "st{.weak}{.global}{.l1hint}{.l2hint}{.policy}.vec.type [a], b:~t0*vec{, \
+                policy:b64}",
+                "vec=v4; type=b64 u64 s64 f64",
+                "8.8 sm_100",
+                "256 bits of memory at a = b",
+            ),
+            row(
                 StAsync,
                 "st.async{.weak}{.shared::cluster}.mbar{.vec}.type [a], b*vec, [m]",
                 "vec=v2 v4; type=b32 b64 u32 u64 s32 s64 f32 f64",
                 "8.1 sm_90",
-                "shared memory of a cluster's CTA at a = b, asynchronously; then complete_tx on the mbarrier m",
+                "shared memory of a cluster's CTA at a = b, asynchronously; then complete_tx on \
+                the mbarrier m",
             ),
             row(
                 StAsync,
@@ -173,69 +240,233 @@ pub const SECTIONS: &[Section] = &[
             row(
                 MultimemLdReduce,
                 "multimem.ld_reduce{.weak}{.global}.op.type d, [a]",
-                "op=min max add and or xor; type=b32 b64 u32 u64 s32 s64",
+                "op=add; type=u32 s32 u64",
                 "8.1 sm_90",
                 "d = reduction over the copies behind a multicast address",
             ),
             row(
                 MultimemLdReduce,
-                "multimem.ld_reduce.sem.scope{.global}.op.type d, [a]",
-                "sem=relaxed acquire; op=min max add and or xor; type=b32 b64 u32 u64 s32 s64",
+                "multimem.ld_reduce{.weak}{.global}.op.type d, [a]",
+                "op=min max; type=u32 s32 u64 s64",
+                "8.1 sm_90",
+                "d = reduction over the copies behind a multicast address",
+            ),
+            row(
+                MultimemLdReduce,
+                "multimem.ld_reduce{.weak}{.global}.op.type d, [a]",
+                "op=and or xor; type=b32 b64",
+                "8.1 sm_90",
+                "d = reduction over the copies behind a multicast address",
+            ),
+            row(
+                MultimemLdReduce,
+                "multimem.ld_reduce{.weak}{.global}.op{.vec}.f32 d*vec, [a]",
+                "op=add; vec=v2 v4",
+                "8.1 sm_90",
+                "d = reduction over the copies behind a multicast address",
+            ),
+            row(
+                MultimemLdReduce,
+                "multimem.ld_reduce{.weak}{.global}.op.f64 d, [a]",
+                "op=add",
                 "8.1 sm_90",
                 "d = reduction over the copies behind a multicast address",
             ),
             row(
                 MultimemLdReduce,
                 "multimem.ld_reduce{.weak}{.global}.op{.acc}{.vec}.type d*vec, [a]",
-                "acc=acc::f32 acc::f16; op=min max add; type=f16 f16x2 bf16 bf16x2 f32 f64 e4m3 e5m2 e4m3x2 e5m2x2 e4m3x4 e5m2x4",
+                "acc=acc::f32; op=add min max; vec=v2 v4; type=f16x2 bf16x2",
+                "8.1 sm_90",
+                "d = reduction over the copies behind a multicast address",
+            ),
+            row(
+                MultimemLdReduce,
+                "multimem.ld_reduce{.weak}{.global}.op{.acc}.vec.type d*vec, [a]",
+                "acc=acc::f32; op=add min max; type=f16 bf16",
+                "8.1 sm_90",
+                "d = reduction over the copies behind a multicast address",
+            ),
+            row(
+                MultimemLdReduce,
+                "multimem.ld_reduce{.weak}{.global}.op{.acc}{.vec}.type d*vec, [a]",
+                "acc=acc::f16; op=add min max; type=e4m3 e5m2 e4m3x2 e5m2x2 e4m3x4 e5m2x4",
+                "8.6 sm_100a",
+                "d = reduction over the copies behind a multicast address",
+            ),
+            row(
+                MultimemLdReduce,
+                "multimem.ld_reduce.sem.scope{.global}.op.type d, [a]",
+                "sem=relaxed acquire; op=add; type=u32 s32 u64",
+                "8.1 sm_90",
+                "d = reduction over the copies behind a multicast address",
+            ),
+            row(
+                MultimemLdReduce,
+                "multimem.ld_reduce.sem.scope{.global}.op.type d, [a]",
+                "sem=relaxed acquire; op=min max; type=u32 s32 u64 s64",
+                "8.1 sm_90",
+                "d = reduction over the copies behind a multicast address",
+            ),
+            row(
+                MultimemLdReduce,
+                "multimem.ld_reduce.sem.scope{.global}.op.type d, [a]",
+                "sem=relaxed acquire; op=and or xor; type=b32 b64",
+                "8.1 sm_90",
+                "d = reduction over the copies behind a multicast address",
+            ),
+            row(
+                MultimemLdReduce,
+                "multimem.ld_reduce.sem.scope{.global}.op{.vec}.f32 d*vec, [a]",
+                "sem=relaxed acquire; op=add; vec=v2 v4",
+                "8.1 sm_90",
+                "d = reduction over the copies behind a multicast address",
+            ),
+            row(
+                MultimemLdReduce,
+                "multimem.ld_reduce.sem.scope{.global}.op.f64 d, [a]",
+                "sem=relaxed acquire; op=add",
                 "8.1 sm_90",
                 "d = reduction over the copies behind a multicast address",
             ),
             row(
                 MultimemLdReduce,
                 "multimem.ld_reduce.sem.scope{.global}.op{.acc}{.vec}.type d*vec, [a]",
-                "acc=acc::f32 acc::f16; sem=relaxed acquire; op=min max add; type=f16 f16x2 bf16 bf16x2 f32 f64 e4m3 e5m2 e4m3x2 e5m2x2 e4m3x4 e5m2x4",
+                "sem=relaxed acquire; acc=acc::f32; op=add min max; vec=v2 v4; type=f16x2 bf16x2",
                 "8.1 sm_90",
                 "d = reduction over the copies behind a multicast address",
             ),
             row(
-                MultimemSt,
-                "multimem.st{.weak}{.global}{.vec}.type [a], b*vec",
-                "type=b32 b64 u32 u64 s32 s64 f16 f16x2 bf16 bf16x2 f32 f64 e4m3 e5m2 e4m3x2 e5m2x2 e4m3x4 e5m2x4",
+                MultimemLdReduce,
+                "multimem.ld_reduce.sem.scope{.global}.op{.acc}.vec.type d*vec, [a]",
+                "sem=relaxed acquire; acc=acc::f32; op=add min max; type=f16 bf16",
                 "8.1 sm_90",
-                "every copy behind a multicast address = b",
+                "d = reduction over the copies behind a multicast address",
             ),
             row(
-                MultimemSt,
-                "multimem.st.stsem.scope{.global}{.vec}.type [a], b*vec",
-                "stsem=relaxed release; type=b32 b64 u32 u64 s32 s64 f16 f16x2 bf16 bf16x2 f32 f64 e4m3 e5m2 e4m3x2 e5m2x2 e4m3x4 e5m2x4",
-                "8.1 sm_90",
-                "every copy behind a multicast address = b",
+                MultimemLdReduce,
+                "multimem.ld_reduce.sem.scope{.global}.op{.acc}{.vec}.type d*vec, [a]",
+                "sem=relaxed acquire; acc=acc::f16; op=add min max; type=e4m3 e5m2 e4m3x2 e5m2x2 \
+                e4m3x4 e5m2x4",
+                "8.6 sm_100a",
+                "d = reduction over the copies behind a multicast address",
             ),
             row(
                 MultimemRed,
                 "multimem.red{.stsem.scope}{.global}.op.type [a], b",
-                "stsem=relaxed release; op=min max add and or xor; type=b32 b64 u32 u64 s32 s64",
+                "stsem=relaxed release; op=add; type=u32 s32 u64",
+                "8.1 sm_90",
+                "every copy behind a multicast address = itself op b",
+            ),
+            row(
+                MultimemRed,
+                "multimem.red{.stsem.scope}{.global}.op.type [a], b",
+                "stsem=relaxed release; op=min max; type=u32 s32 u64 s64",
+                "8.1 sm_90",
+                "every copy behind a multicast address = itself op b",
+            ),
+            row(
+                MultimemRed,
+                "multimem.red{.stsem.scope}{.global}.op.type [a], b",
+                "stsem=relaxed release; op=and or xor; type=b32 b64",
+                "8.1 sm_90",
+                "every copy behind a multicast address = itself op b",
+            ),
+            row(
+                MultimemRed,
+                "multimem.red{.stsem.scope}{.global}.op{.vec}.f32 [a], b*vec",
+                "stsem=relaxed release; op=add; vec=v2 v4",
+                "8.1 sm_90",
+                "every copy behind a multicast address = itself op b",
+            ),
+            row(
+                MultimemRed,
+                "multimem.red{.stsem.scope}{.global}.op.f64 [a], b",
+                "stsem=relaxed release; op=add",
                 "8.1 sm_90",
                 "every copy behind a multicast address = itself op b",
             ),
             row(
                 MultimemRed,
                 "multimem.red{.stsem.scope}{.global}.op{.vec}.type [a], b*vec",
-                "stsem=relaxed release; op=add min max; type=f16 f16x2 bf16 bf16x2 f32 f64",
+                "stsem=relaxed release; op=add; vec=v2 v4; type=f16x2 bf16x2",
                 "8.1 sm_90",
                 "every copy behind a multicast address = itself op b",
             ),
             row(
+                MultimemRed,
+                "multimem.red{.stsem.scope}{.global}.op.vec.type [a], b*vec",
+                "stsem=relaxed release; op=add; type=f16 bf16",
+                "8.1 sm_90",
+                "every copy behind a multicast address = itself op b",
+            ),
+            row(
+                MultimemSt,
+                "multimem.st{.weak}{.global}.type [a], b",
+                "type=b32 b64 u32 u64 s32 s64 f64",
+                "8.1 sm_90",
+                "every copy behind a multicast address = b",
+            ),
+            row(
+                MultimemSt,
+                "multimem.st{.weak}{.global}{.vec}.type [a], b*vec",
+                "vec=v2 v4; type=f32 f16x2 bf16x2",
+                "8.1 sm_90",
+                "every copy behind a multicast address = b",
+            ),
+            row(
+                MultimemSt,
+                "multimem.st{.weak}{.global}.vec.type [a], b*vec",
+                "type=f16 bf16",
+                "8.1 sm_90",
+                "every copy behind a multicast address = b",
+            ),
+            row(
+                MultimemSt,
+                "multimem.st{.weak}{.global}{.vec}.type [a], b*vec",
+                "type=e4m3 e5m2 e4m3x2 e5m2x2 e4m3x4 e5m2x4",
+                "8.6 sm_100a",
+                "every copy behind a multicast address = b",
+            ),
+            row(
+                MultimemSt,
+                "multimem.st.stsem.scope{.global}.type [a], b",
+                "stsem=relaxed release; type=b32 b64 u32 u64 s32 s64 f64",
+                "8.1 sm_90",
+                "every copy behind a multicast address = b",
+            ),
+            row(
+                MultimemSt,
+                "multimem.st.stsem.scope{.global}{.vec}.type [a], b*vec",
+                "stsem=relaxed release; vec=v2 v4; type=f32 f16x2 bf16x2",
+                "8.1 sm_90",
+                "every copy behind a multicast address = b",
+            ),
+            row(
+                MultimemSt,
+                "multimem.st.stsem.scope{.global}.vec.type [a], b*vec",
+                "stsem=relaxed release; type=f16 bf16",
+                "8.1 sm_90",
+                "every copy behind a multicast address = b",
+            ),
+            row(
+                MultimemSt,
+                "multimem.st.stsem.scope{.global}{.vec}.type [a], b*vec",
+                "stsem=relaxed release; type=e4m3 e5m2 e4m3x2 e5m2x2 e4m3x4 e5m2x4",
+                "8.6 sm_100a",
+                "every copy behind a multicast address = b",
+            ),
+            row(
                 MultimemCpAsyncBulk,
-                "multimem.cp.async.bulk.global.shared::cta.bulk_group{.cp_mask} [a], [b], size:u32{, mask:b16}",
+                "multimem.cp.async.bulk.global.shared::cta.bulk_group{.cp_mask} [a], [b], \
+                size:u32{, mask:b16}",
                 "",
                 "9.1 sm_90",
                 "bulk copy to every copy behind a multicast address",
             ),
             row(
                 MultimemCpReduceAsyncBulk,
-                "multimem.cp.reduce.async.bulk.global.shared::cta.bulk_group.op{.noftz}.type [a], [b], size:u32",
+                "multimem.cp.reduce.async.bulk.global.shared::cta.bulk_group.op{.noftz}.type [a], \
+                [b], size:u32",
                 "op=add min max and or xor inc dec; type=b32 b64 u32 u64 s32 s64 f16 bf16 f32 f64",
                 "9.1 sm_90",
                 "bulk reduction into every copy behind a multicast address",
@@ -249,7 +480,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 Prefetch,
-                "prefetch.global.level [a]",
+                "prefetch{.global}.level [a]",
                 "level=L2::evict_last L2::evict_normal",
                 "7.4 sm_80",
                 "fetch the cache line of a with an eviction priority",
@@ -285,14 +516,16 @@ pub const SECTIONS: &[Section] = &[
             row(
                 Createpolicy,
                 "createpolicy.range{.global}.primary{.secondary}.b64 d, [a], size:u32, total:u32",
-                "primary=L2::evict_last L2::evict_normal L2::evict_first L2::evict_unchanged; secondary=L2::evict_first L2::evict_unchanged",
+                "primary=L2::evict_last L2::evict_normal L2::evict_first L2::evict_unchanged; \
+                secondary=L2::evict_first L2::evict_unchanged",
                 "7.4 sm_80",
                 "d = a cache policy for an address range",
             ),
             row(
                 Createpolicy,
                 "createpolicy.fractional.primary{.secondary}.b64 d{, fraction:f32}",
-                "primary=L2::evict_last L2::evict_normal L2::evict_first L2::evict_unchanged; secondary=L2::evict_first L2::evict_unchanged",
+                "primary=L2::evict_last L2::evict_normal L2::evict_first L2::evict_unchanged; \
+                secondary=L2::evict_first L2::evict_unchanged",
                 "7.4 sm_80",
                 "d = a cache policy for a fraction of accesses",
             ),
@@ -345,7 +578,7 @@ pub const SECTIONS: &[Section] = &[
         rows: &[
             row(
                 Cvt,
-                "cvt{.irnd}{.sat}.dtype.atype d:~t0, a:~t1",
+                "cvt{.sat}.dtype.atype d:~t0, a:~t1",
                 CVT,
                 "1.0",
                 "d = a, extended or truncated; with sat clamped to the range of dtype",
@@ -353,7 +586,7 @@ pub const SECTIONS: &[Section] = &[
             row(
                 Cvt,
                 "cvt.rnd{.sat}.dtype.atype d:~t0, a:~t1",
-                I2F,
+                "dtype=f16 f64; atype=u8 u16 u32 u64 s8 s16 s32 s64",
                 "1.0",
                 "d = the integer a, rounded",
             ),
@@ -366,49 +599,75 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 Cvt,
-                "cvt.irnd{.ftz}{.sat}.dtype.atype d:~t0, a:~t1",
-                F2I,
-                "1.0",
-                "d = a rounded to an integer and clamped; NaN gives 0 (the most negative value of s64 and the largest of u64's sign bit)",
-            ),
-            row(
-                Cvt,
-                "cvt.rnd{.sat}.bf16.atype d:~t0, a:~t1",
-                "atype=u8 u16 u32 u64 s8 s16 s32 s64",
+                "cvt.rnd.bf16.atype d:~t0, a:~t1",
+                "atype=u16 u32 u64 s16 s32 s64",
                 "7.8 sm_90",
                 "d = the integer a, rounded",
             ),
             row(
                 Cvt,
-                "cvt.irnd{.ftz}{.sat}.dtype.bf16 d:~t0, a:~t1",
-                NUM,
+                "cvt.irnd{.sat}.dtype.atype d:~t0, a:~t1",
+                "dtype=u8 u16 u32 u64 s8 s16 s32 s64; atype=f16 f64",
+                "1.0",
+                "d = a rounded to an integer and clamped; NaN gives 0, of 64-bit targets 2^63",
+            ),
+            row(
+                Cvt,
+                "cvt.irnd{.ftz}{.sat}.dtype.f32 d:~t0, a:~t1",
+                "dtype=u8 u16 u32 u64 s8 s16 s32 s64",
+                "1.0",
+                "d = a rounded to an integer and clamped; NaN gives 0, of 64-bit targets 2^63",
+            ),
+            row(
+                Cvt,
+                "cvt.irnd.dtype.bf16 d:~t0, a:~t1",
+                "dtype=u16 u32 u64 s16 s32 s64",
                 "7.8 sm_90",
                 "d = a rounded to an integer and clamped",
             ),
             row(
                 Cvt,
-                "cvt{.rmode}{.ftz}{.sat}.type.atype d:~t0, a:~t1",
-                "rmode=rn rz rm rp rni rzi rmi rpi; type=f16 f32 f64; atype=f16 f32 f64",
+                "cvt{.irnd}{.ftz}{.sat}.f32.f32 d:~t0, a:~t1",
+                "",
                 "1.0",
-                "d = a in another format, or rounded to an integral value; narrowing needs a rounding",
+                "d = a, rounded to an integral value where asked",
             ),
             row(
                 Cvt,
-                "cvt{.rmode}{.sat}.bf16.atype d:~t0, a:~t1",
-                "rmode=rn rz rm rp rni rzi rmi rpi; atype=bf16 f16 f32 f64",
+                "cvt{.irnd}{.sat}.f64.f64 d:~t0, a:~t1",
+                "",
+                "1.0",
+                "d = a, rounded to an integral value where asked",
+            ),
+            row(
+                Cvt,
+                "cvt{.irnd}{.sat}.f16.f16 d:~t0, a:~t1",
+                "",
+                "4.2 sm_53",
+                "d = a, rounded to an integral value where asked",
+            ),
+            row(
+                Cvt,
+                "cvt{.irnd}.bf16.bf16 d:~t0, a:~t1",
+                "",
                 "7.8 sm_90",
-                "d = a in bf16",
+                "d = a, rounded to an integral value where asked",
             ),
+            row(Cvt, "cvt{.ftz}{.sat}.type.f32 d:~t0, a:~t1", "type=f64", "1.0", "d = a, exactly"),
+            row(Cvt, "cvt{.ftz}{.sat}.f32.f16 d:~t0, a:~t1", "", "1.0", "d = a, exactly"),
+            row(Cvt, "cvt{.sat}.f64.f16 d:~t0, a:~t1", "", "1.0", "d = a, exactly"),
+            row(Cvt, "cvt.rnd{.ftz}{.sat}.f32.f64 d:~t0, a:~t1", "", "1.0", "d = a, rounded"),
+            row(Cvt, "cvt.rnd{.ftz}{.sat}.f16.f32 d:~t0, a:~t1", "", "1.0", "d = a, rounded"),
+            row(Cvt, "cvt.rnd{.sat}.f16.f64 d:~t0, a:~t1", "", "1.0", "d = a, rounded"),
+            row(Cvt, "cvt{.rnd}{.ftz}.f32.bf16 d:~t0, a:~t1", "", "7.1 sm_80", "d = a, exactly"),
+            row(Cvt, "cvt{.rnd}.f64.bf16 d:~t0, a:~t1", "", "7.8 sm_90", "d = a, exactly"),
+            row(Cvt, "cvt{.rnd}.f16.bf16 d:~t0, a:~t1", "", "7.8 sm_90", "d = a, rounded"),
+            row(Cvt, "cvt.rnd.bf16.f64 d:~t0, a:~t1", "", "7.8 sm_90", "d = a, rounded"),
+            row(Cvt, "cvt{.rnd}.bf16.f16 d:~t0, a:~t1", "", "7.8 sm_90", "d = a, rounded"),
+            row(Cvt, "cvt.rnd{.ftz}.bf16.f32 d:~t0, a:~t1", "", "7.8 sm_90", "d = a, rounded"),
             row(
                 Cvt,
-                "cvt{.rmode}{.ftz}{.sat}.type.bf16 d:~t0, a:~t1",
-                "rmode=rn rz rm rp rni rzi rmi rpi; type=f16 f32 f64",
-                "7.1 sm_80",
-                "d = the bf16 a in another format",
-            ),
-            row(
-                Cvt,
-                "cvt.frnd2{.relu}{.satfinite}.type.f32 d, a:t1",
+                "cvt.frnd2{.relu}{.satfinite}.type.f32 d:~t0, a:t1",
                 "type=f16 bf16",
                 "7.0 sm_80",
                 "d = a rounded; relu: at least 0; satfinite: clamped to the largest finite value",
@@ -446,7 +705,8 @@ pub const SECTIONS: &[Section] = &[
                 "cvt.rn.satfinite{.relu}.type.f32 d:b16, a:t1, b:t1",
                 "type=e4m3x2 e5m2x2",
                 "7.8 sm_89",
-                "d = a (upper byte) and b (lower byte) rounded to FP8, clamped to the largest finite value",
+                "d = a (upper byte) and b (lower byte) rounded to FP8, clamped to the largest \
+                finite value",
             ),
             row(
                 Cvt,
@@ -546,21 +806,24 @@ pub const SECTIONS: &[Section] = &[
         rows: &[
             row(
                 CpAsync,
-                "cp.async.cop.ss.global{.policy}{.prefetch} [d], [a], #size:u32{, src:u32}{, policy:b64}",
+                "cp.async.cop.ss.global{.policy}{.prefetch} [d], [a], #size:u32{, src:u32}{, \
+                policy:b64}",
                 ASYNC,
                 "7.0 sm_80",
                 "copy 4, 8 or 16 bytes to shared memory; of them src are read, the rest zero",
             ),
             row(
                 CpAsync,
-                "cp.async.cop.ss.global{.policy}{.prefetch} [d], [a], #size:u32{, src:u32}{, policy:b64}",
+                "cp.async.cop.ss.global{.policy}{.prefetch} [d], [a], #size:u32{, src:u32}{, \
+                policy:b64}",
                 ASYNCG,
                 "7.0 sm_80",
                 "copy 16 bytes to shared memory, past L1",
             ),
             row(
                 CpAsync,
-                "cp.async.cop.ss.global{.policy}{.prefetch} [d], [a], #size:u32, !ignore{, policy:b64}",
+                "cp.async.cop.ss.global{.policy}{.prefetch} [d], [a], #size:u32, !ignore{, \
+                policy:b64}",
                 "cop=ca cg",
                 "8.3 sm_80",
                 "as cp.async; where ignore is true zeros are written",
@@ -595,14 +858,16 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 CpAsyncBulk,
-                "cp.async.bulk.shared::cta.global.mbar{.policy} [d], [a], size:u32, [m]{, policy:b64}",
+                "cp.async.bulk.shared::cta.global.mbar{.policy} [d], [a], size:u32, [m]{, \
+                policy:b64}",
                 "",
                 "8.6 sm_90",
                 "bulk copy from global to own shared memory",
             ),
             row(
                 CpAsyncBulk,
-                "cp.async.bulk.shared::cluster.global.mbar{.multicast::cluster}{.policy} [d], [a], size:u32, [m]{, mask:b16}{, policy:b64}",
+                "cp.async.bulk.shared::cluster.global.mbar{.multicast::cluster}{.policy} [d], \
+                [a], size:u32, [m]{, mask:b16}{, policy:b64}",
                 "",
                 "8.0 sm_90",
                 "bulk copy from global to shared memory, of each CTA in mask with multicast",
@@ -616,28 +881,80 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 CpAsyncBulk,
-                "cp.async.bulk.global.shared::cta.bulk_group{.policy}{.cp_mask} [d], [a], size:u32{, policy:b64}{, mask:b16}",
+                "cp.async.bulk.global.shared::cta.bulk_group{.policy}{.cp_mask} [d], [a], \
+                size:u32{, policy:b64}{, mask:b16}",
                 "",
                 "8.0 sm_90",
                 "bulk copy from shared to global memory",
             ),
             row(
                 CpReduceAsyncBulk,
-                "cp.reduce.async.bulk.shared::cluster.shared::cta.mbar.op.type [d], [a], size:u32, [m]",
-                "op=and or xor add inc dec min max; type=b32 u32 s32 b64 u64 s64",
+                "cp.reduce.async.bulk.shared::cluster.shared::cta.mbar.op.type [d], [a], \
+                size:u32, [m]",
+                "op=and or xor; type=b32",
                 "8.0 sm_90",
-                "bulk reduction into the shared memory of a cluster's CTA",
+                "bulk reduction into the shared memory of a cluster CTA",
             ),
             row(
                 CpReduceAsyncBulk,
-                "cp.reduce.async.bulk.global.shared::cta.bulk_group{.policy}.op.type [d], [a], size:u32{, policy:b64}",
-                "op=and or xor add inc dec min max; type=f16 bf16 b32 u32 s32 b64 u64 s64 f32 f64",
+                "cp.reduce.async.bulk.shared::cluster.shared::cta.mbar.op.type [d], [a], \
+                size:u32, [m]",
+                "op=add; type=u32 s32 u64",
+                "8.0 sm_90",
+                "bulk reduction into the shared memory of a cluster CTA",
+            ),
+            row(
+                CpReduceAsyncBulk,
+                "cp.reduce.async.bulk.shared::cluster.shared::cta.mbar.op.type [d], [a], \
+                size:u32, [m]",
+                "op=inc dec; type=u32",
+                "8.0 sm_90",
+                "bulk reduction into the shared memory of a cluster CTA",
+            ),
+            row(
+                CpReduceAsyncBulk,
+                "cp.reduce.async.bulk.shared::cluster.shared::cta.mbar.op.type [d], [a], \
+                size:u32, [m]",
+                "op=min max; type=u32 s32",
+                "8.0 sm_90",
+                "bulk reduction into the shared memory of a cluster CTA",
+            ),
+            row(
+                CpReduceAsyncBulk,
+                "cp.reduce.async.bulk.global.shared::cta.bulk_group{.policy}.op.type [d], [a], \
+                size:u32{, policy:b64}",
+                "op=and or xor; type=b32 b64",
                 "8.0 sm_90",
                 "bulk reduction into global memory",
             ),
             row(
                 CpReduceAsyncBulk,
-                "cp.reduce.async.bulk.global.shared::cta.bulk_group{.policy}.op.noftz.type [d], [a], size:u32{, policy:b64}",
+                "cp.reduce.async.bulk.global.shared::cta.bulk_group{.policy}.op.type [d], [a], \
+                size:u32{, policy:b64}",
+                "op=add; type=u32 s32 u64 f32 f64",
+                "8.0 sm_90",
+                "bulk reduction into global memory",
+            ),
+            row(
+                CpReduceAsyncBulk,
+                "cp.reduce.async.bulk.global.shared::cta.bulk_group{.policy}.op.type [d], [a], \
+                size:u32{, policy:b64}",
+                "op=inc dec; type=u32",
+                "8.0 sm_90",
+                "bulk reduction into global memory",
+            ),
+            row(
+                CpReduceAsyncBulk,
+                "cp.reduce.async.bulk.global.shared::cta.bulk_group{.policy}.op.type [d], [a], \
+                size:u32{, policy:b64}",
+                "op=min max; type=u32 s32 u64 s64 f16 bf16",
+                "8.0 sm_90",
+                "bulk reduction into global memory",
+            ),
+            row(
+                CpReduceAsyncBulk,
+                "cp.reduce.async.bulk.global.shared::cta.bulk_group{.policy}.op.noftz.type [d], \
+                [a], size:u32{, policy:b64}",
                 "op=add; type=f16 bf16",
                 "8.0 sm_90",
                 "bulk addition into global memory, subnormals kept",
@@ -651,38 +968,154 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 CpAsyncBulkTensor,
-                "cp.async.bulk.tensor.dim.shared::cta.global{.mode}.mbar{.cta}{.policy} [d], [t, c], [m]{, offsets:u16*n}{, policy:b64}",
-                LOADMODE,
+                "cp.async.bulk.tensor.dim.shared::cta.global{.tile}.mbar{.policy} [d], [t, c], \
+                [m]{, policy:b64}",
+                "",
                 "8.6 sm_90",
-                "copy a box of a tensor to own shared memory",
+                "copy a box of a tensor to shared memory",
             ),
             row(
                 CpAsyncBulkTensor,
-                "cp.async.bulk.tensor.dim.shared::cluster.global{.mode}.mbar{.multicast::cluster}{.cta}{.policy} [d], [t, c], [m]{, offsets:u16*n}{, mask:b16}{, policy:b64}",
-                LOADMODE,
+                "cp.async.bulk.tensor.dim.shared::cta.global.im2col.mbar{.policy} [d], [t, c], \
+                [m], offsets:u16*n{, policy:b64}",
+                "dim=3d 4d 5d",
+                "8.6 sm_90",
+                "copy columns of a convolution to shared memory",
+            ),
+            row(
+                CpAsyncBulkTensor,
+                "cp.async.bulk.tensor.dim.shared::cta.global.mode.mbar{.cta}{.policy} [d], [t, \
+                c], [m], offsets:u16*n{, policy:b64}",
+                "dim=3d 4d 5d; mode=im2col::w im2col::w::128; cta=cta_group::1 cta_group::2",
+                "8.6 sm_100a",
+                "copy columns of a convolution to shared memory",
+            ),
+            row(
+                CpAsyncBulkTensor,
+                "cp.async.bulk.tensor.dim.shared::cta.global.tile::gather4.mbar{.cta}{.policy} \
+                [d], [t, c], [m]{, policy:b64}",
+                "dim=2d; cta=cta_group::1 cta_group::2",
+                "8.6 sm_100a",
+                "copy four rows of a tensor to shared memory",
+            ),
+            row(
+                CpAsyncBulkTensor,
+                "cp.async.bulk.tensor.dim.shared::cta.global{.mode}.mbar.cta{.policy} [d], [t, \
+                c], [m]{, policy:b64}",
+                "mode=tile; cta=cta_group::1 cta_group::2",
+                "8.6 sm_100a",
+                "copy a box of a tensor to shared memory, signalling an mbarrier of the CTA pair",
+            ),
+            row(
+                CpAsyncBulkTensor,
+                "cp.async.bulk.tensor.dim.shared::cluster.global{.tile}.mbar{.multicast::cluster}\
+                {.policy} [d], [t, c], [m]{, mask:b16}{, policy:b64}",
+                "",
                 "8.0 sm_90",
-                "copy a box of a tensor to shared memory, of each CTA in mask with multicast",
+                "copy a box of a tensor to shared memory",
             ),
             row(
                 CpAsyncBulkTensor,
-                "cp.async.bulk.tensor.dim.global.shared::cta{.mode}.bulk_group{.policy} [t, c], [a]{, policy:b64}",
-                "mode=tile im2col_no_offs tile::scatter4",
+                "cp.async.bulk.tensor.dim.shared::cluster.global.im2col.mbar{.multicast::cluster}\
+                {.policy} [d], [t, c], [m], offsets:u16*n{, mask:b16}{, policy:b64}",
+                "dim=3d 4d 5d",
+                "8.0 sm_90",
+                "copy columns of a convolution to shared memory",
+            ),
+            row(
+                CpAsyncBulkTensor,
+                "cp.async.bulk.tensor.dim.shared::cluster.global.mode.mbar{.multicast::cluster}{\
+                .cta}{.policy} [d], [t, c], [m], offsets:u16*n{, mask:b16}{, policy:b64}",
+                "dim=3d 4d 5d; mode=im2col::w im2col::w::128; cta=cta_group::1 cta_group::2",
+                "8.6 sm_100a",
+                "copy columns of a convolution to shared memory",
+            ),
+            row(
+                CpAsyncBulkTensor,
+                "cp.async.bulk.tensor.dim.shared::cluster.global.tile::gather4.mbar{\
+                .multicast::cluster}{.cta}{.policy} [d], [t, c], [m]{, mask:b16}{, policy:b64}",
+                "dim=2d; cta=cta_group::1 cta_group::2",
+                "8.6 sm_100a",
+                "copy four rows of a tensor to shared memory",
+            ),
+            row(
+                CpAsyncBulkTensor,
+                "cp.async.bulk.tensor.dim.shared::cluster.global{.mode}.mbar{.multicast::cluster}\
+                .cta{.policy} [d], [t, c], [m]{, mask:b16}{, policy:b64}",
+                "mode=tile; cta=cta_group::1 cta_group::2",
+                "8.6 sm_100a",
+                "copy a box of a tensor to shared memory, signalling an mbarrier of the CTA pair",
+            ),
+            row(
+                CpAsyncBulkTensor,
+                "cp.async.bulk.tensor.dim.global.shared::cta{.tile}.bulk_group{.policy} [t, c], \
+                [a]{, policy:b64}",
+                "",
                 "8.0 sm_90",
                 "copy shared memory to a box of a tensor",
             ),
             row(
+                CpAsyncBulkTensor,
+                "cp.async.bulk.tensor.dim.global.shared::cta.im2col_no_offs.bulk_group{.policy} \
+                [t, c], [a]{, policy:b64}",
+                "dim=3d 4d 5d",
+                "8.0 sm_90",
+                "copy shared memory to columns of a convolution",
+            ),
+            row(
+                CpAsyncBulkTensor,
+                "cp.async.bulk.tensor.dim.global.shared::cta.tile::scatter4.bulk_group{.policy} \
+                [t, c], [a]{, policy:b64}",
+                "dim=2d",
+                "8.6 sm_100a",
+                "copy shared memory to four rows of a tensor",
+            ),
+            row(
                 CpReduceAsyncBulkTensor,
-                "cp.reduce.async.bulk.tensor.dim.global.shared::cta.op{.mode}.bulk_group{.policy} [t, c], [a]{, policy:b64}",
-                "op=add min max inc dec and or xor; mode=tile im2col_no_offs",
+                "cp.reduce.async.bulk.tensor.dim.global.shared::cta.op{.tile}.bulk_group{.policy} \
+                [t, c], [a]{, policy:b64}",
+                "op=add min max inc dec and or xor",
                 "8.0 sm_90",
                 "reduce shared memory into a box of a tensor",
             ),
             row(
+                CpReduceAsyncBulkTensor,
+                "cp.reduce.async.bulk.tensor.dim.global.shared::cta.op.im2col_no_offs.bulk_group{\
+                .policy} [t, c], [a]{, policy:b64}",
+                "dim=3d 4d 5d; op=add min max inc dec and or xor",
+                "8.0 sm_90",
+                "reduce shared memory into columns of a convolution",
+            ),
+            row(
                 CpAsyncBulkPrefetchTensor,
-                "cp.async.bulk.prefetch.tensor.dim.L2.global{.mode}{.policy} [t, c]{, offsets:u16*n}{, policy:b64}",
-                "mode=tile im2col im2col::w im2col::w::128 tile::gather4",
+                "cp.async.bulk.prefetch.tensor.dim.L2.global{.tile}{.policy} [t, c]{, policy:b64}",
+                "",
                 "8.0 sm_90",
                 "fetch a box of a tensor into L2",
+            ),
+            row(
+                CpAsyncBulkPrefetchTensor,
+                "cp.async.bulk.prefetch.tensor.dim.L2.global.im2col{.policy} [t, c], \
+                offsets:u16*n{, policy:b64}",
+                "dim=3d 4d 5d",
+                "8.0 sm_90",
+                "fetch columns of a convolution into L2",
+            ),
+            row(
+                CpAsyncBulkPrefetchTensor,
+                "cp.async.bulk.prefetch.tensor.dim.L2.global.mode{.policy} [t, c], \
+                offsets:u16*n{, policy:b64}",
+                "dim=3d 4d 5d; mode=im2col::w im2col::w::128",
+                "8.6 sm_100a",
+                "fetch columns of a convolution into L2",
+            ),
+            row(
+                CpAsyncBulkPrefetchTensor,
+                "cp.async.bulk.prefetch.tensor.dim.L2.global.tile::gather4{.policy} [t, c]{, \
+                policy:b64}",
+                "dim=2d",
+                "8.6 sm_100a",
+                "fetch four rows of a tensor into L2",
             ),
             row(
                 CpAsyncBulkCommitGroup,
@@ -696,25 +1129,55 @@ pub const SECTIONS: &[Section] = &[
                 "cp.async.bulk.wait_group{.read} #n:u32",
                 "",
                 "8.0 sm_90",
-                "wait until at most n of the latest groups are pending; read: only their reads of shared memory",
+                "wait until at most n of the latest groups are pending; read: only their reads of \
+                shared memory",
             ),
             row(
                 TensormapReplace,
-                "tensormap.replace.tile.field{.sp}.b1024.type [a], new:t0",
-                "field=global_address rank elemtype interleave_layout swizzle_mode swizzle_atomicity fill_mode; sp=global shared::cta; type=b32 b64",
+                "tensormap.replace.tile.field{.sp}.b1024.b64 [a], new:t0",
+                "field=global_address; sp=global shared::cta",
+                "8.3 sm_90a",
+                "the global address of the tensor map at a = new",
+            ),
+            row(
+                TensormapReplace,
+                "tensormap.replace.tile.field{.sp}.b1024.b32 [a], new:t0",
+                "field=rank; sp=global shared::cta",
+                "8.3 sm_90a",
+                "the rank, less one, of the tensor map at a = new",
+            ),
+            row(
+                TensormapReplace,
+                "tensormap.replace.tile.field{.sp}.b1024.b32 [a], #new:t0",
+                "field=elemtype interleave_layout swizzle_mode fill_mode; sp=global shared::cta",
                 "8.3 sm_90a",
                 "a field of the tensor map at a = new",
             ),
             row(
                 TensormapReplace,
-                "tensormap.replace.tile.field{.sp}.b1024.type [a], #ord:b32, new:t0",
-                "field=box_dim global_dim global_stride element_stride; sp=global shared::cta; type=b32 b64",
+                "tensormap.replace.tile.field{.sp}.b1024.b32 [a], #ord:b32, new:t0",
+                "field=box_dim global_dim element_stride; sp=global shared::cta",
                 "8.3 sm_90a",
                 "entry ord of a field of the tensor map at a = new",
             ),
             row(
+                TensormapReplace,
+                "tensormap.replace.tile.field{.sp}.b1024.b64 [a], #ord:b32, new:t0",
+                "field=global_stride; sp=global shared::cta",
+                "8.3 sm_90a",
+                "stride ord of the tensor map at a = new",
+            ),
+            row(
+                TensormapReplace,
+                "tensormap.replace.tile.field{.sp}.b1024.b32 [a], #new:t0",
+                "field=swizzle_atomicity; sp=global shared::cta",
+                "8.6 sm_100a",
+                "the swizzle atomicity of the tensor map at a = new",
+            ),
+            row(
                 TensormapCpFenceproxy,
-                "tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.scope.sync.aligned [d], [a], #size:u32",
+                "tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.scope.sync\
+                .aligned [d], [a], #size:u32",
                 "",
                 "8.3 sm_90",
                 "copy a tensor map to global memory and make it visible to the tensor-map proxy",
