@@ -17,14 +17,19 @@
 //! NaN and infinity ride along in the f32 values. Operands are packed with all three faces: 6 bytes
 //! an element. The unit is a tile of 4 rows by 32 columns.
 
-use super::fp8::{GROUP, TILE_COLS, TILE_ROWS};
+use super::scratch::Scratch;
+use super::tile::{self, Codes, PACK, TILE_ROWS, TileKernels};
 use crate::formats::Format;
 use std::arch::x86_64::*;
 
+/// Products a step.
+const GROUP: usize = 32;
+/// Columns of a tile: two vectors of f32.
+const TILE_COLS: usize = 32;
 /// Bytes of a packed group of 32 along K: [`TILE_ROWS`] rows of A.
-pub(super) const A_GROUP: usize = TILE_ROWS * GROUP * 6;
+const A_GROUP: usize = TILE_ROWS * GROUP * 6;
 /// Bytes of a packed group of 32 along K: [`TILE_COLS`] columns of B.
-pub(super) const B_GROUP: usize = TILE_COLS * GROUP * 6;
+const B_GROUP: usize = TILE_COLS * GROUP * 6;
 
 const A_EXPONENTS: usize = TILE_ROWS * GROUP * 4;
 const A_LOWEST: usize = TILE_ROWS * GROUP * 5;
@@ -50,7 +55,7 @@ const RU: i32 = _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC;
 
 /// For the 128 magnitudes of a format: exponent byte, lowest-bit byte, and the two upper bytes of
 /// the value as f32 (its lower ones are zero).
-pub(super) struct Tables {
+struct Tables {
     exponent: [u8; 128],
     lowest: [u8; 128],
     value_low: [u8; 128],
@@ -59,7 +64,7 @@ pub(super) struct Tables {
 
 impl Tables {
     /// The tables of E4M3 or E5M2, for A or for B.
-    pub(super) fn new(format: Format, is_a: bool) -> Tables {
+    fn new(format: Format, is_a: bool) -> Tables {
         let mut tables = Tables {
             exponent: [ZERO_EXPONENT; 128],
             lowest: [ZERO_LOWEST; 128],
@@ -85,13 +90,110 @@ impl Tables {
     }
 }
 
+/// The kernels with the tables of their two formats.
+pub(super) struct Fp8 {
+    a: Tables,
+    b: Tables,
+}
+
+impl Fp8 {
+    /// For A and B of E4M3 or E5M2, on a machine that has [`super::Isa::Avx512`].
+    pub(super) fn new((a, b): (Format, Format)) -> Fp8 {
+        assert!(super::Isa::Avx512.is_available(), "these kernels are for AVX-512");
+        Fp8 { a: Tables::new(a, true), b: Tables::new(b, false) }
+    }
+}
+
+impl TileKernels for Fp8 {
+    fn cols(&self) -> usize {
+        TILE_COLS
+    }
+
+    fn depth_unit(&self) -> usize {
+        GROUP
+    }
+
+    fn padded(&self) -> bool {
+        true
+    }
+
+    fn a_bytes(&self) -> usize {
+        A_GROUP / GROUP
+    }
+
+    fn b_bytes(&self) -> usize {
+        B_GROUP / GROUP
+    }
+
+    fn pack_a(&self, codes: &Codes<'_>, row: usize, k: (usize, usize), tiles: &mut [u8]) {
+        let groups = (k.1 - k.0).div_ceil(GROUP);
+        assert!(tiles.len() >= PACK / TILE_ROWS * groups * A_GROUP, "room for 16 rows");
+        with_rows(codes, row, k, |rows, stride| {
+            // SAFETY: 16 rows of whole groups of codes; room for 16 rows; AVX-512 as `new` found.
+            unsafe { pack_a(&self.a, rows.as_ptr(), stride, groups, tiles.as_mut_ptr()) };
+        });
+    }
+
+    fn pack_b(&self, codes: &Codes<'_>, row: usize, k: (usize, usize), panel: &mut [u8]) {
+        let groups = (k.1 - k.0).div_ceil(GROUP);
+        assert!(panel.len() >= groups * B_GROUP, "room for a panel");
+        for part in 0..TILE_COLS / PACK {
+            with_rows(codes, row + part * PACK, k, |rows, stride| {
+                let panel = panel.as_mut_ptr();
+                // SAFETY: 16 rows of whole groups of codes; a whole panel; AVX-512 as above.
+                unsafe { pack_b(&self.b, rows.as_ptr(), stride, groups, panel, part) };
+            });
+        }
+    }
+
+    unsafe fn tile(&self, depth: usize, a: *const u8, b: *const u8, c: *mut f32, carry: bool) {
+        // SAFETY: the caller's operands and tile; AVX-512 as above.
+        unsafe { tile(depth / GROUP, a, b, c, carry) }
+    }
+
+    fn promote(&self) -> tile::PromoteRow {
+        tile::promote_on(super::Isa::Avx512)
+    }
+
+    fn any_c(&self) -> bool {
+        false
+    }
+}
+
+/// Calls `work` with [`PACK`] rows of whole groups of codes and their stride: in place where they are
+/// there and contiguous, else by way of a copy filled up with zeros.
+fn with_rows(
+    codes: &Codes<'_>,
+    row: usize,
+    (from, to): (usize, usize),
+    work: impl FnOnce(&[u8], usize),
+) {
+    let Codes::U8(codes) = codes else { panic!("FP8 codes are bytes") };
+    let (rows, stride) = codes.dim();
+    let width = (to - from).next_multiple_of(GROUP);
+    if let (Some(all), true) = (codes.to_slice(), width == to - from && row + PACK <= rows) {
+        return work(&all[row * stride + from..][..(PACK - 1) * stride + width], stride);
+    }
+    let mut buffer = Scratch::bytes(PACK * width);
+    let copy = buffer.slice::<u8>(PACK * width);
+    copy.fill(0);
+    for i in 0..PACK.min(rows.saturating_sub(row)) {
+        let source = codes.row(row + i);
+        let line = copy[i * width..].iter_mut();
+        for (to, &code) in line.zip(source.iter().skip(from).take(to - from)) {
+            *to = code;
+        }
+    }
+    work(copy, width);
+}
+
 /// Sixteen rows of codes (`rows[i * stride + k]`, `groups * 32` along K, zero-filled) packed as
 /// part of a panel of B: `panel` points at the panel, `part` is which sixteen of its columns.
 ///
 /// # Safety
 /// AVX-512 BW and VBMI; 16 rows of `groups * 32` codes; a panel of `groups * B_GROUP` bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-pub(super) unsafe fn pack_b(
+unsafe fn pack_b(
     tables: &Tables,
     rows: *const u8,
     stride: usize,
@@ -119,13 +221,7 @@ pub(super) unsafe fn pack_b(
 /// # Safety
 /// As [`pack_b`], with room for four tiles.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-pub(super) unsafe fn pack_a(
-    tables: &Tables,
-    rows: *const u8,
-    stride: usize,
-    groups: usize,
-    tiles: *mut u8,
-) {
+unsafe fn pack_a(tables: &Tables, rows: *const u8, stride: usize, groups: usize, tiles: *mut u8) {
     // SAFETY: the offsets stay inside what the caller vouches for.
     unsafe {
         for quad in 0..groups * 8 {
@@ -199,7 +295,7 @@ unsafe fn quad_faces(tables: &Tables, rows: *const u8, stride: usize) -> Faces {
 /// AVX-512 BW, DQ, VBMI and VNNI; packed operands of `groups` groups; `c` has 128 elements.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,avx512vnni")]
 #[allow(clippy::needless_range_loop)]
-pub(super) unsafe fn tile(groups: usize, a: *const u8, b: *const u8, c: *mut f32, carry: bool) {
+unsafe fn tile(groups: usize, a: *const u8, b: *const u8, c: *mut f32, carry: bool) {
     let zero = _mm512_setzero_si512();
     let bytes = |p: *const u8| {
         // SAFETY: only called below with 64 bytes inside the packed operand.

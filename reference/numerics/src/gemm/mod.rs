@@ -6,6 +6,7 @@
 //! [`grouped`] forms are its three MoE layouts. [`gemm_bf16`], [`gemm_f16`] and [`gemm_tf32`] chain
 //! Hopper's 16-bit and TF32 steps over all of K.
 //!
+//! [`tensor_core`] multiplies tiles with incoming accumulators, as matrix instructions do, and
 //! [`inorder`] holds the plain f32 and f64 GEMMs of the `fp32` and `f64` modes.
 //!
 //! `portable` is the specification; the kernels beside it give the same bits faster and are chosen
@@ -24,16 +25,18 @@
 //! ```
 
 mod config;
-mod fp8;
 #[cfg(target_arch = "x86_64")]
 mod fp8_avx512;
 pub mod grouped;
 pub mod inorder;
 mod inorder_kernels;
 mod isa;
+mod lanes;
 mod portable;
 mod scratch;
+pub mod tensor_core;
 mod tile;
+mod tiled;
 
 use crate::formats::{Format, bf16, f16, to_bf16};
 use crate::mma::Accumulator;
@@ -41,6 +44,7 @@ pub use config::{Accumulate, Fp8Operand, GemmConfig, GemmError, Promote, ScaleBl
 pub use inorder_kernels::Element;
 pub use isa::Isa;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use tiled::promote_row;
 
 /// `D[m, n] = A[m, k] B[n, k]^T` of FP8 operands with scales, in FP32.
 pub fn gemm_fp8(
@@ -76,8 +80,8 @@ pub fn gemm_fp8_on(
 ) -> Result<(), GemmError> {
     config::check(a, b, config)?;
     check_output(a.rows(), b.rows(), &d)?;
-    match fp8::kernels(isa).filter(|_| fp8::supports(&config.accumulator)) {
-        Some(kernels) => fp8::gemm_fp8(&kernels, a, b, d, accumulate, config),
+    match tile::kernels(isa, (a.format, b.format), &config.accumulator) {
+        Some(kernels) => tiled::gemm_fp8(&*kernels, a, b, d, accumulate, config),
         None => portable::gemm_fp8(a, b, d, accumulate, config),
     }
     Ok(())
@@ -103,7 +107,15 @@ pub fn gemm_bf16_into(
     accumulator: &Accumulator,
 ) -> Result<(), GemmError> {
     let code = |x: &bf16| u32::from(x.to_bits());
-    unscaled(Format::Bf16, a.map(code), b.map(code), d, accumulate, accumulator)
+    gemm_unscaled_on(
+        Isa::best(),
+        Format::Bf16,
+        a.map(code).view(),
+        b.map(code).view(),
+        d,
+        accumulate,
+        accumulator,
+    )
 }
 
 /// [`gemm_bf16`] for FP16 operands.
@@ -122,7 +134,15 @@ pub fn gemm_f16_into(
     accumulator: &Accumulator,
 ) -> Result<(), GemmError> {
     let code = |x: &f16| u32::from(x.to_bits());
-    unscaled(Format::F16, a.map(code), b.map(code), d, accumulate, accumulator)
+    gemm_unscaled_on(
+        Isa::best(),
+        Format::F16,
+        a.map(code).view(),
+        b.map(code).view(),
+        d,
+        accumulate,
+        accumulator,
+    )
 }
 
 /// `D = A B^T` of FP32 operands on Hopper's TF32 path: each element's low 13 bits dropped, steps of 8
@@ -142,7 +162,15 @@ pub fn gemm_tf32_into(
     accumulator: &Accumulator,
 ) -> Result<(), GemmError> {
     let code = |x: &f32| x.to_bits();
-    unscaled(Format::Tf32, a.map(code), b.map(code), d, accumulate, accumulator)
+    gemm_unscaled_on(
+        Isa::best(),
+        Format::Tf32,
+        a.map(code).view(),
+        b.map(code).view(),
+        d,
+        accumulate,
+        accumulator,
+    )
 }
 
 /// The output cast of a GEMM: FP32 to BF16, nearest even, NaN canonical.
@@ -150,10 +178,13 @@ pub fn cast_bf16(d: ArrayView2<'_, f32>) -> Array2<bf16> {
     d.map(|&x| to_bf16(x))
 }
 
-fn unscaled(
+/// A GEMM without scales over codes of `format` (BF16, FP16, TF32 or an 8-bit one) on a chosen
+/// instruction set, [`Isa::Portable`] being the specification itself: for tests and benches.
+pub fn gemm_unscaled_on(
+    isa: Isa,
     format: Format,
-    a: Array2<u32>,
-    b: Array2<u32>,
+    a: ArrayView2<'_, u32>,
+    b: ArrayView2<'_, u32>,
     d: ArrayViewMut2<'_, f32>,
     accumulate: Accumulate,
     accumulator: &Accumulator,
@@ -165,7 +196,13 @@ fn unscaled(
         return Err(GemmError::Zero("accumulator.group"));
     }
     check_output(a.nrows(), b.nrows(), &d)?;
-    portable::gemm_unscaled(format, a.view(), b.view(), d, accumulate, accumulator);
+    match tile::kernels(isa, (format, format), accumulator) {
+        Some(kernels) => {
+            let (a, b) = (tile::Codes::U32(a), tile::Codes::U32(b));
+            tiled::gemm_unscaled(&*kernels, &a, &b, d, accumulate);
+        }
+        None => portable::gemm_unscaled(format, a, b, d, accumulate, accumulator),
+    }
     Ok(())
 }
 

@@ -40,6 +40,11 @@ impl Scratch {
     pub(crate) fn slice<T: bytemuck::Pod>(&mut self, len: usize) -> &mut [T] {
         &mut bytemuck::cast_slice_mut(&mut self.0)[..len]
     }
+
+    /// [`Scratch::slice`] to read.
+    pub(crate) fn as_slice<T: bytemuck::Pod>(&self, len: usize) -> &[T] {
+        &bytemuck::cast_slice(&self.0)[..len]
+    }
 }
 
 impl Drop for Scratch {

@@ -1,57 +1,130 @@
-//! The table of FP8 tile kernels: who packs, who multiplies and who promotes on which instruction set.
+//! What a tile kernel is: who packs, who multiplies and who promotes, on which instruction set, for
+//! which accumulator.
 
 use super::config::Promote;
-#[cfg(target_arch = "x86_64")]
-use super::fp8_avx512;
-use super::isa::Isa;
+use super::lanes::{Lanes, Step};
+use super::{Isa, promote_row};
+use crate::formats::Format;
+use crate::mma::Accumulator;
+use ndarray::ArrayView2;
 
-#[cfg(target_arch = "x86_64")]
-pub(super) use super::fp8_avx512::Tables;
+/// Rows of a tile.
+pub(super) const TILE_ROWS: usize = 4;
+/// Columns of the widest tile.
+pub(super) const MAX_COLS: usize = 32;
+/// Rows of A that are packed together.
+pub(super) const PACK: usize = 16;
 
-/// `(tables, rows, stride, groups, tiles)`: packs 16 rows of codes as tiles of A.
-pub(super) type PackA = unsafe fn(&Tables, *const u8, usize, usize, *mut u8);
-/// `(tables, rows, stride, groups, panel, part)`: packs 16 rows of codes as half a panel of B.
-pub(super) type PackB = unsafe fn(&Tables, *const u8, usize, usize, *mut u8, usize);
-/// `(groups, a, b, c, carry)`: chains the groups of a tile.
-pub(super) type TileKernel = unsafe fn(usize, *const u8, *const u8, *mut f32, bool);
+/// An operand's codes, `[rows, k]`.
+pub(super) enum Codes<'a> {
+    /// Of an 8-bit format.
+    U8(ArrayView2<'a, u8>),
+    /// Of any other.
+    U32(ArrayView2<'a, u32>),
+}
+
+impl Codes<'_> {
+    /// Rows and K.
+    pub(super) fn dim(&self) -> (usize, usize) {
+        match self {
+            Codes::U8(codes) => codes.dim(),
+            Codes::U32(codes) => codes.dim(),
+        }
+    }
+
+    /// A code; zero outside.
+    #[inline]
+    pub(super) fn get(&self, row: usize, k: usize) -> u32 {
+        match self {
+            Codes::U8(codes) => codes.get((row, k)).map_or(0, |&code| code.into()),
+            Codes::U32(codes) => codes.get((row, k)).map_or(0, |&code| code),
+        }
+    }
+}
+
 /// `(how, scales, partial, acc, end)`: promotes one row of a tile.
 pub(super) type PromoteRow = unsafe fn(Promote, (f32, &[f32]), &[f32], &mut [f32], bool);
 
-/// The FP8 kernels of one instruction set.
-pub(super) struct Kernels {
-    /// Bytes of a packed group of a tile of A.
-    pub(super) a_group: usize,
-    /// Bytes of a packed group of a panel of B.
-    pub(super) b_group: usize,
-    pub(super) pack_a: PackA,
-    pub(super) pack_b: PackB,
-    pub(super) tile: TileKernel,
-    pub(super) promote: PromoteRow,
+/// Kernels for one accumulator and pair of formats on one instruction set, which the machine has.
+pub(super) trait TileKernels: Sync {
+    /// Columns of a tile.
+    fn cols(&self) -> usize;
+    /// Products a step: depths are multiples of it but at the end of a chain.
+    fn depth_unit(&self) -> usize;
+    /// Whether packed depths are filled up to the unit with zeros.
+    fn padded(&self) -> bool;
+    /// Bytes of one step along K of a packed tile of A.
+    fn a_bytes(&self) -> usize;
+    /// Bytes of one step along K of a packed panel of B.
+    fn b_bytes(&self) -> usize;
+    /// Packs [`PACK`] rows as tiles of A, one after another; rows that do not exist are zero.
+    fn pack_a(&self, codes: &Codes<'_>, row: usize, k: (usize, usize), tiles: &mut [u8]);
+    /// Packs `cols` rows as a panel of B; rows that do not exist are zero.
+    fn pack_b(&self, codes: &Codes<'_>, row: usize, k: (usize, usize), panel: &mut [u8]);
+    /// Chains `depth` products into the tile `c`, from zero unless `carry`.
+    ///
+    /// # Safety
+    /// A tile and a panel packed for `depth`; `c` holds `TILE_ROWS * cols` elements.
+    unsafe fn tile(&self, depth: usize, a: *const u8, b: *const u8, c: *mut f32, carry: bool);
+    /// Promotes one row of a tile.
+    fn promote(&self) -> PromoteRow;
+    /// Whether every C is exact, not only those of [`in_f32_range`].
+    fn any_c(&self) -> bool;
+
+    /// Packed length of `depth` along K.
+    fn packed_depth(&self, depth: usize) -> usize {
+        if self.padded() { depth.next_multiple_of(self.depth_unit()) } else { depth }
+    }
 }
 
-impl Kernels {
-    /// The kernels for `isa`, where the machine has it.
-    pub(super) fn new(isa: Isa) -> Option<Kernels> {
-        if !isa.is_available() {
-            return None;
-        }
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => Some(Kernels {
-                a_group: fp8_avx512::A_GROUP,
-                b_group: fp8_avx512::B_GROUP,
-                pack_a: fp8_avx512::pack_a,
-                pack_b: fp8_avx512::pack_b,
-                tile: fp8_avx512::tile,
-                promote: promote_avx512,
-            }),
-            _ => None,
-        }
+/// Whether kernels with f32 lanes take `c` as an incoming accumulator: zero, infinity, NaN, or
+/// a magnitude in [2^-88, 2^116).
+pub(super) fn in_f32_range(c: f32) -> bool {
+    let field = c.to_bits() >> 23 & 0xFF;
+    c == 0.0 || field == 0xFF || (127 - 88..127 + 116).contains(&field)
+}
+
+/// The kernels for `accumulator` over operands of these formats on `isa`; none where the machine
+/// does not have it, or where only the specification computes that accumulator.
+pub(super) fn kernels(
+    isa: Isa,
+    formats: (Format, Format),
+    accumulator: &Accumulator,
+) -> Option<Box<dyn TileKernels>> {
+    if isa == Isa::Portable || !isa.is_available() {
+        return None;
+    }
+    let fp8 = |format| matches!(format, Format::E4M3 | Format::E5M2);
+    let both_fp8 = fp8(formats.0) && fp8(formats.1);
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 && both_fp8 && *accumulator == Accumulator::HOPPER_FP8 {
+        return Some(Box::new(super::fp8_avx512::Fp8::new(formats)));
+    }
+    let step = Step::of(accumulator)?;
+    // The f32 form has no subnormal or overflowing results to round, nor a rounding to nearest.
+    let narrow = both_fp8 && step.fits_f32() && *accumulator == Accumulator::HOPPER_FP8;
+    Some(Box::new(Lanes::new(isa, step, formats, narrow)))
+}
+
+/// The promotion of a row, compiled for `isa`.
+pub(super) fn promote_on(isa: Isa) -> PromoteRow {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => promote_avx512,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => promote_avx2,
+        _ => promote_row,
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 fn promote_avx512(how: Promote, s: (f32, &[f32]), partial: &[f32], acc: &mut [f32], end: bool) {
-    super::fp8::promote_row(how, s, partial, acc, end);
+    promote_row(how, s, partial, acc, end);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn promote_avx2(how: Promote, s: (f32, &[f32]), partial: &[f32], acc: &mut [f32], end: bool) {
+    promote_row(how, s, partial, acc, end);
 }

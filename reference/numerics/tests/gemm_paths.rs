@@ -1,9 +1,12 @@
-//! The FP8 GEMM on every instruction set against the specification, bit for bit.
+//! The exact GEMMs on every instruction set against the specification, bit for bit.
 
 use fathom_numerics::formats::Format;
+use fathom_numerics::formats::Rounding;
+use fathom_numerics::gemm::tensor_core::TensorCore;
 use fathom_numerics::gemm::{
-    Accumulate, Fp8Operand, GemmConfig, Isa, Promote, ScaleBlock, gemm_fp8_on,
+    Accumulate, Fp8Operand, GemmConfig, Isa, Promote, ScaleBlock, gemm_fp8_on, gemm_unscaled_on,
 };
+use fathom_numerics::mma::{Accumulator, Fraction, Output};
 use ndarray::Array2;
 
 /// A small generator of its own, so that the tests depend on nothing.
@@ -178,4 +181,142 @@ fn threads_change_no_bit() {
     for threads in [2, 3, 7] {
         assert_eq!(run(threads), one, "{threads} threads");
     }
+}
+
+#[test]
+fn other_accumulators() {
+    let wide = |fraction, round| Accumulator {
+        fraction: Fraction::Bits(fraction),
+        round,
+        ..Accumulator::HOPPER_16BIT
+    };
+    let accumulators = [
+        Accumulator::BLACKWELL_FP8,
+        Accumulator::DEEPSEEK_34_BIT,
+        Accumulator::EXACT,
+        Accumulator { group: 64, ..Accumulator::HOPPER_FP8 },
+        Accumulator { fraction: Fraction::Bits(14), ..Accumulator::HOPPER_FP8 },
+        Accumulator { output: Output::F32 { fraction_bits: 10 }, ..Accumulator::HOPPER_FP8 },
+        wide(22, Rounding::NearestEven),
+        wide(40, Rounding::TowardZero),
+    ];
+    for (seed, accumulator) in accumulators.into_iter().enumerate() {
+        let config = GemmConfig { accumulator, ..GemmConfig::default() };
+        for kind in [Kind::Bell, Kind::Uniform, Kind::Special] {
+            check(kind, (6, 35, 200), &config, seed as u64);
+        }
+    }
+}
+
+/// Codes of a 16-bit format or TF32: bell-shaped, wide, sparse with subnormals, or with specials.
+fn words(format: Format, kind: u64, rows: usize, k: usize, random: &mut Random) -> Array2<u32> {
+    let bits = if format == Format::Tf32 { 32 } else { 16 };
+    Array2::from_shape_simple_fn((rows, k), || {
+        let any = ((random.next() << 31 ^ random.next()) & ((1 << bits) - 1)) as u32;
+        let value = |scale: i32, random: &mut Random| {
+            let x = (random.next() as f64 / 2f64.powi(30) - 1.0) * 2f64.powi(scale);
+            let (x, even) = (x as f32, Rounding::NearestEven);
+            match format {
+                Format::Tf32 => x.to_bits(),
+                _ => format.layout().from_f32(x, even, fathom_numerics::formats::Overflow::Ieee),
+            }
+        };
+        match kind {
+            0 => value(0, random),
+            1 => value(random.below(30) as i32 - 20, random),
+            2 if random.below(3) > 0 => any & (1 << (bits - 1)),
+            2 => any & ((1 << (bits - 1)) | if bits == 32 { 0x00FF_FFFF } else { 0xFF }),
+            3 => value(if format == Format::F16 { 14 } else { 120 }, random),
+            _ => any,
+        }
+    })
+}
+
+#[test]
+fn sixteen_bit_and_tf32() {
+    let cases = [
+        (Format::Bf16, Accumulator::HOPPER_16BIT),
+        (Format::F16, Accumulator::HOPPER_16BIT),
+        (Format::Tf32, Accumulator::HOPPER_TF32),
+    ];
+    for (format, accumulator) in cases {
+        for kind in 0..5 {
+            let mut random = Random(kind + 77);
+            let (m, n, k) = (10, 37, 530 - 100 * kind as usize);
+            let (a, b) =
+                (words(format, kind, m, k, &mut random), words(format, kind, n, k, &mut random));
+            let old = scales((m, n), &mut random);
+            for accumulate in [Accumulate::Overwrite, Accumulate::Chain, Accumulate::AddAtEnd] {
+                let run = |isa| {
+                    let mut d = old.clone();
+                    let (a, b) = (a.view(), b.view());
+                    gemm_unscaled_on(isa, format, a, b, d.view_mut(), accumulate, &accumulator)
+                        .unwrap();
+                    d.mapv(f32::to_bits)
+                };
+                let want = run(Isa::Portable);
+                for isa in Isa::available() {
+                    assert_eq!(run(isa), want, "{isa:?} {format:?} kind {kind} {accumulate:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn tiles_with_every_incoming_accumulator() {
+    let mut random = Random(11);
+    for round in 0..24u64 {
+        let formats = [Format::E4M3, Format::E5M2];
+        let (fa, fb) = (formats[round as usize % 2], formats[round as usize / 2 % 2]);
+        let kind = KINDS[round as usize % KINDS.len()];
+        let (m, n, k) = (64, 40, if round % 3 == 0 { 128 } else { 32 });
+        let (a, b) = (codes(kind, fa, m, k, &mut random), codes(kind, fb, n, k, &mut random));
+        let c = Array2::from_shape_fn((m, n), |(i, _)| {
+            let any = f32::from_bits((random.next() << 31 ^ random.next()) as u32);
+            match i / 8 {
+                0 => 0.0,
+                1 => -0.0,
+                2 => any,
+                3 => any.clamp(-1e5, 1e5),
+                4 => f32::from_bits(any.to_bits() & 0x80FF_FFFF),
+                5 => f32::from_bits(0x3000_0000 | any.to_bits() & 0x8FFF_FFFF),
+                6 => any.signum() * 1e-9,
+                _ => [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1.0][any.to_bits() as usize % 4],
+            }
+        });
+        for accumulate in [false, true] {
+            let run = |isa| {
+                let core = TensorCore::on(isa, Accumulator::HOPPER_FP8, fa, fb).unwrap();
+                let (a, b) = (core.pack_a(a.view()), core.pack_b(b.view()));
+                let mut d = c.clone();
+                core.multiply_add(&a, &b, d.view_mut(), accumulate);
+                d.mapv(f32::to_bits)
+            };
+            let want = run(Isa::Portable);
+            for isa in Isa::available() {
+                assert_eq!(run(isa), want, "{isa:?} {kind:?} {fa} {fb} K {k}");
+            }
+        }
+    }
+    // 16-bit operands on the same interface.
+    let (a, b) =
+        (words(Format::Bf16, 0, 64, 16, &mut random), words(Format::Bf16, 1, 24, 16, &mut random));
+    let c = scales((64, 24), &mut random);
+    let run = |isa| {
+        let core =
+            TensorCore::on(isa, Accumulator::HOPPER_16BIT, Format::Bf16, Format::Bf16).unwrap();
+        let (a, b) = (core.pack_a(a.mapv(|x| x as u16).view()), core.pack_b(b.view()));
+        let mut d = c.clone();
+        core.multiply_add(&a, &b, d.view_mut(), true);
+        d
+    };
+    let want = run(Isa::Portable);
+    for isa in Isa::available() {
+        assert_eq!(run(isa), want, "{isa:?}");
+    }
+    assert!(
+        TensorCore::new(Accumulator::tensor_core(32, 13, Output::F16), Format::E4M3, Format::E4M3)
+            .is_none()
+    );
 }
