@@ -13,9 +13,9 @@ use crate::kernel_time::{
 };
 use crate::network::alltoall::{AllToAll, AllToAllModel};
 use crate::network::collectives::{Algorithm, Collective, GroupShape, p2p_s, time_s};
-use crate::parallel::{CostModel, Placement};
+use crate::parallel::{CostModel, PlacedLayer, Placement};
 use crate::schedules::ScheduleKind;
-use crate::times::{LayerKind, LayerTimes, PhaseTimes, StageTimes, StepTimes, TailTimes};
+use crate::times::{LayerKind, LayerTimes, PhaseTimes, StepTimes, TailTimes};
 use crate::workload::{LayerContext, dispatch_token_bytes, layer_records};
 
 /// Times everything from shapes, data-sheet figures and [`Constants`].
@@ -369,7 +369,7 @@ fn rank_params(s: &Scenario, kind: LayerKind, index: u64) -> (f64, f64) {
 }
 
 impl CostModel for FirstPrinciples {
-    fn step_times(&self, s: &Scenario, placement: &Placement) -> Result<StepTimes, SimError> {
+    fn layer_times(&self, s: &Scenario, layer: PlacedLayer) -> Result<[LayerTimes; 2], SimError> {
         if s.training.precision == Precision::Fp8 && s.cluster.gpu.fp8_flops == 0.0 {
             return Err(SimError::Layout(format!(
                 "{} has no FP8 tensor cores: use precision = \"bf16\"",
@@ -377,28 +377,15 @@ impl CostModel for FirstPrinciples {
             )));
         }
         let ctx = FirstPrinciples::context(s);
-        // Layers of one kind are alike; each kind is timed once.
-        let mut known: Vec<(LayerKind, bool, [LayerTimes; 2])> = Vec::new();
-        let mut stages = Vec::with_capacity(placement.stages.len());
-        for stage in &placement.stages {
-            let mut times = StageTimes { alone: Vec::new(), overlapped: Vec::new() };
-            for layer in stage {
-                let key = (layer.kind, s.model.is_moe_layer(layer.index));
-                let found = known.iter().find(|(k, m, _)| (*k, *m) == key).map(|(_, _, t)| *t);
-                let [alone, overlapped] = found.unwrap_or_else(|| {
-                    let t = match layer.kind {
-                        LayerKind::Dense | LayerKind::Moe => self.layer(s, &ctx, layer.index),
-                        kind => self.special(s, &ctx, kind, layer.index),
-                    };
-                    known.push((key.0, key.1, t));
-                    t
-                });
-                times.alone.push(alone);
-                times.overlapped.push(overlapped);
-            }
-            stages.push(times);
-        }
-        let (n, ranks) = (stages.len(), placement.ranks);
+        Ok(match layer.kind {
+            LayerKind::Dense | LayerKind::Moe => self.layer(s, &ctx, layer.index),
+            kind => self.special(s, &ctx, kind, layer.index),
+        })
+    }
+
+    fn frame(&self, s: &Scenario, placement: &Placement) -> StepTimes {
+        let ctx = FirstPrinciples::context(s);
+        let (n, ranks) = (placement.stages.len(), placement.ranks);
         let p = &s.parallel;
         // Where pairs overlap, an activation and a gradient leave at once and share the NIC.
         let messages = if s.schedule.overlaps_pairs() { 2.0 } else { 1.0 };
@@ -411,13 +398,13 @@ impl CostModel for FirstPrinciples {
             .collect();
         let tail =
             (0..ranks).map(|r| self.tail(s, placement, &held(s.schedule, n, ranks, r))).collect();
-        Ok(StepTimes {
-            stages,
+        StepTimes {
+            stages: Vec::new(),
             tail,
             p2p_s: p2p,
             instruction_overhead_s: self.constants.gap_s,
             expert_load: Vec::new(),
-        })
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use crate::config::{Precision, Scenario};
 use crate::error::SimError;
 use crate::hardware::model::Attention;
 use crate::schedules::{Schedule, ScheduleShape, Shape};
-use crate::times::{LayerKind, StepTimes};
+use crate::times::{LayerKind, LayerTimes, StageTimes, StepTimes};
 
 /// A layer as placed: its kind, and its index among the transformer layers (0 for embedding and head).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,11 +24,68 @@ pub struct Placement {
     pub ranks: usize,
 }
 
-/// The cost side: seconds of every part of a step of `scenario` as placed.
-pub trait CostModel {
-    /// Times for the event engine; stages and layers in the order of `placement`.
-    fn step_times(&self, scenario: &Scenario, placement: &Placement)
-    -> Result<StepTimes, SimError>;
+/// The cost side: seconds of every part of a step.
+pub trait CostModel: Sync {
+    /// A layer by itself and beside the other half of an overlapped pair. What it takes depends on the model, the
+    /// cluster, tp, cp, ep, `comm_sms`, `what_if` and the training's shapes; never on pp, dp, zero or the schedule.
+    fn layer_times(&self, s: &Scenario, layer: PlacedLayer) -> Result<[LayerTimes; 2], SimError>;
+
+    /// Everything but the layers: sends, tails, overhead; `stages` and `expert_load` are left empty.
+    fn frame(&self, s: &Scenario, placement: &Placement) -> StepTimes;
+}
+
+/// Times of every kind of layer of a model; layers of one kind are alike.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerTable {
+    rows: Vec<(LayerKind, [LayerTimes; 2])>,
+    /// Mean work for placement.
+    pub weights: LayerWeights,
+}
+
+impl LayerTable {
+    /// Times one layer of every kind that the model has.
+    pub fn new(s: &Scenario, model: &dyn CostModel) -> Result<Self, SimError> {
+        let m = &s.model;
+        let dense = m.moe.map_or(m.n_layers, |moe| moe.n_dense_layers.min(m.n_layers));
+        let kinds = [
+            (LayerKind::Embedding, 0, 1),
+            (LayerKind::Dense, 0, dense),
+            (LayerKind::Moe, dense, m.n_layers - dense),
+            (LayerKind::Mtp, m.n_layers, m.n_mtp_layers),
+            (LayerKind::Head, 0, 1),
+        ];
+        let mut rows = Vec::new();
+        let (mut layers, mut weights) = (0.0, LayerWeights { layer: 0.0, mtp: 0.0, head: 0.0 });
+        for (kind, index, count) in kinds.into_iter().filter(|k| k.2 > 0) {
+            let times = model.layer_times(s, PlacedLayer { kind, index })?;
+            let phases = [times[1].forward, times[1].backward, times[1].weight];
+            let work: f64 = phases.iter().map(|p| p.attention_s + p.mlp_s).sum();
+            match kind {
+                LayerKind::Dense | LayerKind::Moe => layers += work * count as f64,
+                LayerKind::Mtp => weights.mtp = work,
+                LayerKind::Head => weights.head = work,
+                LayerKind::Embedding => {}
+            }
+            rows.push((kind, times));
+        }
+        weights.layer = layers / m.n_layers as f64;
+        Ok(LayerTable { rows, weights })
+    }
+
+    /// A layer of `kind`, by itself and beside the other half of a pair.
+    pub fn of(&self, kind: LayerKind) -> &[LayerTimes; 2] {
+        let row = self.rows.iter().find(|(k, _)| *k == kind);
+        &row.expect("a placed layer is of a kind that the model has").1
+    }
+
+    /// The stages of a placement.
+    pub fn stages(&self, placement: &Placement) -> Vec<StageTimes> {
+        let stage = |layers: &Vec<PlacedLayer>| {
+            let pick = |which: usize| layers.iter().map(|l| self.of(l.kind)[which]).collect();
+            StageTimes { alone: pick(0), overlapped: pick(1) }
+        };
+        placement.stages.iter().map(stage).collect()
+    }
 }
 
 /// Pipeline stages of a scenario: its ranks, times the stages a rank holds.
@@ -191,25 +248,6 @@ impl LayerWeights {
             layer: (layer(true) * dense + layer(false) * (n - dense)) / n,
             mtp: layer(false) + head + projection,
             head,
-        }
-    }
-
-    /// Seconds of forward and backward beside each other, from the times of any placement.
-    pub fn by_times(times: &StepTimes) -> Self {
-        let seconds = |wanted: &[LayerKind]| {
-            let layers = times.stages.iter().flat_map(|s| &s.overlapped);
-            let own: Vec<f64> = layers
-                .filter(|l| wanted.contains(&l.kind))
-                .map(|l| {
-                    [l.forward, l.backward, l.weight].iter().map(|p| p.attention_s + p.mlp_s).sum()
-                })
-                .collect();
-            own.iter().sum::<f64>() / (own.len() as f64).max(1.0)
-        };
-        LayerWeights {
-            layer: seconds(&[LayerKind::Dense, LayerKind::Moe]),
-            mtp: seconds(&[LayerKind::Mtp]),
-            head: seconds(&[LayerKind::Head]),
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::error::SimError;
 use crate::events::{AllToAll, Breakdown, Detail, StepOutcome, play};
 use crate::load;
 use crate::memory::{Memory, memory};
-use crate::parallel::{CostModel, LayerWeights, Placement, check, place, schedule};
+use crate::parallel::{CostModel, LayerTable, Placement, check, place, schedule};
 use crate::reliability::{Goodput, goodput};
 use crate::schedules::Schedule;
 use crate::times::StepTimes;
@@ -102,18 +102,14 @@ pub fn simulate(
     })
 }
 
-/// Places by the work of the layers, times that, and places again by the times found.
+/// Times every kind of layer, places by these times, and puts the step's times together.
 pub fn place_and_time(
     s: &Scenario,
     model: &dyn CostModel,
 ) -> Result<(Placement, StepTimes), SimError> {
-    let probe = place(s, LayerWeights::by_flops(s))?;
-    let times = model.step_times(s, &probe)?;
-    let placement = place(s, LayerWeights::by_times(&times))?;
-    if placement == probe {
-        return Ok((probe, times));
-    }
-    let times = model.step_times(s, &placement)?;
+    let table = LayerTable::new(s, model)?;
+    let placement = place(s, table.weights)?;
+    let times = StepTimes { stages: table.stages(&placement), ..model.frame(s, &placement) };
     Ok((placement, times))
 }
 
