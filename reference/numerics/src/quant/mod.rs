@@ -24,7 +24,7 @@ pub mod transpose;
 
 use crate::formats::{E4M3, E5M2, Format, canonical_f32};
 use crate::gemm::{Fp8Operand, ScaleBlock};
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
 pub use rows::{Source, Target};
 
@@ -155,10 +155,6 @@ pub struct Quantized {
 }
 
 impl Quantized {
-    fn new(codes: Array2<u8>, scales: Array2<f32>, format: Format, block: ScaleBlock) -> Quantized {
-        Quantized { codes, scales, format, block }
-    }
-
     /// The matrix as a GEMM operand: rows are M (or N), the second dimension is K.
     pub fn operand(&self) -> Fp8Operand<'_> {
         Fp8Operand {
@@ -187,16 +183,11 @@ pub fn quantize<T: Source>(
     config: &QuantConfig,
 ) -> Result<Quantized, QuantError> {
     config.check(block)?;
-    Ok(match config.format {
-        Format::E5M2 => {
-            let cast = rows::quantize::<T, E5M2>(x, block, config);
-            Quantized::new(cast.codes.mapv(E5M2::to_bits), cast.scales, config.format, block)
-        }
-        _ => {
-            let cast = rows::quantize::<T, E4M3>(x, block, config);
-            Quantized::new(cast.codes.mapv(E4M3::to_bits), cast.scales, config.format, block)
-        }
-    })
+    let (codes, scales) = match config.format {
+        Format::E5M2 => rows::quantize::<T, E5M2>(x, block, config).into_bytes(),
+        _ => rows::quantize::<T, E4M3>(x, block, config).into_bytes(),
+    };
+    Ok(Quantized { codes, scales, format: config.format, block })
 }
 
 /// Activations and gradients: a scale for every 1 x `tile` (the report: 128).
@@ -241,9 +232,11 @@ fn scaled<Q: Copy + Sync>(
     let mut x = Array2::zeros(codes.dim());
     let rows: Vec<_> = x.outer_iter_mut().zip(codes.outer_iter()).enumerate().collect();
     rows.into_par_iter().for_each(|(i, (mut x, codes))| {
-        let scales = scales.row(i / block.rows);
-        for (k, (x, &code)) in x.iter_mut().zip(codes).enumerate() {
-            *x = canonical_f32(value(code) * scales[k / block.k]);
+        let width = block.k.min(codes.len().max(1));
+        let tiles = x.axis_chunks_iter_mut(Axis(0), width);
+        let tiles = tiles.zip(codes.axis_chunks_iter(Axis(0), width));
+        for ((mut x, codes), &scale) in tiles.zip(scales.row(i / block.rows)) {
+            x.zip_mut_with(&codes, |x, &code| *x = canonical_f32(value(code) * scale));
         }
     });
     x

@@ -69,6 +69,15 @@ pub(super) struct Cast<Q> {
     pub(super) scales: Array2<f32>,
 }
 
+impl<Q: Target> Cast<Q> {
+    /// The codes as plain bytes, for targets of one byte.
+    pub(super) fn into_bytes(self) -> (Array2<u8>, Array2<f32>) {
+        let (dim, (codes, _)) = (self.codes.dim(), self.codes.into_raw_vec_and_offset());
+        let codes = Array2::from_shape_vec(dim, bytemuck::cast_vec(codes));
+        (codes.expect("one code a byte"), self.scales)
+    }
+}
+
 /// Quantises a matrix.
 pub(super) fn quantize<T: Source, Q: Target>(
     x: ArrayView2<'_, T>,

@@ -35,16 +35,12 @@ pub fn swiglu_quantize<T: Source>(
     config.check(block)?;
     check_shapes(gate, up)?;
     let fill = |i: usize, y: &mut [f32]| swiglu_row(gate.row(i), up.row(i), y);
-    Ok(match config.format {
-        Format::E5M2 => {
-            let cast = rows::quantize_computed::<E5M2>(gate.dim(), block, config, fill);
-            Quantized::new(cast.codes.mapv(E5M2::to_bits), cast.scales, config.format, block)
-        }
-        _ => {
-            let cast = rows::quantize_computed::<E4M3>(gate.dim(), block, config, fill);
-            Quantized::new(cast.codes.mapv(E4M3::to_bits), cast.scales, config.format, block)
-        }
-    })
+    let dim = gate.dim();
+    let (codes, scales) = match config.format {
+        Format::E5M2 => rows::quantize_computed::<E5M2>(dim, block, config, fill).into_bytes(),
+        _ => rows::quantize_computed::<E4M3>(dim, block, config, fill).into_bytes(),
+    };
+    Ok(Quantized { codes, scales, format: config.format, block })
 }
 
 /// SwiGLU + transpose + cast, for the wgrad of the down-projection: codes of the transpose of

@@ -13,7 +13,7 @@ pub fn transpose_quantize<T: Source>(
     tile: usize,
     config: &QuantConfig,
 ) -> Result<Quantized, QuantError> {
-    quantize_tile(transpose(x.map(|x| x.to_f32()).view()).view(), tile, config)
+    quantize_tile(transpose(x).view(), tile, config)
 }
 
 /// The re-quantisation of wgrad: a matrix kept as 1x128 becomes its transpose with 128x1 of the
@@ -36,18 +36,26 @@ pub fn requantize_transposed_e5m6(
     quantize_tile(transpose(q.dequantize().view()).view(), tile, config)
 }
 
-/// The transpose in standard layout, by squares that fit in the cache.
-fn transpose(x: ArrayView2<'_, f32>) -> Array2<f32> {
+/// The transpose in standard layout, in FP32. Squares go through a buffer of their own, as rows a
+/// large power of two apart would share a few cache sets.
+fn transpose<T: Source>(x: ArrayView2<'_, T>) -> Array2<f32> {
     const SIDE: usize = 32;
     let (m, k) = x.dim();
+    let x = x.as_standard_layout();
+    let x = x.as_slice().expect("standard layout");
     let mut out = vec![0.0f32; m * k];
     if !out.is_empty() {
         out.par_chunks_mut(SIDE * m).enumerate().for_each(|(band, out)| {
+            let columns = band * SIDE..(band * SIDE + SIDE).min(k);
+            let mut square = [[0.0f32; SIDE]; SIDE];
             for i0 in (0..m).step_by(SIDE) {
-                for (j, row) in out.chunks_mut(m).enumerate() {
-                    for i in i0..(i0 + SIDE).min(m) {
-                        row[i] = x[[i, band * SIDE + j]];
-                    }
+                let height = SIDE.min(m - i0);
+                for i in 0..height {
+                    let row = &x[(i0 + i) * k..][columns.clone()];
+                    row.iter().zip(&mut square).for_each(|(x, column)| column[i] = x.to_f32());
+                }
+                for (row, column) in out.chunks_mut(m).zip(&square) {
+                    row[i0..i0 + height].copy_from_slice(&column[..height]);
                 }
             }
         });
