@@ -8,7 +8,8 @@ use fathom_numerics::quant::e5m6::quantize_tile_e5m6;
 use fathom_numerics::quant::mx::{MxRule, quantize_mx};
 use fathom_numerics::quant::swiglu::{swiglu, swiglu_quantize, swiglu_transpose_quantize};
 use fathom_numerics::quant::transpose::{
-    requantize_transposed, requantize_transposed_e5m6, transpose_quantize,
+    requantize_transposed, requantize_transposed_e5m6, requantize_transposed_groups,
+    transpose_quantize, transpose_quantize_groups,
 };
 use fathom_numerics::quant::{
     QuantConfig, QuantError, ScaleKind, dequantize, next_power_of_two, quantize, quantize_block,
@@ -173,6 +174,27 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn groups_start_their_tiles_anew() {
+    let x = Array2::from_shape_fn((150, 9), |(i, k)| ((i * 9 + k) as f32).cos() * 7.0);
+    let (sizes, config) = ([20, 0, 130], QuantConfig::pow2());
+    let kept = quantize_tile(x.view(), 128, &config).unwrap();
+    let both = [
+        (transpose_quantize_groups(x.view(), &sizes, 128, &config).unwrap(), x),
+        (requantize_transposed_groups(&kept, &sizes, 128, &config).unwrap(), dequantize(&kept)),
+    ];
+    for (grouped, x) in both {
+        assert_eq!((grouped.codes.dim(), grouped.scales.dim()), ((9, 150), (9, 3)));
+        for (rows, columns) in [(0..20, 0..1), (20..150, 1..3)] {
+            let alone = transpose_quantize(x.slice(s![rows.clone(), ..]), 128, &config).unwrap();
+            assert_eq!(grouped.codes.slice(s![.., rows]), alone.codes);
+            assert_eq!(grouped.scales.slice(s![.., columns]), alone.scales);
+        }
+        let error = transpose_quantize_groups(x.view(), &[20, 131], 128, &config).unwrap_err();
+        assert_eq!(error, QuantError::Groups { expected: 150, found: vec![20, 131] });
     }
 }
 

@@ -129,6 +129,14 @@ pub enum QuantError {
         /// Its extent along the second dimension.
         k: usize,
     },
+    /// Group sizes that do not add up.
+    #[error("m_sizes are {found:?}: expected a sum of {expected}, the number of rows")]
+    Groups {
+        /// Rows to share out.
+        expected: usize,
+        /// The sizes given.
+        found: Vec<usize>,
+    },
     /// Tensors whose shapes disagree.
     #[error("{what} is {found:?}: expected {expected:?}")]
     Shape {

@@ -3,7 +3,8 @@
 
 use super::e5m6::QuantizedE5M6;
 use super::{QuantConfig, QuantError, Quantized, Source, dequantize, quantize_tile};
-use ndarray::{Array2, ArrayView2};
+use crate::gemm::ScaleBlock;
+use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
 
 /// Transpose and cast: x`[m, k]` becomes codes `[k, m]` with a scale for every 1 x `tile` of the
@@ -34,6 +35,55 @@ pub fn requantize_transposed_e5m6(
     config: &QuantConfig,
 ) -> Result<Quantized, QuantError> {
     quantize_tile(transpose(q.dequantize().view()).view(), tile, config)
+}
+
+/// [`transpose_quantize`] for experts: the rows of x are tokens sorted by expert, `m_sizes[g]` of them
+/// belonging to expert g, and tiles start anew at every expert. The scales are `[k,
+/// sum of ceil(m_sizes[g] / tile)]`: the operand of [`crate::gemm::grouped::gemm_fp8_grouped_k`].
+pub fn transpose_quantize_groups<T: Source>(
+    x: ArrayView2<'_, T>,
+    m_sizes: &[usize],
+    tile: usize,
+    config: &QuantConfig,
+) -> Result<Quantized, QuantError> {
+    quantize_groups(transpose(x), m_sizes, tile, config)
+}
+
+/// [`requantize_transposed`] for experts, as [`transpose_quantize_groups`] lays them out.
+pub fn requantize_transposed_groups(
+    q: &Quantized,
+    m_sizes: &[usize],
+    tile: usize,
+    config: &QuantConfig,
+) -> Result<Quantized, QuantError> {
+    quantize_groups(transpose(dequantize(q).view()), m_sizes, tile, config)
+}
+
+/// Casts each group of columns by itself.
+fn quantize_groups(
+    x: Array2<f32>,
+    sizes: &[usize],
+    tile: usize,
+    config: &QuantConfig,
+) -> Result<Quantized, QuantError> {
+    let (k, m) = x.dim();
+    if sizes.iter().sum::<usize>() != m {
+        return Err(QuantError::Groups { expected: m, found: sizes.to_vec() });
+    }
+    let block = ScaleBlock { rows: 1, k: tile };
+    config.check(block)?;
+    let columns = sizes.iter().map(|size| size.div_ceil(tile)).sum();
+    let mut codes = Array2::zeros((k, m));
+    let mut scales = Array2::zeros((k, columns));
+    let (mut begin, mut column) = (0, 0);
+    for &size in sizes {
+        let part = quantize_tile(x.slice(s![.., begin..begin + size]), tile, config)?;
+        codes.slice_mut(s![.., begin..begin + size]).assign(&part.codes);
+        scales.slice_mut(s![.., column..column + part.scales.ncols()]).assign(&part.scales);
+        begin += size;
+        column += part.scales.ncols();
+    }
+    Ok(Quantized { codes, scales, format: config.format, block })
 }
 
 /// The transpose in standard layout, in FP32. Squares go through a buffer of their own, as rows a
