@@ -116,6 +116,9 @@ fn probes_find_the_published_figures() {
 fn fp32_results_are_truncated_and_fp16_results_rounded() {
     for figures in PUBLISHED {
         let mma = mma(figures);
+        if mma.types.c != mma.types.d {
+            continue; // an FP16 C cannot hold the probe for an FP32 result
+        }
         // (1 + 3u) + 1 with u the last bit of the result is 2 (1 + 1.5 u), a tie.
         let u = 2f64.powi(-(figures.5 as i32));
         let last = if mma.types.d == Format::F16 { 2.0 * u } else { u };
