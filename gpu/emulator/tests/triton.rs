@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use fathom_emulator::{Device, LaunchConfig, LaunchReport, Module, Params, Preset};
-use half::bf16;
+use fathom_numerics::formats::Format;
+use fathom_numerics::mma::{Arch, Instr, Mma};
+use half::{bf16, f16};
 
 struct Kernel {
     device: Device,
@@ -152,4 +154,134 @@ fn host_threads_and_schedules_change_no_bit() {
         results.push(d.download::<u32>(out, x.len()).unwrap());
     }
     assert!(results.iter().all(|r| *r == results[0]));
+}
+
+/// A matmul kernel against the tensor-core model, K step by K step, to the bit.
+fn matmul(tag: &str, preset: &str, instr: Instr, qualifier: &str, size: (usize, usize, usize)) {
+    let Some(mut kernel) = Kernel::load(tag) else { return };
+    let device = Device::new(Preset::named(preset).unwrap());
+    let text = std::fs::read_to_string(folder().unwrap().join(format!("{tag}.ptx"))).unwrap();
+    kernel.module = Module::load(&device, &text).unwrap();
+    kernel.device = device;
+    let arch = if preset == "a100" { Arch::Sm80 } else { Arch::Sm90 };
+    let model = Mma::find(arch, instr, qualifier).unwrap();
+    let (m, n, k) = size;
+    let code = |v: f32| match model.types.a {
+        Format::F16 => u32::from(f16::from_f32(v).to_bits()),
+        Format::Bf16 => u32::from(bf16::from_f32(v).to_bits()),
+        _ => v.to_bits(),
+    };
+    let a: Vec<u32> = noise(8, m * k).into_iter().map(code).collect();
+    let b: Vec<u32> = noise(9, k * n).into_iter().map(code).collect();
+    let upload = |codes: &[u32]| match model.types.a {
+        Format::Tf32 => kernel.device.upload(codes).unwrap(),
+        _ => kernel.device.upload(&codes.iter().map(|&c| c as u16).collect::<Vec<_>>()).unwrap(),
+    };
+    let half_out = tag.contains("f16") && !tag.contains("bf16");
+    let bytes = if half_out { 2 } else { 4 };
+    let (pa, pb) = (upload(&a), upload(&b));
+    let pc = kernel.device.alloc((m * n * bytes) as u64).unwrap();
+    let params = Params::new().with(pa).with(pb).with(pc);
+    let params = params.with(m as u32).with(n as u32).with(k as u32);
+    let block = if tag.contains("f16_sm") && half_out { 128 } else { 64 };
+    let grid = (m.div_ceil(block) * n.div_ceil(block)) as u32;
+    let report = kernel.run([grid, 1, 1], params.with(k as u32).with(n as u32).with(n as u32));
+    assert!(report.record.tensor_core_flops >= 2 * (m * n * k) as u64);
+    let step = model.shape.k;
+    for i in 0..m {
+        for j in 0..n {
+            let mut acc = 0;
+            for start in (0..k).step_by(step) {
+                let row = &a[i * k + start..][..step];
+                let column: Vec<u32> = (start..start + step).map(|p| b[p * n + j]).collect();
+                acc = model.dot(row, &column, acc);
+            }
+            let at = pc + ((i * n + j) * bytes) as u64;
+            if half_out {
+                let got: u16 = kernel.device.download(at, 1).unwrap()[0];
+                let expected = f16::from_f32(f32::from_bits(acc)).to_bits();
+                assert_eq!(got, expected, "{tag} ({i}, {j})");
+            } else {
+                let got: u32 = kernel.device.download(at, 1).unwrap()[0];
+                assert_eq!(got, acc, "{tag} ({i}, {j})");
+            }
+        }
+    }
+}
+
+#[test]
+fn matmul_f16_sm80_is_exact_on_ampere_and_hopper() {
+    let q = "m16n8k16.f32.f16.f16.f32";
+    matmul("matmul_f16_sm80", "a100", Instr::MmaSync, q, (128, 128, 64));
+    matmul("matmul_f16_sm80", "h800", Instr::MmaSync, q, (144, 160, 80));
+}
+
+#[test]
+fn matmul_f16_sm90_is_exact() {
+    let q = "m64n128k16.f32.f16.f16";
+    matmul("matmul_f16_sm90", "h800", Instr::Wgmma, q, (144, 160, 192));
+}
+
+#[test]
+fn matmul_bf16_sm90_is_exact() {
+    let q = "m64n64k16.f32.bf16.bf16";
+    matmul("matmul_bf16_f32out_sm90", "h800", Instr::Wgmma, q, (64, 80, 336));
+}
+
+#[test]
+fn matmul_tf32_sm90_is_exact() {
+    let q = "m64n64k8.f32.tf32.tf32";
+    matmul("matmul_tf32_sm90", "h100", Instr::Wgmma, q, (80, 64, 112));
+}
+
+/// Causal attention against f64.
+fn flash(tag: &str, d: usize, block: usize) {
+    let Some(kernel) = Kernel::load(tag) else { return };
+    let (heads, s) = (2, 160);
+    let n = heads * s * d;
+    let gen_bf16 = |seed| -> Vec<bf16> { noise(seed, n).into_iter().map(bf16::from_f32).collect() };
+    let (q, k, v) = (gen_bf16(10), gen_bf16(11), gen_bf16(12));
+    let dev = &kernel.device;
+    let [pq, pk, pv] = [&q, &k, &v].map(|x| dev.upload(x).unwrap());
+    let out = dev.alloc(2 * n as u64).unwrap();
+    let lse = dev.alloc(4 * (heads * s) as u64).unwrap();
+    let scale = 1.0 / (d as f32).sqrt();
+    let params = Params::new().with(pq).with(pk).with(pv).with(out).with(lse).with(scale);
+    let params = params.with((s * d) as u32).with(d as u32).with(s as u32);
+    kernel.run([s.div_ceil(block) as u32, heads as u32, 1], params);
+    let got: Vec<bf16> = dev.download(out, n).unwrap();
+    for h in 0..heads {
+        for i in 0..s {
+            let row = |x: &[bf16], i: usize| -> Vec<f64> {
+                x[(h * s + i) * d..][..d].iter().map(|v| v.to_f64()).collect()
+            };
+            let qi = row(&q, i);
+            let scores: Vec<f64> = (0..=i)
+                .map(|j| {
+                    let kj = row(&k, j);
+                    f64::from(scale) * qi.iter().zip(kj).map(|(a, b)| a * b).sum::<f64>()
+                })
+                .collect();
+            let most = scores.iter().copied().fold(f64::MIN, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
+            let sum: f64 = weights.iter().sum();
+            for e in 0..d {
+                let expected: f64 = (0..=i).map(|j| weights[j] * row(&v, j)[e]).sum::<f64>() / sum;
+                let got = got[(h * s + i) * d + e].to_f64();
+                // Probabilities and results are rounded to bf16: 2^-8 of values below 1.
+                assert!((got - expected).abs() < 8e-3, "{tag} {h} {i} {e}: {got} {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn flash_attention_sm80_is_right() {
+    flash("flash_fwd_bf16_d64_causal_sm80", 64, 64);
+}
+
+#[test]
+fn flash_attention_sm90_is_right() {
+    flash("flash_fwd_bf16_d64_causal_sm90", 64, 64);
+    flash("flash_fwd_bf16_d128_causal_sm90", 128, 128);
 }

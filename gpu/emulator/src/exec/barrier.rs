@@ -58,7 +58,7 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
             });
             Ok(())
         }
-        Membar | Fence => super::proxy::fence(l, ins),
+        Membar | Fence | FenceProxy => super::proxy::fence(l, ins),
         Nanosleep => {
             l.emit_action(Class::Misc, |_| Step::Yield);
             Ok(())

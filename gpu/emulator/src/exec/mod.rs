@@ -16,6 +16,10 @@
 //! | [`shuffle`] | shfl, vote, match, redux, elect |
 //! | [`cp_async`] | cp.async and its groups |
 //! | [`matrix`] | ldmatrix, stmatrix, movmatrix |
+//! | [`mma`], [`wgmma`] | matrix products; their arithmetic is in [`tensor`] |
+//! | [`mbarrier`] | mbarrier objects |
+//! | [`tma`] | bulk and tensor copies, st.async, red.async, tensormap |
+//! | [`proxy`] | fences; what the sanitizer wants to know |
 //! | [`barrier`] | bar, barrier, cluster barriers, fences, griddepcontrol, nanosleep |
 
 pub mod alu;
@@ -28,12 +32,17 @@ pub mod float;
 pub mod half;
 pub mod int;
 pub mod matrix;
+pub mod mbarrier;
 pub mod memory;
+pub mod mma;
 pub mod mov;
 pub mod pred;
 pub mod proxy;
 pub mod shuffle;
 pub mod special;
+pub mod tensor;
+pub mod tma;
+pub mod wgmma;
 
 use fathom_ptx::ast::{Instruction, Operand};
 use fathom_ptx::table::Opcode;
@@ -90,9 +99,32 @@ fn by_class(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         Bra | BrxIdx | Call | Ret | Exit | Trap | Brkpt => control::lower(l, ins),
         Shfl | Vote | Match | Redux | Activemask | Elect => shuffle::lower(l, ins),
         BarSync | BarArrive | BarRed | BarWarpSync | BarrierSync | BarrierArrive | BarrierRed
-        | BarrierClusterArrive | BarrierClusterWait | Membar | Fence | Griddepcontrol
-        | Nanosleep | Setmaxnreg | Pmevent => barrier::lower(l, ins),
+        | BarrierClusterArrive | BarrierClusterWait | Membar | Fence | FenceProxy
+        | Griddepcontrol | Nanosleep | Setmaxnreg | Pmevent => barrier::lower(l, ins),
         CpAsync | CpAsyncCommitGroup | CpAsyncWaitGroup | CpAsyncWaitAll => cp_async::lower(l, ins),
+        Mma => mma::lower(l, ins),
+        WgmmaMmaAsync | WgmmaFence | WgmmaCommitGroup | WgmmaWaitGroup => wgmma::lower(l, ins),
+        MbarrierInit
+        | MbarrierInval
+        | MbarrierExpectTx
+        | MbarrierCompleteTx
+        | MbarrierArrive
+        | MbarrierArriveDrop
+        | MbarrierTestWait
+        | MbarrierTryWait
+        | MbarrierPendingCount
+        | CpAsyncMbarrierArrive => mbarrier::lower(l, ins),
+        CpAsyncBulk
+        | CpReduceAsyncBulk
+        | CpAsyncBulkTensor
+        | CpReduceAsyncBulkTensor
+        | CpAsyncBulkCommitGroup
+        | CpAsyncBulkWaitGroup
+        | CpAsyncBulkPrefetch
+        | CpAsyncBulkPrefetchTensor
+        | StAsync
+        | RedAsync => tma::lower(l, ins),
+        TensormapReplace | TensormapCpFenceproxy => tma::lower_map(l, ins),
         Ldmatrix | Stmatrix | Movmatrix => matrix::lower(l, ins),
         _ => unsupported(format!("the instruction {}", mnemonic(ins))),
     }

@@ -36,6 +36,42 @@ impl Cx<'_> {
     /// All but the last `left` groups of the executing lanes have arrived.
     pub fn wait_copies(&mut self, _left: usize, _all: bool) {}
 
+    /// The copies of the executing lanes so far will arrive at an mbarrier.
+    pub fn copies_arrive(&mut self) {}
+
+    /// The bulk stores of the executing lanes so far become a group.
+    pub fn commit_bulk(&mut self) {}
+
+    /// All but the last `left` bulk groups have been read.
+    pub fn wait_bulk(&mut self, _left: usize) {}
+
+    /// TMA writes shared memory.
+    pub fn async_writes_shared(&mut self, _lane: usize, _address: u64, _bytes: u64) {}
+
+    /// TMA reads shared memory.
+    pub fn async_reads_shared(&mut self, _lane: usize, _address: u64, _bytes: u64) {}
+
+    /// An mbarrier came into being.
+    pub fn mbarrier_initialised(&mut self, _lane: usize, _address: u64) {}
+
+    /// A thread arrives at an mbarrier.
+    pub fn mbarrier_arrived(&mut self, _lane: usize, _address: u64) {}
+
+    /// A thread has seen a phase of an mbarrier complete.
+    pub fn mbarrier_waited(&mut self, _lane: usize, _address: u64) {}
+
+    /// wgmma.fence, commit_group or wait_group.
+    pub fn wgmma_sync(&mut self, _op: fathom_ptx::table::Opcode, _left: usize) {}
+
+    /// wgmma reads A from these registers.
+    pub fn wgmma_reads(&mut self, _regs: &[u16]) {}
+
+    /// wgmma reads 16 bytes of shared memory.
+    pub fn wgmma_reads_shared(&mut self, _address: u64) {}
+
+    /// wgmma accumulates into these registers.
+    pub fn wgmma_accumulates(&mut self, _regs: &[u16]) {}
+
     /// Shared atomic of one lane.
     pub fn sanitize_atomic(&mut self, _lane: usize, _address: u64, _bytes: u64) {}
 }

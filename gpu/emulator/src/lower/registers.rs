@@ -45,6 +45,7 @@ fn writes_nothing(op: Opcode) -> bool {
             | BarrierClusterWait
             | Membar
             | Fence
+            | FenceProxy
             | Griddepcontrol
             | MbarrierInit
             | MbarrierInval

@@ -1,0 +1,333 @@
+//! wgmma: matrix products of a warpgroup, operands in shared memory (PTX ISA, "Asynchronous
+//! Warpgroup Level Matrix Multiply-Accumulate Instructions").
+//!
+//! Each of the four warps computes its 16 rows when it executes the instruction; results are there
+//! at once, and what was not waited for only the sanitizer knows.
+
+use fathom_numerics::mma::{Instr, MmaShape};
+use fathom_ptx::ast::{Instruction, Operand};
+use fathom_ptx::table::Opcode;
+use fathom_ptx::types::{Shape, Type};
+
+use super::mma::{fragment, spread};
+use super::tensor::Product;
+use crate::error::Ub;
+use crate::lower::{Lower, Lowered, mnemonic, unsupported};
+use crate::machine::cx::Cx;
+use crate::machine::lane::{LANES, Lane, Reg};
+use crate::machine::op::{Class, Step};
+
+/// Lowers an instruction of this class.
+pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
+    match ins.op {
+        Opcode::WgmmaMmaAsync => mma_async(l, ins),
+        Opcode::WgmmaFence | Opcode::WgmmaCommitGroup | Opcode::WgmmaWaitGroup => {
+            let left = ins.operands.first().and_then(|o| l.literal(o));
+            let op = ins.op;
+            l.emit_action(Class::WgmmaSync, move |cx| {
+                if let Some(step) = cx.converge(!0) {
+                    return step;
+                }
+                cx.wgmma_sync(op, left.unwrap_or(0) as usize);
+                Step::Next
+            });
+            Ok(())
+        }
+        _ => unsupported(mnemonic(ins)),
+    }
+}
+
+/// Where the elements of an operand lie in shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    start: u64,
+    leading: u64,
+    stride: u64,
+    base_offset: u64,
+    swizzle: u32,
+}
+
+impl Descriptor {
+    /// Reads the 64-bit matrix descriptor (PTX ISA, "Matrix Descriptor Format").
+    pub fn new(bits: u64) -> Descriptor {
+        let field = |at: u32| (bits >> at & 0x3fff) << 4;
+        Descriptor {
+            start: field(0),
+            leading: field(16),
+            stride: field(32),
+            base_offset: bits >> 49 & 7,
+            swizzle: (bits >> 62) as u32,
+        }
+    }
+
+    /// Bytes of a row of the swizzle pattern.
+    fn span(self) -> u64 {
+        match self.swizzle {
+            1 => 128,
+            2 => 64,
+            3 => 32,
+            _ => 16,
+        }
+    }
+
+    /// The swizzled address: bits 4 to 6 are exchanged with bits 7 to 9 of the absolute address.
+    pub fn swizzle(self, address: u64) -> u64 {
+        swizzle(address, self.span(), self.base_offset)
+    }
+
+    /// Address of the 16 bytes that hold byte `byte` of row `row`, where K is contiguous.
+    fn k_major(self, row: u64, byte: u64) -> u64 {
+        let span = self.span();
+        let linear = if span == 16 {
+            self.start + row / 8 * self.stride + row % 8 * 16 + byte / 16 * self.leading
+        } else {
+            self.start + row / 8 * self.stride + row % 8 * span + byte / 16 * 16
+        };
+        self.swizzle(linear)
+    }
+
+    /// Address of the 16 bytes that hold byte `byte` along M or N of index `k`, where K is strided.
+    fn mn_major(self, byte: u64, k: u64) -> u64 {
+        let span = self.span();
+        let linear = if span == 16 {
+            self.start + byte / 16 * self.stride + k % 8 * 16 + k / 8 * self.leading
+        } else {
+            let along = byte / span * self.leading + byte % span / 16 * 16;
+            self.start + along + k % 8 * span + k / 8 * self.stride
+        };
+        self.swizzle(linear)
+    }
+}
+
+/// Swizzles an address for a pattern of `span` bytes a row (16: none).
+pub fn swizzle(address: u64, span: u64, base_offset: u64) -> u64 {
+    let mask = span / 16 - 1;
+    address ^ ((address >> 7).wrapping_sub(base_offset) & mask) << 4
+}
+
+/// Where A comes from.
+enum Source {
+    Shared(Reg),
+    Registers(Vec<Reg>),
+}
+
+fn mma_async(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
+    let types: Vec<Type> = ins.mods.types().collect();
+    let ([d, a, b], Some(Shape { m, n, k })) = (&types[..], ins.mods.shape()) else {
+        return unsupported(mnemonic(ins));
+    };
+    let size = MmaShape { m: m.into(), n: n.into(), k: k.into() };
+    let Some(product) = Product::new(ins, Instr::Wgmma, size, [*d, *a, *b, *d]) else {
+        return unsupported(mnemonic(ins));
+    };
+    let from_registers = matches!(ins.operands[1], Operand::Vector(_));
+    let source = if from_registers {
+        Source::Registers(fragment(l, &ins.operands[1], Type::B32, true)?)
+    } else {
+        Source::Shared(l.src(&ins.operands[1], Type::B64)?)
+    };
+    let b_desc = l.src(&ins.operands[2], Type::B64)?;
+    let (scale_d, negated) = match ins.operands.get(3) {
+        Some(o) => l.pred(o)?,
+        None => (crate::machine::cx::PRED_TRUE, false),
+    };
+    // Immediates: signs of A and B (floats), then transposes of what lies in shared memory.
+    let imm =
+        |l: &Lower<'_>, i: usize| ins.operands.get(i).and_then(|o| l.literal(o)).map(|v| v as i64);
+    let signs = [imm(l, 4) == Some(-1), imm(l, 5) == Some(-1)];
+    let integer = *d == Type::S32;
+    let (trans_a, trans_b) = if integer {
+        (false, false)
+    } else if from_registers {
+        (false, imm(l, 6) == Some(1))
+    } else {
+        (imm(l, 6) == Some(1), imm(l, 7) == Some(1))
+    };
+    let regs = fragment(l, &ins.operands[0], Type::B32, false)?;
+    let name = format!("wgmma.m{m}n{n}k{k}.{}.{}.{}", d.text(), a.text(), b.text());
+    // Counted a warp: a quarter of the warpgroup's work.
+    l.tensor_core(name, 2 * u64::from(m / 4) * u64::from(n) * u64::from(k));
+    let (n, k) = (usize::from(n), usize::from(k));
+    l.emit_action(Class::Wgmma, move |cx| {
+        if let Some(step) = cx.converge(!0) {
+            return step;
+        }
+        let bits = product.bits;
+        let leader = cx.leader();
+        let mut tile_a = vec![0; 16 * k];
+        match &source {
+            Source::Registers(regs) => {
+                cx.wgmma_reads(regs);
+                spread(cx, regs, bits, true, k, &mut tile_a);
+            }
+            Source::Shared(reg) => {
+                let desc = Descriptor::new(u64::read(cx, *reg)[leader]);
+                let first = 16 * (cx.w.index as u64 % 4);
+                if let Err(step) = gather(cx, desc, trans_a, bits, (first, 16, k), &mut tile_a) {
+                    return step;
+                }
+            }
+        }
+        let desc = Descriptor::new(u64::read(cx, b_desc)[leader]);
+        let mut tile_b = vec![0; n * k];
+        if let Err(step) = gather(cx, desc, trans_b, bits, (0, n, k), &mut tile_b) {
+            return step;
+        }
+        for (tile, negate) in [(&mut tile_a, signs[0]), (&mut tile_b, signs[1])] {
+            if negate && !integer {
+                tile.iter_mut().for_each(|v| *v ^= 1 << (bits - 1));
+            }
+        }
+        cx.wgmma_accumulates(&regs);
+        let scale = cx.pred(scale_d) ^ if negated { !0 } else { 0 };
+        let keep = scale >> leader & 1 != 0;
+        let halves = product.accumulator == Type::F16;
+        let mut d = vec![0u64; 16 * n];
+        if keep {
+            accumulators(cx, &regs, halves, n, &mut d);
+        }
+        product.run(&cx.grid.preset, [16, n, k], &tile_a, &tile_b, &mut d);
+        store_accumulators(cx, &regs, halves, n, &d);
+        Step::Next
+    });
+    Ok(())
+}
+
+/// Elements `first..first + rows` of an operand in shared memory, row-major with K inner.
+fn gather(
+    cx: &mut Cx<'_>,
+    desc: Descriptor,
+    transposed: bool,
+    bits: u32,
+    (first, rows, k): (u64, usize, usize),
+    out: &mut [u64],
+) -> Result<(), Step> {
+    let bytes = (bits / 8).max(1) as usize;
+    let cta = cx.cta;
+    let end = u64::from(cx.grid.shared_end);
+    let per = 16 / bytes;
+    let mut fault = None;
+    let mut read = |cx: &mut Cx<'_>, address: u64| -> [u8; 16] {
+        if address + 16 > end || address < u64::from(crate::machine::reserved(&cx.grid.preset)) {
+            fault.get_or_insert(address);
+            return [0; 16];
+        }
+        cx.wgmma_reads_shared(address);
+        let shared = cx.shared_bytes(cta);
+        shared[address as usize..address as usize + 16].try_into().expect("16 bytes")
+    };
+    if bits == 1 {
+        for row in 0..rows {
+            for chunk in 0..k / 128 {
+                let data = read(cx, desc.k_major(first + row as u64, chunk as u64 * 16));
+                for i in 0..128 {
+                    out[row * k + chunk * 128 + i] = u64::from(data[i / 8] >> (i % 8) & 1);
+                }
+            }
+        }
+    } else if transposed {
+        for p in 0..k {
+            for chunk in 0..rows / per {
+                let byte = first * bytes as u64 + chunk as u64 * 16;
+                let data = read(cx, desc.mn_major(byte, p as u64));
+                for i in 0..per {
+                    out[(chunk * per + i) * k + p] = element(&data, i, bytes);
+                }
+            }
+        }
+    } else {
+        for row in 0..rows {
+            for chunk in 0..k / per {
+                let data = read(cx, desc.k_major(first + row as u64, chunk as u64 * 16));
+                let to = &mut out[row * k + chunk * per..][..per];
+                for (i, to) in to.iter_mut().enumerate() {
+                    *to = element(&data, i, bytes);
+                }
+            }
+        }
+    }
+    match fault {
+        None => Ok(()),
+        Some(address) => {
+            let message = "a matrix descriptor reaches beyond shared memory";
+            Err(cx.fail(Ub::OutOfBounds, None, Some(address), message))
+        }
+    }
+}
+
+#[inline(always)]
+fn element(data: &[u8; 16], i: usize, bytes: usize) -> u64 {
+    match bytes {
+        1 => u64::from(data[i]),
+        2 => u64::from(u16::from_le_bytes([data[2 * i], data[2 * i + 1]])),
+        _ => u64::from(u32::from_le_bytes(data[4 * i..4 * i + 4].try_into().expect("4 bytes"))),
+    }
+}
+
+/// Register of column block `block`, row half `row8`, pair element `pair`.
+fn accumulator_register(regs: &[Reg], halves: bool, block: usize, row8: usize, pair: usize) -> Reg {
+    if halves { regs[2 * block + row8] } else { regs[4 * block + 2 * row8 + pair] }
+}
+
+fn accumulators(cx: &Cx<'_>, regs: &[Reg], halves: bool, n: usize, d: &mut [u64]) {
+    for block in 0..n / 8 {
+        for row8 in 0..2 {
+            for pair in 0..2 {
+                let reg = accumulator_register(regs, halves, block, row8, pair);
+                let value = u32::read(cx, reg);
+                for lane in 0..LANES {
+                    let at = (lane / 4 + 8 * row8) * n + 8 * block + 2 * (lane % 4) + pair;
+                    let word = u64::from(value[lane]);
+                    d[at] = if halves { word >> (16 * pair) & 0xffff } else { word };
+                }
+            }
+        }
+    }
+}
+
+fn store_accumulators(cx: &mut Cx<'_>, regs: &[Reg], halves: bool, n: usize, d: &[u64]) {
+    for block in 0..n / 8 {
+        for row8 in 0..2 {
+            let mut packed = [0u32; LANES];
+            for pair in 0..2 {
+                let mut value = [0u32; LANES];
+                for lane in 0..LANES {
+                    let at = (lane / 4 + 8 * row8) * n + 8 * block + 2 * (lane % 4) + pair;
+                    value[lane] = d[at] as u32;
+                }
+                if halves {
+                    packed.iter_mut().zip(value).for_each(|(p, v)| *p |= v << (16 * pair));
+                } else {
+                    let reg = accumulator_register(regs, false, block, row8, pair);
+                    u32::write(cx, reg, value);
+                }
+            }
+            if halves {
+                u32::write(cx, regs[2 * block + row8], packed);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn swizzles_exchange_the_bits_of_the_address() {
+        // Row 1 of a 128-byte pattern starts at its second 16 bytes.
+        assert_eq!(swizzle(128, 128, 0), 128 + 16);
+        assert_eq!(swizzle(128 * 7 + 16, 128, 0), 128 * 7 + 96);
+        assert_eq!(swizzle(128 * 3, 64, 0), 128 * 3 + 48);
+        assert_eq!(swizzle(128 * 3, 32, 0), 128 * 3 + 16);
+        assert_eq!(swizzle(128 * 3, 16, 0), 128 * 3);
+    }
+
+    #[test]
+    fn descriptor_fields() {
+        let bits = 0x400 >> 4 | (16u64 >> 4) << 16 | (1024u64 >> 4) << 32 | 1 << 62;
+        let d = Descriptor::new(bits);
+        assert_eq!((d.start, d.leading, d.stride, d.span()), (0x400, 16, 1024, 128));
+        assert_eq!(d.k_major(9, 16), 0x400 + 1024 + 128);
+    }
+}
