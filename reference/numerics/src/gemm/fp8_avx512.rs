@@ -18,7 +18,7 @@
 //! an element. The unit is a tile of 4 rows by 32 columns.
 
 use super::scratch::Scratch;
-use super::tile::{self, Codes, PACK, TILE_ROWS, TileKernels};
+use super::tile::{self, Codes, PACK, TILE_ROWS, TileKernels, TileOutput};
 use crate::formats::Format;
 use std::arch::x86_64::*;
 
@@ -146,7 +146,11 @@ impl TileKernels for Fp8 {
         }
     }
 
-    unsafe fn tile(&self, depth: usize, a: *const u8, b: *const u8, c: *mut f32, carry: bool) {
+    fn passes(&self) -> tile::Passes {
+        tile::passes_on(super::Isa::Avx512)
+    }
+
+    unsafe fn tile(&self, depth: usize, a: *const u8, b: *const u8, c: TileOutput, carry: bool) {
         // SAFETY: the caller's operands and tile; AVX-512 as above.
         unsafe { tile(depth / GROUP, a, b, c, carry) }
     }
@@ -287,15 +291,15 @@ unsafe fn quad_faces(tables: &Tables, rows: *const u8, stride: usize) -> Faces {
     }
 }
 
-/// `groups` steps of a tile: `c[4][32]` continues, or starts from zero unless `carry`.
+/// `groups` steps of a tile of 4 x 32: `c` continues, or starts from zero unless `carry`.
 ///
 /// Exact for C zero, infinite, NaN or of magnitude in [2^-88, 2^116).
 ///
 /// # Safety
-/// AVX-512 BW, DQ, VBMI and VNNI; packed operands of `groups` groups; `c` has 128 elements.
+/// AVX-512 BW, DQ, VBMI and VNNI; packed operands of `groups` groups; a whole tile.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,avx512vnni")]
 #[allow(clippy::needless_range_loop)]
-unsafe fn tile(groups: usize, a: *const u8, b: *const u8, c: *mut f32, carry: bool) {
+unsafe fn tile(groups: usize, a: *const u8, b: *const u8, c: TileOutput, carry: bool) {
     let zero = _mm512_setzero_si512();
     let bytes = |p: *const u8| {
         // SAFETY: only called below with 64 bytes inside the packed operand.
@@ -324,7 +328,7 @@ unsafe fn tile(groups: usize, a: *const u8, b: *const u8, c: *mut f32, carry: bo
             for v in 0..2 {
                 let old = if started {
                     // SAFETY: row r, vector v of the tile.
-                    Some(unsafe { _mm512_loadu_ps(c.add(r * 32 + v * 16)) })
+                    Some(unsafe { _mm512_loadu_ps(c.data.add(r * c.stride + v * 16)) })
                 } else {
                     None
                 };
@@ -362,7 +366,7 @@ unsafe fn tile(groups: usize, a: *const u8, b: *const u8, c: *mut f32, carry: bo
             for v in 0..2 {
                 let sum = finish(acc[r][v], lost[r][v], starts[r][v].exponent);
                 // SAFETY: row r, vector v of the tile.
-                unsafe { _mm512_storeu_ps(c.add(r * 32 + v * 16), sum) };
+                unsafe { _mm512_storeu_ps(c.data.add(r * c.stride + v * 16), sum) };
             }
         }
     }

@@ -5,9 +5,9 @@
 //! `e` the step's largest exponent, its truncation to an integer is the aligned term; the sum of the
 //! integers is exact. Four instructions a product: two multiplications, a truncation, an addition.
 //! Exponents are 16-bit integers and follow the specification to the letter (zero: -126), so that every
-//! accumulator C is covered in f64; in f32 those that [`super::tile::in_f32_range`] admits.
+//! accumulator C is covered in f64; in f32 those that `tile::in_f32_range` admits.
 
-use super::tile::{Codes, TILE_ROWS, TileKernels};
+use super::tile::{Codes, TILE_ROWS, TileKernels, TileOutput};
 use super::{Isa, tile};
 use crate::formats::{Class, Format, Rounding};
 use crate::mma::{Accumulator, Fraction, Operand, Output};
@@ -45,7 +45,7 @@ impl Step {
 }
 
 /// `(step, depth, a, b, c, carry)`: `depth` products into a tile of C.
-type LanesTile = unsafe fn(&Step, usize, *const u8, *const u8, *mut f32, bool);
+type LanesTile = unsafe fn(&Step, usize, *const u8, *const u8, TileOutput, bool);
 
 /// The kernels of one instruction set for one accumulator and pair of formats.
 pub(super) struct Lanes {
@@ -55,7 +55,7 @@ pub(super) struct Lanes {
     narrow: bool,
     cols: usize,
     tile: LanesTile,
-    promote: tile::PromoteRow,
+    isa: Isa,
 }
 
 impl Lanes {
@@ -77,7 +77,7 @@ impl Lanes {
             (_, true) => (2, portable::f32_portable),
             (_, false) => (2, portable::f64_portable),
         };
-        Lanes { step, formats, narrow, cols, tile: run, promote: tile::promote_on(isa) }
+        Lanes { step, formats, narrow, cols, tile: run, isa }
     }
 
     fn element_bytes(&self) -> usize {
@@ -159,13 +159,17 @@ impl TileKernels for Lanes {
         self.pack(self.formats.1, codes, rows, panel);
     }
 
-    unsafe fn tile(&self, depth: usize, a: *const u8, b: *const u8, c: *mut f32, carry: bool) {
+    fn passes(&self) -> tile::Passes {
+        tile::passes_on(self.isa)
+    }
+
+    unsafe fn tile(&self, depth: usize, a: *const u8, b: *const u8, c: TileOutput, carry: bool) {
         // SAFETY: the caller's panels and tile; the instruction set was there when this was made.
         unsafe { (self.tile)(&self.step, depth, a, b, c, carry) }
     }
 
     fn promote(&self) -> tile::PromoteRow {
-        self.promote
+        tile::promote_on(self.isa)
     }
 
     fn any_c(&self) -> bool {
@@ -204,7 +208,7 @@ macro_rules! lanes_tile {
         $(#[$attr])*
         #[allow(clippy::needless_range_loop)]
         pub(super) unsafe fn $name(
-            step: &Step, depth: usize, a: *const u8, b: *const u8, c: *mut f32, carry: bool,
+            step: &Step, depth: usize, a: *const u8, b: *const u8, c: TileOutput, carry: bool,
         ) {
             const W: usize = 2 * $lanes;
             let (a_values, b_values) = (a.cast::<$t>(), b.cast::<$t>());
@@ -212,9 +216,13 @@ macro_rules! lanes_tile {
             let (a_exponents, b_exponents) = unsafe {
                 (a_values.add(depth * TILE_ROWS), b_values.add(depth * W))
             };
-            let c = c.cast::<[[f32; W]; TILE_ROWS]>();
-            // SAFETY: the caller's tile.
-            let mut tile = if carry { unsafe { *c } } else { [[0f32; W]; TILE_ROWS] };
+            let mut tile = [[0f32; W]; TILE_ROWS];
+            if carry {
+                for r in 0..TILE_ROWS {
+                    // SAFETY: the caller's tile.
+                    tile[r] = unsafe { c.data.add(r * c.stride).cast::<[f32; W]>().read_unaligned() };
+                }
+            }
             for from in (0..depth).step_by(step.group) {
                 let count = step.group.min(depth - from);
                 // SAFETY: `from + count <= depth`, so all reads are inside the panels.
@@ -263,8 +271,10 @@ macro_rules! lanes_tile {
                     }
                 }
             }
-            // SAFETY: the caller's tile.
-            unsafe { *c = tile };
+            for r in 0..TILE_ROWS {
+                // SAFETY: the caller's tile.
+                unsafe { c.data.add(r * c.stride).cast::<[f32; W]>().write_unaligned(tile[r]) };
+            }
         }
     };
 }
@@ -309,7 +319,7 @@ mod output {
 
 /// Plain Rust: "vectors" are single numbers.
 mod portable {
-    use super::{Step, TILE_ROWS, largest, output, power};
+    use super::{Step, TILE_ROWS, TileOutput, largest, output, power};
 
     lanes_tile!(
         f32_portable,
@@ -339,7 +349,7 @@ mod portable {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Step, TILE_ROWS, largest, output, power};
+    use super::{Step, TILE_ROWS, TileOutput, largest, output, power};
     use std::arch::x86_64::*;
 
     const TRUNCATE: i32 = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
@@ -400,7 +410,7 @@ mod x86 {
 
 #[cfg(target_arch = "aarch64")]
 mod neon {
-    use super::{Step, TILE_ROWS, largest, output, power};
+    use super::{Step, TILE_ROWS, TileOutput, largest, output, power};
     use std::arch::aarch64::*;
 
     lanes_tile!(

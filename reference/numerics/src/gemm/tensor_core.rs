@@ -20,7 +20,7 @@
 
 use super::isa::Isa;
 use super::scratch::Scratch;
-use super::tile::{self, Codes, MAX_COLS, PACK, TILE_ROWS, TileKernels, in_f32_range};
+use super::tile::{self, Codes, MAX_COLS, PACK, TILE_ROWS, TileKernels, TileOutput};
 use crate::formats::Format;
 use crate::mma::{Accumulator, Operand, Output, Terms};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
@@ -149,74 +149,75 @@ impl TensorCore {
         assert_eq!(k, k_b, "A is [{m}, {k}], B is [{n}, {k_b}]: expected the same K");
         assert_eq!(d.dim(), (m, n), "A is [{m}, {k}], B is [{n}, {k}], D is {:?}", d.dim());
         assert!(a.is_a && !b.is_a, "A is packed by pack_a, B by pack_b");
+        let Some(d) = d.as_slice_mut() else {
+            let mut copy = d.to_owned();
+            self.multiply_add(a, b, copy.view_mut(), accumulate);
+            return d.assign(&copy);
+        };
         if !accumulate {
             d.fill(0.0);
         }
-        if k == 0 {
+        if k == 0 || d.is_empty() {
             return;
         }
-        let cols = self.kernels.as_ref().map_or(MAX_COLS, |kernels| kernels.cols());
-        for col in (0..n).step_by(cols) {
-            for row in (0..m).step_by(TILE_ROWS) {
-                let (rows, cols) = (TILE_ROWS.min(m - row), cols.min(n - col));
-                let to = ndarray::s![row..row + rows, col..col + cols];
-                self.tile(a, b, (row, col), d.slice_mut(to), accumulate);
-            }
+        let fast = self.kernels.as_ref().filter(|kernels| {
+            // SAFETY: the kernels exist because the machine has their instruction set.
+            !accumulate || kernels.any_c() || unsafe { (kernels.passes().all_in_range)(d) }
+        });
+        match fast {
+            Some(kernels) => self.tiles(&**kernels, a, b, d, accumulate),
+            None => self.specification(a, b, d),
         }
     }
 
-    /// One tile: on the kernels where they cover its accumulators, else by the specification.
-    fn tile(
-        &self,
-        a: &Packed,
-        b: &Packed,
-        (row, col): (usize, usize),
-        mut d: ArrayViewMut2<'_, f32>,
-        accumulate: bool,
-    ) {
-        let fast = self
-            .kernels
-            .as_ref()
-            .filter(|kernels| !accumulate || kernels.any_c() || d.iter().all(|&c| in_f32_range(c)));
-        let Some(kernels) = fast else {
-            return self.specification(a, b, (row, col), d);
-        };
-        let cols = kernels.cols();
-        let depth = kernels.packed_depth(a.codes.codes().dim().1);
-        let mut tile = [0f32; TILE_ROWS * MAX_COLS];
-        if accumulate {
-            for (line, d) in tile.chunks_mut(cols).zip(d.outer_iter()) {
-                line.iter_mut().zip(d).for_each(|(to, &c)| *to = c);
+    /// All tiles on the kernels, whole ones in place.
+    fn tiles(&self, kernels: &dyn TileKernels, a: &Packed, b: &Packed, d: &mut [f32], carry: bool) {
+        let ((m, k), n) = (a.codes.codes().dim(), b.codes.codes().dim().0);
+        let (width, depth) = (kernels.cols(), kernels.packed_depth(k));
+        let (a_size, b_size) = (depth * kernels.a_bytes(), depth * kernels.b_bytes());
+        let a_packed = a.bytes.as_slice::<u8>(a.len);
+        let b_packed = b.bytes.as_slice::<u8>(b.len);
+        for (panel, b_panel) in b_packed.chunks_exact(b_size).enumerate() {
+            for (tile, a_tile) in
+                a_packed.chunks_exact(a_size).take(m.div_ceil(TILE_ROWS)).enumerate()
+            {
+                let (row, col) = (tile * TILE_ROWS, panel * width);
+                let (rows, cols) = (TILE_ROWS.min(m - row), width.min(n - col));
+                let whole = rows == TILE_ROWS && cols == width;
+                let mut copy = [0f32; TILE_ROWS * MAX_COLS];
+                let output = match whole {
+                    true => TileOutput { data: d[row * n + col..].as_mut_ptr(), stride: n },
+                    false => TileOutput { data: copy.as_mut_ptr(), stride: width },
+                };
+                for i in 0..if whole { 0 } else { rows } {
+                    copy[i * width..][..cols].copy_from_slice(&d[(row + i) * n + col..][..cols]);
+                }
+                // SAFETY: panels of `depth` by construction of the chunks; a whole tile, inside D or
+                // its copy.
+                unsafe { kernels.tile(depth, a_tile.as_ptr(), b_panel.as_ptr(), output, carry) };
+                for i in 0..if whole { 0 } else { rows } {
+                    d[(row + i) * n + col..][..cols].copy_from_slice(&copy[i * width..][..cols]);
+                }
             }
         }
-        let a_tile = &a.bytes.as_slice::<u8>(a.len)[row / TILE_ROWS * depth * kernels.a_bytes()..];
-        let b_panel = &b.bytes.as_slice::<u8>(b.len)[col / cols * depth * kernels.b_bytes()..];
-        assert!(a_tile.len() >= depth * kernels.a_bytes(), "A is packed by this tensor core");
-        assert!(b_panel.len() >= depth * kernels.b_bytes(), "B is packed by this tensor core");
-        // SAFETY: both are packed for `depth` (asserted), the tile has room for the widest.
-        unsafe {
-            kernels.tile(depth, a_tile.as_ptr(), b_panel.as_ptr(), tile.as_mut_ptr(), accumulate);
-        }
-        for (line, mut d) in tile.chunks(cols).zip(d.outer_iter_mut()) {
-            d.iter_mut().zip(line).for_each(|(d, &x)| *d = crate::formats::canonical_f32(x));
-        }
+        // SAFETY: the kernels exist because the machine has their instruction set.
+        unsafe { (kernels.passes().canonicalise)(d) };
     }
 
-    fn specification(
-        &self,
-        a: &Packed,
-        b: &Packed,
-        (row, col): (usize, usize),
-        mut d: ArrayViewMut2<'_, f32>,
-    ) {
-        let decode = |format: Format, codes: &Codes<'_>, row: usize| -> Vec<Operand> {
-            (0..codes.dim().1).map(|k| Operand::decode(format, codes.get(row, k))).collect()
+    /// The whole product by the specification.
+    fn specification(&self, a: &Packed, b: &Packed, d: &mut [f32]) {
+        let decode = |format: Format, codes: &Codes<'_>| -> Vec<Operand> {
+            let (rows, k) = codes.dim();
+            let places = (0..rows).flat_map(|row| (0..k).map(move |k| (row, k)));
+            places.map(|(row, k)| Operand::decode(format, codes.get(row, k))).collect()
         };
         let (a, b) = (a.codes.codes(), b.codes.codes());
-        for ((i, j), d) in d.indexed_iter_mut() {
+        let (k, n) = (a.dim().1, b.dim().0);
+        let (a, b) = (decode(self.formats.0, &a), decode(self.formats.1, &b));
+        for (place, d) in d.iter_mut().enumerate() {
             let terms = Terms {
-                a: &decode(self.formats.0, &a, row + i),
-                b: &decode(self.formats.1, &b, col + j),
+                a: &a[place / n * k..][..k],
+                b: &b[place % n * k..][..k],
                 scale_a: &[],
                 scale_b: &[],
                 fraction_a: self.formats.0.layout().fraction_bits,

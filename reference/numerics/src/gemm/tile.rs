@@ -4,7 +4,7 @@
 use super::config::Promote;
 use super::lanes::{Lanes, Step};
 use super::{Isa, promote_row};
-use crate::formats::Format;
+use crate::formats::{Format, canonical_f32};
 use crate::mma::Accumulator;
 use ndarray::ArrayView2;
 
@@ -42,6 +42,21 @@ impl Codes<'_> {
     }
 }
 
+/// A tile of C: a pointer to its first element, its rows `stride` elements apart.
+#[derive(Clone, Copy)]
+pub(super) struct TileOutput {
+    pub(super) data: *mut f32,
+    pub(super) stride: usize,
+}
+
+/// Passes over a whole C, compiled for an instruction set.
+pub(super) struct Passes {
+    /// Whether all elements are [`in_f32_range`].
+    pub(super) all_in_range: unsafe fn(&[f32]) -> bool,
+    /// Makes every NaN canonical.
+    pub(super) canonicalise: unsafe fn(&mut [f32]),
+}
+
 /// `(how, scales, partial, acc, end)`: promotes one row of a tile.
 pub(super) type PromoteRow = unsafe fn(Promote, (f32, &[f32]), &[f32], &mut [f32], bool);
 
@@ -64,8 +79,10 @@ pub(super) trait TileKernels: Sync {
     /// Chains `depth` products into the tile `c`, from zero unless `carry`.
     ///
     /// # Safety
-    /// A tile and a panel packed for `depth`; `c` holds `TILE_ROWS * cols` elements.
-    unsafe fn tile(&self, depth: usize, a: *const u8, b: *const u8, c: *mut f32, carry: bool);
+    /// A tile and a panel packed for `depth`; `c` has `TILE_ROWS` rows of `cols` elements.
+    unsafe fn tile(&self, depth: usize, a: *const u8, b: *const u8, c: TileOutput, carry: bool);
+    /// What the incoming and outgoing accumulators of whole matrices need.
+    fn passes(&self) -> Passes;
     /// Promotes one row of a tile.
     fn promote(&self) -> PromoteRow;
     /// Whether every C is exact, not only those of [`in_f32_range`].
@@ -79,9 +96,20 @@ pub(super) trait TileKernels: Sync {
 
 /// Whether kernels with f32 lanes take `c` as an incoming accumulator: zero, infinity, NaN, or
 /// a magnitude in [2^-88, 2^116).
-pub(super) fn in_f32_range(c: f32) -> bool {
+#[inline(always)]
+fn in_f32_range(c: f32) -> bool {
     let field = c.to_bits() >> 23 & 0xFF;
-    c == 0.0 || field == 0xFF || (127 - 88..127 + 116).contains(&field)
+    (c == 0.0) | (field == 0xFF) | (field.wrapping_sub(127 - 88) < 88 + 116)
+}
+
+#[inline(always)]
+fn all_in_range(c: &[f32]) -> bool {
+    c.iter().fold(true, |all, &c| all & in_f32_range(c))
+}
+
+#[inline(always)]
+fn canonicalise(c: &mut [f32]) {
+    c.iter_mut().for_each(|c| *c = canonical_f32(*c));
 }
 
 /// The kernels for `accumulator` over operands of these formats on `isa`; none where the machine
@@ -110,21 +138,57 @@ pub(super) fn kernels(
 pub(super) fn promote_on(isa: Isa) -> PromoteRow {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => promote_avx512,
+        Isa::Avx512 => x86::promote_512,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => promote_avx2,
+        Isa::Avx2 => x86::promote_256,
         _ => promote_row,
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-fn promote_avx512(how: Promote, s: (f32, &[f32]), partial: &[f32], acc: &mut [f32], end: bool) {
-    promote_row(how, s, partial, acc, end);
+/// The passes, compiled for `isa`.
+pub(super) fn passes_on(isa: Isa) -> Passes {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => x86::PASSES_512,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => x86::PASSES_256,
+        _ => Passes { all_in_range, canonicalise },
+    }
 }
 
+/// The plain loops again, with wider instructions.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn promote_avx2(how: Promote, s: (f32, &[f32]), partial: &[f32], acc: &mut [f32], end: bool) {
-    promote_row(how, s, partial, acc, end);
+mod x86 {
+    use super::{Passes, Promote, promote_row};
+
+    macro_rules! compiled_for {
+        ($features:literal, $promote:ident, $all_in_range:ident, $canonicalise:ident) => {
+            #[target_feature(enable = $features)]
+            pub(super) fn $promote(
+                how: Promote,
+                scales: (f32, &[f32]),
+                partial: &[f32],
+                acc: &mut [f32],
+                end: bool,
+            ) {
+                promote_row(how, scales, partial, acc, end);
+            }
+
+            #[target_feature(enable = $features)]
+            fn $all_in_range(c: &[f32]) -> bool {
+                super::all_in_range(c)
+            }
+
+            #[target_feature(enable = $features)]
+            fn $canonicalise(c: &mut [f32]) {
+                super::canonicalise(c);
+            }
+        };
+    }
+
+    compiled_for!("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma", promote_512, range_512, nan_512);
+    compiled_for!("avx2,fma", promote_256, range_256, nan_256);
+
+    pub(super) const PASSES_512: Passes = Passes { all_in_range: range_512, canonicalise: nan_512 };
+    pub(super) const PASSES_256: Passes = Passes { all_in_range: range_256, canonicalise: nan_256 };
 }

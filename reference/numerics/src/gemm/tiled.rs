@@ -8,7 +8,7 @@
 use super::config::{Accumulate, Fp8Operand, GemmConfig, Promote};
 use super::portable::promote;
 use super::scratch::Scratch;
-use super::tile::{Codes, MAX_COLS, PACK, TILE_ROWS, TileKernels};
+use super::tile::{Codes, MAX_COLS, PACK, TILE_ROWS, TileKernels, TileOutput};
 use crate::formats::canonical_f32;
 use ndarray::{Array2, ArrayViewMut2};
 use rayon::prelude::*;
@@ -244,7 +244,8 @@ impl Chunk<'_> {
         let b = &self.b[panel * self.depth * kernels.b_bytes()..][..self.depth * kernels.b_bytes()];
         // SAFETY: both are packed for `depth`, and the tile has room for its rows and columns.
         unsafe {
-            kernels.tile(self.depth, a.as_ptr(), b.as_ptr(), partial.as_mut_ptr(), self.carry);
+            let c = TileOutput { data: partial.as_mut_ptr(), stride: cols };
+            kernels.tile(self.depth, a.as_ptr(), b.as_ptr(), c, self.carry);
         }
         for i in 0..used_rows {
             let partial = &partial[i * cols..][..used_cols];
