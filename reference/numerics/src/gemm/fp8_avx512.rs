@@ -12,7 +12,7 @@
 //! 3. The floor is the truncation but for negative products that lose bits, where it is one unit
 //!    less. A product's lowest set bit has as exponent the sum of its factors' lowest bits' exponents, so those
 //!    products are counted in bytes again, 64 at a time: an addition (whose top bit also multiplies
-//!    the signs), a signed comparison with the grid's exponent, a masked increment.
+//!    the signs), a comparison with the grid's exponent, a masked increment.
 //!
 //! NaN and infinity ride along in the f32 values. Operands are packed with all three faces: 6 bytes
 //! an element. The unit is a tile of 4 rows by 32 columns.
@@ -60,6 +60,8 @@ struct Tables {
     lowest: [u8; 128],
     value_low: [u8; 128],
     value_high: [u8; 128],
+    /// 0x80 for A: the top bit of the sum of two lowest-bit bytes then says that signs agree.
+    sign_flip: u8,
 }
 
 impl Tables {
@@ -70,6 +72,7 @@ impl Tables {
             lowest: [ZERO_LOWEST; 128],
             value_low: [0; 128],
             value_high: [0; 128],
+            sign_flip: if is_a { 0x80 } else { 0 },
         };
         let bias = if is_a { EXPONENT_BIAS / 2 } else { EXPONENT_BIAS - EXPONENT_BIAS / 2 };
         let layout = format.layout();
@@ -284,16 +287,17 @@ unsafe fn quad_faces(tables: &Tables, rows: *const u8, stride: usize) -> Faces {
         let index = _mm512_add_epi32(first, _mm512_set1_epi32(j * 0x0101_0000));
         _mm512_maskz_permutex2var_epi8(0xCCCC_CCCC_CCCC_CCCC, low, index, high)
     };
+    let flags = _mm512_xor_si512(signs, _mm512_set1_epi8(tables.sign_flip as i8));
     Faces {
         exponent: lookup(&tables.exponent),
-        lowest: _mm512_or_si512(lookup(&tables.lowest), signs),
+        lowest: _mm512_or_si512(lookup(&tables.lowest), flags),
         values: [value(0), value(1), value(2), value(3)],
     }
 }
 
 /// `groups` steps of a tile of 4 x 32: `c` continues, or starts from zero unless `carry`.
 ///
-/// Exact for C zero, infinite, NaN or of magnitude in [2^-88, 2^116).
+/// Exact for C zero, infinite, NaN or of magnitude in [2^-88, 2^44).
 ///
 /// # Safety
 /// AVX-512 BW, DQ, VBMI and VNNI; packed operands of `groups` groups; a whole tile.
@@ -356,8 +360,7 @@ unsafe fn tile(groups: usize, a: *const u8, b: *const u8, c: TileOutput, carry: 
                     let x = _mm512_set1_epi32(word.read_unaligned());
                     for v in 0..2 {
                         let lowest = _mm512_add_epi8(x, low[v]);
-                        let cut = _mm512_cmplt_epi8_mask(lowest, starts[j][v].threshold);
-                        lost[j][v] = _mm512_mask_add_epi8(lost[j][v], cut, lost[j][v], one);
+                        count_below(&mut lost[j][v], lowest, starts[j][v].threshold, one);
                     }
                 }
             }
@@ -372,6 +375,28 @@ unsafe fn tile(groups: usize, a: *const u8, b: *const u8, c: TileOutput, carry: 
     }
 }
 
+/// Adds `one` to the bytes of `count` where `x < threshold`, unsigned.
+///
+/// In assembly because the compiler would turn the masked addition into a mask expanded to bytes and
+/// a subtraction, one more instruction in the innermost loop.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn count_below(count: &mut __m512i, x: __m512i, threshold: __m512i, one: __m512i) {
+    // SAFETY: two register instructions of AVX-512 BW.
+    unsafe {
+        std::arch::asm!(
+            "vpcmpub {k}, {x}, {threshold}, 1",
+            "vpaddb {count}{{{k}}}, {count}, {one}",
+            k = out(kreg) _,
+            x = in(zmm_reg) x,
+            threshold = in(zmm_reg) threshold,
+            count = inout(zmm_reg) *count,
+            one = in(zmm_reg) one,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+}
+
 /// What a step knows of 16 elements before it adds products.
 #[derive(Clone, Copy)]
 struct Start {
@@ -379,7 +404,7 @@ struct Start {
     exponent: __m512i,
     /// M plus the truncated C.
     acc: __m512,
-    /// A lowest-bit byte of a negative product that is below this one, signed, loses bits.
+    /// A product whose lowest-bit byte is below this one is negative and loses bits.
     threshold: __m512i,
 }
 
@@ -420,14 +445,13 @@ fn start(top: __m512i, old: Option<__m512>) -> Start {
             _mm512_mask_add_round_ps::<RU>(down, negative, m, c)
         }
     };
-    // The grid's exponent in the bias of lowest-bit bytes, in all four bytes, below the negatives.
+    // The grid's exponent in the bias of lowest-bit bytes, in all four bytes. C below 2^44 keeps
+    // it at or below the byte of zero.
     let spread = _mm512_set1_epi64(0x0707_0707_0303_0303);
     let spread = _mm512_add_epi8(spread, _mm512_set4_epi32(0x0808_0808, 0x0808_0808, 0, 0));
     let grid = _mm512_shuffle_epi8(top, spread);
     let offset = (EXPONENT_BIAS + 13 - 2 * LOWEST_BIAS) as i8;
-    let grid = _mm512_subs_epu8(grid, _mm512_set1_epi8(offset));
-    let grid = _mm512_min_epu8(grid, _mm512_set1_epi8(ZERO_LOWEST as i8));
-    let threshold = _mm512_or_si512(grid, _mm512_set1_epi8(i8::MIN));
+    let threshold = _mm512_subs_epu8(grid, _mm512_set1_epi8(offset));
     Start { exponent, acc, threshold }
 }
 

@@ -240,6 +240,8 @@ impl Chunk<'_> {
                 partial[i * cols..][..used_cols].copy_from_slice(d_row(i));
             }
         }
+        let place = TileOutput { data: d_row(0).as_mut_ptr(), stride: self.n };
+        place.prefetch(used_rows, used_cols);
         let a = &self.a[tile * self.depth * kernels.a_bytes()..][..self.depth * kernels.a_bytes()];
         let b = &self.b[panel * self.depth * kernels.b_bytes()..][..self.depth * kernels.b_bytes()];
         // SAFETY: both are packed for `depth`, and the tile has room for its rows and columns.
