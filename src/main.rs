@@ -5,6 +5,7 @@ mod check;
 mod demo;
 mod diagnose;
 mod doctor;
+mod eval;
 mod kernels;
 mod output;
 mod simulate;
@@ -38,6 +39,7 @@ enum Command {
     Diagnose(diagnose::Args),
     Doctor(doctor::Args),
     Kernels(kernels::Args),
+    Eval(eval::Args),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Command::Diagnose(args) => diagnose::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Kernels(args) => kernels::run(&args),
+        Command::Eval(args) => eval::run(&args),
     };
     match outcome {
         Ok(Outcome::Holds) => ExitCode::SUCCESS,

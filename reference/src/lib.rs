@@ -13,6 +13,7 @@
 pub mod backend;
 pub mod checkpoint;
 pub mod config;
+pub mod eval;
 pub mod layers;
 pub mod model;
 pub mod ops;

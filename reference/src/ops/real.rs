@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 
 use fathom_numerics::elementary;
+use fathom_numerics::gemm::inorder;
 use fathom_trace::DType;
 use half::bf16;
 use ndarray::{ArrayView2, ArrayViewMut2};
@@ -106,7 +107,7 @@ impl Real for f32 {
         c: ArrayViewMut2<'_, f32>,
         accumulate: bool,
     ) {
-        plain_gemm(a, b, c, accumulate);
+        inorder::gemm_f32(a, b, c, accumulate);
     }
 
     fn load(tensor: &Tensor) -> Cow<'_, [f32]> {
@@ -182,7 +183,7 @@ impl Real for f64 {
         c: ArrayViewMut2<'_, f64>,
         accumulate: bool,
     ) {
-        plain_gemm(a, b, c, accumulate);
+        inorder::gemm_f64(a, b, c, accumulate);
     }
 
     fn load(tensor: &Tensor) -> Cow<'_, [f64]> {
@@ -197,25 +198,6 @@ impl Real for f64 {
             DType::F32 => f32::store(elements.iter().map(|&x| x as f32).collect(), shape, dtype),
             _ => Tensor::from_vec(shape, elements),
         }
-    }
-}
-
-fn plain_gemm<R: Real>(
-    a: ArrayView2<'_, R>,
-    b: ArrayView2<'_, R>,
-    mut c: ArrayViewMut2<'_, R>,
-    accumulate: bool,
-) {
-    let b = b.as_standard_layout();
-    for (a, mut c) in a.rows().into_iter().zip(c.rows_mut()) {
-        let mut sum = if accumulate { c.to_vec() } else { vec![R::ZERO; c.len()] };
-        for (&a, b) in a.iter().zip(b.rows()) {
-            let b = b.to_slice().expect("standard layout");
-            for (s, &b) in sum.iter_mut().zip(b) {
-                *s += a * b;
-            }
-        }
-        c.iter_mut().zip(sum).for_each(|(c, s)| *c = s);
     }
 }
 

@@ -1,0 +1,104 @@
+//! `fathom eval`: logits, losses and gradients of token sequences; perplexity of text.
+
+use std::path::{Path, PathBuf};
+
+use fathom_reference::checkpoint::tensors;
+use fathom_reference::eval::{Evaluator, Wanted, read_tokens};
+use fathom_reference::precision::Mode;
+use serde_json::json;
+
+use crate::output::{self, Outcome};
+
+/// Evaluate a checkpoint: logits, layer outputs, loss and gradients, or the perplexity of a text
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  fathom eval --model DIR --tokens ids.json --precision fp32 --save out.safetensors --grads
+  fathom eval --model DIR --text book.txt
+
+ids.json is a list of lists of token ids, one list a sequence: [[5, 17, 2], [9, 1]].")]
+pub struct Args {
+    /// Folder in Hugging Face's layout (config.json, model.safetensors, ...)
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Token sequences: a JSON list of lists of ids
+    #[arg(long, value_name = "FILE", required_unless_present = "text", conflicts_with = "text")]
+    tokens: Option<PathBuf>,
+    /// Text; needs tokenizer.json in the model's folder
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Tokens of a window of text
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    context: usize,
+    /// Precision mode
+    #[arg(long, value_name = "MODE", default_value = "fp32", value_parser = mode)]
+    precision: Mode,
+    /// Write the tensors to this safetensors file
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+    /// Also compute every parameter's gradient
+    #[arg(long, requires = "tokens")]
+    grads: bool,
+    /// Weight of the MTP loss in the gradients
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    mtp_lambda: f64,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+fn mode(name: &str) -> Result<Mode, String> {
+    let names = Mode::ALL.map(Mode::name).join(", ");
+    Mode::from_name(name).ok_or_else(|| format!("expected one of {names}"))
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> output::Result {
+    let evaluator = Evaluator::open(&args.model, args.precision)?;
+    if let Some(path) = &args.text {
+        return text(args, &evaluator, path);
+    }
+    let path = args.tokens.as_ref().expect("clap asks for tokens or text");
+    let config = &evaluator.model.config;
+    let sequences = read_tokens(path, config.vocab_size, config.max_position_embeddings)?;
+    let wanted = Wanted { grads: args.grads, mtp_lambda: args.mtp_lambda };
+    let evaluation = evaluator.run(&sequences, wanted)?;
+    if let Some(path) = &args.save {
+        tensors::write(path, &evaluation.tensors)?;
+    }
+    if args.json {
+        output::print_json(&json!({
+            "loss": evaluation.loss,
+            "perplexity": evaluation.loss.exp(),
+            "mtp_loss": evaluation.mtp_loss,
+            "predicted": evaluation.predicted,
+            "precision": args.precision.name(),
+        }))?;
+    } else {
+        println!("loss {:.6} over {} tokens", evaluation.loss, evaluation.predicted);
+        for (d, loss) in evaluation.mtp_loss.iter().enumerate() {
+            println!("MTP {} loss {loss:.6}", d + 1);
+        }
+    }
+    Ok(Outcome::Holds)
+}
+
+fn text<B: fathom_reference::backend::Backend>(
+    args: &Args,
+    evaluator: &Evaluator<B>,
+    path: &Path,
+) -> output::Result {
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let tokenizer = args.model.join("tokenizer.json");
+    let tokens = fathom_reference::eval::encode(&tokenizer, &text)?;
+    let context = args.context.clamp(1, evaluator.model.config.max_position_embeddings);
+    let score = evaluator.text(path, &tokens, text.len(), context)?;
+    if args.json {
+        output::print_json(&score)?;
+    } else {
+        println!(
+            "loss {:.6}, perplexity {:.3}, {:.4} bits a byte ({} tokens, {} bytes)",
+            score.loss, score.perplexity, score.bits_per_byte, score.predicted, score.bytes
+        );
+    }
+    Ok(Outcome::Holds)
+}
