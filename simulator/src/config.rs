@@ -15,6 +15,7 @@ use crate::hardware::model::Model;
 use crate::load::ExpertLoad;
 use crate::reliability::Reliability;
 use crate::schedules::ScheduleKind;
+use crate::search::SearchSpace;
 
 mod read;
 
@@ -63,7 +64,7 @@ pub enum Precision {
 }
 
 /// What is recomputed in the backward pass instead of kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Recompute {
     /// Nothing.
@@ -125,6 +126,9 @@ pub struct Scenario {
     /// Prices beyond the cluster's rent.
     #[serde(default)]
     pub pricing: Pricing,
+    /// What `fathom search` varies.
+    #[serde(default)]
+    pub search: SearchSpace,
     /// Wishes granted to the hardware.
     #[serde(default)]
     pub what_if: WhatIf,

@@ -28,6 +28,7 @@ pub mod perfetto;
 pub mod reliability;
 pub mod report;
 pub mod schedules;
+pub mod search;
 pub mod step;
 pub mod times;
 pub mod workload;

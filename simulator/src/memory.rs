@@ -232,8 +232,13 @@ pub fn chunk_bytes(s: &Scenario, layers: &[PlacedLayer]) -> f64 {
     tokens * bytes / s.parallel.tp as f64
 }
 
-/// What is there all the time.
-fn standing(s: &Scenario, placement: &Placement, schedule: &Schedule, rank: usize) -> Categories {
+/// What is there all the time; a lower bound of the peak. The streams of `schedule` may be empty.
+pub fn standing(
+    s: &Scenario,
+    placement: &Placement,
+    schedule: &Schedule,
+    rank: usize,
+) -> Categories {
     let p = &s.parallel;
     let fp8 = s.training.precision == Precision::Fp8;
     let mut own = StageParameters::default();

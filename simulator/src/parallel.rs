@@ -100,12 +100,17 @@ pub fn stages(scenario: &Scenario) -> usize {
 
 /// The pipeline's instruction streams; refuses what the schedule cannot run.
 pub fn schedule(scenario: &Scenario) -> Result<Schedule, SimError> {
+    Schedule::new(scenario.schedule, schedule_shape(scenario))
+}
+
+/// Stages and micro-batches of a scenario's pipeline.
+pub fn schedule_shape(scenario: &Scenario) -> ScheduleShape {
     let micro_batches = scenario.micro_batches() as usize;
-    let interleave = scenario.interleave as usize;
-    Schedule::new(
-        scenario.schedule,
-        ScheduleShape { stages: stages(scenario), micro_batches, interleave },
-    )
+    ScheduleShape {
+        stages: stages(scenario),
+        micro_batches,
+        interleave: scenario.interleave as usize,
+    }
 }
 
 /// Refuses an illegal layout with the reason; the schedule's own rules are those of [`schedule`].

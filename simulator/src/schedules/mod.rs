@@ -231,50 +231,61 @@ pub struct Schedule {
 impl Schedule {
     /// Builds the streams of `kind`; an illegal number of stages or micro-batches is refused with the reason.
     pub fn new(kind: ScheduleKind, shape: ScheduleShape) -> Result<Self, SimError> {
+        let mut schedule = Self::empty(kind, shape)?;
+        let (p, n, m) = (shape.stages, schedule.ranks.len(), shape.micro_batches);
+        for (r, ops) in schedule.ranks.iter_mut().enumerate() {
+            *ops = match kind {
+                ScheduleKind::GPipe => gpipe::stream(m),
+                ScheduleKind::OneFOneB => one_f_one_b::stream(p, r, m),
+                ScheduleKind::Interleaved => interleaved::stream(n, shape.interleave, r, m),
+                ScheduleKind::Zb1p => zb1p::stream(p, r, m),
+                ScheduleKind::ZbV => zb_v::stream(n, r, m),
+                ScheduleKind::Chimera => chimera::stream(p, r, m),
+                ScheduleKind::DualPipe => dualpipe::stream(p, r, m),
+                ScheduleKind::DualPipeV => dualpipev::stream(n, r, m),
+            };
+        }
+        Ok(schedule)
+    }
+
+    /// The schedule without its instructions: its legality, and which stage lies where.
+    pub fn empty(kind: ScheduleKind, shape: ScheduleShape) -> Result<Self, SimError> {
         let ScheduleShape { stages, micro_batches, interleave } = shape;
-        let legal = |ok: bool, rule: String| {
-            let what =
-                format!("{} with {stages} stages, {micro_batches} micro-batches", kind.name());
+        let (p, m) = (stages, micro_batches);
+        let legal = |ok: bool, rule: &str| {
+            let what = format!("{} with {p} stages, {m} micro-batches", kind.name());
             if ok { Ok(()) } else { Err(SimError::Layout(format!("{what}: {rule}"))) }
         };
-        legal(stages >= 1 && micro_batches >= 1, "both must be at least 1".into())?;
-        legal(stages <= 4096 && micro_batches <= 1 << 20, "at most 4096 and 1048576".into())?;
+        legal(p >= 1 && m >= 1, "both must be at least 1")?;
+        legal(p <= 4096 && m <= 1 << 20, "at most 4096 and 1048576")?;
         let two_sided = matches!(kind.shape(), Shape::V | Shape::TwoWay);
-        legal(!two_sided || stages % 2 == 0, "stages must be even".into())?;
-        let all = |ranks: usize, f: &dyn Fn(usize) -> Vec<Op>| (0..ranks).map(f).collect();
-        let (p, m) = (stages, micro_batches);
-        let ranks = match kind {
-            ScheduleKind::GPipe => all(p, &|_| gpipe::stream(m)),
-            ScheduleKind::OneFOneB => all(p, &|r| one_f_one_b::stream(p, r, m)),
-            ScheduleKind::Interleaved => {
-                legal(
-                    interleave >= 2,
-                    format!("a rank holds at least 2 stages, not {interleave}"),
-                )?;
-                legal(interleave <= 255 && p % interleave == 0, {
-                    format!("stages must be a multiple of the {interleave} that a rank holds")
-                })?;
-                let n = p / interleave;
-                legal(m % n == 0, format!("micro-batches must be a multiple of the {n} ranks"))?;
-                all(n, &|r| interleaved::stream(n, interleave, r, m))
-            }
-            ScheduleKind::Zb1p => all(p, &|r| zb1p::stream(p, r, m)),
-            ScheduleKind::ZbV => all(p / 2, &|r| zb_v::stream(p / 2, r, m)),
-            ScheduleKind::Chimera => {
-                legal(m % 2 == 0, "micro-batches must be even, half for each direction".into())?;
-                all(p, &|r| chimera::stream(p, r, m))
-            }
-            ScheduleKind::DualPipe => {
-                legal(m % 2 == 0, "micro-batches must be even, half for each direction".into())?;
-                legal(m >= 2 * p, format!("micro-batches must be at least 2P = {}", 2 * p))?;
-                all(p, &|r| dualpipe::stream(p, r, m))
-            }
-            ScheduleKind::DualPipeV => {
-                legal(m >= p, format!("micro-batches must be at least P = {p}"))?;
-                all(p / 2, &|r| dualpipev::stream(p / 2, r, m))
+        legal(!two_sided || p % 2 == 0, "stages must be even")?;
+        let ranks = match kind.shape() {
+            Shape::Line | Shape::TwoWay => p,
+            Shape::V => p / 2,
+            Shape::Loop => {
+                let rule =
+                    "a rank holds 2 to 255 stages, and the stages must be a multiple of that";
+                legal((2..=255).contains(&interleave) && p % interleave.max(1) == 0, rule)?;
+                p / interleave
             }
         };
-        Ok(Schedule { ranks, kind, stages, micro_batches })
+        if kind.shape() == Shape::Loop {
+            legal(
+                m % ranks == 0,
+                &format!("micro-batches must be a multiple of the {ranks} ranks"),
+            )?;
+        }
+        if kind.shape() == Shape::TwoWay {
+            legal(m % 2 == 0, "micro-batches must be even, half for each direction")?;
+        }
+        if kind == ScheduleKind::DualPipe {
+            legal(m >= 2 * p, &format!("micro-batches must be at least 2P = {}", 2 * p))?;
+        }
+        if kind == ScheduleKind::DualPipeV {
+            legal(m >= p, &format!("micro-batches must be at least P = {p}"))?;
+        }
+        Ok(Schedule { ranks: vec![Vec::new(); ranks], kind, stages, micro_batches })
     }
 
     /// The stage that rank `rank` runs for `dir`.

@@ -1,0 +1,485 @@
+//! The best layouts for a model, a cluster and a memory limit.
+//!
+//! All combinations of the [`SearchSpace`] are considered. What is left out without being simulated is left out soundly:
+//! because it is illegal, because what it must hold does not fit, or because a layout already simulated is better in
+//! everything than the best this one could be: no step is shorter than the busiest rank's computation. The result is the
+//! Pareto front of throughput, memory and cost, the same whether pruned or not and whatever the number of threads.
+
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Parallel, Recompute, Scenario};
+use crate::error::SimError;
+use crate::events::{Detail, StepOutcome, play};
+use crate::load;
+use crate::memory::{memory, standing};
+use crate::parallel::{CostModel, LayerTable, Placement, check, place, schedule, schedule_shape};
+use crate::schedules::{Schedule, ScheduleKind, Shape};
+use crate::step::report;
+use crate::times::{LayerTimes, StepTimes};
+
+/// What is varied; a list of one value keeps it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SearchSpace {
+    /// Tensor parallelism.
+    pub tp: Vec<u64>,
+    /// Context parallelism.
+    pub cp: Vec<u64>,
+    /// Pipeline ranks.
+    pub pp: Vec<u64>,
+    /// Expert parallelism; 1 for dense models whatever the list.
+    pub ep: Vec<u64>,
+    /// ZeRO stages.
+    pub zero: Vec<u8>,
+    /// Schedules.
+    pub schedule: Vec<ScheduleKind>,
+    /// Stages a rank holds in the interleaved schedule.
+    pub interleave: Vec<u64>,
+    /// Sequences a micro-batch.
+    pub micro_batch: Vec<u64>,
+    /// Recomputation.
+    pub recompute: Vec<Recompute>,
+    /// Sizes of the cluster; empty keeps the scenario's.
+    pub gpus: Vec<u64>,
+    /// Most bytes a GPU may hold, in 1e9; 0 takes the GPU's memory.
+    pub memory_limit_gb: f64,
+}
+
+impl Default for SearchSpace {
+    fn default() -> Self {
+        SearchSpace {
+            tp: vec![1, 2, 4, 8],
+            cp: vec![1, 2],
+            pp: vec![1, 2, 4, 8, 16, 32],
+            ep: vec![1, 4, 8, 16, 32, 64, 128],
+            zero: vec![0, 1],
+            schedule: ScheduleKind::ALL.to_vec(),
+            interleave: vec![2, 4],
+            micro_batch: vec![1, 2, 4],
+            recompute: vec![Recompute::None, Recompute::Selective, Recompute::Full],
+            gpus: Vec::new(),
+            memory_limit_gb: 0.0,
+        }
+    }
+}
+
+/// A layout on the front.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Layout {
+    /// GPUs.
+    pub gpus: u64,
+    /// Degrees.
+    pub parallel: Parallel,
+    /// Schedule.
+    pub schedule: ScheduleKind,
+    /// Stages a rank holds, for the interleaved schedule.
+    pub interleave: u64,
+    /// Sequences a micro-batch.
+    pub micro_batch: u64,
+    /// Recomputation.
+    pub recompute: Recompute,
+    /// A step, seconds.
+    pub step_time_s: f64,
+    /// Tokens a day of the whole cluster.
+    pub tokens_per_day: f64,
+    /// MFU of causal attention.
+    pub mfu_causal: f64,
+    /// Fullest rank, 1e9 bytes.
+    pub memory_gb: f64,
+    /// Dollars a trillion tokens.
+    pub usd_per_trillion_tokens: f64,
+}
+
+/// What a search found.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SearchResult {
+    /// Pareto front of throughput, memory and cost, the highest throughput first.
+    pub front: Vec<Layout>,
+    /// Legal layouts considered.
+    pub considered: usize,
+    /// Combinations that are illegal.
+    pub illegal: usize,
+    /// Left out because they do not fit.
+    pub too_large: usize,
+    /// Left out because another layout is better in everything than they can be.
+    pub dominated: usize,
+    /// Simulated.
+    pub simulated: usize,
+    /// Wall time, seconds.
+    pub wall_s: f64,
+}
+
+/// A legal layout with its bounds.
+struct Candidate {
+    scenario: Scenario,
+    placement: Placement,
+    table: usize,
+    /// No step is shorter, seconds.
+    step_bound_s: f64,
+    /// No peak is smaller, bytes.
+    memory_bound: f64,
+}
+
+/// Key of the layer times that a candidate shares with others.
+type TableKey = (u64, u64, u64, u64, Recompute);
+
+/// Searches around `base`. `prune` switches the bounds off for comparison; `progress` is told how many candidates of how
+/// many are done.
+pub fn search(
+    base: &Scenario,
+    model: &dyn CostModel,
+    prune: bool,
+    progress: &(dyn Fn(usize, usize) + Sync),
+) -> Result<SearchResult, SimError> {
+    let start = std::time::Instant::now();
+    let (legal, illegal) = combinations(base);
+    if legal.is_empty() {
+        let reason = first_reason(base);
+        return Err(SimError::Layout(format!(
+            "none of the {illegal} combinations is legal; {reason}"
+        )));
+    }
+    let (tables, keys) = tables(&legal, model)?;
+    let limit = match base.search.memory_limit_gb {
+        gb if gb > 0.0 => gb * 1e9,
+        _ => base.cluster.gpu.memory_bytes as f64,
+    };
+    let mut candidates: Vec<Candidate> = legal
+        .into_par_iter()
+        .map(|scenario| candidate(scenario, &tables, &keys, model))
+        .collect::<Result<_, _>>()?;
+    let considered = candidates.len();
+    // The most promising first: throughput by the bound; the order of enumeration decides between equals.
+    candidates.sort_by(|a, b| a.step_bound_s.total_cmp(&b.step_bound_s));
+    let mut found = SearchResult {
+        front: Vec::new(),
+        considered,
+        illegal,
+        too_large: 0,
+        dominated: 0,
+        simulated: 0,
+        wall_s: 0.0,
+    };
+    // Batches of a fixed size: what is pruned does not depend on the number of threads.
+    for (batch, chunk) in candidates.chunks(BATCH).enumerate() {
+        let front = &found.front;
+        let judge =
+            |c: &Candidate| judge(c, &tables, model, limit, prune.then_some(front.as_slice()));
+        let verdicts: Vec<Verdict> = chunk.par_iter().map(judge).collect();
+        for verdict in verdicts {
+            match verdict {
+                Verdict::TooLarge => found.too_large += 1,
+                Verdict::Dominated => found.dominated += 1,
+                Verdict::Simulated(layout) => {
+                    found.simulated += 1;
+                    insert(&mut found.front, layout);
+                }
+            }
+        }
+        progress((batch * BATCH + chunk.len()).min(considered), considered);
+    }
+    found.front.sort_by(|a, b| b.tokens_per_day.total_cmp(&a.tokens_per_day));
+    found.wall_s = start.elapsed().as_secs_f64();
+    Ok(found)
+}
+
+const BATCH: usize = 32;
+
+enum Verdict {
+    TooLarge,
+    Dominated,
+    Simulated(Layout),
+}
+
+/// All combinations of the space that are legal, and how many are not.
+fn combinations(base: &Scenario) -> (Vec<Scenario>, usize) {
+    let space = &base.search;
+    let gpus = if space.gpus.is_empty() { vec![base.cluster.gpus] } else { space.gpus.clone() };
+    let ep = if base.model.moe.is_some() { space.ep.clone() } else { vec![1] };
+    let (mut legal, mut illegal) = (Vec::new(), 0);
+    let mut consider = |s: Scenario| {
+        if is_legal(&s) { legal.push(s) } else { illegal += 1 }
+    };
+    for &gpus in &gpus {
+        for (&tp, &cp, &pp) in triples(&space.tp, &space.cp, &space.pp) {
+            let Some(dp) = gpus.checked_div(tp * cp * pp).filter(|dp| dp * tp * cp * pp == gpus)
+            else {
+                continue;
+            };
+            for (&ep, &zero, &micro_batch) in triples(&ep, &space.zero, &space.micro_batch) {
+                for &kind in &space.schedule {
+                    let looped = kind.shape() == Shape::Loop;
+                    let interleave = if looped { &space.interleave[..] } else { &[2] };
+                    for (&recompute, &interleave) in pairs(&space.recompute, interleave) {
+                        let mut s = base.clone();
+                        s.cluster.gpus = gpus;
+                        s.parallel = Parallel { tp, cp, pp, dp, ep, zero };
+                        (s.schedule, s.interleave, s.stage_layers) = (kind, interleave, None);
+                        (s.training.micro_batch, s.training.recompute) = (micro_batch, recompute);
+                        consider(s);
+                    }
+                }
+            }
+        }
+    }
+    (legal, illegal)
+}
+
+fn pairs<'a, A, B>(a: &'a [A], b: &'a [B]) -> impl Iterator<Item = (&'a A, &'a B)> {
+    a.iter().flat_map(move |x| b.iter().map(move |y| (x, y)))
+}
+
+fn triples<'a, A, B, C>(
+    a: &'a [A],
+    b: &'a [B],
+    c: &'a [C],
+) -> impl Iterator<Item = (&'a A, &'a B, &'a C)> {
+    a.iter().flat_map(move |x| pairs(b, c).map(move |(y, z)| (x, y, z)))
+}
+
+fn is_legal(s: &Scenario) -> bool {
+    check(s).is_ok() && Schedule::empty(s.schedule, schedule_shape(s)).is_ok()
+}
+
+/// Why the first combination is refused.
+fn first_reason(base: &Scenario) -> String {
+    match check(base)
+        .and_then(|()| Schedule::empty(base.schedule, schedule_shape(base)).map(|_| ()))
+    {
+        Err(e) => format!("the scenario itself: {e}"),
+        Ok(()) => "widen the lists of [search]".into(),
+    }
+}
+
+fn table_key(s: &Scenario) -> TableKey {
+    (s.parallel.tp, s.parallel.cp, s.parallel.ep, s.training.micro_batch, s.training.recompute)
+}
+
+/// Layer times, once for every key.
+fn tables(
+    legal: &[Scenario],
+    model: &dyn CostModel,
+) -> Result<(Vec<LayerTable>, BTreeMap<TableKey, usize>), SimError> {
+    let mut keys = BTreeMap::new();
+    let mut first: Vec<&Scenario> = Vec::new();
+    for s in legal {
+        keys.entry(table_key(s)).or_insert_with(|| {
+            first.push(s);
+            first.len() - 1
+        });
+    }
+    let tables = first.par_iter().map(|s| LayerTable::new(s, model)).collect::<Result<_, _>>()?;
+    Ok((tables, keys))
+}
+
+fn candidate(
+    scenario: Scenario,
+    tables: &[LayerTable],
+    keys: &BTreeMap<TableKey, usize>,
+    model: &dyn CostModel,
+) -> Result<Candidate, SimError> {
+    let table = keys[&table_key(&scenario)];
+    let placement = place(&scenario, tables[table].weights)?;
+    let shell = Schedule::empty(scenario.schedule, schedule_shape(&scenario))?;
+    let frame = model.frame(&scenario, &placement);
+    let ranks = 0..shell.ranks.len();
+    let memory_bound = ranks.clone().map(|r| standing(&scenario, &placement, &shell, r).total());
+    let memory_bound = memory_bound.fold(0.0, f64::max);
+    let busy = ranks
+        .map(|r| rank_bound(&tables[table], &placement, &shell, &frame, r))
+        .fold(0.0, f64::max);
+    let tail = frame.tail.iter().map(|t| t.optimizer_s + t.param_gather_s).fold(0.0, f64::max);
+    Ok(Candidate { scenario, placement, table, step_bound_s: busy + tail, memory_bound })
+}
+
+/// Computation of one rank up to its last instruction and gradient reduction: every layer of its stages forward and
+/// backward on every micro-batch, in the quicker of the two situations.
+fn rank_bound(
+    t: &LayerTable,
+    p: &Placement,
+    shell: &Schedule,
+    frame: &StepTimes,
+    rank: usize,
+) -> f64 {
+    let compute = |l: &LayerTimes| -> f64 {
+        [l.forward, l.backward, l.weight].iter().map(|x| x.attention_s + x.mlp_s).sum()
+    };
+    let mut seconds = frame.tail[rank].grad_reduce_s;
+    for dir in 0..shell.dirs() as u8 {
+        let layers = p.stages[shell.stage(rank, dir)].iter().map(|l| {
+            let [alone, overlapped] = t.of(l.kind);
+            if shell.kind.overlaps_pairs() {
+                compute(alone).min(compute(overlapped))
+            } else {
+                compute(alone)
+            }
+        });
+        seconds += layers.sum::<f64>() * shell.micro_batches_per_dir() as f64;
+    }
+    seconds
+}
+
+/// Prunes or simulates one candidate; without a `front` only what does not fit is left out, after the simulation.
+fn judge(
+    c: &Candidate,
+    tables: &[LayerTable],
+    model: &dyn CostModel,
+    limit: f64,
+    front: Option<&[Layout]>,
+) -> Verdict {
+    let s = &c.scenario;
+    let bound = Objectives {
+        tokens_per_day: s.tokens_per_step() / c.step_bound_s * 86400.0,
+        memory_gb: c.memory_bound / 1e9,
+        gpus: s.cluster.gpus,
+    };
+    if front.is_some() && c.memory_bound > limit {
+        return Verdict::TooLarge;
+    }
+    if front.is_some_and(|f| f.iter().any(|l| beats(l, &bound))) {
+        return Verdict::Dominated;
+    }
+    let schedule = schedule(s).expect("the candidate is legal");
+    let none = StepOutcome::default();
+    let peaks = memory(s, &c.placement, &schedule, &none);
+    let (_, bytes) = peaks.fullest();
+    if front.is_some() && bytes > limit {
+        return Verdict::TooLarge;
+    }
+    let bound = Objectives { memory_gb: bytes / 1e9, ..bound };
+    if front.is_some_and(|f| f.iter().any(|l| beats(l, &bound))) {
+        return Verdict::Dominated;
+    }
+    let mut times =
+        StepTimes { stages: tables[c.table].stages(&c.placement), ..model.frame(s, &c.placement) };
+    let (ep, mbs) = (s.parallel.ep as usize, s.micro_batches() as usize);
+    times.expert_load = load::table(&s.expert_load, &[], &c.placement, ep, mbs);
+    let outcome =
+        play(&schedule, &times, Detail::Totals).expect("the project's schedules are executable");
+    if bytes > limit {
+        return Verdict::TooLarge;
+    }
+    let r = report(s, &outcome, &peaks);
+    Verdict::Simulated(Layout {
+        gpus: s.cluster.gpus,
+        parallel: s.parallel,
+        schedule: s.schedule,
+        interleave: s.interleave,
+        micro_batch: s.training.micro_batch,
+        recompute: s.training.recompute,
+        step_time_s: r.step_time_s,
+        tokens_per_day: r.tokens_per_day,
+        mfu_causal: r.mfu_causal,
+        memory_gb: bytes / 1e9,
+        usd_per_trillion_tokens: r.cost.usd_per_trillion_tokens,
+    })
+}
+
+/// What a candidate can reach at best. Its cost follows: GPUs over throughput.
+struct Objectives {
+    tokens_per_day: f64,
+    memory_gb: f64,
+    gpus: u64,
+}
+
+/// Whether a layout is strictly faster and cheaper than a candidate can be, with no more memory.
+fn beats(layout: &Layout, best: &Objectives) -> bool {
+    layout.tokens_per_day > best.tokens_per_day
+        && layout.memory_gb <= best.memory_gb
+        && layout.gpus as f64 / layout.tokens_per_day < best.gpus as f64 / best.tokens_per_day
+}
+
+/// Whether `a` is at least as good as `b` in everything and better in something.
+fn dominates(a: &Layout, b: &Layout) -> bool {
+    let no_worse = a.tokens_per_day >= b.tokens_per_day
+        && a.memory_gb <= b.memory_gb
+        && a.usd_per_trillion_tokens <= b.usd_per_trillion_tokens;
+    let better = a.tokens_per_day > b.tokens_per_day
+        || a.memory_gb < b.memory_gb
+        || a.usd_per_trillion_tokens < b.usd_per_trillion_tokens;
+    no_worse && better
+}
+
+/// Adds `layout` to the front unless it is dominated; of layouts with equal objectives all stay.
+fn insert(front: &mut Vec<Layout>, layout: Layout) {
+    if front.iter().any(|l| dominates(l, &layout)) {
+        return;
+    }
+    front.retain(|l| !dominates(&layout, l));
+    front.push(layout);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::first_principles::FirstPrinciples;
+
+    fn small(set: &[&str]) -> Scenario {
+        let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
+        let mut s = Scenario::preset("deepseek-v3-h800-2048", &set).unwrap();
+        s.training.global_batch = 1024;
+        s.expert_load.deviation = 0.0;
+        s.search = SearchSpace {
+            tp: vec![1, 2],
+            cp: vec![1],
+            pp: vec![4, 8, 16],
+            ep: vec![16, 64],
+            interleave: vec![2],
+            micro_batch: vec![1, 2],
+            ..SearchSpace::default()
+        };
+        s
+    }
+
+    #[test]
+    fn pruning_loses_nothing() {
+        let model = FirstPrinciples::default();
+        for base in [small(&[]), small(&["cluster.gpu.memory_bytes=141000000000"])] {
+            let pruned = search(&base, &model, true, &|_, _| ()).unwrap();
+            let brute = search(&base, &model, false, &|_, _| ()).unwrap();
+            assert_eq!(pruned.front, brute.front);
+            assert!(!pruned.front.is_empty());
+            assert_eq!(brute.dominated, 0);
+            assert!(
+                pruned.dominated > 0 && pruned.simulated < brute.simulated,
+                "nothing was pruned"
+            );
+            assert_eq!(pruned.simulated + pruned.dominated + pruned.too_large, pruned.considered);
+        }
+    }
+
+    #[test]
+    fn no_step_is_shorter_than_its_bound() {
+        let model = FirstPrinciples::default();
+        let (legal, _) = combinations(&small(&[]));
+        let (tables, keys) = tables(&legal, &model).unwrap();
+        for s in legal.into_iter().step_by(7) {
+            let c = candidate(s, &tables, &keys, &model).unwrap();
+            let Verdict::Simulated(layout) = judge(&c, &tables, &model, f64::INFINITY, None) else {
+                panic!()
+            };
+            assert!(layout.step_time_s >= c.step_bound_s * (1.0 - 1e-12), "{layout:?}");
+            assert!(layout.memory_gb * 1e9 >= c.memory_bound);
+        }
+    }
+
+    #[test]
+    fn the_front_holds_no_dominated_layout() {
+        let model = FirstPrinciples::default();
+        let found = search(&small(&[]), &model, true, &|_, _| ()).unwrap();
+        for a in &found.front {
+            assert!(!found.front.iter().any(|b| dominates(b, a)));
+        }
+    }
+
+    #[test]
+    fn an_empty_space_says_why() {
+        let mut s = small(&[]);
+        s.search.ep = vec![48];
+        let e = search(&s, &FirstPrinciples::default(), true, &|_, _| ()).unwrap_err().to_string();
+        assert!(e.contains("none of the") && e.contains("is legal"), "{e}");
+    }
+}
