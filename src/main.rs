@@ -8,6 +8,7 @@ mod doctor;
 mod eval;
 mod kernels;
 mod output;
+mod search;
 mod simulate;
 
 use std::process::ExitCode;
@@ -35,6 +36,7 @@ struct Cli {
 enum Command {
     Check(check::Args),
     Simulate(simulate::Args),
+    Search(search::Args),
     Demo(demo::Args),
     Diagnose(diagnose::Args),
     Doctor(doctor::Args),
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Check(args) => check::run(&args),
         Command::Simulate(args) => simulate::run(&args),
+        Command::Search(args) => search::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Diagnose(args) => diagnose::run(&args),
         Command::Doctor(args) => doctor::run(&args),
