@@ -6,8 +6,8 @@ use fathom_numerics::gemm::grouped::{
     gemm_fp8_grouped_contiguous, gemm_fp8_grouped_k, gemm_fp8_grouped_masked,
 };
 use fathom_numerics::gemm::{
-    Accumulate, Fp8Operand, GemmConfig, GemmError, Promote, ScaleBlock, cast_bf16, gemm_bf16,
-    gemm_bf16_into, gemm_f16, gemm_fp8, gemm_fp8_into, gemm_tf32,
+    Accumulate, Fp8Operand, GemmConfig, GemmError, Isa, Promote, ScaleBlock, cast_bf16, gemm_bf16,
+    gemm_bf16_into, gemm_f16, gemm_fp8, gemm_fp8_into, gemm_fp8_on, gemm_tf32,
 };
 use fathom_numerics::mma::{Accumulator, Arch, Instr, Mma};
 use fathom_numerics::quant::{QuantConfig, Quantized, quantize, quantize_block, quantize_tile};
@@ -92,6 +92,32 @@ proptest! {
         let b = Quantized { codes: x.slice(s![2.., ..]).to_owned(), scales, ..a.clone() };
         let got = gemm_fp8(&a.operand(), &b.operand(), &GemmConfig::default()).unwrap();
         prop_assert_eq!(bits(&got), bits(&fp8_by_instructions(&a, &b, 128)));
+    }
+
+    #[test]
+    fn plain_accumulators_are_the_specification(
+        m in 1usize..9, n in 1usize..9, k in 1usize..300, seed: u64,
+        group in prop_oneof![Just(1usize), 2usize..64], e5m2: bool, interval: bool, form in 0usize..3,
+        codes in proptest::collection::vec(any::<u8>(), 8),
+    ) {
+        let format = if e5m2 { Format::E5M2 } else { Format::E4M3 };
+        let config = QuantConfig { format, ..QuantConfig::default() };
+        let mut a = quantize_tile(values(m, k, seed).view(), 128, &config).unwrap();
+        let b = tile(n, k, seed ^ 3);
+        // Any codes at the start of a row: NaN, infinity, both zeros.
+        a.codes.iter_mut().zip(&codes).for_each(|(x, code)| *x = *code);
+        let config = GemmConfig {
+            accumulator: Accumulator { group, ..Accumulator::EXACT },
+            promotion_interval: Some(if interval { 64 } else { 128 }),
+            ..GemmConfig::default()
+        };
+        let form = [Accumulate::Overwrite, Accumulate::Chain, Accumulate::AddAtEnd][form];
+        let run = |isa| {
+            let mut d = values(m, n, seed ^ 11);
+            gemm_fp8_on(isa, &a.operand(), &b.operand(), d.view_mut(), form, &config).unwrap();
+            bits(&d)
+        };
+        prop_assert_eq!(run(Isa::best()), run(Isa::Portable));
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub mod inorder;
 mod inorder_kernels;
 mod isa;
 mod lanes;
+mod plain;
 mod portable;
 mod scratch;
 pub mod tensor_core;
@@ -80,9 +81,12 @@ pub fn gemm_fp8_on(
 ) -> Result<(), GemmError> {
     config::check(a, b, config)?;
     check_output(a.rows(), b.rows(), &d)?;
-    match tile::kernels(isa, (a.format, b.format), &config.accumulator) {
-        Some(kernels) => tiled::gemm_fp8(&*kernels, a, b, d, accumulate, config),
-        None => portable::gemm_fp8(a, b, d, accumulate, config),
+    let formats = (a.format, b.format);
+    let plain = plain::sum_of(a, b, config).filter(|_| isa != Isa::Portable);
+    match (plain, tile::kernels(isa, formats, &config.accumulator)) {
+        (Some(sum), _) => plain::gemm_fp8(sum, a, b, d, accumulate, config),
+        (None, Some(kernels)) => tiled::gemm_fp8(&*kernels, a, b, d, accumulate, config),
+        (None, None) => portable::gemm_fp8(a, b, d, accumulate, config),
     }
     Ok(())
 }

@@ -246,25 +246,54 @@ impl Accumulator {
                 let sum = sum + align(i64::from(acc.significand), acc.exponent, acc_fraction);
                 self.output_code(sum < 0, sum.unsigned_abs(), cut)
             }
-            _ => {
-                let cut = match self.fraction {
-                    Fraction::Bits(bits) => max_exponent - bits as i32,
-                    Fraction::Exact => i32::MIN / 2,
-                };
-                let mut sum = Wide::ZERO;
-                let mut add = |significand: i64, exponent: i32, fraction: u32| {
-                    let lsb = exponent - fraction as i32;
-                    let drop = (cut - lsb).max(0);
-                    let negative = significand < 0;
-                    let kept = round_shift(significand.unsigned_abs(), drop, negative, self.align);
-                    sum.add(negative, kept, lsb + drop);
-                };
-                terms().for_each(|t| add(t.significand, t.exponent, term_fraction));
-                add(i64::from(acc.significand), acc.exponent, acc_fraction);
-                let (negative, magnitude, lsb) = sum.leading_bits();
-                self.output_code(negative, magnitude, lsb)
+            Fraction::Bits(bits) => {
+                self.wide_sum(terms, term_fraction, acc, max_exponent - bits as i32)
             }
+            Fraction::Exact => self.wide_sum(terms, term_fraction, acc, i32::MIN / 2),
         }
+    }
+
+    /// [`Accumulator::sum`] for any width, `2^cut` being the last bit kept.
+    fn wide_sum<I: Iterator<Item = Term>>(
+        &self,
+        terms: impl Fn() -> I,
+        term_fraction: u32,
+        acc: Operand,
+        cut: i32,
+    ) -> u32 {
+        let align = |significand: i64, exponent: i32, fraction: u32| {
+            let lsb = exponent - fraction as i32;
+            let drop = (cut - lsb).max(0);
+            let negative = significand < 0;
+            let kept = round_shift(significand.unsigned_abs(), drop, negative, self.align);
+            (negative, kept, lsb + drop)
+        };
+        let acc_fraction = self.output.format().layout().fraction_bits;
+        let acc = align(i64::from(acc.significand), acc.exponent, acc_fraction);
+        let aligned = || {
+            let products = terms().map(|t| align(t.significand, t.exponent, term_fraction));
+            products.chain([acc]).filter(|(_, kept, _)| *kept != 0)
+        };
+        let floor = aligned().map(|(_, _, lsb)| lsb).min().unwrap_or(0);
+        let top = aligned().map(|(_, kept, lsb)| lsb + 64 - kept.leading_zeros() as i32).max();
+        let mut sum = Wide::ZERO;
+        if top.unwrap_or(0) - floor <= 96 {
+            // They nearly always fit 128 bits, with room for 2^31 of them.
+            let narrow: i128 = aligned()
+                .map(|(negative, kept, lsb)| {
+                    let term = i128::from(kept) << (lsb - floor);
+                    if negative { -term } else { term }
+                })
+                .sum();
+            let magnitude = narrow.unsigned_abs();
+            let excess = 64u32.saturating_sub(magnitude.leading_zeros());
+            let rest = magnitude & ((1 << excess) - 1) != 0;
+            let leading = (magnitude >> excess) as u64 | u64::from(rest);
+            return self.output_code(narrow < 0, leading, floor + excess as i32);
+        }
+        aligned().for_each(|(negative, kept, lsb)| sum.add(negative, kept, lsb));
+        let (negative, magnitude, lsb) = sum.leading_bits();
+        self.output_code(negative, magnitude, lsb)
     }
 
     /// Rounds a finite sum to the accumulator's format.
