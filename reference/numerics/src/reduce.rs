@@ -19,13 +19,39 @@ pub const WARP: usize = 32;
 /// The largest number of lanes, that of a CTA.
 pub const MAX_LANES: usize = 1024;
 
+/// What the trees add: f32, and f64 for the mode that stands outside the contract.
+pub trait Addend: Copy + std::ops::AddAssign {
+    /// +0.
+    const ZERO: Self;
+    /// The value, with any NaN replaced by the canonical one (f64: left as it is).
+    fn canonical(self) -> Self;
+}
+
+impl Addend for f32 {
+    const ZERO: f32 = 0.0;
+
+    #[inline(always)]
+    fn canonical(self) -> f32 {
+        canonical_f32(self)
+    }
+}
+
+impl Addend for f64 {
+    const ZERO: f64 = 0.0;
+
+    #[inline(always)]
+    fn canonical(self) -> f64 {
+        self
+    }
+}
+
 /// The halving tree: with `w` the number of values rounded up to a power of two and missing leaves
 /// +0, `v[i] += v[i + o]` for o = w/2, w/4, ..., 1 and all i < o; the sum is `v[0]`.
 ///
 /// It is what every lane of a warp holds after a butterfly, `v += shfl_xor(v, o)` for
 /// o = 16, 8, 4, 2, 1, in which lanes that have no value hold +0. `values` is overwritten. The sum
 /// of nothing is +0.
-pub fn tree_sum(values: &mut [f32]) -> f32 {
+pub fn tree_sum<T: Addend>(values: &mut [T]) -> T {
     let mut width = values.len().next_power_of_two();
     while width > 1 {
         width /= 2;
@@ -35,10 +61,10 @@ pub fn tree_sum(values: &mut [f32]) -> f32 {
             *a += *b;
         }
         for a in alone {
-            *a += 0.0;
+            *a += T::ZERO;
         }
     }
-    values.first().map_or(0.0, |&v| canonical_f32(v))
+    values.first().map_or(T::ZERO, |v| v.canonical())
 }
 
 /// How the lanes of a warp or CTA add up a row: each lane walks its elements in ascending order from
@@ -97,24 +123,35 @@ impl RowTree {
     }
 
     /// The specification: `acc = step(acc, i)` over the elements `i < len` of each lane in ascending
-    /// order from +0, then the trees.
-    pub fn fold(self, len: usize, step: impl Fn(f32, usize) -> f32) -> f32 {
-        let mut lanes = [0.0; MAX_LANES];
-        for (lane, acc) in lanes[..self.lanes].iter_mut().enumerate() {
-            for start in (lane * self.vector..len).step_by(self.lanes * self.vector) {
+    /// order from +0, then the trees. For sums of anything that is computed on the way.
+    #[inline]
+    pub fn fold<T: Addend>(self, len: usize, step: impl Fn(T, usize) -> T) -> T {
+        if self.lanes <= WARP {
+            self.fold_in(&mut [T::ZERO; WARP], len, step)
+        } else {
+            self.fold_in(&mut [T::ZERO; MAX_LANES], len, step)
+        }
+    }
+
+    #[inline(always)]
+    fn fold_in<T: Addend>(self, lanes: &mut [T], len: usize, step: impl Fn(T, usize) -> T) -> T {
+        let lanes = &mut lanes[..self.lanes];
+        for block in (0..len).step_by(self.lanes * self.vector) {
+            for (lane, acc) in lanes.iter_mut().enumerate() {
+                let start = (block + lane * self.vector).min(len);
                 for i in start..(start + self.vector).min(len) {
                     *acc = step(*acc, i);
                 }
             }
         }
-        self.add_lanes(&mut lanes[..self.lanes])
+        self.add_lanes(lanes)
     }
 
     /// The trees over what the lanes hold: [`tree_sum`] of each group, then of the groups' sums.
     ///
     /// # Panics
     /// Unless there is one value a lane.
-    pub fn add_lanes(self, values: &mut [f32]) -> f32 {
+    pub fn add_lanes<T: Addend>(self, values: &mut [T]) -> T {
         assert_eq!(values.len(), self.lanes, "one value a lane");
         let groups = self.lanes / self.group;
         for g in 0..groups {
@@ -363,7 +400,7 @@ mod tests {
             let sum = tree_sum(&mut leaves.clone());
             assert!(lanes.iter().all(|v| v.to_bits() == sum.to_bits()), "{count} values");
         }
-        assert_eq!(tree_sum(&mut [-0.0, -0.0, -0.0]).to_bits(), 0, "the missing leaf is +0");
+        assert_eq!(tree_sum(&mut [-0f32, -0.0, -0.0]).to_bits(), 0, "the missing leaf is +0");
         assert_eq!(tree_sum(&mut [f32::from_bits(0xFFC0_0001), 1.0]).to_bits(), 0x7FFF_FFFF);
     }
 
@@ -386,15 +423,15 @@ mod tests {
         let mut differ = 0;
         for tree in trees {
             for len in [0, 1, 31, 32, 33, 127, 1024, 4096, 5003] {
-                let sum = tree.fold(len, |acc, i| acc + a[i]);
-                let dot = tree.fold(len, |acc, i| a[i].mul_add(b[i], acc));
+                let sum = tree.fold(len, |acc: f32, i| acc + a[i]);
+                let dot: f32 = tree.fold(len, |acc, i| a[i].mul_add(b[i], acc));
                 for isa in Isa::available() {
                     let got = tree.sum_on(isa, &a[..len]);
                     assert_eq!(got.to_bits(), sum.to_bits(), "{tree:?} {len} {isa:?}");
                     let got = tree.dot_on(isa, &a[..len], &b[..len]);
                     assert_eq!(got.to_bits(), dot.to_bits(), "{tree:?} {len} {isa:?}");
                 }
-                differ += usize::from(sum != RowTree::WARP.fold(len, |acc, i| acc + a[i]));
+                differ += usize::from(sum != RowTree::WARP.fold(len, |acc: f32, i| acc + a[i]));
             }
         }
         assert!(differ > 20, "the orders have to be tellable apart, {differ} were");
@@ -406,6 +443,16 @@ mod tests {
         (lanes[0], lanes[1], lanes[32]) = (1.0, 2f32.powi(24), -2f32.powi(24));
         assert_eq!(RowTree::cta(64).add_lanes(&mut lanes.clone()), 0.0, "1 is lost in warp 0");
         assert_eq!(tree_sum(&mut lanes), 1.0, "the flat tree pairs lanes 0 and 32");
+    }
+
+    #[test]
+    fn f64_takes_the_same_tree() {
+        let a: Vec<f64> = values(777).into_iter().map(f64::from).collect();
+        let mut lanes = [0.0; WARP];
+        for (i, x) in a.iter().enumerate() {
+            lanes[i % WARP] += x;
+        }
+        assert_eq!(RowTree::WARP.fold(a.len(), |acc: f64, i| acc + a[i]), tree_sum(&mut lanes));
     }
 
     #[test]
