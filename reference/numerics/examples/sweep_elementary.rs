@@ -48,7 +48,7 @@ fn main() -> ExitCode {
             if finite { oracle::error_ulp_high_precision(f, x, f.eval(x)) } else { worst.max_ulp };
         all_hold &= max_ulp <= f.bound_ulp();
         println!(
-            "| `{}` | {} | {:.4} | 0x{:08X} ({x:e}) | {:.4} % | {:.0} |",
+            "| `{}` | {} | {:.4} | 0x{:08X} ({x:e}) | {:.8} % | {:.0} |",
             f.name(),
             f.bound_ulp(),
             max_ulp,

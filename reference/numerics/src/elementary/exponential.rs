@@ -158,3 +158,19 @@ pub(super) fn tanh(x: f32) -> f32 {
     let y = f32::from_bits(y.to_bits() | (x.to_bits() & 0x8000_0000));
     nan_if(x.is_nan(), y)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::polynomial_error;
+    use super::*;
+
+    #[test]
+    fn polynomials_are_as_close_as_stated() {
+        let e =
+            polynomial_error(&Q, (-0.3467, 0.3467), |r| r, |r, q| 1.0 + r + r * r * q, f64::exp);
+        assert!(e < 2f64.powf(-28.2) && e > 2f64.powf(-28.4), "e^r: 2^{:.2}", e.log2());
+        let e =
+            polynomial_error(&T, (-0.625, 0.625), |x| x * x, |x, t| x + x.powi(3) * t, f64::tanh);
+        assert!(e < 2f64.powf(-27.7) && e > 2f64.powf(-27.9), "tanh: 2^{:.2}", e.log2());
+    }
+}

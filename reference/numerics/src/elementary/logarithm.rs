@@ -12,7 +12,7 @@ const LN2_LOW: f32 = f32::from_bits(0x35BF_BE8E);
 const LOG2_E: f32 = f32::from_bits(0x3FB8_AA3B);
 const LOG2_E_REST: f32 = f32::from_bits(0x32A5_7060);
 /// log(1 + f) = f - f^2/2 + f^3 P(f) on [sqrt(1/2) - 1, sqrt(2) - 1]; relative error of the
-/// polynomial 2^-29.9.
+/// polynomial 2^-29.8.
 const P: [f32; 9] = [
     f32::from_bits(0x3EAA_AAA3),
     f32::from_bits(0xBE80_0008),
@@ -84,4 +84,18 @@ pub(super) fn log(x: f32) -> f32 {
     let sum = whole + high;
     let carried = high - (sum - whole);
     specials(x, sum + (carried + rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::polynomial_error;
+    use super::*;
+
+    #[test]
+    fn polynomials_are_as_close_as_stated() {
+        let range = (0.5f64.sqrt() - 1.0, 2f64.sqrt() - 1.0);
+        let near = |f: f64, p: f64| f - f * f / 2.0 + f.powi(3) * p;
+        let e = polynomial_error(&P, range, |f| f, near, f64::ln_1p);
+        assert!(e < 2f64.powf(-29.8) && e > 2f64.powf(-30.0), "log(1 + f): 2^{:.2}", e.log2());
+    }
 }

@@ -160,6 +160,27 @@ pub fn sin_cos_slice(xs: &mut [f32], cosines: &mut [f32]) {
     isa::map_pair(Isa::best(), xs, cosines, SinCos)
 }
 
+/// The largest relative error over `points` of a polynomial with f32 coefficients, lowest first, as
+/// `approximation(x, p(argument(x)))`, against `exact`; in f64. What the coefficients' comments state.
+#[cfg(test)]
+fn polynomial_error(
+    coefficients: &[f32],
+    (low, high): (f64, f64),
+    argument: impl Fn(f64) -> f64,
+    approximation: impl Fn(f64, f64) -> f64,
+    exact: impl Fn(f64) -> f64,
+) -> f64 {
+    const POINTS: i32 = 20_001;
+    let error = |i: i32| {
+        let x = low + (high - low) * f64::from(i) / f64::from(POINTS - 1);
+        let z = argument(x);
+        let p = coefficients.iter().rev().fold(0.0, |p, &c| p * z + f64::from(c));
+        // Below this, f64 itself decides the quotient.
+        if x.abs() < 1e-3 { 0.0 } else { (approximation(x, p) / exact(x) - 1.0).abs() }
+    };
+    (0..POINTS).map(error).fold(0.0, f64::max)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
