@@ -10,7 +10,8 @@ use fathom_simulator::events::Detail;
 use fathom_simulator::first_principles::FirstPrinciples;
 use fathom_simulator::perfetto;
 use fathom_simulator::report::html;
-use fathom_simulator::step::{Simulation, simulate};
+use fathom_simulator::step::{Simulation, StepReport, WholeRun, simulate, whole_run};
+use serde::Serialize;
 
 use crate::output::{self, Outcome};
 
@@ -90,15 +91,24 @@ fn step(args: &Args) -> output::Result {
     if let Some(path) = &args.report {
         output::write_file(path, html::page(&sim, &model)?.as_bytes())?;
     }
+    let run = whole_run(&scenario, &sim.report, &model)?;
     if args.json {
-        output::print_json(&sim.report)?;
+        output::print_json(&Document { report: &sim.report, whole_run: &run })?;
     } else {
-        print(&sim);
+        print(&sim, &run);
     }
     Ok(Outcome::Holds)
 }
 
-fn print(sim: &Simulation) {
+/// The document of `--json`.
+#[derive(Serialize)]
+struct Document<'a> {
+    #[serde(flatten)]
+    report: &'a StepReport,
+    whole_run: &'a WholeRun,
+}
+
+fn print(sim: &Simulation, run: &WholeRun) {
     let (r, s) = (&sim.report, &sim.scenario);
     let p = &s.parallel;
     println!("{}", r.name);
@@ -148,6 +158,20 @@ fn print(sim: &Simulation) {
             g.checkpoint_interval_s
         ),
     );
+    line(
+        "the whole run",
+        format!(
+            "{:.2} T tokens, {:.0} K GPU-hours, {:.1} days ({:.1} with failures), {:.2} M$",
+            run.tokens / 1e12,
+            run.gpu_hours / 1e3,
+            run.days,
+            run.days_with_failures,
+            run.usd / 1e6
+        ),
+    );
+    if let Some(assumption) = &run.assumption {
+        line("", format!("assumed: {assumption}"));
+    }
     println!("\nwhere the step goes, mean over ranks:\n");
     let b = &r.breakdown_s;
     let parts = [

@@ -93,6 +93,19 @@ pub struct Training {
     pub total_tokens: f64,
 }
 
+/// Growth of the batch from `start_batch` to the training's `global_batch`, linear in tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ramp {
+    /// Sequences of the first step.
+    pub start_batch: u64,
+    /// Tokens until the whole batch is reached.
+    pub tokens: f64,
+    /// Schedule while a batch gives the scenario's own too few micro-batches: an assumption, since no report says what
+    /// ran then.
+    pub fallback_schedule: ScheduleKind,
+}
+
 /// A complete question to the simulator.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -126,6 +139,9 @@ pub struct Scenario {
     /// Prices beyond the cluster's rent.
     #[serde(default)]
     pub pricing: Pricing,
+    /// Growth of the batch at the beginning of the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ramp: Option<Ramp>,
     /// What `fathom search` varies.
     #[serde(default)]
     pub search: SearchSpace,
@@ -158,12 +174,13 @@ impl Scenario {
 
     /// Micro-batches that a pipeline runs a step.
     pub fn micro_batches(&self) -> u64 {
-        self.training.global_batch / (self.parallel.dp * self.training.micro_batch).max(1)
+        self.training.global_batch
+            / self.parallel.dp.saturating_mul(self.training.micro_batch).max(1)
     }
 
     /// Tokens of a step, over the whole cluster.
     pub fn tokens_per_step(&self) -> f64 {
-        (self.training.global_batch * self.training.seq_len) as f64
+        self.training.global_batch as f64 * self.training.seq_len as f64
     }
 }
 

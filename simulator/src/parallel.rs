@@ -113,6 +113,85 @@ pub fn schedule_shape(scenario: &Scenario) -> ScheduleShape {
     }
 }
 
+/// Numbers that must be at least 1 and at most the last: key, value, most.
+fn sizes(s: &Scenario) -> Vec<(&'static str, u64, u64)> {
+    let (m, t, c) = (&s.model, &s.training, &s.cluster);
+    let mut sizes = vec![
+        ("training.seq_len", t.seq_len, 1 << 24),
+        ("training.micro_batch", t.micro_batch, 1 << 12),
+        ("training.global_batch", t.global_batch, 1 << 28),
+        ("cluster.gpus", c.gpus, 1 << 24),
+        ("cluster.gpus_per_node", c.gpus_per_node, 1 << 12),
+        ("cluster.network.nics_per_node", c.network.nics_per_node, 1 << 12),
+        ("cluster.network.planes", c.network.planes, 1 << 12),
+        ("cluster.network.switch_ports", c.network.switch_ports, 1 << 12),
+        ("cluster.gpu.sms", c.gpu.sms, 1 << 16),
+        ("model.n_layers", m.n_layers, 1 << 12),
+        ("model.n_heads", m.n_heads, 1 << 16),
+        ("model.hidden", m.hidden, 1 << 17),
+        ("model.intermediate", m.intermediate, 1 << 24),
+        ("model.vocab_size", m.vocab_size, 1 << 24),
+    ];
+    match m.attention {
+        Attention::Mla {
+            q_lora_rank,
+            kv_lora_rank,
+            qk_nope_head_dim,
+            qk_rope_head_dim,
+            v_head_dim,
+        } => {
+            sizes.extend([
+                // 0 projects the query directly.
+                ("model.attention.q_lora_rank", q_lora_rank.max(1), 1 << 16),
+                ("model.attention.kv_lora_rank", kv_lora_rank, 1 << 16),
+                ("model.attention.qk_nope_head_dim", qk_nope_head_dim, 1 << 12),
+                ("model.attention.qk_rope_head_dim", qk_rope_head_dim, 1 << 12),
+                ("model.attention.v_head_dim", v_head_dim, 1 << 12),
+            ]);
+        }
+        Attention::Gqa { n_kv_heads, head_dim } => {
+            sizes.push(("model.attention.n_kv_heads", n_kv_heads, 1 << 16));
+            sizes.push(("model.attention.head_dim", head_dim, 1 << 12));
+        }
+    }
+    if let Some(moe) = &m.moe {
+        sizes.extend([
+            ("model.moe.n_routed_experts", moe.n_routed_experts, 1 << 16),
+            ("model.moe.n_activated_experts", moe.n_activated_experts, moe.n_routed_experts),
+            ("model.moe.moe_intermediate", moe.moe_intermediate, 1 << 16),
+            ("model.moe.n_expert_groups", moe.n_expert_groups, moe.n_routed_experts),
+            ("model.moe.n_limited_groups", moe.n_limited_groups, moe.n_expert_groups),
+        ]);
+    }
+    sizes
+}
+
+/// Numbers that must be positive: key and value.
+fn rates(s: &Scenario) -> Vec<(&'static str, f64)> {
+    let (g, n, r) = (&s.cluster.gpu, &s.cluster.network, &s.reliability);
+    vec![
+        ("cluster.gpu.clock_hz", g.clock_hz),
+        ("cluster.gpu.bf16_flops", g.bf16_flops),
+        ("cluster.gpu.fp32_flops", g.fp32_flops),
+        ("cluster.gpu.memory_bytes_per_s", g.memory_bytes_per_s),
+        ("cluster.gpu.l2_bytes_per_s", g.l2_bytes_per_s),
+        ("cluster.gpu.scale_up_bytes_per_s", g.scale_up_bytes_per_s),
+        ("cluster.gpu.scale_up_usable", g.scale_up_usable),
+        ("cluster.network.nic_bytes_per_s", n.nic_bytes_per_s),
+        ("cluster.network.scale_up_latency_s", n.scale_up_latency_s),
+        ("cluster.network.same_leaf_latency_s", n.same_leaf_latency_s),
+        ("cluster.network.cross_leaf_latency_s", n.cross_leaf_latency_s),
+        ("reliability.gpu_mtbf_hours", r.gpu_mtbf_hours),
+        ("reliability.node_mtbf_hours", r.node_mtbf_hours),
+        ("reliability.nic_mtbf_hours", r.nic_mtbf_hours),
+        // 0 is free; less or no number is a mistake.
+        ("training.total_tokens", s.training.total_tokens.max(f64::MIN_POSITIVE)),
+        ("reliability.checkpoint_s", r.checkpoint_s),
+        ("1 + reliability.restart_s", 1.0 + r.restart_s),
+        ("1 + expert_load.deviation", 1.0 + s.expert_load.deviation),
+    ]
+}
+
 /// Refuses an illegal layout with the reason; the schedule's own rules are those of [`schedule`].
 pub fn check(scenario: &Scenario) -> Result<(), SimError> {
     let (p, m, t, c) = (&scenario.parallel, &scenario.model, &scenario.training, &scenario.cluster);
@@ -124,24 +203,18 @@ pub fn check(scenario: &Scenario) -> Result<(), SimError> {
             return refuse(format!("{name} is {degree}, expected 1 to 16777216"));
         }
     }
-    let named = [
-        ("training.seq_len", t.seq_len),
-        ("training.micro_batch", t.micro_batch),
-        ("training.global_batch", t.global_batch),
-        ("cluster.gpus", c.gpus),
-        ("cluster.gpus_per_node", c.gpus_per_node),
-        ("cluster.gpu.sms", c.gpu.sms),
-        ("model.n_layers", m.n_layers),
-        ("model.n_heads", m.n_heads),
-        ("model.hidden", m.hidden),
-    ];
-    for (name, value) in named {
-        if value == 0 || value > 1 << 40 {
+    for (name, value, most) in sizes(scenario) {
+        if value == 0 || value > most {
+            return refuse(format!("{name} is {value}, expected 1 to {most}"));
+        }
+    }
+    for (name, value) in rates(scenario) {
+        if !(value.is_finite() && value > 0.0) {
             return refuse(format!("{name} is {value}, expected a positive number"));
         }
     }
-    let ranks = p.tp * p.cp * p.pp * p.dp;
-    if ranks != c.gpus {
+    let ranks = [p.tp, p.cp, p.pp, p.dp].iter().map(|&d| u128::from(d)).product::<u128>();
+    if ranks != u128::from(c.gpus) {
         let parts = format!("tp {} * cp {} * pp {} * dp {}", p.tp, p.cp, p.pp, p.dp);
         return refuse(format!("{parts} = {ranks} ranks, the cluster has {} GPUs", c.gpus));
     }

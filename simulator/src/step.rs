@@ -154,6 +154,76 @@ pub fn report(s: &Scenario, outcome: &StepOutcome, memory: &Memory) -> StepRepor
     }
 }
 
+/// A whole training run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct WholeRun {
+    /// Tokens.
+    pub tokens: f64,
+    /// GPU-hours without failures.
+    pub gpu_hours: f64,
+    /// Of these, while the batch grows.
+    pub ramp_gpu_hours: f64,
+    /// Days without failures.
+    pub days: f64,
+    /// Days with the goodput of the scenario's failures.
+    pub days_with_failures: f64,
+    /// Dollars for the time without failures.
+    pub usd: f64,
+    /// What was assumed where a batch is too small for the schedule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub assumption: Option<String>,
+}
+
+/// Batches that stand for the ramp, each for an equal share of its tokens.
+const RAMP_POINTS: u64 = 8;
+
+/// The run of `scenario.training.total_tokens`, its batch ramp included. `full` is the step with the whole batch.
+pub fn whole_run(
+    s: &Scenario,
+    full: &StepReport,
+    model: &dyn CostModel,
+) -> Result<WholeRun, SimError> {
+    let tokens = s.training.total_tokens;
+    let hours = |tokens: f64, per_s: f64| tokens / per_s / 3600.0;
+    let ramp_tokens = s.ramp.map_or(0.0, |r| r.tokens.clamp(0.0, tokens));
+    let mut run = WholeRun {
+        tokens,
+        gpu_hours: hours(tokens - ramp_tokens, full.tokens_per_s_per_gpu),
+        ramp_gpu_hours: 0.0,
+        days: 0.0,
+        days_with_failures: 0.0,
+        usd: 0.0,
+        assumption: None,
+    };
+    if let Some(ramp) = s.ramp {
+        // Both directions of a schedule want the same number of micro-batches.
+        let unit = 2 * s.parallel.dp * s.training.micro_batch;
+        for point in 0..RAMP_POINTS {
+            let share = (point as f64 + 0.5) / RAMP_POINTS as f64;
+            let (first, last) = (ramp.start_batch as f64, s.training.global_batch as f64);
+            let batch = first + share * (last - first);
+            let mut small = s.clone();
+            small.training.global_batch = ((batch / unit as f64).round() as u64).max(1) * unit;
+            if schedule(&small).is_err() {
+                small.schedule = ramp.fallback_schedule;
+                run.assumption = Some(format!(
+                    "batches too small for {} run with {}",
+                    s.schedule.name(),
+                    ramp.fallback_schedule.name()
+                ));
+            }
+            let step = simulate(&small, model, Detail::Totals, None)?.report;
+            run.ramp_gpu_hours +=
+                hours(ramp_tokens / RAMP_POINTS as f64, step.tokens_per_s_per_gpu);
+        }
+    }
+    run.gpu_hours += run.ramp_gpu_hours;
+    run.days = run.gpu_hours / s.cluster.gpus as f64 / 24.0;
+    run.days_with_failures = run.days / full.reliability.goodput;
+    run.usd = run.gpu_hours * full.cost.usd_per_gpu_hour;
+    Ok(run)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,6 +246,20 @@ mod tests {
         let dollars = r.gpu_hours_per_trillion_tokens * 2.0;
         assert!((r.cost.usd_per_trillion_tokens - dollars).abs() < 1e-6 * dollars);
         assert_eq!(r.memory_peak_gb.len(), 16);
+    }
+
+    #[test]
+    fn a_run_without_a_ramp_is_steps_and_a_ramp_costs_more() {
+        let model = FirstPrinciples::default();
+        let mut sim = run("deepseek-v3-h800-2048", &[]);
+        let with = whole_run(&sim.scenario, &sim.report, &model).unwrap();
+        assert!(with.assumption.as_ref().unwrap().contains("zb1p"), "{with:?}");
+        sim.scenario.ramp = None;
+        let without = whole_run(&sim.scenario, &sim.report, &model).unwrap();
+        let steps = 14.8 * sim.report.gpu_hours_per_trillion_tokens;
+        assert!((without.gpu_hours / steps - 1.0).abs() < 1e-9);
+        assert!(with.gpu_hours > without.gpu_hours && with.gpu_hours < 1.05 * without.gpu_hours);
+        assert!(with.days_with_failures > with.days);
     }
 
     #[test]

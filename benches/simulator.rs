@@ -1,0 +1,44 @@
+//! The simulator's speed: a full DeepSeek-V3 step, the same layout on 100,352 GPUs, and a search.
+//!
+//! `cargo bench -p fathom-benches --bench simulator`. The goals: a step in at most 20 ms on one core, 100,352 GPUs in at
+//! most 5 times that, 10,000 layouts in at most 10 s on two cores.
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use fathom_simulator::config::Scenario;
+use fathom_simulator::events::Detail;
+use fathom_simulator::first_principles::FirstPrinciples;
+use fathom_simulator::search::search;
+use fathom_simulator::step::simulate;
+
+fn v3() -> Scenario {
+    Scenario::preset("deepseek-v3-h800-2048", &[]).expect("an embedded scenario")
+}
+
+fn steps(criterion: &mut Criterion) {
+    let model = FirstPrinciples::default();
+    let mut large = v3();
+    large.cluster.gpus = 100_352;
+    large.parallel.dp = 6_272;
+    large.training.global_batch = 120 * 6_272;
+    let mut group = criterion.benchmark_group("step");
+    for (name, scenario) in [("2048 GPUs", v3()), ("100352 GPUs", large)] {
+        let run = |detail| simulate(&scenario, &model, detail, None).expect("a legal layout");
+        group.bench_function(name, |b| b.iter(|| run(Detail::Instructions)));
+        group.bench_function(format!("{name}, every part kept"), |b| b.iter(|| run(Detail::Parts)));
+    }
+    group.finish();
+}
+
+fn searches(criterion: &mut Criterion) {
+    let model = FirstPrinciples::default();
+    let scenario = v3();
+    let found = search(&scenario, &model, true, &|_, _| ()).expect("legal layouts");
+    let name = format!("search of {} layouts, {} simulated", found.considered, found.simulated);
+    let mut group = criterion.benchmark_group("search");
+    group.sample_size(10);
+    group.bench_function(name, |b| b.iter(|| search(&scenario, &model, true, &|_, _| ())));
+    group.finish();
+}
+
+criterion_group!(benches, steps, searches);
+criterion_main!(benches);

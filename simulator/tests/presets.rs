@@ -1,0 +1,86 @@
+//! The embedded scenarios: snapshots of their numbers (wall time redacted), and properties of the whole simulator.
+
+use fathom_simulator::config::{SCENARIOS, Scenario};
+use fathom_simulator::events::Detail;
+use fathom_simulator::first_principles::FirstPrinciples;
+use fathom_simulator::parallel::PlacedLayer;
+use fathom_simulator::report::sensitivity::SLIDERS;
+use fathom_simulator::step::{place_and_time, simulate};
+use fathom_simulator::times::LayerKind;
+use proptest::prelude::*;
+use serde_json::Value;
+
+/// Six digits: what a reader compares, not the last bit of a mathematics library.
+fn rounded(value: Value) -> Value {
+    match value {
+        Value::Number(n) if n.is_f64() => {
+            let digits = format!("{:.5e}", n.as_f64().unwrap());
+            serde_json::from_str(&digits).unwrap()
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(rounded).collect()),
+        Value::Object(map) => {
+            Value::Object(map.into_iter().map(|(k, v)| (k, rounded(v))).collect())
+        }
+        other => other,
+    }
+}
+
+#[test]
+fn numbers_of_the_presets() {
+    for (name, _) in SCENARIOS {
+        let scenario = Scenario::preset(name, &[]).unwrap();
+        let sim = simulate(&scenario, &FirstPrinciples::default(), Detail::Totals, None).unwrap();
+        let mut report = serde_json::to_value(&sim.report).unwrap();
+        report["wall_s"] = "redacted".into();
+        insta::assert_json_snapshot!(format!("preset-{name}"), rounded(report));
+    }
+}
+
+fn step_s(scenario: &Scenario) -> f64 {
+    let model = FirstPrinciples::default();
+    simulate(scenario, &model, Detail::Totals, None).unwrap().report.step_time_s
+}
+
+/// Rates are better when higher, latencies when lower.
+fn improved(mut scenario: Scenario, slider: usize, factor: f64) -> Scenario {
+    let (key, field) = SLIDERS[slider];
+    *field(&mut scenario) *= if key.contains("latency") { 1.0 / factor } else { factor };
+    scenario
+}
+
+/// The scenario with the layers of every stage as they are balanced now.
+fn with_layers_kept(mut scenario: Scenario) -> Scenario {
+    let (placement, _) = place_and_time(&scenario, &FirstPrinciples::default()).unwrap();
+    let transformer = |l: &&PlacedLayer| matches!(l.kind, LayerKind::Dense | LayerKind::Moe);
+    let count = |stage: &Vec<PlacedLayer>| stage.iter().filter(transformer).count() as u64;
+    scenario.stage_layers = Some(placement.stages.iter().map(count).collect());
+    scenario
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// More bandwidth, more FLOPS or less latency never makes a step slower, on any preset, the layers of every stage
+    /// kept (balancing them anew may move a whole layer to the slowest rank).
+    #[test]
+    fn better_hardware_is_never_slower(
+        preset in 0..SCENARIOS.len(), slider in 0..SLIDERS.len(), start in 0.3f64..3.0, more in 1.0f64..4.0,
+    ) {
+        let base = Scenario::preset(SCENARIOS[preset].0, &[]).unwrap();
+        let base = with_layers_kept(improved(base, slider, start));
+        let better = improved(base.clone(), slider, more);
+        prop_assert!(step_s(&better) <= step_s(&base) * (1.0 + 1e-9), "{}", SLIDERS[slider].0);
+    }
+}
+
+/// The same layout on 49 times the GPUs: only the gradient reduction grows.
+#[test]
+fn a_hundred_thousand_gpus_take_the_same_pipeline() {
+    let small = Scenario::preset("deepseek-v3-h800-2048", &[]).unwrap();
+    let mut large = small.clone();
+    large.cluster.gpus = 100_352;
+    large.parallel.dp = 6_272;
+    large.training.global_batch = 120 * 6_272;
+    let (a, b) = (step_s(&small), step_s(&large));
+    assert!(b >= a && b < 1.05 * a, "{a} s on 2048, {b} s on 100352");
+}
