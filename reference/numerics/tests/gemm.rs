@@ -9,7 +9,7 @@ use fathom_numerics::gemm::{
     Accumulate, Fp8Operand, GemmConfig, GemmError, Isa, Promote, ScaleBlock, cast_bf16, gemm_bf16,
     gemm_bf16_into, gemm_f16, gemm_fp8, gemm_fp8_into, gemm_fp8_on, gemm_tf32,
 };
-use fathom_numerics::mma::{Accumulator, Arch, Instr, Mma};
+use fathom_numerics::mma::{Accumulator, Arch, Fraction, Instr, Mma, Output};
 use fathom_numerics::quant::{QuantConfig, Quantized, quantize, quantize_block, quantize_tile};
 use ndarray::{Array2, Array3, ArrayView2, Axis, concatenate, s};
 use proptest::prelude::*;
@@ -324,6 +324,26 @@ fn shapes_that_disagree_are_named() {
     let mut d = Array2::zeros((2, 2));
     let error = gemm_fp8_into(&a.operand(), &a.operand(), d.view_mut(), Accumulate::Chain, &config);
     assert_eq!(error.unwrap_err().to_string(), "d is [2, 2]: expected [3, 3]");
+}
+
+#[test]
+fn accumulators_are_checked() {
+    let (a, b) = (tile(3, 64, 1), tile(3, 64, 2));
+    let run = |accumulator| {
+        let config = GemmConfig { accumulator, ..GemmConfig::default() };
+        gemm_fp8(&a.operand(), &b.operand(), &config)
+    };
+    let hopper = Accumulator::HOPPER_FP8;
+    let error = run(Accumulator { output: Output::F32 { fraction_bits: 24 }, ..hopper });
+    assert_eq!(error.unwrap_err(), GemmError::OutputBits { found: 24 });
+    let error = run(Accumulator { group: 0, ..hopper });
+    assert_eq!(error.unwrap_err(), GemmError::Zero("accumulator.group"));
+    let empty = Quantized { block: ScaleBlock { rows: 1, k: 0 }, ..a.clone() };
+    let error = gemm_fp8(&a.operand(), &empty.operand(), &GemmConfig::default());
+    assert_eq!(error.unwrap_err(), GemmError::Zero("k of a scale block"));
+    // More bits than any sum has are the exact sum.
+    let wide = Accumulator { fraction: Fraction::Bits(u32::MAX), ..Accumulator::EXACT };
+    assert_eq!(bits(&run(wide).unwrap()), bits(&run(Accumulator::EXACT).unwrap()));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! that say which of them do not fit.
 
 use crate::formats::Format;
-use crate::mma::Accumulator;
+use crate::mma::{Accumulator, Output};
 use ndarray::ArrayView2;
 
 /// Which elements of an operand share a scale: `rows` along M (or N), `k` along K.
@@ -76,10 +76,19 @@ impl<'a> Fp8Operand<'a> {
         self.scales[[row / self.block.rows, k / self.block.k]]
     }
 
+    pub(super) fn check_block(&self) -> Result<(), GemmError> {
+        match self.block {
+            ScaleBlock { rows: 0, .. } => Err(GemmError::Zero("rows of a scale block")),
+            ScaleBlock { k: 0, .. } => Err(GemmError::Zero("k of a scale block")),
+            _ => Ok(()),
+        }
+    }
+
     pub(super) fn check(&self, operand: &'static str) -> Result<(), GemmError> {
         if !matches!(self.format, Format::E4M3 | Format::E5M2) {
             return Err(GemmError::Format { operand, found: self.format });
         }
+        self.check_block()?;
         let expected = self.block.scales(self.codes.nrows(), self.codes.ncols());
         if self.scales.dim() != expected {
             return Err(GemmError::Scales {
@@ -226,6 +235,12 @@ pub enum GemmError {
     /// A knob that must be positive is zero.
     #[error("{0} is 0: expected at least 1")]
     Zero(&'static str),
+    /// An accumulator that no FP32 holds.
+    #[error("accumulator.output has {found} fraction bits: expected 1 to 23")]
+    OutputBits {
+        /// The bits given.
+        found: u32,
+    },
     /// A row's group is not one of the weights'.
     #[error("m_indices[{row}] is {group}: expected a group below {groups}, or -1 for padding")]
     Group {
@@ -248,6 +263,17 @@ pub enum GemmError {
     },
 }
 
+/// Checks the parameters of an accumulator.
+pub(super) fn check_accumulator(accumulator: &Accumulator) -> Result<(), GemmError> {
+    match accumulator.output {
+        _ if accumulator.group == 0 => Err(GemmError::Zero("accumulator.group")),
+        Output::F32 { fraction_bits } if !(1..=23).contains(&fraction_bits) => {
+            Err(GemmError::OutputBits { found: fraction_bits })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Checks operands against each other and against the knobs; afterwards every interval has one
 /// scale for each row of A and of B.
 pub(super) fn check(
@@ -261,9 +287,7 @@ pub(super) fn check(
     if config.promotion_interval == Some(0) {
         return Err(GemmError::Zero("promotion_interval"));
     }
-    if config.accumulator.group == 0 {
-        return Err(GemmError::Zero("accumulator.group"));
-    }
+    check_accumulator(&config.accumulator)?;
     a.check("a")?;
     b.check("b")?;
     check_interval("a", a, config)?;

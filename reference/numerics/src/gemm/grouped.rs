@@ -151,6 +151,7 @@ fn check_group_scales(
     x: &Fp8Operand<'_>,
     k_sizes: &[usize],
 ) -> Result<(), GemmError> {
+    x.check_block()?;
     let columns = k_sizes.iter().map(|size| size.div_ceil(x.block.k)).sum();
     let expected = (x.rows().div_ceil(x.block.rows), columns);
     if x.scales.dim() == expected {

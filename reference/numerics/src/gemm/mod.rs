@@ -196,9 +196,7 @@ pub fn gemm_unscaled_on(
     if a.ncols() != b.ncols() {
         return Err(GemmError::Depth { a: a.dim(), b: b.dim() });
     }
-    if accumulator.group == 0 {
-        return Err(GemmError::Zero("accumulator.group"));
-    }
+    config::check_accumulator(accumulator)?;
     check_output(a.nrows(), b.nrows(), &d)?;
     match tile::kernels(isa, (format, format), accumulator) {
         Some(kernels) => {

@@ -247,7 +247,8 @@ impl Accumulator {
                 self.output_code(sum < 0, sum.unsigned_abs(), cut)
             }
             Fraction::Bits(bits) => {
-                self.wide_sum(terms, term_fraction, acc, max_exponent - bits as i32)
+                // No operand has bits a thousand places below another: that many are exact.
+                self.wide_sum(terms, term_fraction, acc, max_exponent - bits.min(1000) as i32)
             }
             Fraction::Exact => self.wide_sum(terms, term_fraction, acc, i32::MIN / 2),
         }
