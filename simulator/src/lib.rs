@@ -31,6 +31,7 @@ pub mod schedules;
 pub mod search;
 pub mod step;
 pub mod times;
+pub mod validate;
 pub mod workload;
 
 pub use error::SimError;

@@ -122,8 +122,8 @@ impl GemmShape {
 const BLOCK_M: u64 = 128;
 const BLOCK_K: u64 = 128;
 
-/// The tile widths that a library chooses from when it looks for the best one.
-const LIBRARY_BLOCK_N: [u64; 11] = [64, 80, 96, 104, 112, 120, 128, 136, 144, 152, 160];
+/// The tile widths that a library chooses from when it looks for the best one (DeepGEMM's list from 64 on).
+const LIBRARY_BLOCK_N: [u64; 11] = [64, 72, 80, 88, 96, 104, 112, 120, 128, 144, 160];
 
 /// Where the time of a GEMM goes; the parts do not overlap.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

@@ -1,0 +1,201 @@
+//! Validation: every published figure that the simulator can predict, beside its prediction and the error.
+//!
+//! The figures are facts with their public source, kept as data in the files of this folder. What was used for fitting is
+//! marked; nothing else was.
+
+mod figures;
+mod kernels;
+mod others;
+mod training;
+
+use serde::Serialize;
+
+use crate::error::SimError;
+use crate::first_principles::FirstPrinciples;
+
+/// What a figure is to the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Constants were fitted on it.
+    Fitted,
+    /// Not used for fitting; a goal is set.
+    Tested,
+    /// Printed beside ours without a goal.
+    Shown,
+}
+
+/// One figure.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Row {
+    /// Group of figures.
+    pub section: &'static str,
+    /// The figure.
+    pub figure: String,
+    /// Unit of both values.
+    pub unit: &'static str,
+    /// As published.
+    pub published: f64,
+    /// As predicted.
+    pub predicted: f64,
+    /// Predicted over published less 1; the difference where `goal_points` is set.
+    pub error: f64,
+    /// What it is to the model.
+    pub role: Role,
+    /// Largest error allowed, as `error` is counted.
+    pub goal: Option<f64>,
+    /// The error is a difference in the figure's unit.
+    pub goal_points: bool,
+    /// Within the goal; true without one.
+    pub met: bool,
+    /// Why it differs, or an assumption.
+    pub note: String,
+}
+
+impl Row {
+    fn new(
+        section: &'static str,
+        figure: impl Into<String>,
+        unit: &'static str,
+        published: f64,
+        predicted: f64,
+    ) -> Row {
+        Row {
+            section,
+            figure: figure.into(),
+            unit,
+            published,
+            predicted,
+            error: predicted / published - 1.0,
+            role: Role::Shown,
+            goal: None,
+            goal_points: false,
+            met: true,
+            note: String::new(),
+        }
+    }
+
+    /// With a goal for the relative error.
+    fn goal(mut self, role: Role, goal: f64) -> Row {
+        self.role = role;
+        self.goal = Some(goal);
+        // Differences below a millionth are rounding of the published digits.
+        self.met = self.error.abs() <= goal + 1e-6;
+        self
+    }
+
+    /// With a goal for the difference in the figure's unit.
+    fn points(mut self, role: Role, goal: f64) -> Row {
+        self.error = self.predicted - self.published;
+        self.goal_points = true;
+        self.goal(role, goal)
+    }
+
+    /// Equal to the printed digits, `decimals` behind the point.
+    fn digits(mut self, decimals: usize) -> Row {
+        let same =
+            format!("{:.decimals$}", self.predicted) == format!("{:.decimals$}", self.published);
+        self.role = Role::Tested;
+        self.goal = Some(0.0);
+        self.met = same;
+        if same {
+            self.error = 0.0;
+        }
+        self
+    }
+
+    fn fitted(mut self) -> Row {
+        self.role = Role::Fitted;
+        self
+    }
+
+    fn note(mut self, note: impl Into<String>) -> Row {
+        self.note = note.into();
+        self
+    }
+
+    /// The error for people: a percentage, or points.
+    pub fn error_text(&self) -> String {
+        if self.goal_points {
+            format!("{:+.1} points", self.error)
+        } else {
+            format!("{:+.1} %", self.error * 100.0)
+        }
+    }
+
+    /// The goal for people.
+    pub fn goal_text(&self) -> String {
+        match (self.goal, self.goal_points) {
+            (None, _) => String::new(),
+            (Some(0.0), _) => "printed digits".to_string(),
+            (Some(g), true) => format!("{g} points"),
+            (Some(g), false) => format!("{} %", (g * 1000.0).round() / 10.0),
+        }
+    }
+}
+
+/// The whole validation.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Validation {
+    /// All figures.
+    pub rows: Vec<Row>,
+    /// Figures with a goal.
+    pub goals: usize,
+    /// Of these within it.
+    pub met: usize,
+}
+
+/// Predicts everything with the constants in use.
+pub fn validate(cost: &FirstPrinciples) -> Result<Validation, SimError> {
+    let mut rows = figures::rows(cost)?;
+    rows.extend(kernels::rows(cost)?);
+    rows.extend(training::rows(cost)?);
+    rows.extend(others::rows(cost)?);
+    let goals = rows.iter().filter(|r| r.goal.is_some()).count();
+    let met = rows.iter().filter(|r| r.goal.is_some() && r.met).count();
+    Ok(Validation { rows, goals, met })
+}
+
+/// A value with as many digits as help.
+pub fn number(value: f64) -> String {
+    let magnitude = value.abs();
+    let decimals = match magnitude {
+        m if m >= 1000.0 => 0,
+        m if m >= 100.0 => 1,
+        m if m >= 10.0 => 2,
+        _ => 3,
+    };
+    format!("{value:.decimals$}")
+}
+
+impl Validation {
+    /// The validation as Markdown, one table a section.
+    pub fn markdown(&self) -> String {
+        let mut out =
+            format!("{} of {} figures with a goal are within it.\n", self.met, self.goals);
+        let mut section = "";
+        for row in &self.rows {
+            if row.section != section {
+                section = row.section;
+                out += &format!(
+                    "\n### {section}\n\n| figure | unit | published | ours | error | goal | note |\n"
+                );
+                out += "|---|---|---:|---:|---:|---|---|\n";
+            }
+            let goal = match (row.goal.is_some(), row.met, row.role) {
+                (false, _, Role::Fitted) => "fitted".to_string(),
+                (false, _, _) => String::new(),
+                (true, true, Role::Fitted) => format!("{}, fitted", row.goal_text()),
+                (true, true, _) => row.goal_text(),
+                (true, false, _) => format!("{}: **missed**", row.goal_text()),
+            };
+            let (published, ours) = (number(row.published), number(row.predicted));
+            let error = row.error_text();
+            out += &format!(
+                "| {} | {} | {published} | {ours} | {error} | {goal} | {} |\n",
+                row.figure, row.unit, row.note
+            );
+        }
+        out
+    }
+}
