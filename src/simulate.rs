@@ -1,6 +1,12 @@
 //! `fathom simulate`: a training step on a cluster, and the parts of the simulator by themselves.
 
+mod alltoall;
+mod calibrate;
+mod chunk;
+mod gemm;
+mod parts;
 mod schedule;
+mod validate;
 
 use std::path::{Path, PathBuf};
 
@@ -54,12 +60,22 @@ pub struct Args {
 #[derive(Subcommand)]
 enum Part {
     Schedule(schedule::Args),
+    Chunk(chunk::Args),
+    Gemm(gemm::Args),
+    Alltoall(alltoall::Args),
+    Calibrate(calibrate::Args),
+    Validate(validate::Args),
 }
 
 /// Runs the command.
 pub fn run(args: &Args) -> output::Result {
     match &args.part {
         Some(Part::Schedule(args)) => schedule::run(args),
+        Some(Part::Chunk(args)) => chunk::run(args),
+        Some(Part::Gemm(args)) => gemm::run(args),
+        Some(Part::Alltoall(args)) => alltoall::run(args),
+        Some(Part::Calibrate(args)) => calibrate::run(args),
+        Some(Part::Validate(args)) => validate::run(args),
         None => step(args),
     }
 }

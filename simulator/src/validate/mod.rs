@@ -8,6 +8,8 @@ mod kernels;
 mod others;
 mod training;
 
+pub use training::{PROFILE_LOADS, pretraining_gpu_hours, profiled_chunk};
+
 use serde::Serialize;
 
 use crate::error::SimError;

@@ -1,0 +1,118 @@
+//! `fathom simulate alltoall`: one dispatch or combine of expert parallelism.
+
+use std::path::PathBuf;
+
+use fathom_simulator::hardware;
+use fathom_simulator::hardware::model::Moe;
+use fathom_simulator::kernel_time::Constants;
+use fathom_simulator::network::alltoall::{AllToAll, AllToAllModel};
+use serde_json::json;
+
+use super::parts;
+use crate::output::{self, Outcome};
+
+/// Time an all-to-all of expert parallelism
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  fathom simulate alltoall --ep 64
+  fathom simulate alltoall --ep 32 --groups 4 --limited-groups 4 --token-bytes 14336
+  fathom simulate alltoall --cluster gb200-nvl72-1152 --ep 64 --json
+
+--json: {seconds, scale_out_s, scale_up_s, nodes_per_token, received, logical_bytes_per_s,
+wire_bytes_per_s, under_compute_s}.")]
+pub struct Args {
+    /// Model preset that routes
+    #[arg(long, default_value = "deepseek-v3", conflicts_with = "config")]
+    model: String,
+    /// Hugging Face config.json of another model
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Cluster preset
+    #[arg(long, default_value = "h800-2048")]
+    cluster: String,
+    /// Ranks of the expert group
+    #[arg(long, value_parser = clap::value_parser!(u64).range(2..=65536))]
+    ep: u64,
+    /// Tokens of a rank
+    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
+    tokens: u64,
+    /// Bytes of a token [default: FP8 with scales, as dispatched]
+    #[arg(long)]
+    token_bytes: Option<u64>,
+    /// Groups of experts, instead of the model's
+    #[arg(long)]
+    groups: Option<u64>,
+    /// Groups that a token may use, instead of the model's
+    #[arg(long)]
+    limited_groups: Option<u64>,
+    /// Load of the busiest rank relative to the mean
+    #[arg(long, default_value_t = 1.0)]
+    load: f64,
+    /// SMs that run it
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(2..=1024))]
+    sms: u64,
+    /// Share of the memory bandwidth that computation takes beside, for the time under computation
+    #[arg(long, default_value_t = 0.25)]
+    memory_share: f64,
+    /// Hardware wishes to grant, by commas
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    what_if: Vec<String>,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> output::Result {
+    let model = parts::model(&args.model, args.config.as_deref())?;
+    let moe = model.moe.ok_or_else(|| format!("{} has no routed experts", model.name))?;
+    let groups = args.groups.unwrap_or(moe.n_expert_groups);
+    let limited = args.limited_groups.unwrap_or(moe.n_limited_groups.min(groups));
+    let experts = moe.n_routed_experts;
+    if groups == 0 || experts % groups != 0 || !(1..=groups).contains(&limited) {
+        return Err(
+            format!("{experts} experts in {groups} groups, {limited} of them a token").into()
+        );
+    }
+    if experts % args.ep != 0 {
+        return Err(format!("--ep {} does not divide the {experts} routed experts", args.ep).into());
+    }
+    if !(args.load >= 1.0 && args.load.is_finite() && (0.0..=1.0).contains(&args.memory_share)) {
+        return Err("--load is at least 1, --memory-share lies in 0 to 1".into());
+    }
+    let moe = Moe { n_expert_groups: groups, n_limited_groups: limited, ..moe };
+    let cluster = hardware::cluster(&args.cluster)?;
+    let node = cluster.gpus_per_node;
+    if args.ep > cluster.gpus || (args.ep > node && args.ep % node != 0) {
+        let gpus = cluster.gpus;
+        return Err(format!("--ep {} on {gpus} GPUs in nodes of {node}", args.ep).into());
+    }
+    let fp8 = model.hidden + 4 * model.hidden.div_ceil(128);
+    let op = AllToAll {
+        ep: args.ep,
+        tokens: args.tokens,
+        token_bytes: args.token_bytes.unwrap_or(fp8) as f64,
+        load: args.load,
+        sms: args.sms,
+    };
+    let unified = parts::what_if(&args.what_if)?.unified_network;
+    let network = AllToAllModel::new(&cluster, Constants::FITTED, unified);
+    let t = network.alone(&moe, &op);
+    let under = network.under_compute(&moe, &op, args.memory_share);
+    if args.json {
+        let mut value = serde_json::to_value(t)?;
+        value["under_compute_s"] = json!(under);
+        output::print_json(&value)?;
+        return Ok(Outcome::Holds);
+    }
+    let us = |s: f64| format!("{:>10.1} us", s * 1e6);
+    println!("alone              {}", us(t.seconds));
+    println!("scale-out stage    {}", us(t.scale_out_s));
+    println!("forwarding stage   {}", us(t.scale_up_s));
+    println!("under computation  {}", us(under));
+    println!("nodes a token      {:>10.3}", t.nodes_per_token);
+    println!("tokens received    {:>10.0}", t.received);
+    println!("logical bandwidth  {:>10.1} GB/s", t.logical_bytes_per_s / 1e9);
+    println!("through a NIC      {:>10.1} GB/s", t.wire_bytes_per_s / 1e9);
+    Ok(Outcome::Holds)
+}

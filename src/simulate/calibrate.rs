@@ -1,0 +1,111 @@
+//! `fathom simulate calibrate`: what a profiler trace says, and constants fitted on measured GEMMs.
+
+use std::path::PathBuf;
+
+use fathom_simulator::calibrate::{KinetoTrace, TraceSummary, fit_gemms, parse_table};
+use fathom_simulator::hardware;
+use fathom_simulator::kernel_time::Constants;
+use serde_json::json;
+
+use crate::output::{self, Outcome};
+
+/// Read a profiler trace, or fit the GEMM constants on measured times
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  fathom simulate calibrate trace.json.gz
+  fathom simulate calibrate trace.json.gz --json
+  fathom simulate calibrate --gemms measured.csv --gpu h800 --sms 112
+
+TRACE is what torch.profiler exports, plain or gzipped. The table's header is
+name,kind,m,n,k,mean_us,min_us; kinds are fp8_one_two, fp8_one_one, bf16 and bf16_accumulate.")]
+pub struct Args {
+    /// Trace of torch.profiler
+    #[arg(required_unless_present = "gemms")]
+    trace: Option<PathBuf>,
+    /// Table of measured GEMMs to fit on
+    #[arg(long, value_name = "FILE", conflicts_with = "trace")]
+    gemms: Option<PathBuf>,
+    /// GPU preset that they were measured on
+    #[arg(long, default_value = "h800")]
+    gpu: String,
+    /// SMs that they ran on; all where absent
+    #[arg(long)]
+    sms: Option<u64>,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> output::Result {
+    match (&args.trace, &args.gemms) {
+        (Some(path), _) => {
+            let summary = KinetoTrace::read(path)?.summary();
+            if args.json {
+                output::print_json(&summary)?;
+            } else {
+                print(&summary);
+            }
+        }
+        (None, Some(path)) => fit(args, path)?,
+        (None, None) => return Err("a trace or --gemms FILE".into()),
+    }
+    Ok(Outcome::Holds)
+}
+
+fn fit(args: &Args, path: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
+    let file = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{file}: {e}"))?;
+    let table = parse_table(&file, &text)?;
+    let gpu = hardware::gpu(&args.gpu)?;
+    let sms = args.sms.unwrap_or(gpu.sms);
+    if sms == 0 || sms > gpu.sms {
+        return Err(format!("--sms {sms}: {} has 1 to {}", gpu.name, gpu.sms).into());
+    }
+    let fitted = fit_gemms(&gpu, sms, &table, Constants::FITTED)?;
+    if args.json {
+        output::print_json(&json!({"gemms": table.len(), "constants": fitted}))?;
+        return Ok(());
+    }
+    println!("fitted on {} GEMMs on {sms} SMs of {}", table.len(), gpu.name);
+    println!("mma_efficiency    {:>9.3}", fitted.mma_efficiency);
+    println!("promotion_cycles  {:>9.3}", fitted.promotion_cycles);
+    println!("tile_cycles       {:>9.1}", fitted.tile_cycles);
+    println!("contention        {:>9.3}", fitted.contention);
+    Ok(())
+}
+
+fn print(s: &TraceSummary) {
+    let ms = |x: f64| format!("{:.3}", x * 1e3);
+    println!("{}, {} SMs: {} kernels", s.device, s.sms, s.kernels);
+    println!("span           {:>10} ms", ms(s.span_s));
+    println!("compute busy   {:>10} ms", ms(s.compute_busy_s));
+    println!("communication  {:>10} ms", ms(s.communication_s));
+    println!("  payload      {:>10} ms", ms(s.payload_s));
+    println!("  rendezvous   {:>10} ms", ms(s.rendezvous_s));
+    println!("hidden         {:>10} %\n", format!("{:.1}", s.hidden_fraction * 100.0));
+    let streams = s.streams.iter().map(|x| {
+        let kind = if x.communicates { "communication" } else { "compute" };
+        vec![x.stream.to_string(), kind.to_string(), x.kernels.to_string(), ms(x.busy_s)]
+    });
+    println!("{}\n", output::table(&["stream", "", "kernels", "ms"], &[2, 3], streams.collect()));
+    let phases = s
+        .phases
+        .iter()
+        .map(|p| vec![p.name.clone(), p.count.to_string(), ms(p.mean_s), ms(p.mean_busy_s)]);
+    let header = ["annotation", "count", "mean ms", "busy ms"];
+    println!("{}\n", output::table(&header, &[1, 2, 3], phases.collect()));
+    let gemms = s.gemms.iter().map(|g| {
+        let us = |x: f64| format!("{x:.1}");
+        vec![
+            g.phase.clone(),
+            g.place.to_string(),
+            g.count.to_string(),
+            g.ctas.to_string(),
+            us(g.mean_us),
+            us(g.min_us),
+        ]
+    });
+    let header = ["GEMM under", "place", "count", "CTAs", "mean us", "min us"];
+    println!("{}", output::table(&header, &[1, 2, 3, 4, 5], gemms.collect()));
+}
