@@ -35,7 +35,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Check(check::Args),
-    Simulate(simulate::Args),
+    Simulate(Box<simulate::Args>),
     Search(search::Args),
     Demo(demo::Args),
     Diagnose(diagnose::Args),

@@ -69,12 +69,12 @@ pub fn run(args: &Args) -> output::Result {
     let groups = args.groups.unwrap_or(moe.n_expert_groups);
     let limited = args.limited_groups.unwrap_or(moe.n_limited_groups.min(groups));
     let experts = moe.n_routed_experts;
-    if groups == 0 || experts % groups != 0 || !(1..=groups).contains(&limited) {
+    if groups == 0 || !experts.is_multiple_of(groups) || !(1..=groups).contains(&limited) {
         return Err(
             format!("{experts} experts in {groups} groups, {limited} of them a token").into()
         );
     }
-    if experts % args.ep != 0 {
+    if !experts.is_multiple_of(args.ep) {
         return Err(format!("--ep {} does not divide the {experts} routed experts", args.ep).into());
     }
     if !(args.load >= 1.0 && args.load.is_finite() && (0.0..=1.0).contains(&args.memory_share)) {
@@ -83,7 +83,7 @@ pub fn run(args: &Args) -> output::Result {
     let moe = Moe { n_expert_groups: groups, n_limited_groups: limited, ..moe };
     let cluster = hardware::cluster(&args.cluster)?;
     let node = cluster.gpus_per_node;
-    if args.ep > cluster.gpus || (args.ep > node && args.ep % node != 0) {
+    if args.ep > cluster.gpus || (args.ep > node && !args.ep.is_multiple_of(node)) {
         let gpus = cluster.gpus;
         return Err(format!("--ep {} on {gpus} GPUs in nodes of {node}", args.ep).into());
     }

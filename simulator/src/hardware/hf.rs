@@ -64,7 +64,7 @@ impl Model {
                 n_kv_heads: k.optional(&["num_key_value_heads"])?.unwrap_or(n_heads),
                 head_dim: match k.optional(&["head_dim"])? {
                     Some(d) => d,
-                    None if hidden % n_heads == 0 => hidden / n_heads,
+                    None if hidden.is_multiple_of(n_heads) => hidden / n_heads,
                     None => {
                         return Err(SimError::input(
                             file,
@@ -117,7 +117,7 @@ fn moe(k: &Keys, n_layers: u64) -> Result<Option<Moe>, SimError> {
     let n_activated_experts = k.required(&["num_experts_per_tok", "moe_topk"])?;
     let groups = k.optional(&["n_group"])?.unwrap_or(1).max(1);
     let limited = k.optional(&["topk_group"])?.unwrap_or(groups).clamp(1, groups);
-    if n_activated_experts > experts || experts % groups != 0 {
+    if n_activated_experts > experts || !experts.is_multiple_of(groups) {
         return Err(SimError::input(
             k.file,
             format!(
