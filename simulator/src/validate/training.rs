@@ -115,12 +115,12 @@ fn step_rows(r: &StepReport, cost: &FirstPrinciples) -> Result<Vec<Row>, SimErro
 /// Tokens over which the batch grows from 3072 to 15360 sequences.
 const RAMP_TOKENS: f64 = 469e9;
 
-/// Seconds a token of the cluster with a smaller batch. DualPipe needs two micro-batches a stage; below that 1F1B is assumed to have run.
+/// Seconds a token of the cluster with a smaller batch. DualPipe needs two micro-batches a stage; below that ZB1P is assumed to have run.
 fn seconds_per_token(base: &Scenario, batch: u64, cost: &FirstPrinciples) -> Result<f64, SimError> {
     let mut s = base.clone();
     s.training.global_batch = batch;
     if s.micro_batches() < 2 * s.parallel.pp {
-        s.schedule = ScheduleKind::OneFOneB;
+        s.schedule = ScheduleKind::Zb1p;
     }
     let step = simulate(&s, cost, Detail::Totals, None)?.report.step_time_s;
     Ok(step / s.tokens_per_step())
@@ -151,7 +151,7 @@ fn run_rows(base: &Scenario, r: &StepReport, cost: &FirstPrinciples) -> Result<V
         Row::new(RUN, "days a trillion tokens on 2048", "", 3.7, days),
         Row::new(RUN, "GPU-hours of the pre-training, 14.8e12 tokens", "1e3", 2664.0, hours / 1e3)
             .goal(Role::Tested, 0.03)
-            .note("batch ramp included; 1F1B assumed where a pipeline gets fewer than 32 micro-batches"),
+            .note("batch ramp included; ZB1P assumed where a pipeline gets fewer than 32 micro-batches"),
         Row::new(RUN, "cost of the whole training at 2 $ a GPU-hour", "M$", 5.576, usd)
             .note("context extension and post-training as published"),
     ])
