@@ -9,8 +9,9 @@
 
 use super::tile::{Codes, TILE_ROWS, TileKernels, TileOutput};
 use super::{Isa, tile};
-use crate::formats::{Class, Format, Rounding};
-use crate::mma::{Accumulator, Fraction, Operand, Output};
+use crate::formats::{Format, Rounding};
+use crate::mma::{Accumulator, Fraction, Output};
+use std::sync::LazyLock;
 
 /// A step's arithmetic, as the kernels need it.
 #[derive(Clone, Copy)]
@@ -88,21 +89,14 @@ impl Lanes {
     fn pack(&self, format: Format, codes: &Codes<'_>, rows: Rows, panel: &mut [u8]) {
         let (depth, size) = (rows.to - rows.from, self.element_bytes());
         let (values, exponents) = panel.split_at_mut(depth * rows.width * size);
-        let scale = -(format.layout().fraction_bits as i32);
+        let table = bytes_table(format);
         for i in 0..rows.width {
             for k in 0..depth {
                 let code = codes.get(rows.row + i, rows.from + k);
-                let operand = Operand::decode(format, code);
-                let sign = f64::from(operand.significand.signum());
-                let value = match operand.class {
-                    Class::Finite => {
-                        f64::from(operand.significand)
-                            * crate::formats::layout::exp2i(operand.exponent + scale)
-                    }
-                    Class::Infinite => f64::INFINITY * sign,
-                    Class::Nan => f64::NAN,
+                let (value, exponent) = match &table {
+                    Some(table) => table[code as usize],
+                    None => decode(format, code),
                 };
-                let exponent = operand.exponent as i16;
                 let place = k * rows.width + i;
                 let value_bytes = &mut values[place * size..][..size];
                 if self.narrow {
@@ -113,6 +107,34 @@ impl Lanes {
                 exponents[2 * place..][..2].copy_from_slice(&exponent.to_ne_bytes());
             }
         }
+    }
+}
+
+/// Value and nominal exponent of a code; a special value's exponent is without effect.
+#[inline]
+fn decode(format: Format, code: u32) -> (f64, i16) {
+    let value = match format {
+        Format::Bf16 => f32::from_bits(code << 16),
+        Format::Tf32 => f32::from_bits(code & !0x1FFF),
+        _ => format.layout().to_f32(code),
+    };
+    let value = f64::from(value);
+    let exponent = ((value.to_bits() >> 52 & 0x7FF) as i32 - 1023).min(128);
+    let nominal = if value == 0.0 { -126 } else { exponent.max(format.layout().min_exponent()) };
+    (value, nominal as i16)
+}
+
+/// [`decode`] of every code of FP8.
+fn bytes_table(format: Format) -> Option<&'static [(f64, i16); 256]> {
+    static E4M3: LazyLock<[(f64, i16); 256]> = LazyLock::new(|| table(Format::E4M3));
+    static E5M2: LazyLock<[(f64, i16); 256]> = LazyLock::new(|| table(Format::E5M2));
+    fn table(format: Format) -> [(f64, i16); 256] {
+        std::array::from_fn(|code| decode(format, code as u32))
+    }
+    match format {
+        Format::E4M3 => Some(&E4M3),
+        Format::E5M2 => Some(&E5M2),
+        _ => None,
     }
 }
 
@@ -177,32 +199,22 @@ impl TileKernels for Lanes {
     }
 }
 
-/// The largest exponents of a step: of C and of every product. `a` and `b` are exponents `[k][4]` and
-/// `[k][W]`, possibly unaligned.
+/// C's own exponents, where the search for the largest begins.
 #[inline(always)]
-unsafe fn largest<const W: usize>(
-    depth: usize,
-    a: *const [i16; TILE_ROWS],
-    b: *const [i16; W],
-    c: &[[f32; W]; TILE_ROWS],
-) -> [[i16; W]; TILE_ROWS] {
-    let mut top = c.map(|row| row.map(|c| ((c.to_bits() >> 23 & 0xFF) as i16).max(1) - 127));
-    for k in 0..depth {
-        // SAFETY: the caller's panels are `depth` long.
-        let (x, y) = unsafe { (a.add(k).read_unaligned(), b.add(k).read_unaligned()) };
-        for r in 0..TILE_ROWS {
-            for w in 0..W {
-                top[r][w] = top[r][w].max(x[r] + y[w]);
-            }
-        }
+fn exponents_of<const W: usize>(c: &[[f32; W]; TILE_ROWS]) -> [[i16; W]; TILE_ROWS] {
+    let mut top = [[0i16; W]; TILE_ROWS];
+    for (top, c) in top.as_flattened_mut().iter_mut().zip(c.as_flattened()) {
+        *top = ((c.to_bits() >> 23 & 0xFF) as i16).max(1) - 127;
     }
     top
 }
 
-/// Writes the tile kernel `$name` with lanes of `$t`: vectors `$v` of `$lanes`, two a row.
+/// Writes the tile kernel `$name` with lanes of `$t`: vectors `$v` of `$lanes`, two a row; exponents in
+/// vectors of 16-bit integers, one a row.
 macro_rules! lanes_tile {
     ($(#[$attr:meta])* $name:ident, $t:ident, $v:ty, $lanes:literal,
-     $load:expr, $store:expr, $splat:expr, $mul:expr, $trunc:expr, $add:expr) => {
+     $load:expr, $store:expr, $splat:expr, $mul:expr, $trunc:expr, $add:expr,
+     exponents: $load_e:expr, $store_e:expr, $splat_e:expr, $add_e:expr, $max_e:expr) => {
         /// # Safety
         /// Panels of `depth` and a tile of `4 x 2 * lanes` elements; the instruction set present.
         $(#[$attr])*
@@ -214,7 +226,8 @@ macro_rules! lanes_tile {
             let (a_values, b_values) = (a.cast::<$t>(), b.cast::<$t>());
             // SAFETY: exponents follow the values in both panels.
             let (a_exponents, b_exponents) = unsafe {
-                (a_values.add(depth * TILE_ROWS), b_values.add(depth * W))
+                let (a, b) = (a_values.add(depth * TILE_ROWS), b_values.add(depth * W));
+                (a.cast::<i16>(), b.cast::<i16>())
             };
             let mut tile = [[0f32; W]; TILE_ROWS];
             if carry {
@@ -223,24 +236,42 @@ macro_rules! lanes_tile {
                     tile[r] = unsafe { c.data.add(r * c.stride).cast::<[f32; W]>().read_unaligned() };
                 }
             }
+            let mut scale = [[0 as $t; W]; TILE_ROWS];
+            let mut grid = [[0 as $t; W]; TILE_ROWS];
+            let mut sum = [[0 as $t; W]; TILE_ROWS];
             for from in (0..depth).step_by(step.group) {
                 let count = step.group.min(depth - from);
+                let mut top = exponents_of(&tile);
                 // SAFETY: `from + count <= depth`, so all reads are inside the panels.
                 unsafe {
-                    let top = largest::<W>(
-                        count,
-                        a_exponents.cast::<[i16; TILE_ROWS]>().wrapping_add(from),
-                        b_exponents.cast::<[i16; W]>().wrapping_add(from),
-                        &tile,
-                    );
-                    let mut scale = [[0 as $t; W]; TILE_ROWS];
-                    let mut sum = [[0 as $t; W]; TILE_ROWS];
-                    for r in 0..TILE_ROWS {
-                        for w in 0..W {
-                            scale[r][w] = power::$t(step.fraction_bits - i32::from(top[r][w]));
-                            sum[r][w] = (tile[r][w] as $t * scale[r][w]).trunc() + 0.0;
+                    let mut rows = [$load_e(top[0].as_ptr()); TILE_ROWS];
+                    for r in 1..TILE_ROWS {
+                        rows[r] = $load_e(top[r].as_ptr());
+                    }
+                    for k in from..from + count {
+                        let y = $load_e(b_exponents.add(k * W));
+                        for r in 0..TILE_ROWS {
+                            let x = $splat_e(a_exponents.add(k * TILE_ROWS + r).read_unaligned());
+                            rows[r] = $max_e(rows[r], $add_e(x, y));
                         }
                     }
+                    for r in 0..TILE_ROWS {
+                        $store_e(top[r].as_mut_ptr(), rows[r]);
+                    }
+                }
+                let tops = top.as_flattened();
+                for (i, scale) in scale.as_flattened_mut().iter_mut().enumerate() {
+                    *scale = power::$t(step.fraction_bits - i32::from(tops[i]));
+                }
+                for (i, grid) in grid.as_flattened_mut().iter_mut().enumerate() {
+                    *grid = power::$t(i32::from(tops[i]) - step.fraction_bits);
+                }
+                let (tiles, scales) = (tile.as_flattened(), scale.as_flattened());
+                for (i, sum) in sum.as_flattened_mut().iter_mut().enumerate() {
+                    *sum = (tiles[i] as $t * scales[i]).trunc() + 0.0;
+                }
+                // SAFETY: as above.
+                unsafe {
                     let mut acc = [[$splat(&0.0); 2]; TILE_ROWS];
                     let mut unit = acc;
                     for r in 0..TILE_ROWS {
@@ -264,11 +295,11 @@ macro_rules! lanes_tile {
                         for v in 0..2 {
                             $store(sum[r].as_mut_ptr().add(v * $lanes), acc[r][v]);
                         }
-                        for w in 0..W {
-                            let grid = power::$t(i32::from(top[r][w]) - step.fraction_bits);
-                            tile[r][w] = output::$t(step, sum[r][w] * grid);
-                        }
                     }
+                }
+                let (sums, grids) = (sum.as_flattened(), grid.as_flattened());
+                for (i, c) in tile.as_flattened_mut().iter_mut().enumerate() {
+                    *c = output::$t(step, sums[i] * grids[i]);
                 }
             }
             for r in 0..TILE_ROWS {
@@ -317,126 +348,84 @@ mod output {
     }
 }
 
-/// Plain Rust: "vectors" are single numbers.
+/// Plain Rust: "vectors" are single numbers, or pairs of exponents.
 mod portable {
-    use super::{Step, TILE_ROWS, TileOutput, largest, output, power};
+    use super::{Step, TILE_ROWS, TileOutput, exponents_of, output, power};
 
-    lanes_tile!(
-        f32_portable,
-        f32,
-        f32,
-        1,
-        |p: *const f32| *p,
-        |p: *mut f32, v| *p = v,
-        |p: *const f32| *p,
-        |x: f32, y: f32| x * y,
-        f32::trunc,
-        |x: f32, y: f32| x + y
-    );
-    lanes_tile!(
-        f64_portable,
-        f64,
-        f64,
-        1,
-        |p: *const f64| *p,
-        |p: *mut f64, v| *p = v,
-        |p: *const f64| *p,
-        |x: f64, y: f64| x * y,
-        f64::trunc,
-        |x: f64, y: f64| x + y
-    );
+    type Pair = [i16; 2];
+
+    unsafe fn load_pair(p: *const i16) -> Pair {
+        // SAFETY: the kernels pass two readable exponents.
+        unsafe { p.cast::<Pair>().read_unaligned() }
+    }
+
+    unsafe fn store_pair(p: *mut i16, pair: Pair) {
+        // SAFETY: the kernels pass room for two exponents.
+        unsafe { p.cast::<Pair>().write_unaligned(pair) }
+    }
+
+    lanes_tile!(f32_portable, f32, f32, 1, |p: *const f32| p.read_unaligned(),
+        |p: *mut f32, v| *p = v, |p: *const f32| p.read_unaligned(), |x: f32, y: f32| x * y,
+        f32::trunc, |x: f32, y: f32| x + y,
+        exponents: load_pair, store_pair, |x: i16| [x; 2],
+        |x: Pair, y: Pair| [x[0] + y[0], x[1] + y[1]],
+        |x: Pair, y: Pair| [x[0].max(y[0]), x[1].max(y[1])]);
+    lanes_tile!(f64_portable, f64, f64, 1, |p: *const f64| p.read_unaligned(),
+        |p: *mut f64, v| *p = v, |p: *const f64| p.read_unaligned(), |x: f64, y: f64| x * y,
+        f64::trunc, |x: f64, y: f64| x + y,
+        exponents: load_pair, store_pair, |x: i16| [x; 2],
+        |x: Pair, y: Pair| [x[0] + y[0], x[1] + y[1]],
+        |x: Pair, y: Pair| [x[0].max(y[0]), x[1].max(y[1])]);
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Step, TILE_ROWS, TileOutput, largest, output, power};
+    use super::{Step, TILE_ROWS, TileOutput, exponents_of, output, power};
     use std::arch::x86_64::*;
 
     const TRUNCATE: i32 = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
 
-    lanes_tile!(
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-        f32_avx512,
-        f32,
-        __m512,
-        16,
-        _mm512_loadu_ps,
-        _mm512_storeu_ps,
-        |p: *const f32| _mm512_set1_ps(*p),
-        _mm512_mul_ps,
-        _mm512_roundscale_ps::<TRUNCATE>,
-        _mm512_add_ps
-    );
-    lanes_tile!(
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-        f64_avx512,
-        f64,
-        __m512d,
-        8,
-        _mm512_loadu_pd,
-        _mm512_storeu_pd,
-        |p: *const f64| _mm512_set1_pd(*p),
-        _mm512_mul_pd,
-        _mm512_roundscale_pd::<TRUNCATE>,
-        _mm512_add_pd
-    );
-    lanes_tile!(
-        #[target_feature(enable = "avx2,fma")]
-        f32_avx2,
-        f32,
-        __m256,
-        8,
-        _mm256_loadu_ps,
-        _mm256_storeu_ps,
-        |p: *const f32| _mm256_set1_ps(*p),
-        _mm256_mul_ps,
-        _mm256_round_ps::<TRUNCATE>,
-        _mm256_add_ps
-    );
-    lanes_tile!(
-        #[target_feature(enable = "avx2,fma")]
-        f64_avx2,
-        f64,
-        __m256d,
-        4,
-        _mm256_loadu_pd,
-        _mm256_storeu_pd,
-        |p: *const f64| _mm256_set1_pd(*p),
-        _mm256_mul_pd,
-        _mm256_round_pd::<TRUNCATE>,
-        _mm256_add_pd
-    );
+    lanes_tile!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+        f32_avx512, f32, __m512, 16, _mm512_loadu_ps, _mm512_storeu_ps,
+        |p: *const f32| _mm512_set1_ps(p.read_unaligned()), _mm512_mul_ps,
+        _mm512_roundscale_ps::<TRUNCATE>, _mm512_add_ps,
+        exponents: |p: *const i16| _mm512_loadu_si512(p.cast()),
+        |p: *mut i16, v| _mm512_storeu_si512(p.cast(), v),
+        _mm512_set1_epi16, _mm512_add_epi16, _mm512_max_epi16);
+    lanes_tile!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+        f64_avx512, f64, __m512d, 8, _mm512_loadu_pd, _mm512_storeu_pd,
+        |p: *const f64| _mm512_set1_pd(p.read_unaligned()), _mm512_mul_pd,
+        _mm512_roundscale_pd::<TRUNCATE>, _mm512_add_pd,
+        exponents: |p: *const i16| _mm256_loadu_si256(p.cast()),
+        |p: *mut i16, v| _mm256_storeu_si256(p.cast(), v),
+        _mm256_set1_epi16, _mm256_add_epi16, _mm256_max_epi16);
+    lanes_tile!(#[target_feature(enable = "avx2,fma")]
+        f32_avx2, f32, __m256, 8, _mm256_loadu_ps, _mm256_storeu_ps,
+        |p: *const f32| _mm256_set1_ps(p.read_unaligned()), _mm256_mul_ps,
+        _mm256_round_ps::<TRUNCATE>, _mm256_add_ps,
+        exponents: |p: *const i16| _mm256_loadu_si256(p.cast()),
+        |p: *mut i16, v| _mm256_storeu_si256(p.cast(), v),
+        _mm256_set1_epi16, _mm256_add_epi16, _mm256_max_epi16);
+    lanes_tile!(#[target_feature(enable = "avx2,fma")]
+        f64_avx2, f64, __m256d, 4, _mm256_loadu_pd, _mm256_storeu_pd,
+        |p: *const f64| _mm256_set1_pd(p.read_unaligned()), _mm256_mul_pd,
+        _mm256_round_pd::<TRUNCATE>, _mm256_add_pd,
+        exponents: |p: *const i16| _mm_loadu_si128(p.cast()),
+        |p: *mut i16, v| _mm_storeu_si128(p.cast(), v),
+        _mm_set1_epi16, _mm_add_epi16, _mm_max_epi16);
 }
 
 #[cfg(target_arch = "aarch64")]
 mod neon {
-    use super::{Step, TILE_ROWS, TileOutput, largest, output, power};
+    use super::{Step, TILE_ROWS, TileOutput, exponents_of, output, power};
     use std::arch::aarch64::*;
 
-    lanes_tile!(
-        #[target_feature(enable = "neon")]
-        f32_neon,
-        f32,
-        float32x4_t,
-        4,
-        vld1q_f32,
-        vst1q_f32,
-        |p: *const f32| vdupq_n_f32(*p),
-        vmulq_f32,
-        vrndq_f32,
-        vaddq_f32
-    );
-    lanes_tile!(
-        #[target_feature(enable = "neon")]
-        f64_neon,
-        f64,
-        float64x2_t,
-        2,
-        vld1q_f64,
-        vst1q_f64,
-        |p: *const f64| vdupq_n_f64(*p),
-        vmulq_f64,
-        vrndq_f64,
-        vaddq_f64
-    );
+    lanes_tile!(#[target_feature(enable = "neon")]
+        f32_neon, f32, float32x4_t, 4, vld1q_f32, vst1q_f32,
+        |p: *const f32| vdupq_n_f32(p.read_unaligned()), vmulq_f32, vrndq_f32, vaddq_f32,
+        exponents: vld1q_s16, vst1q_s16, vdupq_n_s16, vaddq_s16, vmaxq_s16);
+    lanes_tile!(#[target_feature(enable = "neon")]
+        f64_neon, f64, float64x2_t, 2, vld1q_f64, vst1q_f64,
+        |p: *const f64| vdupq_n_f64(p.read_unaligned()), vmulq_f64, vrndq_f64, vaddq_f64,
+        exponents: vld1_s16, vst1_s16, vdup_n_s16, vadd_s16, vmax_s16);
 }
