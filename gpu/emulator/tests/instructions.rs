@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-
 use fathom_emulator::{Device, Element, LaunchConfig, Mode, Module, Params, Preset, TensorMap};
 use fathom_ptx::table::{FormId, forms};
 
@@ -75,7 +74,11 @@ fn parse(path: &Path) -> Case {
     for operand in case.inputs.iter().chain(&case.outputs) {
         let n = operand.values.len();
         let fits = n == 1 || n == case.threads;
-        assert!(fits, "{}: `{}` has {n} values for {} threads", case.name, operand.name, case.threads);
+        assert!(
+            fits,
+            "{}: `{}` has {n} values for {} threads",
+            case.name, operand.name, case.threads
+        );
     }
     case
 }
@@ -174,7 +177,8 @@ impl Case {
         let (source, lines) = self.source();
         let module = fathom_ptx::parse(&source).unwrap_or_else(|e| panic!("{}: {e}", self.name));
         let bodies = module.functions.iter().filter_map(|f| f.body.as_ref());
-        let own = |line: u32| lines.contains(&line) || line < 4 + self.module.lines().count() as u32;
+        let own =
+            |line: u32| lines.contains(&line) || line < 4 + self.module.lines().count() as u32;
         bodies
             .flat_map(|b| b.instructions())
             .filter(|(_, i)| own(i.pos.line))
@@ -268,7 +272,9 @@ impl Case {
                 let got = got[i * self.threads + thread] & operand.mask();
                 if want != got {
                     let name = &operand.name;
-                    return Err(format!("%{name} of thread {thread}: want {want:#x}, got {got:#x}"));
+                    return Err(format!(
+                        "%{name} of thread {thread}: want {want:#x}, got {got:#x}"
+                    ));
                 }
             }
         }
@@ -293,7 +299,8 @@ fn uncovered() -> BTreeMap<String, String> {
     text.lines()
         .filter(|line| !line.starts_with('#') && !line.trim().is_empty())
         .map(|line| {
-            let (syntax, why) = line.split_once("  ").unwrap_or_else(|| panic!("no reason: {line}"));
+            let (syntax, why) =
+                line.split_once("  ").unwrap_or_else(|| panic!("no reason: {line}"));
             (syntax.to_string(), why.trim().to_string())
         })
         .collect()

@@ -650,6 +650,13 @@ pub struct Call<'a> {
 }
 
 impl Instruction {
+    /// The operand in the slot of that name in the form's syntax (`policy`, `mask`, `offsets`);
+    /// `None` where the form has no such slot or the operand is not there.
+    pub fn named(&self, slot: &str) -> Option<&Operand> {
+        let i = self.form.form().slots.iter().position(|s| s.name == slot)?;
+        self.operands.get(i).filter(|o| **o != Operand::None)
+    }
+
     /// The parts of a `call`; `None` for any other instruction.
     pub fn call(&self) -> Option<Call<'_>> {
         match (self.op, self.operands.as_slice()) {

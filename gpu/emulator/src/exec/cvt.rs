@@ -289,8 +289,8 @@ impl How {
     fn to_int(self, v: f64) -> u64 {
         let bits = self.to.bits();
         if v.is_nan() {
-            // 64-bit targets take the most negative pattern, narrower ones zero.
-            return if bits == 64 { 1 << 63 } else { 0 };
+            // Where either side has 64 bits the most negative pattern, else zero.
+            return if bits == 64 || self.from == Type::F64 { 1 << (bits - 1) } else { 0 };
         }
         let v = integral(v, self.mode.unwrap_or(Rounding::Rzi));
         let (low, high) = limits(self.to);

@@ -21,6 +21,13 @@ pub fn canon(v: f32) -> f32 {
     if v.is_nan() { NAN } else { v }
 }
 
+/// As [`canon`], seen in the bits: behind a square root the compiler folds the comparison away and
+/// leaves the host's NaN.
+#[inline(always)]
+fn canon_bits(v: f32) -> f32 {
+    if v.to_bits() & 0x7fff_ffff > 0x7f80_0000 { NAN } else { v }
+}
+
 /// Subnormals become zeros of the same sign.
 #[inline(always)]
 pub fn flush(v: f32) -> f32 {
@@ -163,10 +170,13 @@ fn fma64(a: f64, b: f64, c: f64, mode: Rounding) -> f64 {
     if near.is_infinite() || near.is_nan() {
         return directed64(near, overflow_error(near, finite), mode);
     }
-    if near == 0.0 && a * b == 0.0 {
-        return zero_sum(a * b, c, mode);
+    let error = fma_error(a, b, c, near);
+    // Exactly zero: of zeros, or by cancellation (then -0 toward minus infinity).
+    if near == 0.0 && error == 0.0 {
+        let exact = a == 0.0 || b == 0.0;
+        return if exact { zero_sum(a * b, c, mode) } else { zero_sum(-c, c, mode) };
     }
-    directed64(near, fma_error(a, b, c, near), mode)
+    directed64(near, error, mode)
 }
 
 /// The sign of a*b + c - near, by integers: exact for every finite value.
@@ -234,6 +244,18 @@ fn mul64(a: f64, b: f64, mode: Rounding) -> f64 {
 
 fn div64(a: f64, b: f64, mode: Rounding) -> f64 {
     let near = a / b;
+    if near.is_infinite() && a.is_finite() && b != 0.0 {
+        return directed64(near, overflow_error(near, true), mode);
+    }
+    if near == 0.0 && a != 0.0 && b.is_finite() {
+        // An underflowed quotient: one step away from zero where its side is asked for.
+        let negative = near.is_sign_negative();
+        return match mode {
+            Rounding::Rp if !negative => f64::from_bits(1),
+            Rounding::Rm if negative => -f64::from_bits(1),
+            _ => near,
+        };
+    }
     if near.is_nan() || near.is_infinite() || near == 0.0 {
         return near;
     }
@@ -374,8 +396,8 @@ fn f32_op(ins: &Instruction, count: usize) -> Option<(Class, OpFn)> {
         )),
         (Sqrt, 1) => flags!(ftz, false, |F, S| rounded!(
             mode,
-            |M| un!(f32 => f32, |a| output::<F, S>(sqrt32(input::<F>(a), M))),
-            un!(f32 => f32, |a| output::<F, S>(input::<F>(a).sqrt()))
+            |M| un!(f32 => f32, |a| canon_bits(output::<F, S>(sqrt32(input::<F>(a), M)))),
+            un!(f32 => f32, |a| canon_bits(output::<F, S>(input::<F>(a).sqrt())))
         )),
         (Min | Max, 2) => return min_max(ins).map(|run| (Class::Alu, run)),
         (Abs, 1) if ftz => un!(f32 => f32, |a| flush(a).abs()),

@@ -162,6 +162,9 @@ impl How {
 
 /// Lowers an instruction of this class.
 pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
+    if ins.mods.has(Flag::Oob) {
+        return unsupported(mnemonic(ins));
+    }
     use Opcode::*;
     let types: Vec<Type> = ins.mods.types().collect();
     let ty = types[types.len() - 1];

@@ -75,6 +75,16 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
 fn mov(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     let ty = ins.mods.ty(0).unwrap_or(Type::B32);
     let [to, from] = &ins.operands[..] else { return unsupported(mnemonic(ins)) };
+    if let (Type::Pred, Operand::Special(_)) = (ty, from) {
+        // %is_explicit_cluster, the only special predicate.
+        let d = l.dst_pred(to)?;
+        l.emit_action(Class::Move, move |cx| {
+            let value = if cx.grid.cluster == [1; 3] { 0 } else { !0 };
+            cx.set_pred(d, value);
+            Step::Next
+        });
+        return Ok(());
+    }
     if ty == Type::Pred {
         let d = l.dst_pred(to)?;
         let (p, negated) = l.pred(from)?;

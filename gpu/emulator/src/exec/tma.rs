@@ -127,7 +127,7 @@ fn bulk(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         Some(o @ Operand::Address(_)) => Some(l.addr(o)?),
         _ => None,
     };
-    let mask = match present(ins, 4) {
+    let mask = match ins.named("mask") {
         Some(o) if ins.mods.has(Flag::MulticastCluster) => Some(l.src(o, Type::U32)?),
         _ => None,
     };
@@ -264,13 +264,13 @@ fn tensor(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         _ => None,
     };
     let mut offsets = Vec::new();
-    if let (false, Some(Operand::Vector(list))) = (store, present(ins, 3)) {
+    if let (false, Some(Operand::Vector(list))) = (store, ins.named("offsets")) {
         for o in list.iter() {
             offsets.push(l.src(o, Type::U16)?);
         }
     }
     let mask = match ins.mods.has(Flag::MulticastCluster) {
-        true => match present(ins, 4) {
+        true => match ins.named("mask") {
             Some(o) => Some(l.src(o, Type::U32)?),
             None => return unsupported(mnemonic(ins)),
         },

@@ -147,6 +147,8 @@ fn run_group(cx: &mut Cx<'_>, at: usize, budget: u64, ran: &mut u64) -> GroupEnd
         match (op.run)(cx, op) {
             Step::Next => pc += 1,
             Step::Branch => {
+                // An indirect branch has narrowed the mask to the lanes that go there.
+                let mask = cx.mask;
                 if mask == active {
                     pc = op.x;
                 } else {

@@ -609,14 +609,16 @@ pub const SECTIONS: &[Section] = &[
                 "cvt.irnd{.sat}.dtype.atype d:~t0, a:~t1",
                 "dtype=u8 u16 u32 u64 s8 s16 s32 s64; atype=f16 f64",
                 "1.0",
-                "d = a rounded to an integer and clamped; NaN gives 0, of 64-bit targets 2^63",
+                "d = a rounded to an integer and clamped; NaN gives 0, and 2^(n-1) where a side \
+                is f64 or n is 64",
             ),
             row(
                 Cvt,
                 "cvt.irnd{.ftz}{.sat}.dtype.f32 d:~t0, a:~t1",
                 "dtype=u8 u16 u32 u64 s8 s16 s32 s64",
                 "1.0",
-                "d = a rounded to an integer and clamped; NaN gives 0, of 64-bit targets 2^63",
+                "d = a rounded to an integer and clamped; NaN gives 0, and 2^(n-1) where a side \
+                is f64 or n is 64",
             ),
             row(
                 Cvt,
