@@ -55,6 +55,7 @@ impl Cx<'_> {
             }
             Where::Shared => {
                 let (cta, offset) = self.shared_place(lane, address, bytes as u64)?;
+                self.cluster.ctas[cta].touch(offset, bytes);
                 self.sanitize_atomic(lane, address, bytes as u64);
                 let memory = &mut self.shared_bytes(cta)[offset..offset + bytes];
                 buffer[..bytes].copy_from_slice(memory);

@@ -3,8 +3,13 @@
 //! Floating-point products are those of `fathom_numerics::mma`, by its fast GEMMs where they cover
 //! the accumulator; integer products are exact and wrap (or saturate), binary ones count bits.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use fathom_numerics::formats::Format;
-use fathom_numerics::mma::{Arch, Instr, Mma, MmaShape, Types};
+use fathom_numerics::gemm::tensor_core::TensorCore;
+use fathom_numerics::gemm::{Accumulate, Isa, gemm_unscaled_on};
+use fathom_numerics::mma::{Accumulator, Arch, Instr, Mma, MmaShape, Order, Types};
 use fathom_ptx::ast::Instruction;
 use fathom_ptx::types::{Flag, Op, Type};
 use ndarray::{ArrayView2, ArrayViewMut2};
@@ -81,70 +86,122 @@ impl Product {
     /// `d = a b^T + d`: a is m x k, b is n x k, d is m x n, all row-major; elements are codes in
     /// words (for f64 their bits).
     pub fn run(&self, preset: &Preset, [m, n, k]: [usize; 3], a: &[u64], b: &[u64], d: &mut [u64]) {
+        if let Kind::Double = self.kind {
+            for i in 0..m * n {
+                let (row, column) = (i / n, i % n);
+                d[i] = (0..k)
+                    .fold(f64::from_bits(d[i]), |sum, p| {
+                        let x = f64::from_bits(a[row * k + p]);
+                        x.mul_add(f64::from_bits(b[column * k + p]), sum)
+                    })
+                    .to_bits();
+            }
+            return;
+        }
+        let narrow = |v: &[u64]| -> Vec<u32> { v.iter().map(|&x| x as u32).collect() };
+        let mut c = narrow(d);
+        self.run32(preset, [m, n, k], &narrow(a), &narrow(b), &mut c);
+        d.iter_mut().zip(c).for_each(|(d, c)| *d = u64::from(c));
+    }
+
+    /// As [`Product::run`], of codes of up to 32 bits.
+    pub fn run32(&self, preset: &Preset, size: [usize; 3], a: &[u32], b: &[u32], d: &mut [u32]) {
         match &self.kind {
             Kind::Float(both) => {
                 let hopper = preset.compute_capability[0] >= 9;
                 let order = if hopper { [1, 0] } else { [0, 1] };
                 let mma = order.into_iter().find_map(|i| both[i].as_deref());
-                let mma = mma.expect("one architecture at least");
-                float(mma, [m, n, k], a, b, d);
+                float(mma.expect("one architecture at least"), size, a, b, d);
             }
-            Kind::Double => {
-                for i in 0..m * n {
-                    let (row, column) = (i / n, i % n);
-                    d[i] = (0..k)
-                        .fold(f64::from_bits(d[i]), |sum, p| {
-                            let x = f64::from_bits(a[row * k + p]);
-                            x.mul_add(f64::from_bits(b[column * k + p]), sum)
-                        })
-                        .to_bits();
-                }
-            }
+            Kind::Double => unreachable!("64-bit codes"),
             Kind::Integer { a_signed, b_signed, saturate } => {
-                let extend = |v: u64, signed: bool| {
-                    let shift = 64 - self.bits;
-                    if signed { (v << shift) as i64 >> shift } else { v as i64 }
-                };
-                for i in 0..m * n {
-                    let (row, column) = (i / n, i % n);
-                    let sum = (0..k).fold(i64::from(d[i] as i32), |sum, p| {
-                        let x = extend(a[row * k + p], *a_signed);
-                        sum + x * extend(b[column * k + p], *b_signed)
-                    });
-                    let sum = if *saturate {
-                        sum.clamp(i64::from(i32::MIN), i64::from(i32::MAX))
-                    } else {
-                        sum
-                    };
-                    d[i] = u64::from(sum as u32);
-                }
+                self.integer([*a_signed, *b_signed], *saturate, size, a, b, d);
             }
             Kind::Binary { and } => {
+                let [m, n, k] = size;
                 for i in 0..m * n {
                     let (row, column) = (i / n, i % n);
-                    let count = (0..k).fold(d[i] as u32, |sum, p| {
+                    d[i] = (0..k).fold(d[i], |sum, p| {
                         let (x, y) = (a[row * k + p], b[column * k + p]);
-                        sum.wrapping_add((if *and { x & y } else { x ^ y }) as u32)
+                        sum.wrapping_add(if *and { x & y } else { x ^ y })
                     });
-                    d[i] = u64::from(count);
                 }
             }
         }
     }
+
+    fn integer(
+        &self,
+        signed: [bool; 2],
+        saturate: bool,
+        [m, n, k]: [usize; 3],
+        a: &[u32],
+        b: &[u32],
+        d: &mut [u32],
+    ) {
+        let shift = 32 - self.bits;
+        let extend = |v: u32, signed: bool| {
+            i64::from(if signed { (v << shift) as i32 >> shift } else { v as i32 })
+        };
+        for i in 0..m * n {
+            let (row, column) = (i / n, i % n);
+            let sum = (0..k).fold(i64::from(d[i] as i32), |sum, p| {
+                sum + extend(a[row * k + p], signed[0]) * extend(b[column * k + p], signed[1])
+            });
+            let limit = |sum: i64| sum.clamp(i64::from(i32::MIN), i64::from(i32::MAX));
+            d[i] = if saturate { limit(sum) } else { sum } as u32;
+        }
+    }
 }
 
-fn float(mma: &Mma, [m, n, k]: [usize; 3], a: &[u64], b: &[u64], d: &mut [u64]) {
-    let narrow = |v: &[u64]| -> Vec<u32> { v.iter().map(|&x| x as u32).collect() };
-    let (a, b) = (narrow(a), narrow(b));
-    let mut c: Vec<u32> = d.iter().map(|&x| x as u32).collect();
-    float_codes(mma, [m, n, k], &a, &b, &mut c);
-    d.iter_mut().zip(c).for_each(|(d, c)| *d = u64::from(c));
+thread_local! {
+    /// The tensor cores that this thread has used; there are a handful of arithmetics.
+    static CORES: RefCell<Vec<CoreEntry>> = const { RefCell::new(Vec::new()) };
 }
 
-/// As [`Product::run`], of floating-point codes in words of 32 bits.
-fn float_codes(mma: &Mma, [m, n, k]: [usize; 3], a: &[u32], b: &[u32], d: &mut [u32]) {
+type CoreEntry = ((Accumulator, Format, Format), Rc<TensorCore>);
+
+impl Product {
+    /// The packing kernels for this product, where it has an FP32 accumulator in plain order.
+    pub fn core(&self, preset: &Preset) -> Option<Rc<TensorCore>> {
+        let Kind::Float(both) = &self.kind else { return None };
+        let hopper = preset.compute_capability[0] >= 9;
+        let order = if hopper { [1, 0] } else { [0, 1] };
+        let mma = order.into_iter().find_map(|i| both[i].as_deref())?;
+        let plain = mma.row.order == Order::Ascending && mma.types.d == Format::F32;
+        if !plain {
+            return None;
+        }
+        let key = (mma.row.accumulator, mma.types.a, mma.types.b);
+        CORES.with_borrow_mut(|cores| {
+            if let Some((_, core)) = cores.iter().find(|(k, _)| *k == key) {
+                return Some(core.clone());
+            }
+            let core = Rc::new(TensorCore::new(key.0, key.1, key.2)?);
+            cores.push((key, core.clone()));
+            Some(core)
+        })
+    }
+}
+
+/// A floating-point product: by the fast exact GEMM where it computes this accumulator in this
+/// order, else by the model itself.
+fn float(mma: &Mma, [m, n, k]: [usize; 3], a: &[u32], b: &[u32], d: &mut [u32]) {
     let a = ArrayView2::from_shape((m, k), a).expect("m x k");
     let b = ArrayView2::from_shape((n, k), b).expect("n x k");
+    let types = mma.types;
+    let fast = types.a == types.b
+        && types.c == Format::F32
+        && types.d == Format::F32
+        && mma.row.order == Order::Ascending;
+    if fast {
+        let singles: &mut [f32] = bytemuck::cast_slice_mut(d);
+        let out = ArrayViewMut2::from_shape((m, n), singles).expect("m x n");
+        let accumulator = &mma.row.accumulator;
+        gemm_unscaled_on(Isa::best(), types.a, a, b, out, Accumulate::Chain, accumulator)
+            .expect("the shapes fit");
+        return;
+    }
     let mut d = ArrayViewMut2::from_shape((m, n), d).expect("m x n");
     let product = mma.mma(a, b.t(), d.view());
     d.assign(&product);

@@ -91,6 +91,7 @@ impl Cx<'_> {
     fn put_shared(&mut self, lane: usize, address: u64, data: &[u8]) -> Result<(), Step> {
         let (cta, offset) = self.shared_place(lane, address, data.len() as u64)?;
         self.async_writes_shared(lane, address, data.len() as u64);
+        self.cluster.ctas[cta].touch(offset, data.len());
         self.shared_bytes(cta)[offset..offset + data.len()].copy_from_slice(data);
         *self.changes += 1;
         Ok(())
@@ -493,6 +494,7 @@ impl Tensor {
         for target in cx.copies_of(self.lane, self.memory, self.mask)? {
             let (cta, offset) = cx.shared_place(self.lane, target, total)?;
             cx.async_writes_shared(self.lane, target, total);
+            cx.cluster.ctas[cta].touch(offset, total as usize);
             scatter(cx.shared_bytes(cta), offset, &data, &map);
             *cx.changes += 1;
             if let Some(barrier) = self.barrier {

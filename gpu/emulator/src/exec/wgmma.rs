@@ -4,15 +4,21 @@
 //! Each of the four warps computes its 16 rows when it executes the instruction; results are there
 //! at once, and what was not waited for only the sanitizer knows.
 
+use std::rc::Rc;
+
+use fathom_numerics::gemm::tensor_core::{Packed, TensorCore};
 use fathom_numerics::mma::{Instr, MmaShape};
 use fathom_ptx::ast::{Instruction, Operand};
 use fathom_ptx::table::Opcode;
 use fathom_ptx::types::{Shape, Type};
 
+use ndarray::{ArrayView2, ArrayViewMut2};
+
 use super::mma::{fragment, spread};
 use super::tensor::Product;
 use crate::error::Ub;
 use crate::lower::{Lower, Lowered, mnemonic, unsupported};
+use crate::machine::cluster::CachedTile;
 use crate::machine::cx::Cx;
 use crate::machine::lane::{LANES, Lane, Reg};
 use crate::machine::op::{Class, Step};
@@ -148,49 +154,163 @@ fn mma_async(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     // Counted a warp: a quarter of the warpgroup's work.
     l.tensor_core(name, 2 * u64::from(m / 4) * u64::from(n) * u64::from(k));
     let (n, k) = (usize::from(n), usize::from(k));
+    let operation = Operation {
+        id: l.unique(),
+        product,
+        source,
+        b_desc,
+        scale_d: (scale_d, negated),
+        signs: if integer { [false; 2] } else { signs },
+        transposed: [trans_a, trans_b],
+        regs,
+        n,
+        k,
+    };
     l.emit_action(Class::Wgmma, move |cx| {
         if let Some(step) = cx.converge(!0) {
             return step;
         }
-        let bits = product.bits;
+        operation.run(cx).err().unwrap_or(Step::Next)
+    });
+    Ok(())
+}
+
+/// One wgmma.mma_async.
+struct Operation {
+    id: u64,
+    product: Product,
+    source: Source,
+    b_desc: Reg,
+    scale_d: (Reg, bool),
+    signs: [bool; 2],
+    transposed: [bool; 2],
+    regs: Vec<Reg>,
+    n: usize,
+    k: usize,
+}
+
+impl Operation {
+    fn run(&self, cx: &mut Cx<'_>) -> Result<(), Step> {
         let leader = cx.leader();
-        let mut tile_a = vec![0; 16 * k];
-        match &source {
+        let (n, k, bits) = (self.n, self.k, self.product.bits);
+        let mut tile_a = vec![0u32; 16 * k];
+        match &self.source {
             Source::Registers(regs) => {
                 cx.wgmma_reads(regs);
-                spread(cx, regs, bits, true, k, &mut tile_a);
+                let mut wide = vec![0; 16 * k];
+                spread(cx, regs, bits, true, k, &mut wide);
+                tile_a.iter_mut().zip(wide).for_each(|(t, w)| *t = w as u32);
             }
             Source::Shared(reg) => {
                 let desc = Descriptor::new(u64::read(cx, *reg)[leader]);
                 let first = 16 * (cx.w.index as u64 % 4);
-                if let Err(step) = gather(cx, desc, trans_a, bits, (first, 16, k), &mut tile_a) {
-                    return step;
-                }
+                let rows = (first, 16, k);
+                gather(cx, desc, self.transposed[0], bits, rows, &mut tile_a)?;
             }
         }
-        let desc = Descriptor::new(u64::read(cx, b_desc)[leader]);
-        let mut tile_b = vec![0; n * k];
-        if let Err(step) = gather(cx, desc, trans_b, bits, (0, n, k), &mut tile_b) {
-            return step;
-        }
-        for (tile, negate) in [(&mut tile_a, signs[0]), (&mut tile_b, signs[1])] {
-            if negate && !integer {
-                tile.iter_mut().for_each(|v| *v ^= 1 << (bits - 1));
-            }
-        }
-        cx.wgmma_accumulates(&regs);
-        let scale = cx.pred(scale_d) ^ if negated { !0 } else { 0 };
+        negate(&mut tile_a, self.signs[0], bits);
+        let b_desc = u64::read(cx, self.b_desc)[leader];
+        cx.wgmma_accumulates(&self.regs);
+        let scale = cx.pred(self.scale_d.0) ^ if self.scale_d.1 { !0 } else { 0 };
         let keep = scale >> leader & 1 != 0;
-        let halves = product.accumulator == Type::F16;
-        let mut d = vec![0u64; 16 * n];
+        let halves = self.product.accumulator == Type::F16;
+        let mut d = vec![0u32; 16 * n];
         if keep {
-            accumulators(cx, &regs, halves, n, &mut d);
+            accumulators(cx, &self.regs, halves, n, &mut d);
         }
-        product.run(&cx.grid.preset, [16, n, k], &tile_a, &tile_b, &mut d);
-        store_accumulators(cx, &regs, halves, n, &d);
-        Step::Next
-    });
-    Ok(())
+        match self.product.core(&cx.grid.preset) {
+            Some(core) => {
+                let b = self.packed_b(cx, &core, b_desc)?;
+                let a = pack(&core, &tile_a, (16, k), bits, true);
+                let singles: &mut [f32] = bytemuck::cast_slice_mut(&mut d);
+                let out = ArrayViewMut2::from_shape((16, n), singles).expect("16 x n");
+                core.multiply_add(&a, &b, out, keep);
+            }
+            None => {
+                let tile_b = self.tile_b(cx, b_desc)?;
+                self.product.run32(&cx.grid.preset, [16, n, k], &tile_a, &tile_b, &mut d);
+            }
+        }
+        store_accumulators(cx, &self.regs, halves, n, &d);
+        Ok(())
+    }
+
+    fn tile_b(&self, cx: &mut Cx<'_>, desc: u64) -> Result<Vec<u32>, Step> {
+        let mut tile = vec![0; self.n * self.k];
+        let (desc, bits) = (Descriptor::new(desc), self.product.bits);
+        gather(cx, desc, self.transposed[1], bits, (0, self.n, self.k), &mut tile)?;
+        negate(&mut tile, self.signs[1], bits);
+        Ok(tile)
+    }
+
+    /// B packed for the kernels. The warps of a CTA that multiply with the same B share the packed
+    /// form until somebody writes to the shared memory that it came from.
+    fn packed_b(&self, cx: &mut Cx<'_>, core: &TensorCore, desc: u64) -> Result<Rc<Packed>, Step> {
+        let key = (self.id, desc);
+        let cta = &cx.cluster.ctas[cx.cta];
+        // The sanitizer wants to see every read.
+        let share = !cx.grid.settings.checks.any();
+        let known = cta.tiles.iter().find(|t| share && t.key == key);
+        if let Some(tile) = known
+            && tile.version == cta.version_of(tile.span)
+        {
+            return Ok(tile.packed.clone());
+        }
+        let tile = self.tile_b(cx, desc)?;
+        let packed = Rc::new(pack(core, &tile, (self.n, self.k), self.product.bits, false));
+        let span = self.span_b(Descriptor::new(desc));
+        let cta = &mut cx.cluster.ctas[cx.cta];
+        let version = cta.version_of(span);
+        cta.tiles.retain(|t| t.key != key);
+        if cta.tiles.len() >= CACHED_TILES {
+            cta.tiles.remove(0);
+        }
+        cta.tiles.push(CachedTile { key, span, version, packed: packed.clone() });
+        Ok(packed)
+    }
+
+    /// First and last byte that B may come from.
+    fn span_b(&self, desc: Descriptor) -> (usize, usize) {
+        let bytes = (self.product.bits as usize * self.k).div_ceil(8) as u64;
+        let size = u64::from(self.product.bits / 8).max(1);
+        let last = if self.transposed[1] {
+            let along = self.n as u64 * size;
+            desc.start
+                + (along / desc.span() + 1) * desc.leading.max(desc.stride)
+                + self.k as u64 / 8 * desc.stride.max(desc.leading)
+                + 1024
+        } else {
+            let rows = self.n as u64 / 8;
+            desc.start + rows * desc.stride + 1024 + bytes / 16 * desc.leading
+        };
+        (desc.start as usize & !1023, last as usize)
+    }
+}
+
+/// Packed operands that a CTA keeps.
+const CACHED_TILES: usize = 64;
+
+fn negate(tile: &mut [u32], yes: bool, bits: u32) {
+    if yes {
+        tile.iter_mut().for_each(|v| *v ^= 1 << (bits - 1));
+    }
+}
+
+fn pack(core: &TensorCore, tile: &[u32], shape: (usize, usize), bits: u32, is_a: bool) -> Packed {
+    let side = |bytes: Option<ArrayView2<'_, u8>>, words: Option<ArrayView2<'_, u32>>| match (
+        bytes, words, is_a,
+    ) {
+        (Some(codes), _, true) => core.pack_a(codes),
+        (Some(codes), _, false) => core.pack_b(codes),
+        (_, Some(codes), true) => core.pack_a(codes),
+        (_, Some(codes), false) => core.pack_b(codes),
+        (None, None, _) => unreachable!("one of them is given"),
+    };
+    if bits == 8 {
+        let bytes: Vec<u8> = tile.iter().map(|&v| v as u8).collect();
+        return side(Some(ArrayView2::from_shape(shape, &bytes).expect("rows x k")), None);
+    }
+    side(None, Some(ArrayView2::from_shape(shape, tile).expect("rows x k")))
 }
 
 /// Elements `first..first + rows` of an operand in shared memory, row-major with K inner.
@@ -200,7 +320,7 @@ fn gather(
     transposed: bool,
     bits: u32,
     (first, rows, k): (u64, usize, usize),
-    out: &mut [u64],
+    out: &mut [u32],
 ) -> Result<(), Step> {
     let bytes = (bits / 8).max(1) as usize;
     let cta = cx.cta;
@@ -221,7 +341,7 @@ fn gather(
             for chunk in 0..k / 128 {
                 let data = read(cx, desc.k_major(first + row as u64, chunk as u64 * 16));
                 for i in 0..128 {
-                    out[row * k + chunk * 128 + i] = u64::from(data[i / 8] >> (i % 8) & 1);
+                    out[row * k + chunk * 128 + i] = u32::from(data[i / 8] >> (i % 8) & 1);
                 }
             }
         }
@@ -256,11 +376,11 @@ fn gather(
 }
 
 #[inline(always)]
-fn element(data: &[u8; 16], i: usize, bytes: usize) -> u64 {
+fn element(data: &[u8; 16], i: usize, bytes: usize) -> u32 {
     match bytes {
-        1 => u64::from(data[i]),
-        2 => u64::from(u16::from_le_bytes([data[2 * i], data[2 * i + 1]])),
-        _ => u64::from(u32::from_le_bytes(data[4 * i..4 * i + 4].try_into().expect("4 bytes"))),
+        1 => u32::from(data[i]),
+        2 => u32::from(u16::from_le_bytes([data[2 * i], data[2 * i + 1]])),
+        _ => u32::from_le_bytes(data[4 * i..4 * i + 4].try_into().expect("4 bytes")),
     }
 }
 
@@ -269,7 +389,7 @@ fn accumulator_register(regs: &[Reg], halves: bool, block: usize, row8: usize, p
     if halves { regs[2 * block + row8] } else { regs[4 * block + 2 * row8 + pair] }
 }
 
-fn accumulators(cx: &Cx<'_>, regs: &[Reg], halves: bool, n: usize, d: &mut [u64]) {
+fn accumulators(cx: &Cx<'_>, regs: &[Reg], halves: bool, n: usize, d: &mut [u32]) {
     for block in 0..n / 8 {
         for row8 in 0..2 {
             for pair in 0..2 {
@@ -277,7 +397,7 @@ fn accumulators(cx: &Cx<'_>, regs: &[Reg], halves: bool, n: usize, d: &mut [u64]
                 let value = u32::read(cx, reg);
                 for lane in 0..LANES {
                     let at = (lane / 4 + 8 * row8) * n + 8 * block + 2 * (lane % 4) + pair;
-                    let word = u64::from(value[lane]);
+                    let word = value[lane];
                     d[at] = if halves { word >> (16 * pair) & 0xffff } else { word };
                 }
             }
@@ -285,7 +405,7 @@ fn accumulators(cx: &Cx<'_>, regs: &[Reg], halves: bool, n: usize, d: &mut [u64]
     }
 }
 
-fn store_accumulators(cx: &mut Cx<'_>, regs: &[Reg], halves: bool, n: usize, d: &[u64]) {
+fn store_accumulators(cx: &mut Cx<'_>, regs: &[Reg], halves: bool, n: usize, d: &[u32]) {
     for block in 0..n / 8 {
         for row8 in 0..2 {
             let mut packed = [0u32; LANES];
@@ -293,7 +413,7 @@ fn store_accumulators(cx: &mut Cx<'_>, regs: &[Reg], halves: bool, n: usize, d: 
                 let mut value = [0u32; LANES];
                 for lane in 0..LANES {
                     let at = (lane / 4 + 8 * row8) * n + 8 * block + 2 * (lane % 4) + pair;
-                    value[lane] = d[at] as u32;
+                    value[lane] = d[at];
                 }
                 if halves {
                     packed.iter_mut().zip(value).for_each(|(p, v)| *p |= v << (16 * pair));

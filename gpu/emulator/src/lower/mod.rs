@@ -422,6 +422,11 @@ impl<'a> Lower<'a> {
         op
     }
 
+    /// A number that no other operation of this entry has.
+    pub fn unique(&self) -> u64 {
+        self.ops.len() as u64
+    }
+
     /// Remembers that the coming operation is approximate.
     pub fn approximate(&mut self, ins: &Instruction) {
         self.approximate.push((self.ops.len() as u32, mnemonic(ins)));

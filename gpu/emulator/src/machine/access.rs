@@ -458,6 +458,11 @@ impl Cx<'_> {
         self.count_shared(addresses, bytes);
         self.sanitize_shared(addresses, bytes, true)?;
         let mask = self.mask;
+        if let Some(rank) = rank {
+            let (lo, hi, _) = span(addresses, mask, bytes);
+            let start = (lo & 0xff_ffff) as usize;
+            self.cluster.ctas[rank].touch(start, (hi - lo) as usize);
+        }
         for lane in 0..LANES {
             if mask >> lane & 1 == 0 {
                 continue;
@@ -466,6 +471,9 @@ impl Cx<'_> {
                 Some(rank) => (rank, (addresses[lane] & 0xff_ffff) as usize),
                 None => self.shared_place(lane, addresses[lane], bytes)?,
             };
+            if rank.is_none() {
+                self.cluster.ctas[cta].touch(offset, bytes as usize);
+            }
             let words = &mut self.cluster.ctas[cta].shared;
             let index = offset / 4;
             if bytes >= 4 {

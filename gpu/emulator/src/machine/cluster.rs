@@ -1,6 +1,9 @@
 //! A cluster of CTAs as it runs: shared memory, barriers, mbarriers' waiters, warps.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use fathom_numerics::gemm::tensor_core::Packed;
 
 use super::warp::Warp;
 
@@ -61,11 +64,44 @@ pub struct Cta {
     pub rank: u32,
     /// Shared memory in words, from address 0 of its window; the reserved part comes first.
     pub shared: Vec<u32>,
+    /// Writes to each KiB of shared memory, by which packed copies of it go stale.
+    pub versions: Vec<u32>,
+    /// Packed matrix operands.
+    pub tiles: Vec<CachedTile>,
     /// The warps; a warp is taken out while it runs.
     pub warps: Vec<Option<Box<Warp>>>,
     pub barriers: BTreeMap<u32, NamedBarrier>,
     /// Threads that have not exited.
     pub live_threads: u32,
+}
+
+/// A packed B operand of wgmma.
+pub struct CachedTile {
+    /// Instruction and descriptor.
+    pub key: (u64, u64),
+    /// The bytes of shared memory that it may come from.
+    pub span: (usize, usize),
+    /// [`Cta::version_of`] that span when it was packed.
+    pub version: u64,
+    pub packed: Rc<Packed>,
+}
+
+impl Cta {
+    /// Notes a write to a range of shared memory.
+    #[inline]
+    pub fn touch(&mut self, offset: usize, bytes: usize) {
+        let last = ((offset + bytes.max(1) - 1) / 1024).min(self.versions.len() - 1);
+        for version in &mut self.versions[offset / 1024..=last] {
+            *version = version.wrapping_add(1);
+        }
+    }
+
+    /// A number that changes with every write to the range.
+    pub fn version_of(&self, (from, to): (usize, usize)) -> u64 {
+        let last = (to / 1024).min(self.versions.len() - 1);
+        let first = (from / 1024).min(last);
+        self.versions[first..=last].iter().map(|&v| u64::from(v)).sum()
+    }
 }
 
 /// The CTAs of a cluster (one CTA where the launch has no clusters).

@@ -257,6 +257,8 @@ fn new_cluster(grid: &Grid, index: u64) -> Cluster {
                 linear,
                 rank,
                 shared: vec![0; grid.shared_end.div_ceil(4) as usize],
+                versions: vec![0; grid.shared_end.div_ceil(1024).max(1) as usize],
+                tiles: Vec::new(),
                 warps: warps.collect(),
                 barriers: BTreeMap::new(),
                 live_threads: threads,
