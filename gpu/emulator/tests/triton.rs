@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use fathom_emulator::{Device, LaunchConfig, LaunchReport, Module, Params, Preset};
+use fathom_emulator::{
+    Checks, Device, LaunchConfig, LaunchReport, Module, Params, Preset, Settings,
+};
 use fathom_numerics::formats::Format;
 use fathom_numerics::mma::{Arch, Instr, Mma};
 use half::{bf16, f16};
@@ -28,6 +30,12 @@ impl Kernel {
         let json = std::fs::read_to_string(folder.join(format!("{tag}.json"))).unwrap();
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         let device = Device::new(Preset::named("h800").unwrap());
+        let checks = if std::thread::current().name().is_some_and(|n| n.contains("clean")) {
+            Checks::ALL
+        } else {
+            Checks::default()
+        };
+        device.configure(Settings { checks, ..device.settings() });
         let module = Module::load(&device, &text).unwrap();
         Some(Kernel {
             device,
@@ -160,6 +168,7 @@ fn host_threads_and_schedules_change_no_bit() {
 fn matmul(tag: &str, preset: &str, instr: Instr, qualifier: &str, size: (usize, usize, usize)) {
     let Some(mut kernel) = Kernel::load(tag) else { return };
     let device = Device::new(Preset::named(preset).unwrap());
+    device.configure(Settings { checks: kernel.device.settings().checks, ..device.settings() });
     let text = std::fs::read_to_string(folder().unwrap().join(format!("{tag}.ptx"))).unwrap();
     kernel.module = Module::load(&device, &text).unwrap();
     kernel.device = device;
@@ -284,4 +293,21 @@ fn flash_attention_sm80_is_right() {
 fn flash_attention_sm90_is_right() {
     flash("flash_fwd_bf16_d64_causal_sm90", 64, 64);
     flash("flash_fwd_bf16_d128_causal_sm90", 128, 128);
+}
+
+// Tests named `clean` run with every sanitizer: none of these kernels deserves a report.
+
+#[test]
+fn clean_elementwise_kernels() {
+    vector_add_is_exact();
+    layer_norm_is_right();
+    softmax_is_right();
+}
+
+#[test]
+fn clean_matmuls() {
+    let q = "m16n8k16.f32.f16.f16.f32";
+    matmul("matmul_f16_sm80", "a100", Instr::MmaSync, q, (128, 128, 64));
+    let q = "m64n64k16.f32.bf16.bf16";
+    matmul("matmul_bf16_f32out_sm90", "h800", Instr::Wgmma, q, (64, 64, 128));
 }

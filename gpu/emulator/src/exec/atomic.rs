@@ -44,6 +44,7 @@ impl Cx<'_> {
                 let Some(found) = self.grid.view.locate(address, bytes as u64).cloned() else {
                     return Err(self.global_fault(lane, address, bytes as u64));
                 };
+                self.with_sanitizer(|s, who| s.atomic(who.warp));
                 let offset = address - found.base();
                 found.load(offset, &mut buffer[..bytes]);
                 old = u128::from_le_bytes(buffer);

@@ -43,7 +43,8 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
                 *cx.changes += 1;
                 cx.w.cluster_generation = cx.cluster.barrier_generation;
                 cx.cluster.barrier_arrived += cx.mask.count_ones();
-                cx.cluster.settle_barrier();
+                let done = cx.cluster.settle_barrier();
+                cx.with_sanitizer(|s, who| s.cluster_arrive(who.warp, done));
                 Step::Next
             });
             Ok(())
@@ -52,6 +53,7 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
             l.emit_action(Class::Barrier, |cx| {
                 if cx.cluster.barrier_generation > cx.w.cluster_generation {
                     cx.w.groups[cx.at].wait = Wait::Ready;
+                    cx.with_sanitizer(|s, who| s.cluster_leave(who.warp));
                     return Step::Next;
                 }
                 cx.block(Wait::Cluster)
@@ -92,6 +94,7 @@ fn cross(
         if barrier.generation > generation {
             let result = barrier.result;
             cx.w.groups[cx.at].wait = Wait::Ready;
+            super::proxy::barrier_left(cx, id);
             return Ok(result);
         }
         return Err(cx.block(Wait::Barrier { id, generation }));

@@ -84,6 +84,9 @@ impl Cx<'_> {
             if before.valid { f(&mut after) } else { Err("it was not initialised".into()) };
         memory.copy_from_slice(&after.pack().to_le_bytes());
         *self.changes += 1;
+        if after.phase != before.phase {
+            self.with_sanitizer(|s, _| s.flip(address));
+        }
         if let Err(what) = outcome {
             let message = format!("mbarrier {before:?}: {what}");
             return Err(self.fail(Ub::MbarrierMisuse, Some(lane), Some(address), message));
@@ -93,6 +96,7 @@ impl Cx<'_> {
 
     /// Bytes of an asynchronous copy have arrived at the mbarrier.
     pub fn complete_tx(&mut self, lane: usize, address: u64, bytes: u64) -> Result<(), Step> {
+        self.with_sanitizer(|s, _| s.completed(address));
         self.mbarrier(lane, address, |b| {
             b.transactions -= bytes as i64;
             if b.transactions < -(COUNT as i64) {
@@ -168,6 +172,7 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
                 each_lane(cx, space, addr, |cx, lane, address| {
                     // Without .noinc the arrival was added to the pending ones first.
                     let count = u64::from(counted);
+                    cx.mbarrier_arrived(lane, address);
                     cx.mbarrier(lane, address, |b| arrive(b, count, 0, false)).map(drop)
                 })
             });

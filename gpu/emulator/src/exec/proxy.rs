@@ -1,77 +1,228 @@
-//! Fences.
+//! Fences, and everything that the sanitizer wants to know about shared memory.
+//!
+//! Execution is in order and asynchronous work is done at once, so none of this changes a value.
 
 use fathom_ptx::ast::Instruction;
+use fathom_ptx::table::Opcode;
+use fathom_ptx::types::Flag;
 
 use crate::lower::{Lower, Lowered};
 use crate::machine::cx::Cx;
 use crate::machine::lane::LANES;
 use crate::machine::op::{Class, Step};
+use crate::machine::sanitizer::{Problem, Range, Sanitizer, Who, Writer};
 
-/// Lowers a fence or membar: execution is in order, so only the sanitizer sees it.
-pub fn fence(l: &mut Lower<'_>, _ins: &Instruction) -> Lowered {
-    l.emit_action(Class::Fence, |_| Step::Next);
+/// Lowers a fence or membar.
+pub fn fence(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
+    let asynchronous = matches!(ins.op, Opcode::FenceProxy | Opcode::Membar)
+        && (ins.mods.has(Flag::Async) || ins.mods.has(Flag::AsyncGeneric));
+    l.emit_action(Class::Fence, move |cx| {
+        if asynchronous {
+            cx.with_sanitizer(|s, who| s.fence(who.warp));
+        }
+        Step::Next
+    });
     Ok(())
 }
 
-/// A warp has arrived at a named barrier.
-pub fn barrier_crossed(_cx: &mut Cx<'_>, _id: u32, _waits: bool, _done: bool) {}
+/// A warp has arrived at a named barrier; `done`: it was the last.
+pub fn barrier_crossed(cx: &mut Cx<'_>, id: u32, waits: bool, done: bool) {
+    let cta = cx.cta;
+    cx.with_sanitizer(|s, who| {
+        s.barrier_arrive(who.warp, cta, id, done);
+        if done && waits {
+            s.barrier_leave(who.warp, cta, id);
+        }
+    });
+}
+
+/// A warp goes on after a named barrier.
+pub fn barrier_left(cx: &mut Cx<'_>, id: u32) {
+    let cta = cx.cta;
+    cx.with_sanitizer(|s, who| s.barrier_leave(who.warp, cta, id));
+}
 
 impl Cx<'_> {
+    /// Calls `f` where a sanitizer runs.
+    pub fn with_sanitizer(&mut self, f: impl FnOnce(&mut Sanitizer, Who)) {
+        if let Some(s) = &mut self.cluster.sanitizer {
+            let line = self.grid.code.ops[self.pc as usize].line;
+            let who = Who { warp: s.warp(self.cta, self.w.index), line, proxy: false };
+            f(s, who);
+        }
+    }
+
+    fn tell(&mut self, lane: Option<usize>, address: u64, problem: Option<Problem>) {
+        if let Some((kind, message)) = problem {
+            self.report(kind, lane, Some(address), message);
+        }
+    }
+
+    fn range(address: u64, bytes: u64) -> Range {
+        ((address >> 24) as usize, (address & 0xff_ffff) as usize, bytes as usize)
+    }
+
+    fn inside(&self, address: u64) -> bool {
+        let offset = (address & 0xff_ffff) as u32;
+        let reserved = crate::machine::reserved(&self.grid.preset);
+        ((address >> 24) as usize) < self.cluster.ctas.len()
+            && (reserved..self.grid.shared_end).contains(&offset)
+    }
+
     /// Shared access of the executing lanes.
     pub fn sanitize_shared(
         &mut self,
-        _addresses: &[u64; LANES],
-        _bytes: u64,
-        _write: bool,
+        addresses: &[u64; LANES],
+        bytes: u64,
+        write: bool,
     ) -> Result<(), Step> {
+        if self.cluster.sanitizer.is_none() {
+            return Ok(());
+        }
+        let pending = std::mem::take(&mut self.copying);
+        for lane in self.lanes() {
+            let address = addresses[lane];
+            if !self.inside(address) {
+                continue;
+            }
+            let mut problem = None;
+            self.with_sanitizer(|s, who| {
+                let range = Self::range(address, bytes);
+                problem = match (write, pending) {
+                    (false, _) => s.read(who, range, false),
+                    (true, false) => s.write(who, range, Writer::Warp),
+                    (true, true) => {
+                        s.copy_begins(who.warp, range);
+                        s.write(who, range, Writer::Pending)
+                    }
+                };
+            });
+            self.tell(Some(lane), address, problem);
+        }
         Ok(())
     }
 
-    /// The executing lanes copy to these shared addresses asynchronously.
-    pub fn begin_copy(&mut self, _addresses: &[u64; LANES], _bytes: u64) {}
+    /// The executing lanes copy to shared memory asynchronously: the coming store is theirs.
+    pub fn begin_copy(&mut self, _addresses: &[u64; LANES], _bytes: u64) {
+        self.copying = true;
+    }
 
     /// The copies of the executing lanes so far become a group.
-    pub fn commit_copies(&mut self) {}
+    pub fn commit_copies(&mut self) {
+        self.with_sanitizer(|s, who| s.copy_commit(who.warp));
+    }
 
     /// All but the last `left` groups of the executing lanes have arrived.
-    pub fn wait_copies(&mut self, _left: usize, _all: bool) {}
+    pub fn wait_copies(&mut self, left: usize, all: bool) {
+        self.with_sanitizer(|s, who| s.copy_wait(who.warp, left, all));
+    }
 
-    /// The copies of the executing lanes so far will arrive at an mbarrier.
-    pub fn copies_arrive(&mut self) {}
+    /// The copies of the executing lanes so far will have arrived when the mbarrier completes.
+    pub fn copies_arrive(&mut self) {
+        self.with_sanitizer(|s, who| s.copy_wait(who.warp, 0, true));
+    }
 
     /// The bulk stores of the executing lanes so far become a group.
-    pub fn commit_bulk(&mut self) {}
+    pub fn commit_bulk(&mut self) {
+        self.with_sanitizer(|s, who| s.bulk_commit(who.warp));
+    }
 
     /// All but the last `left` bulk groups have been read.
-    pub fn wait_bulk(&mut self, _left: usize) {}
+    pub fn wait_bulk(&mut self, left: usize) {
+        self.with_sanitizer(|s, who| s.bulk_wait(who.warp, left));
+    }
 
-    /// TMA writes shared memory.
-    pub fn async_writes_shared(&mut self, _lane: usize, _address: u64, _bytes: u64) {}
+    /// An asynchronous copy writes shared memory and completes on an mbarrier.
+    pub fn async_writes_shared(
+        &mut self,
+        lane: usize,
+        address: u64,
+        bytes: u64,
+        mbarrier: Option<u64>,
+    ) {
+        let mut problem = None;
+        self.with_sanitizer(|s, who| {
+            let writer = mbarrier.map_or(Writer::Warp, Writer::Mbarrier);
+            let who = Who { proxy: true, ..who };
+            problem = s.write(who, Self::range(address, bytes), writer);
+        });
+        self.tell(Some(lane), address, problem);
+    }
 
-    /// TMA reads shared memory.
-    pub fn async_reads_shared(&mut self, _lane: usize, _address: u64, _bytes: u64) {}
+    /// An asynchronous copy reads shared memory; with `group` until its bulk group is waited for.
+    pub fn async_reads_shared(&mut self, lane: usize, address: u64, bytes: u64, group: bool) {
+        let mut problem = None;
+        self.with_sanitizer(|s, who| {
+            let who = Who { proxy: true, ..who };
+            problem = s.read(who, Self::range(address, bytes), group);
+            if group {
+                s.bulk_reads(who.warp, Self::range(address, bytes));
+            }
+        });
+        self.tell(Some(lane), address, problem);
+    }
 
     /// An mbarrier came into being.
-    pub fn mbarrier_initialised(&mut self, _lane: usize, _address: u64) {}
+    pub fn mbarrier_initialised(&mut self, lane: usize, address: u64) {
+        let mut problem = None;
+        self.with_sanitizer(|s, who| {
+            problem = s.write(who, Self::range(address, 8), Writer::Warp);
+        });
+        self.tell(Some(lane), address, problem);
+    }
 
     /// A thread arrives at an mbarrier.
-    pub fn mbarrier_arrived(&mut self, _lane: usize, _address: u64) {}
+    pub fn mbarrier_arrived(&mut self, _lane: usize, address: u64) {
+        self.with_sanitizer(|s, who| s.arrive(who.warp, address));
+    }
 
     /// A thread has seen a phase of an mbarrier complete.
-    pub fn mbarrier_waited(&mut self, _lane: usize, _address: u64) {}
+    pub fn mbarrier_waited(&mut self, _lane: usize, address: u64) {
+        self.with_sanitizer(|s, who| s.waited(who.warp, address));
+    }
 
     /// wgmma.fence, commit_group or wait_group.
-    pub fn wgmma_sync(&mut self, _op: fathom_ptx::table::Opcode, _left: usize) {}
+    pub fn wgmma_sync(&mut self, op: Opcode, left: usize) {
+        self.with_sanitizer(|s, who| match op {
+            Opcode::WgmmaCommitGroup => s.product_commit(who.warp),
+            Opcode::WgmmaWaitGroup => s.product_wait(who.warp, left),
+            _ => {}
+        });
+    }
 
-    /// wgmma reads A from these registers.
-    pub fn wgmma_reads(&mut self, _regs: &[u16]) {}
+    /// wgmma reads A from these registers until it is waited for.
+    pub fn wgmma_reads(&mut self, regs: &[u16]) {
+        self.with_sanitizer(|s, who| s.product_registers(who.warp, regs.iter().copied()));
+    }
 
     /// wgmma reads 16 bytes of shared memory.
-    pub fn wgmma_reads_shared(&mut self, _address: u64) {}
+    pub fn wgmma_reads_shared(&mut self, address: u64) {
+        let address = address | (self.cta as u64) << 24;
+        let mut problem = None;
+        self.with_sanitizer(|s, who| {
+            let who = Who { proxy: true, ..who };
+            problem = s.read(who, Self::range(address, 16), true);
+            s.product_reads(who.warp, Self::range(address, 16));
+        });
+        self.tell(None, address, problem);
+    }
 
     /// wgmma accumulates into these registers.
-    pub fn wgmma_accumulates(&mut self, _regs: &[u16]) {}
+    pub fn wgmma_accumulates(&mut self, regs: &[u16]) {
+        self.with_sanitizer(|s, who| s.product_registers(who.warp, regs.iter().copied()));
+    }
 
-    /// Shared atomic of one lane.
-    pub fn sanitize_atomic(&mut self, _lane: usize, _address: u64, _bytes: u64) {}
+    /// Shared atomic of one lane, or a strong access: taken as ordering.
+    pub fn sanitize_atomic(&mut self, _lane: usize, address: u64, bytes: u64) {
+        let mut problem = None;
+        self.with_sanitizer(|s, who| {
+            s.atomic(who.warp);
+            if s.uninit {
+                let races = std::mem::replace(&mut s.races, false);
+                problem = s.read(who, Self::range(address, bytes), false);
+                s.races = races;
+            }
+        });
+        self.tell(None, address, problem);
+    }
 }

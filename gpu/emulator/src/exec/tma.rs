@@ -88,9 +88,15 @@ impl Cx<'_> {
     }
 
     /// Writes bytes to shared memory of any CTA of the cluster, as the asynchronous proxy.
-    fn put_shared(&mut self, lane: usize, address: u64, data: &[u8]) -> Result<(), Step> {
+    fn put_shared(
+        &mut self,
+        lane: usize,
+        address: u64,
+        data: &[u8],
+        mbarrier: Option<u64>,
+    ) -> Result<(), Step> {
         let (cta, offset) = self.shared_place(lane, address, data.len() as u64)?;
-        self.async_writes_shared(lane, address, data.len() as u64);
+        self.async_writes_shared(lane, address, data.len() as u64, mbarrier);
         self.cluster.ctas[cta].touch(offset, data.len());
         self.shared_bytes(cta)[offset..offset + data.len()].copy_from_slice(data);
         *self.changes += 1;
@@ -98,9 +104,15 @@ impl Cx<'_> {
     }
 
     /// Reads bytes of this CTA's shared memory, as the asynchronous proxy.
-    fn get_shared(&mut self, lane: usize, address: u64, bytes: u64) -> Result<Vec<u8>, Step> {
+    fn get_shared(
+        &mut self,
+        lane: usize,
+        address: u64,
+        bytes: u64,
+        group: bool,
+    ) -> Result<Vec<u8>, Step> {
         let (cta, offset) = self.shared_place(lane, address, bytes)?;
-        self.async_reads_shared(lane, address, bytes);
+        self.async_reads_shared(lane, address, bytes, group);
         Ok(self.shared_bytes(cta)[offset..offset + bytes as usize].to_vec())
     }
 }
@@ -191,7 +203,7 @@ impl Bulk {
             cx.stats.tma_bytes_read += n;
             data
         } else {
-            cx.get_shared(lane, shared(self.from), n)?
+            cx.get_shared(lane, shared(self.from), n, to_global)?
         };
         if to_global {
             cx.stats.tma_bytes_written += n;
@@ -208,21 +220,20 @@ impl Bulk {
         }
         let targets = cx.copies_of(lane, shared(self.to), self.mask)?;
         for target in targets {
+            let at = self.barrier.map(|barrier| match self.mask {
+                Some(_) => target & !0xff_ffff | barrier & 0xff_ffff,
+                None => barrier,
+            });
             match reduce {
                 Some((op, ty)) => {
                     let (cta, offset) = cx.shared_place(lane, target, n)?;
                     let mut old = cx.shared_bytes(cta)[offset..offset + n as usize].to_vec();
                     combine(op, ty, &mut old, &data);
-                    cx.put_shared(lane, target, &old)?;
+                    cx.put_shared(lane, target, &old, at)?;
                 }
-                None => cx.put_shared(lane, target, &data)?,
+                None => cx.put_shared(lane, target, &data, at)?,
             }
-            if let Some(barrier) = self.barrier {
-                let at = if self.mask.is_some() {
-                    target & !0xff_ffff | barrier & 0xff_ffff
-                } else {
-                    barrier
-                };
+            if let Some(at) = at {
                 cx.complete_tx(lane, at, n)?;
             }
         }
@@ -493,15 +504,15 @@ impl Tensor {
         cx.stats.tma_bytes_read += total;
         for target in cx.copies_of(self.lane, self.memory, self.mask)? {
             let (cta, offset) = cx.shared_place(self.lane, target, total)?;
-            cx.async_writes_shared(self.lane, target, total);
+            let at = self.barrier.map(|barrier| match self.mask {
+                Some(_) => target & !0xff_ffff | barrier & 0xff_ffff,
+                None => barrier,
+            });
+            cx.async_writes_shared(self.lane, target, total, at);
             cx.cluster.ctas[cta].touch(offset, total as usize);
             scatter(cx.shared_bytes(cta), offset, &data, &map);
             *cx.changes += 1;
-            if let Some(barrier) = self.barrier {
-                let at = match self.mask {
-                    Some(_) => target & !0xff_ffff | barrier & 0xff_ffff,
-                    None => barrier,
-                };
+            if let Some(at) = at {
                 cx.complete_tx(self.lane, at, total)?;
             }
         }
@@ -514,7 +525,7 @@ impl Tensor {
         let runs = self.runs(&map);
         let total: u64 = runs.iter().map(|r| (r.before + r.inside + r.after) * bytes).sum();
         let (cta, offset) = cx.shared_place(self.lane, self.memory, total)?;
-        cx.async_reads_shared(self.lane, self.memory, total);
+        cx.async_reads_shared(self.lane, self.memory, total, true);
         let data = collect(cx.shared_bytes(cta), offset, total as usize, &map);
         cx.stats.tma_bytes_written += total;
         let mut at = 0usize;
@@ -630,8 +641,9 @@ fn store_async(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
                     combine(op, ty, &mut old, &data);
                     data = old;
                 }
-                cx.put_shared(lane, target, &data)?;
-                cx.complete_tx(lane, shared(barriers[lane]), n)
+                let at = shared(barriers[lane]);
+                cx.put_shared(lane, target, &data, Some(at))?;
+                cx.complete_tx(lane, at, n)
             })();
             if let Err(step) = outcome {
                 return step;

@@ -72,6 +72,8 @@ pub struct Lower<'a> {
     /// Operations that return: they go to the function's last operation.
     returns: Vec<usize>,
     communicates: bool,
+    touched: BTreeMap<u32, Vec<Reg>>,
+    body_has_wgmma: bool,
     approximate: Vec<(u32, String)>,
     tensor_core: Vec<(u32, String, u64)>,
 }
@@ -115,6 +117,8 @@ pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported
         branches: Vec::new(),
         returns: Vec::new(),
         communicates: false,
+        touched: BTreeMap::new(),
+        body_has_wgmma: false,
         approximate: Vec::new(),
         tensor_core: Vec::new(),
     };
@@ -147,6 +151,7 @@ pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported
         local_bytes,
         registers: pressure + 8,
         communicates: l.communicates,
+        touched: l.touched,
         approximate: l.approximate,
         tensor_core: l.tensor_core,
         name: module.functions[entry].name.clone(),
@@ -307,6 +312,7 @@ impl<'a> Lower<'a> {
         self.info.local_bytes = self.info.local_bytes.next_multiple_of(16);
         // Calls inside this function need its frame.
         self.functions[self.index as usize] = self.info.clone();
+        self.body_has_wgmma = body.instructions().any(|(_, i)| i.op == Opcode::WgmmaMmaAsync);
         self.places = vec![0; body.statements.len() + 1];
         self.branches.clear();
         self.returns.clear();
@@ -323,7 +329,9 @@ impl<'a> Lower<'a> {
                 None => (NO_GUARD, false),
             };
             self.note_communication(ins);
+            let first = self.ops.len() as u32;
             exec::lower(self, ins)?;
+            self.note_touched(ins, first);
         }
         self.places[body.statements.len()] = self.ops.len() as u32;
         self.guard = (NO_GUARD, false);
@@ -354,6 +362,24 @@ impl<'a> Lower<'a> {
             Some(meet) => u64::from(self.places[self.cfg.blocks[meet].start]),
             None if self.cfg.reaches_end[block] && !self.function.entry => u64::from(end),
             None => u64::MAX,
+        }
+    }
+
+    /// Remembers which registers an instruction touches once wgmmas may be in flight.
+    fn note_touched(&mut self, ins: &Instruction, first: u32) {
+        if matches!(ins.op, Opcode::WgmmaMmaAsync) {
+            return;
+        }
+        let mut slots = Vec::new();
+        let (defs, uses) = registers::effects(ins);
+        for r in defs.into_iter().chain(uses) {
+            match registers::width(self.type_of(r)) {
+                0 => {}
+                n => slots.extend((0..n as u16).map(|i| self.reg(r) + i)),
+            }
+        }
+        if !slots.is_empty() && self.body_has_wgmma {
+            self.touched.insert(first, slots);
         }
     }
 

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use fathom_numerics::gemm::tensor_core::Packed;
 
+use super::sanitizer::Sanitizer;
 use super::warp::Warp;
 
 /// A named barrier of a CTA (`bar.sync` and its kin).
@@ -111,6 +112,8 @@ pub struct Cluster {
     /// Threads that have arrived at the cluster barrier, and its completed generations.
     pub barrier_arrived: u32,
     pub barrier_generation: u64,
+    /// What is known of shared memory, where `races` or `uninit` is checked.
+    pub sanitizer: Option<Box<Sanitizer>>,
 }
 
 impl Cluster {

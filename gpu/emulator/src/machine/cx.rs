@@ -78,6 +78,8 @@ pub struct Cx<'a> {
     /// Nothing else can go on: waits with a time limit give up, incomplete gatherings proceed.
     pub stalled: bool,
     pub fault: Option<Box<Finding>>,
+    /// The next shared store is that of a cp.async.
+    pub copying: bool,
 }
 
 impl<'a> Cx<'a> {

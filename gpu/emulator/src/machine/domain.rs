@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use super::cluster::{Cluster, Cta};
 use super::cx::{Grid, Stats};
+use super::sanitizer::Sanitizer;
 use super::turn::{self, Around, Turn};
 use super::warp::{Wait, Warp};
 use crate::error::{Finding, Ub};
@@ -265,5 +266,10 @@ fn new_cluster(grid: &Grid, index: u64) -> Cluster {
             }
         })
         .collect();
-    Cluster { ctas, id, barrier_arrived: 0, barrier_generation: 0 }
+    let checks = grid.settings.checks;
+    let sanitizer = (checks.races || checks.uninit).then(|| {
+        let (warps, bytes) = (threads.div_ceil(32) as usize, grid.shared_end as usize);
+        Box::new(Sanitizer::new(count as usize, warps, bytes, checks.races, checks.uninit))
+    });
+    Cluster { ctas, id, barrier_arrived: 0, barrier_generation: 0, sanitizer }
 }

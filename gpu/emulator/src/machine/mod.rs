@@ -11,6 +11,7 @@ pub mod domain;
 pub mod lane;
 pub mod op;
 pub mod record;
+pub mod sanitizer;
 pub mod turn;
 pub mod warp;
 
@@ -118,7 +119,7 @@ fn grid(launch: &Launch<'_>, code: &Arc<Code>) -> Grid {
     let config = launch.config.clone();
     let shared = code.static_shared_bytes + config.dynamic_shared_bytes;
     let shared_end = reserved(&preset) + shared;
-    let parallel = !code.communicates && !config.cooperative;
+    let parallel = !code.communicates && !config.cooperative && !settings.checks.races;
     Grid {
         code: code.clone(),
         program: module.program().clone(),

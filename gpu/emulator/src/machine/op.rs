@@ -119,6 +119,8 @@ pub struct Code {
     pub registers: u32,
     /// CTAs may communicate: see DESIGN.md on determinism.
     pub communicates: bool,
+    /// Slots that an operation reads or writes, for kernels with wgmma (which is not among them).
+    pub touched: std::collections::BTreeMap<u32, Vec<Reg>>,
     /// Mnemonics of approximate instructions, by operation.
     pub approximate: Vec<(u32, String)>,
     /// Mnemonics and FLOPs of tensor-core instructions, by operation.

@@ -4,7 +4,7 @@ use super::cluster::Cluster;
 use super::cx::{Cx, Grid, Stats};
 use super::op::{NO_GUARD, Step};
 use super::warp::{NO_JOIN, Wait, Warp};
-use crate::error::Finding;
+use crate::error::{Finding, Ub};
 
 /// Instructions a group runs before lanes that wait for it at a join are let go.
 const RELEASE_AFTER: u64 = 20_000;
@@ -47,6 +47,7 @@ pub fn run(w: &mut Warp, around: Around<'_>, budget: u64) -> Turn {
         changes,
         stalled,
         fault: None,
+        copying: false,
     };
     let mut ran = 0;
     let mut idle = 0;
@@ -108,6 +109,7 @@ fn run_group(cx: &mut Cx<'_>, at: usize, budget: u64, ran: &mut u64) -> GroupEnd
     let mut pc = group.pc;
     let active = cx.active;
     let threads = u64::from(active.count_ones());
+    let checks_registers = cx.grid.settings.checks.races;
     let mut n = 0;
     let end = loop {
         if pc == meets {
@@ -143,6 +145,9 @@ fn run_group(cx: &mut Cx<'_>, at: usize, budget: u64, ran: &mut u64) -> GroupEnd
             cx.w.split(at, mask, pc, pc + 1, meet);
             *ran += n;
             return GroupEnd::Changed;
+        }
+        if checks_registers && cx.cluster.sanitizer.is_some() {
+            check_registers(cx);
         }
         match (op.run)(cx, op) {
             Step::Next => pc += 1,
@@ -192,6 +197,22 @@ fn run_group(cx: &mut Cx<'_>, at: usize, budget: u64, ran: &mut u64) -> GroupEnd
         cx.w.groups[at].spun += n;
     }
     end
+}
+
+/// Reports a register that a wgmma in flight still uses.
+fn check_registers(cx: &mut Cx<'_>) {
+    let code = &*cx.grid.code;
+    let Some(touched) = code.touched.get(&cx.pc) else { return };
+    let mut found = None;
+    cx.with_sanitizer(|s, who| {
+        if s.has_in_flight(who.warp) {
+            found = s.register_in_flight(who.warp, touched);
+        }
+    });
+    if found.is_some() {
+        let message = "a register of a wgmma that was not waited for".to_owned();
+        cx.report(Ub::AsyncNotWaited, None, None, message);
+    }
 }
 
 fn exit(cx: &mut Cx<'_>, at: usize, mask: u32) {

@@ -1,0 +1,521 @@
+//! The sanitizer of shared memory: who wrote and read each byte, and what orders them.
+//!
+//! Every warp has a vector clock; barriers, mbarriers and atomics join them (happens-before). A
+//! second clock says what of it the asynchronous proxy may see: `fence.proxy.async` brings it up to
+//! date. TMA writes on behalf of the mbarrier that they complete on, so that only who waited for
+//! that one sees them; cp.async writes and wgmma reads stay pending until they are waited for.
+
+use std::collections::HashMap;
+
+use crate::error::Ub;
+
+/// A vector clock, by thread of the sanitizer: warps first, then mbarriers.
+type Clock = Vec<u32>;
+
+fn join(to: &mut Clock, from: &Clock) {
+    if to.len() < from.len() {
+        to.resize(from.len(), 0);
+    }
+    to.iter_mut().zip(from).for_each(|(a, b)| *a = (*a).max(*b));
+}
+
+fn at(clock: &Clock, i: u32) -> u32 {
+    clock.get(i as usize).copied().unwrap_or(0)
+}
+
+/// Not yet waited for.
+const PENDING: u32 = u32::MAX;
+
+/// One access that a byte remembers; clock 0 stands for none.
+#[derive(Clone, Copy, Debug, Default)]
+struct Access {
+    thread: u32,
+    clock: u32,
+    line: u32,
+    /// Made by the asynchronous proxy.
+    proxy: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Cell {
+    write: Access,
+    reads: [Access; 2],
+}
+
+/// What orders threads: what has been released into it, for the present phase and the last.
+#[derive(Clone, Debug, Default)]
+struct Order {
+    pending: (Clock, Clock),
+    done: (Clock, Clock),
+    /// Thread number of an mbarrier's asynchronous writes.
+    thread: Option<u32>,
+}
+
+/// Bytes of shared memory: CTA, first, count.
+pub type Range = (usize, usize, usize);
+
+/// Who accesses, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Who {
+    pub warp: u32,
+    pub line: u32,
+    /// By the asynchronous proxy (TMA, wgmma).
+    pub proxy: bool,
+}
+
+/// A finding's kind and sentence.
+pub type Problem = (Ub, String);
+
+/// The sanitizer of one cluster.
+pub struct Sanitizer {
+    cells: Vec<Vec<Cell>>,
+    clocks: Vec<Clock>,
+    visible: Vec<Clock>,
+    warps: u32,
+    threads: u32,
+    barriers: HashMap<(usize, u32), Order>,
+    mbarriers: HashMap<u64, Order>,
+    cluster: Order,
+    atomics: Order,
+    /// cp.async of each warp: groups of ranges, the last one open.
+    copies: Vec<Vec<Vec<Range>>>,
+    /// Bulk stores that still read shared memory.
+    bulk: Vec<Vec<Vec<Range>>>,
+    /// wgmma reads of each warp.
+    products: Vec<Vec<Vec<Range>>>,
+    /// Accumulator registers in flight: (group, register).
+    registers: Vec<Vec<(usize, u16)>>,
+    groups: Vec<usize>,
+    pub uninit: bool,
+    pub races: bool,
+}
+
+impl Sanitizer {
+    /// For `ctas` CTAs of `warps` warps with `bytes` of shared memory.
+    pub fn new(ctas: usize, warps: usize, bytes: usize, races: bool, uninit: bool) -> Sanitizer {
+        let threads = ctas * warps;
+        let mut clocks = vec![vec![0; threads]; threads];
+        for (i, clock) in clocks.iter_mut().enumerate() {
+            clock[i] = 1;
+        }
+        Sanitizer {
+            cells: vec![vec![Cell::default(); bytes]; ctas],
+            visible: vec![vec![0; threads]; threads],
+            clocks,
+            warps: warps as u32,
+            threads: threads as u32,
+            barriers: HashMap::new(),
+            mbarriers: HashMap::new(),
+            cluster: Order::default(),
+            atomics: Order::default(),
+            copies: vec![vec![Vec::new()]; threads],
+            bulk: vec![vec![Vec::new()]; threads],
+            products: vec![vec![Vec::new()]; threads],
+            registers: vec![Vec::new(); threads],
+            groups: vec![0; threads],
+            uninit,
+            races,
+        }
+    }
+
+    /// Number of a warp.
+    pub fn warp(&self, cta: usize, warp: u32) -> u32 {
+        cta as u32 * self.warps + warp
+    }
+
+    fn name(&self, thread: u32) -> String {
+        match thread < self.threads {
+            true => format!("warp {} of CTA rank {}", thread % self.warps, thread / self.warps),
+            false => "an asynchronous copy".into(),
+        }
+    }
+
+    fn tick(&mut self, warp: u32) {
+        self.clocks[warp as usize][warp as usize] += 1;
+    }
+
+    /// Whether `who` comes after an access.
+    fn ordered(&self, who: Who, access: Access) -> bool {
+        access.clock == 0
+            || access.clock != PENDING
+                && (access.thread == who.warp
+                    || at(&self.clocks[who.warp as usize], access.thread) >= access.clock)
+    }
+
+    /// What is wrong with an earlier access and this one.
+    fn conflict(&self, who: Who, access: Access, what: &str, now: &str) -> Option<Problem> {
+        let other = self.name(access.thread);
+        if !self.ordered(who, access) {
+            let kind = if access.clock == PENDING || access.thread >= self.threads {
+                Ub::AsyncNotWaited
+            } else {
+                Ub::SharedRace
+            };
+            let message =
+                format!("{now} is not ordered after the {what} by {other} at line {}", access.line);
+            return Some((kind, message));
+        }
+        None
+    }
+
+    /// Whether the asynchronous proxy may see a write of the generic one.
+    fn fenced(&self, who: Who, write: Access) -> Option<Problem> {
+        let crosses = who.proxy && !write.proxy && write.clock != 0 && write.clock != PENDING;
+        if !crosses || at(&self.visible[who.warp as usize], write.thread) >= write.clock {
+            return None;
+        }
+        let message = format!(
+            "the asynchronous proxy reads what {} wrote at line {} without fence.proxy.async",
+            self.name(write.thread),
+            write.line
+        );
+        Some((Ub::MissingProxyFence, message))
+    }
+
+    /// A read; remembered as pending where `pending`.
+    pub fn read(&mut self, who: Who, (cta, first, n): Range, pending: bool) -> Option<Problem> {
+        let clock =
+            if pending { PENDING } else { self.clocks[who.warp as usize][who.warp as usize] };
+        let mut problem = None;
+        for i in first..(first + n).min(self.cells[cta].len()) {
+            let cell = self.cells[cta][i];
+            if problem.is_none() {
+                if self.uninit && cell.write.clock == 0 {
+                    let message = "shared memory that nobody wrote".to_owned();
+                    problem = Some((Ub::Uninitialized, message));
+                } else if self.races {
+                    problem = self
+                        .conflict(who, cell.write, "write", "this read")
+                        .or_else(|| self.fenced(who, cell.write));
+                }
+            }
+            let reads = &mut self.cells[cta][i].reads;
+            let slot = usize::from(reads[0].clock != 0 && reads[0].thread != who.warp);
+            let access = Access { thread: who.warp, clock, line: who.line, proxy: who.proxy };
+            reads[slot] = access;
+        }
+        problem
+    }
+
+    /// A write by a warp, or by `writer` on its behalf.
+    pub fn write(&mut self, who: Who, (cta, first, n): Range, writer: Writer) -> Option<Problem> {
+        let access = match writer {
+            Writer::Warp => {
+                let clock = self.clocks[who.warp as usize][who.warp as usize];
+                Access { thread: who.warp, clock, line: who.line, proxy: who.proxy }
+            }
+            Writer::Pending => {
+                Access { thread: who.warp, clock: PENDING, line: who.line, proxy: false }
+            }
+            Writer::Mbarrier(address) => {
+                let thread = self.thread_of(address);
+                let clock = self.count_of(thread) + 1;
+                Access { thread, clock, line: who.line, proxy: true }
+            }
+        };
+        let mut problem = None;
+        for i in first..(first + n).min(self.cells[cta].len()) {
+            let cell = self.cells[cta][i];
+            if problem.is_none() && self.races {
+                problem = self.conflict(who, cell.write, "write", "this write").or_else(|| {
+                    let mut reads = cell.reads.iter();
+                    reads.find_map(|&read| self.conflict(who, read, "read", "this write"))
+                });
+            }
+            self.cells[cta][i] = Cell { write: access, reads: [Access::default(); 2] };
+        }
+        problem
+    }
+
+    fn thread_of(&mut self, mbarrier: u64) -> u32 {
+        let next = self.clocks.len() as u32;
+        let order = self.mbarriers.entry(mbarrier).or_default();
+        if let Some(thread) = order.thread {
+            return thread;
+        }
+        order.thread = Some(next);
+        self.clocks.push(vec![0; next as usize + 1]);
+        self.visible.push(Vec::new());
+        next
+    }
+
+    fn count_of(&self, thread: u32) -> u32 {
+        at(&self.clocks[thread as usize], thread)
+    }
+
+    /// Bytes written on behalf of an mbarrier have been counted there.
+    pub fn completed(&mut self, address: u64) {
+        let thread = self.thread_of(address);
+        let count = &mut self.clocks[thread as usize][thread as usize];
+        *count += 1;
+        let mut released = vec![0; thread as usize + 1];
+        released[thread as usize] = *count;
+        let order = self.mbarriers.entry(address).or_default();
+        join(&mut order.pending.0, &released);
+    }
+
+    fn release(clocks: (&Clock, &Clock), order: &mut Order) {
+        join(&mut order.pending.0, clocks.0);
+        join(&mut order.pending.1, clocks.1);
+    }
+
+    fn acquire(&mut self, warp: u32, done: &(Clock, Clock)) {
+        join(&mut self.clocks[warp as usize], &done.0);
+        join(&mut self.visible[warp as usize], &done.1);
+    }
+
+    /// A warp arrives at an mbarrier.
+    pub fn arrive(&mut self, warp: u32, address: u64) {
+        let clocks = (&self.clocks[warp as usize], &self.visible[warp as usize]);
+        Self::release(clocks, self.mbarriers.entry(address).or_default());
+        self.tick(warp);
+    }
+
+    /// An mbarrier's phase completes.
+    pub fn flip(&mut self, address: u64) {
+        let order = self.mbarriers.entry(address).or_default();
+        let pending = std::mem::take(&mut order.pending);
+        join(&mut order.done.0, &pending.0);
+        join(&mut order.done.1, &pending.1);
+    }
+
+    /// A warp has seen an mbarrier's last phase complete.
+    pub fn waited(&mut self, warp: u32, address: u64) {
+        if let Some(done) = self.mbarriers.get(&address).map(|o| o.done.clone()) {
+            self.acquire(warp, &done);
+        }
+    }
+
+    /// A warp arrives at a named barrier; `done`: it is the last.
+    pub fn barrier_arrive(&mut self, warp: u32, cta: usize, id: u32, done: bool) {
+        let clocks = (&self.clocks[warp as usize], &self.visible[warp as usize]);
+        let order = self.barriers.entry((cta, id)).or_default();
+        Self::release(clocks, order);
+        if done {
+            order.done = std::mem::take(&mut order.pending);
+        }
+        self.tick(warp);
+    }
+
+    /// A warp leaves a named barrier.
+    pub fn barrier_leave(&mut self, warp: u32, cta: usize, id: u32) {
+        if let Some(done) = self.barriers.get(&(cta, id)).map(|o| o.done.clone()) {
+            self.acquire(warp, &done);
+        }
+    }
+
+    /// A warp arrives at the cluster barrier; `done`: it is the last.
+    pub fn cluster_arrive(&mut self, warp: u32, done: bool) {
+        let clocks = (&self.clocks[warp as usize], &self.visible[warp as usize]);
+        Self::release(clocks, &mut self.cluster);
+        if done {
+            self.cluster.done = std::mem::take(&mut self.cluster.pending);
+        }
+        self.tick(warp);
+    }
+
+    /// A warp leaves the cluster barrier.
+    pub fn cluster_leave(&mut self, warp: u32) {
+        let done = self.cluster.done.clone();
+        self.acquire(warp, &done);
+    }
+
+    /// An atomic or a strong global access: taken to order everything before it.
+    pub fn atomic(&mut self, warp: u32) {
+        let clocks = (&self.clocks[warp as usize], &self.visible[warp as usize]);
+        Self::release(clocks, &mut self.atomics);
+        let all = self.atomics.pending.clone();
+        self.acquire(warp, &all);
+        self.tick(warp);
+    }
+
+    /// fence.proxy.async: what the warp has seen becomes visible to the asynchronous proxy.
+    pub fn fence(&mut self, warp: u32) {
+        self.visible[warp as usize] = self.clocks[warp as usize].clone();
+        self.tick(warp);
+    }
+
+    /// A cp.async of a warp is under way to a range.
+    pub fn copy_begins(&mut self, warp: u32, range: Range) {
+        self.copies[warp as usize].last_mut().expect("an open group").push(range);
+    }
+
+    /// cp.async.commit_group.
+    pub fn copy_commit(&mut self, warp: u32) {
+        self.copies[warp as usize].push(Vec::new());
+    }
+
+    /// All but the last `left` groups have arrived (with `all`, the open one too).
+    pub fn copy_wait(&mut self, warp: u32, left: usize, all: bool) {
+        let groups = &mut self.copies[warp as usize];
+        let committed = groups.len() - 1;
+        let count = if all { groups.len() } else { committed.saturating_sub(left) };
+        let arrived: Vec<Range> = groups.drain(..count).flatten().collect();
+        if groups.is_empty() {
+            groups.push(Vec::new());
+        }
+        let clock = self.clocks[warp as usize][warp as usize];
+        for (cta, first, n) in arrived {
+            for cell in &mut self.cells[cta][first..first + n] {
+                if cell.write.clock == PENDING && cell.write.thread == warp {
+                    cell.write.clock = clock;
+                }
+            }
+        }
+    }
+
+    /// A read that stays pending until its group is waited for.
+    pub fn product_reads(&mut self, warp: u32, range: Range) {
+        self.products[warp as usize].last_mut().expect("an open group").push(range);
+    }
+
+    /// wgmma writes these registers until it is waited for.
+    pub fn product_registers(&mut self, warp: u32, registers: impl Iterator<Item = u16>) {
+        let group = self.groups[warp as usize];
+        self.registers[warp as usize].extend(registers.map(|r| (group, r)));
+    }
+
+    /// The register of these that a wgmma in flight still uses.
+    pub fn register_in_flight(&self, warp: u32, touched: &[u16]) -> Option<u16> {
+        let flying = &self.registers[warp as usize];
+        touched.iter().copied().find(|t| flying.iter().any(|(_, r)| r == t))
+    }
+
+    /// Whether a warp has wgmmas in flight.
+    pub fn has_in_flight(&self, warp: u32) -> bool {
+        !self.registers[warp as usize].is_empty()
+    }
+
+    /// wgmma.commit_group.
+    pub fn product_commit(&mut self, warp: u32) {
+        self.products[warp as usize].push(Vec::new());
+        self.groups[warp as usize] += 1;
+    }
+
+    /// wgmma.wait_group.
+    pub fn product_wait(&mut self, warp: u32, left: usize) {
+        let group = self.groups[warp as usize];
+        self.registers[warp as usize].retain(|(g, _)| *g + left >= group);
+        let groups = &mut self.products[warp as usize];
+        let count = (groups.len() - 1).saturating_sub(left);
+        let ended: Vec<Range> = groups.drain(..count).flatten().collect();
+        self.reads_end(warp, ended);
+    }
+
+    /// A bulk store of a warp reads a range until its group is waited for.
+    pub fn bulk_reads(&mut self, warp: u32, range: Range) {
+        self.bulk[warp as usize].last_mut().expect("an open group").push(range);
+    }
+
+    /// cp.async.bulk.commit_group.
+    pub fn bulk_commit(&mut self, warp: u32) {
+        self.bulk[warp as usize].push(Vec::new());
+    }
+
+    /// cp.async.bulk.wait_group.
+    pub fn bulk_wait(&mut self, warp: u32, left: usize) {
+        let groups = &mut self.bulk[warp as usize];
+        let count = (groups.len() - 1).saturating_sub(left);
+        let ended: Vec<Range> = groups.drain(..count).flatten().collect();
+        self.reads_end(warp, ended);
+    }
+
+    fn reads_end(&mut self, warp: u32, ranges: Vec<Range>) {
+        let clock = self.clocks[warp as usize][warp as usize];
+        for (cta, first, n) in ranges {
+            for cell in &mut self.cells[cta][first..first + n] {
+                for read in &mut cell.reads {
+                    if read.clock == PENDING && read.thread == warp {
+                        read.clock = clock;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// On whose behalf bytes are written.
+#[derive(Clone, Copy, Debug)]
+pub enum Writer {
+    /// The warp itself, now.
+    Warp,
+    /// The warp's cp.async, when it is waited for.
+    Pending,
+    /// An asynchronous copy that completes on this mbarrier.
+    Mbarrier(u64),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn who(warp: u32, line: u32) -> Who {
+        Who { warp, line, proxy: false }
+    }
+
+    fn kind(p: Option<Problem>) -> Option<Ub> {
+        p.map(|p| p.0)
+    }
+
+    #[test]
+    fn a_barrier_orders_a_write_and_a_read() {
+        for barrier in [false, true] {
+            let mut s = Sanitizer::new(1, 2, 64, true, true);
+            assert_eq!(kind(s.write(who(0, 1), (0, 0, 4), Writer::Warp)), None);
+            if barrier {
+                s.barrier_arrive(0, 0, 0, false);
+                s.barrier_arrive(1, 0, 0, true);
+                s.barrier_leave(0, 0, 0);
+                s.barrier_leave(1, 0, 0);
+            }
+            let expected = if barrier { None } else { Some(Ub::SharedRace) };
+            assert_eq!(kind(s.read(who(1, 2), (0, 0, 4), false)), expected);
+        }
+    }
+
+    #[test]
+    fn what_nobody_wrote_is_uninitialised() {
+        let mut s = Sanitizer::new(1, 1, 64, false, true);
+        assert_eq!(kind(s.read(who(0, 1), (0, 8, 4), false)), Some(Ub::Uninitialized));
+    }
+
+    #[test]
+    fn the_asynchronous_proxy_needs_its_fence() {
+        for fence in [false, true] {
+            let mut s = Sanitizer::new(1, 1, 64, true, false);
+            s.write(who(0, 1), (0, 0, 16), Writer::Warp);
+            if fence {
+                s.fence(0);
+            }
+            let expected = if fence { None } else { Some(Ub::MissingProxyFence) };
+            let tma = Who { proxy: true, ..who(0, 2) };
+            assert_eq!(kind(s.read(tma, (0, 0, 16), false)), expected);
+        }
+    }
+
+    #[test]
+    fn tma_data_is_there_for_who_waited_for_its_mbarrier() {
+        let mut s = Sanitizer::new(1, 2, 64, true, true);
+        let tma = Who { proxy: true, ..who(0, 2) };
+        s.write(tma, (0, 0, 16), Writer::Mbarrier(40));
+        s.completed(40);
+        s.flip(40);
+        assert_eq!(kind(s.read(who(1, 3), (0, 0, 16), false)), Some(Ub::AsyncNotWaited));
+        s.waited(1, 40);
+        assert_eq!(kind(s.read(who(1, 3), (0, 0, 16), false)), None);
+        s.waited(0, 40);
+        // Overwriting it before the reader says that it is done is a race.
+        assert_eq!(kind(s.write(tma, (0, 0, 16), Writer::Mbarrier(40))), Some(Ub::SharedRace));
+    }
+
+    #[test]
+    fn cp_async_is_there_after_its_wait() {
+        let mut s = Sanitizer::new(1, 1, 64, true, true);
+        s.write(who(0, 1), (0, 0, 16), Writer::Pending);
+        s.copy_begins(0, (0, 0, 16));
+        s.copy_commit(0);
+        assert_eq!(kind(s.read(who(0, 2), (0, 0, 4), false)), Some(Ub::AsyncNotWaited));
+        s.copy_wait(0, 0, false);
+        assert_eq!(kind(s.read(who(0, 2), (0, 0, 4), false)), None);
+    }
+}
