@@ -3,10 +3,17 @@
 use fathom_trace::DType;
 use serde::{Deserialize, Serialize};
 
+use crate::ops::fp8::Block;
+use crate::ops::quantize::{BlockFormat, ScaleType};
+
 /// The precision modes of the numerics contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
+    /// The report's recipe: Linears in FP8, everything else in BF16 and F32.
+    Fp8,
+    /// Products on BF16 tensor cores.
+    Bf16,
     /// Plain F32: every product an in-order chain of fma.
     Fp32,
     /// Plain F64: for gradient checks; outside the contract.
@@ -15,11 +22,13 @@ pub enum Mode {
 
 impl Mode {
     /// Every mode.
-    pub const ALL: [Mode; 2] = [Mode::Fp32, Mode::F64];
+    pub const ALL: [Mode; 4] = [Mode::Fp8, Mode::Bf16, Mode::Fp32, Mode::F64];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
+            Mode::Fp8 => "fp8",
+            Mode::Bf16 => "bf16",
             Mode::Fp32 => "fp32",
             Mode::F64 => "f64",
         }
@@ -31,31 +40,91 @@ impl Mode {
     }
 }
 
+/// How FP8 operands are cast and multiplied. The default is the report's; the baselines change
+/// single entries.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Fp8Recipe {
+    /// Rows and columns of an activation that share a scale.
+    pub activation_block: Block,
+    /// Rows and columns of a weight that share a scale.
+    pub weight_block: Block,
+    /// Rows and columns of a gradient that share a scale in dgrad, and of its transpose in wgrad.
+    /// `[128, 128]` is the report's block-wise baseline.
+    pub gradient_block: Block,
+    /// Format of gradients; `e5m2` is a baseline.
+    pub gradient_format: BlockFormat,
+    /// Elements of k summed on the tensor core before promotion; none: all of them, which needs
+    /// per-tensor scales.
+    pub promotion_interval: Option<usize>,
+}
+
+impl Default for Fp8Recipe {
+    fn default() -> Self {
+        let tile = [Some(1), Some(128)];
+        Fp8Recipe {
+            activation_block: tile,
+            weight_block: [Some(128), Some(128)],
+            gradient_block: tile,
+            gradient_format: BlockFormat::E4m3,
+            promotion_interval: Some(128),
+        }
+    }
+}
+
+impl Fp8Recipe {
+    /// One scale a tensor, everywhere.
+    pub fn per_tensor() -> Fp8Recipe {
+        let whole = [None, None];
+        Fp8Recipe {
+            activation_block: whole,
+            weight_block: whole,
+            gradient_block: whole,
+            ..Fp8Recipe::default()
+        }
+    }
+}
+
 /// What a step computes in and keeps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
     /// Precision mode.
     pub mode: Mode,
+    /// The FP8 casts, in mode `fp8`.
+    #[serde(default)]
+    pub fp8: Fp8Recipe,
+    /// Scales of the activations before dispatch, of the gradients before the backward dispatch and
+    /// of the attention's output, in mode `fp8`.
+    pub dispatch_scale: ScaleType,
     /// Recompute normalised activations in the backward.
     pub recompute_norms: bool,
     /// Recompute the attention's up-projections (queries, keys, values) in the backward.
     pub recompute_up_projections: bool,
     /// Recompute SwiGLU in the backward.
     pub recompute_swiglu: bool,
+    /// Keep SwiGLU's input in FP8, in mode `fp8`.
+    pub keep_swiglu_input_fp8: bool,
+    /// Keep the attention's output in E5M6, in mode `fp8`.
+    pub keep_attention_output_e5m6: bool,
     /// Rows of a KV block of the attention.
     pub attention_block_kv: usize,
 }
 
 impl Recipe {
-    /// The mode's defaults.
+    /// The mode's defaults: in `fp8` and `bf16` the report's recomputation, in the plain modes none.
     pub fn new(mode: Mode) -> Recipe {
-        let recompute = false;
+        let low = matches!(mode, Mode::Fp8 | Mode::Bf16);
+        let fp8 = mode == Mode::Fp8;
         Recipe {
             mode,
-            recompute_norms: recompute,
-            recompute_up_projections: recompute,
-            recompute_swiglu: recompute,
+            fp8: Fp8Recipe::default(),
+            dispatch_scale: ScaleType::Pow2,
+            recompute_norms: low,
+            recompute_up_projections: low,
+            recompute_swiglu: low,
+            keep_swiglu_input_fp8: fp8,
+            keep_attention_output_e5m6: fp8,
             attention_block_kv: 64,
         }
     }
@@ -67,6 +136,9 @@ impl Recipe {
 
     /// Element type of the residual stream and of activations between ops.
     pub fn activation(&self) -> DType {
-        self.master()
+        match self.mode {
+            Mode::Fp8 | Mode::Bf16 => DType::BF16,
+            Mode::Fp32 | Mode::F64 => self.master(),
+        }
     }
 }

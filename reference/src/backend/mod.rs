@@ -21,13 +21,17 @@ pub use record::{Call, Recorder};
 pub use reference::Reference;
 
 use crate::ops::attention::{Attention, AttentionBackward};
+use crate::ops::balance::BalanceLoss;
 use crate::ops::collective::{AllGather, AllReduce, Recv, ReduceScatter, Send};
 use crate::ops::cross_entropy::{CrossEntropy, CrossEntropyBackward};
 use crate::ops::dispatch::{Combine, Dispatch, DispatchPlan};
 use crate::ops::elementwise::{Add, Cast, ConcatColumns, GatherRows, ScatterAddRows, SliceColumns};
+use crate::ops::fp8::{Dequantize, GroupedGemmFp8, QuantizeWeight, TransposeQuantize, WgradFp8};
 use crate::ops::gemm::Gemm;
+use crate::ops::gemm_fp8::GemmFp8;
 use crate::ops::grouped_gemm::GroupedGemm;
 use crate::ops::mla_kv::{MlaKv, MlaKvBackward};
+use crate::ops::quantize::{QuantizeBlock, QuantizeTile};
 use crate::ops::rms_norm::{RmsNorm, RmsNormBackward, RmsNormWgrad};
 use crate::ops::rope::Rope;
 use crate::ops::router::{Router, RouterBackward};
@@ -193,6 +197,7 @@ pub trait Backend {
         attention_backward(
             AttentionBackward; q: req, k: req, v: req, o: req, lse: req, d_o: req
         ) -> 3;
+        balance_loss(BalanceLoss; scores: req) -> 2;
         cast(Cast; x: req) -> 1;
         combine(Combine; y: req, inverse: req) -> 1;
         concat_columns(ConcatColumns; a: req, b: req, c: opt) -> 1;
@@ -200,15 +205,25 @@ pub trait Backend {
         cross_entropy_backward(
             CrossEntropyBackward; x: req, weight: req, targets: req, lse: req, acc: own
         ) -> 2;
+        dequantize(Dequantize; q: req, scale: req) -> 1;
         dispatch(Dispatch; x: req, rows: req) -> 1;
         dispatch_plan(DispatchPlan; indices: req) -> 3;
         gather_rows(GatherRows; table: req, ids: req) -> 1;
         gemm(Gemm; a: req, b: req, c: take) -> 1;
+        gemm_fp8(
+            GemmFp8; a: req, a_scale: req, b: req, b_scale: req, c: take
+        ) -> 1;
         grouped_gemm(GroupedGemm; a: req, b: req, c: take) -> 1;
+        grouped_gemm_fp8(
+            GroupedGemmFp8; a: req, a_scale: req, b: req, b_scale: req
+        ) -> 1;
         mla_kv(MlaKv; kv: req, latent: req, cos: req, sin: req, positions: req) -> 2;
         mla_kv_backward(
             MlaKvBackward; dk: req, dv: req, cos: req, sin: req, positions: req
         ) -> 2;
+        quantize_block(QuantizeBlock; x: req) -> 2;
+        quantize_tile(QuantizeTile; x: req) -> 2;
+        quantize_weight(QuantizeWeight; w: req) -> 4;
         recv(Recv; x: req) -> 1;
         reduce_scatter(ReduceScatter; x: req) -> 1;
         rms_norm(RmsNorm; x: req, weight: req) -> 2;
@@ -226,5 +241,9 @@ pub trait Backend {
         slice_columns(SliceColumns; x: req) -> 1;
         swiglu(Swiglu; x: req, weight: opt) -> 1;
         swiglu_backward(SwigluBackward; dy: req, x: req, weight: opt) -> 2;
+        transpose_quantize(TransposeQuantize; x: req, x_scale: opt) -> 2;
+        wgrad_fp8(
+            WgradFp8; dy: req, dy_scale: req, x: req, x_scale: req, acc: own
+        ) -> 1;
     }
 }

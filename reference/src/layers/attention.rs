@@ -5,7 +5,8 @@
 //! shared key side by side.
 
 use crate::backend::{Backend, Result};
-use crate::layers::linear::{NormKept, Operand};
+use crate::layers::linear::NormKept;
+use crate::layers::operand::Operand;
 use crate::layers::{Cx, Linear, Norm};
 use crate::ops::attention::{Attention, AttentionBackward, Heads};
 use crate::ops::elementwise::{Add, ConcatColumns, SliceColumns};
@@ -60,9 +61,8 @@ pub struct AttentionKept<B: Backend> {
     kv_norm: Option<NormKept<B>>,
     cn: Option<Operand<B>>,
     qkv: Option<[B::Buffer; 3]>,
-    o: B::Buffer,
+    o: Operand<B>,
     lse: B::Buffer,
-    o_operand: Operand<B>,
     grads: Option<AttentionGrads<B>>,
 }
 
@@ -93,8 +93,8 @@ impl AttentionLayer {
         let q = self.queries(cx, &latent, &mut kept_q)?;
         let [k, v] = self.keys_values(cx, &latent, &mut kept_kv)?;
         let [o, lse] = cx.backend.attention(&self.attention(cx), &q, &k, &v)?;
-        let o_operand = cx.operand(&o)?;
-        let y = self.o.fprop(cx, &o_operand)?;
+        let y = cx.reduce_tp(self.o.fprop(cx, &cx.operand(&o)?)?)?;
+        let o = cx.keep_attention_output(&o)?;
         let h = cx.backend.add(&Add { out: cx.activation() }, x, &y, None)?;
         let recipe = cx.recipe;
         let keep = |x: Option<Operand<B>>| if recipe.recompute_norms { None } else { x };
@@ -109,7 +109,6 @@ impl AttentionLayer {
             qkv: (!recipe.recompute_up_projections).then_some([q, k, v]),
             o,
             lse,
-            o_operand,
             grads: None,
         };
         Ok((h, kept))
@@ -207,12 +206,13 @@ impl AttentionLayer {
         };
         let Attention { shape, scale, segments, block_kv } = self.attention(cx);
         let op = AttentionBackward { shape, scale, segments, block_kv };
-        let [dq, dk, dv] = backend.attention_backward(&op, &q, &k, &v, &kept.o, &kept.lse, &d_o)?;
+        let [dq, dk, dv] =
+            backend.attention_backward(&op, &q, &k, &v, &cx.values(&kept.o)?, &kept.lse, &d_o)?;
         let unrotate = |d| backend.rope(&self.rope(true), d, &rows.cos, &rows.sin, &rows.positions);
         let dq = unrotate(dq)?;
         let (dlatent_q, dq) = match (&self.q, &mut kept.q_norm) {
             (Some((norm, b)), Some(kept)) => {
-                let dqn = b.dgrad(cx, &dq)?;
+                let dqn = cx.reduce_tp(b.dgrad(cx, &dq)?)?;
                 (norm.dgrad(cx, kept, dqn, None)?, Some(dq))
             }
             _ => (dq, None),
@@ -230,8 +230,9 @@ impl AttentionLayer {
                     &rows.sin,
                     &rows.positions,
                 )?;
-                let dcn = b.dgrad(cx, &dkv)?;
+                let dcn = cx.reduce_tp(b.dgrad(cx, &dkv)?)?;
                 let dc = norm.dgrad(cx, kept, dcn, None)?;
+                let dshared = cx.reduce_tp(dshared)?;
                 let parts = (&dlatent_q, &dc, Some(&dshared));
                 let joined =
                     backend.concat_columns(&ConcatColumns {}, parts.0, parts.1, parts.2)?;
@@ -262,7 +263,7 @@ impl AttentionLayer {
         kept: AttentionKept<B>,
     ) -> Result<()> {
         let grads = kept.grads.expect("input-backward comes first");
-        self.o.wgrad(cx, &kept.o_operand, &grads.dh)?;
+        self.o.wgrad(cx, &kept.o, &grads.dh)?;
         let again = |norm: &Norm, operand: Option<Operand<B>>, x: &B::Buffer| match operand {
             Some(operand) => Ok(operand),
             None => cx.operand(&norm.fprop(cx, x)?.0),

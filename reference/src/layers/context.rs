@@ -3,17 +3,21 @@
 
 use std::cell::RefCell;
 
-use fathom_trace::{Component, DType, Phase};
+use fathom_trace::{Component, DType, Group, Phase};
 
 use crate::backend::{Backend, Place, Result};
+use crate::layers::operand::Weight;
 use crate::model::params::ParamId;
-use crate::precision::Recipe;
+use crate::ops::collective::AllReduce;
+use crate::precision::{Mode, Recipe};
 
 /// The weights of a step, by [`ParamId`], in the forms that ops take.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Weights<B: Backend> {
-    /// Master precision: norms, gate, biases; the plain modes use it for everything.
+    /// Master precision: embedding, norms, gate, biases.
     pub master: Vec<B::Buffer>,
+    /// As GEMMs read them: Linears, experts, head; the others as they are.
+    pub operands: Vec<Weight<B>>,
 }
 
 /// The gradient accumulators of a shard, by [`ParamId`].
@@ -32,7 +36,10 @@ impl<B: Backend> Default for Gradients<B> {
 impl<B: Backend> Weights<B> {
     /// The output head in the form in which the loss reads it.
     pub fn head(&self, id: ParamId) -> &B::Buffer {
-        &self.master[id.0]
+        match &self.operands[id.0] {
+            Weight::Plain(head) => head,
+            Weight::Codes { .. } => &self.master[id.0],
+        }
     }
 }
 
@@ -61,6 +68,32 @@ impl<B: Backend> Rows<B> {
     }
 }
 
+/// Which auxiliary loss balances the experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BalanceKind {
+    /// Over each sequence: DeepSeek-V3's complementary loss.
+    Sequence,
+    /// Over the micro-batch: batch-wise, and the classic expert-level loss.
+    Batch,
+    /// Over the micro-batch, for equal blocks of experts: the classic device-level loss.
+    Device {
+        /// How many blocks.
+        devices: usize,
+    },
+}
+
+/// A balance loss.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Balance {
+    /// Which one.
+    pub kind: BalanceKind,
+    /// Weight of each segment's loss: alpha over the segments (sequences, or micro-batches) of the
+    /// whole step.
+    pub weight: f64,
+}
+
 /// What every part of a layer is given.
 pub struct Cx<'a, B: Backend> {
     /// Who executes.
@@ -69,6 +102,10 @@ pub struct Cx<'a, B: Backend> {
     pub recipe: &'a Recipe,
     /// With which weights.
     pub weights: &'a Weights<B>,
+    /// The tensor-parallel ranks.
+    pub tp: Group,
+    /// The balance loss of the MoE layers, where there is one.
+    pub balance: Option<&'a Balance>,
     /// On which rows.
     pub rows: &'a Rows<B>,
     /// Optimizer step and micro-batch, for records.
@@ -86,6 +123,28 @@ impl<B: Backend> Cx<'_, B> {
     /// A parameter in master precision.
     pub fn master(&self, id: ParamId) -> &B::Buffer {
         &self.weights.master[id.0]
+    }
+
+    /// A parameter as GEMMs read it.
+    pub fn weight(&self, id: ParamId) -> &Weight<B> {
+        &self.weights.operands[id.0]
+    }
+
+    /// The rows' segments where products run on tensor cores, which begin anew in each; empty in
+    /// the plain modes, whose chains of fma run through.
+    pub fn tensor_core_segments(&self) -> Vec<usize> {
+        if self.recipe.mode == Mode::Bf16 { self.rows.segments.clone() } else { Vec::new() }
+    }
+
+    /// Sum over the tensor-parallel ranks.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn reduce_tp(&self, x: B::Buffer) -> Result<B::Buffer> {
+        if self.tp.size == 1 {
+            return Ok(x);
+        }
+        self.backend.all_reduce(&AllReduce { group: self.tp }, &x)
     }
 
     /// Element type of activations.

@@ -1,7 +1,7 @@
 //! A dense feed-forward part (also the shared expert): gate and up in one product, SwiGLU, down.
 
 use crate::backend::{Backend, Result};
-use crate::layers::linear::Operand;
+use crate::layers::operand::Operand;
 use crate::layers::{Cx, Linear};
 use crate::ops::swiglu::{Swiglu, SwigluBackward};
 
@@ -17,7 +17,7 @@ pub struct FeedForward {
 /// What its backward needs; the input's operand is kept by the caller.
 #[derive(Clone, Debug)]
 pub struct FeedForwardKept<B: Backend> {
-    hidden: B::Buffer,
+    hidden: Operand<B>,
     act: Option<Operand<B>>,
     dy: Option<B::Buffer>,
     dhidden: Option<B::Buffer>,
@@ -36,7 +36,8 @@ impl FeedForward {
         let hidden = self.gate_up.fprop(cx, x)?;
         let act = cx.backend.swiglu(&Swiglu { out: cx.activation() }, &hidden, None)?;
         let act = cx.operand(&act)?;
-        let y = self.down.fprop(cx, &act)?;
+        let y = cx.reduce_tp(self.down.fprop(cx, &act)?)?;
+        let hidden = cx.keep_swiglu_input(&hidden)?;
         let act = (!cx.recipe.recompute_swiglu).then_some(act);
         Ok((y, FeedForwardKept { hidden, act, dy: None, dhidden: None }))
     }
@@ -53,8 +54,9 @@ impl FeedForward {
     ) -> Result<B::Buffer> {
         let dact = self.down.dgrad(cx, &dy)?;
         let op = SwigluBackward { out: cx.activation() };
-        let [dhidden, _] = cx.backend.swiglu_backward(&op, &dact, &kept.hidden, None)?;
-        let dx = self.gate_up.dgrad(cx, &dhidden)?;
+        let [dhidden, _] =
+            cx.backend.swiglu_backward(&op, &dact, &cx.values(&kept.hidden)?, None)?;
+        let dx = cx.reduce_tp(self.gate_up.dgrad(cx, &dhidden)?)?;
         (kept.dy, kept.dhidden) = (Some(dy), Some(dhidden));
         Ok(dx)
     }
@@ -78,7 +80,7 @@ impl FeedForward {
             Some(act) => act,
             None => {
                 let op = Swiglu { out: cx.activation() };
-                cx.operand(&cx.backend.swiglu(&op, &kept.hidden, None)?)?
+                cx.operand(&cx.backend.swiglu(&op, &cx.values(&kept.hidden)?, None)?)?
             }
         };
         self.down.wgrad(cx, &act, &dy)?;

@@ -1,10 +1,16 @@
 //! Linear and RMSNorm: a parameter and the three ops over it (fprop, dgrad, wgrad).
 
+use fathom_trace::DType;
+
 use crate::backend::{Backend, Result};
 use crate::layers::Cx;
+use crate::layers::operand::{Codes, Operand, Weight};
 use crate::model::params::ParamId;
+use crate::ops::fp8::{GroupedGemmFp8, WgradFp8};
 use crate::ops::gemm::{Gemm, Layout};
+use crate::ops::gemm_fp8::{GemmFp8, OutputType};
 use crate::ops::grouped_gemm::GroupedGemm;
+use crate::ops::quantize::BlockFormat;
 use crate::ops::rms_norm::{RmsNorm, RmsNormBackward, RmsNormWgrad};
 
 /// `y = x w^T` with `w` \[n, k\].
@@ -14,29 +20,7 @@ pub struct Linear {
     pub weight: ParamId,
 }
 
-/// An activation in the form in which GEMMs read it, and in which it is kept for wgrad.
-#[derive(Debug)]
-pub enum Operand<B: Backend> {
-    /// As it is.
-    Plain(B::Buffer),
-}
-
-impl<B: Backend> Clone for Operand<B> {
-    fn clone(&self) -> Self {
-        let Operand::Plain(x) = self;
-        Operand::Plain(x.clone())
-    }
-}
-
-impl<B: Backend> Cx<'_, B> {
-    /// Prepares an activation or gradient as a GEMM operand.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    pub fn operand(&self, x: &B::Buffer) -> Result<Operand<B>> {
-        Ok(Operand::Plain(x.clone()))
-    }
-}
+const ONE_RECIPE: &str = "operands and weights are of one recipe";
 
 impl Linear {
     /// `x w^T`.
@@ -44,9 +28,14 @@ impl Linear {
     /// # Errors
     /// Those of the backend.
     pub fn fprop<B: Backend>(&self, cx: &Cx<'_, B>, x: &Operand<B>) -> Result<B::Buffer> {
-        let Operand::Plain(x) = x;
-        let op = Gemm { layout: Layout::Nt, out: cx.activation(), segments: Vec::new() };
-        cx.backend.gemm(&op, x, cx.master(self.weight), None)
+        match (x, cx.weight(self.weight)) {
+            (Operand::Plain(x), Weight::Plain(w)) => {
+                let op = Gemm { layout: Layout::Nt, out: cx.activation(), segments: Vec::new() };
+                cx.backend.gemm(&op, x, w, None)
+            }
+            (Operand::Codes(x), Weight::Codes { q, scale, .. }) => product(cx, x, q, scale),
+            _ => panic!("{ONE_RECIPE}"),
+        }
     }
 
     /// `dy w`.
@@ -54,19 +43,71 @@ impl Linear {
     /// # Errors
     /// Those of the backend.
     pub fn dgrad<B: Backend>(&self, cx: &Cx<'_, B>, dy: &B::Buffer) -> Result<B::Buffer> {
-        let op = Gemm { layout: Layout::Nn, out: cx.activation(), segments: Vec::new() };
-        cx.backend.gemm(&op, dy, cx.master(self.weight), None)
+        match (cx.gradient(dy)?, cx.weight(self.weight)) {
+            (Operand::Plain(dy), Weight::Plain(w)) => {
+                let op = Gemm { layout: Layout::Nn, out: cx.activation(), segments: Vec::new() };
+                cx.backend.gemm(&op, &dy, w, None)
+            }
+            (Operand::Codes(dy), Weight::Codes { q_t, scale_t, .. }) => {
+                product(cx, &dy, q_t, scale_t)
+            }
+            _ => panic!("{ONE_RECIPE}"),
+        }
     }
 
-    /// Adds `dy^T x` to the weight's gradient.
+    /// Adds `dy^T x` to the weight's gradient, segment after segment of the rows.
     ///
     /// # Errors
     /// Those of the backend.
     pub fn wgrad<B: Backend>(&self, cx: &Cx<'_, B>, x: &Operand<B>, dy: &B::Buffer) -> Result<()> {
-        let Operand::Plain(x) = x;
-        let op = Gemm { layout: Layout::Tn, out: cx.recipe.master(), segments: Vec::new() };
+        if let Weight::Codes { .. } = cx.weight(self.weight) {
+            let dy = Operand::Plain(dy.clone());
+            return wgrad_fp8(cx, self.weight, x, &dy, &cx.rows.segments, false);
+        }
+        let Operand::Plain(x) = x else { panic!("{ONE_RECIPE}") };
+        let op = Gemm {
+            layout: Layout::Tn,
+            out: cx.recipe.master(),
+            segments: cx.tensor_core_segments(),
+        };
         cx.accumulate(self.weight, |acc| cx.backend.gemm(&op, dy, x, Some(acc)))
     }
+}
+
+/// FP8 product of an operand with a weight \[n, k\].
+fn product<B: Backend>(
+    cx: &Cx<'_, B>,
+    x: &Codes<B>,
+    w: &B::Buffer,
+    w_scale: &B::Buffer,
+) -> Result<B::Buffer> {
+    let (m, shape) = (cx.backend.shape(&x.q)[0], cx.backend.shape(w));
+    let op = GemmFp8 {
+        a_tile: x.block,
+        b_block: cx.recipe.fp8.weight_block,
+        promotion_interval: cx.recipe.fp8.promotion_interval,
+        ..GemmFp8::hopper(m, shape[0], shape[1], OutputType::Bf16)
+    };
+    cx.backend.gemm_fp8(&op, &x.q, &x.scale, w, w_scale, None)
+}
+
+/// Adds `dy^T x` to a gradient: both transposed and cast, k cut into `segments`.
+fn wgrad_fp8<B: Backend>(
+    cx: &Cx<'_, B>,
+    weight: ParamId,
+    x: &Operand<B>,
+    dy: &Operand<B>,
+    segments: &[usize],
+    grouped: bool,
+) -> Result<()> {
+    let fp8 = &cx.recipe.fp8;
+    let (dy_block, x_block) = (fp8.gradient_block, fp8.activation_block);
+    let [dy, dy_scale] = cx.transposed(dy, segments, fp8.gradient_format, dy_block)?;
+    let [x, x_scale] = cx.transposed(x, segments, BlockFormat::E4m3, x_block)?;
+    let segments = segments.to_vec();
+    let promotion_interval = fp8.promotion_interval;
+    let op = WgradFp8 { segments, grouped, dy_block, x_block, promotion_interval };
+    cx.accumulate(weight, |acc| cx.backend.wgrad_fp8(&op, &dy, &dy_scale, &x, &x_scale, acc))
 }
 
 /// One Linear an expert: `w` \[experts, n, k\]; rows in order of expert.
@@ -87,9 +128,16 @@ impl GroupedLinear {
         x: &Operand<B>,
         counts: &[usize],
     ) -> Result<B::Buffer> {
-        let Operand::Plain(x) = x;
-        let op = self.op(Layout::Nt, cx.activation(), counts);
-        cx.backend.grouped_gemm(&op, x, cx.master(self.weight), None)
+        match (x, cx.weight(self.weight)) {
+            (Operand::Plain(x), Weight::Plain(w)) => {
+                let op = grouped(Layout::Nt, cx.activation(), counts);
+                cx.backend.grouped_gemm(&op, x, w, None)
+            }
+            (Operand::Codes(x), Weight::Codes { q, scale, .. }) => {
+                grouped_product(cx, x, q, scale, counts)
+            }
+            _ => panic!("{ONE_RECIPE}"),
+        }
     }
 
     /// `dy w_e` for expert e's rows.
@@ -102,9 +150,16 @@ impl GroupedLinear {
         dy: &Operand<B>,
         counts: &[usize],
     ) -> Result<B::Buffer> {
-        let Operand::Plain(dy) = dy;
-        let op = self.op(Layout::Nn, cx.activation(), counts);
-        cx.backend.grouped_gemm(&op, dy, cx.master(self.weight), None)
+        match (dy, cx.weight(self.weight)) {
+            (Operand::Plain(dy), Weight::Plain(w)) => {
+                let op = grouped(Layout::Nn, cx.activation(), counts);
+                cx.backend.grouped_gemm(&op, dy, w, None)
+            }
+            (Operand::Codes(dy), Weight::Codes { q_t, scale_t, .. }) => {
+                grouped_product(cx, dy, q_t, scale_t, counts)
+            }
+            _ => panic!("{ONE_RECIPE}"),
+        }
     }
 
     /// Adds `dy_e^T x_e` to each expert's gradient.
@@ -118,16 +173,35 @@ impl GroupedLinear {
         dy: &Operand<B>,
         counts: &[usize],
     ) -> Result<()> {
-        let (Operand::Plain(x), Operand::Plain(dy)) = (x, dy);
-        let op = self.op(Layout::Tn, cx.recipe.master(), counts);
+        if let Weight::Codes { .. } = cx.weight(self.weight) {
+            return wgrad_fp8(cx, self.weight, x, dy, counts, true);
+        }
+        let (Operand::Plain(x), Operand::Plain(dy)) = (x, dy) else { panic!("{ONE_RECIPE}") };
+        let op = grouped(Layout::Tn, cx.recipe.master(), counts);
         cx.accumulate(self.weight, |acc| cx.backend.grouped_gemm(&op, dy, x, Some(acc)))
-    }
-
-    fn op(&self, layout: Layout, out: fathom_trace::DType, counts: &[usize]) -> GroupedGemm {
-        GroupedGemm { layout, out, counts: counts.to_vec() }
     }
 }
 
+fn grouped(layout: Layout, out: DType, counts: &[usize]) -> GroupedGemm {
+    GroupedGemm { layout, out, counts: counts.to_vec() }
+}
+
+fn grouped_product<B: Backend>(
+    cx: &Cx<'_, B>,
+    x: &Codes<B>,
+    w: &B::Buffer,
+    w_scale: &B::Buffer,
+    counts: &[usize],
+) -> Result<B::Buffer> {
+    let op = GroupedGemmFp8 {
+        counts: counts.to_vec(),
+        a_tile: x.block,
+        b_block: cx.recipe.fp8.weight_block,
+        promotion_interval: cx.recipe.fp8.promotion_interval,
+        out: cx.activation(),
+    };
+    cx.backend.grouped_gemm_fp8(&op, &x.q, &x.scale, w, w_scale)
+}
 /// RMSNorm of columns `offset .. offset + width`.
 #[derive(Clone, Copy, Debug)]
 pub struct Norm {

@@ -10,7 +10,8 @@ pub mod context;
 pub mod feed_forward;
 pub mod linear;
 pub mod moe;
+pub mod operand;
 pub mod rope;
 
-pub use context::{Cx, Gradients, Weights};
+pub use context::{Balance, BalanceKind, Cx, Gradients, Weights};
 pub use linear::{Linear, Norm};

@@ -5,9 +5,11 @@ use fathom_trace::{Group, GroupKind};
 
 use crate::backend::{Backend, Result};
 use crate::layers::feed_forward::{FeedForward, FeedForwardKept};
-use crate::layers::linear::{GroupedLinear, NormKept, Operand};
-use crate::layers::{Cx, Linear, Norm};
+use crate::layers::linear::{GroupedLinear, NormKept};
+use crate::layers::operand::{Codes, Operand};
+use crate::layers::{Balance, BalanceKind, Cx, Linear, Norm};
 use crate::model::params::ParamId;
+use crate::ops::balance::BalanceLoss;
 use crate::ops::dispatch::{Combine, Dispatch, DispatchPlan};
 use crate::ops::elementwise::{Add, Cast};
 use crate::ops::gemm::{Gemm, Layout};
@@ -76,7 +78,8 @@ pub struct MlpOutput<B: Backend> {
 #[derive(Clone, Debug)]
 pub struct MlpKept<B: Backend> {
     norm: NormKept<B>,
-    n: Option<Operand<B>>,
+    n: Option<B::Buffer>,
+    n_operand: Option<Operand<B>>,
     dense: Option<FeedForwardKept<B>>,
     /// The routed experts' share.
     pub moe: Option<MoeKept<B>>,
@@ -85,7 +88,6 @@ pub struct MlpKept<B: Backend> {
 /// What the backward of router and routed experts needs.
 #[derive(Clone, Debug)]
 pub struct MoeKept<B: Backend> {
-    gate_input: B::Buffer,
     /// Affinities \[t, experts\].
     pub scores: B::Buffer,
     /// Chosen experts \[t, top_k\].
@@ -96,12 +98,14 @@ pub struct MoeKept<B: Backend> {
     pub plan: Plan<B>,
     x: Operand<B>,
     row_weights: B::Buffer,
-    hidden: Option<B::Buffer>,
+    hidden: Option<Operand<B>>,
     act: Option<Operand<B>>,
     dy: Option<Operand<B>>,
     dhidden: Option<Operand<B>>,
     dweights: Option<B::Buffer>,
     dlogits: Option<B::Buffer>,
+    /// The balance loss of each segment, and its gradient for the affinities.
+    pub balance: Option<[B::Buffer; 2]>,
 }
 
 /// Gradients between the backward of mlp and that of dispatch.
@@ -147,24 +151,28 @@ impl MoeLayer {
     }
 
     /// Chooses experts and brings the rows to them.
-    fn dispatch<B: Backend>(&self, cx: &Cx<'_, B>, n: &B::Buffer) -> Result<MoeKept<B>> {
+    fn dispatch<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        n: &B::Buffer,
+        operand: &Operand<B>,
+    ) -> Result<MoeKept<B>> {
         let (backend, master) = (cx.backend, cx.recipe.master());
         let gate_input = backend.cast(&Cast { out: master }, n)?;
         let logits = Gemm { layout: Layout::Nt, out: master, segments: Vec::new() };
         let logits = backend.gemm(&logits, &gate_input, cx.master(self.gate.weight), None)?;
         let bias = Some(cx.master(self.bias));
         let [scores, indices, weights] = backend.router(&self.router, &logits, bias)?;
+        let balance = self.balance(cx, &scores)?;
         let op = DispatchPlan { experts: self.experts };
         let [rows, inverse, counts] = backend.dispatch_plan(&op, &indices)?;
         let tokens = cx.rows.len();
         let slots = tokens * self.router.top_k * self.ep;
         let counts = backend.expert_counts(&counts, self.local.clone(), slots)?;
         let plan = Plan { rows, inverse, tokens, counts };
-        let x = backend.dispatch(&self.dispatch_op(&plan, false), n, &plan.rows)?;
-        let x = cx.operand(&x)?;
+        let x = self.to_rows(cx, operand, &plan)?;
         let row_weights = backend.dispatch(&self.dispatch_op(&plan, true), &weights, &plan.rows)?;
         Ok(MoeKept {
-            gate_input,
             scores,
             indices,
             weights,
@@ -177,7 +185,48 @@ impl MoeLayer {
             dhidden: None,
             dweights: None,
             dlogits: None,
+            balance,
         })
+    }
+
+    /// A token-wise operand as the experts' rows: codes and scales travel, not values.
+    fn to_rows<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        operand: &Operand<B>,
+        plan: &Plan<B>,
+    ) -> Result<Operand<B>> {
+        let op = self.dispatch_op(plan, false);
+        let rows = |x| cx.backend.dispatch(&op, x, &plan.rows);
+        match operand {
+            Operand::Plain(x) => rows(x).map(Operand::Plain),
+            Operand::Codes(codes) => {
+                let scale = match codes.block[0] {
+                    Some(1) => rows(&codes.scale)?,
+                    _ => codes.scale.clone(),
+                };
+                Ok(Operand::Codes(Codes { q: rows(&codes.q)?, scale, ..*codes }))
+            }
+        }
+    }
+
+    /// The balance loss of the affinities, where the step has one.
+    fn balance<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        scores: &B::Buffer,
+    ) -> Result<Option<[B::Buffer; 2]>> {
+        let Some(Balance { kind, weight }) = cx.balance.copied() else {
+            return Ok(None);
+        };
+        let whole = vec![cx.rows.len()];
+        let (segments, devices) = match kind {
+            BalanceKind::Sequence => (cx.rows.segments.clone(), self.experts),
+            BalanceKind::Batch => (whole, self.experts),
+            BalanceKind::Device { devices } => (whole, devices),
+        };
+        let op = BalanceLoss { top_k: self.router.top_k, weight, segments, devices };
+        cx.backend.balance_loss(&op, scores).map(Some)
     }
 
     /// The experts on their rows.
@@ -187,7 +236,7 @@ impl MoeLayer {
         let op = Swiglu { out: cx.activation() };
         let act = cx.operand(&cx.backend.swiglu(&op, &hidden, Some(&kept.row_weights))?)?;
         let y = self.down.fprop(cx, &act, counts)?;
-        kept.hidden = Some(hidden);
+        kept.hidden = Some(cx.keep_swiglu_input(&hidden)?);
         kept.act = (!cx.recipe.recompute_swiglu).then_some(act);
         Ok(y)
     }
@@ -201,12 +250,12 @@ impl MoeLayer {
     ) -> Result<B::Buffer> {
         let counts = &kept.plan.counts;
         let dact = self.down.dgrad(cx, &dy, counts)?;
-        let hidden = kept.hidden.as_ref().expect("forward comes first");
+        let hidden = cx.values(kept.hidden.as_ref().expect("forward comes first"))?;
         let op = SwigluBackward { out: cx.activation() };
         let weights = Some(&kept.row_weights);
-        let [dhidden, dweights] = cx.backend.swiglu_backward(&op, &dact, hidden, weights)?;
-        let dhidden = cx.operand(&dhidden)?;
-        let dx = self.gate_up.dgrad(cx, &dhidden, counts)?;
+        let [dhidden, dweights] = cx.backend.swiglu_backward(&op, &dact, &hidden, weights)?;
+        let dx = self.gate_up.dgrad(cx, &cx.gradient(&dhidden)?, counts)?;
+        let dhidden = Operand::Plain(dhidden);
         (kept.dy, kept.dhidden, kept.dweights) = (Some(dy), Some(dhidden), Some(dweights));
         Ok(dx)
     }
@@ -225,14 +274,21 @@ impl MoeLayer {
             backend.combine(&self.combine_op(cx, plan, true), &dweights, &plan.inverse)?;
         let Router { score, normalize, scale, .. } = self.router;
         let op = RouterBackward { score, normalize, scale };
-        let dlogits = backend.router_backward(&op, &dweights, &kept.scores, &kept.indices, None)?;
+        let dscores = kept.balance.as_ref().map(|[_, dscores]| dscores);
+        let dlogits =
+            backend.router_backward(&op, &dweights, &kept.scores, &kept.indices, dscores)?;
         let op = Gemm { layout: Layout::Nn, out: cx.recipe.master(), segments: Vec::new() };
         let gate = backend.gemm(&op, &dlogits, cx.master(self.gate.weight), None)?;
         kept.dlogits = Some(dlogits);
         Ok([routed, gate])
     }
 
-    fn backward_weight<B: Backend>(&self, cx: &Cx<'_, B>, kept: MoeKept<B>) -> Result<()> {
+    fn backward_weight<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        kept: MoeKept<B>,
+        n: &B::Buffer,
+    ) -> Result<()> {
         let ready = "input-backward comes first";
         let (dy, dhidden) = (kept.dy.expect(ready), kept.dhidden.expect(ready));
         let dlogits = kept.dlogits.expect(ready);
@@ -241,15 +297,17 @@ impl MoeLayer {
             Some(act) => act,
             None => {
                 let op = Swiglu { out: cx.activation() };
-                let hidden = kept.hidden.as_ref().expect(ready);
-                cx.operand(&cx.backend.swiglu(&op, hidden, Some(&kept.row_weights))?)?
+                let hidden = cx.values(kept.hidden.as_ref().expect(ready))?;
+                cx.operand(&cx.backend.swiglu(&op, &hidden, Some(&kept.row_weights))?)?
             }
         };
         self.down.wgrad(cx, &act, &dy, counts)?;
         self.gate_up.wgrad(cx, &kept.x, &dhidden, counts)?;
-        let op = Gemm { layout: Layout::Tn, out: cx.recipe.master(), segments: Vec::new() };
+        let out = cx.recipe.master();
+        let gate_input = cx.backend.cast(&Cast { out }, n)?;
+        let op = Gemm { layout: Layout::Tn, out, segments: Vec::new() };
         cx.accumulate(self.gate.weight, |acc| {
-            cx.backend.gemm(&op, &dlogits, &kept.gate_input, Some(acc))
+            cx.backend.gemm(&op, &dlogits, &gate_input, Some(acc))
         })
     }
 }
@@ -265,12 +323,17 @@ impl MlpLayer {
         h: &B::Buffer,
     ) -> Result<(Dispatched<B>, MlpKept<B>)> {
         let (n, norm) = self.norm.fprop(cx, h)?;
-        let moe = self.moe.as_ref().map(|moe| moe.dispatch(cx, &n)).transpose()?;
-        let n = cx.operand(&n)?;
+        let operand = match &self.moe {
+            Some(_) => cx.dispatch_operand(&n)?,
+            None => cx.operand(&n)?,
+        };
+        let moe = self.moe.as_ref().map(|moe| moe.dispatch(cx, &n, &operand)).transpose()?;
         let routed = moe.as_ref().map(|kept| (kept.x.clone(), kept.row_weights.clone()));
-        let kept_n = (!cx.recipe.recompute_norms).then(|| n.clone());
-        let kept = MlpKept { norm, n: kept_n, dense: None, moe };
-        Ok((Dispatched { n, routed }, kept))
+        let keep = !cx.recipe.recompute_norms;
+        let kept_n = (keep && moe.is_some()).then_some(n);
+        let n_operand = keep.then(|| operand.clone());
+        let kept = MlpKept { norm, n: kept_n, n_operand, dense: None, moe };
+        Ok((Dispatched { n: operand, routed }, kept))
     }
 
     /// Mlp: the experts, or the dense part.
@@ -334,9 +397,7 @@ impl MlpLayer {
         let (Some(moe), Some(kept)) = (&self.moe, &kept.moe) else {
             return Ok(None);
         };
-        let op = moe.dispatch_op(&kept.plan, false);
-        let rows = cx.backend.dispatch(&op, dy, &kept.plan.rows)?;
-        cx.operand(&rows).map(Some)
+        moe.to_rows(cx, &cx.dispatch_gradient(dy)?, &kept.plan).map(Some)
     }
 
     /// Input-backward of mlp.
@@ -394,15 +455,22 @@ impl MlpLayer {
     /// # Panics
     /// Before the input-backward.
     pub fn backward_weight<B: Backend>(&self, cx: &Cx<'_, B>, kept: MlpKept<B>) -> Result<()> {
-        if let (Some(moe), Some(kept)) = (&self.moe, kept.moe) {
-            moe.backward_weight(cx, kept)?;
-        }
+        let n = match (kept.n, &kept.n_operand) {
+            (Some(n), _) => Some(n),
+            (None, Some(_)) if kept.moe.is_none() => None,
+            _ => Some(self.norm.fprop(cx, &kept.norm.x)?.0),
+        };
+        let again = "the norm is kept or made again";
         if let (Some(dense), Some(dense_kept)) = (&self.dense, kept.dense) {
-            let n = match kept.n {
-                Some(n) => n,
-                None => cx.operand(&self.norm.fprop(cx, &kept.norm.x)?.0)?,
+            let operand = match kept.n_operand {
+                Some(operand) => operand,
+                None if self.moe.is_some() => cx.dispatch_operand(n.as_ref().expect(again))?,
+                None => cx.operand(n.as_ref().expect(again))?,
             };
-            dense.backward_weight(cx, dense_kept, &n)?;
+            dense.backward_weight(cx, dense_kept, &operand)?;
+        }
+        if let (Some(moe), Some(kept)) = (&self.moe, kept.moe) {
+            moe.backward_weight(cx, kept, n.as_ref().expect(again))?;
         }
         self.norm.wgrad(cx, &kept.norm)
     }

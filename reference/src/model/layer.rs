@@ -6,8 +6,8 @@ use fathom_trace::{Component, Phase};
 use crate::backend::{Backend, Result};
 use crate::layers::Cx;
 use crate::layers::attention::{AttentionKept, AttentionLayer};
-use crate::layers::linear::Operand;
 use crate::layers::moe::{Dispatched, MlpGradient, MlpKept, MlpLayer, MlpOutput};
+use crate::layers::operand::Operand;
 
 /// A decoder layer.
 #[derive(Clone, Debug)]

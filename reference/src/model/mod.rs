@@ -39,8 +39,12 @@ use fathom_numerics::philox::Philox;
 use fathom_trace::DType;
 
 use crate::backend::{Backend, Result};
+use crate::layers::operand::Weight;
 use crate::layers::{Gradients, Weights};
 use crate::ops::elementwise::{Add, Cast};
+use crate::ops::fp8::QuantizeWeight;
+use crate::ops::quantize::ScaleType;
+use crate::precision::Mode;
 use crate::{DynOp, Tensor};
 
 /// Parameter values by [`ParamId`], in master precision.
@@ -55,8 +59,25 @@ impl Model {
     ///
     /// # Errors
     /// Those of the backend.
-    pub fn weights<B: Backend>(&self, _backend: &B, params: &Params<B>) -> Result<Weights<B>> {
-        Ok(Weights { master: params.buffers.clone() })
+    pub fn weights<B: Backend>(&self, backend: &B, params: &Params<B>) -> Result<Weights<B>> {
+        let mut operands = Vec::with_capacity(self.specs.len());
+        for (i, (spec, master)) in self.specs.iter().zip(&params.buffers).enumerate() {
+            let head = self.head == Some(ParamId(i));
+            let product = matches!(spec.kind, ParamKind::Linear | ParamKind::Experts);
+            operands.push(match self.recipe.mode {
+                Mode::Fp8 if product => {
+                    let fp8 = &self.recipe.fp8;
+                    let op = QuantizeWeight { block: fp8.weight_block, scale: ScaleType::F32 };
+                    let [q, scale, q_t, scale_t] = backend.quantize_weight(&op, master)?;
+                    Weight::Codes { q, scale, q_t, scale_t }
+                }
+                Mode::Fp8 | Mode::Bf16 if head || product => {
+                    Weight::Plain(backend.cast(&Cast { out: DType::BF16 }, master)?)
+                }
+                _ => Weight::Plain(master.clone()),
+            });
+        }
+        Ok(Weights { master: params.buffers.clone(), operands })
     }
 
     /// Accumulators of zeros, one set a shard: one a parameter, then one for every further use of
@@ -116,6 +137,16 @@ impl Model {
             gradients.buffers[id.0] = Some(sum);
         }
         Ok(gradients)
+    }
+
+    /// Parameters without values worth reading (zeros; shapes only on `meta`).
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn shapes<B: Backend>(&self, backend: &B) -> Result<Params<B>> {
+        let master = self.recipe.master();
+        let zeros = |spec: &ParamSpec| backend.zeros(master, &spec.shape);
+        Ok(Params { buffers: self.specs.iter().map(zeros).collect::<Result<_>>()? })
     }
 
     /// Initial values: normal with the configuration's standard deviation, norms one, selection

@@ -10,7 +10,8 @@
 use fathom_trace::{Component, Phase};
 
 use crate::backend::{Backend, Result};
-use crate::layers::linear::{NormKept, Operand};
+use crate::layers::linear::NormKept;
+use crate::layers::operand::Operand;
 use crate::layers::{Cx, Linear, Norm};
 use crate::model::layer::{Layer, LayerKept};
 use crate::ops::elementwise::{ConcatColumns, SliceColumns};

@@ -2,13 +2,13 @@
 
 use std::cell::RefCell;
 
-use fathom_trace::{Component, DType, Phase};
+use fathom_trace::{Component, DType, GroupKind, Phase};
 
 use crate::Tensor;
 use crate::backend::{Backend, Place, Result};
 use crate::layers::context::Rows;
 use crate::layers::linear::NormKept;
-use crate::layers::{Cx, Gradients, Weights, rope};
+use crate::layers::{Balance, Cx, Gradients, Weights, rope};
 use crate::model::Model;
 use crate::model::layer::LayerKept;
 use crate::model::mtp::MtpKept;
@@ -16,6 +16,7 @@ use crate::model::params::ParamId;
 use crate::ops::cross_entropy::{CrossEntropy, CrossEntropyBackward};
 use crate::ops::elementwise::{GatherRows, ScatterAddRows};
 use crate::ops::gemm::{Gemm, Layout};
+use crate::parallel;
 
 /// A micro-batch on the host: rows of all sequences one after the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -117,6 +118,8 @@ pub struct StepSettings {
     /// Weight of each row's loss of each MTP module: lambda over their number over the rows that
     /// the module predicts in the whole step. Modules without an entry do not run.
     pub mtp_scales: Vec<f64>,
+    /// The balance loss of the MoE layers.
+    pub balance: Option<Balance>,
 }
 
 impl StepSettings {
@@ -163,6 +166,8 @@ pub struct StepReport {
     pub main: f64,
     /// Sums of the MTP modules' losses.
     pub mtp: Vec<f64>,
+    /// Sum of the balance losses.
+    pub balance: f64,
     /// Rows that each expert got: layer (MTP modules follow the last) and counts.
     pub loads: Vec<(usize, Vec<usize>)>,
 }
@@ -208,12 +213,14 @@ impl Model {
         backend: &'a B,
         weights: &'a Weights<B>,
         rows: &'a Rows<B>,
-        settings: &StepSettings,
+        settings: &'a StepSettings,
         gradients: Option<&'a RefCell<Gradients<B>>>,
     ) -> Cx<'a, B> {
         let (step, micro_batch) = (settings.step, settings.micro_batch);
         let place = Place { step, micro_batch, ..Place::default() };
-        Cx { backend, recipe: &self.recipe, weights, rows, place, gradients }
+        let tp = parallel::group(self.parallel, GroupKind::Tp);
+        let (recipe, balance) = (&self.recipe, settings.balance.as_ref());
+        Cx { backend, recipe, weights, tp, balance, rows, place, gradients }
     }
 
     fn embed<B: Backend>(&self, cx: &Cx<'_, B>, ids: &B::Buffer) -> Result<B::Buffer> {
@@ -421,7 +428,15 @@ impl Model {
         let load = |(index, kept): (usize, &LayerKept<B>)| {
             kept.mlp.moe.as_ref().map(|moe| (index, moe.plan.counts.clone()))
         };
+        let mtp_kept = || forward.mtp.iter().map(|(_, _, kept)| &kept.layer);
+        let mut balance = 0.0;
+        for kept in forward.layers.iter().chain(mtp_kept()) {
+            if let Some([loss, _]) = kept.mlp.moe.as_ref().and_then(|moe| moe.balance.as_ref()) {
+                balance += host_sum(&backend.download(loss)?);
+            }
+        }
         Ok(StepReport {
+            balance,
             main: sum(&forward.losses)?,
             mtp: forward.mtp.iter().map(|(_, losses, _)| sum(losses)).collect::<Result<_>>()?,
             loads: indices.zip(kept).filter_map(load).collect(),

@@ -13,17 +13,26 @@
 //!
 //! At the end `o = o / l` and `lse = m + ln(l)`.
 //!
+//! BF16 operands: the same steps and the same order, with every product on the tensor core (Hopper
+//! wgmma, BF16, K = 16 a group): queries times keys from zero; P rounded to BF16 (its sum `l` takes
+//! the unrounded F32), then chained onto the rescaled `o`, groups of 16 rows from the KV block's
+//! start, rows behind a query's own being zeros. Everything else is F32; `o` is rounded to BF16 at
+//! the end. In the gradient P and ds are rounded to BF16 as operands; dq, dk and dv are chained in
+//! F32 (blocks of 64 query rows, ascending) and rounded to BF16 at the end.
+//!
 //! Gradient: `p_ij = exp(s_ij - lse_i)`, `delta_i = sum_c do_ic o_ic` (fixed tree),
 //! `dp = do v^T`, `ds = p (dp - delta) scale`, `dv = p^T do`, `dq = ds k`, `dk = ds^T q`; every
 //! sum a chain over ascending rows (heads of one KV head one after the other).
 //! Sources: arXiv 1706.03762; 2205.14135, algorithms 1 and 4; 2307.08691.
 
-use fathom_trace::TensorMeta;
-use ndarray::{Array2, ArrayView2, s};
+use std::borrow::Cow;
+
+use fathom_trace::{DType, TensorMeta};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, CowArray, Ix2, s};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::real::{REALS, Real, compute_dtype, in_real, maximum, tree_sum};
+use super::real::{FLOATS, Real, compute_dtype, in_real, maximum, tree_sum};
 use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;
 
@@ -76,7 +85,7 @@ impl Heads {
         [q, k, v]: [&TensorMeta; 3],
         segments: &[usize],
     ) -> Result<usize, OpError> {
-        rules::dtype(q, REALS)?;
+        rules::dtype(q, FLOATS)?;
         rules::rank(q, 2, "[t, heads * qk]")?;
         let t = q.shape[0];
         rules::shape(q, &[t, self.heads * self.qk])?;
@@ -132,8 +141,10 @@ impl Op for Attention {
         let [Some(q), Some(k), Some(v)] = &inputs[..] else { unreachable!("mandatory") };
         let Heads { heads, kv_heads, qk, v: v_dim } = self.shape;
         let (t, dtype) = (q.shape()[0], q.dtype());
+        let low = dtype == DType::BF16;
         Ok(in_real!(dtype, R => {
-            let (q, k, v) = (q.matrix::<R>(), k.matrix::<R>(), v.matrix::<R>());
+            let [q, k, v] = [q, k, v].map(|x| values::<R>(x));
+            let (q, k, v) = (q.view(), k.view(), v.view());
             let tasks: Vec<_> = spans(&self.segments)
                 .into_iter()
                 .flat_map(|span| (0..heads).map(move |h| (span, h)))
@@ -145,7 +156,7 @@ impl Op for Attention {
                     let q = q.slice(s![start..start + length, h * qk..(h + 1) * qk]);
                     let k = k.slice(s![start..start + length, kv * qk..(kv + 1) * qk]);
                     let v = v.slice(s![start..start + length, kv * v_dim..(kv + 1) * v_dim]);
-                    self.head(q, k, v)
+                    self.head(low, q, k, v)
                 })
                 .collect();
             let mut o = Array2::from_elem((t, heads * v_dim), R::ZERO);
@@ -157,9 +168,29 @@ impl Op for Attention {
                 }
             }
             let o = o.into_raw_vec_and_offset().0;
-            vec![R::store(o, &[t, heads * v_dim], dtype), R::store(lse, &[t, heads], dtype)]
+            vec![R::store(o, &[t, heads * v_dim], dtype), R::store(lse, &[t, heads], compute_dtype(dtype))]
         }))
     }
+}
+
+/// A tensor as a matrix of the op's compute type.
+fn values<R: Real>(x: &Tensor) -> CowArray<'_, R, Ix2> {
+    let shape = x.rows_columns();
+    match R::load(x) {
+        Cow::Borrowed(x) => ArrayView2::from_shape(shape, x).expect("dense").into(),
+        Cow::Owned(x) => Array2::from_shape_vec(shape, x).expect("dense").into(),
+    }
+}
+
+/// A product in the op's arithmetic: plain, or (`low`) on the BF16 tensor core.
+fn multiply<R: Real>(
+    low: bool,
+    a: ArrayView2<'_, R>,
+    b: ArrayView2<'_, R>,
+    c: ArrayViewMut2<'_, R>,
+    accumulate: bool,
+) {
+    if low { R::gemm_bf16(a, b, c, accumulate) } else { R::gemm(a, b, c, accumulate) }
 }
 
 /// Query rows that are worked on together; changes no bit.
@@ -169,6 +200,7 @@ impl Attention {
     /// One head of one segment: the output and the logarithm of each row's sum.
     fn head<R: Real>(
         &self,
+        low: bool,
         q: ArrayView2<'_, R>,
         k: ArrayView2<'_, R>,
         v: ArrayView2<'_, R>,
@@ -184,7 +216,7 @@ impl Attention {
                 let kv_end = (kv + self.block_kv).min(last);
                 let mut p = Array2::from_elem((last - first, kv_end - kv), R::ZERO);
                 let keys = k.slice(s![kv..kv_end, ..]);
-                R::gemm(q.slice(s![first..last, ..]), keys.t(), p.view_mut(), false);
+                multiply(low, q.slice(s![first..last, ..]), keys.t(), p.view_mut(), false);
                 for (i, mut p) in p.rows_mut().into_iter().enumerate() {
                     let p = p.as_slice_mut().expect("standard layout");
                     let seen = (first + i + 1).saturating_sub(kv).min(p.len());
@@ -204,7 +236,7 @@ impl Attention {
                     o.row_mut(first + i).iter_mut().for_each(|o| *o *= alpha[0]);
                 }
                 let values = v.slice(s![kv..kv_end, ..]);
-                R::gemm(p.view(), values, o.slice_mut(s![first..last, ..]), true);
+                multiply(low, p.view(), values, o.slice_mut(s![first..last, ..]), true);
             }
             for i in 0..last - first {
                 o.row_mut(first + i).iter_mut().for_each(|o| *o = *o / l[i]);
@@ -248,9 +280,12 @@ impl Op for AttentionBackward {
         };
         let Heads { heads, kv_heads, qk, v: v_dim } = self.shape;
         let (t, dtype) = (q.shape()[0], q.dtype());
+        let low = dtype == DType::BF16;
         Ok(in_real!(dtype, R => {
-            let (q, k, v) = (q.matrix::<R>(), k.matrix::<R>(), v.matrix::<R>());
-            let (o, d_o, lse) = (o.matrix::<R>(), d_o.matrix::<R>(), lse.matrix::<R>());
+            let [q, k, v] = [q, k, v].map(|x| values::<R>(x));
+            let (q, k, v) = (q.view(), k.view(), v.view());
+            let [o, d_o, lse] = [o, d_o, lse].map(|x| values::<R>(x));
+            let (o, d_o, lse) = (o.view(), d_o.view(), lse.view());
             let tasks: Vec<_> = spans(&self.segments)
                 .into_iter()
                 .flat_map(|span| (0..kv_heads).map(move |h| (span, h)))
@@ -269,6 +304,7 @@ impl Op for AttentionBackward {
                         let q = q.slice(s![rows.clone(), h * qk..(h + 1) * qk]);
                         let out = s![rows.clone(), h * v_dim..(h + 1) * v_dim];
                         let row = Rows {
+                            low,
                             o: o.slice(out),
                             d_o: d_o.slice(out),
                             lse: lse.slice(s![rows.clone(), h..h + 1]),
@@ -299,6 +335,8 @@ impl Op for AttentionBackward {
 
 /// What the gradient of one head reads beside queries, keys and values.
 struct Rows<'a, R> {
+    /// Whether products run on the tensor core.
+    low: bool,
     o: ArrayView2<'a, R>,
     d_o: ArrayView2<'a, R>,
     lse: ArrayView2<'a, R>,
@@ -315,6 +353,7 @@ impl AttentionBackward {
         dk: &mut Array2<R>,
         dv: &mut Array2<R>,
     ) -> Array2<R> {
+        let low = row.low;
         let (t, scale) = (q.nrows(), R::from_f64(self.scale));
         let mut dq = Array2::from_elem((t, q.ncols()), R::ZERO);
         for first in (0..t).step_by(BLOCK_Q) {
@@ -325,9 +364,9 @@ impl AttentionBackward {
                 .collect();
             let (keys, values) = (k.slice(s![..last, ..]), v.slice(s![..last, ..]));
             let mut p = Array2::from_elem((last - first, last), R::ZERO);
-            R::gemm(queries, keys.t(), p.view_mut(), false);
+            multiply(low, queries, keys.t(), p.view_mut(), false);
             let mut ds = Array2::from_elem((last - first, last), R::ZERO);
-            R::gemm(d_o, values.t(), ds.view_mut(), false);
+            multiply(low, d_o, values.t(), ds.view_mut(), false);
             for (i, (mut p, mut ds)) in p.rows_mut().into_iter().zip(ds.rows_mut()).enumerate() {
                 let p = p.as_slice_mut().expect("standard layout");
                 let ds = ds.as_slice_mut().expect("standard layout");
@@ -341,9 +380,9 @@ impl AttentionBackward {
                     *ds = p * (*ds - delta[i]) * scale;
                 }
             }
-            R::gemm(p.t(), d_o, dv.slice_mut(s![..last, ..]), true);
-            R::gemm(ds.view(), keys, dq.slice_mut(s![first..last, ..]), false);
-            R::gemm(ds.t(), queries, dk.slice_mut(s![..last, ..]), true);
+            multiply(low, p.t(), d_o, dv.slice_mut(s![..last, ..]), true);
+            multiply(low, ds.view(), keys, dq.slice_mut(s![first..last, ..]), false);
+            multiply(low, ds.t(), queries, dk.slice_mut(s![..last, ..]), true);
         }
         dq
     }

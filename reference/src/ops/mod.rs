@@ -6,12 +6,14 @@
 //! files, `check` and `conform` are generic over this table and need no change.
 
 pub mod attention;
+pub mod balance;
 mod case;
 pub mod collective;
 pub mod cross_entropy;
 pub mod dispatch;
 pub mod elementwise;
 mod error;
+pub mod fp8;
 pub mod gemm;
 pub mod gemm_fp8;
 pub mod grouped_gemm;
@@ -222,22 +224,26 @@ pub const OPS: &[OpEntry] = &[
     entry::<collective::AllReduce>(),
     entry::<attention::Attention>(),
     entry::<attention::AttentionBackward>(),
+    entry::<balance::BalanceLoss>(),
     entry::<elementwise::Cast>(),
     entry::<dispatch::Combine>(),
     entry::<elementwise::ConcatColumns>(),
     entry::<cross_entropy::CrossEntropy>(),
     entry::<cross_entropy::CrossEntropyBackward>(),
+    entry::<fp8::Dequantize>(),
     entry::<dispatch::Dispatch>(),
     entry::<dispatch::DispatchPlan>(),
     entry::<elementwise::GatherRows>(),
     entry::<gemm::Gemm>(),
     entry::<gemm_fp8::GemmFp8>(),
     entry::<grouped_gemm::GroupedGemm>(),
+    entry::<fp8::GroupedGemmFp8>(),
     entry::<mla_kv::MlaKv>(),
     entry::<mla_kv::MlaKvBackward>(),
     entry::<mma::Mma>(),
     entry::<quantize::QuantizeBlock>(),
     entry::<quantize::QuantizeTile>(),
+    entry::<fp8::QuantizeWeight>(),
     entry::<collective::Recv>(),
     entry::<collective::ReduceScatter>(),
     entry::<rms_norm::RmsNorm>(),
@@ -251,6 +257,8 @@ pub const OPS: &[OpEntry] = &[
     entry::<elementwise::SliceColumns>(),
     entry::<swiglu::Swiglu>(),
     entry::<swiglu::SwigluBackward>(),
+    entry::<fp8::TransposeQuantize>(),
+    entry::<fp8::WgradFp8>(),
 ];
 
 /// The names of all ops.

@@ -57,6 +57,13 @@ pub trait Real:
         c: ArrayViewMut2<'_, Self>,
         accumulate: bool,
     );
+    /// As [`Real::gemm`] on the BF16 tensor core: operands rounded to BF16, chained from `c`.
+    fn gemm_bf16(
+        a: ArrayView2<'_, Self>,
+        b: ArrayView2<'_, Self>,
+        c: ArrayViewMut2<'_, Self>,
+        accumulate: bool,
+    );
     /// The tensor's elements, widened to `Self` where they are narrower.
     fn load(tensor: &Tensor) -> Cow<'_, [Self]>;
     /// A tensor of `dtype` from computed elements, rounded where `dtype` is narrower.
@@ -108,6 +115,16 @@ impl Real for f32 {
         accumulate: bool,
     ) {
         inorder::gemm_f32(a, b, c, accumulate);
+    }
+
+    fn gemm_bf16(
+        a: ArrayView2<'_, f32>,
+        b: ArrayView2<'_, f32>,
+        c: ArrayViewMut2<'_, f32>,
+        accumulate: bool,
+    ) {
+        let (a, b) = (a.map(|&x| to_bf16(x)), b.t().map(|&x| to_bf16(x)));
+        super::gemm::bf16_into(a.view(), b.view(), c, accumulate);
     }
 
     fn load(tensor: &Tensor) -> Cow<'_, [f32]> {
@@ -184,6 +201,16 @@ impl Real for f64 {
         accumulate: bool,
     ) {
         inorder::gemm_f64(a, b, c, accumulate);
+    }
+
+    fn gemm_bf16(
+        a: ArrayView2<'_, f64>,
+        b: ArrayView2<'_, f64>,
+        c: ArrayViewMut2<'_, f64>,
+        accumulate: bool,
+    ) {
+        // No BF16 tensor is loaded as F64; the plain product keeps the trait total.
+        f64::gemm(a, b, c, accumulate);
     }
 
     fn load(tensor: &Tensor) -> Cow<'_, [f64]> {

@@ -1,0 +1,210 @@
+//! Activations, gradients and weights in the forms in which GEMMs read them and backwards keep them.
+
+use crate::backend::{Backend, Result};
+use crate::layers::Cx;
+use crate::ops::fp8::{Block, Dequantize, TransposeQuantize};
+use crate::ops::quantize::{BlockFormat, QuantizeBlock, QuantizeTile, ScaleType, TileFormat};
+use crate::precision::Mode;
+
+/// An activation or gradient as GEMMs read it, and as it is kept for wgrad.
+#[derive(Debug)]
+pub enum Operand<B: Backend> {
+    /// As it is.
+    Plain(B::Buffer),
+    /// Codes with scales.
+    Codes(Codes<B>),
+}
+
+/// Codes with scales.
+#[derive(Debug)]
+pub struct Codes<B: Backend> {
+    /// FP8 codes \[rows, columns\], or packed E5M6.
+    pub q: B::Buffer,
+    /// F32 scales.
+    pub scale: B::Buffer,
+    /// Elements of a row.
+    pub columns: usize,
+    /// Which elements share a scale.
+    pub block: Block,
+    /// What scales may be; a re-tiled copy follows.
+    pub kind: ScaleType,
+}
+
+/// A weight as GEMMs read it.
+#[derive(Debug)]
+pub enum Weight<B: Backend> {
+    /// In one element type for both products.
+    Plain(B::Buffer),
+    /// FP8, in both orientations.
+    Codes {
+        /// Codes \[n, k\] for fprop.
+        q: B::Buffer,
+        /// Their scales.
+        scale: B::Buffer,
+        /// Codes \[k, n\] for dgrad.
+        q_t: B::Buffer,
+        /// Their scales.
+        scale_t: B::Buffer,
+    },
+}
+
+impl<B: Backend> Clone for Operand<B> {
+    fn clone(&self) -> Self {
+        match self {
+            Operand::Plain(x) => Operand::Plain(x.clone()),
+            Operand::Codes(codes) => {
+                Operand::Codes(Codes { q: codes.q.clone(), scale: codes.scale.clone(), ..*codes })
+            }
+        }
+    }
+}
+
+/// The lower bound of a block's amax, as in the numerics contract.
+const AMAX_FLOOR: f32 = 1e-4;
+
+/// The tile of the report's activations.
+const TILE: usize = 128;
+
+impl<B: Backend> Cx<'_, B> {
+    fn fp8(&self) -> bool {
+        self.recipe.mode == Mode::Fp8
+    }
+
+    fn cast(
+        &self,
+        x: &B::Buffer,
+        format: BlockFormat,
+        block: Block,
+        kind: ScaleType,
+    ) -> Result<Operand<B>> {
+        let columns = self.backend.shape(x)[1];
+        let [q, scale] = match block {
+            [Some(1), Some(tile)] => {
+                let format = match format {
+                    BlockFormat::E4m3 => TileFormat::E4m3,
+                    BlockFormat::E5m2 => TileFormat::E5m2,
+                };
+                let op = QuantizeTile { format, tile, scale: kind, amax_floor: AMAX_FLOOR };
+                self.backend.quantize_tile(&op, x)?
+            }
+            _ => {
+                let op = QuantizeBlock { format, block, scale: kind, amax_floor: AMAX_FLOOR };
+                self.backend.quantize_block(&op, x)?
+            }
+        };
+        Ok(Operand::Codes(Codes { q, scale, columns, block, kind }))
+    }
+
+    /// An activation as a GEMM operand.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn operand(&self, x: &B::Buffer) -> Result<Operand<B>> {
+        if !self.fp8() {
+            return Ok(Operand::Plain(x.clone()));
+        }
+        self.cast(x, BlockFormat::E4m3, self.recipe.fp8.activation_block, ScaleType::F32)
+    }
+
+    /// An activation that is dispatched to experts: power-of-two scales.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn dispatch_operand(&self, x: &B::Buffer) -> Result<Operand<B>> {
+        if !self.fp8() {
+            return Ok(Operand::Plain(x.clone()));
+        }
+        let block = self.recipe.fp8.activation_block;
+        self.cast(x, BlockFormat::E4m3, block, self.recipe.dispatch_scale)
+    }
+
+    /// A gradient as a GEMM operand.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn gradient(&self, dy: &B::Buffer) -> Result<Operand<B>> {
+        if !self.fp8() {
+            return Ok(Operand::Plain(dy.clone()));
+        }
+        let fp8 = &self.recipe.fp8;
+        self.cast(dy, fp8.gradient_format, fp8.gradient_block, ScaleType::F32)
+    }
+
+    /// A gradient that is dispatched back to experts: power-of-two scales.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn dispatch_gradient(&self, dy: &B::Buffer) -> Result<Operand<B>> {
+        if !self.fp8() {
+            return Ok(Operand::Plain(dy.clone()));
+        }
+        let fp8 = &self.recipe.fp8;
+        self.cast(dy, fp8.gradient_format, fp8.gradient_block, self.recipe.dispatch_scale)
+    }
+
+    /// The attention's output as it is kept: E5M6 where the recipe says so.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn keep_attention_output(&self, o: &B::Buffer) -> Result<Operand<B>> {
+        if !self.fp8() || !self.recipe.keep_attention_output_e5m6 {
+            return Ok(Operand::Plain(o.clone()));
+        }
+        let columns = self.backend.shape(o)[1];
+        let (kind, block) = (self.recipe.dispatch_scale, [Some(1), Some(TILE)]);
+        let format = TileFormat::E5m6;
+        let op = QuantizeTile { format, tile: TILE, scale: kind, amax_floor: AMAX_FLOOR };
+        let [q, scale] = self.backend.quantize_tile(&op, o)?;
+        Ok(Operand::Codes(Codes { q, scale, columns, block, kind }))
+    }
+
+    /// SwiGLU's input as it is kept: FP8 where the recipe says so.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn keep_swiglu_input(&self, x: &B::Buffer) -> Result<Operand<B>> {
+        if self.recipe.keep_swiglu_input_fp8 {
+            self.operand(x)
+        } else {
+            Ok(Operand::Plain(x.clone()))
+        }
+    }
+
+    /// The values of an operand.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn values(&self, operand: &Operand<B>) -> Result<B::Buffer> {
+        match operand {
+            Operand::Plain(x) => Ok(x.clone()),
+            Operand::Codes(Codes { q, scale, columns, block, .. }) => {
+                let op = Dequantize { columns: *columns, block: *block, out: self.activation() };
+                self.backend.dequantize(&op, q, scale)
+            }
+        }
+    }
+
+    /// An operand transposed and cast along the rows' `segments`, for wgrad.
+    pub(super) fn transposed(
+        &self,
+        operand: &Operand<B>,
+        segments: &[usize],
+        format: BlockFormat,
+        block: Block,
+    ) -> Result<[B::Buffer; 2]> {
+        let segments = segments.to_vec();
+        match operand {
+            Operand::Plain(x) => {
+                let columns = self.backend.shape(x)[1];
+                let (from, scale) = ([Some(1), Some(TILE)], ScaleType::F32);
+                let op = TransposeQuantize { columns, from, block, format, scale, segments };
+                self.backend.transpose_quantize(&op, x, None)
+            }
+            Operand::Codes(Codes { q, scale, columns, block: from, kind }) => {
+                let (columns, from, kind) = (*columns, *from, *kind);
+                let op = TransposeQuantize { columns, from, block, format, scale: kind, segments };
+                self.backend.transpose_quantize(&op, q, Some(scale))
+            }
+        }
+    }
+}
