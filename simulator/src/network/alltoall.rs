@@ -4,6 +4,9 @@
 //! rail, which fans it out over NVLink to the GPUs that want it. Combine is the same backwards. Both stages run
 //! concurrently in small chunks, so an operation takes as long as its fullest link.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
 use serde::{Deserialize, Serialize};
 
 use super::Fabric;
@@ -19,6 +22,61 @@ const META_BYTES_PER_EXPERT: f64 = 12.0;
 
 /// SMs with which the forwarding efficiency was fitted; fewer forward proportionally less.
 const FITTED_SMS: f64 = 20.0;
+
+/// What a traffic pattern depends on: the group, the shape of the network, the rates of its links.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct PatternKey {
+    nodes: u64,
+    per_node: u64,
+    topology: u8,
+    switch_ports: u64,
+    planes: u64,
+    nics_per_node: u64,
+    rates: [u64; 3],
+    latencies: [u64; 3],
+}
+
+impl PatternKey {
+    fn of(cluster: &Cluster, nodes: u64, per_node: u64, capacity: &[f64]) -> PatternKey {
+        let net = &cluster.network;
+        PatternKey {
+            nodes,
+            per_node,
+            topology: net.topology as u8,
+            switch_ports: net.switch_ports,
+            planes: net.planes,
+            nics_per_node: net.nics_per_node,
+            // Scale-up, NIC and leaf links, by their bits.
+            rates: [capacity[0], capacity[2], capacity[capacity.len() - 1]].map(f64::to_bits),
+            latencies: [net.scale_up_latency_s, net.same_leaf_latency_s, net.cross_leaf_latency_s]
+                .map(f64::to_bits),
+        }
+    }
+}
+
+/// Seconds a byte of both stages, and the latency, by pattern.
+static PATTERNS: Mutex<BTreeMap<PatternKey, (f64, f64, f64)>> = Mutex::new(BTreeMap::new());
+
+/// One byte between every two GPUs of a rail, and of a node. By symmetry of the group the flows of the first node's GPUs
+/// to all others and from all others to them stand for all.
+fn solve_pattern(fabric: &Fabric, nodes: usize, per_node: usize) -> (f64, f64, f64) {
+    let (mut out, mut up, mut latency) = (Vec::new(), Vec::new(), 0.0f64);
+    for slot in 0..per_node {
+        for node in 1..nodes {
+            for (a, b) in [(slot, node * per_node + slot), (node * per_node + slot, slot)] {
+                let (links, l) = fabric.route(a, b);
+                latency = latency.max(l);
+                out.push(Flow { links, bytes: 1.0 });
+            }
+        }
+        for other in (0..per_node).filter(|&o| o != slot) {
+            let (links, l) = fabric.route(slot, other);
+            latency = latency.max(l);
+            up.push(Flow { links, bytes: 1.0 });
+        }
+    }
+    (drain(fabric.capacity(), &out), drain(fabric.capacity(), &up), latency)
+}
 
 /// One all-to-all.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -120,31 +178,21 @@ impl<'a> AllToAllModel<'a> {
         }
     }
 
-    /// Scale-out stage, forwarding stage, and both with their latency. By symmetry of the group the flows of the first
-    /// node's GPUs to all others and from all others to them stand for all.
+    /// Scale-out stage, forwarding stage, and both with their latency. Every flow of a stage moves the same bytes, so
+    /// a pattern is solved once for a byte and scaled.
     fn solve(&self, nodes: u64, per_node: u64, per_rail: f64, per_forward: f64) -> (f64, f64, f64) {
         let mut fabric = Fabric::new(self.cluster, nodes * per_node);
         if !self.unified {
             fabric.scale_up_by(self.constants.forwarding_efficiency);
         }
-        let g = per_node as usize;
-        let (mut out, mut up, mut latency) = (Vec::new(), Vec::new(), 0.0f64);
-        for slot in 0..g {
-            for node in 1..nodes as usize {
-                for (a, b) in [(slot, node * g + slot), (node * g + slot, slot)] {
-                    let (links, l) = fabric.route(a, b);
-                    latency = latency.max(l);
-                    out.push(Flow { links, bytes: per_rail });
-                }
-            }
-            for other in (0..g).filter(|&o| o != slot) {
-                let (links, l) = fabric.route(slot, other);
-                latency = latency.max(l);
-                up.push(Flow { links, bytes: per_forward });
-            }
-        }
-        let (scale_out_s, scale_up_s) =
-            (drain(fabric.capacity(), &out), drain(fabric.capacity(), &up));
+        let key = PatternKey::of(self.cluster, nodes, per_node, fabric.capacity());
+        let known = PATTERNS.lock().expect("no holder panics").get(&key).copied();
+        let (out, up, latency) = known.unwrap_or_else(|| {
+            let solved = solve_pattern(&fabric, nodes as usize, per_node as usize);
+            PATTERNS.lock().expect("no holder panics").insert(key, solved);
+            solved
+        });
+        let (scale_out_s, scale_up_s) = (out * per_rail, up * per_forward);
         // A request, its data and the acknowledgement of the last chunk.
         (scale_out_s, scale_up_s, scale_out_s.max(scale_up_s) + 3.0 * latency)
     }
