@@ -5,6 +5,7 @@ mod check;
 mod demo;
 mod diagnose;
 mod doctor;
+mod emulate;
 mod eval;
 mod kernels;
 mod output;
@@ -40,11 +41,15 @@ enum Command {
     Demo(demo::Args),
     Diagnose(diagnose::Args),
     Doctor(doctor::Args),
+    Emulate(emulate::Args),
     Kernels(kernels::Args),
     Eval(eval::Args),
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = emulate::as_ptxas() {
+        return code;
+    }
     let outcome = match Cli::parse().command {
         Command::Check(args) => check::run(&args),
         Command::Simulate(args) => simulate::run(&args),
@@ -52,6 +57,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Diagnose(args) => diagnose::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Emulate(args) => emulate::run(&args),
         Command::Kernels(args) => kernels::run(&args),
         Command::Eval(args) => eval::run(&args),
     };

@@ -1,3 +1,23 @@
 //! The CUDA driver API over the emulator, as a Rust library and as a drop-in shared library.
 //!
-//! Translation only: handles, error codes, streams, events. Execution stands in `fathom-emulator`.
+//! - `api/`: the entry points of cuda.h, a file a subject, each a few lines over [`state`].
+//! - [`state`]: devices, handles, streams, the emulated clock, what the run did.
+//! - `image`: what a client may hand over as a module - PTX text, a fatbinary that carries it.
+//! - [`private`]: the folder in which the library is called libcuda, and running a command with it.
+//!
+//! Translation only: handles, error codes, streams, events. Execution stands in `fathom-emulator`. A
+//! stream's work runs when it is enqueued: a legal order for every correct program, except one
+//! whose kernel waits for work that the host enqueues later.
+
+mod abi;
+mod api;
+mod image;
+pub mod private;
+pub mod state;
+
+pub use private::{Choices, PrepareError, Prepared, Summary};
+
+/// By this symbol a program can tell the emulated driver from NVIDIA's.
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals)]
+pub static fathom_emulated_driver: u32 = 1;

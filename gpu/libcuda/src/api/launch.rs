@@ -1,0 +1,172 @@
+//! Kernel launches.
+
+use std::ffi::c_void;
+
+use fathom_emulator::{Function, LaunchConfig};
+
+use super::entry_points;
+use super::module::function_of;
+use crate::abi::*;
+use crate::state::{R, initialised};
+
+/// What the attributes of a launch say.
+#[derive(Default)]
+pub(super) struct Attributes {
+    pub cluster: [u32; 3],
+    pub cooperative: bool,
+    pub pdl: bool,
+}
+
+/// Reads a launch's attributes.
+///
+/// # Safety
+/// `config` is the client's, with as many attributes as it says.
+pub(super) unsafe fn attributes(config: &LaunchConfigC) -> (&LaunchConfigC, Attributes) {
+    let mut found = Attributes { cluster: [1; 3], ..Attributes::default() };
+    for i in 0..config.count as usize {
+        // SAFETY: within the client's count.
+        let attribute = unsafe { config.attributes.add(i).read_unaligned() };
+        let value = attribute.value;
+        match attribute.id {
+            ATTRIBUTE_COOPERATIVE => found.cooperative = value[0] != 0,
+            ATTRIBUTE_CLUSTER_DIMENSION => found.cluster = [value[0], value[1], value[2]],
+            ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION => found.pdl = value[0] != 0,
+            // Priorities, memory domains and the like change no result.
+            _ => {}
+        }
+    }
+    (config, found)
+}
+
+/// The parameters as one block, from the client's array of pointers or its packed buffer.
+///
+/// # Safety
+/// `params` has a pointer a parameter, or `extra` a list as cuda.h describes.
+unsafe fn pack(
+    function: &Function,
+    params: *const *const u8,
+    extra: *const *const c_void,
+) -> R<Vec<u8>> {
+    let wanted = function.params();
+    let mut block = vec![0; function.param_bytes()];
+    if wanted.is_empty() {
+        return Ok(block);
+    }
+    if !params.is_null() {
+        for (i, param) in wanted.iter().enumerate() {
+            // SAFETY: one pointer a parameter, each to as many bytes as the parameter has.
+            unsafe {
+                let from = *params.add(i);
+                if from.is_null() {
+                    return Err(ERROR_INVALID_VALUE);
+                }
+                let to = block.as_mut_ptr().add(param.offset);
+                std::ptr::copy_nonoverlapping(from, to, param.bytes);
+            }
+        }
+        return Ok(block);
+    }
+    if extra.is_null() {
+        return Err(ERROR_INVALID_VALUE);
+    }
+    // CU_LAUNCH_PARAM_BUFFER_POINTER is 1, _BUFFER_SIZE 2, _END 0.
+    let (mut buffer, mut bytes, mut at) = (std::ptr::null::<u8>(), 0usize, 0);
+    // SAFETY: the list ends with CU_LAUNCH_PARAM_END.
+    unsafe {
+        while *extra.add(at) as usize != 0 {
+            match *extra.add(at) as usize {
+                1 => buffer = (*extra.add(at + 1)).cast(),
+                2 => bytes = *(*extra.add(at + 1)).cast::<usize>(),
+                _ => return Err(ERROR_INVALID_VALUE),
+            }
+            at += 2;
+        }
+        if buffer.is_null() || bytes < block.len() {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        std::ptr::copy_nonoverlapping(buffer, block.as_mut_ptr(), block.len());
+    }
+    Ok(block)
+}
+
+/// # Safety
+/// As [`pack`].
+unsafe fn launch(
+    function: Handle,
+    shape: &LaunchConfigC,
+    attributes: Attributes,
+    params: *const *const u8,
+    extra: *const *const c_void,
+) -> R {
+    let driver = initialised()?;
+    driver.healthy()?;
+    let function = function_of(driver, function)?;
+    // SAFETY: the client's pointers.
+    let params = unsafe { pack(&function, params, extra)? };
+    let config = LaunchConfig {
+        grid: shape.grid,
+        block: shape.block,
+        cluster: attributes.cluster,
+        dynamic_shared_bytes: shape.shared_bytes,
+        params,
+        cooperative: attributes.cooperative,
+        pdl: attributes.pdl,
+    };
+    driver.launch(shape.stream, function, config)
+}
+
+/// The shape of a launch without attributes.
+fn shape(grid: [u32; 3], block: [u32; 3], shared_bytes: u32, stream: Handle) -> LaunchConfigC {
+    LaunchConfigC { grid, block, shared_bytes, stream, attributes: std::ptr::null(), count: 0 }
+}
+
+entry_points! {
+    fn cuLaunchKernel(
+        function: Handle,
+        grid_x: u32,
+        grid_y: u32,
+        grid_z: u32,
+        block_x: u32,
+        block_y: u32,
+        block_z: u32,
+        shared_bytes: u32,
+        stream: Handle,
+        params: *const *const u8,
+        extra: *const *const c_void,
+    ) {
+        let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
+        let plain = Attributes { cluster: [1; 3], ..Attributes::default() };
+        launch(function, &shape(grid, block, shared_bytes, stream), plain, params, extra)
+    }
+
+    fn cuLaunchCooperativeKernel(
+        function: Handle,
+        grid_x: u32,
+        grid_y: u32,
+        grid_z: u32,
+        block_x: u32,
+        block_y: u32,
+        block_z: u32,
+        shared_bytes: u32,
+        stream: Handle,
+        params: *const *const u8,
+    ) {
+        let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
+        let all = Attributes { cluster: [1; 3], cooperative: true, pdl: false };
+        let shape = shape(grid, block, shared_bytes, stream);
+        launch(function, &shape, all, params, std::ptr::null())
+    }
+
+    fn cuLaunchKernelEx(
+        config: *const LaunchConfigC,
+        function: Handle,
+        params: *const *const u8,
+        extra: *const *const c_void,
+    ) {
+        if config.is_null() {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        let (config, attributes) = attributes(&*config);
+        launch(function, config, attributes, params, extra)
+    }
+}

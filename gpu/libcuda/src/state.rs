@@ -1,0 +1,332 @@
+//! What the driver knows: devices, handles, streams, the emulated clock, and what the run did.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use fathom_emulator::{
+    Checks, Device, Error, Finding, Function, KernelRecord, LaunchConfig, Module, Preset, Ub,
+};
+use fathom_trace::jsonl;
+
+use crate::abi::*;
+use crate::private::{self, Summary};
+
+pub(crate) type R<T = ()> = Result<T, CuResult>;
+
+/// Objects behind handles of one kind.
+pub(crate) struct Handles<T>(Mutex<BTreeMap<Handle, T>>);
+
+/// Handles are spread like pointers, since clients print and compare them as such.
+static NEXT_HANDLE: AtomicU64 = AtomicU64::new(0x1000);
+
+impl<T: Clone> Handles<T> {
+    const fn new() -> Self {
+        Handles(Mutex::new(BTreeMap::new()))
+    }
+
+    pub(crate) fn insert(&self, value: T) -> Handle {
+        let handle = NEXT_HANDLE.fetch_add(0x40, Relaxed) as Handle;
+        self.lock().insert(handle, value);
+        handle
+    }
+
+    pub(crate) fn get(&self, handle: Handle) -> R<T> {
+        self.lock().get(&handle).cloned().ok_or(ERROR_INVALID_HANDLE)
+    }
+
+    pub(crate) fn set(&self, handle: Handle, value: T) {
+        self.lock().insert(handle, value);
+    }
+
+    pub(crate) fn remove(&self, handle: Handle) -> R<T> {
+        self.lock().remove(&handle).ok_or(ERROR_INVALID_HANDLE)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Handle, T>> {
+        self.0.lock().expect("no panic holds this lock")
+    }
+}
+
+/// A unit of work of a stream, kept for graphs.
+pub(crate) type Work = Arc<dyn Fn() -> R + Send + Sync>;
+
+/// A stream: where it runs, and what it captures.
+#[derive(Clone)]
+pub(crate) struct Stream {
+    pub device: usize,
+    pub capture: Arc<Mutex<Option<Vec<Work>>>>,
+    pub flags: u32,
+    pub priority: i32,
+}
+
+/// The driver of this process.
+pub(crate) struct Driver {
+    pub devices: Vec<Device>,
+    /// Emulated nanoseconds that each device has worked.
+    clocks: Vec<AtomicU64>,
+    /// The error that a broken kernel left; every later call returns it, as on hardware.
+    sticky: AtomicI32,
+    pub contexts: Handles<usize>,
+    pub primary: Vec<OnceLock<Handle>>,
+    pub retained: Vec<AtomicU64>,
+    pub modules: Handles<Module>,
+    pub libraries: Handles<String>,
+    pub functions: Handles<Function>,
+    pub kernels: Handles<(String, String)>,
+    pub streams: Handles<Stream>,
+    pub events: Handles<Arc<AtomicU64>>,
+    pub graphs: Handles<Arc<Vec<Work>>>,
+    pub links: Handles<Arc<Mutex<Vec<String>>>>,
+    pub host: Mutex<BTreeMap<usize, std::alloc::Layout>>,
+    default_streams: Vec<Stream>,
+    summary: Mutex<Summary>,
+    choices: private::Choices,
+    unsupported: Mutex<Vec<String>>,
+    trace: Mutex<Option<jsonl::Writer<KernelRecord, std::fs::File>>>,
+}
+
+static DRIVER: OnceLock<Driver> = OnceLock::new();
+static INITIALISED: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    static CONTEXTS: RefCell<Vec<Handle>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The driver; made at the first call from the choices in the environment.
+pub(crate) fn driver() -> &'static Driver {
+    DRIVER.get_or_init(|| {
+        Driver::new(private::Choices::from_environment()).unwrap_or_else(|error| {
+            eprintln!("fathom: {error}; emulating an h800");
+            Driver::new(private::Choices::default()).expect("the default preset exists")
+        })
+    })
+}
+
+/// As [`driver`], refusing before `cuInit`.
+pub(crate) fn initialised() -> R<&'static Driver> {
+    if INITIALISED.load(Relaxed) { Ok(driver()) } else { Err(ERROR_NOT_INITIALIZED) }
+}
+
+/// `cuInit`.
+pub(crate) fn initialise() {
+    driver();
+    INITIALISED.store(true, Relaxed);
+}
+
+impl Driver {
+    fn new(choices: private::Choices) -> Result<Driver, Error> {
+        let preset = Preset::named(&choices.gpu)?;
+        let devices = Device::peers(preset, choices.devices.max(1));
+        for device in &devices {
+            let checks = Checks::parse(&choices.check).unwrap_or(Checks::ALL);
+            device.memory().track_written(checks.uninit);
+            let schedule_seed = choices.schedule_seed;
+            let profile = choices.profile || choices.trace.is_some();
+            device.configure(fathom_emulator::Settings {
+                checks,
+                schedule_seed,
+                profile,
+                ..device.settings()
+            });
+        }
+        let each = || 0..devices.len();
+        let stream = |device| Stream { device, capture: Arc::default(), flags: 0, priority: 0 };
+        Ok(Driver {
+            clocks: each().map(|_| AtomicU64::new(0)).collect(),
+            primary: each().map(|_| OnceLock::new()).collect(),
+            retained: each().map(|_| AtomicU64::new(0)).collect(),
+            default_streams: each().map(stream).collect(),
+            devices,
+            sticky: AtomicI32::new(SUCCESS),
+            contexts: Handles::new(),
+            modules: Handles::new(),
+            libraries: Handles::new(),
+            functions: Handles::new(),
+            kernels: Handles::new(),
+            streams: Handles::new(),
+            events: Handles::new(),
+            graphs: Handles::new(),
+            links: Handles::new(),
+            host: Mutex::default(),
+            summary: Mutex::default(),
+            choices,
+            unsupported: Mutex::default(),
+            trace: Mutex::new(None),
+        })
+    }
+
+    /// A device by its ordinal.
+    pub(crate) fn device(&self, ordinal: i32) -> R<&Device> {
+        let index = usize::try_from(ordinal).map_err(|_| ERROR_INVALID_DEVICE)?;
+        self.devices.get(index).ok_or(ERROR_INVALID_DEVICE)
+    }
+
+    /// The primary context of a device.
+    pub(crate) fn primary_context(&self, device: usize) -> Handle {
+        *self.primary[device].get_or_init(|| self.contexts.insert(device))
+    }
+
+    /// The device of this thread's current context.
+    pub(crate) fn current(&self) -> R<usize> {
+        self.contexts.get(current_context()).map_err(|_| ERROR_INVALID_CONTEXT)
+    }
+
+    /// A stream by its handle; 0, 1 and 2 are the default streams.
+    pub(crate) fn stream(&self, handle: Handle) -> R<Stream> {
+        if handle <= 2 {
+            return Ok(self.default_streams[self.current()?].clone());
+        }
+        self.streams.get(handle)
+    }
+
+    /// Runs work on a stream now, or keeps it where the stream captures.
+    pub(crate) fn enqueue(
+        &self,
+        stream: Handle,
+        work: impl Fn() -> R + Send + Sync + 'static,
+    ) -> R {
+        self.healthy()?;
+        let stream = self.stream(stream)?;
+        if let Some(captured) = &mut *stream.capture.lock().expect("no panic holds this lock") {
+            captured.push(Arc::new(work));
+            return Ok(());
+        }
+        work()
+    }
+
+    /// The error that an earlier kernel left, if any.
+    pub(crate) fn healthy(&self) -> R {
+        match self.sticky.load(Relaxed) {
+            SUCCESS => Ok(()),
+            error => Err(error),
+        }
+    }
+
+    /// Emulated time of a device in nanoseconds.
+    pub(crate) fn now_ns(&self, device: usize) -> u64 {
+        self.clocks[device].load(Relaxed)
+    }
+
+    /// Lets a device's emulated clock advance.
+    pub(crate) fn advance(&self, device: usize, ns: u64) {
+        self.clocks[device].fetch_add(ns, Relaxed);
+    }
+
+    /// Launches a kernel on a stream.
+    pub(crate) fn launch(
+        &'static self,
+        stream: Handle,
+        function: Function,
+        config: LaunchConfig,
+    ) -> R {
+        self.enqueue(stream, move || self.run(&function, &config))
+    }
+
+    fn run(&self, function: &Function, config: &LaunchConfig) -> R {
+        let device = function.module().device();
+        let index = device.index() as usize;
+        let report = device.launch(function, config).map_err(|error| {
+            eprintln!("fathom: {error}");
+            self.summary.lock().expect("no panic holds this lock").errors.push(error.to_string());
+            self.save_summary();
+            match error {
+                Error::Unsupported(_) => ERROR_NOT_SUPPORTED,
+                Error::Launch { .. } => ERROR_INVALID_VALUE,
+                _ => ERROR_LAUNCH_FAILED,
+            }
+        })?;
+        print!("{}", report.printed);
+        self.advance(index, report.cycles * 1_000_000 / u64::from(device.preset().clock_khz));
+        for finding in &report.findings {
+            eprintln!("fathom: {finding}");
+        }
+        let fatal = report.fatal().map(|f| code_of(f.kind));
+        self.account(report.record, &report.findings);
+        if let Some(error) = fatal {
+            // As on hardware: this call succeeds, the next ones report it.
+            self.sticky.store(error, Relaxed);
+        }
+        Ok(())
+    }
+
+    fn account(&self, mut record: KernelRecord, findings: &[Finding]) {
+        let mut summary = self.summary.lock().expect("no panic holds this lock");
+        record.seq = summary.launches;
+        summary.add(&record, findings);
+        drop(summary);
+        if let Some(folder) = &self.choices.trace
+            && let Err(error) = self.write_trace(folder, &record)
+        {
+            eprintln!("fathom: {}: {error}", folder.display());
+        }
+        self.save_summary();
+    }
+
+    fn write_trace(&self, folder: &PathBuf, record: &KernelRecord) -> std::io::Result<()> {
+        let mut trace = self.trace.lock().expect("no panic holds this lock");
+        if trace.is_none() {
+            std::fs::create_dir_all(folder)?;
+            let name = format!("kernels-{}.jsonl", std::process::id());
+            *trace = Some(jsonl::Writer::new(std::fs::File::create(folder.join(name))?)?);
+        }
+        trace.as_mut().expect("made above").write(record)
+    }
+
+    /// The summary is kept in its file after every launch, so that it survives any end.
+    fn save_summary(&self) {
+        if let Some(folder) = &self.choices.summary {
+            let summary = self.summary.lock().expect("no panic holds this lock");
+            if let Err(error) = summary.save(folder) {
+                eprintln!("fathom: {}: {error}", folder.display());
+            }
+        }
+    }
+
+    /// Names an entry point that does not exist here, once.
+    pub(crate) fn name_unsupported(&self, name: &str) {
+        let mut named = self.unsupported.lock().expect("no panic holds this lock");
+        if !named.iter().any(|n| n == name) {
+            named.push(name.to_owned());
+            eprintln!("fathom: the emulated driver does not support {name}");
+        }
+    }
+}
+
+/// The error by which hardware would report it.
+fn code_of(kind: Ub) -> CuResult {
+    match kind {
+        Ub::OutOfBounds | Ub::UseAfterFree => ERROR_ILLEGAL_ADDRESS,
+        Ub::Misaligned => ERROR_MISALIGNED_ADDRESS,
+        Ub::Trap => ERROR_ASSERT,
+        Ub::Deadlock => ERROR_LAUNCH_TIMEOUT,
+        _ => ERROR_LAUNCH_FAILED,
+    }
+}
+
+/// This thread's current context; 0 where there is none.
+pub(crate) fn current_context() -> Handle {
+    CONTEXTS.with_borrow(|stack| stack.last().copied().unwrap_or(0))
+}
+
+/// Replaces the top of this thread's context stack.
+pub(crate) fn set_context(context: Handle) {
+    CONTEXTS.with_borrow_mut(|stack| {
+        stack.pop();
+        if context != 0 {
+            stack.push(context);
+        }
+    });
+}
+
+/// Pushes onto this thread's context stack.
+pub(crate) fn push_context(context: Handle) {
+    CONTEXTS.with_borrow_mut(|stack| stack.push(context));
+}
+
+/// Pops this thread's context stack.
+pub(crate) fn pop_context() -> Option<Handle> {
+    CONTEXTS.with_borrow_mut(Vec::pop)
+}

@@ -1,0 +1,166 @@
+//! `fathom emulate`: run any command on the emulated driver.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use fathom_libcuda::private::{self, Choices, Summary};
+use serde_json::json;
+
+use crate::output::{self, Outcome};
+
+/// Run any command with an emulated CUDA driver in place of NVIDIA's
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  fathom emulate -- python3 my_test.py
+  fathom emulate --check memory,races,uninit,sync -- ./gemm_test
+  fathom emulate --gpu h100 --profile --trace traces/ -- python3 my_test.py
+
+Nothing is installed: the library lies in a private folder for as long as the command runs.")]
+pub struct Args {
+    /// Device preset: h100, h800, h200 or a100
+    #[arg(long, default_value = "h800")]
+    gpu: String,
+    /// Emulated devices, all peers of one another
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    devices: u8,
+    /// Sanitizers: memory, races, uninit, sync, or all
+    #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true)]
+    check: String,
+    /// Write a kernel trace (JSON Lines) into this folder
+    #[arg(long, value_name = "DIR")]
+    trace: Option<PathBuf>,
+    /// Count memory transactions and bank conflicts, and print a table of kernels
+    #[arg(long)]
+    profile: bool,
+    /// Permute the order in which warps and CTAs take turns
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    schedule_seed: u64,
+    /// Write the summary as one JSON document to this file
+    #[arg(long, value_name = "FILE")]
+    summary: Option<PathBuf>,
+    /// The command and its arguments
+    #[arg(required = true, last = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> output::Result {
+    fathom_emulator::Preset::named(&args.gpu)?;
+    fathom_emulator::Checks::parse(&args.check)?;
+    let choices = Choices {
+        gpu: args.gpu.clone(),
+        devices: args.devices.into(),
+        check: args.check.clone(),
+        trace: args.trace.as_ref().map(std::path::absolute).transpose()?,
+        profile: args.profile,
+        schedule_seed: args.schedule_seed,
+        summary: None,
+    };
+    let prepared = private::prepare(choices)?;
+    let mut command = prepared.command(&args.command[0]);
+    let status = command
+        .args(&args.command[1..])
+        .status()
+        .map_err(|e| format!("{}: {e}", args.command[0].to_string_lossy()))?;
+    let summary = prepared.summary()?;
+    print_summary(&summary, args.profile);
+    if let Some(path) = &args.summary {
+        let text = serde_json::to_vec_pretty(&json!({
+            "exit_code": status.code(),
+            "summary": summary,
+        }))?;
+        fathom_conformance::write_atomically(path, &text)
+            .map_err(|e| format!("{}: {e}", path.display()))?;
+    }
+    if !status.success() {
+        eprintln!("fathom: {} ended with {status}", args.command[0].to_string_lossy());
+    }
+    let clean = summary.findings.is_empty() && summary.errors.is_empty();
+    Ok(if status.success() && clean { Outcome::Holds } else { Outcome::Fails })
+}
+
+/// Under the name `ptxas` the program stands in for NVIDIA's assembler: the PTX itself, with a NUL
+/// after it, is the 'cubin' that the emulated driver loads.
+pub fn as_ptxas() -> Option<ExitCode> {
+    let mut args = std::env::args_os();
+    let program = PathBuf::from(args.next()?);
+    if program.file_stem()? != "ptxas" {
+        return None;
+    }
+    let args: Vec<OsString> = args.collect();
+    if args.iter().any(|a| a == "--version") {
+        println!("ptxas: stand-in of the emulated driver");
+        println!("Cuda compilation tools, release 13.0, V13.0.0");
+        return Some(ExitCode::SUCCESS);
+    }
+    let output = args.iter().position(|a| a == "-o").and_then(|i| args.get(i + 1));
+    let input = args.iter().find(|a| PathBuf::from(a).extension().is_some_and(|e| e == "ptx"));
+    let (Some(input), Some(output)) = (input, output) else {
+        eprintln!("ptxas: expected FILE.ptx and -o FILE");
+        return Some(ExitCode::from(2));
+    };
+    let packed = std::fs::read(input).map(|mut text| {
+        text.push(0);
+        text
+    });
+    match packed.and_then(|packed| std::fs::write(output, packed)) {
+        Ok(()) => Some(ExitCode::SUCCESS),
+        Err(error) => {
+            eprintln!("ptxas: {}: {error}", input.to_string_lossy());
+            Some(ExitCode::from(2))
+        }
+    }
+}
+
+/// The summary goes to stderr: stdout is the command's.
+fn print_summary(summary: &Summary, profile: bool) {
+    eprintln!(
+        "fathom: {} launches of {} kernels, {} thread instructions, {:.3} tensor-core GFLOP",
+        summary.launches,
+        summary.kernels.len(),
+        summary.thread_instructions,
+        summary.tensor_core_flops as f64 / 1e9
+    );
+    if profile && !summary.kernels.is_empty() {
+        let rows = summary.kernels.iter().map(|(name, t)| {
+            vec![
+                name.clone(),
+                t.launches.to_string(),
+                t.thread_instructions.to_string(),
+                format!("{:.3}", t.tensor_core_flops as f64 / 1e9),
+                t.global_bytes_read.to_string(),
+                t.global_bytes_written.to_string(),
+                t.global_sectors.to_string(),
+                t.bank_conflicts.to_string(),
+                t.barrier_waits.to_string(),
+            ]
+        });
+        let header = [
+            "kernel",
+            "launches",
+            "thread instr.",
+            "TC GFLOP",
+            "bytes read",
+            "bytes written",
+            "sectors",
+            "bank conflicts",
+            "barrier waits",
+        ];
+        eprintln!("{}", output::table(&header, &[1, 2, 3, 4, 5, 6, 7, 8], rows.collect()));
+    }
+    if !summary.approximate.is_empty() {
+        let list: Vec<_> = summary.approximate.iter().map(|(m, n)| format!("{m} ({n})")).collect();
+        eprintln!(
+            "fathom: approximate instructions, whose bits hardware does not promise: {}",
+            list.join(", ")
+        );
+    }
+    if !summary.findings.is_empty() {
+        eprintln!("fathom: {} findings:", summary.findings.len());
+        summary.findings.iter().for_each(|f| eprintln!("{f}"));
+    }
+    if !summary.errors.is_empty() {
+        eprintln!("fathom: {} launches could not run (see above)", summary.errors.len());
+    }
+}
