@@ -95,6 +95,9 @@ thread_local! {
     static CONTEXTS: RefCell<Vec<Handle>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Emulated nanoseconds from one kernel of a stream to the next.
+const LAUNCH_NS: u64 = 2000;
+
 /// The driver; made at the first call from the choices in the environment.
 pub(crate) fn driver() -> &'static Driver {
     DRIVER.get_or_init(|| {
@@ -239,7 +242,8 @@ impl Driver {
             }
         })?;
         print!("{}", report.printed);
-        self.advance(index, report.cycles * 1_000_000 / u64::from(device.preset().clock_khz));
+        let cycles_ns = report.cycles * 1_000_000 / u64::from(device.preset().clock_khz);
+        self.advance(index, LAUNCH_NS + cycles_ns);
         for finding in &report.findings {
             eprintln!("fathom: {finding}");
         }
