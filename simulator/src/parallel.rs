@@ -131,6 +131,8 @@ fn sizes(s: &Scenario) -> Vec<(&'static str, u64, u64)> {
         ("model.hidden", m.hidden, 1 << 17),
         ("model.intermediate", m.intermediate, 1 << 24),
         ("model.vocab_size", m.vocab_size, 1 << 24),
+        // 0 has none.
+        ("model.n_mtp_layers", m.n_mtp_layers.max(1), 1 << 6),
     ];
     match m.attention {
         Attention::Mla {
@@ -158,6 +160,7 @@ fn sizes(s: &Scenario) -> Vec<(&'static str, u64, u64)> {
         sizes.extend([
             ("model.moe.n_routed_experts", moe.n_routed_experts, 1 << 16),
             ("model.moe.n_activated_experts", moe.n_activated_experts, moe.n_routed_experts),
+            ("model.moe.n_shared_experts", moe.n_shared_experts.max(1), 1 << 10),
             ("model.moe.moe_intermediate", moe.moe_intermediate, 1 << 16),
             ("model.moe.n_expert_groups", moe.n_expert_groups, moe.n_routed_experts),
             ("model.moe.n_limited_groups", moe.n_limited_groups, moe.n_expert_groups),
@@ -209,14 +212,17 @@ pub fn check(scenario: &Scenario) -> Result<(), SimError> {
         }
     }
     for (name, value) in rates(scenario) {
-        if !(value.is_finite() && value > 0.0) {
-            return refuse(format!("{name} is {value}, expected a positive number"));
+        if !(value > 0.0 && value <= 1e30) {
+            return refuse(format!("{name} is {value}, expected a positive number up to 1e30"));
         }
     }
     let ranks = [p.tp, p.cp, p.pp, p.dp].iter().map(|&d| u128::from(d)).product::<u128>();
     if ranks != u128::from(c.gpus) {
         let parts = format!("tp {} * cp {} * pp {} * dp {}", p.tp, p.cp, p.pp, p.dp);
         return refuse(format!("{parts} = {ranks} ranks, the cluster has {} GPUs", c.gpus));
+    }
+    if !divides(c.gpus_per_node, c.gpus) {
+        return refuse(format!("{} GPUs are not whole nodes of {}", c.gpus, c.gpus_per_node));
     }
     if !divides(p.tp, m.n_heads) {
         return refuse(format!("tp {} does not divide the {} attention heads", p.tp, m.n_heads));

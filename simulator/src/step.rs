@@ -87,6 +87,7 @@ pub fn simulate(
     if times.expert_load.is_empty() {
         times.expert_load = expert_load(scenario, &placement, folder)?;
     }
+    check_times(&times)?;
     let outcome = play(&schedule, &times, detail).expect("the project's schedules are executable");
     let memory = memory(scenario, &placement, &schedule, &outcome);
     let mut report = report(scenario, &outcome, &memory);
