@@ -114,6 +114,22 @@ pub fn place_and_time(
     Ok((placement, times))
 }
 
+/// Refuses a scenario whose numbers are so extreme that a part of the step takes no finite time.
+fn check_times(times: &StepTimes) -> Result<(), SimError> {
+    let layers = times.stages.iter().flat_map(|s| s.alone.iter().chain(&s.overlapped));
+    let parts = layers.flat_map(|l| [l.forward, l.backward, l.weight]);
+    let parts = parts.flat_map(|p| [p.attention_s, p.dispatch_s, p.mlp_s, p.combine_s]);
+    let tails = times.tail.iter().flat_map(|t| [t.grad_reduce_s, t.optimizer_s, t.param_gather_s]);
+    let loads = times.expert_load.iter().flatten().map(|&load| f64::from(load));
+    let sane = |t: f64| (0.0..=1e12).contains(&t);
+    match parts.chain(tails).chain(times.p2p_s.iter().copied()).chain(loads).find(|&t| !sane(t)) {
+        Some(t) => Err(SimError::Layout(format!(
+            "a part of the step takes {t} s: a rate or size of the scenario is out of all proportion"
+        ))),
+        None => Ok(()),
+    }
+}
+
 fn expert_load(
     s: &Scenario,
     p: &Placement,
