@@ -23,7 +23,6 @@
 
 // Bit fields and 32-lane loops read better without these.
 #![allow(clippy::precedence, clippy::needless_range_loop, clippy::neg_cmp_op_on_partial_ord)]
-#![allow(dead_code)]
 
 mod device;
 mod error;
@@ -35,6 +34,7 @@ pub mod memory;
 mod memory_host;
 mod module;
 mod preset;
+pub mod run;
 mod tensormap;
 
 pub use device::{Checks, Device, Settings};

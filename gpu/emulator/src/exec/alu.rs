@@ -58,7 +58,6 @@ drivers! {
     binary binary_simd binary_body<A, B, D>[Fn(A, B) -> D];
     ternary ternary_simd ternary_body<A, B, C, D>[Fn(A, B, C) -> D];
     compare compare_simd compare_body<A>[Fn(A, A) -> bool];
-    test test_simd test_body<A>[Fn(A) -> bool];
     select select_simd select_body<A>[Fn(bool, A, A) -> A];
 }
 
@@ -106,16 +105,6 @@ fn compare_body<A: Lane, F: Fn(A, A) -> bool>(cx: &mut Cx<'_>, op: &MicroOp, f: 
     let mut mask = 0;
     for i in 0..LANES {
         mask |= u32::from(f(a[i], b[i])) << i;
-    }
-    set_predicates(cx, op, mask);
-}
-
-#[inline(always)]
-fn test_body<A: Lane, F: Fn(A) -> bool>(cx: &mut Cx<'_>, op: &MicroOp, f: F) {
-    let a = A::read(cx, op.a);
-    let mut mask = 0;
-    for i in 0..LANES {
-        mask |= u32::from(f(a[i])) << i;
     }
     set_predicates(cx, op, mask);
 }

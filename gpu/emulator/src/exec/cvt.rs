@@ -31,13 +31,6 @@ pub struct Format {
 }
 
 impl Format {
-    pub const F64: Format = Format {
-        exponent: 11,
-        fraction: 52,
-        max: 0x7fef_ffff_ffff_ffff,
-        infinity: Some(0x7ff0_0000_0000_0000),
-        nan: Some(0x7fff_ffff_ffff_ffff),
-    };
     pub const F32: Format = Format {
         exponent: 8,
         fraction: 23,

@@ -195,7 +195,7 @@ fn resolve_alias(module: &ast::Module, f: usize) -> usize {
 
 /// Places a function's local variables, parameters and results in its frame of local memory.
 fn frame(function: &ast::Function) -> FunctionInfo {
-    let mut info = FunctionInfo { name: function.name.clone(), ..FunctionInfo::default() };
+    let mut info = FunctionInfo::default();
     let mut end = 0u32;
     let mut place = |bytes: u64, align: u32| {
         let at = end.next_multiple_of(align.max(4));

@@ -108,7 +108,6 @@ impl Cta {
 /// The CTAs of a cluster (one CTA where the launch has no clusters).
 pub struct Cluster {
     pub ctas: Vec<Cta>,
-    pub id: [u32; 3],
     /// Threads that have arrived at the cluster barrier, and its completed generations.
     pub barrier_arrived: u32,
     pub barrier_generation: u64,

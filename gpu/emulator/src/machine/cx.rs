@@ -52,7 +52,6 @@ pub struct Stats {
     /// Executions by warp of the CTA and operation, where a profile is wanted.
     pub by_warp: Vec<Vec<u64>>,
     pub waits_by_warp: Vec<u64>,
-    pub cycles: u64,
 }
 
 /// The state of one turn of one warp.

@@ -206,7 +206,6 @@ fn describe_wait(wait: Wait) -> String {
         Wait::Mbarrier { address, parity } => {
             format!("waits for phase parity {parity} of the mbarrier at {address:#x}")
         }
-        Wait::Other => "waits".into(),
     }
 }
 
@@ -271,5 +270,5 @@ fn new_cluster(grid: &Grid, index: u64) -> Cluster {
         let (warps, bytes) = (threads.div_ceil(32) as usize, grid.shared_end as usize);
         Box::new(Sanitizer::new(count as usize, warps, bytes, checks.races, checks.uninit))
     });
-    Cluster { ctas, id, barrier_arrived: 0, barrier_generation: 0, sanitizer }
+    Cluster { ctas, barrier_arrived: 0, barrier_generation: 0, sanitizer }
 }

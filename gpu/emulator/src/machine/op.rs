@@ -80,7 +80,6 @@ classes! {
 /// A function inside [`Code`].
 #[derive(Clone, Debug, Default)]
 pub struct FunctionInfo {
-    pub name: String,
     /// First operation.
     pub start: u32,
     /// Slots and predicates of a frame.

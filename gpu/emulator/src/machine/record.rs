@@ -12,12 +12,23 @@ impl Stats {
     /// Zero counters for a launch.
     pub fn new(grid: &Grid) -> Stats {
         let ops = grid.code.ops.len();
-        Stats { warps: vec![0; ops], threads: vec![0; ops], ..Stats::default() }
+        let threads: u32 = grid.config.block.iter().product();
+        let warps = if grid.settings.profile { threads.div_ceil(32) as usize } else { 0 };
+        Stats {
+            warps: vec![0; ops],
+            threads: vec![0; ops],
+            by_warp: vec![vec![0; ops]; warps],
+            waits_by_warp: vec![0; warps],
+            ..Stats::default()
+        }
     }
 
     /// A warp has ended.
     pub fn retire(&mut self, warp: &Warp) {
         self.barrier_waits += warp.barrier_waits;
+        if let Some(waits) = self.waits_by_warp.get_mut(warp.index as usize) {
+            *waits += warp.barrier_waits;
+        }
     }
 
     /// Adds the counters of other clusters.

@@ -110,6 +110,7 @@ fn run_group(cx: &mut Cx<'_>, at: usize, budget: u64, ran: &mut u64) -> GroupEnd
     let active = cx.active;
     let threads = u64::from(active.count_ones());
     let checks_registers = cx.grid.settings.checks.races;
+    let profiles = cx.grid.settings.profile;
     let mut n = 0;
     let end = loop {
         if pc == meets {
@@ -123,6 +124,9 @@ fn run_group(cx: &mut Cx<'_>, at: usize, budget: u64, ran: &mut u64) -> GroupEnd
         let op = &ops[pc as usize];
         n += 1;
         cx.stats.warps[pc as usize] += 1;
+        if profiles {
+            cx.stats.by_warp[cx.w.index as usize][pc as usize] += 1;
+        }
         let mask = if op.guard == NO_GUARD {
             cx.stats.threads[pc as usize] += threads;
             active
@@ -169,6 +173,9 @@ fn run_group(cx: &mut Cx<'_>, at: usize, budget: u64, ran: &mut u64) -> GroupEnd
             Step::Block => {
                 // It did not execute after all.
                 cx.stats.warps[pc as usize] -= 1;
+                if profiles {
+                    cx.stats.by_warp[cx.w.index as usize][pc as usize] -= 1;
+                }
                 cx.stats.threads[pc as usize] -= u64::from(mask.count_ones());
                 n -= 1;
                 cx.w.groups[at].pc = pc;

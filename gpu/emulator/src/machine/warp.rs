@@ -35,8 +35,6 @@ pub enum Wait {
     Cluster,
     /// An mbarrier's phase.
     Mbarrier { address: u64, parity: u32 },
-    /// Anything else that the instruction itself knows.
-    Other,
 }
 
 /// Threads that execute together.
@@ -86,8 +84,6 @@ pub struct Warp {
     pub cluster_generation: u64,
     /// Instructions run, for clocks and roles.
     pub clock: u64,
-    /// A warp's own counters, kept where a profile is wanted.
-    pub class_counts: Vec<u64>,
     pub barrier_waits: u64,
 }
 
@@ -119,7 +115,6 @@ impl Warp {
             partial_arrivals: Vec::new(),
             cluster_generation: 0,
             clock: 0,
-            class_counts: Vec::new(),
             barrier_waits: 0,
         }
     }
@@ -174,16 +169,6 @@ impl Warp {
         }
         self.joins.push(join);
         self.joins.len() as u32 - 1
-    }
-
-    /// Whether the group at `at` stands at the place where it meets others.
-    #[inline]
-    pub fn at_join(&self, at: usize) -> bool {
-        let group = &self.groups[at];
-        match self.joins.get(group.join as usize) {
-            Some(j) => j.pc == group.pc && j.depth == group.frames.len() as u32,
-            None => false,
-        }
     }
 
     /// The group at `at` has come to its join: it waits there, or goes on merged with the others.
@@ -306,7 +291,6 @@ mod tests {
         warp.split(0, 0xff, 10, 5, Some(20));
         assert_eq!(warp.groups.len(), 2);
         warp.groups[0].pc = 20;
-        assert!(warp.at_join(0));
         warp.arrive(0);
         assert_eq!(warp.groups.len(), 1);
         warp.groups[0].pc = 20;

@@ -1,0 +1,219 @@
+//! Launch files: one kernel launch as JSON beside its PTX, with arguments and expected outputs in
+//! a case file. `fathom emulate run` executes one, `FATHOM_EXTRA_PTX` names a folder of them; the
+//! format is described in docs/emulator.md.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+
+use crate::device::{Device, Settings};
+use crate::error::Error;
+use crate::launch::{LaunchConfig, LaunchReport};
+use crate::module::Module;
+use crate::preset::Preset;
+
+/// A launch file. Keys that describe how the PTX was compiled are allowed and ignored.
+#[derive(Clone, Debug, Deserialize)]
+pub struct LaunchFile {
+    /// Entry name.
+    pub entry: String,
+    /// PTX file, relative to this one; this file's name with `.ptx` where absent.
+    pub ptx: Option<String>,
+    /// Case file, relative to this one; this file's name with `.safetensors` where absent.
+    pub case: Option<String>,
+    /// CTAs in x, y, z.
+    pub grid: [u32; 3],
+    /// Threads of a CTA in x, y, z; `[threads, 1, 1]` where absent.
+    pub block: Option<[u32; 3]>,
+    /// Threads of a CTA where there is no `block`.
+    #[serde(default)]
+    pub threads: u32,
+    /// CTAs of a cluster.
+    pub cluster: Option<[u32; 3]>,
+    /// Dynamic shared memory in bytes.
+    #[serde(default)]
+    pub shared_bytes: u32,
+    /// Parameters in order.
+    pub params: Vec<ParamEntry>,
+    /// Scalars by parameter name.
+    #[serde(default)]
+    pub arguments: BTreeMap<String, serde_json::Number>,
+    /// Tolerance of an output, as a multiple of max(1, |expected|); 0 (the bits) where absent.
+    #[serde(default)]
+    pub tolerance: BTreeMap<String, f64>,
+}
+
+/// A parameter of a launch file.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ParamEntry {
+    /// Name by which arguments and tensors refer to it.
+    pub name: String,
+    /// `u64`, `u32`, `s32`, `f32`, ... as the PTX declares it.
+    pub ptx_type: String,
+}
+
+/// How one output compared.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Compared {
+    /// Parameter name.
+    pub name: String,
+    /// Elements compared.
+    pub elements: usize,
+    /// Elements that differ.
+    pub differing: usize,
+    /// The first that differs: index, expected, found.
+    pub first: Option<(usize, String, String)>,
+}
+
+/// What a launch file's run came to.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The launch's report.
+    pub report: LaunchReport,
+    /// The outputs for which the case file has expected values.
+    pub compared: Vec<Compared>,
+}
+
+impl Outcome {
+    /// No findings, and every output as expected.
+    pub fn holds(&self) -> bool {
+        self.report.findings.is_empty() && self.compared.iter().all(|c| c.differing == 0)
+    }
+}
+
+/// Runs a launch file on the device preset `gpu`.
+///
+/// # Errors
+/// [`Error::File`] names file and place; else as [`Module::load`] and [`Device::launch`].
+pub fn run_file(path: &Path, gpu: &str, settings: Settings) -> Result<Outcome, Error> {
+    let fail = |file: &Path, what: String| Error::File { file: file.display().to_string(), what };
+    let read = |path: &Path| std::fs::read(path).map_err(|e| fail(path, e.to_string()));
+    let text = read(path)?;
+    let launch: LaunchFile =
+        serde_json::from_slice(&text).map_err(|e| fail(path, e.to_string()))?;
+    let beside = |name: &Option<String>, extension: &str| match name {
+        Some(name) => path.with_file_name(name),
+        None => path.with_extension(extension),
+    };
+    let ptx_path = beside(&launch.ptx, "ptx");
+    let ptx = String::from_utf8(read(&ptx_path)?)
+        .map_err(|_| fail(&ptx_path, "expected UTF-8 text".into()))?;
+    let case_path = beside(&launch.case, "safetensors");
+    let case =
+        if case_path.exists() || launch.case.is_some() { read(&case_path)? } else { empty() };
+    let tensors = SafeTensors::deserialize(&case).map_err(|e| fail(&case_path, e.to_string()))?;
+
+    let device = Device::new(Preset::named(gpu)?);
+    device.configure(settings);
+    let module = Module::load(&device, &ptx)?;
+    let function = module.function(&launch.entry)?;
+    let declared = function.params();
+    if declared.len() != launch.params.len() {
+        let what = format!("params: expected {}, found {}", declared.len(), launch.params.len());
+        return Err(fail(path, what));
+    }
+    let mut params = vec![0; function.param_bytes()];
+    let mut outputs = Vec::new();
+    for (param, place) in launch.params.iter().zip(&declared) {
+        let expected = tensors.tensor(&format!("out.{}", param.name)).ok();
+        let input = tensors.tensor(&param.name).ok();
+        let value = match (&input, &expected, launch.arguments.get(&param.name)) {
+            (None, None, Some(number)) => scalar(&param.ptx_type, number)
+                .ok_or_else(|| fail(path, format!("arguments.{}: {number}", param.name)))?,
+            // Scratch pointers and the like are zero.
+            (None, None, None) => 0,
+            _ => {
+                let bytes = input.iter().chain(&expected).map(|t| t.data().len()).max();
+                let address = device.alloc(bytes.unwrap_or(0) as u64)?;
+                if let Some(tensor) = &input {
+                    device.write(address, tensor.data())?;
+                }
+                if let Some(tensor) = expected {
+                    outputs.push((param.name.clone(), address, tensor));
+                }
+                address
+            }
+        };
+        params[place.offset..place.offset + place.bytes]
+            .copy_from_slice(&value.to_le_bytes()[..place.bytes.min(8)]);
+    }
+    let block = launch.block.unwrap_or([launch.threads, 1, 1]);
+    let mut config = LaunchConfig::new(launch.grid, block, params);
+    config.dynamic_shared_bytes = launch.shared_bytes;
+    config.cluster = launch.cluster.unwrap_or([1; 3]);
+    let report = device.launch(&function, &config)?;
+    let mut compared = Vec::new();
+    for (name, address, expected) in outputs {
+        let mut found = vec![0; expected.data().len()];
+        device.read(address, &mut found)?;
+        let tolerance = launch.tolerance.get(&name).copied().unwrap_or(0.0);
+        compared.push(compare(name, expected.dtype(), expected.data(), &found, tolerance));
+    }
+    Ok(Outcome { report, compared })
+}
+
+/// The launch files (`*.json`) of a folder, sorted.
+///
+/// # Errors
+/// [`Error::File`] where the folder cannot be read.
+pub fn launch_files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = std::fs::read_dir(folder)
+        .map_err(|e| Error::File { file: folder.display().to_string(), what: e.to_string() })?;
+    let mut files: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|e| e == "json"))
+        .collect();
+    files.sort();
+    Ok(files)
+}
+
+/// A safetensors file without tensors.
+fn empty() -> Vec<u8> {
+    let mut out = 2u64.to_le_bytes().to_vec();
+    out.extend_from_slice(b"{}");
+    out
+}
+
+fn scalar(ty: &str, number: &serde_json::Number) -> Option<u64> {
+    Some(match ty {
+        "f32" => u64::from((number.as_f64()? as f32).to_bits()),
+        "f64" => number.as_f64()?.to_bits(),
+        _ => number.as_u64().or_else(|| number.as_i64().map(|v| v as u64))?,
+    })
+}
+
+fn value(dtype: Dtype, bytes: &[u8]) -> Option<f64> {
+    Some(match dtype {
+        Dtype::F64 => f64::from_le_bytes(bytes.try_into().ok()?),
+        Dtype::F32 => f64::from(f32::from_le_bytes(bytes.try_into().ok()?)),
+        Dtype::F16 => half::f16::from_le_bytes(bytes.try_into().ok()?).to_f64(),
+        Dtype::BF16 => half::bf16::from_le_bytes(bytes.try_into().ok()?).to_f64(),
+        _ => return None,
+    })
+}
+
+fn compare(name: String, dtype: Dtype, expected: &[u8], found: &[u8], tolerance: f64) -> Compared {
+    let size = (dtype.bitsize() / 8).max(1);
+    let show = |bytes: &[u8]| {
+        let hex: String = bytes.iter().rev().map(|b| format!("{b:02x}")).collect();
+        value(dtype, bytes).map_or(format!("0x{hex}"), |v| format!("{v:e} (0x{hex})"))
+    };
+    let close = |e: &[u8], f: &[u8]| {
+        e == f
+            || tolerance > 0.0
+                && match (value(dtype, e), value(dtype, f)) {
+                    (Some(e), Some(f)) => (e - f).abs() <= tolerance * e.abs().max(1.0),
+                    _ => false,
+                }
+    };
+    let pairs = expected.chunks(size).zip(found.chunks(size)).enumerate();
+    let differing: Vec<_> = pairs.filter(|(_, (e, f))| !close(e, f)).collect();
+    Compared {
+        name,
+        elements: expected.len() / size,
+        differing: differing.len(),
+        first: differing.first().map(|(i, (e, f))| (*i, show(e), show(f))),
+    }
+}

@@ -1,0 +1,90 @@
+//! Launch files: a small one of our own, and any folder that `FATHOM_EXTRA_PTX` names.
+
+use std::path::Path;
+
+use fathom_emulator::run::{launch_files, run_file};
+use fathom_emulator::{Error, Settings};
+use safetensors::tensor::{Dtype, TensorView};
+
+const PTX: &str = "
+.version 8.0
+.target sm_80
+.address_size 64
+.visible .entry axpy(.param .u64 x, .param .u64 y, .param .f32 a, .param .u32 n)
+{
+    .reg .pred %p;
+    .reg .b32 %r<4>;
+    .reg .b64 %rd<4>;
+    .reg .f32 %f<4>;
+    mov.u32 %r0, %tid.x;
+    ld.param.u32 %r1, [n];
+    setp.ge.u32 %p, %r0, %r1;
+    @%p ret;
+    ld.param.u64 %rd0, [x];
+    ld.param.u64 %rd1, [y];
+    ld.param.f32 %f0, [a];
+    mad.wide.u32 %rd2, %r0, 4, %rd0;
+    mad.wide.u32 %rd3, %r0, 4, %rd1;
+    ld.global.f32 %f1, [%rd2];
+    ld.global.f32 %f2, [%rd3];
+    fma.rn.f32 %f3, %f0, %f1, %f2;
+    st.global.f32 [%rd3], %f3;
+    ret;
+}
+";
+
+fn write(folder: &Path, expected: [f32; 4], grid: &str) {
+    let json = format!(
+        r#"{{"entry": "axpy", "threads": 32, "grid": {grid}, "target": "sm_80",
+            "params": [{{"name": "x", "ptx_type": "u64"}}, {{"name": "y", "ptx_type": "u64"}},
+                       {{"name": "a", "ptx_type": "f32"}}, {{"name": "n", "ptx_type": "u32"}}],
+            "arguments": {{"a": 2.5, "n": 4}}}}"#
+    );
+    std::fs::write(folder.join("axpy.json"), json).unwrap();
+    std::fs::write(folder.join("axpy.ptx"), PTX).unwrap();
+    let bytes = |v: [f32; 4]| v.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let (x, y, out) = (bytes([1., 2., 3., 4.]), bytes([1.; 4]), bytes(expected));
+    let view = |data| TensorView::new(Dtype::F32, vec![4], data).unwrap();
+    let tensors = [("x", view(&x)), ("y", view(&y)), ("out.y", view(&out))];
+    let file = safetensors::serialize(tensors, None).unwrap();
+    std::fs::write(folder.join("axpy.safetensors"), file).unwrap();
+}
+
+#[test]
+fn a_launch_file_runs_and_compares() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), [3.5, 6.0, 8.5, 11.0], "[1, 1, 1]");
+    let file = &launch_files(folder.path()).unwrap()[0];
+    let outcome = run_file(file, "a100", Settings::default()).unwrap();
+    assert!(outcome.holds());
+    assert_eq!(outcome.compared[0].elements, 4);
+
+    write(folder.path(), [3.5, 6.0, 8.25, 11.0], "[1, 1, 1]");
+    let outcome = run_file(file, "a100", Settings::default()).unwrap();
+    let first = outcome.compared[0].first.clone().unwrap();
+    assert_eq!((outcome.compared[0].differing, first.0), (1, 2));
+    assert!(first.1.contains("8.25") && first.2.contains("8.5"));
+
+    write(folder.path(), [0.0; 4], "[1, 1]");
+    let error = run_file(file, "a100", Settings::default()).unwrap_err();
+    assert!(matches!(&error, Error::File { file, .. } if file.ends_with("axpy.json")), "{error}");
+}
+
+#[test]
+fn extra_folder() {
+    let Some(folder) = std::env::var_os("FATHOM_EXTRA_PTX") else {
+        eprintln!(
+            "SKIPPED: no further launches (set FATHOM_EXTRA_PTX to a folder of launch files)"
+        );
+        return;
+    };
+    let files = launch_files(Path::new(&folder)).unwrap();
+    assert!(!files.is_empty(), "FATHOM_EXTRA_PTX={} holds no *.json", folder.display());
+    for file in files {
+        let outcome = run_file(&file, "h800", Settings::default()).unwrap();
+        for finding in &outcome.report.findings {
+            eprintln!("{finding}");
+        }
+        assert!(outcome.holds(), "{}: {:?}", file.display(), outcome.compared);
+    }
+}
