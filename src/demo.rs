@@ -8,6 +8,11 @@ use fathom_conformance::check::{self, Status, Target, Tolerance};
 use fathom_conformance::{demo, diagnose};
 use fathom_gpu::nvrtc;
 use fathom_reference::ops::ReferenceEngine;
+use fathom_simulator::config::Scenario;
+use fathom_simulator::events::Detail;
+use fathom_simulator::first_principles::FirstPrinciples;
+use fathom_simulator::report::html;
+use fathom_simulator::step::simulate;
 
 use crate::output::{self, Outcome};
 
@@ -31,6 +36,7 @@ pub fn run(args: &Args) -> output::Result {
     let mut holds = true;
     holds &= check_gemm(&args.dir)?;
     holds &= explain_planted(&args.dir)?;
+    time_a_cluster(&args.dir)?;
     offer_nvrtc();
     println!("\nThe demonstration took {:.1} s.", started.elapsed().as_secs_f64());
     Ok(if holds { Outcome::Holds } else { Outcome::Fails })
@@ -62,6 +68,31 @@ fn explain_planted(dir: &Path) -> Result<bool, Box<dyn std::error::Error>> {
     println!("   {} of {} elements differ;", diagnosis.mismatches, diagnosis.elements);
     println!("   {}", diagnosis.verdict);
     Ok(diagnosis.explained && diagnosis.verdict.contains("promotion interval 64"))
+}
+
+/// A step of the published cluster, and its report as a page.
+fn time_a_cluster(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let preset = "deepseek-v3-h800-2048";
+    let path = dir.join("step.html");
+    let command = format!("simulate --preset {preset} --report {}", path.display());
+    step(
+        3,
+        "DeepSeek-V3's training step on 2048 H800s, which this machine need not have",
+        &command,
+    );
+    let scenario = Scenario::preset(preset, &[])?;
+    let model = FirstPrinciples::default();
+    let sim = simulate(&scenario, &model, Detail::Instructions, None)?;
+    output::write_file(&path, html::page(&sim, &model)?.as_bytes())?;
+    let r = &sim.report;
+    println!(
+        "   a step takes {:.2} s (published: 19.93 s): {:.1} B tokens a day, {:.0} K$ a trillion tokens",
+        r.step_time_s,
+        r.tokens_per_day / 1e9,
+        r.cost.usd_per_trillion_tokens / 1e3
+    );
+    println!("   {} events in {:.1} ms; the page: {}", r.events, r.wall_s * 1e3, path.display());
+    Ok(())
 }
 
 fn offer_nvrtc() {
