@@ -46,7 +46,8 @@ pub struct Args {
     json: bool,
 }
 
-fn mode(name: &str) -> Result<Mode, String> {
+/// The precision mode of a name on the command line.
+pub fn mode(name: &str) -> Result<Mode, String> {
     let names = Mode::ALL.map(Mode::name).join(", ");
     Mode::from_name(name).ok_or_else(|| format!("expected one of {names}"))
 }

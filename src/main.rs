@@ -8,6 +8,7 @@ mod doctor;
 mod emulate;
 mod eval;
 mod kernels;
+mod model;
 mod output;
 mod search;
 mod simulate;
@@ -44,6 +45,7 @@ enum Command {
     Emulate(emulate::Args),
     Kernels(kernels::Args),
     Eval(eval::Args),
+    Model(model::Args),
 }
 
 fn main() -> ExitCode {
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Command::Emulate(args) => emulate::run(&args),
         Command::Kernels(args) => kernels::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Model(args) => model::run(&args),
     };
     match outcome {
         Ok(Outcome::Holds) => ExitCode::SUCCESS,

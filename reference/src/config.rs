@@ -269,7 +269,8 @@ impl ModelConfig {
         ModelConfig::from_hf(&json, path)
     }
 
-    /// Reads the JSON of a Hugging Face `deepseek_v3` configuration; `path` is only named in errors.
+    /// Reads the JSON of a Hugging Face `deepseek_v3` configuration; `path` is only named in
+    /// errors.
     ///
     /// # Errors
     /// [`ConfigError::Value`] naming the key.

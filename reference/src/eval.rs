@@ -132,10 +132,10 @@ impl<B: Backend> Evaluator<B> {
 
     /// Evaluates whole sequences. Tensors: `logits` \[sequences, longest, vocab\], `layer_out.N`
     /// \[sequences, longest, hidden\], `loss` \[1\]; of MoE layers `router.N.indices` and
-    /// `router.N.weights` \[rows, top_k\]; of MTP module d `mtp_logits` \[sequences, longest - d, vocab\]
-    /// (`mtp_logits.d` from the second on) and `mtp_loss` \[modules\]; gradients under their checkpoint
-    /// names. Where lengths differ, rows behind a sequence's end are zeros and `lengths` says how
-    /// long each is.
+    /// `router.N.weights` \[rows, top_k\]; of MTP module d `mtp_logits` \[sequences, longest - d,
+    /// vocab\] (`mtp_logits.d` from the second on) and `mtp_loss` \[modules\]; gradients under
+    /// their checkpoint names. Where lengths differ, rows behind a sequence's end are zeros and
+    /// `lengths` says how long each is.
     ///
     /// # Errors
     /// [`EvalError`].

@@ -14,6 +14,7 @@ pub mod backend;
 pub mod checkpoint;
 pub mod config;
 pub mod eval;
+pub mod inspect;
 pub mod layers;
 pub mod model;
 pub mod ops;

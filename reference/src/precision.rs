@@ -112,7 +112,8 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// The mode's defaults: in `fp8` and `bf16` the report's recomputation, in the plain modes none.
+    /// The mode's defaults: in `fp8` and `bf16` the report's recomputation, in the plain modes
+    /// none.
     pub fn new(mode: Mode) -> Recipe {
         let low = matches!(mode, Mode::Fp8 | Mode::Bf16);
         let fp8 = mode == Mode::Fp8;

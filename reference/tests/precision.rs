@@ -55,8 +55,8 @@ fn relative(found: &Tensor, expected: &Tensor) -> f64 {
 fn low_precision_is_near_fp32_and_not_equal() {
     let batches = [sequences(&[40, 24])];
     let (exact, _, expected) = gradients(&Recipe::new(Mode::Fp32), &batches).unwrap();
-    // Unit roundoff of the operands, with room for some tens of roundings on the way; an expert that
-    // a rounding of its affinity exchanges may move single tensors further.
+    // Unit roundoff of the operands, with room for some tens of roundings on the way; an expert
+    // that a rounding of its affinity exchanges may move single tensors further.
     for (mode, loss_bound, median_bound) in [(Mode::Bf16, 2e-3, 0.03), (Mode::Fp8, 2e-2, 0.25)] {
         let (loss, _, found) = gradients(&Recipe::new(mode), &batches).unwrap();
         assert!((loss - exact).abs() / exact < loss_bound, "{mode:?}: {loss} against {exact}");

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use fathom_numerics::formats::E4M3;
-use fathom_trace::DType;
+use fathom_trace::{DType, Parallel};
 use half::f16;
 use serde_json::{Value, json};
 
@@ -16,6 +16,7 @@ use crate::Tensor;
 use crate::backend::Backend;
 use crate::config::{ConfigError, ModelConfig};
 use crate::model::{Model, ParamId, ParamKind, ParamSpec, Params, Part, convert};
+use crate::precision::{Mode, Recipe};
 
 /// Why a checkpoint cannot be loaded or saved.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +66,9 @@ pub enum HfError {
     /// The architecture has no form in this layout.
     #[error("this architecture cannot be written as a deepseek_v3 configuration")]
     Unspeakable,
+    /// The model cannot be laid out.
+    #[error(transparent)]
+    Build(#[from] crate::model::BuildError),
     /// The backend refused a tensor.
     #[error(transparent)]
     Backend(#[from] crate::EngineError),
@@ -116,6 +120,33 @@ impl HfCheckpoint {
             buffers.push(backend.upload(self.parameter(spec, model.recipe.master())?)?);
         }
         Ok(Params { buffers })
+    }
+
+    /// Checks that every tensor of the configuration is there with its shape, without reading it.
+    ///
+    /// # Errors
+    /// [`HfError`] naming the first tensor that is not.
+    pub fn check_shapes(&self) -> Result<(), HfError> {
+        let recipe = Recipe::new(Mode::Fp32);
+        let model = Model::new(&self.config, recipe, Parallel::default(), 0)?;
+        for spec in model.specs.iter().filter(|s| s.kind != ParamKind::SelectionBias) {
+            for part in &spec.parts {
+                match self.entry(&part.name) {
+                    Some((file, entry)) if entry.shape != part.shape => {
+                        return Err(HfError::Shape {
+                            path: file.path.clone(),
+                            name: part.name.clone(),
+                            expected: part.shape.clone(),
+                            found: entry.shape.clone(),
+                        });
+                    }
+                    Some(_) => {}
+                    None if self.part(part)?.is_some() => {}
+                    None => return Err(self.missing(part)),
+                }
+            }
+        }
+        Ok(())
     }
 
     fn parameter(&self, spec: &ParamSpec, dtype: DType) -> Result<Tensor, HfError> {

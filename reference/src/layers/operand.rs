@@ -1,4 +1,5 @@
-//! Activations, gradients and weights in the forms in which GEMMs read them and backwards keep them.
+//! Activations, gradients and weights in the forms in which GEMMs read them and backwards keep
+//! them.
 
 use crate::backend::{Backend, Result};
 use crate::layers::Cx;

@@ -15,8 +15,8 @@ fn mscale(factor: f64, weight: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 }
 }
 
-/// What queries times keys are multiplied by before the softmax: one over the root of the width, and
-/// the square of the temperature where the configuration puts it here (`mscale_all_dim`).
+/// What queries times keys are multiplied by before the softmax: one over the root of the width,
+/// and the square of the temperature where the configuration puts it here (`mscale_all_dim`).
 pub fn softmax_scale(config: &ModelConfig) -> f64 {
     let width = match config.attention {
         AttentionConfig::Mla { qk_nope_head_dim, qk_rope_head_dim, .. } => {

@@ -28,7 +28,9 @@ mod build;
 pub mod layer;
 mod mtp;
 pub mod params;
+pub mod routing;
 mod step;
+pub mod workload;
 
 pub use build::{BuildError, Model};
 pub use mtp::MtpModule;

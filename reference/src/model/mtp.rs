@@ -1,11 +1,11 @@
 //! A multi-token-prediction module: predicts one token further than the module before it.
 //!
 //! Row i of module d joins `enorm(embedding of token i + d)` and `hnorm(hidden state of row i)` -
-//! in this order, as released checkpoints lay `eh_proj` out; equation 21 of the report writes it the
-//! other way round -, projects to the residual's width, runs one layer at RoPE positions i + d and a
-//! norm; the shared head then predicts token i + d + 1. The hidden state is that after the norm of
-//! the main model (or of the module before): the causal chain is kept. Source: arXiv 2412.19437,
-//! section 2.2.
+//! in this order, as released checkpoints lay `eh_proj` out; equation 21 of the report writes it
+//! the other way round -, projects to the residual's width, runs one layer at RoPE positions i + d
+//! and a norm; the shared head then predicts token i + d + 1. The hidden state is that after the
+//! norm of the main model (or of the module before): the causal chain is kept. Source: arXiv
+//! 2412.19437, section 2.2.
 
 use fathom_trace::{Component, Phase};
 

@@ -159,6 +159,14 @@ pub struct Forward<B: Backend> {
     pub mtp: Vec<(B::Buffer, Losses<B>, MtpKept<B>)>,
 }
 
+/// What the forward behind the last layer keeps.
+pub(super) struct Tail<B: Backend> {
+    hidden: B::Buffer,
+    losses: Losses<B>,
+    norm: NormKept<B>,
+    mtp: Vec<(B::Buffer, Losses<B>, MtpKept<B>)>,
+}
+
 /// What a step reports.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepReport {
@@ -208,7 +216,7 @@ impl Model {
         Ok(DeviceBatch { main, mtp })
     }
 
-    fn cx<'a, B: Backend>(
+    pub(super) fn cx<'a, B: Backend>(
         &'a self,
         backend: &'a B,
         weights: &'a Weights<B>,
@@ -223,7 +231,7 @@ impl Model {
         Cx { backend, recipe, weights, tp, balance, rows, place, gradients }
     }
 
-    fn embed<B: Backend>(&self, cx: &Cx<'_, B>, ids: &B::Buffer) -> Result<B::Buffer> {
+    pub(super) fn embed<B: Backend>(&self, cx: &Cx<'_, B>, ids: &B::Buffer) -> Result<B::Buffer> {
         cx.at(None, Component::Embedding, Phase::F);
         let table = cx.master(self.embedding.expect("this stage has the embedding"));
         cx.backend.gather_rows(&GatherRows { out: cx.activation() }, table, ids)
@@ -276,21 +284,47 @@ impl Model {
         outputs: bool,
     ) -> Result<Forward<B>> {
         let cx = self.cx(backend, weights, &batch.main.rows, settings, None);
-        let mut x = self.embed(&cx, &batch.main.ids)?;
-        let (mut layers, mut all) = (Vec::new(), Vec::new());
+        let x = self.embed(&cx, &batch.main.ids)?;
+        let mut all = Vec::new();
+        let (x, layers) =
+            self.layers_forward(&cx, x, |y| all.extend(outputs.then(|| y.clone())))?;
+        let Tail { hidden, losses, norm, mtp } = self.tail_forward(&cx, batch, settings, &x)?;
+        Ok(Forward { hidden, outputs: all, losses, layers, norm, mtp })
+    }
+
+    /// The forward of this stage's layers; `each` sees every output.
+    pub(super) fn layers_forward<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        mut x: B::Buffer,
+        mut each: impl FnMut(&B::Buffer),
+    ) -> Result<(B::Buffer, Vec<LayerKept<B>>)> {
+        let mut layers = Vec::new();
         for layer in &self.layers {
-            let (y, kept) = layer.forward(&cx, &x)?;
+            let (y, kept) = layer.forward(cx, &x)?;
             x = y;
+            each(&x);
             layers.push(kept);
-            all.extend(outputs.then(|| x.clone()));
         }
+        Ok((x, layers))
+    }
+
+    /// Final norm, loss and MTP modules.
+    pub(super) fn tail_forward<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        batch: &DeviceBatch<B>,
+        settings: &StepSettings,
+        x: &B::Buffer,
+    ) -> Result<Tail<B>> {
+        let backend = cx.backend;
         cx.at(None, Component::Head, Phase::F);
         let norm = self.norm.expect("this stage has the final norm");
-        let (hidden, norm) = norm.fprop(&cx, &x)?;
-        let losses = self.losses(&cx, &hidden, &batch.main.targets)?;
+        let (hidden, norm) = norm.fprop(cx, x)?;
+        let losses = self.losses(cx, &hidden, &batch.main.targets)?;
         let mut mtp: Vec<(B::Buffer, Losses<B>, MtpKept<B>)> = Vec::new();
         for (module, stream) in self.mtp.iter().zip(&batch.mtp).take(settings.mtp_scales.len()) {
-            let cx = self.cx(backend, weights, &stream.rows, settings, None);
+            let cx = self.cx(backend, cx.weights, &stream.rows, settings, cx.gradients);
             let embedding = self.embed(&cx, &stream.ids)?;
             let before = mtp.last().map_or(&hidden, |(hidden, ..)| hidden);
             cx.at(Some(module.layer.index), Component::Mtp, Phase::F);
@@ -301,7 +335,7 @@ impl Model {
             let losses = self.losses(&cx, &out, &stream.targets)?;
             mtp.push((out, losses, kept));
         }
-        Ok(Forward { hidden, outputs: all, losses, layers, norm, mtp })
+        Ok(Tail { hidden, losses, norm, mtp })
     }
 
     /// Gradient of the hidden state through the head, and of the head into accumulator `slot`.
@@ -344,13 +378,32 @@ impl Model {
         gradients: Gradients<B>,
     ) -> Result<Gradients<B>> {
         let gradients = RefCell::new(gradients);
-        let Forward { hidden, losses, layers, norm: mut norm_kept, mtp, .. } = forward;
+        let Forward { hidden, losses, layers, norm, mtp, .. } = forward;
+        let cx = self.cx(backend, weights, &batch.main.rows, settings, Some(&gradients));
+        let tail = Tail { hidden, losses, norm, mtp };
+        let dx = self.tail_backward(&cx, batch, settings, tail)?;
+        let dx = self.layers_backward(&cx, layers, dx)?;
+        let slot = self.embedding.expect("this stage has the embedding").0;
+        self.embed_backward(&cx, &dx, &batch.main.ids, slot)?;
+        Ok(gradients.into_inner())
+    }
+
+    /// Backward of MTP modules, loss and final norm: the gradient of the last layer's output.
+    pub(super) fn tail_backward<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        batch: &DeviceBatch<B>,
+        settings: &StepSettings,
+        tail: Tail<B>,
+    ) -> Result<B::Buffer> {
+        let Tail { hidden, losses, norm: mut norm_kept, mtp } = tail;
+        let backend = cx.backend;
         let mut states = vec![hidden];
         states.extend(mtp.iter().map(|(out, ..)| out.clone()));
         let mut later: Option<B::Buffer> = None;
         for (d, (_, losses, mut kept)) in mtp.into_iter().enumerate().rev() {
             let (module, stream) = (&self.mtp[d], &batch.mtp[d]);
-            let cx = self.cx(backend, weights, &stream.rows, settings, Some(&gradients));
+            let cx = self.cx(backend, cx.weights, &stream.rows, settings, cx.gradients);
             let slots = self.mtp_slots(d);
             let (scale, state) = (settings.mtp_scales[d], (&states[d + 1], &losses));
             let mut dout = self.losses_backward(&cx, state, &stream.targets, scale, slots.head)?;
@@ -364,28 +417,35 @@ impl Model {
             self.embed_backward(&cx, &de, &stream.ids, slots.embedding)?;
             later = Some(dh);
         }
-        let cx = self.cx(backend, weights, &batch.main.rows, settings, Some(&gradients));
         let (state, slot) = ((&states[0], &losses), self.head_slot());
         let mut dx =
-            self.losses_backward(&cx, state, &batch.main.targets, settings.main_scale, slot)?;
+            self.losses_backward(cx, state, &batch.main.targets, settings.main_scale, slot)?;
         if let Some(later) = later {
             let previous = batch.mtp[0].previous.as_ref().expect("an MTP stream has one");
             let op = ScatterAddRows { out: cx.activation() };
             dx = backend.scatter_add_rows(&op, &later, previous, dx)?;
         }
         let norm = self.norm.expect("this stage has the final norm");
-        dx = norm.dgrad(&cx, &mut norm_kept, dx, None)?;
-        norm.wgrad(&cx, &norm_kept)?;
-        for (layer, mut kept) in self.layers.iter().zip(layers).rev() {
-            dx = layer.backward_input(&cx, &mut kept, dx)?;
-            layer.backward_weight(&cx, kept)?;
-        }
-        let slot = self.embedding.expect("this stage has the embedding").0;
-        self.embed_backward(&cx, &dx, &batch.main.ids, slot)?;
-        Ok(gradients.into_inner())
+        dx = norm.dgrad(cx, &mut norm_kept, dx, None)?;
+        norm.wgrad(cx, &norm_kept)?;
+        Ok(dx)
     }
 
-    fn embed_backward<B: Backend>(
+    /// Backward of this stage's layers: the gradient of their input.
+    pub(super) fn layers_backward<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        layers: Vec<LayerKept<B>>,
+        mut dx: B::Buffer,
+    ) -> Result<B::Buffer> {
+        for (layer, mut kept) in self.layers.iter().zip(layers).rev() {
+            dx = layer.backward_input(cx, &mut kept, dx)?;
+            layer.backward_weight(cx, kept)?;
+        }
+        Ok(dx)
+    }
+
+    pub(super) fn embed_backward<B: Backend>(
         &self,
         cx: &Cx<'_, B>,
         dx: &B::Buffer,

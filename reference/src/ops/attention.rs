@@ -1,7 +1,7 @@
 //! Causal attention over segments, block by block with an online softmax, and its gradient.
 //!
-//! `q` \[t, heads * qk\], `k` \[t, kv_heads * qk\], `v` \[t, kv_heads * v\]; the rows of a segment see
-//! themselves and earlier rows of it. Query head `h` reads key head `h kv_heads / heads`.
+//! `q` \[t, heads * qk\], `k` \[t, kv_heads * qk\], `v` \[t, kv_heads * v\]; the rows of a segment
+//! see themselves and earlier rows of it. Query head `h` reads key head `h kv_heads / heads`.
 //!
 //! Plain arithmetic (F32, F64), for each query row, over KV blocks of `block_kv` rows counted from
 //! the segment's start, ascending:

@@ -4,9 +4,10 @@
 //! `f_i = experts / (top_k T) * (tokens that have i among the top_k of s)`, loss
 //! `weight * sum_i f_i P_i`; f is a constant for the gradient. The segments are the sequences
 //! (DeepSeek-V3's complementary sequence-wise loss, whose top-k uses neither bias nor groups), or
-//! the whole micro-batch (batch-wise, and the classic expert-level loss). With `devices` the experts
-//! form that many equal blocks, whose f is averaged and P summed: V2's device-level loss. Sums run
-//! over tokens in order. Sources: arXiv 2412.19437, equations 17 to 20; 2405.04434, section 2.2.3.
+//! the whole micro-batch (batch-wise, and the classic expert-level loss). With `devices` the
+//! experts form that many equal blocks, whose f is averaged and P summed: V2's device-level loss.
+//! Sums run over tokens in order. Sources: arXiv 2412.19437, equations 17 to 20; 2405.04434,
+//! section 2.2.3.
 
 use fathom_trace::TensorMeta;
 use serde::{Deserialize, Serialize};

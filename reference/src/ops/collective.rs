@@ -40,8 +40,8 @@ macro_rules! collectives {
                 let Some((&first, rest)) = x.shape.split_first() else {
                     return rules::rank(x, 1, "at least one dimension").map(|()| Vec::new());
                 };
-                let shape: Vec<usize> =
-                    std::iter::once(rows(first, self.group.size)).chain(rest.iter().copied()).collect();
+                let first = rows(first, self.group.size);
+                let shape: Vec<usize> = [&[first], rest].concat();
                 Ok(vec![rules::meta("y", x.dtype, &shape)])
             }
 

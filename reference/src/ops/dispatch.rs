@@ -1,8 +1,9 @@
 //! Tokens to the ranks and rows of their experts, and back.
 //!
-//! - `dispatch_plan`: `indices` \[t, top_k\] to `rows` \[t top_k\] (slot of each row: rows are ordered
-//!   by expert, then by slot; slot = token * top_k + choice), `inverse` \[t top_k\] (row of each slot)
-//!   and `counts` \[experts\]. An index of -1 (dropped) takes the last rows, which no expert owns.
+//! - `dispatch_plan`: `indices` \[t, top_k\] to `rows` \[t top_k\] (slot of each row: rows are
+//!   ordered by expert, then by slot; slot = token * top_k + choice), `inverse` \[t top_k\] (row of
+//!   each slot) and `counts` \[experts\]. An index of -1 (dropped) takes the last rows, which no
+//!   expert owns.
 //! - `dispatch`: row r is the row of `x` of the token of slot `rows[r]`; with `slots` row r is
 //!   element `rows[r]` of `x` \[t, top_k\]. Also the backward of `combine`. Bits are only moved.
 //! - `combine`: token t is the sum of its rows in order of choice, F32 (F64) adds, one rounding to

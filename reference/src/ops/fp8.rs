@@ -1,11 +1,12 @@
 //! FP8 around the GEMM: weights in both orientations, transposing casts, dequantisation, and the
 //! products of the routed experts and of the weight gradients.
 //!
-//! - `quantize_weight`: w \[.., n, k\] F32 to codes with a scale for every `block`, and the same codes
-//!   transposed with their scales, which dgrad reads. Nothing is rounded twice.
-//! - `transpose_quantize`: x \[r, n\] (F32, BF16; or codes with scales, dequantised to F32 first) to
-//!   its transpose \[n, r\] with a scale for every `block` of the output. The r rows are cut into
-//!   segments (sequences, experts); scales begin anew in each: 128x1 tiles of the report's wgrad.
+//! - `quantize_weight`: w \[.., n, k\] F32 to codes with a scale for every `block`, and the same
+//!   codes transposed with their scales, which dgrad reads. Nothing is rounded twice.
+//! - `transpose_quantize`: x \[r, n\] (F32, BF16; or codes with scales, dequantised to F32 first)
+//!   to its transpose \[n, r\] with a scale for every `block` of the output. The r rows are cut
+//!   into segments (sequences, experts); scales begin anew in each: 128x1 tiles of the report's
+//!   wgrad.
 //! - `dequantize`: `q * scale`, rounded to `out`.
 //! - `grouped_gemm_fp8`: rows of a belong to experts in order; each is op `gemm_fp8` of its own.
 //! - `wgrad_fp8`: `d += dy^T x` of transposed casts; over k's segments as one chain, or with

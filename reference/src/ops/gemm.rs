@@ -4,9 +4,9 @@
 //! - BF16 (out F32 or BF16): the tensor-core model of `fathom-numerics` (Hopper wgmma, K = 16 a
 //!   group), chained over ascending k from zero or from `c`; the result is rounded to `out` once.
 //!
-//! `layout` names how A and B lie: `nt` a\[m,k\] b\[n,k\] (fprop), `nn` a\[m,k\] b\[k,n\] (dgrad), `tn`
-//! a\[k,m\] b\[k,n\] (wgrad). With `tn`, `segments` splits k: each segment starts a new group of the
-//! tensor core, so that the bits do not depend on which sequences share a micro-batch.
+//! `layout` names how A and B lie: `nt` a\[m,k\] b\[n,k\] (fprop), `nn` a\[m,k\] b\[k,n\] (dgrad),
+//! `tn` a\[k,m\] b\[k,n\] (wgrad). With `tn`, `segments` splits k: each segment starts a new group
+//! of the tensor core, so that the bits do not depend on which sequences share a micro-batch.
 
 use fathom_numerics::gemm::{Accumulate, gemm_bf16_into};
 use fathom_numerics::mma::Accumulator;

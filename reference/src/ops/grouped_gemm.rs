@@ -1,8 +1,8 @@
 //! Products of the routed experts: rows in order of expert, `counts[e]` rows for expert e.
 //!
-//! `nt`: a\[r,k\], b\[e,n,k\] to d\[r,n\]; `nn`: a\[r,k\], b\[e,k,n\] to d\[r,n\]; `tn`: a\[r,m\], b\[r,n\] to
-//! d\[e,m,n\], added to `c`, each expert over its own rows. The arithmetic of each group is that of
-//! op `gemm`. Rows behind the last expert's (dropped slots) give zeros.
+//! `nt`: a\[r,k\], b\[e,n,k\] to d\[r,n\]; `nn`: a\[r,k\], b\[e,k,n\] to d\[r,n\]; `tn`: a\[r,m\],
+//! b\[r,n\] to d\[e,m,n\], added to `c`, each expert over its own rows. The arithmetic of each
+//! group is that of op `gemm`. Rows behind the last expert's (dropped slots) give zeros.
 
 use fathom_trace::{DType, TensorMeta};
 use half::bf16;

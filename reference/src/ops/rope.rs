@@ -3,8 +3,8 @@
 //! A row of `x` holds heads of `head_dim` columns; columns `start ..` of a head are rotated in
 //! pairs by the angle whose cosine and sine stand in row `positions[t]` of the tables
 //! \[positions, (head_dim - start) / 2\]: `y0 = x0 c - x1 s`, `y1 = x1 c + x0 s`, each product and
-//! each sum rounded. Pairs are neighbours (`interleaved`, as the released checkpoints lie) or half a
-//! rotation width apart. `inverse` negates the sine: the gradient. Source: arXiv 2104.09864.
+//! each sum rounded. Pairs are neighbours (`interleaved`, as the released checkpoints lie) or half
+//! a rotation width apart. `inverse` negates the sine: the gradient. Source: arXiv 2104.09864.
 
 use fathom_trace::{DType, TensorMeta};
 use rayon::prelude::*;

@@ -1,0 +1,168 @@
+//! The workload of a training step on one rank of any layout, without weights: the model run on
+//! backend `meta`.
+
+use std::cell::RefCell;
+
+use fathom_trace::{Component, DType, Group, GroupKind, OpRecord, Phase};
+
+use super::step::{Batch, StepSettings};
+use super::{BuildError, Model, ParamKind};
+use crate::EngineError;
+use crate::backend::{Backend, Load, Meta, Place};
+use crate::config::ModelConfig;
+use crate::layers::Gradients;
+use crate::ops::collective::{AllGather, Recv, ReduceScatter, Send};
+use crate::ops::elementwise::Cast;
+use crate::parallel::{self, Parallel};
+use crate::precision::Recipe;
+
+/// What a step consists of on one rank.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    /// Sequences of a micro-batch on this rank.
+    pub sequences: usize,
+    /// Tokens of a sequence.
+    pub sequence_length: usize,
+    /// Micro-batches of the step.
+    pub micro_batches: usize,
+    /// How tokens spread over experts.
+    pub load: Load,
+}
+
+/// Why a workload cannot be recorded.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkloadError {
+    /// The layout does not fit.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// An op refused its shapes.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+/// Records a step: every micro-batch's F, B and W of this rank's layers, pipeline sends and
+/// receives, and the reduction of the gradients.
+///
+/// # Errors
+/// [`WorkloadError`].
+pub fn record(
+    config: &ModelConfig,
+    recipe: &Recipe,
+    parallel: Parallel,
+    rank: usize,
+    workload: &Workload,
+) -> Result<Vec<OpRecord>, WorkloadError> {
+    let model = Model::new(config, recipe.clone(), parallel, rank)?;
+    let meta = Meta::new(rank, workload.load.clone());
+    let params = model.shapes(&meta)?;
+    let weights = model.weights(&meta, &params)?;
+    let sequence = vec![0; workload.sequence_length];
+    let host = Batch::from_sequences(&vec![sequence; workload.sequences]);
+    let batch = model.batch(&meta, &host)?;
+    let mut gradients = model.zero_gradients(&meta)?;
+    for micro_batch in 0..workload.micro_batches {
+        let settings = StepSettings {
+            micro_batch: Some(micro_batch),
+            ..StepSettings::of(&host, config.mtp_depth, 0.3)
+        };
+        let cell = RefCell::new(gradients);
+        let cx = model.cx(&meta, &weights, &batch.main.rows, &settings, Some(&cell));
+        let boundary = [host.tokens.len(), config.hidden_size];
+        let wire = || meta.zeros(recipe.activation(), &boundary);
+        let pipeline = parallel::group(parallel, GroupKind::Pp);
+        let at = |phase| cx.at(None, Component::Pipeline, phase);
+        let x = match model.at.pp {
+            0 => model.embed(&cx, &batch.main.ids)?,
+            _ => {
+                at(Phase::F);
+                meta.recv(&Recv { group: pipeline }, &wire()?)?
+            }
+        };
+        let (x, kept) = model.layers_forward(&cx, x, |_| ())?;
+        let last = model.at.pp + 1 == parallel.pp;
+        let mut dx = if last {
+            let tail = model.tail_forward(&cx, &batch, &settings, &x)?;
+            model.tail_backward(&cx, &batch, &settings, tail)?
+        } else {
+            at(Phase::F);
+            meta.send(&Send { group: pipeline }, &x)?;
+            at(Phase::B);
+            meta.recv(&Recv { group: pipeline }, &wire()?)?
+        };
+        dx = model.layers_backward(&cx, kept, dx)?;
+        match model.at.pp {
+            0 => {
+                let slot = model.embedding.expect("the first stage has the embedding").0;
+                model.embed_backward(&cx, &dx, &batch.main.ids, slot)?;
+            }
+            _ => {
+                at(Phase::B);
+                meta.send(&Send { group: pipeline }, &dx)?;
+            }
+        }
+        gradients = cell.into_inner();
+    }
+    reduce(&model, &meta, parallel, &gradients)?;
+    Ok(meta.take_records())
+}
+
+/// Records the reduction of the gradients and the gathering of the updated weights (ZeRO-1): over
+/// the ranks that hold the same parameter.
+fn reduce(
+    model: &Model,
+    meta: &Meta,
+    parallel: Parallel,
+    gradients: &Gradients<Meta>,
+) -> Result<(), EngineError> {
+    meta.at(Place { phase: Phase::W, ..Place::default() });
+    let stage = parallel.dp * parallel.cp;
+    for (spec, gradient) in model.specs.iter().zip(&gradients.buffers) {
+        let size = match spec.kind {
+            ParamKind::Experts => (stage * parallel.tp / parallel.ep).max(1),
+            _ => stage,
+        };
+        let Some(gradient) = gradient.as_ref().filter(|_| size > 1) else { continue };
+        let group = Group { kind: GroupKind::Dp, size };
+        let share = meta.reduce_scatter(&ReduceScatter { group }, gradient)?;
+        let weight = meta.cast(&Cast { out: DType::BF16 }, &share)?;
+        meta.all_gather(&AllGather { group }, &weight)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::precision::Mode;
+
+    #[test]
+    fn any_rank_of_the_large_model_is_recorded_without_weights() {
+        let config = ModelConfig::preset("deepseek-v3").unwrap();
+        let recipe = Recipe::new(Mode::Fp8);
+        let parallel = Parallel { tp: 1, pp: 16, ep: 64, dp: 128, cp: 1 };
+        let workload = Workload {
+            sequences: 1,
+            sequence_length: 4096,
+            micro_batches: 1,
+            load: Load::Balanced,
+        };
+        let world = parallel::world(parallel);
+        for rank in [0, 700, world - 1] {
+            let records = record(&config, &recipe, parallel, rank, &workload).unwrap();
+            let sent = |op: &str| -> u64 {
+                records.iter().filter(|r| r.op == op).map(|r| r.bytes_sent).sum()
+            };
+            // The first stage of 16 has the three dense layers only.
+            let moe = rank != 0;
+            assert!((sent("dispatch") > 0) == moe && (sent("combine") > 0) == moe);
+            let experts = |r: &OpRecord| r.op == "grouped_gemm_fp8" && r.flops > 0;
+            assert!(records.iter().any(experts) == moe);
+            let phases = [Phase::F, Phase::B, Phase::W];
+            assert!(phases.iter().all(|p| records.iter().any(|r| r.phase == *p)));
+        }
+        let split = Parallel { tp: 4, pp: 2, ep: 8, dp: 2, cp: 1 };
+        let records = record(&config, &recipe, split, 9, &workload).unwrap();
+        assert!(records.iter().any(|r| r.op == "all_reduce" && r.bytes_sent > 0));
+        assert!(records.iter().any(|r| r.op == "recv"));
+    }
+}
