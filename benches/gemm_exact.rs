@@ -14,6 +14,7 @@ use fathom_numerics::gemm::{
 use fathom_numerics::mma::Accumulator;
 use gemm::{Parallelism, gemm};
 use ndarray::{Array2, s};
+use rayon::ThreadPool;
 
 /// M, N and K of every case.
 const SIZE: usize = 1024;
@@ -38,12 +39,13 @@ fn codes(format: Format, values: &Array2<f32>, scale: f32) -> Array2<u32> {
 }
 
 /// The yardstick: the `gemm` crate's f32.
-fn yardstick(group: &mut BenchmarkGroup<'_, WallTime>, threads: usize) {
+fn yardstick(group: &mut BenchmarkGroup<'_, WallTime>, pool: &ThreadPool) {
+    let threads = pool.current_num_threads();
     let (a, b) = (bell(SIZE, SIZE, 1), bell(SIZE, SIZE, 2));
     let mut c = Array2::<f32>::zeros((SIZE, SIZE));
     let parallelism = if threads == 1 { Parallelism::None } else { Parallelism::Rayon(threads) };
     group.bench_function("f32, gemm crate", |bencher| {
-        bencher.iter(|| {
+        let mut run = || {
             let stride = SIZE as isize;
             // SAFETY: three contiguous matrices of SIZE x SIZE; B is used transposed, as below.
             unsafe {
@@ -69,12 +71,13 @@ fn yardstick(group: &mut BenchmarkGroup<'_, WallTime>, threads: usize) {
                     parallelism,
                 );
             }
-        });
+        };
+        bencher.iter(|| pool.install(&mut run));
     });
 }
 
 /// Hopper FP8 with 1x128 by 128x128 scales, on every instruction set but the specification's.
-fn fp8(group: &mut BenchmarkGroup<'_, WallTime>) {
+fn fp8(group: &mut BenchmarkGroup<'_, WallTime>, pool: &ThreadPool) {
     let q = |seed| codes(Format::E4M3, &bell(SIZE, SIZE, seed), 150.0).mapv(|code| code as u8);
     let (a, b) = (q(1), q(2));
     let blocks = SIZE.div_ceil(128);
@@ -86,9 +89,8 @@ fn fp8(group: &mut BenchmarkGroup<'_, WallTime>) {
     let mut d = Array2::zeros((SIZE, SIZE));
     for isa in Isa::available().filter(|isa| *isa != Isa::Portable) {
         group.bench_function(format!("fp8 hopper, {}", isa.name()), |bencher| {
-            bencher.iter(|| {
-                gemm_fp8_on(isa, &a, &b, d.view_mut(), overwrite, &config).expect("they fit");
-            });
+            let mut run = || gemm_fp8_on(isa, &a, &b, d.view_mut(), overwrite, &config);
+            bencher.iter(|| pool.install(&mut run).expect("they fit"));
         });
     }
 }
@@ -117,7 +119,7 @@ fn wgmma(group: &mut BenchmarkGroup<'_, WallTime>) {
 }
 
 /// BF16, FP16 and TF32 on Hopper's accumulators.
-fn wider(group: &mut BenchmarkGroup<'_, WallTime>) {
+fn wider(group: &mut BenchmarkGroup<'_, WallTime>, pool: &ThreadPool) {
     let cases = [
         ("bf16", Format::Bf16, Accumulator::HOPPER_16BIT),
         ("fp16", Format::F16, Accumulator::HOPPER_16BIT),
@@ -129,11 +131,11 @@ fn wider(group: &mut BenchmarkGroup<'_, WallTime>) {
         let (a, b) = (q(1), q(2));
         for isa in Isa::available().filter(|isa| *isa != Isa::Portable) {
             group.bench_function(format!("{name} hopper, {}", isa.name()), |bencher| {
-                bencher.iter(|| {
+                let mut run = || {
                     let (a, b, d) = (a.view(), b.view(), d.view_mut());
                     gemm_unscaled_on(isa, format, a, b, d, Accumulate::Overwrite, &accumulator)
-                        .expect("they fit");
-                });
+                };
+                bencher.iter(|| pool.install(&mut run).expect("they fit"));
             });
         }
     }
@@ -146,18 +148,14 @@ fn all(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("exact GEMM, {threads} threads"));
         group.throughput(Throughput::Elements(2 * (SIZE as u64).pow(3))).sample_size(10);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
-        pool.install(|| cases(&mut group, threads));
+        yardstick(&mut group, &pool);
+        fp8(&mut group, &pool);
+        if threads == 1 {
+            wgmma(&mut group);
+        }
+        wider(&mut group, &pool);
         group.finish();
     }
-}
-
-fn cases(group: &mut BenchmarkGroup<'_, WallTime>, threads: usize) {
-    yardstick(group, threads);
-    fp8(group);
-    if threads == 1 {
-        wgmma(group);
-    }
-    wider(group);
 }
 
 criterion_group!(benches, all);

@@ -81,7 +81,7 @@ pub(super) struct Passes {
 pub(super) type PromoteRow = unsafe fn(Promote, (f32, &[f32]), &[f32], &mut [f32], bool);
 
 /// Kernels for one accumulator and pair of formats on one instruction set, which the machine has.
-pub(super) trait TileKernels: Sync {
+pub(super) trait TileKernels: Send + Sync {
     /// Columns of a tile.
     fn cols(&self) -> usize;
     /// Products a step: depths are multiples of it but at the end of a chain.
