@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 use fathom_simulator::config::Scenario;
 use fathom_simulator::events::Detail;
-use fathom_simulator::first_principles::FirstPrinciples;
 use fathom_simulator::perfetto;
 use fathom_simulator::report::html;
 use fathom_simulator::step::{Simulation, StepReport, WholeRun, simulate, whole_run};
@@ -49,6 +48,9 @@ pub struct Args {
     /// Print one JSON document instead of the screen
     #[arg(long)]
     json: bool,
+    /// Constants of the kernel times, as `calibrate --gemms --json` prints them
+    #[arg(long, value_name = "FILE.json")]
+    constants: Option<PathBuf>,
     /// Write a trace of all ranks for Perfetto
     #[arg(long, value_name = "FILE.json")]
     trace: Option<PathBuf>,
@@ -97,7 +99,7 @@ fn step(args: &Args) -> output::Result {
     let scenario = scenario(args.file.as_deref(), args.preset.as_deref(), &args.set)?;
     let detail = if args.trace.is_some() { Detail::Parts } else { Detail::Instructions };
     let folder = args.file.as_deref().and_then(Path::parent);
-    let model = FirstPrinciples::default();
+    let model = parts::cost(args.constants.as_deref())?;
     let sim = simulate(&scenario, &model, detail, folder)?;
     if let Some(path) = &args.trace {
         let mut bytes = Vec::new();

@@ -62,9 +62,11 @@ impl TraceKernel {
         ["notify", "barrier", "dispatch_layout"].iter().any(|part| name.contains(part))
     }
 
-    /// Whether it is a matrix multiplication.
+    /// Whether it is a matrix multiplication; helpers that live in a GEMM library's namespace are not.
     pub fn is_gemm(&self) -> bool {
-        self.name.to_ascii_lowercase().contains("gemm")
+        let name = self.name.to_ascii_lowercase();
+        let helper = ["transpose", "tensormap"].iter().any(|part| name.contains(part));
+        name.contains("gemm") && !helper
     }
 }
 

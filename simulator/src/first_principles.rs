@@ -107,13 +107,12 @@ impl FirstPrinciples {
         }
         // What the pair's other half does beside: combine(B) under attention(F), dispatch(F) under mlp(B), dispatch(B) under
         // mlp(W) and mlp(F), combine(F) under attention(B).
-        let share = |parts: &[(Component, Phase)]| {
-            let all = parts.iter().map(|&(c, p)| busy(c, p));
-            let (t, b) = all.fold((0.0, 0.0), |(t, b), x| (t + x.seconds, b + x.bytes));
-            if t > 0.0 { b / t / s.cluster.gpu.memory_bytes_per_s } else { 0.0 }
+        let memory_s = |parts: &[(Component, Phase)]| {
+            let bytes: f64 = parts.iter().map(|&(c, p)| busy(c, p).bytes).sum();
+            bytes / s.cluster.gpu.memory_bytes_per_s
         };
         let all_to_all = |token_bytes: f64, beside: &[(Component, Phase)], load: f64| {
-            self.all_to_all(s, ctx, &moe, token_bytes, load, overlapped.then(|| share(beside)))
+            self.all_to_all(s, ctx, &moe, token_bytes, load, overlapped.then(|| memory_s(beside)))
         };
         let (fp8, bf16) =
             (dispatch_token_bytes(&s.model, ctx.precision), 2.0 * s.model.hidden as f64);
@@ -198,7 +197,7 @@ impl FirstPrinciples {
         self.kernels(s, false).attention(&shape, false)
     }
 
-    /// Seconds of one all-to-all: alone, or under kernels that use a share of the memory bandwidth.
+    /// Seconds of one all-to-all: alone, or under kernels whose bytes take the memory so many seconds.
     fn all_to_all(
         &self,
         s: &Scenario,
@@ -206,7 +205,7 @@ impl FirstPrinciples {
         moe: &Moe,
         token_bytes: f64,
         load: f64,
-        memory_share: Option<f64>,
+        memory_s: Option<f64>,
     ) -> f64 {
         let model = AllToAllModel::new(&s.cluster, self.constants, s.what_if.unified_network);
         // The load of one rank stretches its own part; the group waits for its slowest either way.
@@ -217,7 +216,7 @@ impl FirstPrinciples {
             load: load.max(1.0),
             sms: s.comm_sms.max(2),
         };
-        match memory_share {
+        match memory_s {
             Some(u) => self.constants.notify_s + model.under_compute(moe, &op, u),
             None => 4.0 * s.cluster.network.cross_leaf_latency_s + model.alone(moe, &op).seconds,
         }

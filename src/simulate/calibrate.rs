@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use fathom_simulator::calibrate::{KinetoTrace, TraceSummary, fit_gemms, parse_table};
+use fathom_simulator::config::WhatIf;
 use fathom_simulator::hardware;
-use fathom_simulator::kernel_time::Constants;
+use fathom_simulator::kernel_time::{Constants, KernelModel};
+use fathom_trace::KernelRecord;
 use serde_json::json;
 
 use crate::output::{self, Outcome};
@@ -14,17 +16,21 @@ use crate::output::{self, Outcome};
 #[command(after_help = "Examples:
   fathom simulate calibrate trace.json.gz
   fathom simulate calibrate trace.json.gz --json
-  fathom simulate calibrate --gemms measured.csv --gpu h800 --sms 112
+  fathom simulate calibrate --gemms measured.csv --gpu h800 --sms 112 --json > constants.json
+  fathom simulate calibrate --kernels kernels.jsonl --gpu h100
 
 TRACE is what torch.profiler exports, plain or gzipped. The table's header is
 name,kind,m,n,k,mean_us,min_us; kinds are fp8_one_two, fp8_one_one, bf16 and bf16_accumulate.")]
 pub struct Args {
     /// Trace of torch.profiler
-    #[arg(required_unless_present = "gemms")]
+    #[arg(required_unless_present_any = ["gemms", "kernels"])]
     trace: Option<PathBuf>,
     /// Table of measured GEMMs to fit on
     #[arg(long, value_name = "FILE", conflicts_with = "trace")]
     gemms: Option<PathBuf>,
+    /// Kernel records of the emulator to time
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["trace", "gemms"])]
+    kernels: Option<PathBuf>,
     /// GPU preset that they were measured on
     #[arg(long, default_value = "h800")]
     gpu: String,
@@ -38,8 +44,8 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> output::Result {
-    match (&args.trace, &args.gemms) {
-        (Some(path), _) => {
+    match (&args.trace, &args.gemms, &args.kernels) {
+        (Some(path), ..) => {
             let summary = KinetoTrace::read(path)?.summary();
             if args.json {
                 output::print_json(&summary)?;
@@ -47,8 +53,9 @@ pub fn run(args: &Args) -> output::Result {
                 print(&summary);
             }
         }
-        (None, Some(path)) => fit(args, path)?,
-        (None, None) => return Err("a trace or --gemms FILE".into()),
+        (None, Some(path), _) => fit(args, path)?,
+        (None, None, Some(path)) => kernels(args, path)?,
+        (None, None, None) => return Err("expected a trace, --gemms FILE or --kernels FILE".into()),
     }
     Ok(Outcome::Holds)
 }
@@ -72,6 +79,23 @@ fn fit(args: &Args, path: &std::path::Path) -> Result<(), Box<dyn std::error::Er
     println!("promotion_cycles  {:>9.3}", fitted.promotion_cycles);
     println!("tile_cycles       {:>9.1}", fitted.tile_cycles);
     println!("contention        {:>9.3}", fitted.contention);
+    Ok(())
+}
+
+fn kernels(args: &Args, path: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
+    let records: Vec<KernelRecord> = fathom_trace::jsonl::read_file(path)?;
+    let gpu = hardware::gpu(&args.gpu)?;
+    let model = KernelModel::alone(&gpu, Constants::FITTED, &WhatIf::default());
+    let times: Vec<(String, f64)> =
+        records.iter().map(|r| (r.kernel.clone(), model.kernel_record(r))).collect();
+    if args.json {
+        let list: Vec<_> =
+            times.iter().map(|(name, s)| json!({"kernel": name, "seconds": s})).collect();
+        output::print_json(&json!({"gpu": gpu.name, "kernels": list}))?;
+        return Ok(());
+    }
+    let rows = times.iter().map(|(name, s)| vec![name.clone(), format!("{:.2}", s * 1e6)]);
+    println!("{}", output::table(&["kernel", "us"], &[1], rows.collect()));
     Ok(())
 }
 

@@ -4,7 +4,11 @@
 //! chunk on H800 (their fastest runs), memory classes from the forward phases of the same chunk, all-to-all from EP16
 //! alone. `fathom simulate calibrate TRACE --fit` repeats the GEMM fit on another machine's trace.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
+
+use crate::error::SimError;
 
 /// Constants of the model, dimensionless or in clock cycles so that they carry over to other GPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -34,7 +38,7 @@ pub struct Constants {
     pub softmax_backward_cycles: f64,
     /// Share of the usable scale-up bandwidth that the forwarding stage of the all-to-all reaches.
     pub forwarding_efficiency: f64,
-    /// Slow-down of an all-to-all under compute kernels that take the share `u` of the memory bandwidth: `1 + a u`.
+    /// Seconds that an all-to-all loses for every second of memory time of the compute kernels beside it.
     pub comm_contention: f64,
     /// Time that an all-to-all under compute kernels waits for peers that start later, seconds.
     pub comm_skew_s: f64,
@@ -43,6 +47,59 @@ pub struct Constants {
 }
 
 impl Constants {
+    /// What every constant was fitted on, in the order of the fields.
+    pub const FITTED_ON: [(&str, &str); 15] = [
+        (
+            "mma_efficiency",
+            "least squares on the fastest runs of the 12 plain GEMMs of the fitting half",
+        ),
+        (
+            "promotion_cycles",
+            "the same fit; weight gradients take two steps an element, the others one",
+        ),
+        ("tile_cycles", "the same fit"),
+        ("ramp_s", "the profile's kernels of a few bytes: 2 to 4 us"),
+        ("gap_s", "the profile's median gap between kernels of a stream: 2 us"),
+        ("contention", "mean over fastest run of the same 12 GEMMs"),
+        (
+            "stream_efficiency",
+            "copies, permutations and transposes of the profile's forward phases",
+        ),
+        ("convert_efficiency", "casts and SwiGLU of the profile's forward phases"),
+        ("row_efficiency", "norms and RoPE of the profile's forward phases"),
+        ("softmax_cycles", "the profile's attention forward kernel"),
+        ("softmax_backward_cycles", "the profile's attention backward kernel"),
+        ("forwarding_efficiency", "DeepEP's EP16 dispatch and combine"),
+        (
+            "comm_contention",
+            "the profile's four communication phases, least squares with comm_skew_s",
+        ),
+        ("comm_skew_s", "the same fit, less notify_s"),
+        ("notify_s", "the profile's notify and barrier kernels, mean of 16"),
+    ];
+
+    /// The constants of a JSON file: an object of them all, or one that holds it under `constants` as
+    /// `fathom simulate calibrate --gemms FILE --json` prints.
+    pub fn read(path: &Path) -> Result<Constants, SimError> {
+        let text = std::fs::read_to_string(path).map_err(|e| SimError::io(path, e))?;
+        let file = path.display().to_string();
+        let mut value: serde_json::Value = serde_json::from_str(&text)
+            .map_err(|e| SimError::input(&file, format!("expected constants in JSON: {e}")))?;
+        if let Some(inner) = value.get_mut("constants") {
+            value = inner.take();
+        }
+        let read: Constants = serde_path_to_error::deserialize(value)
+            .map_err(|e| SimError::input(&file, format!("{}: {}", e.path(), e.inner())))?;
+        let numbers = serde_json::to_value(read).expect("constants are numbers");
+        let bad = |v: &serde_json::Value| !v.as_f64().is_some_and(|x| x.is_finite() && x >= 0.0);
+        let object = numbers.as_object().expect("a struct is an object");
+        if let Some((name, value)) = object.iter().find(|(_, v)| bad(v)) {
+            let message = format!("{name} is {value}, expected a number of at least 0");
+            return Err(SimError::input(&file, message));
+        }
+        Ok(read)
+    }
+
     /// The values in use.
     pub const FITTED: Constants = Constants {
         mma_efficiency: 0.927,
@@ -57,8 +114,20 @@ impl Constants {
         softmax_cycles: 0.0275,
         softmax_backward_cycles: 0.1734,
         forwarding_efficiency: 0.82,
-        comm_contention: 0.67,
-        comm_skew_s: 1.48e-3,
+        comm_contention: 0.355,
+        comm_skew_s: 1.36e-3,
         notify_s: 2.06e-3,
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_constant_says_what_it_was_fitted_on() {
+        let value = serde_json::to_value(Constants::FITTED).unwrap();
+        let names: Vec<&String> = value.as_object().unwrap().keys().collect();
+        assert_eq!(names, Constants::FITTED_ON.iter().map(|(n, _)| n).collect::<Vec<_>>());
+    }
 }

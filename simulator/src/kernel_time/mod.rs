@@ -6,6 +6,7 @@
 mod attention;
 mod constants;
 mod gemm;
+mod record;
 mod work;
 
 use serde::{Deserialize, Serialize};

@@ -197,14 +197,14 @@ impl<'a> AllToAllModel<'a> {
         (scale_out_s, scale_up_s, scale_out_s.max(scale_up_s) + 3.0 * latency)
     }
 
-    /// Time of `op` under compute kernels that use the share `memory_share` of the memory bandwidth.
-    pub fn under_compute(&self, moe: &Moe, op: &AllToAll, memory_share: f64) -> f64 {
+    /// Time of `op` under compute kernels that move so much that the memory alone would take `memory_s` for it.
+    pub fn under_compute(&self, moe: &Moe, op: &AllToAll, memory_s: f64) -> f64 {
         let c = &self.constants;
         let alone = self.alone(moe, op).seconds;
         if self.unified {
             return alone;
         }
-        alone * (1.0 + c.comm_contention * memory_share) + c.comm_skew_s
+        alone + c.comm_contention * memory_s + c.comm_skew_s
     }
 }
 

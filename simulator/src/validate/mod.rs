@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::error::SimError;
 use crate::first_principles::FirstPrinciples;
+use crate::kernel_time::Constants;
 
 /// What a figure is to the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -171,10 +172,14 @@ pub fn number(value: f64) -> String {
 }
 
 impl Validation {
-    /// The validation as Markdown, one table a section.
+    /// The constants and the validation as Markdown, one table a section.
     pub fn markdown(&self) -> String {
-        let mut out =
-            format!("{} of {} figures with a goal are within it.\n", self.met, self.goals);
+        let mut out = "| constant | value | fitted on |\n|---|---:|---|\n".to_string();
+        let values = serde_json::to_value(Constants::FITTED).expect("constants are numbers");
+        for (name, source) in Constants::FITTED_ON {
+            out += &format!("| `{name}` | {} | {source} |\n", values[name]);
+        }
+        out += &format!("\n{} of {} figures with a goal are within it.\n", self.met, self.goals);
         let mut section = "";
         for row in &self.rows {
             if row.section != section {

@@ -1,0 +1,75 @@
+//! The validation's goals, and that docs/simulator.md prints what the simulator says.
+
+use std::path::Path;
+
+use fathom_simulator::calibrate::KinetoTrace;
+use fathom_simulator::first_principles::FirstPrinciples;
+use fathom_simulator::validate::{Role, validate};
+
+const BEGIN: &str = "<!-- begin: fathom simulate validate --markdown -->\n";
+const END: &str = "<!-- end -->\n";
+
+/// Figures that miss their goal, known and explained in their notes; a new one fails here.
+const MISSED: [&str; 6] = [
+    "4096x2112x7168",
+    "4096x24576x1536",
+    "4096x32768x512",
+    "4096x7168x2048",
+    "4 groups of 8192x7168x2048",
+    "EP32 combine",
+];
+
+#[test]
+fn goals_are_met_but_for_the_known_misses() {
+    let v = validate(&FirstPrinciples::default()).unwrap();
+    for row in v.rows.iter().filter(|r| !r.met) {
+        assert!(MISSED.iter().any(|m| row.figure.starts_with(m)), "{row:?}");
+        assert!(!row.note.is_empty(), "a miss says why: {row:?}");
+    }
+    let find = |figure: &str| v.rows.iter().find(|r| r.figure == figure).unwrap();
+    assert!(find("time a step").met && find("span").met && find("mean absolute error").met);
+    assert_eq!(find("time a step").role, Role::Tested);
+    assert_eq!(v.goals - v.met, v.rows.iter().filter(|r| !r.met).count());
+}
+
+/// `FATHOM_BLESS=1` writes the block anew.
+#[test]
+fn the_documentation_is_what_validate_prints() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/simulator.md");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let ours = validate(&FirstPrinciples::default()).unwrap().markdown();
+    let (before, rest) = text.split_once(BEGIN).expect("the block's first line");
+    let (block, after) = rest.split_once(END).expect("the block's last line");
+    if std::env::var_os("FATHOM_BLESS").is_some() {
+        std::fs::write(&path, format!("{before}{BEGIN}{ours}{END}{after}")).unwrap();
+        return;
+    }
+    assert!(block == ours, "docs/simulator.md is out of date: run the test with FATHOM_BLESS=1");
+}
+
+/// The phases that are validated against are the trace's own, where it is at hand.
+#[test]
+fn the_validated_phases_are_those_of_the_profile() {
+    let Some(shared) = fathom_trace::shared::dir() else { return };
+    let trace = shared.join("traces/deepseek-v3-h800-dualpipe-chunk.json.gz");
+    let summary = KinetoTrace::read(&trace).unwrap().summary();
+    let v = validate(&FirstPrinciples::default()).unwrap();
+    for phase in summary.phases.iter().filter(|p| p.name.contains('(')) {
+        let row = v.rows.iter().find(|r| r.figure == phase.name).unwrap();
+        assert!((row.published - phase.mean_s * 1e3).abs() < 1e-3, "{row:?}");
+    }
+    // GEMMs of the other half by their place in the trace.
+    for (figure, phase, place) in [
+        ("kv_down fwd 4096x576x7168", "attn(F)", 1),
+        ("kv_up fwd 4096x32768x512", "attn(F)", 3),
+        ("shared_w2 dgrad 4096x2048x7168", "mlp(B)", 0),
+        ("shared_w13 fwd 4096x4096x7168", "mlp(F)", 0),
+        ("shared_w2 wgrad 7168x2048x4096", "mlp(W)", 0),
+        ("kv_up wgrad 32768x512x4096", "attn(W)", 1),
+        ("kv_down wgrad 576x7168x4096", "attn(W)", 3),
+    ] {
+        let gemm = summary.gemms.iter().find(|g| g.phase == phase && g.place == place).unwrap();
+        let row = v.rows.iter().find(|r| r.figure == figure).unwrap();
+        assert!((row.published - gemm.mean_us).abs() < 0.01, "{row:?} {gemm:?}");
+    }
+}
