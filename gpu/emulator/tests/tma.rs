@@ -103,7 +103,7 @@ fn a_swizzled_box_with_multicast() {
                 let inside = row < rows && column >= 0;
                 let expected = if inside { (row + 1) * 256 + column as u16 } else { 0 };
                 // 16-byte units of a 128-byte row are exchanged by the row's number.
-                let at = r * 64 + (c / 8 ^ r) * 8 + c % 8;
+                let at = r * 64 + ((c / 8) ^ r) * 8 + c % 8;
                 let found = got[usize::from(cta * 512 + at)];
                 assert_eq!(found, expected, "CTA {cta}, row {r}, column {c}");
             }
