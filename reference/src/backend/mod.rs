@@ -30,6 +30,7 @@ use crate::ops::fp8::{Dequantize, GroupedGemmFp8, QuantizeWeight, TransposeQuant
 use crate::ops::gemm::Gemm;
 use crate::ops::gemm_fp8::GemmFp8;
 use crate::ops::grouped_gemm::GroupedGemm;
+use crate::ops::latent::{AttentionLatent, ConcatRows, MlaAbsorbQuery, MlaAbsorbValue, SliceRows};
 use crate::ops::mla_kv::{MlaKv, MlaKvBackward};
 use crate::ops::quantize::{QuantizeBlock, QuantizeTile};
 use crate::ops::rms_norm::{RmsNorm, RmsNormBackward, RmsNormWgrad};
@@ -194,6 +195,7 @@ pub trait Backend {
         all_gather(AllGather; x: req) -> 1;
         all_reduce(AllReduce; x: req) -> 1;
         attention(Attention; q: req, k: req, v: req) -> 2;
+        attention_latent(AttentionLatent; q: req, cache: req) -> 1;
         attention_backward(
             AttentionBackward; q: req, k: req, v: req, o: req, lse: req, d_o: req
         ) -> 3;
@@ -201,6 +203,7 @@ pub trait Backend {
         cast(Cast; x: req) -> 1;
         combine(Combine; y: req, inverse: req) -> 1;
         concat_columns(ConcatColumns; a: req, b: req, c: opt) -> 1;
+        concat_rows(ConcatRows; a: req, b: req) -> 1;
         cross_entropy(CrossEntropy; x: req, weight: req, targets: req) -> 2;
         cross_entropy_backward(
             CrossEntropyBackward; x: req, weight: req, targets: req, lse: req, acc: own
@@ -217,6 +220,8 @@ pub trait Backend {
         grouped_gemm_fp8(
             GroupedGemmFp8; a: req, a_scale: req, b: req, b_scale: req
         ) -> 1;
+        mla_absorb_query(MlaAbsorbQuery; q: req, w: req) -> 1;
+        mla_absorb_value(MlaAbsorbValue; o: req, w: req) -> 1;
         mla_kv(MlaKv; kv: req, latent: req, cos: req, sin: req, positions: req) -> 2;
         mla_kv_backward(
             MlaKvBackward; dk: req, dv: req, cos: req, sin: req, positions: req
@@ -239,6 +244,7 @@ pub trait Backend {
         scatter_add_rows(ScatterAddRows; x: req, ids: req, acc: own) -> 1;
         send(Send; x: req) -> 1;
         slice_columns(SliceColumns; x: req) -> 1;
+        slice_rows(SliceRows; x: req) -> 1;
         swiglu(Swiglu; x: req, weight: opt) -> 1;
         swiglu_backward(SwigluBackward; dy: req, x: req, weight: opt) -> 2;
         transpose_quantize(TransposeQuantize; x: req, x_scale: opt) -> 2;

@@ -129,7 +129,7 @@ impl AttentionLayer {
     }
 
     /// Rotated queries from the first projection's result.
-    fn queries<B: Backend>(
+    pub(crate) fn queries<B: Backend>(
         &self,
         cx: &Cx<'_, B>,
         latent: &B::Buffer,

@@ -25,6 +25,7 @@
 //! have the parameter's shape.
 
 mod build;
+mod decode;
 pub mod layer;
 mod mtp;
 pub mod params;
@@ -33,6 +34,7 @@ mod step;
 pub mod workload;
 
 pub use build::{BuildError, Model};
+pub use decode::LatentCache;
 pub use mtp::MtpModule;
 pub use params::{ParamId, ParamKind, ParamSpec, Part};
 pub use step::{Batch, DeviceBatch, Forward, StepReport, StepSettings};

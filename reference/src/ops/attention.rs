@@ -174,7 +174,7 @@ impl Op for Attention {
 }
 
 /// A tensor as a matrix of the op's compute type.
-fn values<R: Real>(x: &Tensor) -> CowArray<'_, R, Ix2> {
+pub(super) fn values<R: Real>(x: &Tensor) -> CowArray<'_, R, Ix2> {
     let shape = x.rows_columns();
     match R::load(x) {
         Cow::Borrowed(x) => ArrayView2::from_shape(shape, x).expect("dense").into(),
@@ -206,20 +206,22 @@ impl Attention {
         v: ArrayView2<'_, R>,
     ) -> (Array2<R>, Vec<R>) {
         let (t, scale) = (q.nrows(), R::from_f64(self.scale));
+        // Queries are the last rows; in the training form, all of them.
+        let base = k.nrows() - t;
         let mut o = Array2::from_elem((t, v.ncols()), R::ZERO);
         let mut lse = vec![R::ZERO; t];
         for first in (0..t).step_by(BLOCK_Q) {
             let last = (first + BLOCK_Q).min(t);
             let mut m = vec![R::NEG_INFINITY; last - first];
             let mut l = vec![R::ZERO; last - first];
-            for kv in (0..last).step_by(self.block_kv) {
-                let kv_end = (kv + self.block_kv).min(last);
+            for kv in (0..base + last).step_by(self.block_kv) {
+                let kv_end = (kv + self.block_kv).min(base + last);
                 let mut p = Array2::from_elem((last - first, kv_end - kv), R::ZERO);
                 let keys = k.slice(s![kv..kv_end, ..]);
                 multiply(low, q.slice(s![first..last, ..]), keys.t(), p.view_mut(), false);
                 for (i, mut p) in p.rows_mut().into_iter().enumerate() {
                     let p = p.as_slice_mut().expect("standard layout");
-                    let seen = (first + i + 1).saturating_sub(kv).min(p.len());
+                    let seen = (base + first + i + 1).saturating_sub(kv).min(p.len());
                     let (p, masked) = p.split_at_mut(seen);
                     masked.fill(R::ZERO);
                     if seen == 0 {
@@ -245,6 +247,20 @@ impl Attention {
         }
         (o, lse)
     }
+}
+
+/// One head of the decoding form: queries are the last rows of the cache, whose first columns are
+/// the values.
+pub(super) fn latent_head<R: Real>(
+    shape: Heads,
+    scale: f64,
+    block_kv: usize,
+    dtype: DType,
+    q: ArrayView2<'_, R>,
+    cache: ArrayView2<'_, R>,
+) -> Array2<R> {
+    let op = Attention { shape, scale, segments: Vec::new(), block_kv };
+    op.head(dtype == DType::BF16, q, cache, cache.slice(s![.., ..shape.v])).0
 }
 
 impl Op for AttentionBackward {

@@ -17,6 +17,7 @@ pub mod fp8;
 pub mod gemm;
 pub mod gemm_fp8;
 pub mod grouped_gemm;
+pub mod latent;
 pub mod mla_kv;
 pub mod mma;
 pub mod quantize;
@@ -224,10 +225,12 @@ pub const OPS: &[OpEntry] = &[
     entry::<collective::AllReduce>(),
     entry::<attention::Attention>(),
     entry::<attention::AttentionBackward>(),
+    entry::<latent::AttentionLatent>(),
     entry::<balance::BalanceLoss>(),
     entry::<elementwise::Cast>(),
     entry::<dispatch::Combine>(),
     entry::<elementwise::ConcatColumns>(),
+    entry::<latent::ConcatRows>(),
     entry::<cross_entropy::CrossEntropy>(),
     entry::<cross_entropy::CrossEntropyBackward>(),
     entry::<fp8::Dequantize>(),
@@ -238,6 +241,8 @@ pub const OPS: &[OpEntry] = &[
     entry::<gemm_fp8::GemmFp8>(),
     entry::<grouped_gemm::GroupedGemm>(),
     entry::<fp8::GroupedGemmFp8>(),
+    entry::<latent::MlaAbsorbQuery>(),
+    entry::<latent::MlaAbsorbValue>(),
     entry::<mla_kv::MlaKv>(),
     entry::<mla_kv::MlaKvBackward>(),
     entry::<mma::Mma>(),
@@ -255,6 +260,7 @@ pub const OPS: &[OpEntry] = &[
     entry::<elementwise::ScatterAddRows>(),
     entry::<collective::Send>(),
     entry::<elementwise::SliceColumns>(),
+    entry::<latent::SliceRows>(),
     entry::<swiglu::Swiglu>(),
     entry::<swiglu::SwigluBackward>(),
     entry::<fp8::TransposeQuantize>(),

@@ -1,0 +1,212 @@
+//! Decoding: new tokens through the absorbed form, with a cache of latents.
+//!
+//! [`Model::decode`] takes any number of new tokens (a prompt, one token, drafts to verify) and
+//! appends them to a [`LatentCache`]; the rows' bits depend only on the cache's content, not on how
+//! many tokens come together. [`LatentCache::truncate`] takes rejected drafts back.
+//! [`Model::draft`] runs an MTP module the same way, with a cache of its own.
+
+use fathom_trace::{Component, Phase};
+
+use super::step::StepSettings;
+use super::{Model, MtpModule};
+use crate::backend::{Backend, Result};
+use crate::layers::attention::KeyValue;
+use crate::layers::context::Rows;
+use crate::layers::{Cx, Weights, rope};
+use crate::model::layer::Layer;
+use crate::ops::elementwise::{Add, ConcatColumns, SliceColumns};
+use crate::ops::latent::{AttentionLatent, ConcatRows, MlaAbsorbQuery, MlaAbsorbValue, SliceRows};
+use crate::ops::rope::Rope;
+use crate::{EngineError, Tensor};
+
+/// Normalised latents and rotated shared keys of the tokens so far, one buffer a layer.
+#[derive(Debug)]
+pub struct LatentCache<B: Backend> {
+    layers: Vec<Option<B::Buffer>>,
+    length: usize,
+    /// RoPE position of the first token: 0, or an MTP module's depth.
+    first: usize,
+}
+
+impl<B: Backend> Clone for LatentCache<B> {
+    fn clone(&self) -> Self {
+        LatentCache { layers: self.layers.clone(), ..*self }
+    }
+}
+
+impl<B: Backend> LatentCache<B> {
+    /// Tokens in the cache.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Bytes that the cache holds.
+    pub fn bytes(&self, backend: &B) -> usize {
+        let of =
+            |b: &B::Buffer| backend.shape(b).iter().product::<usize>() * backend.dtype(b).size();
+        self.layers.iter().flatten().map(of).sum()
+    }
+
+    /// Forgets all but the first `length` tokens.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn truncate(&mut self, backend: &B, length: usize) -> Result<()> {
+        if length >= self.length {
+            return Ok(());
+        }
+        for layer in &mut self.layers {
+            *layer = match layer.take() {
+                Some(rows) if length > 0 => {
+                    Some(backend.slice_rows(&SliceRows { offset: 0, rows: length }, &rows)?)
+                }
+                _ => None,
+            };
+        }
+        self.length = length;
+        Ok(())
+    }
+}
+
+impl Model {
+    /// An empty cache of the main model.
+    pub fn cache<B: Backend>(&self) -> LatentCache<B> {
+        LatentCache { layers: vec![None; self.layers.len()], length: 0, first: 0 }
+    }
+
+    /// An empty cache of an MTP module, counted from 0.
+    pub fn draft_cache<B: Backend>(&self, module: usize) -> LatentCache<B> {
+        LatentCache { layers: vec![None], length: 0, first: self.mtp[module].depth }
+    }
+
+    /// Hidden states \[t, hidden\] after the final norm of new tokens, which join the cache; their
+    /// logits: [`Model::logits`].
+    ///
+    /// # Errors
+    /// Those of the backend; [`EngineError::Unsupported`] for attention without latents.
+    pub fn decode<B: Backend>(
+        &self,
+        backend: &B,
+        weights: &Weights<B>,
+        cache: &mut LatentCache<B>,
+        tokens: &[u32],
+    ) -> Result<B::Buffer> {
+        let rows = self.decode_rows(backend, cache, tokens.len())?;
+        let settings = StepSettings::default();
+        let cx = self.cx(backend, weights, &rows, &settings, None);
+        let ids: Vec<i32> = tokens.iter().map(|&t| t as i32).collect();
+        let mut x = self.embed(&cx, &backend.upload(Tensor::from_vec(&[ids.len()], ids))?)?;
+        for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
+            x = decode_layer(&cx, layer, cache, &x)?;
+        }
+        cache.length += tokens.len();
+        cx.at(None, Component::Head, Phase::F);
+        Ok(self.norm.expect("this stage has the final norm").fprop(&cx, &x)?.0)
+    }
+
+    /// An MTP module on new rows: the hidden state of each (after its norm) and the token that
+    /// follows; gives the module's hidden states after its norm.
+    ///
+    /// # Errors
+    /// As [`Model::decode`].
+    pub fn draft<B: Backend>(
+        &self,
+        backend: &B,
+        weights: &Weights<B>,
+        module: usize,
+        cache: &mut LatentCache<B>,
+        (hidden, tokens): (&B::Buffer, &[u32]),
+    ) -> Result<B::Buffer> {
+        let rows = self.decode_rows(backend, cache, tokens.len())?;
+        let settings = StepSettings::default();
+        let cx = self.cx(backend, weights, &rows, &settings, None);
+        let ids: Vec<i32> = tokens.iter().map(|&t| t as i32).collect();
+        let e = self.embed(&cx, &backend.upload(Tensor::from_vec(&[ids.len()], ids))?)?;
+        let MtpModule { enorm, hnorm, eh_proj, layer, norm, .. } = &self.mtp[module];
+        cx.at(Some(layer.index), Component::Mtp, Phase::F);
+        let (e, h) = (enorm.fprop(&cx, &e)?.0, hnorm.fprop(&cx, hidden)?.0);
+        let joined = backend.concat_columns(&ConcatColumns {}, &e, &h, None)?;
+        let x = eh_proj.fprop(&cx, &cx.operand(&joined)?)?;
+        let y = decode_layer(&cx, layer, &mut cache.layers[0], &x)?;
+        cache.length += tokens.len();
+        Ok(norm.fprop(&cx, &y)?.0)
+    }
+
+    fn decode_rows<B: Backend>(
+        &self,
+        backend: &B,
+        cache: &LatentCache<B>,
+        new: usize,
+    ) -> Result<Rows<B>> {
+        let first = cache.first + cache.length;
+        let master = self.recipe.master();
+        let [cos, sin] = rope::tables(&self.config.rope, self.rotated(), first + new, master);
+        let positions: Vec<i32> = (first..first + new).map(|p| p as i32).collect();
+        Ok(Rows {
+            segments: vec![new],
+            positions: backend.upload(Tensor::from_vec(&[new], positions))?,
+            cos: backend.upload(cos)?,
+            sin: backend.upload(sin)?,
+        })
+    }
+}
+
+/// A layer on new rows.
+fn decode_layer<B: Backend>(
+    cx: &Cx<'_, B>,
+    layer: &Layer,
+    cache: &mut Option<B::Buffer>,
+    x: &B::Buffer,
+) -> Result<B::Buffer> {
+    cx.at(Some(layer.index), Component::Attention, Phase::F);
+    let h = decode_attention(cx, layer, cache, x)?;
+    let (dispatched, mut kept) = layer.dispatch_f(cx, &h)?;
+    let output = layer.mlp_f(cx, &dispatched, &mut kept)?;
+    layer.combine_f(cx, &h, output, &kept)
+}
+
+fn decode_attention<B: Backend>(
+    cx: &Cx<'_, B>,
+    layer: &Layer,
+    cache: &mut Option<B::Buffer>,
+    x: &B::Buffer,
+) -> Result<B::Buffer> {
+    let (attention, backend, rows) = (&layer.attention, cx.backend, cx.rows);
+    let KeyValue::Latent { norm, b } = &attention.kv else {
+        return Err(EngineError::Unsupported {
+            engine: backend.name(),
+            op: "attention_latent".into(),
+            reason: "only multi-head latent attention has a decoding form; use mla".into(),
+        });
+    };
+    let (heads, qk, v) = (attention.heads.heads, attention.heads.qk, attention.heads.v);
+    let (nope, rope) = (attention.nope, qk - attention.nope);
+    let n = attention.norm.fprop(cx, x)?.0;
+    let latent = attention.qkv_a.fprop(cx, &cx.operand(&n)?)?;
+    let q = attention.queries(cx, &latent, &mut (None, None))?;
+    let c = norm.fprop(cx, &latent)?.0;
+    let shared = SliceColumns { offset: norm.offset + norm.width, width: rope };
+    let shared = backend.slice_columns(&shared, &latent)?;
+    let interleaved = attention.interleaved;
+    let op = Rope { head_dim: rope, start: 0, interleaved, inverse: false };
+    let shared = backend.rope(&op, shared, &rows.cos, &rows.sin, &rows.positions)?;
+    let new = backend.concat_columns(&ConcatColumns {}, &c, &shared, None)?;
+    let all = match cache.take() {
+        Some(old) => backend.concat_rows(&ConcatRows {}, &old, &new)?,
+        None => new,
+    };
+    let up = cx.master(b.weight);
+    let q = backend.mla_absorb_query(&MlaAbsorbQuery { heads, nope, rope, v }, &q, up)?;
+    let (scale, block_kv) = (attention.scale, cx.recipe.attention_block_kv);
+    let op = AttentionLatent { heads, rank: norm.width, scale, block_kv };
+    let o = backend.attention_latent(&op, &q, &all)?;
+    *cache = Some(all);
+    let o = backend.mla_absorb_value(&MlaAbsorbValue { heads, nope, v }, &o, up)?;
+    let y = attention.o.fprop(cx, &cx.operand(&o)?)?;
+    backend.add(&Add { out: cx.activation() }, x, &y, None)
+}
