@@ -1,0 +1,394 @@
+//! CUDA C++ to PTX by NVRTC at run time, kept on disk by content.
+//!
+//! A kernel is compiled for one set of constants ([`Compiler::compile`]'s `defines`: shapes, element types).
+//! The PTX is stored in a folder under the blake3 of everything that goes into it: source,
+//! headers, options, NVRTC's version. It is written beside its place and renamed, so that processes
+//! that compile the same kernel at once do each other no harm.
+//!
+//! NVRTC's reference: NVIDIA's document "NVRTC", sections 3 (user interface) and 4 (options).
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::ptr;
+
+use libloading::Library;
+
+use crate::nvrtc::Nvrtc;
+
+/// A CUDA source of `gpu/kernels`; its path there is the name in NVRTC's messages.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    /// Path below `gpu/kernels`.
+    pub name: &'static str,
+    /// The text.
+    pub text: &'static str,
+}
+
+macro_rules! source {
+    ($path:literal) => {
+        Source { name: $path, text: include_str!(concat!("../kernels/", $path)) }
+    };
+}
+
+/// The 1x128 cast: entry `quantize_tile`, constants `INPUT_BF16` and `POW2`, each 0 or 1.
+pub const QUANTIZE_TILE: Source = source!("quant/quantize_tile.cu");
+
+/// What the kernels may include, by the path that they name.
+const HEADERS: &[Source] = &[source!("common/elementary.cuh"), source!("common/types.cuh")];
+
+/// Options of every kernel: Hopper with its architecture-specific instructions, nothing contracted
+/// (the numerics contract), C++17.
+const OPTIONS: [&str; 3] = ["--gpu-architecture=sm_90a", "--fmad=false", "-std=c++17"];
+
+/// Why a kernel could not be compiled.
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    /// The loader refused one of NVRTC's libraries, or a function is not in it.
+    #[error("{}: {message}; expected NVRTC, see `fathom kernels fetch-nvrtc`", path.display())]
+    Load {
+        /// The library.
+        path: PathBuf,
+        /// The loader's words.
+        message: String,
+    },
+    /// A call of NVRTC failed for a reason other than the source.
+    #[error("{call} failed for {source_name}: {message}")]
+    Call {
+        /// The function of NVRTC.
+        call: &'static str,
+        /// The kernel's source.
+        source_name: &'static str,
+        /// NVRTC's word for the code.
+        message: String,
+    },
+    /// The source does not compile with these options.
+    #[error("{source_name} does not compile with {options:?}:\n{log}")]
+    Source {
+        /// The kernel's source.
+        source_name: &'static str,
+        /// All options.
+        options: Vec<String>,
+        /// NVRTC's log, with file and line.
+        log: String,
+    },
+    /// A constant's name or value that cannot be handed to NVRTC.
+    #[error("option {found:?}: expected no NUL byte")]
+    Option {
+        /// The option.
+        found: String,
+    },
+    /// The cache folder refused.
+    #[error("{}: {source}", path.display())]
+    Cache {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+/// A compiled kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compiled {
+    /// PTX text, as `cuModuleLoadData` takes it (without the closing NUL).
+    pub ptx: String,
+    /// NVRTC's warnings; empty where the cache had it.
+    pub log: String,
+    /// Whether the cache had it.
+    pub cached: bool,
+}
+
+type Program = *mut c_void;
+
+/// NVRTC's functions that are used here, and where results are kept.
+pub struct Compiler {
+    api: Api,
+    version: (i32, i32),
+    cache: PathBuf,
+}
+
+impl Compiler {
+    /// Loads NVRTC; results are kept in `cache`, which is made when first written to.
+    ///
+    /// # Errors
+    /// [`CompileError::Load`], or [`CompileError::Call`] where it does not tell its version.
+    pub fn new(nvrtc: &Nvrtc, cache: &Path) -> Result<Compiler, CompileError> {
+        let api = Api::load(nvrtc)?;
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: both pointers are to live integers.
+        let code = unsafe { (api.version)(&mut major, &mut minor) };
+        api.check("nvrtcVersion", "no source", code)?;
+        Ok(Compiler { api, version: (major, minor), cache: cache.to_owned() })
+    }
+
+    /// NVRTC's version, (13, 0) for 13.0.
+    pub fn version(&self) -> (i32, i32) {
+        self.version
+    }
+
+    /// Compiles `source` with these constants (`-Dname=value`), or takes it from the cache.
+    ///
+    /// # Errors
+    /// [`CompileError`]; the cache is then as it was before.
+    pub fn compile(
+        &self,
+        source: Source,
+        defines: &[(&str, u64)],
+    ) -> Result<Compiled, CompileError> {
+        let defines = defines.iter().map(|(name, value)| format!("-D{name}={value}"));
+        let options: Vec<String> = OPTIONS.iter().map(|o| o.to_string()).chain(defines).collect();
+        let path = self.cache.join(format!("{}.ptx", self.key(source, &options)));
+        match std::fs::read_to_string(&path) {
+            Ok(ptx) => return Ok(Compiled { ptx, log: String::new(), cached: true }),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(CompileError::Cache { path, source }),
+        }
+        let (ptx, log) = self.run(source, options)?;
+        self.keep(&path, &ptx).map_err(|source| CompileError::Cache { path, source })?;
+        Ok(Compiled { ptx, log, cached: false })
+    }
+
+    /// The name in the cache: a hash of all that the PTX depends on, each part with its length.
+    fn key(&self, source: Source, options: &[String]) -> String {
+        let version = format!("{}.{}", self.version.0, self.version.1);
+        let texts = HEADERS.iter().chain([&source]).flat_map(|s| [s.name, s.text]);
+        let parts = texts.chain(options.iter().map(String::as_str)).chain([version.as_str()]);
+        let mut hasher = blake3::Hasher::new();
+        for part in parts {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part.as_bytes());
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
+    fn keep(&self, path: &Path, ptx: &str) -> std::io::Result<()> {
+        std::fs::create_dir_all(&self.cache)?;
+        let mut beside = tempfile::NamedTempFile::new_in(&self.cache)?;
+        beside.write_all(ptx.as_bytes())?;
+        beside.persist(path)?;
+        Ok(())
+    }
+
+    /// One NVRTC program from start to end: PTX and log.
+    fn run(&self, source: Source, options: Vec<String>) -> Result<(String, String), CompileError> {
+        let fail = |call, code| self.api.check(call, source.name, code);
+        let text =
+            |s: &str| CString::new(s).map_err(|_| CompileError::Option { found: s.to_owned() });
+        let (name, body) = (text(source.name)?, text(source.text)?);
+        let strings = |list: Vec<&str>| list.into_iter().map(text).collect::<Result<Vec<_>, _>>();
+        let header_names = strings(HEADERS.iter().map(|h| h.name).collect())?;
+        let headers = strings(HEADERS.iter().map(|h| h.text).collect())?;
+        let c_options = strings(options.iter().map(String::as_str).collect())?;
+        let pointers = |list: &[CString]| list.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
+
+        let mut program: Program = ptr::null_mut();
+        // SAFETY: the strings outlive the calls and end in NUL; the arrays have the lengths given;
+        // the program is destroyed once, by the guard.
+        unsafe {
+            let code = (self.api.create)(
+                &mut program,
+                body.as_ptr(),
+                name.as_ptr(),
+                headers.len() as c_int,
+                pointers(&headers).as_ptr(),
+                pointers(&header_names).as_ptr(),
+            );
+            fail("nvrtcCreateProgram", code)?;
+            let _guard = Guard { api: &self.api, program };
+            let given = pointers(&c_options);
+            let result = (self.api.compile)(program, given.len() as c_int, given.as_ptr());
+            let (size, get) = (self.api.log_size, self.api.log);
+            let log =
+                read(program, size, get).map_err(|(call, code)| self.failed(call, source, code))?;
+            if result == COMPILATION {
+                return Err(CompileError::Source { source_name: source.name, options, log });
+            }
+            fail("nvrtcCompileProgram", result)?;
+            let (size, get) = (self.api.ptx_size, self.api.ptx);
+            let ptx =
+                read(program, size, get).map_err(|(call, code)| self.failed(call, source, code))?;
+            Ok((ptx, log))
+        }
+    }
+
+    fn failed(&self, call: &'static str, source: Source, code: c_int) -> CompileError {
+        CompileError::Call { call, source_name: source.name, message: self.api.word(code) }
+    }
+}
+
+/// `NVRTC_ERROR_COMPILATION`: the log says why.
+const COMPILATION: c_int = 6;
+
+struct Guard<'a> {
+    api: &'a Api,
+    program: Program,
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        // SAFETY: the program was created by this API and is destroyed only here. A failure leaks
+        // memory and nothing else.
+        unsafe { (self.api.destroy)(&mut self.program) };
+    }
+}
+
+type Size = unsafe extern "C" fn(Program, *mut usize) -> c_int;
+type Get = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
+
+/// Reads a text that NVRTC hands out by size and copy.
+///
+/// # Safety
+/// The program is live, and both functions belong together.
+unsafe fn read(program: Program, size: Size, get: Get) -> Result<String, (&'static str, c_int)> {
+    let mut bytes = 0;
+    // SAFETY: the program is live by contract; the buffer has the size that NVRTC asked for, and
+    // a byte more, so that it ends in NUL in any case.
+    unsafe {
+        match size(program, &mut bytes) {
+            0 => {}
+            code => return Err(("nvrtcGet...Size", code)),
+        }
+        let mut buffer = vec![0u8; bytes + 1];
+        match get(program, buffer.as_mut_ptr().cast()) {
+            0 => {}
+            code => return Err(("nvrtcGet...", code)),
+        }
+        Ok(CStr::from_ptr(buffer.as_ptr().cast()).to_string_lossy().into_owned())
+    }
+}
+
+/// The entry points (nvrtc.h), with the libraries that hold them.
+struct Api {
+    version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int,
+    error: unsafe extern "C" fn(c_int) -> *const c_char,
+    create: unsafe extern "C" fn(
+        *mut Program,
+        *const c_char,
+        *const c_char,
+        c_int,
+        *const *const c_char,
+        *const *const c_char,
+    ) -> c_int,
+    destroy: unsafe extern "C" fn(*mut Program) -> c_int,
+    compile: unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int,
+    log_size: Size,
+    log: Get,
+    ptx_size: Size,
+    ptx: Get,
+    _library: Library,
+    _builtins: Library,
+}
+
+impl Api {
+    fn load(nvrtc: &Nvrtc) -> Result<Api, CompileError> {
+        let open = |path: &Path| {
+            // SAFETY: loading NVRTC runs NVIDIA's initialisers and nothing else.
+            unsafe { Library::new(path) }.map_err(|e| load_error(path, &e))
+        };
+        // First: NVRTC looks for its builtins by name, and finds them when they are loaded.
+        let builtins = open(&nvrtc.builtins)?;
+        let library = open(&nvrtc.library)?;
+        let missing = |e: libloading::Error| load_error(&nvrtc.library, &e);
+        // SAFETY: the types are those of nvrtc.h; the functions live as long as the library, which is
+        // kept beside them.
+        unsafe {
+            Ok(Api {
+                version: *library.get(b"nvrtcVersion\0").map_err(missing)?,
+                error: *library.get(b"nvrtcGetErrorString\0").map_err(missing)?,
+                create: *library.get(b"nvrtcCreateProgram\0").map_err(missing)?,
+                destroy: *library.get(b"nvrtcDestroyProgram\0").map_err(missing)?,
+                compile: *library.get(b"nvrtcCompileProgram\0").map_err(missing)?,
+                log_size: *library.get(b"nvrtcGetProgramLogSize\0").map_err(missing)?,
+                log: *library.get(b"nvrtcGetProgramLog\0").map_err(missing)?,
+                ptx_size: *library.get(b"nvrtcGetPTXSize\0").map_err(missing)?,
+                ptx: *library.get(b"nvrtcGetPTX\0").map_err(missing)?,
+                _library: library,
+                _builtins: builtins,
+            })
+        }
+    }
+
+    fn word(&self, code: c_int) -> String {
+        // SAFETY: NVRTC returns a string of its own for every code.
+        unsafe { CStr::from_ptr((self.error)(code)) }.to_string_lossy().into_owned()
+    }
+
+    fn check(
+        &self,
+        call: &'static str,
+        source_name: &'static str,
+        code: c_int,
+    ) -> Result<(), CompileError> {
+        match code {
+            0 => Ok(()),
+            code => Err(CompileError::Call { call, source_name, message: self.word(code) }),
+        }
+    }
+}
+
+fn load_error(path: &Path, error: &libloading::Error) -> CompileError {
+    CompileError::Load { path: path.to_owned(), message: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A compiler with a cache of its own; `None`, said loudly, where there is no NVRTC.
+    fn compiler() -> Option<(Compiler, tempfile::TempDir)> {
+        let Some(nvrtc) = crate::nvrtc::find() else {
+            eprintln!("SKIPPED: no NVRTC, kernels were not compiled (set FATHOM_NVRTC)");
+            return None;
+        };
+        let cache = tempfile::tempdir().unwrap();
+        Some((Compiler::new(&nvrtc, cache.path()).unwrap(), cache))
+    }
+
+    #[test]
+    fn quantize_tile_compiles_for_every_input_and_scale_without_warning() {
+        let Some((compiler, _cache)) = compiler() else { return };
+        for (bf16, pow2) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let defines = [("INPUT_BF16", bf16), ("POW2", pow2)];
+            let compiled = compiler.compile(QUANTIZE_TILE, &defines).unwrap();
+            assert_eq!(compiled.log.trim(), "");
+            for part in [".target sm_90a", ".entry quantize_tile", "cvt.rn.satfinite.e4m3x2.f32"] {
+                assert!(compiled.ptx.contains(part), "no {part}");
+            }
+            assert_eq!(compiled.ptx.contains("ld.global.nc.b16"), bf16 == 1, "bf16 {bf16}");
+        }
+    }
+
+    #[test]
+    fn the_second_time_comes_from_the_cache_and_other_constants_do_not() {
+        let Some((compiler, cache)) = compiler() else { return };
+        let first = compiler.compile(QUANTIZE_TILE, &[("INPUT_BF16", 0), ("POW2", 0)]).unwrap();
+        let again = compiler.compile(QUANTIZE_TILE, &[("INPUT_BF16", 0), ("POW2", 0)]).unwrap();
+        let other = compiler.compile(QUANTIZE_TILE, &[("INPUT_BF16", 0), ("POW2", 1)]).unwrap();
+        assert!(!first.cached && again.cached && !other.cached);
+        assert_eq!(first.ptx, again.ptx);
+        assert_ne!(first.ptx, other.ptx);
+        assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn an_error_carries_the_log_and_leaves_nothing_behind() {
+        let Some((compiler, cache)) = compiler() else { return };
+        let broken = Source { name: "broken.cu", text: "__global__ void f() {\n  nonsense;\n}\n" };
+        let message = compiler.compile(broken, &[("N", 3)]).unwrap_err().to_string();
+        for part in ["broken.cu(2)", "\"nonsense\" is undefined", "-DN=3"] {
+            assert!(message.contains(part), "no {part} in {message}");
+        }
+        assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_library_that_is_none_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("libnvrtc-builtins.so");
+        std::fs::write(&path, b"not a library").unwrap();
+        let nvrtc = Nvrtc { builtins: path.clone(), library: path.clone() };
+        let error = Compiler::new(&nvrtc, folder.path()).err().unwrap();
+        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+    }
+}
