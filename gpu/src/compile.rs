@@ -34,8 +34,17 @@ macro_rules! source {
 /// The 1x128 cast: entry `quantize_tile`, constants `INPUT_BF16` and `POW2`, each 0 or 1.
 pub const QUANTIZE_TILE: Source = source!("quant/quantize_tile.cu");
 
+/// The FP8 GEMM: entry `fp8_gemm_1d2d`, constants `N`, `K`, `OUTPUT_F32` (0 or 1) and `STAGES`.
+pub const FP8_GEMM_1D2D: Source = source!("gemm/sm90_fp8_gemm_1d2d.cu");
+
 /// What the kernels may include, by the path that they name.
-const HEADERS: &[Source] = &[source!("common/elementary.cuh"), source!("common/types.cuh")];
+const HEADERS: &[Source] = &[
+    source!("common/elementary.cuh"),
+    source!("common/types.cuh"),
+    source!("mma/wgmma.cuh"),
+    source!("ptx/barrier.cuh"),
+    source!("ptx/tma.cuh"),
+];
 
 /// Options of every kernel: Hopper with its architecture-specific instructions, nothing contracted
 /// (the numerics contract), C++17.
@@ -357,6 +366,26 @@ mod tests {
             }
             assert_eq!(compiled.ptx.contains("ld.global.nc.b16"), bf16 == 1, "bf16 {bf16}");
         }
+    }
+
+    #[test]
+    fn the_fp8_gemm_compiles_without_warning_and_refuses_more_stages_than_fit() {
+        let Some((compiler, _cache)) = compiler() else { return };
+        let compile = |output_f32, stages| {
+            let shape = [("N", 300), ("K", 520)];
+            let rest = [("OUTPUT_F32", output_f32), ("STAGES", stages)];
+            compiler.compile(FP8_GEMM_1D2D, &[shape, rest].concat())
+        };
+        for (output_f32, stages) in [(0, 5), (1, 6)] {
+            let compiled = compile(output_f32, stages).unwrap();
+            assert_eq!(compiled.log.trim(), "");
+            let count = |part| compiled.ptx.matches(part).count();
+            assert_eq!(count("wgmma.mma_async"), 4);
+            assert_eq!(count("fma.rn.f32"), 64);
+            assert_eq!(count("stmatrix") > 0, output_f32 == 0);
+        }
+        let message = compile(0, 7).unwrap_err().to_string();
+        assert!(message.contains("too many stages"), "{message}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-// Integer names of fixed width, and the floor of everything: NVRTC has no <stdint.h> of its own.
+// Integer names of fixed width (NVRTC has no <stdint.h> of its own), and division that rounds up.
 #ifndef FATHOM_COMMON_TYPES_CUH
 #define FATHOM_COMMON_TYPES_CUH
 
