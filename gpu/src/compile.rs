@@ -364,7 +364,7 @@ mod tests {
             for part in [".target sm_90a", ".entry quantize_tile", "cvt.rn.satfinite.e4m3x2.f32"] {
                 assert!(compiled.ptx.contains(part), "no {part}");
             }
-            assert_eq!(compiled.ptx.contains("ld.global.nc.b16"), bf16 == 1, "bf16 {bf16}");
+            assert_eq!(compiled.ptx.contains("ld.global.nc.u16"), bf16 == 1, "bf16 {bf16}");
         }
     }
 
