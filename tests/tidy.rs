@@ -1,0 +1,222 @@
+//! What people forget: file headers, line width, dead files, the direction of dependencies, large
+//! blobs, licences of dependencies, leftovers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The files of the working tree: those that git tracks, or all where there is no git.
+fn files() -> Vec<PathBuf> {
+    let git = Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output();
+    if let Ok(output) = git
+        && output.status.success()
+        && !output.stdout.is_empty()
+    {
+        let names = output.stdout.split(|b| *b == 0).filter(|n| !n.is_empty());
+        let paths = names.map(|n| root().join(String::from_utf8_lossy(n).as_ref()));
+        return paths.filter(|p| p.is_file()).collect();
+    }
+    let mut found = Vec::new();
+    let mut folders = vec![root().to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            let path = entry.path();
+            let name = entry.file_name();
+            if path.is_dir() && name != "target" && name != ".git" {
+                folders.push(path);
+            } else if path.is_file() {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+fn sources() -> Vec<(PathBuf, String)> {
+    let rust = files().into_iter().filter(|p| p.extension().is_some_and(|e| e == "rs"));
+    rust.map(|p| (p.strip_prefix(root()).unwrap().to_owned(), std::fs::read_to_string(&p).unwrap()))
+        .collect()
+}
+
+fn assert_none(what: &str, found: &[String]) {
+    assert!(found.is_empty(), "{what}:\n{}", found.join("\n"));
+}
+
+#[test]
+fn every_source_file_says_what_it_is_for() {
+    let bare = |(p, text): (PathBuf, String)| {
+        let first = text.lines().find(|l| !l.trim().is_empty()).unwrap_or_default().to_owned();
+        (!first.starts_with("//!") && !first.starts_with("#!")).then(|| p.display().to_string())
+    };
+    assert_none(
+        "files without a `//!` header",
+        &sources().into_iter().filter_map(bare).collect::<Vec<_>>(),
+    );
+}
+
+#[test]
+fn lines_are_at_most_100_wide() {
+    let mut wide = Vec::new();
+    for (path, text) in sources() {
+        for (number, line) in text.lines().enumerate() {
+            // A long literal cannot be broken without changing what it says.
+            let breakable = !line.contains('"') && !line.contains("http");
+            if line.chars().count() > 100 && breakable {
+                wide.push(format!("{}:{}", path.display(), number + 1));
+            }
+        }
+    }
+    assert_none("lines wider than 100", &wide);
+}
+
+#[test]
+fn nothing_is_left_over() {
+    // Spelled in two halves, so that this file does not find itself.
+    let words = ["todo", "unimplemented"].map(|w| format!("{w}!("));
+    let marks = [("FIX", "ME"), ("TO", "DO:")].map(|(a, b)| format!("{a}{b}"));
+    let ignored = format!("#[{}", "ignore");
+    let mut found = Vec::new();
+    for (path, text) in sources() {
+        for (number, line) in text.lines().enumerate() {
+            let left =
+                words.iter().chain(&marks).chain([&ignored]).any(|w| line.contains(w.as_str()));
+            if left {
+                found.push(format!("{}:{}: {}", path.display(), number + 1, line.trim()));
+            }
+        }
+    }
+    assert_none("leftovers", &found);
+}
+
+/// A source file that no module declares is dead.
+#[test]
+fn every_module_file_is_declared() {
+    let sources: BTreeMap<PathBuf, String> = sources().into_iter().collect();
+    let mut dead = Vec::new();
+    for path in sources.keys() {
+        let text = path.to_string_lossy();
+        let Some((_, below)) = text.rsplit_once("src/") else { continue };
+        let stem = path.file_stem().unwrap().to_string_lossy();
+        if below == "lib.rs" || below == "main.rs" || below.starts_with("bin/") {
+            continue;
+        }
+        let folder = path.parent().unwrap();
+        let (name, parents) = if stem == "mod" {
+            let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+            (name, folder.parent().unwrap().to_owned())
+        } else {
+            (stem.into_owned(), folder.to_owned())
+        };
+        let mut candidates =
+            vec![parents.join("mod.rs"), parents.join("lib.rs"), parents.join("main.rs")];
+        candidates.push(parents.with_extension("rs"));
+        let declared = candidates.iter().filter_map(|c| sources.get(c)).any(|text| {
+            text.lines().any(|l| {
+                let words = l.trim().trim_end_matches(';');
+                words.ends_with(&format!("mod {name}")) && l.trim().ends_with(';')
+                    || words.contains(&format!("mod {name} {{"))
+            })
+        });
+        if !declared {
+            dead.push(path.display().to_string());
+        }
+    }
+    assert_none("source files that no module declares", &dead);
+}
+
+#[test]
+fn no_large_blob_is_committed() {
+    let large: Vec<_> = files()
+        .iter()
+        .filter_map(|p| {
+            let bytes = std::fs::metadata(p).unwrap().len();
+            (bytes > 512 * 1024).then(|| format!("{} ({bytes} bytes)", p.display()))
+        })
+        .collect();
+    assert_none("files above 512 KiB", &large);
+}
+
+fn metadata() -> Value {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked", "--offline"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Which of our crates each may use: dependencies point one way.
+#[test]
+fn dependencies_point_one_way() {
+    let allowed: BTreeMap<&str, &[&str]> = BTreeMap::from([
+        ("fathom-numerics", &[][..]),
+        ("fathom-trace", &[]),
+        ("fathom-reference", &["fathom-numerics", "fathom-trace"]),
+        ("fathom-gpu", &["fathom-numerics", "fathom-trace", "fathom-reference"]),
+        ("fathom-ptx", &[]),
+        ("fathom-emulator", &["fathom-numerics", "fathom-ptx", "fathom-trace"]),
+        ("fathom-libcuda", &["fathom-emulator", "fathom-numerics", "fathom-ptx", "fathom-trace"]),
+        ("fathom-simulator", &["fathom-trace"]),
+        (
+            "fathom-conformance",
+            &["fathom-numerics", "fathom-trace", "fathom-reference", "fathom-gpu"],
+        ),
+    ]);
+    let metadata = metadata();
+    let mut wrong = Vec::new();
+    for package in metadata["packages"].as_array().unwrap() {
+        let name = package["name"].as_str().unwrap();
+        let Some(may) = allowed.get(name) else { continue };
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let on = dependency["name"].as_str().unwrap();
+            // A test may look at more than the code it tests.
+            let of_the_code = dependency["kind"].is_null();
+            if of_the_code && on.starts_with("fathom-") && !may.contains(&on) {
+                wrong.push(format!("{name} -> {on}"));
+            }
+        }
+    }
+    assert_none("dependencies that point the wrong way", &wrong);
+}
+
+/// Licences under which a dependency may be used beside MIT OR Apache-2.0.
+const LICENCES: [&str; 14] = [
+    "MIT",
+    "Apache-2.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "ISC",
+    "Zlib",
+    "0BSD",
+    "Unlicense",
+    "CC0-1.0",
+    "Unicode-3.0",
+    "BSL-1.0",
+    "MIT-0",
+    "MPL-2.0",
+];
+
+#[test]
+fn every_dependency_has_a_licence_we_can_use() {
+    let mut refused = BTreeSet::new();
+    for package in metadata()["packages"].as_array().unwrap() {
+        let licence = package["license"].as_str().unwrap_or("none");
+        // An expression is a choice (OR, and the old '/') of conjunctions.
+        let choices = licence.replace('/', " OR ").replace(['(', ')'], "");
+        let usable = choices
+            .split(" OR ")
+            .any(|choice| choice.split(" AND ").all(|one| LICENCES.contains(&one.trim())));
+        if !usable {
+            refused.insert(format!("{}: {licence}", package["name"].as_str().unwrap()));
+        }
+    }
+    assert_none("licences to look at", &refused.into_iter().collect::<Vec<_>>());
+}
