@@ -130,6 +130,31 @@ fn every_module_file_is_declared() {
     assert_none("source files that no module declares", &dead);
 }
 
+/// Every page that a page links to is there, and the book's index names every page.
+#[test]
+fn links_between_pages_hold() {
+    let mut broken = Vec::new();
+    let pages = files().into_iter().filter(|p| p.extension().is_some_and(|e| e == "md"));
+    for page in pages {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let target = link.split('#').next().unwrap_or_default();
+            let local = !target.is_empty() && !target.contains("://") && !target.contains(' ');
+            if local && !page.parent().unwrap().join(target).exists() {
+                broken.push(format!("{}: {link}", page.strip_prefix(root()).unwrap().display()));
+            }
+        }
+    }
+    let index = std::fs::read_to_string(root().join("docs/README.md")).unwrap();
+    for entry in std::fs::read_dir(root().join("docs")).unwrap().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".md") && name != "README.md" && !index.contains(&name) {
+            broken.push(format!("docs/README.md does not name {name}"));
+        }
+    }
+    assert_none("broken links", &broken);
+}
+
 #[test]
 fn no_large_blob_is_committed() {
     let large: Vec<_> = files()
