@@ -95,7 +95,8 @@ fn fp8(group: &mut BenchmarkGroup<'_, WallTime>, pool: &ThreadPool) {
     }
 }
 
-/// The same products as `wgmma.m64n128k32` instructions on one tile after another, operands packed for
+/// The same products as `wgmma.m64n128k32` instructions on one tile after another, operands packed
+/// for
 /// each instruction.
 fn wgmma(group: &mut BenchmarkGroup<'_, WallTime>) {
     let q = |seed| codes(Format::E4M3, &bell(SIZE, SIZE, seed), 150.0).mapv(|code| code as u8);

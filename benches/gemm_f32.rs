@@ -1,4 +1,5 @@
-//! The in-order f32 and f64 GEMMs beside the `gemm` crate, on one core and on all: square and small.
+//! The in-order f32 and f64 GEMMs beside the `gemm` crate, on one core and on all: square and
+//! small.
 //!
 //! `cargo bench -p fathom-benches --bench gemm_f32`
 

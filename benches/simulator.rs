@@ -1,6 +1,7 @@
 //! The simulator's speed: a full DeepSeek-V3 step, the same layout on 100,352 GPUs, and a search.
 //!
-//! `cargo bench -p fathom-benches --bench simulator`. The goals: a step in at most 20 ms on one core, 100,352 GPUs in at
+//! `cargo bench -p fathom-benches --bench simulator`. The goals: a step in at most 20 ms on one
+//! core, 100,352 GPUs in at
 //! most 5 times that, 10,000 layouts in at most 10 s on two cores.
 
 use criterion::{Criterion, criterion_group, criterion_main};

@@ -45,7 +45,8 @@ pub fn print_json(value: &impl serde::Serialize) -> io::Result<()> {
     out.write_all(b"\n")
 }
 
-/// Writes a file beside its target and renames it: an interrupted run leaves the old file or the new.
+/// Writes a file beside its target and renames it: an interrupted run leaves the old file or the
+/// new.
 ///
 /// # Errors
 /// A sentence with the path.

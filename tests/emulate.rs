@@ -1,4 +1,5 @@
-//! `fathom emulate` with a driver-API client that nobody here wrote: cuda-python, where it is installed.
+//! `fathom emulate` with a driver-API client that nobody here wrote: cuda-python, where it is
+//! installed.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,4 +1,5 @@
-//! Built-in input of the demonstration: one FP8 GEMM with the contract's output, and one whose output
+//! Built-in input of the demonstration: one FP8 GEMM with the contract's output, and one whose
+//! output
 //! comes from another arithmetic.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,5 @@
-//! The device functions of `gpu/kernels/common`, compiled by NVRTC and run by the emulator, give the
+//! The device functions of `gpu/kernels/common`, compiled by NVRTC and run by the emulator, give
+//! the
 //! bits of the Rust functions that they mirror. Skipped where NVRTC is not installed.
 
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! No text makes the simulator's readers panic: scenarios, routing traces, profiler traces, measured tables; and a
+//! No text makes the simulator's readers panic: scenarios, routing traces, profiler traces,
+//! measured tables; and a
 //! scenario that reads is simulated or refused, never more.
 #![no_main]
 

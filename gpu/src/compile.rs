@@ -1,6 +1,7 @@
 //! CUDA C++ to PTX by NVRTC at run time, kept on disk by content.
 //!
-//! A kernel is compiled for one set of constants ([`Compiler::compile`]'s `defines`: shapes, element types).
+//! A kernel is compiled for one set of constants ([`Compiler::compile`]'s `defines`: shapes,
+//! element types).
 //! The PTX is stored in a folder under the blake3 of everything that goes into it: source,
 //! headers, options, NVRTC's version. It is written beside its place and renamed, so that processes
 //! that compile the same kernel at once do each other no harm.
@@ -299,7 +300,8 @@ impl Api {
         let builtins = open(&nvrtc.builtins)?;
         let library = open(&nvrtc.library)?;
         let missing = |e: libloading::Error| load_error(&nvrtc.library, &e);
-        // SAFETY: the types are those of nvrtc.h; the functions live as long as the library, which is
+        // SAFETY: the types are those of nvrtc.h; the functions live as long as the library, which
+        // is
         // kept beside them.
         unsafe {
             Ok(Api {

@@ -1,7 +1,10 @@
-//! Calibration: what a PyTorch-profiler (Kineto) trace of one's own machine says, and the GEMM constants from measured tables.
+//! Calibration: what a PyTorch-profiler (Kineto) trace of one's own machine says, and the GEMM
+//! constants from measured tables.
 //!
-//! The reader takes the Chrome trace that the profiler exports, plain or gzipped: kernels with their stream, the annotations under
-//! which the host launched them, overlap of computation and communication. It never panics on a malformed file.
+//! The reader takes the Chrome trace that the profiler exports, plain or gzipped: kernels with
+//! their stream, the annotations under
+//! which the host launched them, overlap of computation and communication. It never panics on a
+//! malformed file.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -56,13 +59,15 @@ impl TraceKernel {
         .any(|part| name.contains(part))
     }
 
-    /// Whether it only counts, tells or waits (layout, notify, barrier) instead of moving a payload.
+    /// Whether it only counts, tells or waits (layout, notify, barrier) instead of moving a
+    /// payload.
     pub fn is_rendezvous(&self) -> bool {
         let name = self.name.to_ascii_lowercase();
         ["notify", "barrier", "dispatch_layout"].iter().any(|part| name.contains(part))
     }
 
-    /// Whether it is a matrix multiplication; helpers that live in a GEMM library's namespace are not.
+    /// Whether it is a matrix multiplication; helpers that live in a GEMM library's namespace are
+    /// not.
     pub fn is_gemm(&self) -> bool {
         let name = self.name.to_ascii_lowercase();
         let helper = ["transpose", "tensormap"].iter().any(|part| name.contains(part));
@@ -448,7 +453,8 @@ pub struct MeasuredGemm {
     pub mean_us: f64,
 }
 
-/// Reads measured GEMMs from comma-separated text with the header `name,kind,m,n,k,mean_us,min_us`; kinds are `fp8_one_two`,
+/// Reads measured GEMMs from comma-separated text with the header `name,kind,m,n,k,mean_us,min_us`;
+/// kinds are `fp8_one_two`,
 /// `fp8_one_one`, `bf16` and `bf16_accumulate`.
 pub fn parse_table(file: &str, text: &str) -> Result<Vec<MeasuredGemm>, SimError> {
     const HEADER: &str = "name,kind,m,n,k,mean_us,min_us";
@@ -492,14 +498,17 @@ pub fn parse_table(file: &str, text: &str) -> Result<Vec<MeasuredGemm>, SimError
         .collect()
 }
 
-/// The fitting half of the GEMMs of the published H800 profile, without the grouped ones, whose rows vary by layer.
+/// The fitting half of the GEMMs of the published H800 profile, without the grouped ones, whose
+/// rows vary by layer.
 pub const PROFILE_FITTING_GEMMS: &str =
     include_str!("../presets/measured/h800-profile-fitting.csv");
 
-/// Fits `mma_efficiency`, `promotion_cycles` and `tile_cycles` to the fastest runs of `table`, measured on `sms` SMs of
+/// Fits `mma_efficiency`, `promotion_cycles` and `tile_cycles` to the fastest runs of `table`,
+/// measured on `sms` SMs of
 /// `gpu`, and `contention` to mean over fastest; the other constants stay as in `start`.
 ///
-/// The time is linear in the three unknowns (the inverse of the efficiency for the first); relative errors are
+/// The time is linear in the three unknowns (the inverse of the efficiency for the first); relative
+/// errors are
 /// minimised in the least-squares sense.
 pub fn fit_gemms(
     gpu: &Gpu,

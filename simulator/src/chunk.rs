@@ -1,4 +1,5 @@
-//! One overlapped forward-backward pair of a DualPipe step by itself: the span, its ten phases, what is hidden.
+//! One overlapped forward-backward pair of a DualPipe step by itself: the span, its ten phases,
+//! what is hidden.
 
 use fathom_trace::{Component, OpRecord, Phase};
 use serde::{Deserialize, Serialize};
@@ -29,7 +30,8 @@ pub struct ChunkQuestion {
     pub precision: Precision,
     /// Wishes granted.
     pub what_if: WhatIf,
-    /// Routed load of this rank relative to the mean by layer of the forward chunk, and of the backward chunk in the order in
+    /// Routed load of this rank relative to the mean by layer of the forward chunk, and of the
+    /// backward chunk in the order in
     /// which its layers run.
     pub loads: Vec<(f64, f64)>,
 }
@@ -130,7 +132,8 @@ impl ChunkQuestion {
             let of = |p: &&PartSpan| p.component == component && p.phase == phase;
             parts.iter().filter(of).map(|p| p.end_s - p.start_s).sum::<f64>() / n
         };
-        // Between two kernels the compute stream is idle for a moment, with communication beside it or not.
+        // Between two kernels the compute stream is idle for a moment, with communication beside it
+        // or not.
         let ctx = FirstPrinciples::context(&s);
         let gaps_s = n * cost.constants.gap_s * kernels(&layer_records(&s.model, &ctx, index));
         let beside = time.comm_s / time.span_s;
@@ -167,7 +170,8 @@ mod tests {
     use super::*;
     use crate::hardware;
 
-    /// The profiled chunk (FIGURES section 2): loads of rank 0 by layer as its kernels' grids show them.
+    /// The profiled chunk (FIGURES section 2): loads of rank 0 by layer as its kernels' grids show
+    /// them.
     fn profiled() -> ChunkQuestion {
         ChunkQuestion {
             model: hardware::model("deepseek-v3").unwrap(),

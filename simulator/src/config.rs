@@ -1,7 +1,10 @@
-//! What a simulation is asked: the scenario, read from TOML with errors that name file, line, key and nearest name.
+//! What a simulation is asked: the scenario, read from TOML with errors that name file, line, key
+//! and nearest name.
 //!
-//! A scenario file has the keys of [`Scenario`]. `preset` starts from an embedded scenario; `[model]`, `[cluster]` and
-//! `[cluster.gpu]` may start from a preset of theirs (`preset = "deepseek-v3"`), a model also from a Hugging Face
+//! A scenario file has the keys of [`Scenario`]. `preset` starts from an embedded scenario;
+//! `[model]`, `[cluster]` and
+//! `[cluster.gpu]` may start from a preset of theirs (`preset = "deepseek-v3"`), a model also from
+//! a Hugging Face
 //! `file = "config.json"`. Every other key overrides what the preset says.
 
 use std::path::Path;
@@ -21,7 +24,8 @@ mod read;
 
 pub use read::{SCENARIOS, Source};
 
-/// Degrees of parallelism. `tp * cp * pp * dp` ranks in all; expert parallelism spans ranks of `dp * cp * tp`.
+/// Degrees of parallelism. `tp * cp * pp * dp` ranks in all; expert parallelism spans ranks of `dp
+/// * cp * tp`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Parallel {
@@ -101,7 +105,8 @@ pub struct Ramp {
     pub start_batch: u64,
     /// Tokens until the whole batch is reached.
     pub tokens: f64,
-    /// Schedule while a batch gives the scenario's own too few micro-batches: an assumption, since no report says what
+    /// Schedule while a batch gives the scenario's own too few micro-batches: an assumption, since
+    /// no report says what
     /// ran then.
     pub fallback_schedule: ScheduleKind,
 }

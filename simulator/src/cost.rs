@@ -8,7 +8,8 @@ use crate::hardware::cluster::Cluster;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Pricing {
-    /// Purchase price a GPU with its share of host and network, dollars; 0 rents at the cluster's `usd_per_gpu_hour`.
+    /// Purchase price a GPU with its share of host and network, dollars; 0 rents at the cluster's
+    /// `usd_per_gpu_hour`.
     pub capital_usd_per_gpu: f64,
     /// Years over which it is written off.
     pub lifetime_years: f64,
@@ -73,7 +74,8 @@ mod tests {
         let rent = cost(&Pricing::default(), &cluster, 1e12 / 180e3 / 3600.0);
         assert_eq!(rent.usd_per_gpu_hour, 2.0);
         assert!((rent.usd_per_trillion_tokens - 360e3).abs() < 1e-3);
-        // 35,064 dollars over 4 years of 8766 hours: 1 dollar an hour; 0.7 kW * 2 * 1.0 * 0.1 dollars: 0.14.
+        // 35,064 dollars over 4 years of 8766 hours: 1 dollar an hour; 0.7 kW * 2 * 1.0 * 0.1
+        // dollars: 0.14.
         let own = Pricing {
             capital_usd_per_gpu: 35_064.0,
             utilization: 1.0,

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-/// Why a simulation could not be set up or read. Every variant is the user's to mend; broken invariants panic.
+/// Why a simulation could not be set up or read. Every variant is the user's to mend; broken
+/// invariants panic.
 #[derive(Debug, thiserror::Error)]
 pub enum SimError {
     /// A configuration file or preset says something that is not allowed.

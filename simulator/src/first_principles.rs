@@ -1,7 +1,10 @@
-//! The cost side: from a scenario and its placement to the seconds of every part, from first principles.
+//! The cost side: from a scenario and its placement to the seconds of every part, from first
+//! principles.
 //!
-//! Records of a layer come from [`workload`](crate::workload), kernels are timed by [`KernelModel`], all-to-alls and collectives
-//! by [`network`](crate::network). A layer is timed twice: alone on the whole GPU, and beside the communication of an overlapped pair.
+//! Records of a layer come from [`workload`](crate::workload), kernels are timed by
+//! [`KernelModel`], all-to-alls and collectives
+//! by [`network`](crate::network). A layer is timed twice: alone on the whole GPU, and beside the
+//! communication of an overlapped pair.
 
 use fathom_trace::{Component, OpRecord, Phase};
 
@@ -105,7 +108,8 @@ impl FirstPrinciples {
         if ctx.ep == 1 {
             return layer;
         }
-        // What the pair's other half does beside: combine(B) under attention(F), dispatch(F) under mlp(B), dispatch(B) under
+        // What the pair's other half does beside: combine(B) under attention(F), dispatch(F) under
+        // mlp(B), dispatch(B) under
         // mlp(W) and mlp(F), combine(F) under attention(B).
         let memory_s = |parts: &[(Component, Phase)]| {
             let bytes: f64 = parts.iter().map(|&(c, p)| busy(c, p).bytes).sum();
@@ -160,7 +164,8 @@ impl FirstPrinciples {
         busy
     }
 
-    /// Seconds of a collective that blocks the computation: tensor and context parallelism. All-to-alls run beside.
+    /// Seconds of a collective that blocks the computation: tensor and context parallelism.
+    /// All-to-alls run beside.
     fn blocking(&self, s: &Scenario, r: &OpRecord) -> f64 {
         let Some(group) = r.group else { return 0.0 };
         let (size, per_node) = (group.size as u64, s.cluster.gpus_per_node);
@@ -171,7 +176,8 @@ impl FirstPrinciples {
                 let bytes = r.bytes_sent as f64 * n / (n - 1.0);
                 time_s(&s.cluster, Collective::AllGather, Algorithm::Hierarchical, shape, bytes)
             }
-            // Keys and values pass while the attention of the previous part runs; what a link needs beyond that is
+            // Keys and values pass while the attention of the previous part runs; what a link needs
+            // beyond that is
             // exposed, the latency always.
             "ring_exchange" => {
                 let same_node = size * s.parallel.tp <= per_node;
@@ -197,7 +203,8 @@ impl FirstPrinciples {
         self.kernels(s, false).attention(&shape, false)
     }
 
-    /// Seconds of one all-to-all: alone, or under kernels whose bytes take the memory so many seconds.
+    /// Seconds of one all-to-all: alone, or under kernels whose bytes take the memory so many
+    /// seconds.
     fn all_to_all(
         &self,
         s: &Scenario,
@@ -283,7 +290,8 @@ impl FirstPrinciples {
         )
     }
 
-    /// Gradient reduction, optimizer and parameter gathering of a pipeline rank that holds `stages`.
+    /// Gradient reduction, optimizer and parameter gathering of a pipeline rank that holds
+    /// `stages`.
     fn tail(&self, s: &Scenario, placement: &Placement, stages: &[usize]) -> TailTimes {
         let p = &s.parallel;
         let (mut dense, mut expert) = (0.0, 0.0);
@@ -303,7 +311,8 @@ impl FirstPrinciples {
         let two_copies = is_two_way(s.schedule) && placement.ranks > 1;
         let mut tail = TailTimes::default();
         if two_copies {
-            // Both ranks that hold a stage exchange halves of FP32 gradients; they meet again as parameters.
+            // Both ranks that hold a stage exchange halves of FP32 gradients; they meet again as
+            // parameters.
             let half = (dense + expert) / 2.0;
             tail.grad_reduce_s += p2p_s(&s.cluster, 4.0 * half, false);
             tail.param_gather_s += p2p_s(&s.cluster, 2.0 * half, false);
@@ -320,7 +329,8 @@ impl FirstPrinciples {
             tail.param_gather_s += collective(Collective::AllGather, dense_group, 2.0 * dense)
                 + collective(Collective::AllGather, expert_group, 2.0 * expert);
         }
-        // Gradient norm, then AdamW: gradient, master and both moments in, all but the gradient out, with the BF16 copy.
+        // Gradient norm, then AdamW: gradient, master and both moments in, all but the gradient
+        // out, with the BF16 copy.
         let kernels = self.kernels(s, false);
         tail.optimizer_s = kernels.memory(4.0 * (dense + expert), MemoryClass::Stream, None)
             + kernels.memory(22.0 * updated, MemoryClass::Stream, None);

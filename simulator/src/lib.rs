@@ -1,10 +1,12 @@
 //! The cluster simulator: hardware, network, kernel time, schedules, memory, events, reports.
 //!
-//! It replays op traces (`fathom-trace`) on a model of hardware; it never sees a tensor. The road of a step:
+//! It replays op traces (`fathom-trace`) on a model of hardware; it never sees a tensor. The road
+//! of a step:
 //!
 //! 1. [`config`] reads a TOML file into a [`config::Scenario`] (model, cluster, layout, training);
 //! 2. [`parallel`] refuses illegal layouts and says which layers a pipeline stage holds;
-//! 3. the cost side ([`hardware`], [`kernel_time`], [`network`]) fills [`times::StepTimes`]: how long each part of
+//! 3. the cost side ([`hardware`], [`kernel_time`], [`network`]) fills [`times::StepTimes`]: how
+//!    long each part of
 //!    each layer takes on the compute or the communication stream;
 //! 4. [`schedules`] gives every rank its instruction stream;
 //! 5. [`events`] plays the streams with those times: when each part ran, and where the time went;

@@ -1,7 +1,10 @@
-//! How unevenly tokens fall on the ranks of an expert group: drawn from a distribution, or read from a routing trace.
+//! How unevenly tokens fall on the ranks of an expert group: drawn from a distribution, or read
+//! from a routing trace.
 //!
-//! Every all-to-all waits for the busiest rank, so what a layer sees is the largest load of the group, relative to the
-//! mean. One number a layer and micro-batch goes to the event engine ([`crate::times::StepTimes::expert_load`]).
+//! Every all-to-all waits for the busiest rank, so what a layer sees is the largest load of the
+//! group, relative to the
+//! mean. One number a layer and micro-batch goes to the event engine
+//! ([`crate::times::StepTimes::expert_load`]).
 
 use std::path::Path;
 
@@ -15,11 +18,13 @@ use crate::times::LayerKind;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExpertLoad {
-    /// Standard deviation of a rank's tokens relative to the mean, independent by rank, layer and micro-batch.
+    /// Standard deviation of a rank's tokens relative to the mean, independent by rank, layer and
+    /// micro-batch.
     pub deviation: f64,
     /// Seed of the draws.
     pub seed: u64,
-    /// A routing trace instead of draws: JSON Lines `{"layer": 3, "micro_batch": 0, "tokens": [a count an expert]}`.
+    /// A routing trace instead of draws: JSON Lines `{"layer": 3, "micro_batch": 0, "tokens": [a
+    /// count an expert]}`.
     /// Layers and micro-batches that it lacks take the next smaller ones that it has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
@@ -78,7 +83,8 @@ pub fn busiest_rank(tokens: &[u64], ep: usize) -> f64 {
     sums.max().unwrap_or(0) as f64 * ep.max(1) as f64 / total.max(1) as f64
 }
 
-/// Loads by `[layer of all stages' lists][micro-batch]`; empty where balanced. Layers without experts have load 1.
+/// Loads by `[layer of all stages' lists][micro-batch]`; empty where balanced. Layers without
+/// experts have load 1.
 pub fn table(
     load: &ExpertLoad,
     records: &[RoutingRecord],
@@ -107,7 +113,8 @@ fn nearest_record(records: &[RoutingRecord], layer: u64, mb: u64) -> Option<&Rou
     records.iter().filter(below).max_by_key(|r| (r.layer, r.micro_batch)).or(records.first())
 }
 
-/// The largest of `ep` independent draws from a normal distribution around 1, at least 1. One uniform number gives it:
+/// The largest of `ep` independent draws from a normal distribution around 1, at least 1. One
+/// uniform number gives it:
 /// the largest of n has the distribution function of one to the n-th power.
 fn drawn(load: &ExpertLoad, ep: usize, layer: u64, mb: u64) -> f64 {
     let u = uniform(load.seed, [layer, mb]).powf(1.0 / ep as f64);
@@ -123,7 +130,8 @@ fn uniform(seed: u64, counter: [u64; 2]) -> f64 {
     ((mix(state) >> 11) as f64 + 0.5) / (1u64 << 53) as f64
 }
 
-/// The inverse of the normal distribution function (Acklam 2003): rational approximations with a relative error below
+/// The inverse of the normal distribution function (Acklam 2003): rational approximations with a
+/// relative error below
 /// 1.15e-9.
 fn normal_quantile(p: f64) -> f64 {
     const A: [f64; 6] = [
@@ -203,7 +211,8 @@ mod tests {
 
     #[test]
     fn the_busiest_of_many_is_as_busy_as_order_statistics_say() {
-        // The mean of the largest of 64 standard normal draws is 2.3437 (tables of order statistics).
+        // The mean of the largest of 64 standard normal draws is 2.3437 (tables of order
+        // statistics).
         let load = ExpertLoad { deviation: 0.01, ..ExpertLoad::default() };
         let n = 20_000;
         let mean = (0..n).map(|i| drawn(&load, 64, i, 0)).sum::<f64>() / n as f64;

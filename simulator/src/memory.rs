@@ -1,8 +1,11 @@
 //! Device memory of every pipeline rank over the step, by category.
 //!
-//! Weights, gradients and optimizer state are there all the time; activations come with a chunk's forward and go with
-//! its weight gradient. Bytes an element follow the DeepSeek-V3 report (section 3.3.3 and table of the recipe) in FP8 and
-//! Megatron-LM's mixed precision in BF16; what is kept for backward is listed in [`activation_bytes_per_token`].
+//! Weights, gradients and optimizer state are there all the time; activations come with a chunk's
+//! forward and go with
+//! its weight gradient. Bytes an element follow the DeepSeek-V3 report (section 3.3.3 and table of
+//! the recipe) in FP8 and
+//! Megatron-LM's mixed precision in BF16; what is kept for backward is listed in
+//! [`activation_bytes_per_token`].
 
 use serde::Serialize;
 
@@ -19,11 +22,13 @@ const RUNTIME_BYTES: f64 = 2e9;
 /// Bytes by category.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Categories {
-    /// Weights in the format the GEMMs read: two bytes an element, BF16 or FP8 in both orientations.
+    /// Weights in the format the GEMMs read: two bytes an element, BF16 or FP8 in both
+    /// orientations.
     pub weights: f64,
     /// Gradients, FP32.
     pub gradients: f64,
-    /// Master weights FP32 and the two moments (BF16 in FP8 training, else FP32), as ZeRO shards them.
+    /// Master weights FP32 and the two moments (BF16 in FP8 training, else FP32), as ZeRO shards
+    /// them.
     pub optimizer: f64,
     /// Kept for backward.
     pub activations: f64,
@@ -62,7 +67,8 @@ impl Categories {
 pub struct RankMemory {
     /// At the moment of the peak.
     pub peak: Categories,
-    /// Total over time: seconds from the start of the step, bytes from then on. Empty where the step was played
+    /// Total over time: seconds from the start of the step, bytes from then on. Empty where the
+    /// step was played
     /// without its instructions.
     pub over_time: Vec<(f64, f64)>,
 }
@@ -124,7 +130,8 @@ fn advice(s: &Scenario, most: &str) -> String {
     }
 }
 
-/// Parameters of a stage on one rank: those every data-parallel rank holds, and its share of routed experts.
+/// Parameters of a stage on one rank: those every data-parallel rank holds, and its share of routed
+/// experts.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct StageParameters {
     /// Attention, norms, gates, dense and shared FFN, embedding, head; divided by tp.
@@ -170,9 +177,12 @@ pub fn stage_parameters(s: &Scenario, layers: &[PlacedLayer]) -> StageParameters
 
 /// Bytes that a layer keeps for backward for each of the rank's tokens (after cp, before tp).
 ///
-/// Always: the inputs of both norms. Kept or recomputed: outputs of the norms, MLA's up-projected heads, SwiGLU's
-/// output. FP8: inputs of Linears one byte an element with their scales, the input of the output projection E5M6 (12
-/// bits), the input of SwiGLU one byte. Routed experts keep the rows that arrive: `n_activated_experts` a token on
+/// Always: the inputs of both norms. Kept or recomputed: outputs of the norms, MLA's up-projected
+/// heads, SwiGLU's
+/// output. FP8: inputs of Linears one byte an element with their scales, the input of the output
+/// projection E5M6 (12
+/// bits), the input of SwiGLU one byte. Routed experts keep the rows that arrive:
+/// `n_activated_experts` a token on
 /// average.
 pub fn activation_bytes_per_token(s: &Scenario, kind: LayerKind) -> f64 {
     let m = &s.model;
@@ -268,7 +278,8 @@ pub fn standing(
     let h = s.model.hidden as f64;
     let rows =
         s.model.moe.map_or(0.0, |moe| if p.ep > 1 { moe.n_activated_experts as f64 } else { 0.0 });
-    // Dispatch FP8 or BF16 out and combine BF16 back, one set for the forward and one for the backward chunk; two
+    // Dispatch FP8 or BF16 out and combine BF16 back, one set for the forward and one for the
+    // backward chunk; two
     // micro-batches arriving and two leaving the pipeline rank.
     let all_to_all = 2.0 * tokens * rows * h * (if fp8 { 1.0 } else { 2.0 } + 2.0);
     let pipeline = if p.pp > 1 { 4.0 * tokens * h * 2.0 } else { 0.0 };
@@ -282,7 +293,8 @@ pub fn standing(
     }
 }
 
-/// Memory of every rank. `step` gives the times of the curve; without its instructions only the peaks are there, and
+/// Memory of every rank. `step` gives the times of the curve; without its instructions only the
+/// peaks are there, and
 /// they are the same, since a rank's peak depends on the order of its instructions alone.
 pub fn memory(
     s: &Scenario,
@@ -377,7 +389,8 @@ mod tests {
 
     #[test]
     fn weights_and_optimizer_by_hand() {
-        // A rank of the middle: 8 MoE layers. A layer: attention 187.1 M, shared expert 44.04 M, gate 1.835 M, norms;
+        // A rank of the middle: 8 MoE layers. A layer: attention 187.1 M, shared expert 44.04 M,
+        // gate 1.835 M, norms;
         // 4 routed experts of 44.04 M.
         let s = v3();
         let c = peaks(&s).ranks[5].peak;

@@ -6,7 +6,8 @@ use crate::hardware::model::Attention;
 use crate::schedules::{Schedule, ScheduleShape, Shape};
 use crate::times::{LayerKind, LayerTimes, StageTimes, StepTimes};
 
-/// A layer as placed: its kind, and its index among the transformer layers (0 for embedding and head).
+/// A layer as placed: its kind, and its index among the transformer layers (0 for embedding and
+/// head).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PlacedLayer {
     /// Kind.
@@ -18,7 +19,8 @@ pub struct PlacedLayer {
 /// The layers of every pipeline stage, shallow to deep.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Placement {
-    /// By stage, then in order. Stage 0 opens with the embedding; the last ends with MTP and the head.
+    /// By stage, then in order. Stage 0 opens with the embedding; the last ends with MTP and the
+    /// head.
     pub stages: Vec<Vec<PlacedLayer>>,
     /// Ranks of the pipeline.
     pub ranks: usize,
@@ -26,11 +28,14 @@ pub struct Placement {
 
 /// The cost side: seconds of every part of a step.
 pub trait CostModel: Sync {
-    /// A layer by itself and beside the other half of an overlapped pair. What it takes depends on the model, the
-    /// cluster, tp, cp, ep, `comm_sms`, `what_if` and the training's shapes; never on pp, dp, zero or the schedule.
+    /// A layer by itself and beside the other half of an overlapped pair. What it takes depends on
+    /// the model, the
+    /// cluster, tp, cp, ep, `comm_sms`, `what_if` and the training's shapes; never on pp, dp, zero
+    /// or the schedule.
     fn layer_times(&self, s: &Scenario, layer: PlacedLayer) -> Result<[LayerTimes; 2], SimError>;
 
-    /// Everything but the layers: sends, tails, overhead; `stages` and `expert_load` are left empty.
+    /// Everything but the layers: sends, tails, overhead; `stages` and `expert_load` are left
+    /// empty.
     fn frame(&self, s: &Scenario, placement: &Placement) -> StepTimes;
 }
 
@@ -336,7 +341,8 @@ impl LayerWeights {
     }
 }
 
-/// Transformer layers of every stage: as the scenario says, else one after the other to the stage whose rank, then
+/// Transformer layers of every stage: as the scenario says, else one after the other to the stage
+/// whose rank, then
 /// which itself, has the least work; every stage but the last gets at least one.
 fn stage_layers(scenario: &Scenario, w: LayerWeights) -> Result<Vec<u64>, SimError> {
     let n = stages(scenario);
@@ -378,7 +384,8 @@ fn stage_layers(scenario: &Scenario, w: LayerWeights) -> Result<Vec<u64>, SimErr
     Ok(layers)
 }
 
-/// Places the scenario's layers on its stages, balanced by `weights`. `scenario` must have passed [`check`].
+/// Places the scenario's layers on its stages, balanced by `weights`. `scenario` must have passed
+/// [`check`].
 pub fn place(scenario: &Scenario, weights: LayerWeights) -> Result<Placement, SimError> {
     let m = &scenario.model;
     let layers = stage_layers(scenario, weights)?;

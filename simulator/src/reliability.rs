@@ -1,11 +1,14 @@
-//! Failures: how often a cluster of this size stops, what checkpoints cost, and what share of the time trains.
+//! Failures: how often a cluster of this size stops, what checkpoints cost, and what share of the
+//! time trains.
 
 use serde::{Deserialize, Serialize};
 
 use crate::hardware::cluster::Cluster;
 
-/// Failures and checkpoints. The defaults are Llama 3's published interruptions (arXiv 2407.21783, table 5: 419 in 54
-/// days on 16,384 GPUs; 246 of GPUs and their memory, 35 of the network, the other 138 counted to the hosts).
+/// Failures and checkpoints. The defaults are Llama 3's published interruptions (arXiv 2407.21783,
+/// table 5: 419 in 54
+/// days on 16,384 GPUs; 246 of GPUs and their memory, 35 of the network, the other 138 counted to
+/// the hosts).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Reliability {
@@ -49,7 +52,8 @@ pub struct Goodput {
     pub goodput: f64,
 }
 
-/// Goodput of `cluster`: failures arrive as a Poisson process, also during checkpoints and restarts, and cost the work
+/// Goodput of `cluster`: failures arrive as a Poisson process, also during checkpoints and
+/// restarts, and cost the work
 /// since the last checkpoint. The expected time of one interval is Daly's (2006, equation 13).
 pub fn goodput(r: &Reliability, cluster: &Cluster) -> Goodput {
     let nodes = cluster.gpus as f64 / cluster.gpus_per_node as f64;
@@ -71,7 +75,8 @@ pub fn goodput(r: &Reliability, cluster: &Cluster) -> Goodput {
     }
 }
 
-/// Expected wall time to train for `interval` seconds and write a checkpoint, failures at `rate` a second.
+/// Expected wall time to train for `interval` seconds and write a checkpoint, failures at `rate` a
+/// second.
 fn wall_per_interval(r: &Reliability, rate: f64, interval: f64) -> f64 {
     (rate * r.restart_s).exp() / rate * (rate * (interval + r.checkpoint_s)).exp_m1()
 }

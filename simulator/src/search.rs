@@ -1,9 +1,13 @@
 //! The best layouts for a model, a cluster and a memory limit.
 //!
-//! All combinations of the [`SearchSpace`] are considered. What is left out without being simulated is left out soundly:
-//! because it is illegal, because what it must hold does not fit, or because a layout already simulated is better in
-//! everything than the best this one could be: no step is shorter than the busiest rank's computation. The result is the
-//! Pareto front of throughput, memory and cost, the same whether pruned or not and whatever the number of threads.
+//! All combinations of the [`SearchSpace`] are considered. What is left out without being simulated
+//! is left out soundly:
+//! because it is illegal, because what it must hold does not fit, or because a layout already
+//! simulated is better in
+//! everything than the best this one could be: no step is shorter than the busiest rank's
+//! computation. The result is the
+//! Pareto front of throughput, memory and cost, the same whether pruned or not and whatever the
+//! number of threads.
 
 use std::collections::BTreeMap;
 
@@ -126,7 +130,8 @@ struct Candidate {
 /// Key of the layer times that a candidate shares with others.
 type TableKey = (u64, u64, u64, u64, Recompute);
 
-/// Searches around `base`. `prune` switches the bounds off for comparison; `progress` is told how many candidates of how
+/// Searches around `base`. `prune` switches the bounds off for comparison; `progress` is told how
+/// many candidates of how
 /// many are done.
 pub fn search(
     base: &Scenario,
@@ -152,7 +157,8 @@ pub fn search(
         .map(|scenario| candidate(scenario, &tables, &keys, model))
         .collect::<Result<_, _>>()?;
     let considered = candidates.len();
-    // The most promising first: throughput by the bound; the order of enumeration decides between equals.
+    // The most promising first: throughput by the bound; the order of enumeration decides between
+    // equals.
     candidates.sort_by(|a, b| a.step_bound_s.total_cmp(&b.step_bound_s));
     let mut found = SearchResult {
         front: Vec::new(),
@@ -295,7 +301,8 @@ fn candidate(
     Ok(Candidate { scenario, placement, table, step_bound_s: busy + tail, memory_bound })
 }
 
-/// Computation of one rank up to its last instruction and gradient reduction: every layer of its stages forward and
+/// Computation of one rank up to its last instruction and gradient reduction: every layer of its
+/// stages forward and
 /// backward on every micro-batch, in the quicker of the two situations.
 fn rank_bound(
     t: &LayerTable,
@@ -322,7 +329,8 @@ fn rank_bound(
     seconds
 }
 
-/// Prunes or simulates one candidate; without a `front` only what does not fit is left out, after the simulation.
+/// Prunes or simulates one candidate; without a `front` only what does not fit is left out, after
+/// the simulation.
 fn judge(
     c: &Candidate,
     tables: &[LayerTable],

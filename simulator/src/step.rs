@@ -73,7 +73,8 @@ pub struct Simulation {
     pub report: StepReport,
 }
 
-/// Simulates a step of `scenario` with the times of `model`. A routing trace is read relative to `folder`.
+/// Simulates a step of `scenario` with the times of `model`. A routing trace is read relative to
+/// `folder`.
 pub fn simulate(
     scenario: &Scenario,
     model: &dyn CostModel,
@@ -194,7 +195,8 @@ pub struct WholeRun {
 /// Batches that stand for the ramp, each for an equal share of its tokens.
 const RAMP_POINTS: u64 = 8;
 
-/// The run of `scenario.training.total_tokens`, its batch ramp included. `full` is the step with the whole batch.
+/// The run of `scenario.training.total_tokens`, its batch ramp included. `full` is the step with
+/// the whole batch.
 pub fn whole_run(
     s: &Scenario,
     full: &StepReport,

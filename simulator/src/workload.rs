@@ -1,8 +1,11 @@
 //! The workload: the op records of one layer on one rank, by component and phase.
 //!
-//! The list is that of the training step of the DeepSeek-V3 report (arXiv 2412.19437, sections 3.2 and 3.3): FP8
-//! Linears with their casts and transposes, what the selective recomputation runs again, experts with permutation. For BF16 the casts
-//! fall away, for GQA the latents. The routed rows are host values, so that a list can carry the load of a real
+//! The list is that of the training step of the DeepSeek-V3 report (arXiv 2412.19437, sections 3.2
+//! and 3.3): FP8
+//! Linears with their casts and transposes, what the selective recomputation runs again, experts
+//! with permutation. For BF16 the casts
+//! fall away, for GQA the latents. The routed rows are host values, so that a list can carry the
+//! load of a real
 //! routing. Records of the real model (`meta`) have the same type and can be timed in their place.
 
 use std::collections::BTreeMap;
@@ -49,7 +52,8 @@ pub fn miss_probability(all: u64, marked: u64, drawn: u64) -> f64 {
     (0..drawn).map(|i| (all - marked - i) as f64 / (all - i) as f64).product()
 }
 
-/// Probability that a token of `moe` visits a place that holds `experts` consecutive experts, whole groups or a part of one,
+/// Probability that a token of `moe` visits a place that holds `experts` consecutive experts, whole
+/// groups or a part of one,
 /// when groups and experts are drawn evenly.
 pub fn visit_probability(moe: &Moe, experts: u64) -> f64 {
     let (groups, limited) = (moe.n_expert_groups.max(1), moe.n_limited_groups.max(1));
@@ -60,7 +64,8 @@ pub fn visit_probability(moe: &Moe, experts: u64) -> f64 {
         let chosen = limited as f64 / groups as f64;
         return chosen * (1.0 - miss_probability(candidates, experts, k));
     }
-    // `held` groups of the place; `j` of them among the chosen ones with hypergeometric probability.
+    // `held` groups of the place; `j` of them among the chosen ones with hypergeometric
+    // probability.
     let held = (experts / per_group).min(groups);
     let choose = |n: u64, r: u64| -> f64 {
         if r > n { 0.0 } else { (0..r).map(|i| (n - i) as f64 / (r - i) as f64).product() }
@@ -214,7 +219,8 @@ impl Builder<'_> {
     fn attention(&mut self, model: &Model, backward: bool) {
         let (qk, v) = model.head_dims();
         let heads = self.ctx.micro_batch * model.n_heads / self.ctx.tp;
-        // Context parallelism deals the causal square out evenly (zigzag): cp queries' share against all keys.
+        // Context parallelism deals the causal square out evenly (zigzag): cp queries' share
+        // against all keys.
         let queries = self.ctx.seq_len;
         let heads = heads.div_ceil(self.ctx.cp).max(1);
         let params = BTreeMap::from([
@@ -292,7 +298,8 @@ fn attention_forward(b: &mut Builder, model: &Model) {
     b.memory("rms_norm", t / tp, h, 2.0, 2.0);
 }
 
-/// Projections to queries, keys and values up to the attention kernel's inputs; `down` is false where the backward
+/// Projections to queries, keys and values up to the attention kernel's inputs; `down` is false
+/// where the backward
 /// recomputes from the latents.
 fn project_inputs(b: &mut Builder, model: &Model, down: bool) {
     let (t, tp, h) = (b.ctx.tokens(), b.ctx.tp, model.hidden);
@@ -340,7 +347,8 @@ fn project_inputs(b: &mut Builder, model: &Model, down: bool) {
     }
 }
 
-/// Context parallelism passes keys and values (MLA: all heads' after the up-projection) around the ring.
+/// Context parallelism passes keys and values (MLA: all heads' after the up-projection) around the
+/// ring.
 fn context_parallel(b: &mut Builder, model: &Model) {
     let (cp, t) = (b.ctx.cp, b.ctx.tokens());
     let width = match model.attention {
@@ -493,7 +501,8 @@ fn dense_ffn(b: &mut Builder, model: &Model) {
     b.gemm(2 * f, h, t);
 }
 
-/// A SwiGLU FFN of width `f` whose input is quantised already; the FP8 copy of its inner input is kept.
+/// A SwiGLU FFN of width `f` whose input is quantised already; the FP8 copy of its inner input is
+/// kept.
 fn ffn_forward(b: &mut Builder, t: u64, h: u64, f: u64) {
     b.gemm(t, 2 * f, h);
     let out = if b.fp8() { 1.0 } else { 2.0 };
@@ -568,7 +577,8 @@ fn experts_forward(b: &mut Builder, model: &Model, moe: &Moe) {
     if moe.n_shared_experts > 0 {
         b.gemm(ts, 2 * f * moe.n_shared_experts, h);
     }
-    // Counting and mapping of the rows run on one CTA an expert, over the routing indices of what arrived.
+    // Counting and mapping of the rows run on one CTA an expert, over the routing indices of what
+    // arrived.
     expert_index(b, routed.tokens * moe.n_activated_experts, routed.rows.len() as u64);
     permute(b, "permute", routed.tokens, rows, h, if fp8 { 1.03 } else { 2.0 });
     b.transpose_weight(routed.rows.len() as u64 * 2 * f, h);

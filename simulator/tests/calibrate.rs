@@ -1,4 +1,5 @@
-//! Kineto traces: small ones of our own, malformed ones, and the published profile where it is at hand.
+//! Kineto traces: small ones of our own, malformed ones, and the published profile where it is at
+//! hand.
 
 use std::io::Write;
 

@@ -1,4 +1,5 @@
-//! The event engine: hand-worked chunks, agreement with the chunk-level player, conservation, causality, monotony.
+//! The event engine: hand-worked chunks, agreement with the chunk-level player, conservation,
+//! causality, monotony.
 
 use fathom_simulator::events::{Detail, StepOutcome, chunk, play};
 use fathom_simulator::schedules::timeline::{self, ChunkDurations};
@@ -59,7 +60,8 @@ fn chunks_alone_by_hand() {
     // Forward: everything in a row, all communication exposed.
     let (f, _) = chunk::forward(&[l, l], &[], 0.5, None);
     assert_eq!((f.span_s, f.exposed_s), (18.5, 8.0));
-    // Backward of a layer: combine 0-1, mlp 1-4, dispatch 4-7 with mlp(W) 4-6 under it, attention 7-11; then the next
+    // Backward of a layer: combine 0-1, mlp 1-4, dispatch 4-7 with mlp(W) 4-6 under it, attention
+    // 7-11; then the next
     // layer's combine 11-12 under attention(W) 11-12; again 3 + 3 + 4, and attention(W).
     let (b, _) = chunk::backward(&[l, l], true, &[], 0.0, None);
     assert_eq!(b.span_s, 11.0 + 11.0 + 1.0);
@@ -98,7 +100,8 @@ fn the_tail_waits_for_the_slowest_rank() {
     times.p2p_s = vec![0.25];
     times.tail[0] = TailTimes { grad_reduce_s: 1.0, optimizer_s: 0.5, param_gather_s: 0.125 };
     times.tail[1] = TailTimes { grad_reduce_s: 3.0, optimizer_s: 0.5, param_gather_s: 0.0 };
-    // Rank 0: F 0-1, B 3.5-4.5, reduced at 5.5. Rank 1: F 1.25-2.25, B 2.25-3.25, reduced at 6.25. Optimizer to 6.75.
+    // Rank 0: F 0-1, B 3.5-4.5, reduced at 5.5. Rank 1: F 1.25-2.25, B 2.25-3.25, reduced at 6.25.
+    // Optimizer to 6.75.
     let step = play(&schedule, &times, Detail::Instructions).unwrap();
     assert_eq!(step.ranks[0].instructions, [(0.0, 1.0), (3.5, 4.5)]);
     assert_eq!(step.ranks[1].instructions, [(1.25, 2.25), (2.25, 3.25)]);

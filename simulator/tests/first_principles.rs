@@ -1,4 +1,5 @@
-//! Properties of the kernel-time model: more hardware is never slower, parts add up, records of any backend are timed.
+//! Properties of the kernel-time model: more hardware is never slower, parts add up, records of any
+//! backend are timed.
 
 use fathom_simulator::config::WhatIf;
 use fathom_simulator::hardware;

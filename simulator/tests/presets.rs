@@ -1,4 +1,5 @@
-//! The embedded scenarios: snapshots of their numbers (wall time redacted), and properties of the whole simulator.
+//! The embedded scenarios: snapshots of their numbers (wall time redacted), and properties of the
+//! whole simulator.
 
 use fathom_simulator::config::{SCENARIOS, Scenario};
 use fathom_simulator::events::Detail;
@@ -60,7 +61,8 @@ fn with_layers_kept(mut scenario: Scenario) -> Scenario {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
-    /// More bandwidth, more FLOPS or less latency never makes a step slower, on any preset, the layers of every stage
+    /// More bandwidth, more FLOPS or less latency never makes a step slower, on any preset, the
+    /// layers of every stage
     /// kept (balancing them anew may move a whole layer to the slowest rank).
     #[test]
     fn better_hardware_is_never_slower(

@@ -1,4 +1,5 @@
-//! Behaviour of the schedules: hand-worked streams, closed forms of bubbles and memory, verified digests, properties.
+//! Behaviour of the schedules: hand-worked streams, closed forms of bubbles and memory, verified
+//! digests, properties.
 
 use fathom_simulator::schedules::check::{Fault, check};
 use fathom_simulator::schedules::compare::{bubble_formula, table};
@@ -69,7 +70,8 @@ fn chimera_of_four_stages_by_hand() {
 
 #[test]
 fn dualpipe_of_two_stages_by_hand() {
-    // P = 2, M = 4: both ranks are middle ranks. Phases 2 (F0F1), 4 (F0 B1, then FB), 6 (B1 Bi0), 8 (W).
+    // P = 2, M = 4: both ranks are middle ranks. Phases 2 (F0F1), 4 (F0 B1, then FB), 6 (B1 Bi0), 8
+    // (W).
     let s = build(ScheduleKind::DualPipe, 2, 4);
     assert_eq!(words(&s, 0), "F0.0 F1.0 F0.1 B1.0 F1.1&B0.0 B1.1 Bi0.1 W0.1");
     assert_eq!(words(&s, 1), "F1.0 F0.0 F1.1 B0.0 F0.1&B1.0 B0.1 Bi1.1 W1.1");

@@ -1,4 +1,5 @@
-//! What the parts of the simulator share on the command line: models by preset or file, wishes by name.
+//! What the parts of the simulator share on the command line: models by preset or file, wishes by
+//! name.
 
 use std::path::Path;
 

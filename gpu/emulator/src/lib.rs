@@ -1,4 +1,5 @@
-//! The machine that executes PTX: grids, clusters, warps, memory spaces, sanitizers, kernel records.
+//! The machine that executes PTX: grids, clusters, warps, memory spaces, sanitizers, kernel
+//! records.
 //!
 //! ```no_run
 //! use fathom_emulator::{Device, LaunchConfig, Module, Params, Preset};

@@ -1,6 +1,7 @@
 //! What a client may hand over as a module: PTX text, or a fatbinary that carries it.
 //!
-//! Layout of a fatbinary: a header (magic 0xBA55ED50) and entries, each with a header of its own; the
+//! Layout of a fatbinary: a header (magic 0xBA55ED50) and entries, each with a header of its own;
+//! the
 //! toolkit's programs wrap it in a descriptor (magic 0x466243B1) that points at it.
 
 use std::ffi::CStr;

@@ -5,7 +5,8 @@
 //! - `image`: what a client may hand over as a module - PTX text, a fatbinary that carries it.
 //! - [`private`]: the folder in which the library is called libcuda, and running a command with it.
 //!
-//! Translation only: handles, error codes, streams, events. Execution stands in `fathom-emulator`. A
+//! Translation only: handles, error codes, streams, events. Execution stands in `fathom-emulator`.
+//! A
 //! stream's work runs when it is enqueued: a legal order for every correct program, except one
 //! whose kernel waits for work that the host enqueues later.
 

@@ -1,6 +1,7 @@
 //! The folder in which the library is called libcuda, and running a command with it in front.
 //!
-//! The library is not called libcuda in the target folder, where a loader would find it by accident:
+//! The library is not called libcuda in the target folder, where a loader would find it by
+//! accident:
 //! [`prepare`] copies it into a private folder that [`Prepared::command`] puts in front of the
 //! loader's path. Choices travel in the environment, the summary comes back in a file.
 

@@ -1,4 +1,5 @@
-//! The shared library as a client loads it: by name, through `cuGetProcAddress`, with plain C calls.
+//! The shared library as a client loads it: by name, through `cuGetProcAddress`, with plain C
+//! calls.
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::PathBuf;

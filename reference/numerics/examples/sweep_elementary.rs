@@ -1,7 +1,8 @@
 //! Measures the error of the elementary functions over all 2^32 inputs.
 //!
 //! `cargo run --release -p fathom-numerics --example sweep_elementary [FUNCTION...]` prints a row a
-//! function: the largest error in ulp, the input that has it, the share of correctly rounded results.
+//! function: the largest error in ulp, the input that has it, the share of correctly rounded
+//! results.
 //! The figures are kept in docs/elementary.md. Exits with 1 if a bound is passed.
 
 #[path = "../tests/elementary/oracle.rs"]

@@ -67,7 +67,8 @@ pub fn tree_sum<T: Addend>(values: &mut [T]) -> T {
     values.first().map_or(T::ZERO, |v| v.canonical())
 }
 
-/// How the lanes of a warp or CTA add up a row: each lane walks its elements in ascending order from
+/// How the lanes of a warp or CTA add up a row: each lane walks its elements in ascending order
+/// from
 /// +0, the lanes of a warp are added by [`tree_sum`], and so are the sums of the warps.
 ///
 /// ```
@@ -122,7 +123,8 @@ impl RowTree {
         self.lanes
     }
 
-    /// The specification: `acc = step(acc, i)` over the elements `i < len` of each lane in ascending
+    /// The specification: `acc = step(acc, i)` over the elements `i < len` of each lane in
+    /// ascending
     /// order from +0, then the trees. For sums of anything that is computed on the way.
     #[inline]
     pub fn fold<T: Addend>(self, len: usize, step: impl Fn(T, usize) -> T) -> T {
@@ -250,7 +252,8 @@ multiversion! {
     }
 }
 
-/// The sum of a whole tensor: blocks of `block` elements, each added by `row`, the sums of the blocks
+/// The sum of a whole tensor: blocks of `block` elements, each added by `row`, the sums of the
+/// blocks
 /// by [`tree_sum`]. Blocks run in parallel; the order does not depend on threads.
 ///
 /// # Panics
@@ -334,7 +337,8 @@ pub fn min_nan(a: f32, b: f32) -> f32 {
     if a.is_nan() || b.is_nan() { F32_NAN } else { min_num(a, b) }
 }
 
-/// The largest element by [`max_num`], from -inf: NaNs do not count, and a row of nothing else (or of
+/// The largest element by [`max_num`], from -inf: NaNs do not count, and a row of nothing else (or
+/// of
 /// nothing) gives -inf.
 pub fn row_max(row: &[f32]) -> f32 {
     let key = largest_key(Isa::best(), row, |bits| {

@@ -47,7 +47,8 @@ fn boundary(low: f64, high: f64) -> impl Iterator<Item = f64> {
     near(low).into_iter().chain(near(middle)).chain([quarter])
 }
 
-/// Decodes and encodes the codes of `layout` and the boundaries between codes, both signs, with every
+/// Decodes and encodes the codes of `layout` and the boundaries between codes, both signs, with
+/// every
 /// rounding, and compares with rustc_apfloat's `F`: all of them up to 16 bits, every 61st above.
 fn agrees_with_apfloat<F: Float + FloatConvert<Double>>(layout: Layout)
 where

@@ -1,4 +1,5 @@
-//! GEMMs against the tensor-core instructions of the table, one element at a time, and the identities
+//! GEMMs against the tensor-core instructions of the table, one element at a time, and the
+//! identities
 //! between their forms.
 
 use fathom_numerics::formats::{Format, bf16, canonical_f32, f16};

@@ -1,5 +1,6 @@
 //! The tensor-core model against exact arithmetic written a second time: rationals of a fixed
-//! denominator in big integers, rustc_apfloat for the last rounding; and small cases worked by hand.
+//! denominator in big integers, rustc_apfloat for the last rounding; and small cases worked by
+//! hand.
 
 use fathom_numerics::formats::{Class, Format, Layout, Overflow, Rounding, f16};
 use fathom_numerics::mma::{

@@ -153,14 +153,16 @@ fn block_scaled_fp4_keeps_thirty_five_bits() {
 fn fp8_mma_on_hopper_is_two_f16_instructions_and_an_addition() {
     let mma = Mma::find(Arch::Sm90, Instr::MmaSync, "m16n8k32.f32.e4m3.e4m3.f32").unwrap();
     let big = 256.0;
-    // k = 0 and 1 share an instruction with 4, 5, ..., not with 2 and 3: 2^16 - 2^16 + 2^-10 loses its
+    // k = 0 and 1 share an instruction with 4, 5, ..., not with 2 and 3: 2^16 - 2^16 + 2^-10 loses
+    // its
     // last term (F = 25) where all three are in one step.
     let sum = |k: usize| {
         dot(&mma, &[(0, big, big), (1, -big, big), (k, 2f64.powi(-5), 2f64.powi(-5))], 0.0)
     };
     let lost: Vec<usize> = (2..32).filter(|&k| sum(k) == 0.0).collect();
     assert_eq!(lost, (2..32).filter(|k| k % 4 < 2).collect::<Vec<_>>());
-    // C meets the products only in a last addition, rounded to nearest: of 128, whose ulp is 2^-16, a
+    // C meets the products only in a last addition, rounded to nearest: of 128, whose ulp is 2^-16,
+    // a
     // quarter of an ulp is lost, and three quarters round up.
     let quarter = |k| (k, 2f64.powi(-9), 2f64.powi(-9));
     assert_eq!(dot(&mma, &[quarter(0)], 128.0), 128.0);

@@ -4,7 +4,8 @@
 //! `acc = fma(scale_a * scale_b, partial, acc)`, k ascending; the output is cast to nearest even
 //! (DeepSeek-V3 report, section 3.3.2; `docs/numerics.md`). The arithmetic is
 //! `fathom_numerics::gemm`; b is stored `[n, k]`, as a Linear's weight is. Inputs: a, b F8_E4M3 or
-//! F8_E5M2; a_scale\[ceil(m / tile), ceil(k / tile)\], b_scale\[ceil(n / block), ceil(k / block)\] F32;
+//! F8_E5M2; a_scale\[ceil(m / tile), ceil(k / tile)\], b_scale\[ceil(n / block), ceil(k / block)\]
+//! F32;
 //! for `accumulate` also c\[m, n\] F32, the old value of the output.
 
 use fathom_numerics::formats::{Format, Rounding};

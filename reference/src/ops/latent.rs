@@ -1,10 +1,13 @@
 //! The decoding form of multi-head latent attention: projections absorbed, the cache holds the
 //! normalised latent and the rotated shared key of each token only.
 //!
-//! - `mla_absorb_query`: `q` \[t, heads * (nope + rope)\] (rotated) and `w` \[heads * (nope + v), r\] (the
+//! - `mla_absorb_query`: `q` \[t, heads * (nope + rope)\] (rotated) and `w` \[heads * (nope + v),
+//!   r\] (the
 //!   up-projection) to \[t, heads * (r + rope)\]: `q_nope W_key` beside the rotated part.
-//! - `attention_latent`: those queries on `cache` \[s, r + rope\]; the t rows are the cache's last t
-//!   tokens, row i sees `s - t + i + 1` of it. Arithmetic and block order of op `attention` (KV blocks
+//! - `attention_latent`: those queries on `cache` \[s, r + rope\]; the t rows are the cache's last
+//!   t
+//!   tokens, row i sees `s - t + i + 1` of it. Arithmetic and block order of op `attention` (KV
+//!   blocks
 //!   counted from the cache's start), with one key head and the first r columns as values.
 //! - `mla_absorb_value`: \[t, heads * r\] to \[t, heads * v\] by `W_value`.
 //! - `concat_rows`, `slice_rows`: the cache grows and is cut back.

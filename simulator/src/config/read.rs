@@ -190,7 +190,8 @@ fn merge(mut base: Table, over: Table) -> Table {
     base
 }
 
-/// A table that names its own kind or preset starts anew instead of inheriting the other kind's keys.
+/// A table that names its own kind or preset starts anew instead of inheriting the other kind's
+/// keys.
 fn replaces(base: &Table, over: &Table) -> bool {
     over.contains_key("preset")
         || over.contains_key("file")

@@ -1,7 +1,10 @@
-//! Inside one instruction: the parts of its layers on the compute and the communication stream of a GPU.
+//! Inside one instruction: the parts of its layers on the compute and the communication stream of a
+//! GPU.
 //!
-//! Both streams run their parts in a fixed order; a part starts when its stream is free and its input is there. An
-//! overlapped pair interleaves a forward layer with a backward layer so that every all-to-all has computation beside it
+//! Both streams run their parts in a fixed order; a part starts when its stream is free and its
+//! input is there. An
+//! overlapped pair interleaves a forward layer with a backward layer so that every all-to-all has
+//! computation beside it
 //! (DeepSeek-V3 report, figure 4; the order is that of the published profile):
 //!
 //! ```text
@@ -48,7 +51,8 @@ pub struct ChunkTime {
     pub exposed_s: f64,
 }
 
-/// Load of the busiest expert rank relative to the mean, by layer of the stage; empty where balanced.
+/// Load of the busiest expert rank relative to the mean, by layer of the stage; empty where
+/// balanced.
 pub type Load<'a> = &'a [f32];
 
 /// The two streams of a GPU during one instruction.
@@ -107,7 +111,8 @@ impl<'a> Streams<'a> {
 
     fn finish(mut self) -> Played {
         self.time.span_s = self.compute_free.max(self.comm_free);
-        // A part waits only for other parts of the instruction, so one of the streams is always busy.
+        // A part waits only for other parts of the instruction, so one of the streams is always
+        // busy.
         self.time.exposed_s = (self.time.span_s - self.overhead_s - self.time.compute_s).max(0.0);
         (self.time, self.events)
     }
@@ -133,7 +138,8 @@ fn forward_layer(s: &mut Streams<'_>, layer: usize, t: PhaseTimes, ready: f64) -
     s.run(Component::Combine, Phase::F, layer, t.combine_s, ready)
 }
 
-/// Runs one layer backward from `ready`, its weight gradients beside the communication where `w` is given; the end of
+/// Runs one layer backward from `ready`, its weight gradients beside the communication where `w` is
+/// given; the end of
 /// its attention's input gradient.
 fn backward_layer(
     s: &mut Streams<'_>,
@@ -168,7 +174,8 @@ pub fn forward(
     s.finish()
 }
 
-/// A backward chunk by itself, full or for the input only. In a full one, weight gradients run under the all-to-all.
+/// A backward chunk by itself, full or for the input only. In a full one, weight gradients run
+/// under the all-to-all.
 pub fn backward(
     layers: &[LayerTimes],
     full: bool,
@@ -213,7 +220,8 @@ pub struct Side<'a> {
     pub load: Load<'a>,
 }
 
-/// A forward and a full backward chunk, overlapped layer by layer; layers without a partner follow by themselves.
+/// A forward and a full backward chunk, overlapped layer by layer; layers without a partner follow
+/// by themselves.
 pub fn pair(
     f: Side<'_>,
     b: Side<'_>,

@@ -1,8 +1,12 @@
-//! The event engine: plays the instruction streams of all ranks on their compute and communication streams.
+//! The event engine: plays the instruction streams of all ranks on their compute and communication
+//! streams.
 //!
-//! An instruction starts when both streams of its rank are free and its inputs have arrived from the neighbouring
-//! stages; inside it every layer's parts run as [`chunk`] says. After the last instruction gradients are reduced, all
-//! ranks meet for the gradient norm, then the optimizer runs. Every second of every rank is booked once: as one of the
+//! An instruction starts when both streams of its rank are free and its inputs have arrived from
+//! the neighbouring
+//! stages; inside it every layer's parts run as [`chunk`] says. After the last instruction
+//! gradients are reduced, all
+//! ranks meet for the gradient norm, then the optimizer runs. Every second of every rank is booked
+//! once: as one of the
 //! instruction kinds, the tail, or idle; the means over ranks are the step's [`Breakdown`].
 
 pub mod chunk;
@@ -50,7 +54,8 @@ impl Breakdown {
 /// All-to-all of a step, means over ranks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct AllToAll {
-    /// Share of the communication stream's busy time under which the compute stream works too; 1 without any.
+    /// Share of the communication stream's busy time under which the compute stream works too; 1
+    /// without any.
     pub hidden_fraction: f64,
     /// Communication while the compute stream waits, seconds a step.
     pub exposed_s: f64,
@@ -71,7 +76,8 @@ pub struct RankTime {
     pub comm_s: f64,
     /// Communication while the compute stream waits, seconds.
     pub exposed_s: f64,
-    /// Start of gradient reduction, start of the optimizer, start of the parameter gather, their end, seconds.
+    /// Start of gradient reduction, start of the optimizer, start of the parameter gather, their
+    /// end, seconds.
     pub tail: [f64; 4],
 }
 
@@ -155,7 +161,8 @@ struct Engine<'a> {
     free: Vec<f64>,
     /// First layer of each stage in `times.expert_load`.
     first_layer: Vec<usize>,
-    /// Instructions worked out before: by rank, op kind and directions; only where the load is balanced.
+    /// Instructions worked out before: by rank, op kind and directions; only where the load is
+    /// balanced.
     known: Vec<Option<(ChunkTime, u64)>>,
     scratch: Vec<PartSpan>,
     load_f: Vec<f32>,
@@ -321,7 +328,8 @@ impl<'a> Engine<'a> {
         played
     }
 
-    /// Instructions with the same key take the same time where loads are balanced. In a pair the backward's direction
+    /// Instructions with the same key take the same time where loads are balanced. In a pair the
+    /// backward's direction
     /// is the other one of two.
     fn memo_key(&self, rank: usize, op: Op) -> usize {
         let (kind, dir) = match op {

@@ -1,4 +1,5 @@
-//! A cluster as data: GPU, node, network. Units are in the names; every preset file says where its figures come from.
+//! A cluster as data: GPU, node, network. Units are in the names; every preset file says where its
+//! figures come from.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +21,8 @@ pub struct Gpu {
     pub fp8_flops: f64,
     /// FP32 vector peak, FLOP/s.
     pub fp32_flops: f64,
-    /// Share of the BF16 peak that a large library GEMM sustains under the power limit (published measurements).
+    /// Share of the BF16 peak that a large library GEMM sustains under the power limit (published
+    /// measurements).
     pub bf16_achievable: f64,
     /// The same of FP8.
     pub fp8_achievable: f64,
@@ -53,7 +55,8 @@ impl Gpu {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TopologyKind {
-    /// Multi-plane two-layer fat tree: NIC `i` of every node lies in plane `i`; planes meet only inside nodes.
+    /// Multi-plane two-layer fat tree: NIC `i` of every node lies in plane `i`; planes meet only
+    /// inside nodes.
     Mpft,
     /// Two-layer fat tree in one plane.
     FatTree2,

@@ -40,7 +40,8 @@ impl Keys<'_> {
 }
 
 impl Model {
-    /// A model from the text of a Hugging Face `config.json`: dense or MoE, MHA, GQA, MQA or MLA, SwiGLU FFN.
+    /// A model from the text of a Hugging Face `config.json`: dense or MoE, MHA, GQA, MQA or MLA,
+    /// SwiGLU FFN.
     ///
     /// # Errors
     /// Names `file` and the key that is missing or has the wrong type.

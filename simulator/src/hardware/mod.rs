@@ -1,6 +1,7 @@
 //! What a cluster is made of, as data: GPUs, nodes, networks, and the models that run on it.
 //!
-//! Presets are TOML files in `simulator/presets/`, embedded in the binary, every figure with its source.
+//! Presets are TOML files in `simulator/presets/`, embedded in the binary, every figure with its
+//! source.
 
 pub mod cluster;
 mod hf;

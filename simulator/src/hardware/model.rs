@@ -1,4 +1,5 @@
-//! The shape of a transformer: what the workload, the memory model and the cost model need to know of it.
+//! The shape of a transformer: what the workload, the memory model and the cost model need to know
+//! of it.
 
 use serde::{Deserialize, Serialize};
 
@@ -82,7 +83,8 @@ pub struct Model {
 pub struct Parameters {
     /// All parameters of the main model (prediction modules not counted).
     pub total: u64,
-    /// Weights of the matrices that a token is multiplied with: the head's included, embedding and norms not.
+    /// Weights of the matrices that a token is multiplied with: the head's included, embedding and
+    /// norms not.
     pub active: u64,
     /// The embedding's.
     pub embedding: u64,
@@ -150,7 +152,8 @@ impl Model {
         3 * self.hidden * self.intermediate
     }
 
-    /// Parameters of the FFN of a MoE layer with `experts` routed experts counted, gate and shared experts included
+    /// Parameters of the FFN of a MoE layer with `experts` routed experts counted, gate and shared
+    /// experts included
     /// (not the gate's balancing bias, which is no weight).
     pub fn moe_ffn_params(&self, moe: &Moe, experts: u64) -> u64 {
         let expert = 3 * self.hidden * moe.moe_intermediate;
@@ -184,7 +187,8 @@ impl Model {
         Parameters { total, active, embedding, mtp }
     }
 
-    /// FLOPs of training on one token, forward and backward (arXiv 2505.09343, table 2's convention): 6 a parameter
+    /// FLOPs of training on one token, forward and backward (arXiv 2505.09343, table 2's
+    /// convention): 6 a parameter
     /// that the token passes, and attention over `seq_len`, causal (half of it) or not.
     pub fn train_flops_per_token(&self, seq_len: u64, causal: bool) -> f64 {
         let (qk, v) = self.head_dims();

@@ -1,6 +1,7 @@
 //! Attention time: flash attention by blocks of 128 queries and 128 keys.
 //!
-//! Per pair of blocks an SM runs the MMAs (two forward, five backward) and the softmax arithmetic that these do not hide.
+//! Per pair of blocks an SM runs the MMAs (two forward, five backward) and the softmax arithmetic
+//! that these do not hide.
 
 use serde::{Deserialize, Serialize};
 
@@ -40,7 +41,8 @@ impl AttentionShape {
         2.0 * scores * self.dims(backward)
     }
 
-    /// Sum of the inner or outer dimensions of the MMAs: `QK, PV` forward; `QK, dP, dV, dQ, dK` backward.
+    /// Sum of the inner or outer dimensions of the MMAs: `QK, PV` forward; `QK, dP, dV, dQ, dK`
+    /// backward.
     fn dims(&self, backward: bool) -> f64 {
         let (qk, v) = (self.qk_dim as f64, self.v_dim as f64);
         if backward { 3.0 * qk + 2.0 * v } else { qk + v }

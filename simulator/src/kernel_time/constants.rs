@@ -1,7 +1,9 @@
 //! The physical constants of the kernel-time model: a handful, each with what it was fitted on.
 //!
-//! Nothing here belongs to one row of a validation table. GEMM constants come from the fitting half of the GEMMs of one profiled
-//! chunk on H800 (their fastest runs), memory classes from the forward phases of the same chunk, all-to-all from EP16
+//! Nothing here belongs to one row of a validation table. GEMM constants come from the fitting half
+//! of the GEMMs of one profiled
+//! chunk on H800 (their fastest runs), memory classes from the forward phases of the same chunk,
+//! all-to-all from EP16
 //! alone. `fathom simulate calibrate TRACE --fit` repeats the GEMM fit on another machine's trace.
 
 use std::path::Path;
@@ -16,7 +18,8 @@ use crate::error::SimError;
 pub struct Constants {
     /// Share of the tensor-core peak that the MMAs of a tile's main loop reach.
     pub mma_efficiency: f64,
-    /// Cycles of an SM's 128 lanes for one multiply-add each in the promotion of FP8 partial sums, waits included.
+    /// Cycles of an SM's 128 lanes for one multiply-add each in the promotion of FP8 partial sums,
+    /// waits included.
     pub promotion_cycles: f64,
     /// Cycles from the end of a tile's main loop to the start of the next that are not memory time.
     pub tile_cycles: f64,
@@ -26,7 +29,8 @@ pub struct Constants {
     pub gap_s: f64,
     /// Slow-down of kernels while communication kernels share memory and power.
     pub contention: f64,
-    /// Share of memory bandwidth that copies, element-wise kernels, transposes and permutations reach on all SMs.
+    /// Share of memory bandwidth that copies, element-wise kernels, transposes and permutations
+    /// reach on all SMs.
     pub stream_efficiency: f64,
     /// The same for kernels that compute on the way: casts with block scales, SwiGLU.
     pub convert_efficiency: f64,
@@ -38,11 +42,13 @@ pub struct Constants {
     pub softmax_backward_cycles: f64,
     /// Share of the usable scale-up bandwidth that the forwarding stage of the all-to-all reaches.
     pub forwarding_efficiency: f64,
-    /// Seconds that an all-to-all loses for every second of memory time of the compute kernels beside it.
+    /// Seconds that an all-to-all loses for every second of memory time of the compute kernels
+    /// beside it.
     pub comm_contention: f64,
     /// Time that an all-to-all under compute kernels waits for peers that start later, seconds.
     pub comm_skew_s: f64,
-    /// Time of a rendezvous of all ranks of an expert group (notify, barrier) beyond load imbalance, seconds.
+    /// Time of a rendezvous of all ranks of an expert group (notify, barrier) beyond load
+    /// imbalance, seconds.
     pub notify_s: f64,
 }
 
@@ -78,7 +84,8 @@ impl Constants {
         ("notify_s", "the profile's notify and barrier kernels, mean of 16"),
     ];
 
-    /// The constants of a JSON file: an object of them all, or one that holds it under `constants` as
+    /// The constants of a JSON file: an object of them all, or one that holds it under `constants`
+    /// as
     /// `fathom simulate calibrate --gemms FILE --json` prints.
     pub fn read(path: &Path) -> Result<Constants, SimError> {
         let text = std::fs::read_to_string(path).map_err(|e| SimError::io(path, e))?;

@@ -1,9 +1,13 @@
 //! GEMM time by tiles and waves.
 //!
-//! A persistent kernel gives every SM a share of the output tiles. Per step of 128 in K an SM spends the time of its
-//! tensor cores and, for FP8 on Hopper, of the promotion of the partial sums on its vector lanes (DESIGN's numerics
-//! contract, rule 3); at the end of a tile it writes the output while the next tile's main loop does not run yet. All SMs write
-//! together, so the epilogue goes at the memory's speed. Memory and L2 bandwidth bound the whole from below.
+//! A persistent kernel gives every SM a share of the output tiles. Per step of 128 in K an SM
+//! spends the time of its
+//! tensor cores and, for FP8 on Hopper, of the promotion of the partial sums on its vector lanes
+//! (DESIGN's numerics
+//! contract, rule 3); at the end of a tile it writes the output while the next tile's main loop
+//! does not run yet. All SMs write
+//! together, so the epilogue goes at the memory's speed. Memory and L2 bandwidth bound the whole
+//! from below.
 
 use serde::{Deserialize, Serialize};
 
@@ -40,7 +44,8 @@ impl GemmKind {
         }
     }
 
-    /// Vector operations an accumulator element takes per 128 of K: scale and add, or one fused step.
+    /// Vector operations an accumulator element takes per 128 of K: scale and add, or one fused
+    /// step.
     fn promotion_ops(self) -> f64 {
         match self {
             GemmKind::Fp8OneTwo => 1.0,
@@ -122,7 +127,8 @@ impl GemmShape {
 const BLOCK_M: u64 = 128;
 const BLOCK_K: u64 = 128;
 
-/// The tile widths that a library chooses from when it looks for the best one (DeepGEMM's list from 64 on).
+/// The tile widths that a library chooses from when it looks for the best one (DeepGEMM's list from
+/// 64 on).
 const LIBRARY_BLOCK_N: [u64; 11] = [64, 72, 80, 88, 96, 104, 112, 120, 128, 144, 160];
 
 /// Where the time of a GEMM goes; the parts do not overlap.
@@ -159,7 +165,8 @@ impl KernelModel {
             .expect("the list of widths is not empty")
     }
 
-    /// Seconds of a GEMM with tiles 128 wide by its tiles alone, no bandwidth or power limit: linear in the constants
+    /// Seconds of a GEMM with tiles 128 wide by its tiles alone, no bandwidth or power limit:
+    /// linear in the constants
     /// that calibration fits.
     pub(crate) fn gemm_unbounded(&self, shape: &GemmShape, kind: GemmKind) -> f64 {
         let mut free = self.clone();
@@ -195,7 +202,8 @@ impl KernelModel {
                 memory_bound: false,
             };
         }
-        // One launch: the last wave holds all SMs as long as a full one. Launches on two streams fill each other's
+        // One launch: the last wave holds all SMs as long as a full one. Launches on two streams
+        // fill each other's
         // last waves.
         let waves = match shape.grouped_by {
             GroupedBy::K if !shape.groups.is_empty() => (tiles / sms).max(1.0),
@@ -236,7 +244,8 @@ impl KernelModel {
         let lanes = 128.0;
         let cycles = c.promotion_cycles * ops * (BLOCK_M * block_n) as f64 / lanes;
         let promotion_s = cycles / self.gpu.clock_hz;
-        // The power limit bounds the mean rate; with promotion in between the tensor cores rest enough.
+        // The power limit bounds the mean rate; with promotion in between the tensor cores rest
+        // enough.
         let mma_s = (ideal_s / c.mma_efficiency).max(ideal_s / achievable - promotion_s);
         Step { mma_s, promotion_s }
     }

@@ -1,6 +1,7 @@
 //! Kernel time from first principles: tiles, waves, tensor-core rate, bytes, launches.
 //!
-//! [`KernelModel`] is a GPU under given circumstances (SMs available, communication beside it, wishes granted); it times a [`Work`],
+//! [`KernelModel`] is a GPU under given circumstances (SMs available, communication beside it,
+//! wishes granted); it times a [`Work`],
 //! which an op record says it is. [`Constants`] lists what was fitted, and on what.
 
 mod attention;
@@ -47,7 +48,8 @@ pub struct KernelModel {
 }
 
 impl KernelModel {
-    /// The GPU with nothing beside, and the communication's SMs left to it: the partition is fixed for a run, as the grids of
+    /// The GPU with nothing beside, and the communication's SMs left to it: the partition is fixed
+    /// for a run, as the grids of
     /// the profiled kernels are.
     pub fn partitioned(
         gpu: &Gpu,
@@ -70,7 +72,8 @@ impl KernelModel {
         }
     }
 
-    /// The GPU while communication kernels hold `comm_sms`; with communication off the SMs, all of them compute.
+    /// The GPU while communication kernels hold `comm_sms`; with communication off the SMs, all of
+    /// them compute.
     pub fn beside_communication(
         gpu: &Gpu,
         constants: Constants,
@@ -95,7 +98,8 @@ impl KernelModel {
         self.gpu.memory_bytes_per_s * self.constants.stream_efficiency
     }
 
-    /// Seconds of a memory-bound kernel that moves `bytes` (reads and writes) on at most `max_sms` SMs.
+    /// Seconds of a memory-bound kernel that moves `bytes` (reads and writes) on at most `max_sms`
+    /// SMs.
     pub fn memory(&self, bytes: f64, class: MemoryClass, max_sms: Option<u64>) -> f64 {
         let c = &self.constants;
         let efficiency = match class {

@@ -1,4 +1,5 @@
-//! Time of a kernel from what the emulator recorded of its launch: the largest of its demands on the chip.
+//! Time of a kernel from what the emulator recorded of its launch: the largest of its demands on
+//! the chip.
 
 use fathom_trace::KernelRecord;
 
@@ -8,7 +9,8 @@ use super::KernelModel;
 const ISSUE_PER_CYCLE: f64 = 4.0;
 
 impl KernelModel {
-    /// Seconds of the launch that `record` describes: its tensor-core work, its instructions, its shared-memory requests
+    /// Seconds of the launch that `record` describes: its tensor-core work, its instructions, its
+    /// shared-memory requests
     /// with their bank conflicts, its bytes; each on the SMs that its grid can fill.
     pub fn kernel_record(&self, record: &KernelRecord) -> f64 {
         let c = &self.constants;

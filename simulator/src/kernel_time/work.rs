@@ -49,7 +49,8 @@ fn class_of(op: &str) -> MemoryClass {
 }
 
 impl Work {
-    /// Reads the work off a record: `params` say sizes where the op is known, FLOPs and bytes where it is not.
+    /// Reads the work off a record: `params` say sizes where the op is known, FLOPs and bytes where
+    /// it is not.
     pub fn of(record: &OpRecord) -> Work {
         let size = |key: &str| record.params.get(key).and_then(Value::as_u64);
         if record.group.is_some_and(|g| g.size > 1) {
@@ -119,7 +120,8 @@ fn gemm_kind(record: &OpRecord) -> GemmKind {
 fn bytes_left(op: &str, wishes: &WhatIf) -> f64 {
     let mut left: f64 = 1.0;
     if op == "quantize_tile" {
-        // Fused with the copy into shared memory, nothing is left; near memory, half the traffic; with a warp-level
+        // Fused with the copy into shared memory, nothing is left; near memory, half the traffic;
+        // with a warp-level
         // cast the producer quantises and only the FP8 write remains of read 2, write 1.
         for (granted, share) in [
             (wishes.fused_cast_tma, 0.0),
@@ -138,7 +140,8 @@ fn bytes_left(op: &str, wishes: &WhatIf) -> f64 {
 }
 
 impl KernelModel {
-    /// Seconds that `record` holds its stream, with the gap to the next kernel; 0 for communication.
+    /// Seconds that `record` holds its stream, with the gap to the next kernel; 0 for
+    /// communication.
     pub fn record(&self, record: &OpRecord, wishes: &WhatIf) -> f64 {
         let gap = self.constants.gap_s;
         match Work::of(record) {
@@ -185,7 +188,8 @@ mod tests {
         layer_records(&model, &ctx, 5)
     }
 
-    /// FLOPs of the records against the closed form: 6 a parameter and token, attention of 2 + 5 products, and the
+    /// FLOPs of the records against the closed form: 6 a parameter and token, attention of 2 + 5
+    /// products, and the
     /// up-projections that are computed again.
     #[test]
     fn records_carry_the_models_flops() {

@@ -1,7 +1,9 @@
 //! All-to-all of expert parallelism with node-limited routing (DeepEP's scheme).
 //!
-//! Dispatch: a token crosses the scale-out network once for every node that holds one of its experts, to the GPU of the same
-//! rail, which fans it out over NVLink to the GPUs that want it. Combine is the same backwards. Both stages run
+//! Dispatch: a token crosses the scale-out network once for every node that holds one of its
+//! experts, to the GPU of the same
+//! rail, which fans it out over NVLink to the GPUs that want it. Combine is the same backwards.
+//! Both stages run
 //! concurrently in small chunks, so an operation takes as long as its fullest link.
 
 use std::collections::BTreeMap;
@@ -16,7 +18,8 @@ use crate::hardware::model::Moe;
 use crate::kernel_time::Constants;
 use crate::workload::visit_probability;
 
-/// Bytes of routing that travel with a token: source, expert indices and weights for its activated experts.
+/// Bytes of routing that travel with a token: source, expert indices and weights for its activated
+/// experts.
 const META_BYTES: f64 = 8.0;
 const META_BYTES_PER_EXPERT: f64 = 12.0;
 
@@ -57,7 +60,8 @@ impl PatternKey {
 /// Seconds a byte of both stages, and the latency, by pattern.
 static PATTERNS: Mutex<BTreeMap<PatternKey, (f64, f64, f64)>> = Mutex::new(BTreeMap::new());
 
-/// One byte between every two GPUs of a rail, and of a node. By symmetry of the group the flows of the first node's GPUs
+/// One byte between every two GPUs of a rail, and of a node. By symmetry of the group the flows of
+/// the first node's GPUs
 /// to all others and from all others to them stand for all.
 fn solve_pattern(fabric: &Fabric, nodes: usize, per_node: usize) -> (f64, f64, f64) {
     let (mut out, mut up, mut latency) = (Vec::new(), Vec::new(), 0.0f64);
@@ -102,7 +106,8 @@ fn largest_of(n: f64) -> f64 {
     (a - (n.ln().ln() + (4.0 * std::f64::consts::PI).ln()) / (2.0 * a)).max(0.0)
 }
 
-/// Load of the slowest of `draws` channels relative to the mean when each of `tokens` visits with probability `visit`.
+/// Load of the slowest of `draws` channels relative to the mean when each of `tokens` visits with
+/// probability `visit`.
 fn straggler(tokens: f64, visit: f64, draws: f64) -> f64 {
     if tokens <= 0.0 || visit <= 0.0 {
         return 1.0;
@@ -123,7 +128,8 @@ pub struct AllToAllTime {
     pub nodes_per_token: f64,
     /// Distinct tokens that a rank receives.
     pub received: f64,
-    /// Bytes/s as DeepEP counts them: over the scale-out network with the own node's copy, or NVLink within one node.
+    /// Bytes/s as DeepEP counts them: over the scale-out network with the own node's copy, or
+    /// NVLink within one node.
     pub logical_bytes_per_s: f64,
     /// Bytes/s through one NIC.
     pub wire_bytes_per_s: f64,
@@ -165,7 +171,8 @@ impl<'a> AllToAllModel<'a> {
         let sms = (op.sms as f64 / FITTED_SMS).min(1.0);
         let (scale_out_s, scale_up_s, seconds) =
             self.solve(nodes, per_node, per_rail, per_forward / sms);
-        // DeepEP counts the payload of a rank's tokens by distinct nodes; inside one node what a rank receives.
+        // DeepEP counts the payload of a rank's tokens by distinct nodes; inside one node what a
+        // rank receives.
         let logical = if nodes > 1 { tokens * visits * nodes as f64 } else { received };
         AllToAllTime {
             seconds,
@@ -178,7 +185,8 @@ impl<'a> AllToAllModel<'a> {
         }
     }
 
-    /// Scale-out stage, forwarding stage, and both with their latency. Every flow of a stage moves the same bytes, so
+    /// Scale-out stage, forwarding stage, and both with their latency. Every flow of a stage moves
+    /// the same bytes, so
     /// a pattern is solved once for a byte and scaled.
     fn solve(&self, nodes: u64, per_node: u64, per_rail: f64, per_forward: f64) -> (f64, f64, f64) {
         let mut fabric = Fabric::new(self.cluster, nodes * per_node);
@@ -197,7 +205,8 @@ impl<'a> AllToAllModel<'a> {
         (scale_out_s, scale_up_s, scale_out_s.max(scale_up_s) + 3.0 * latency)
     }
 
-    /// Time of `op` under compute kernels that move so much that the memory alone would take `memory_s` for it.
+    /// Time of `op` under compute kernels that move so much that the memory alone would take
+    /// `memory_s` for it.
     pub fn under_compute(&self, moe: &Moe, op: &AllToAll, memory_s: f64) -> f64 {
         let c = &self.constants;
         let alone = self.alone(moe, op).seconds;
@@ -224,7 +233,8 @@ mod tests {
         model.alone(&moe, &op).logical_bytes_per_s / 1e9
     }
 
-    /// Fitted on EP16 alone. EP32's combine misses the goal of 10 %: both stages are nearly equal there, and their
+    /// Fitted on EP16 alone. EP32's combine misses the goal of 10 %: both stages are nearly equal
+    /// there, and their
     /// coupling through finite buffers is not modelled.
     #[test]
     fn bandwidth_of_the_published_groups() {

@@ -1,6 +1,7 @@
 //! Collectives and point-to-point: ring, tree and hierarchical algorithms over a group of GPUs.
 //!
-//! A group is `local` GPUs on each of `nodes` nodes. `bytes` is always the size of the full buffer (what an all-reduce
+//! A group is `local` GPUs on each of `nodes` nodes. `bytes` is always the size of the full buffer
+//! (what an all-reduce
 //! reduces, what an all-gather ends with).
 
 use serde::{Deserialize, Serialize};
@@ -53,7 +54,8 @@ impl GroupShape {
     }
 }
 
-/// Seconds of `collective` on `bytes` by `algorithm`; `sharing` groups use the node's NICs at the same time (ranks of
+/// Seconds of `collective` on `bytes` by `algorithm`; `sharing` groups use the node's NICs at the
+/// same time (ranks of
 /// other groups on the same node have NICs of their own, so it is 1 unless a NIC is shared).
 pub fn time_s(
     cluster: &Cluster,
@@ -108,7 +110,8 @@ pub fn p2p_s(cluster: &Cluster, bytes: f64, same_node: bool) -> f64 {
     }
 }
 
-/// Decode time of one layer's all-to-all when nothing but the raw link counts (arXiv 2505.09343, section 2.3.2): every
+/// Decode time of one layer's all-to-all when nothing but the raw link counts (arXiv 2505.09343,
+/// section 2.3.2): every
 /// token goes to `copies` experts as FP8 and comes back as BF16.
 pub fn decode_all_to_all_s(tokens: u64, copies: u64, hidden: u64, bytes_per_s: f64) -> f64 {
     (3 * tokens * copies * hidden) as f64 / bytes_per_s
@@ -120,7 +123,8 @@ mod tests {
     use crate::hardware;
     use proptest::prelude::*;
 
-    /// 32 tokens to 8 routed and the shared expert, hidden counted as 7000, 50 GB/s: 120.96 us; 61 layers of two
+    /// 32 tokens to 8 routed and the shared expert, hidden counted as 7000, 50 GB/s: 120.96 us; 61
+    /// layers of two
     /// micro-batches 14.76 ms.
     #[test]
     fn published_decode_bound() {

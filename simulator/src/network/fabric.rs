@@ -2,7 +2,8 @@
 
 use crate::hardware::cluster::{Cluster, TopologyKind};
 
-/// Share of a NIC's raw rate that is payload: packets of 4096 bytes with the headers of an RDMA write
+/// Share of a NIC's raw rate that is payload: packets of 4096 bytes with the headers of an RDMA
+/// write
 /// (LRH 8, BTH 12, ICRC 4, VCRC 2 bytes; InfiniBand architecture specification, volume 1).
 const PAYLOAD_SHARE: f64 = 4096.0 / (4096.0 + 26.0);
 
@@ -12,7 +13,8 @@ pub struct Fabric {
     gpus_per_node: usize,
     /// GPUs in all.
     gpus: usize,
-    /// Bytes/s of every link: per GPU scale-up out and in, NIC out and in; then per leaf up and down.
+    /// Bytes/s of every link: per GPU scale-up out and in, NIC out and in; then per leaf up and
+    /// down.
     capacity: Vec<f64>,
     /// Leaf switch of every GPU's NIC.
     leaf: Vec<usize>,
@@ -35,8 +37,10 @@ impl Fabric {
         for _ in 0..n {
             capacity.extend([up, up, nic, nic]);
         }
-        // A leaf's uplinks are spread by adaptive routing: one pool, as wide as its downlinks (no oversubscription), except
-        // for dragonfly, where a router has half as many global links as terminals' share would ask for.
+        // A leaf's uplinks are spread by adaptive routing: one pool, as wide as its downlinks (no
+        // oversubscription), except
+        // for dragonfly, where a router has half as many global links as terminals' share would ask
+        // for.
         let share = if net.topology == TopologyKind::Dragonfly { 1.0 / 2.0 } else { 1.0 };
         let downlinks = (net.switch_ports / 2) as f64;
         let uplink = downlinks * net.nic_bytes_per_s * PAYLOAD_SHARE * share;

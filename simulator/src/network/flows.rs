@@ -1,6 +1,7 @@
 //! Max-min fair sharing of links by flows, and the time until all flows are through.
 //!
-//! Progressive filling: all rates rise together until a link is full; its flows keep their rate, the rest goes on rising.
+//! Progressive filling: all rates rise together until a link is full; its flows keep their rate,
+//! the rest goes on rising.
 
 /// A stream of bytes over a list of links.
 #[derive(Debug, Clone, PartialEq)]
@@ -11,7 +12,8 @@ pub struct Flow {
     pub bytes: f64,
 }
 
-/// Rates (bytes/s) of `flows` over links of `capacity` (bytes/s), max-min fair. A flow without links is unbounded.
+/// Rates (bytes/s) of `flows` over links of `capacity` (bytes/s), max-min fair. A flow without
+/// links is unbounded.
 ///
 /// # Panics
 /// Where a flow names a link that does not exist.
@@ -49,7 +51,8 @@ pub fn max_min(capacity: &[f64], flows: &[Flow]) -> Vec<f64> {
     rate
 }
 
-/// Seconds until the last of `flows`, which start together, is through; rates are shared anew whenever one ends.
+/// Seconds until the last of `flows`, which start together, is through; rates are shared anew
+/// whenever one ends.
 pub fn drain(capacity: &[f64], flows: &[Flow]) -> f64 {
     let mut open: Vec<Flow> = flows.iter().filter(|f| f.bytes > 0.0).cloned().collect();
     let mut time = 0.0;
@@ -109,7 +112,8 @@ mod tests {
             for f in &flows {
                 prop_assert!(f.links.iter().any(|&l| load(l) >= capacity[l as usize] * (1.0 - 1e-9)));
             }
-            // No flow can be through before its bytes have crossed its tightest link, nor later than one by one.
+            // No flow can be through before its bytes have crossed its tightest link, nor later
+            // than one by one.
             let time = drain(&capacity, &flows);
             let alone = |f: &Flow| f.bytes / f.links.iter().map(|&l| capacity[l as usize]).fold(f64::INFINITY, f64::min);
             let longest = flows.iter().map(alone).fold(0.0, f64::max);

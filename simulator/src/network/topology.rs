@@ -1,6 +1,7 @@
 //! Switches, links and cost of a network by topology.
 //!
-//! The largest network of each kind that a switch with `ports` ports builds, as in table 3 of arXiv 2505.09343. Links are those
+//! The largest network of each kind that a switch with `ports` ports builds, as in table 3 of arXiv
+//! 2505.09343. Links are those
 //! between switches; a NIC's own cable belongs to the NIC.
 
 use serde::{Deserialize, Serialize};
@@ -28,7 +29,8 @@ pub struct NetworkPrices {
 }
 
 impl NetworkPrices {
-    /// Solved from two rows of the published cost table (multi-plane and three-layer fat tree); the dragonfly's row tests it.
+    /// Solved from two rows of the published cost table (multi-plane and three-layer fat tree); the
+    /// dragonfly's row tests it.
     pub const PUBLISHED: NetworkPrices = NetworkPrices { switch_usd: 83_000.0, link_usd: 504.0 };
 
     /// Dollars for a network.
@@ -58,7 +60,8 @@ pub fn largest(kind: TopologyKind, ports: u64, planes: u64) -> NetworkSize {
             links: ports.pow(3) / 2,
         },
         TopologyKind::Dragonfly => {
-            // Balanced: terminals p = global links h = ports / 4, routers a group a = ports / 2; two groups fewer than the
+            // Balanced: terminals p = global links h = ports / 4, routers a group a = ports / 2;
+            // two groups fewer than the
             // a h + 1 that full use of the global ports would allow, as published.
             let (p, a, h) = (ports / 4, ports / 2, ports / 4);
             let groups = (a * h).saturating_sub(1);

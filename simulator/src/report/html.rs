@@ -1,4 +1,5 @@
-//! A step as one self-contained HTML page: the numbers as JSON inside `page.html`, which draws them.
+//! A step as one self-contained HTML page: the numbers as JSON inside `page.html`, which draws
+//! them.
 
 use serde::Serialize;
 

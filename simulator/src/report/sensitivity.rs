@@ -1,4 +1,5 @@
-//! Which input matters most: every number of the hardware up and down, every wish of the report granted by itself.
+//! Which input matters most: every number of the hardware up and down, every wish of the report
+//! granted by itself.
 
 use serde::Serialize;
 

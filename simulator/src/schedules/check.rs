@@ -1,4 +1,5 @@
-//! Proves a schedule executable: every chunk once, weight gradients first in first out, no deadlock; and counts how
+//! Proves a schedule executable: every chunk once, weight gradients first in first out, no
+//! deadlock; and counts how
 //! many activations a rank keeps alive.
 
 use std::collections::VecDeque;
@@ -45,9 +46,11 @@ pub enum Fault {
 /// What a checked schedule is known to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checked {
-    /// An order of all ops, as `(rank, place in its stream)`, in which every op comes after what it depends on.
+    /// An order of all ops, as `(rank, place in its stream)`, in which every op comes after what it
+    /// depends on.
     pub order: Vec<(u32, u32)>,
-    /// By rank: most chunks whose activations are alive at once. A chunk lives from the start of its forward to the
+    /// By rank: most chunks whose activations are alive at once. A chunk lives from the start of
+    /// its forward to the
     /// end of its weight gradient.
     pub activations_peak: Vec<usize>,
 }

@@ -70,7 +70,8 @@ const SVG_STYLE: &str = "
   }
 ";
 
-/// The schedule as a stand-alone SVG document, time to the right, a row a rank, micro-batch numbers in the cells.
+/// The schedule as a stand-alone SVG document, time to the right, a row a rank, micro-batch numbers
+/// in the cells.
 pub fn svg(schedule: &Schedule, timeline: &Timeline) -> String {
     let (left, top, row, unit) = (56.0, 34.0, 22.0, unit_width(schedule, timeline));
     let width = left + timeline.makespan * unit + 12.0;

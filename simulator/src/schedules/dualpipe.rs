@@ -1,4 +1,5 @@
-//! DualPipe (DeepSeek-V3 report, section 3.2.1, figure 5): micro-batches enter the pipeline at both ends, every rank
+//! DualPipe (DeepSeek-V3 report, section 3.2.1, figure 5): micro-batches enter the pipeline at both
+//! ends, every rank
 //! holds the stages `r` and `P-1-r`, and forward and backward chunks run as overlapped pairs.
 //!
 //! Op for op what the official implementation executes, zero-bubble splits included.
@@ -7,7 +8,8 @@ use super::{Op, Stream};
 
 /// Stream of `rank` of `p` (even) for `m` micro-batches of both directions (even, at least `2 p`).
 ///
-/// Phase 0 enters at the rank's own end of the pipeline: direction 0 on the first half of the ranks, 1 on the second.
+/// Phase 0 enters at the rank's own end of the pipeline: direction 0 on the first half of the
+/// ranks, 1 on the second.
 pub(super) fn stream(p: usize, rank: usize, m: usize) -> Vec<Op> {
     let half_ranks = p / 2;
     let half_rank = rank.min(p - 1 - rank);
@@ -32,7 +34,8 @@ pub(super) fn stream(p: usize, rank: usize, m: usize) -> Vec<Op> {
         s.f(1);
     }
 
-    // Phase 4, the main one: nF0B1F1B0 (the middle ranks open it unpaired, which shortens the bubble)
+    // Phase 4, the main one: nF0B1F1B0 (the middle ranks open it unpaired, which shortens the
+    // bubble)
     for i in 0..m / 2 - p + half_rank + 1 {
         if i == 0 && is_middle_rank {
             s.f(0);
@@ -65,7 +68,8 @@ pub(super) fn stream(p: usize, rank: usize, m: usize) -> Vec<Op> {
     s.finish()
 }
 
-/// Phase 6 of DualPipe and DualPipeV: `depth + 1` times B1B0, the weight gradients of the second half queued.
+/// Phase 6 of DualPipe and DualPipeV: `depth + 1` times B1B0, the weight gradients of the second
+/// half queued.
 pub(super) fn drain_both(s: &mut Stream, depth: usize) {
     for i in 0..2 * (depth + 1) {
         let phase = 1 - (i % 2) as u8;

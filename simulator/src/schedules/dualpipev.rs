@@ -1,4 +1,5 @@
-//! DualPipeV (Sea AI Lab's cut-in-half of DualPipe): a V of `2 n` stages on `n` ranks, each micro-batch passes a rank
+//! DualPipeV (Sea AI Lab's cut-in-half of DualPipe): a V of `2 n` stages on `n` ranks, each
+//! micro-batch passes a rank
 //! twice; the streams are those of DualPipe's first half of ranks with their two directions joined.
 //!
 //! Op for op what the official implementation executes, zero-bubble splits included.
@@ -6,7 +7,8 @@
 use super::dualpipe::drain_both;
 use super::{Op, Stream};
 
-/// Stream of `rank` of `n` for `m` micro-batches, at least `2 n`. Phase 0 goes down the V, phase 1 up.
+/// Stream of `rank` of `n` for `m` micro-batches, at least `2 n`. Phase 0 goes down the V, phase 1
+/// up.
 pub(super) fn stream(n: usize, rank: usize, m: usize) -> Vec<Op> {
     let is_last_rank = rank == n - 1;
     let mut s = Stream::new(2, false);

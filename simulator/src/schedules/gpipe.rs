@@ -1,4 +1,5 @@
-//! GPipe (Huang et al. 2019, figure 2c): all forwards, then all backwards, the last micro-batch first.
+//! GPipe (Huang et al. 2019, figure 2c): all forwards, then all backwards, the last micro-batch
+//! first.
 
 use super::{Chunk, Op};
 

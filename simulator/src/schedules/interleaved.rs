@@ -1,4 +1,5 @@
-//! Interleaved 1F1B (Narayanan et al. 2021, section 2.2): a rank holds `v` stages in a loop and walks through them in
+//! Interleaved 1F1B (Narayanan et al. 2021, section 2.2): a rank holds `v` stages in a loop and
+//! walks through them in
 //! groups of `n` micro-batches, `n` being the number of ranks.
 
 use super::{Chunk, Op};
@@ -6,7 +7,8 @@ use super::{Chunk, Op};
 /// Stream of `rank` of `n`, each with `v` stages, for `m` micro-batches, `m` a multiple of `n`.
 pub(super) fn stream(n: usize, v: usize, rank: usize, m: usize) -> Vec<Op> {
     let total = m * v;
-    // The k-th forward runs stage (k / n) mod v of micro-batch k mod n in group k / (n v); backwards mirror the stages.
+    // The k-th forward runs stage (k / n) mod v of micro-batch k mod n in group k / (n v);
+    // backwards mirror the stages.
     let mb = |k: usize| (k / (n * v) * n + k % n) as u32;
     let forward = |k: usize| Op::F(Chunk { dir: (k / n % v) as u8, mb: mb(k) });
     let backward = |k: usize| Op::B(Chunk { dir: (v - 1 - k / n % v) as u8, mb: mb(k) });

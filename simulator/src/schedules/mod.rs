@@ -1,8 +1,11 @@
 //! Pipeline schedules as explicit instruction streams, one list a rank.
 //!
-//! One file a schedule, each straight-line code with its phases titled; `Stream` is the pen they write with. [`check`]
-//! proves a stream executable, [`timeline`] plays it with chunk durations, [`compare`] sets all kinds side by side,
-//! [`draw`] draws. The event engine (`crate::events`) plays the same streams with the times of every layer's parts.
+//! One file a schedule, each straight-line code with its phases titled; `Stream` is the pen they
+//! write with. [`check`]
+//! proves a stream executable, [`timeline`] plays it with chunk durations, [`compare`] sets all
+//! kinds side by side,
+//! [`draw`] draws. The event engine (`crate::events`) plays the same streams with the times of
+//! every layer's parts.
 
 use std::collections::VecDeque;
 
@@ -46,7 +49,8 @@ pub enum ScheduleKind {
     /// Two directions over two copies of the weights (Li and Hoefler 2021).
     #[serde(rename = "chimera")]
     Chimera,
-    /// DeepSeek's bidirectional schedule with overlapped forward-backward pairs (DeepSeek-V3 report, 3.2.1).
+    /// DeepSeek's bidirectional schedule with overlapped forward-backward pairs (DeepSeek-V3
+    /// report, 3.2.1).
     #[serde(rename = "dualpipe")]
     DualPipe,
     /// DualPipe cut in half: a V on half the ranks.
@@ -109,9 +113,11 @@ pub enum Shape {
     Line,
     /// Rank `r` of `n` holds stages `r + n * dir`.
     Loop,
-    /// Rank `r` of `P/2` holds stage `r` (`dir` 0, down the V) and stage `P-1-r` (`dir` 1, up); a micro-batch passes both.
+    /// Rank `r` of `P/2` holds stage `r` (`dir` 0, down the V) and stage `P-1-r` (`dir` 1, up); a
+    /// micro-batch passes both.
     V,
-    /// Rank `r` of `P` holds stage `r` for micro-batches of direction 0 and stage `P-1-r` for those of direction 1.
+    /// Rank `r` of `P` holds stage `r` for micro-batches of direction 0 and stage `P-1-r` for those
+    /// of direction 1.
     TwoWay,
 }
 
@@ -229,7 +235,8 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Builds the streams of `kind`; an illegal number of stages or micro-batches is refused with the reason.
+    /// Builds the streams of `kind`; an illegal number of stages or micro-batches is refused with
+    /// the reason.
     pub fn new(kind: ScheduleKind, shape: ScheduleShape) -> Result<Self, SimError> {
         let mut schedule = Self::empty(kind, shape)?;
         let (p, n, m) = (shape.stages, schedule.ranks.len(), shape.micro_batches);
@@ -299,7 +306,8 @@ impl Schedule {
         }
     }
 
-    /// Where the same micro-batch runs one stage deeper: `(rank, dir)`, or `None` at the last stage.
+    /// Where the same micro-batch runs one stage deeper: `(rank, dir)`, or `None` at the last
+    /// stage.
     pub fn deeper(&self, rank: usize, dir: u8) -> Option<(usize, u8)> {
         let stage = self.stage(rank, dir);
         (stage + 1 < self.stages).then(|| self.place(stage + 1, dir))
@@ -311,7 +319,8 @@ impl Schedule {
         (stage > 0).then(|| self.place(stage - 1, dir))
     }
 
-    /// `(rank, dir)` of a stage, for a micro-batch that moves in `dir` (which only [`Shape::TwoWay`] asks for).
+    /// `(rank, dir)` of a stage, for a micro-batch that moves in `dir` (which only
+    /// [`Shape::TwoWay`] asks for).
     pub fn place(&self, stage: usize, dir: u8) -> (usize, u8) {
         let n = self.ranks.len();
         match self.kind.shape() {
@@ -342,7 +351,8 @@ impl Schedule {
     }
 }
 
-/// The pen of the schedules: appends ops and counts micro-batches, one counter a direction for forwards and one for
+/// The pen of the schedules: appends ops and counts micro-batches, one counter a direction for
+/// forwards and one for
 /// backwards, and a first-in-first-out queue of weight gradients.
 #[derive(Debug, Default)]
 struct Stream {
@@ -350,7 +360,8 @@ struct Stream {
     next_f: Vec<u32>,
     next_b: Vec<u32>,
     queue: VecDeque<Chunk>,
-    /// Exclusive-or of every `dir`: 1 on the second half of DualPipe's ranks, whose phase 0 is direction 1.
+    /// Exclusive-or of every `dir`: 1 on the second half of DualPipe's ranks, whose phase 0 is
+    /// direction 1.
     flip: u8,
 }
 

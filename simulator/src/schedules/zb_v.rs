@@ -1,4 +1,5 @@
-//! ZB-V (Qi et al. 2024, figure 4): two stages a rank in a V, every backward split; no bubble where F, input backward
+//! ZB-V (Qi et al. 2024, figure 4): two stages a rank in a V, every backward split; no bubble where
+//! F, input backward
 //! and weight backward take the same time, with the activations of 1F1B.
 
 use super::{Chunk, Op, Stream};
@@ -6,7 +7,8 @@ use super::{Chunk, Op, Stream};
 /// Stream of `rank` of `n` (2 n stages) for `m` micro-batches. Phase 0 goes down the V, phase 1 up.
 pub(super) fn stream(n: usize, rank: usize, m: usize) -> Vec<Op> {
     let mut s = Stream::new(2, false);
-    // The pattern needs 2n - 1 micro-batches to close; the ones that do not exist are struck out at the end.
+    // The pattern needs 2n - 1 micro-batches to close; the ones that do not exist are struck out at
+    // the end.
     let padded = m.max(2 * n - 1) as u32;
 
     // Phase 1: nF0

@@ -105,7 +105,8 @@ fn network_rows() -> Vec<Row> {
     rows
 }
 
-/// Bubbles of the DualPipe repository's table, with F = input backward = W = 1 and F&B = F + B, by playing the streams.
+/// Bubbles of the DualPipe repository's table, with F = input backward = W = 1 and F&B = F + B, by
+/// playing the streams.
 fn schedule_rows() -> Result<Vec<Row>, SimError> {
     let d = ChunkDurations { f: 1.0, b: 2.0, w: 1.0, fb: 3.0 };
     let mut rows = Vec::new();

@@ -1,4 +1,5 @@
-//! Kernels: GEMMs and attention of the profiled chunk, DeepGEMM on the whole chip, DeepEP's all-to-all.
+//! Kernels: GEMMs and attention of the profiled chunk, DeepGEMM on the whole chip, DeepEP's
+//! all-to-all.
 
 use super::{Role, Row};
 use crate::calibrate::{PROFILE_FITTING_GEMMS, parse_table};
@@ -19,7 +20,8 @@ const LATENCY: &str = "DeepEP on H800, low latency";
 /// The other half of the profile's GEMMs.
 const TEST_GEMMS: &str = include_str!("../../presets/measured/h800-profile-test.csv");
 
-/// Rows an expert of rank 0, by layer, in the profile's forward chunk and its backward chunk: a quarter of the padded rows that the
+/// Rows an expert of rank 0, by layer, in the profile's forward chunk and its backward chunk: a
+/// quarter of the padded rows that the
 /// kernels' grids show.
 const FORWARD_ROWS: [u64; 4] = [31104 / 4, 30976 / 4, 36864 / 4, 31104 / 4];
 const BACKWARD_ROWS: [u64; 4] = [34688 / 4, 32512 / 4, 32896 / 4, 28416 / 4];
@@ -215,7 +217,8 @@ fn deep_ep(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
     Ok(rows)
 }
 
-/// Low-latency kernels send every copy on its own: over NVLink inside the node, over the NIC else, both at once.
+/// Low-latency kernels send every copy on its own: over NVLink inside the node, over the NIC else,
+/// both at once.
 fn low_latency_s(
     cluster: &crate::hardware::cluster::Cluster,
     ep: u64,

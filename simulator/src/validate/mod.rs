@@ -1,6 +1,8 @@
-//! Validation: every published figure that the simulator can predict, beside its prediction and the error.
+//! Validation: every published figure that the simulator can predict, beside its prediction and the
+//! error.
 //!
-//! The figures are facts with their public source, kept as data in the files of this folder. What was used for fitting is
+//! The figures are facts with their public source, kept as data in the files of this folder. What
+//! was used for fitting is
 //! marked; nothing else was.
 
 mod figures;

@@ -14,7 +14,8 @@ const CHUNK: &str = "Profiled chunk";
 const STEP: &str = "DeepSeek-V3 step on 2048 H800";
 const RUN: &str = "DeepSeek-V3's whole training";
 
-/// Loads of rank 0 relative to the mean by layer, forward and backward chunk, in the order in which the layers run: distinct tokens received over the
+/// Loads of rank 0 relative to the mean by layer, forward and backward chunk, in the order in which
+/// the layers run: distinct tokens received over the
 /// 30,144 expected.
 pub const PROFILE_LOADS: [(f64, f64); 4] = [
     (28984.0 / 30144.0, 32120.0 / 30144.0),
@@ -23,7 +24,8 @@ pub const PROFILE_LOADS: [(f64, f64); 4] = [
     (29128.0 / 30144.0, 26592.0 / 30144.0),
 ];
 
-/// Means of the profile's ten phases over its four layers, milliseconds from a phase's first kernel to its last one's end.
+/// Means of the profile's ten phases over its four layers, milliseconds from a phase's first kernel
+/// to its last one's end.
 const PROFILE_PHASES_MS: [(&str, f64); 10] = [
     ("combine(B)", 5.784),
     ("attn(F)", 4.599),
@@ -115,7 +117,8 @@ fn step_rows(r: &StepReport, cost: &FirstPrinciples) -> Result<Vec<Row>, SimErro
 /// Tokens over which the batch grows from 3072 to 15360 sequences.
 const RAMP_TOKENS: f64 = 469e9;
 
-/// Seconds a token of the cluster with a smaller batch. DualPipe needs two micro-batches a stage; below that ZB1P is assumed to have run.
+/// Seconds a token of the cluster with a smaller batch. DualPipe needs two micro-batches a stage;
+/// below that ZB1P is assumed to have run.
 fn seconds_per_token(base: &Scenario, batch: u64, cost: &FirstPrinciples) -> Result<f64, SimError> {
     let mut s = base.clone();
     s.training.global_batch = batch;
@@ -126,7 +129,8 @@ fn seconds_per_token(base: &Scenario, batch: u64, cost: &FirstPrinciples) -> Res
     Ok(step / s.tokens_per_step())
 }
 
-/// GPU-hours of the pre-training with its batch ramp, by steps of 3072 sequences and linear between them.
+/// GPU-hours of the pre-training with its batch ramp, by steps of 3072 sequences and linear between
+/// them.
 pub fn pretraining_gpu_hours(base: &Scenario, cost: &FirstPrinciples) -> Result<f64, SimError> {
     let batches = [3072, 6144, 9216, 12288, 15360];
     let mut rates = Vec::new();

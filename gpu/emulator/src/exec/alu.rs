@@ -1,7 +1,8 @@
 //! Drivers of lane-wise operations: read whole registers, compute 32 lanes, write under the mask.
 //!
 //! Each driver exists twice, in plain Rust and compiled for AVX-512; the machine picks once. The
-//! macros [`un`], [`bin`], [`tri`] and [`cmp`] turn an expression on scalars into a micro-operation,
+//! macros [`un`], [`bin`], [`tri`] and [`cmp`] turn an expression on scalars into a
+//! micro-operation,
 //! so that a table of instructions reads as a table of expressions.
 //!
 //! `unsafe` here is the call of functions compiled for CPU features that were detected.

@@ -374,7 +374,8 @@ impl Tensor {
             let message = "interleaved layouts (NC/8HWC8, NC/16HWC16) are not supported";
             return Err(cx.fail(Ub::BadDescriptor, lane, Some(self.map), message));
         }
-        // The pattern of a swizzle repeats every 1024, 512 or 256 bytes; the box starts 128-aligned.
+        // The pattern of a swizzle repeats every 1024, 512 or 256 bytes; the box starts
+        // 128-aligned.
         cx.aligned(self.lane, self.memory, 128, "the shared box of a tensor copy")?;
         Ok(map)
     }
@@ -654,7 +655,8 @@ fn store_async(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     Ok(())
 }
 
-/// tensormap.replace: one field of a map in memory; tensormap.cp_fenceproxy: a map to global memory.
+/// tensormap.replace: one field of a map in memory; tensormap.cp_fenceproxy: a map to global
+/// memory.
 pub fn lower_map(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     if ins.op == Opcode::TensormapCpFenceproxy {
         let to = l.addr(&ins.operands[0])?;

@@ -1,6 +1,7 @@
 //! The entry points of cuda.h, a file a subject, and the table by which clients look them up.
 //!
-//! An entry point is a few lines in [`entry_points!`]: its name, its arguments as cuda.h has them, a
+//! An entry point is a few lines in [`entry_points!`]: its name, its arguments as cuda.h has them,
+//! a
 //! body that gives `R`. The macro exports it, catches panics at the border, and puts it into the
 //! file's table.
 

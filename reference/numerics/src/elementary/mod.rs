@@ -3,12 +3,14 @@
 //!
 //! Every function is a fixed sequence of IEEE-754 binary32 add, multiply, divide, square root and
 //! fused multiply-add, each rounded to nearest even, and of integer operations; nothing is
-//! approximate, nothing is flushed to zero. `gpu/kernels/common/elementary.cuh` takes the same steps
+//! approximate, nothing is flushed to zero. `gpu/kernels/common/elementary.cuh` takes the same
+//! steps
 //! line by line, so host and device agree to the bit. A NaN result is always [`F32_NAN`].
 //! Steps, coefficients and measured errors: `docs/elementary.md`.
 //!
 //! Each function comes as a scalar (`exp(x)`) and as a slice kernel (`exp_slice(&mut xs)`). The
-//! slice kernels compile the same branch-free steps for AVX-512, for AVX2 with FMA and for any other
+//! slice kernels compile the same branch-free steps for AVX-512, for AVX2 with FMA and for any
+//! other
 //! machine, and choose at run time; the bits are the same on all three.
 //!
 //! ```
@@ -161,7 +163,8 @@ pub fn sin_cos_slice(xs: &mut [f32], cosines: &mut [f32]) {
 }
 
 /// The largest relative error over `points` of a polynomial with f32 coefficients, lowest first, as
-/// `approximation(x, p(argument(x)))`, against `exact`; in f64. What the coefficients' comments state.
+/// `approximation(x, p(argument(x)))`, against `exact`; in f64. What the coefficients' comments
+/// state.
 #[cfg(test)]
 fn polynomial_error(
     coefficients: &[f32],

@@ -18,7 +18,8 @@ pub fn unpack_e5m6(words: [u32; 3]) -> [E5M6; 8] {
     std::array::from_fn(|i| E5M6((wide >> (84 - 12 * i)) as u16 & 0xFFF))
 }
 
-/// Packs E2M1 codes two a byte, the first in the low nibble. An odd last code gets a zero beside it.
+/// Packs E2M1 codes two a byte, the first in the low nibble. An odd last code gets a zero beside
+/// it.
 pub fn pack_e2m1(codes: &[E2M1]) -> Vec<u8> {
     codes
         .chunks(2)

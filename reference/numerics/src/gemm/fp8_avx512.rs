@@ -1,4 +1,5 @@
-//! Hopper's FP8 tensor core on AVX-512: the exact chain at more than half the speed of plain f32 FMAs.
+//! Hopper's FP8 tensor core on AVX-512: the exact chain at more than half the speed of plain f32
+//! FMAs.
 //!
 //! One step adds 32 products and the accumulator C, each truncated toward zero to the grid
 //! `2^(e - 13)`, `e` being the largest exponent among them. Three observations make that cheap:
@@ -10,7 +11,8 @@
 //!    accumulator is positive and stays in its binade (the sum is below 2^7 grid units times 2^13).
 //!    That is one f32 FMA a product.
 //! 3. The floor is the truncation but for negative products that lose bits, where it is one unit
-//!    less. A product's lowest set bit has as exponent the sum of its factors' lowest bits' exponents, so those
+//!    less. A product's lowest set bit has as exponent the sum of its factors' lowest bits'
+//!    exponents, so those
 //!    products are counted in bytes again, 64 at a time: an addition (whose top bit also multiplies
 //!    the signs), a comparison with the grid's exponent, a masked increment.
 //!
@@ -167,7 +169,8 @@ impl TileKernels for Fp8 {
     }
 }
 
-/// Calls `work` with [`PACK`] rows of whole groups of codes and their stride: in place where they are
+/// Calls `work` with [`PACK`] rows of whole groups of codes and their stride: in place where they
+/// are
 /// there and contiguous, else by way of a copy filled up with zeros.
 fn with_rows(
     codes: &Codes<'_>,
@@ -223,7 +226,8 @@ unsafe fn pack_b(
     }
 }
 
-/// Sixteen rows of codes packed as four tiles of A, `groups * A_GROUP` bytes each, one after another.
+/// Sixteen rows of codes packed as four tiles of A, `groups * A_GROUP` bytes each, one after
+/// another.
 ///
 /// # Safety
 /// As [`pack_b`], with room for four tiles.
@@ -377,7 +381,8 @@ unsafe fn tile(groups: usize, a: *const u8, b: *const u8, c: TileOutput, carry: 
 
 /// Adds `one` to the bytes of `count` where `x < threshold`, unsigned.
 ///
-/// In assembly because the compiler would turn the masked addition into a mask expanded to bytes and
+/// In assembly because the compiler would turn the masked addition into a mask expanded to bytes
+/// and
 /// a subtraction, one more instruction in the innermost loop.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
@@ -428,7 +433,8 @@ fn start(top: __m512i, old: Option<__m512>) -> Start {
         let none = _mm512_cmplt_epu32_mask(top, least);
         let floor = _mm512_set1_epi32((2 * ZERO_EXPONENT as i32) << 24);
         top = _mm512_mask_mov_epi32(top, none, floor);
-        // C's exponent field, its sign shifted out, with M's offset. Infinity and NaN wrap to small.
+        // C's exponent field, its sign shifted out, with M's offset. Infinity and NaN wrap to
+        // small.
         let c = _mm512_castps_si512(c);
         let c = _mm512_add_epi32(_mm512_add_epi32(c, c), _mm512_set1_epi32(10 << 24));
         top = _mm512_max_epu32(top, c);

@@ -5,7 +5,8 @@ use super::config::{Accumulate, Fp8Operand, GemmConfig, GemmError};
 use super::gemm_fp8_into;
 use ndarray::{Array2, Array3, ArrayViewMut3, Axis, s};
 
-/// Contiguous M (fprop and dgrad of training, prefill): row i of A belongs to group `m_indices[i]`, and
+/// Contiguous M (fprop and dgrad of training, prefill): row i of A belongs to group `m_indices[i]`,
+/// and
 /// `D[i] = A[i] B[group]^T`. A negative index marks padding; its rows of D are +0.
 ///
 /// A needs one scale row for each of its rows (`a.block.rows` = 1). Equal indices need not be
@@ -42,7 +43,8 @@ pub fn gemm_fp8_grouped_contiguous(
     Ok(d)
 }
 
-/// Masked M (decode under CUDA graphs): `D[g, ..masked_m[g]] = A[g, ..masked_m[g]] B[g]^T`; the rows
+/// Masked M (decode under CUDA graphs): `D[g, ..masked_m[g]] = A[g, ..masked_m[g]] B[g]^T`; the
+/// rows
 /// beyond are +0 and A's rows there are not read.
 pub fn gemm_fp8_grouped_masked(
     a: &[Fp8Operand<'_>],
@@ -76,7 +78,8 @@ pub fn gemm_fp8_grouped_masked(
 }
 
 /// Grouped K (wgrad of experts): group g owns `k_sizes[g]` consecutive elements of K, and
-/// `D[g] = A[:, K_g] B[:, K_g]^T`, overwriting or accumulating. K's scale blocks start anew at every
+/// `D[g] = A[:, K_g] B[:, K_g]^T`, overwriting or accumulating. K's scale blocks start anew at
+/// every
 /// group, so that group g owns `ceil(k_sizes[g] / block)` columns of each operand's scales. An
 /// empty group adds nothing.
 pub fn gemm_fp8_grouped_k(

@@ -4,7 +4,8 @@
 //!
 //! They are what the `fp32` and `f64` modes of the model multiply with. Any strides will do, so a
 //! transposed operand is a transposed view. The chain starts from +0, or from the old `C` where
-//! `accumulate` is set, so that two calls over halves of K give the bits of one call over all of it.
+//! `accumulate` is set, so that two calls over halves of K give the bits of one call over all of
+//! it.
 //! A NaN result is stored as [`CANONICAL_NAN_F32`] or [`CANONICAL_NAN_F64`].
 //!
 //! Layout of the work: K in blocks of `KC`; A and B of a block are packed into panels (`mr` rows,
@@ -17,7 +18,8 @@ use super::scratch::Scratch;
 use ndarray::{ArrayView2, ArrayViewMut2};
 use rayon::prelude::*;
 
-/// The NaN that every NaN result of [`gemm_f32`] is stored as: 0x7FFFFFFF, as NVIDIA's FMA gives it.
+/// The NaN that every NaN result of [`gemm_f32`] is stored as: 0x7FFFFFFF, as NVIDIA's FMA gives
+/// it.
 pub const CANONICAL_NAN_F32: f32 = f32::from_bits(0x7FFF_FFFF);
 /// The NaN that every NaN result of [`gemm_f64`] is stored as: 0x7FFFFFFFFFFFFFFF.
 pub const CANONICAL_NAN_F64: f64 = f64::from_bits(0x7FFF_FFFF_FFFF_FFFF);
@@ -31,7 +33,8 @@ const NC: usize = 3072;
 /// Below this many multiply-adds a GEMM stays on the calling thread.
 const PARALLEL_FROM: usize = 1 << 21;
 
-/// `C = A B` or, with `accumulate`, `C` continues its chain with `A B`: in f32, K ascending, one FMA
+/// `C = A B` or, with `accumulate`, `C` continues its chain with `A B`: in f32, K ascending, one
+/// FMA
 /// a step. A is m x k, B is k x n, C is m x n; all with any strides.
 ///
 /// # Panics
@@ -176,7 +179,8 @@ fn tile<T: Element>(
     let (a, b) = (a_panel.as_ptr(), b_panel.as_ptr());
     if rows == kernel.mr && cols == width && out.col_stride == 1 {
         let run = kernel.run[width / kernel.lanes - 1];
-        // SAFETY: the panels hold depth x mr and depth x width elements; the tile lies inside C with
+        // SAFETY: the panels hold depth x mr and depth x width elements; the tile lies inside C
+        // with
         // contiguous rows; the instruction set was found on this machine by the caller.
         unsafe { run(block.depth, a, b, out.data, out.row_stride, block.first, block.last) };
         return;

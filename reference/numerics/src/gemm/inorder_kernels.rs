@@ -6,7 +6,8 @@
 use super::inorder::{CANONICAL_NAN_F32, CANONICAL_NAN_F64};
 use super::isa::Isa;
 
-/// `run(depth, a, b, c, row_stride, first, last)`: the tile at `c` (rows `row_stride` elements apart)
+/// `run(depth, a, b, c, row_stride, first, last)`: the tile at `c` (rows `row_stride` elements
+/// apart)
 /// continues, or with `first` starts from +0, the chain over `depth` steps of a packed panel of A
 /// (`depth` x mr) and one of B (`depth` x width); with `last` NaNs become canonical.
 pub type MicroKernel<T> = unsafe fn(usize, *const T, *const T, *mut T, isize, bool, bool);
@@ -37,7 +38,8 @@ macro_rules! micro_kernel {
     ($(#[$attr:meta])* $name:ident, $t:ty, $v:ty, $lanes:literal, $mr:literal,
      $zero:expr, $load:expr, $store:expr, $splat:expr, $fma:expr, $canonical:expr) => {
         /// # Safety
-        /// As the type `MicroKernel` says: panels and tile of the full extent, instruction set present.
+        /// As the type `MicroKernel` says: panels and tile of the full extent, instruction set
+        /// present.
         $(#[$attr])*
         #[allow(clippy::needless_range_loop)]
         unsafe fn $name<const NV: usize>(

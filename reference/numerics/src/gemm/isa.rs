@@ -1,8 +1,10 @@
-//! Which instruction set the GEMM kernels of this room run on. The choice changes speed, never bits.
+//! Which instruction set the GEMM kernels of this room run on. The choice changes speed, never
+//! bits.
 
 use std::sync::OnceLock;
 
-/// An instruction set with kernels of its own. All of them give identical bits; tests hold every one
+/// An instruction set with kernels of its own. All of them give identical bits; tests hold every
+/// one
 /// that the machine has against [`Isa::Portable`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {

@@ -1,6 +1,7 @@
 //! Every exact GEMM of the project.
 //!
-//! [`gemm_fp8`] multiplies as DeepSeek-V3's kernels do on Hopper: within a promotion interval of 128
+//! [`gemm_fp8`] multiplies as DeepSeek-V3's kernels do on Hopper: within a promotion interval of
+//! 128
 //! along K the tensor core chains four steps of 32 from zero; then the partial sum enters an FP32
 //! accumulator on CUDA cores, `acc = fma(scale_a * scale_b, partial, acc)`, K ascending. The
 //! [`grouped`] forms are its three MoE layouts. [`gemm_bf16`], [`gemm_f16`] and [`gemm_tf32`] chain
@@ -11,7 +12,8 @@
 //!
 //! `portable` is the specification; the kernels beside it give the same bits faster and are chosen
 //! at run time. B is always `[n, k]`, as a Linear's weight is stored; another layout is a
-//! transposed view. M, N and K need not be multiples of anything: tails are as if filled with zeros.
+//! transposed view. M, N and K need not be multiples of anything: tails are as if filled with
+//! zeros.
 //!
 //! ```
 //! use fathom_numerics::gemm::{Fp8Operand, GemmConfig, gemm_fp8};
@@ -149,7 +151,8 @@ pub fn gemm_f16_into(
     )
 }
 
-/// `D = A B^T` of FP32 operands on Hopper's TF32 path: each element's low 13 bits dropped, steps of 8
+/// `D = A B^T` of FP32 operands on Hopper's TF32 path: each element's low 13 bits dropped, steps of
+/// 8
 /// products.
 pub fn gemm_tf32(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>) -> Result<Array2<f32>, GemmError> {
     let mut d = Array2::zeros((a.nrows(), b.nrows()));

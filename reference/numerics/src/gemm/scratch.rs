@@ -1,4 +1,5 @@
-//! Cache-line aligned work buffers, one pool a thread, so that small GEMMs do not pay for fresh pages.
+//! Cache-line aligned work buffers, one pool a thread, so that small GEMMs do not pay for fresh
+//! pages.
 
 use std::cell::RefCell;
 
@@ -7,7 +8,8 @@ use std::cell::RefCell;
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-// SAFETY: an array of 64 bytes, without padding (size equals alignment), valid for all bit patterns.
+// SAFETY: an array of 64 bytes, without padding (size equals alignment), valid for all bit
+// patterns.
 unsafe impl bytemuck::Zeroable for Line {}
 // SAFETY: as above; `Line` is Copy and 'static.
 unsafe impl bytemuck::Pod for Line {}

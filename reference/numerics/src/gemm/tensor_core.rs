@@ -1,8 +1,10 @@
 //! Matrix instructions on whole tiles, with incoming accumulators: what executes a `wgmma`.
 //!
-//! A [`TensorCore`] packs operands once and multiplies them as often as wanted; an operand is packed
+//! A [`TensorCore`] packs operands once and multiplies them as often as wanted; an operand is
+//! packed
 //! in about the time that 10 to 20 products an element take. The accumulator chains over all of the
-//! operands' K, so one call may stand for a single instruction (K = 32 for FP8, 16 for BF16) or for a
+//! operands' K, so one call may stand for a single instruction (K = 32 for FP8, 16 for BF16) or for
+//! a
 //! row of them.
 //!
 //! ```
@@ -192,7 +194,8 @@ impl TensorCore {
                 for i in 0..if whole { 0 } else { rows } {
                     copy[i * width..][..cols].copy_from_slice(&d[(row + i) * n + col..][..cols]);
                 }
-                // SAFETY: panels of `depth` by construction of the chunks; a whole tile, inside D or
+                // SAFETY: panels of `depth` by construction of the chunks; a whole tile, inside D
+                // or
                 // its copy.
                 unsafe { kernels.tile(depth, a_tile.as_ptr(), b_panel.as_ptr(), output, carry) };
                 for i in 0..if whole { 0 } else { rows } {

@@ -1,8 +1,10 @@
 //! The fast exact GEMMs: how the work is cut into tiles, packed, promoted and shared among threads.
 //!
-//! The bits are those of `portable`. K goes interval by interval, an interval in chunks. A chunk's rows
+//! The bits are those of `portable`. K goes interval by interval, an interval in chunks. A chunk's
+//! rows
 //! of A and B are packed as its kernels want them; each tile of C chains the chunk's products in
-//! registers; at the end of an interval the partial sums enter the FP32 accumulator with their scales.
+//! registers; at the end of an interval the partial sums enter the FP32 accumulator with their
+//! scales.
 //! Tiles do not depend on each other, so threads share them out freely.
 
 use super::config::{Accumulate, Fp8Operand, GemmConfig, Promote};
@@ -229,7 +231,8 @@ impl Chunk<'_> {
         let d_row = |i: usize| unsafe { out.slice((row + i) * self.n + col, used_cols) };
         let mut own = [0f32; TILE_ROWS * MAX_COLS];
         let partial: &mut [f32] = match carried {
-            // SAFETY: the buffer has a place for every pair of tile and panel, and this pair is ours.
+            // SAFETY: the buffer has a place for every pair of tile and panel, and this pair is
+            // ours.
             Some(all) => unsafe {
                 all.slice((tile * panels + panel) * TILE_ROWS * cols, TILE_ROWS * cols)
             },

@@ -119,7 +119,8 @@ impl std::fmt::Display for Instr {
 pub enum Order {
     /// In steps of the accumulator's group, k ascending, starting from C.
     Ascending,
-    /// Products with k = 0, 1 mod 4 from zero, then those with k = 2, 3 mod 4 on top, each in steps of
+    /// Products with k = 0, 1 mod 4 from zero, then those with k = 2, 3 mod 4 on top, each in steps
+    /// of
     /// the group, all elements converted to F16; then C is added with one rounding to nearest. FP8
     /// `mma.sync` on sm_90, which has no such instruction: ptxas (12.9) emits F2FP conversions, two
     /// HMMAs of half the depth and an FADD or HADD2.
@@ -312,7 +313,8 @@ pub(super) fn known(arch: Arch, instr: Instr) -> String {
 /// The parts of a qualifier: shape, operand types, scales.
 type Qualifier = (MmaShape, Types, Option<BlockScale>);
 
-/// Takes a PTX qualifier apart. `mma` names D, A, B, C; the others D, A, B; block-scaled ones put the
+/// Takes a PTX qualifier apart. `mma` names D, A, B, C; the others D, A, B; block-scaled ones put
+/// the
 /// block before and the scale format after.
 pub(super) fn parse_qualifier(instr: Instr, qualifier: &str) -> Result<Qualifier, MmaError> {
     let example = match instr {

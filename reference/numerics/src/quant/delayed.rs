@@ -1,7 +1,8 @@
 //! Delayed per-tensor scaling, as Transformer Engine does it: the scale of a step follows from the
 //! largest magnitudes of the steps before, so that a cast needs one pass. A baseline.
 //!
-//! Here, as there, a value is multiplied by `scale` on the way in and by `scale_inv` on the way out.
+//! Here, as there, a value is multiplied by `scale` on the way in and by `scale_inv` on the way
+//! out.
 
 use super::{QuantError, Quantized, Source, rows};
 use crate::formats::{E4M3, E5M2, Format};
@@ -54,7 +55,8 @@ impl DelayedScaling {
     }
 
     /// Casts with the present scale, saturating; the codes' scale is `1 / scale`. Then x's amax
-    /// enters the history and the scale for the next step follows: `max_of_format / amax / 2^margin`,
+    /// enters the history and the scale for the next step follows: `max_of_format / amax /
+    /// 2^margin`,
     /// or unchanged where amax is zero or not finite.
     pub fn quantize<T: Source>(&mut self, x: ArrayView2<'_, T>) -> Quantized {
         let x = x.as_standard_layout();
@@ -81,7 +83,8 @@ impl DelayedScaling {
         }
     }
 
-    /// A step's amax enters the history, the oldest leaves, and the scale follows. With several ranks
+    /// A step's amax enters the history, the oldest leaves, and the scale follows. With several
+    /// ranks
     /// the amax is the largest of theirs.
     pub fn update(&mut self, amax: f32) {
         self.history.pop_back();

@@ -2,7 +2,8 @@
 //! backward pass (report, section 3.3.3).
 //!
 //! Scales are as in [`super::quantize`] with amax / 65024; eight codes lie in three 32-bit words
-//! ([`crate::formats::packed`]), so a row of k elements is `ceil(k / 8) * 3` words, a tail filled with
+//! ([`crate::formats::packed`]), so a row of k elements is `ceil(k / 8) * 3` words, a tail filled
+//! with
 //! zeros.
 
 use super::{QuantConfig, QuantError, Source, rows};

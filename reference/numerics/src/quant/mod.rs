@@ -4,14 +4,16 @@
 //! [`quantize_block`]):
 //!
 //! - `amax` is the largest magnitude of the block, NaNs left out;
-//! - `scale = max(amax, amax_floor) / max_of_format`, one IEEE division; for power-of-two scales the
+//! - `scale = max(amax, amax_floor) / max_of_format`, one IEEE division; for power-of-two scales
+//!   the
 //!   smallest power of two not below that;
 //! - `q = x / scale`, one IEEE division, then cast to nearest even, saturating; a NaN becomes the
 //!   format's NaN. An infinite amax gives scale infinity, with which the finite elements become
 //!   zero of their sign and the infinite ones NaN;
 //! - a value is `q * scale` ([`dequantize`]), one multiplication.
 //!
-//! Beside it: [`e5m6`] packs 12-bit codes, [`transpose`] re-tiles for wgrad, [`swiglu`] is fused with the
+//! Beside it: [`e5m6`] packs 12-bit codes, [`transpose`] re-tiles for wgrad, [`swiglu`] is fused
+//! with the
 //! activation, [`mx`] and [`delayed`] are the baselines that the DeepSeek-V3 report
 //! compares with. All results are independent of the number of threads.
 

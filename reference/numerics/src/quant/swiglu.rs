@@ -8,7 +8,8 @@ use crate::gemm::ScaleBlock;
 use ndarray::{Array2, ArrayView1, ArrayView2};
 use rayon::prelude::*;
 
-/// `silu(gate) * up` in FP32: silu rounded once ([`crate::elementary::silu`]), the product once, NaN
+/// `silu(gate) * up` in FP32: silu rounded once ([`crate::elementary::silu`]), the product once,
+/// NaN
 /// canonical.
 ///
 /// # Panics
@@ -23,7 +24,8 @@ pub fn swiglu<T: Source>(gate: ArrayView2<'_, T>, up: ArrayView2<'_, T>) -> Arra
     y
 }
 
-/// SwiGLU + cast: the codes of `silu(gate) * up` with a scale for every 1 x `tile`. The same bits as
+/// SwiGLU + cast: the codes of `silu(gate) * up` with a scale for every 1 x `tile`. The same bits
+/// as
 /// [`super::quantize_tile`] of [`swiglu`].
 pub fn swiglu_quantize<T: Source>(
     gate: ArrayView2<'_, T>,

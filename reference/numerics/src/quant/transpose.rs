@@ -1,4 +1,5 @@
-//! Casts whose output is transposed, for wgrad: its GEMM sums over tokens, so both operands need their
+//! Casts whose output is transposed, for wgrad: its GEMM sums over tokens, so both operands need
+//! their
 //! scales along tokens, 128x1 of the forward's layout.
 
 use super::e5m6::QuantizedE5M6;
@@ -37,7 +38,8 @@ pub fn requantize_transposed_e5m6(
     quantize_tile(transpose(q.dequantize().view()).view(), tile, config)
 }
 
-/// [`transpose_quantize`] for experts: the rows of x are tokens sorted by expert, `m_sizes[g]` of them
+/// [`transpose_quantize`] for experts: the rows of x are tokens sorted by expert, `m_sizes[g]` of
+/// them
 /// belonging to expert g, and tiles start anew at every expert. The scales are `[k,
 /// sum of ceil(m_sizes[g] / tile)]`: the operand of [`crate::gemm::grouped::gemm_fp8_grouped_k`].
 pub fn transpose_quantize_groups<T: Source>(

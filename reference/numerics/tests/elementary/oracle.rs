@@ -5,7 +5,8 @@ use astro_float_num::{BigFloat, Consts, RoundingMode};
 use fathom_numerics::elementary::{Function, Isa};
 use fathom_numerics::formats::F32_NAN;
 
-/// Verdicts this close to the bound, in ulp, are taken again in high precision. The f64 functions err
+/// Verdicts this close to the bound, in ulp, are taken again in high precision. The f64 functions
+/// err
 /// by less than 2^-50 of the result, which is below 2^-25 ulp of f32.
 const F64_DOUBT_ULP: f64 = 1e-6;
 const PRECISION_BITS: usize = 192;
