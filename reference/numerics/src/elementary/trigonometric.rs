@@ -49,7 +49,8 @@ fn two_over_pi(word: u32) -> u32 {
 /// |x| = quadrant * pi/2 + r + r_low modulo 2 pi, with |r| <= pi/4; from the bits of |x|.
 #[inline(always)]
 fn reduce(magnitude: u32) -> (f32, f32, u32) {
-    // |x| = m * 2^(exponent - 150). Bits of 2/pi whose product with it is a multiple of 4 are skipped.
+    // |x| = m * 2^(exponent - 150). Bits of 2/pi whose product with it is a multiple of 4 are
+    // skipped.
     let exponent = magnitude >> 23;
     let m = u64::from((magnitude & 0x007F_FFFF) | 0x0080_0000);
     let start = if exponent < 126 { 6 } else { exponent.wrapping_sub(120) };

@@ -12,7 +12,8 @@
 //! use fathom_numerics::gemm::tensor_core::TensorCore;
 //! use fathom_numerics::mma::Accumulator;
 //! use ndarray::Array2;
-//! let core = TensorCore::new(Accumulator::HOPPER_FP8, Format::E4M3, Format::E4M3).expect("FP32 output");
+//! let core = TensorCore::new(Accumulator::HOPPER_FP8, Format::E4M3, Format::E4M3);
+//! let core = core.expect("FP32 output");
 //! let a = core.pack_a(Array2::from_elem((64, 32), 0x38u8).view()); // 1.0
 //! let b = core.pack_b(Array2::from_elem((8, 32), 0x40u8).view()); // 2.0, [n, k]
 //! let mut d = Array2::from_elem((64, 8), 3.0f32);
