@@ -12,10 +12,7 @@ use fathom_numerics::reduce::{RowTree, max_num};
 
 /// Compiles `source` against the headers; `None`, said aloud, without NVRTC.
 fn compile(device: &Device, source: &str) -> Option<Module> {
-    let Some(nvrtc) = fathom_gpu::nvrtc::find() else {
-        eprintln!("SKIPPED: no NVRTC (fathom kernels fetch-nvrtc, or set FATHOM_NVRTC)");
-        return None;
-    };
+    let nvrtc = fathom_gpu::nvrtc::find_or_fetch_for_tests()?;
     for library in [&nvrtc.builtins, &nvrtc.library] {
         // SAFETY: NVIDIA's libraries run no code of consequence when they are loaded. They stay, so
         // that the loader finds them under their names when cudarc asks.

@@ -348,10 +348,7 @@ mod tests {
 
     /// A compiler with a cache of its own; `None`, said loudly, where there is no NVRTC.
     fn compiler() -> Option<(Compiler, tempfile::TempDir)> {
-        let Some(nvrtc) = crate::nvrtc::find() else {
-            eprintln!("SKIPPED: no NVRTC, kernels were not compiled (set FATHOM_NVRTC)");
-            return None;
-        };
+        let nvrtc = crate::nvrtc::find_or_fetch_for_tests()?;
         let cache = tempfile::tempdir().unwrap();
         Some((Compiler::new(&nvrtc, cache.path()).unwrap(), cache))
     }

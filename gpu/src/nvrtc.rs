@@ -122,8 +122,27 @@ pub fn fetch() -> Result<Nvrtc, FetchError> {
     if find_below(beside.path()).is_none() {
         return Err(FetchError::Incomplete { path: beside.path().to_owned() });
     }
-    std::fs::rename(beside.path(), &target).map_err(io(&target))?;
-    find_below(&target).ok_or(FetchError::Incomplete { path: target })
+    // Another process may have been first; what it put there is as good.
+    let renamed = std::fs::rename(beside.path(), &target);
+    match (find_below(&target), renamed) {
+        (Some(found), _) => Ok(found),
+        (None, Err(source)) => Err(FetchError::Io { path: target, source }),
+        (None, Ok(())) => Err(FetchError::Incomplete { path: target }),
+    }
+}
+
+/// For tests: NVRTC where it is, else fetched; where that fails, says loudly what is skipped.
+pub fn find_or_fetch_for_tests() -> Option<Nvrtc> {
+    if let Some(found) = find() {
+        return Some(found);
+    }
+    match fetch() {
+        Ok(found) => Some(found),
+        Err(error) => {
+            eprintln!("SKIPPED: CUDA kernels are not compiled: {error} (or set FATHOM_NVRTC)");
+            None
+        }
+    }
 }
 
 #[cfg(test)]
