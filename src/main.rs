@@ -49,6 +49,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // A reader that has seen enough (`| head`) ends the program; it is no error.
+    sigpipe::reset();
     if let Some(code) = emulate::as_ptxas() {
         return code;
     }
