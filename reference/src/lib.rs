@@ -13,6 +13,7 @@
 pub mod backend;
 pub mod checkpoint;
 pub mod config;
+pub mod data;
 pub mod eval;
 pub mod inspect;
 pub mod layers;
