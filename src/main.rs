@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod conform;
 mod demo;
 mod diagnose;
 mod doctor;
@@ -37,6 +38,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Check(check::Args),
+    Conform(conform::Args),
     Simulate(Box<simulate::Args>),
     Search(search::Args),
     Demo(demo::Args),
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
     }
     let outcome = match Cli::parse().command {
         Command::Check(args) => check::run(&args),
+        Command::Conform(args) => conform::run(&args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Search(args) => search::run(&args),
         Command::Demo(args) => demo::run(&args),

@@ -3,6 +3,7 @@
 //! - [`case_file`]: reading and writing cases, the project's common test format.
 //! - [`compare`]: two tensors, bit by bit.
 //! - [`check`]: whole folders of case files against an engine.
+//! - [`conform`]: an engine against the reference on drawn cases.
 //! - [`demo`]: built-in cases of the demonstration.
 //! - [`diagnose`]: which arithmetic produced this output?
 //!
@@ -12,6 +13,7 @@
 pub mod case_file;
 pub mod check;
 pub mod compare;
+pub mod conform;
 pub mod demo;
 pub mod diagnose;
 

@@ -1,11 +1,19 @@
 //! The CUDA backend: run-time compilation of the kernels in `gpu/kernels`, launches, tensor maps,
-//! one
-//! host file per kernel. It meets the emulated driver only as a libcuda, never as a crate.
+//! one host file per kernel. It meets the emulated driver only as a libcuda, never as a crate.
 //!
 //! - [`compile`]: CUDA C++ to PTX, cached by content.
 //! - [`driver`]: which libcuda is loaded, NVIDIA's or the emulated one, and its devices.
+//! - [`device`]: a GPU with its memory and its compiled kernels.
+//! - [`kernels`]: the host files, their table, and the engine over them.
+//! - [`launch`]: the launch with its attributes, tensor maps; the only `unsafe` calls on a device.
 //! - [`nvrtc`]: where NVIDIA's run-time compiler is, and fetching it once.
 
 pub mod compile;
+pub mod device;
 pub mod driver;
+pub mod kernels;
+pub mod launch;
 pub mod nvrtc;
+
+pub use device::{DeviceKind, Gpu, GpuError};
+pub use kernels::CudaEngine;

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 
 use fathom_emulator::{Finding, KernelRecord};
 use serde::{Deserialize, Serialize};
@@ -191,6 +191,24 @@ impl Prepared {
         }
         Ok(total)
     }
+}
+
+/// Whether this process was started by [`Prepared::command`].
+pub fn is_prepared() -> bool {
+    std::env::var_os(format!("{PREFIX}SUMMARY")).is_some()
+}
+
+/// Runs the program that is running once more, with the same arguments, on the emulated driver.
+///
+/// # Errors
+/// [`PrepareError`].
+pub fn run_again(choices: Choices) -> Result<(ExitStatus, Summary), PrepareError> {
+    let prepared = prepare(choices)?;
+    let io = |source| PrepareError::Io { path: "the running program".into(), source };
+    let program = std::env::current_exe().map_err(io)?;
+    let mut command = prepared.command(program.as_os_str());
+    let status = command.args(std::env::args_os().skip(1)).status().map_err(io)?;
+    Ok((status, prepared.summary()?))
 }
 
 /// What a run did, over all its launches.

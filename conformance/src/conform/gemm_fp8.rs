@@ -1,0 +1,66 @@
+//! Cases of `gemm_fp8`: Hopper's contract, sizes around the 128s that kernels work in.
+
+use std::collections::BTreeMap;
+
+use fathom_reference::ops::gemm_fp8::{GemmFp8, OutputType};
+use fathom_reference::{Case, DynOp, Tensor};
+use fathom_trace::DType;
+use proptest::prelude::{any, prop_oneof};
+use proptest::sample::select;
+use proptest::strategy::{BoxedStrategy, Strategy};
+
+use super::Drawn;
+use super::values::Values;
+
+#[derive(Clone, Copy, Debug)]
+struct Spec {
+    m: usize,
+    n: usize,
+    k: usize,
+    output: OutputType,
+    codes: Values,
+    scales: Values,
+    seed: u64,
+}
+
+/// Case `index`: codes and scales walk through their kinds, the rest is drawn.
+pub fn strategy(index: usize) -> BoxedStrategy<Drawn> {
+    let kinds = Values::ALL.len();
+    let codes = Values::ALL[index % kinds];
+    // Ordinary scales every second round, else each kind in turn.
+    let scales = match index / kinds % 2 {
+        0 if codes != Values::NonFinite => Values::Normal,
+        round => Values::ALL[(index + round) % kinds],
+    };
+    let edges = vec![1usize, 127, 128, 129, 256, 257];
+    let rows = || prop_oneof![2 => 1usize..=300, 1 => select(edges.clone())];
+    let depths = vec![1usize, 16, 31, 33, 127, 128, 129, 512];
+    let depth = prop_oneof![2 => 1usize..=640, 1 => select(depths)];
+    let output = select(vec![OutputType::Bf16, OutputType::F32]);
+    (rows(), rows(), depth, output, any::<u64>())
+        .prop_map(move |(m, n, k, output, seed)| {
+            Spec { m, n, k, output, codes, scales, seed }.draw()
+        })
+        .boxed()
+}
+
+impl Spec {
+    fn draw(self) -> Drawn {
+        let Spec { m, n, k, output, codes, scales, seed } = self;
+        let e4m3 = |stream, shape: [usize; 2]| {
+            let codes = codes.e4m3(seed, stream, shape[0] * shape[1]);
+            Tensor::from_vec(&shape, codes).reinterpret(DType::F8E4M3)
+        };
+        let f32s = |stream, shape: [usize; 2]| {
+            Tensor::from_vec(&shape, scales.floats(seed, stream, shape[0] * shape[1], true))
+        };
+        let inputs = BTreeMap::from([
+            ("a".to_owned(), e4m3(0, [m, k])),
+            ("b".to_owned(), e4m3(1, [n, k])),
+            ("a_scale".to_owned(), f32s(2, [m, k.div_ceil(128)])),
+            ("b_scale".to_owned(), f32s(3, [n.div_ceil(128), k.div_ceil(128)])),
+        ]);
+        let what = format!("{m} x {n} x {k} to {output:?}, codes {codes:?}, scales {scales:?}");
+        Drawn { what, case: Case { op: GemmFp8::hopper(m, n, k, output).boxed(), inputs } }
+    }
+}

@@ -1,0 +1,263 @@
+//! Conformance: an engine against the reference on drawn cases, bit by bit.
+//!
+//! A [`Suite`] draws cases of one op: shapes at random and at the edges of tiles, values that
+//! kernels get wrong. Case `i` of a suite depends on the seed, the op and `i` alone, and walks
+//! through the suite's kinds of values in turn. The first case that disagrees is simplified as far
+//! as it goes on disagreeing, and written as a case file with what the engine gave, for
+//! `fathom diagnose`.
+//!
+//! To add an op: copy a neighbour's file and add it to [`SUITES`].
+
+mod gemm_fp8;
+mod quantize_tile;
+pub mod values;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use fathom_reference::{Case, Engine, EngineError, Outputs};
+use proptest::strategy::{BoxedStrategy, Strategy, ValueTree};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use serde::Serialize;
+
+use crate::case_file::{self, CaseFile, CaseFileError, OUT};
+use crate::compare::{Difference, compare};
+
+/// A drawn case and what was drawn, in words.
+#[derive(Debug)]
+pub struct Drawn {
+    /// Shape, options and kind of values.
+    pub what: String,
+    /// The case.
+    pub case: Case,
+}
+
+/// How cases of one op are drawn.
+pub struct Suite {
+    /// The op's name in the table of ops.
+    pub op: &'static str,
+    /// The strategy of case `index`.
+    pub strategy: fn(index: usize) -> BoxedStrategy<Drawn>,
+}
+
+/// The ops with a suite, in alphabetical order.
+pub const SUITES: &[Suite] = &[
+    Suite { op: "gemm_fp8", strategy: gemm_fp8::strategy },
+    Suite { op: "quantize_tile", strategy: quantize_tile::strategy },
+];
+
+/// Tries at simplifying a case that disagrees.
+const SIMPLIFICATIONS: usize = 24;
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Cases of each op.
+    pub cases: usize,
+    /// Seed of all draws.
+    pub seed: u64,
+    /// Folder for the case files of disagreements.
+    pub save: PathBuf,
+}
+
+/// The verdict on one op.
+#[derive(Debug, Serialize)]
+pub struct OpReport {
+    /// The op.
+    pub op: &'static str,
+    /// Cases that were run.
+    pub cases: usize,
+    /// Cases with every bit as the reference's.
+    pub passed: usize,
+    /// Output elements compared.
+    pub elements: usize,
+    /// The first disagreement; the op's further cases are not run after it.
+    pub failure: Option<Failure>,
+}
+
+/// A case on which an engine disagrees with the reference.
+#[derive(Debug, Serialize)]
+pub struct Failure {
+    /// Number of the case as it was drawn.
+    pub case: usize,
+    /// What was drawn, after simplification.
+    pub what: String,
+    /// Its outputs; empty where the engine gave none.
+    pub tensors: Vec<Difference>,
+    /// Why the engine gave none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The case file, whose outputs are the engine's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+}
+
+/// Why a suite could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum ConformError {
+    /// No suite of this name.
+    #[error("--only {found}: expected {}", SUITES.iter().map(|s| s.op).collect::<Vec<_>>().join(", "))]
+    NoSuite {
+        /// The name.
+        found: String,
+    },
+    /// The reference refuses a drawn case, or the engine has no kernel for it.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The case file of a disagreement could not be written.
+    #[error(transparent)]
+    File(#[from] CaseFileError),
+}
+
+/// The suites of these ops; all where none is named.
+///
+/// # Errors
+/// [`ConformError::NoSuite`].
+pub fn suites(only: &[String]) -> Result<Vec<&'static Suite>, ConformError> {
+    if only.is_empty() {
+        return Ok(SUITES.iter().collect());
+    }
+    let find = |name: &String| {
+        let suite = SUITES.iter().find(|s| s.op == name);
+        suite.ok_or_else(|| ConformError::NoSuite { found: name.clone() })
+    };
+    only.iter().map(find).collect()
+}
+
+/// Runs a suite on `engine` against `reference`; `progress` is called after every case.
+///
+/// # Errors
+/// [`ConformError`]; a disagreement is none.
+pub fn run(
+    suite: &Suite,
+    engine: &dyn Engine,
+    reference: &dyn Engine,
+    options: &Options,
+    progress: &dyn Fn(),
+) -> Result<OpReport, ConformError> {
+    let mut report = OpReport { op: suite.op, cases: 0, passed: 0, elements: 0, failure: None };
+    for index in 0..options.cases {
+        let mut runner = runner(suite.op, options.seed, index);
+        let strategy = (suite.strategy)(index);
+        let mut tree = strategy.new_tree(&mut runner).expect("strategies reject nothing");
+        let drawn = tree.current();
+        let verdict = judge(&drawn.case, engine, reference)?;
+        report.cases += 1;
+        report.elements += verdict.elements();
+        if verdict.agrees() {
+            report.passed += 1;
+            progress();
+            continue;
+        }
+        let (drawn, verdict) = simplify(tree.as_mut(), drawn, verdict, engine, reference)?;
+        report.failure = Some(failure(index, drawn, verdict, options)?);
+        progress();
+        break;
+    }
+    Ok(report)
+}
+
+/// Randomness of one case: the seed, the op's name and the index.
+fn runner(op: &str, seed: u64, index: usize) -> TestRunner {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    bytes[8..16].copy_from_slice(&(index as u64).to_le_bytes());
+    for (at, b) in op.bytes().enumerate() {
+        bytes[16 + at % 16] ^= b.rotate_left(at as u32 / 16);
+    }
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    TestRunner::new_with_rng(Config { failure_persistence: None, ..Config::default() }, rng)
+}
+
+/// What came of one case.
+enum Verdict {
+    Compared(Vec<Difference>, Outputs),
+    /// The engine failed on it.
+    Failed(String),
+}
+
+impl Verdict {
+    fn agrees(&self) -> bool {
+        matches!(self, Verdict::Compared(d, _) if d.iter().all(|d| d.mismatches == 0))
+    }
+
+    fn elements(&self) -> usize {
+        match self {
+            Verdict::Compared(d, _) => d.iter().map(|d| d.elements).sum(),
+            Verdict::Failed(_) => 0,
+        }
+    }
+}
+
+fn judge(
+    case: &Case,
+    engine: &dyn Engine,
+    reference: &dyn Engine,
+) -> Result<Verdict, ConformError> {
+    let expected = reference.run(case)?;
+    match engine.run(case) {
+        Ok(outputs) => {
+            let pairs =
+                expected.iter().map(|(role, e)| (format!("{OUT}{role}"), e, &outputs[role]));
+            let differences = pairs.map(|(name, e, got)| compare(&name, e, got)).collect();
+            Ok(Verdict::Compared(differences, outputs))
+        }
+        Err(error @ EngineError::Failed { .. }) => Ok(Verdict::Failed(error.to_string())),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The simplest case found that still disagrees.
+fn simplify(
+    tree: &mut dyn ValueTree<Value = Drawn>,
+    mut drawn: Drawn,
+    mut verdict: Verdict,
+    engine: &dyn Engine,
+    reference: &dyn Engine,
+) -> Result<(Drawn, Verdict), ConformError> {
+    // After a failed launch a driver answers no further call.
+    if let Verdict::Failed(_) = verdict {
+        return Ok((drawn, verdict));
+    }
+    let mut moved = tree.simplify();
+    for _ in 0..SIMPLIFICATIONS {
+        if !moved {
+            break;
+        }
+        let candidate = tree.current();
+        let found = judge(&candidate.case, engine, reference)?;
+        if found.agrees() {
+            moved = tree.complicate();
+        } else {
+            let failed = matches!(found, Verdict::Failed(_));
+            (drawn, verdict) = (candidate, found);
+            moved = !failed && tree.simplify();
+        }
+    }
+    Ok((drawn, verdict))
+}
+
+fn failure(
+    index: usize,
+    drawn: Drawn,
+    verdict: Verdict,
+    options: &Options,
+) -> Result<Failure, ConformError> {
+    let Drawn { what, case } = drawn;
+    let (tensors, outputs) = match verdict {
+        Verdict::Compared(tensors, outputs) => (tensors, outputs),
+        Verdict::Failed(error) => {
+            let error = Some(error);
+            return Ok(Failure { case: index, what, tensors: Vec::new(), error, file: None });
+        }
+    };
+    let name = format!("{}-seed{}-case{index}.safetensors", case.op.name(), options.seed);
+    let path = options.save.join(name);
+    save(&path, case, outputs, &what)?;
+    Ok(Failure { case: index, what, tensors, error: None, file: Some(path) })
+}
+
+fn save(path: &Path, case: Case, outputs: Outputs, what: &str) -> Result<(), CaseFileError> {
+    let metadata = BTreeMap::from([("source".to_owned(), what.to_owned())]);
+    case_file::write(path, &CaseFile { case, expected: outputs, metadata })
+}

@@ -1,0 +1,84 @@
+//! The suites: an engine with another arithmetic is found out, on a small case, and the case file
+//! says which arithmetic it was. The kernels themselves are run by the program's own test.
+
+use fathom_conformance::conform::{self, Options};
+use fathom_conformance::{case_file, diagnose};
+use fathom_reference::DynOp;
+use fathom_reference::ops::gemm_fp8::GemmFp8;
+use fathom_reference::ops::{Case, Engine, EngineError, Outputs, ReferenceEngine};
+
+/// Promotes every 64 instead of every 128.
+struct Hasty;
+
+impl Engine for Hasty {
+    fn name(&self) -> String {
+        "hasty".to_owned()
+    }
+
+    fn run(&self, case: &Case) -> Result<Outputs, EngineError> {
+        let op = case.op.as_any().downcast_ref::<GemmFp8>().expect("a GEMM");
+        let op = GemmFp8 { promotion_interval: Some(64), ..op.clone() };
+        ReferenceEngine.run(&Case { op: op.boxed(), inputs: case.inputs.clone() })
+    }
+}
+
+/// Fails like a kernel that left its memory.
+struct Broken;
+
+impl Engine for Broken {
+    fn name(&self) -> String {
+        "broken".to_owned()
+    }
+
+    fn run(&self, case: &Case) -> Result<Outputs, EngineError> {
+        let op = case.op.name().to_owned();
+        let reason = "CUDA_ERROR_ILLEGAL_ADDRESS".to_owned();
+        Err(EngineError::Failed { engine: self.name(), op, reason })
+    }
+}
+
+fn options(save: &std::path::Path) -> Options {
+    Options { cases: 6, seed: 3, save: save.to_owned() }
+}
+
+#[test]
+fn the_reference_agrees_with_itself_on_every_suite() {
+    let folder = tempfile::tempdir().unwrap();
+    for suite in conform::suites(&[]).unwrap() {
+        let options = options(folder.path());
+        let report =
+            conform::run(suite, &ReferenceEngine, &ReferenceEngine, &options, &|| ()).unwrap();
+        assert_eq!((report.cases, report.passed), (6, 6), "{}", suite.op);
+        assert!(report.elements > 1000 && report.failure.is_none());
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn another_arithmetic_is_found_simplified_and_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let suite = conform::suites(&["gemm_fp8".to_owned()]).unwrap()[0];
+    let run = || conform::run(suite, &Hasty, &ReferenceEngine, &options(folder.path()), &|| ());
+    let report = run().unwrap();
+    let failure = report.failure.expect("64 is not 128");
+    let first = failure.tensors[0].first.as_ref().expect("a mismatch");
+    assert_eq!(first.index.len(), 2);
+    let file = case_file::read(failure.file.as_ref().expect("kept")).unwrap();
+    assert_eq!(file.metadata["source"], failure.what);
+    let diagnosis = diagnose::diagnose(&file, &|_| ()).unwrap();
+    assert!(diagnosis.explained && diagnosis.verdict.contains("64"), "{}", diagnosis.verdict);
+    // The same seed finds the same case.
+    assert_eq!(run().unwrap().failure.unwrap().what, failure.what);
+}
+
+#[test]
+fn a_failed_launch_is_a_failure_and_an_unknown_op_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let suite = conform::suites(&["quantize_tile".to_owned()]).unwrap()[0];
+    let report =
+        conform::run(suite, &Broken, &ReferenceEngine, &options(folder.path()), &|| ()).unwrap();
+    let failure = report.failure.unwrap();
+    assert!(failure.error.unwrap().contains("ILLEGAL_ADDRESS") && failure.file.is_none());
+    let error = conform::suites(&["gemm".to_owned()]).err().unwrap().to_string();
+    assert!(error.contains("expected gemm_fp8, quantize_tile"), "{error}");
+}

@@ -1,0 +1,259 @@
+//! Launches and tensor maps: the calls of the driver API that cudarc has no safe form of.
+//!
+//! [`launch`] takes a cluster and the attribute of programmatic dependent launch
+//! (`cuLaunchKernelEx`); [`TensorMap`] describes a matrix to TMA (`cuTensorMapEncodeTiled`). A
+//! kernel is loaded with the sizes of its parameters, and arguments of other sizes are refused, so
+//! that the driver never reads beyond them. What a kernel does to device memory is its own
+//! business: no Rust reference ever points there.
+//!
+//! Source: NVIDIA, "CUDA Driver API", sections Execution Control and Tensor Map Object Management.
+
+use std::ffi::c_void;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use cudarc::driver::{CudaFunction, CudaModule, CudaStream, DevicePtr, sys};
+use fathom_trace::DType;
+
+use crate::device::{Buffer, GpuError, Matrix};
+
+/// An entry of a loaded module.
+pub struct Kernel {
+    name: &'static str,
+    function: CudaFunction,
+    param_bytes: Vec<usize>,
+}
+
+impl Kernel {
+    /// Takes `name` out of a module and lets it use `shared_bytes` of dynamic shared memory.
+    ///
+    /// # Errors
+    /// [`GpuError::Driver`] where the entry is not there or the device has less shared memory.
+    pub(crate) fn new(
+        module: &Arc<CudaModule>,
+        name: &'static str,
+        shared_bytes: u32,
+    ) -> Result<Kernel, GpuError> {
+        let function = module.load_function(name).map_err(GpuError::of("cuModuleGetFunction"))?;
+        let limit = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        function
+            .set_attribute(limit, shared_bytes as i32)
+            .map_err(GpuError::of("cuFuncSetAttribute"))?;
+        let mut param_bytes = Vec::new();
+        let (mut offset, mut bytes) = (0, 0);
+        // SAFETY: the function is live, the pointers are to live locals; the call answers
+        // CUDA_ERROR_INVALID_VALUE for the index after the last parameter.
+        while let sys::CUresult::CUDA_SUCCESS = unsafe {
+            let index = param_bytes.len();
+            sys::cuFuncGetParamInfo(function.cu_function(), index, &mut offset, &mut bytes)
+        } {
+            param_bytes.push(bytes);
+        }
+        Ok(Kernel { name, function, param_bytes })
+    }
+
+    /// The entry's name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+}
+
+/// An argument of a kernel.
+#[derive(Clone, Copy)]
+pub enum Arg<'a> {
+    /// The address of device memory.
+    Buffer(&'a Buffer),
+    /// A tensor map by value (`__grid_constant__`).
+    Map(&'a TensorMap<'a>),
+    /// A 32-bit integer.
+    U32(u32),
+    /// A 64-bit integer.
+    U64(u64),
+    /// A float.
+    F32(f32),
+}
+
+/// The shape of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaunchConfig {
+    /// CTAs.
+    pub grid: u32,
+    /// Threads of a CTA.
+    pub block: u32,
+    /// CTAs of a cluster; 1: no clusters.
+    pub cluster: u32,
+    /// Dynamic shared memory in bytes.
+    pub shared_bytes: u32,
+    /// Programmatic dependent launch: the grid may start while the one before it ends; the kernel
+    /// waits (`griddepcontrol.wait`) before it reads what that one wrote.
+    pub programmatic: bool,
+}
+
+/// Storage of one argument: as large and as aligned as a tensor map.
+#[repr(C, align(128))]
+#[derive(Clone, Copy)]
+struct Slot([u64; 16]);
+
+/// Enqueues `kernel` on `stream`.
+///
+/// # Errors
+/// [`GpuError::Arguments`] where number or sizes are not the kernel's, [`GpuError::Driver`]. What
+/// goes wrong on the device is reported by the next call that waits for it.
+pub(crate) fn launch(
+    stream: &CudaStream,
+    kernel: &Kernel,
+    config: &LaunchConfig,
+    args: &[Arg<'_>],
+) -> Result<(), GpuError> {
+    let found: Vec<usize> = args.iter().map(Arg::bytes).collect();
+    if found != kernel.param_bytes {
+        let (kernel, expected) = (kernel.name, kernel.param_bytes.clone());
+        return Err(GpuError::Arguments { kernel, expected, found });
+    }
+    let mut slots: Vec<Slot> = args.iter().map(|a| a.slot(stream)).collect();
+    let mut pointers: Vec<*mut c_void> = slots.iter_mut().map(|s| (&raw mut *s).cast()).collect();
+    let mut attributes = Vec::new();
+    let mut attribute = |id, value| {
+        attributes.push(sys::CUlaunchAttribute { id, pad: [0; 4], value });
+    };
+    if config.cluster > 1 {
+        let dimension =
+            sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: config.cluster, y: 1, z: 1 };
+        attribute(
+            sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            sys::CUlaunchAttributeValue { clusterDim: dimension },
+        );
+    }
+    if config.programmatic {
+        attribute(
+            sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        );
+    }
+    let shape = sys::CUlaunchConfig {
+        gridDimX: config.grid,
+        gridDimY: 1,
+        gridDimZ: 1,
+        blockDimX: config.block,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: config.shared_bytes,
+        hStream: stream.cu_stream(),
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: attributes.len() as u32,
+    };
+    stream.context().bind_to_thread().map_err(GpuError::of("cuCtxSetCurrent"))?;
+    // SAFETY: function and stream are live and of the context that was made current; there is one
+    // pointer a parameter, each to at least as many bytes as the parameter has (compared above);
+    // the driver copies arguments and attributes before it returns.
+    unsafe {
+        let function = kernel.function.cu_function();
+        let extra = std::ptr::null_mut();
+        sys::cuLaunchKernelEx(&shape, function, pointers.as_mut_ptr(), extra).result()
+    }
+    .map_err(GpuError::of("cuLaunchKernelEx"))
+}
+
+impl Arg<'_> {
+    fn bytes(&self) -> usize {
+        match self {
+            Arg::Map(_) => size_of::<sys::CUtensorMap>(),
+            Arg::Buffer(_) | Arg::U64(_) => 8,
+            Arg::U32(_) | Arg::F32(_) => 4,
+        }
+    }
+
+    fn slot(&self, stream: &CudaStream) -> Slot {
+        let mut words = [0; 16];
+        match self {
+            Arg::Buffer(buffer) => words[0] = address(buffer, stream),
+            Arg::Map(map) => words = map.raw.opaque,
+            Arg::U32(value) => words[0] = u64::from(*value),
+            Arg::U64(value) => words[0] = *value,
+            Arg::F32(value) => words[0] = u64::from(value.to_bits()),
+        }
+        Slot(words)
+    }
+}
+
+fn address(buffer: &Buffer, stream: &CudaStream) -> u64 {
+    // One stream orders all work, so nothing has to be recorded when the pointer is given up.
+    buffer.slice.device_ptr(stream).0
+}
+
+/// How TMA permutes 16-byte chunks of a box in shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Swizzle {
+    /// Rows follow one another as they are.
+    None,
+    /// The pattern of 128 bytes, which `wgmma` reads without bank conflicts.
+    Bytes128,
+}
+
+/// A matrix as TMA copies it; lives no longer than the matrix.
+pub struct TensorMap<'a> {
+    raw: sys::CUtensorMap,
+    matrix: PhantomData<&'a Matrix>,
+}
+
+impl TensorMap<'_> {
+    /// A map that is not read: for kernels that take one they do not use.
+    pub fn unused() -> TensorMap<'static> {
+        TensorMap { raw: sys::CUtensorMap { opaque: [0; 16] }, matrix: PhantomData }
+    }
+
+    /// Boxes of `rows` x `columns` elements of `matrix`; what lies outside reads as zero.
+    ///
+    /// # Errors
+    /// [`GpuError::Driver`] where the driver refuses the sizes: a box has at most 256 elements a
+    /// dimension, and at most 128 bytes a row under [`Swizzle::Bytes128`].
+    pub(crate) fn new<'a>(
+        stream: &CudaStream,
+        matrix: &'a Matrix,
+        (rows, columns): (u32, u32),
+        swizzle: Swizzle,
+    ) -> Result<TensorMap<'a>, GpuError> {
+        use sys::{
+            CUtensorMapDataType as Type, CUtensorMapFloatOOBfill as Fill,
+            CUtensorMapInterleave as Interleave, CUtensorMapL2promotion as Promotion,
+            CUtensorMapSwizzle as Pattern,
+        };
+        let element = match matrix.dtype.size() {
+            1 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+            2 if matrix.dtype == DType::BF16 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            2 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT16,
+            4 if matrix.dtype == DType::F32 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+            4 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT32,
+            _ => Type::CU_TENSOR_MAP_DATA_TYPE_UINT64,
+        };
+        let pattern = match swizzle {
+            Swizzle::None => Pattern::CU_TENSOR_MAP_SWIZZLE_NONE,
+            Swizzle::Bytes128 => Pattern::CU_TENSOR_MAP_SWIZZLE_128B,
+        };
+        let mut raw = sys::CUtensorMap { opaque: [0; 16] };
+        let sizes = [matrix.columns as u64, matrix.rows as u64];
+        let strides = [matrix.pitch_bytes as u64];
+        let (boxes, steps) = ([columns, rows], [1u32; 2]);
+        // SAFETY: the map and the arrays are live, with two entries (one stride) for rank 2; the
+        // address is only stored.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut raw,
+                element,
+                2,
+                address(&matrix.buffer, stream) as *mut c_void,
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                boxes.as_ptr(),
+                steps.as_ptr(),
+                Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                pattern,
+                Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+            .result()
+        }
+        .map_err(GpuError::of("cuTensorMapEncodeTiled"))?;
+        Ok(TensorMap { raw, matrix: PhantomData })
+    }
+}

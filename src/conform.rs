@@ -1,0 +1,137 @@
+//! `fathom conform`: our kernels against the reference on drawn cases, on a GPU or without one.
+
+use std::path::PathBuf;
+
+use fathom_conformance::conform::{self, OpReport, Options};
+use fathom_emulator::{Checks, Preset};
+use fathom_gpu::driver::{self, Driver};
+use fathom_gpu::{CudaEngine, DeviceKind, Gpu};
+use fathom_libcuda::private::{self, Choices};
+use fathom_reference::Engine;
+use fathom_reference::ops::ReferenceEngine;
+use serde_json::json;
+
+use crate::output::{self, Outcome};
+
+/// Hold our CUDA kernels to the reference's bits, on a GPU or on the emulated one
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  fathom conform                                   every kernel, on the GPU if there is one
+  fathom conform --only gemm_fp8 --cases 100 --seed 7
+  fathom conform --device emulated --check races,uninit,sync
+
+A disagreement is simplified and written as a case file; `fathom diagnose FILE` says which
+arithmetic it betrays. How to add a kernel: docs/kernels.md.")]
+pub struct Args {
+    /// Ops, separated by commas; default: all that have a kernel
+    #[arg(long, value_name = "OPS", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Where to run: `cuda` or `emulated`; default: a GPU where there is one
+    #[arg(long, value_name = "DEVICE", value_parser = device)]
+    device: Option<DeviceKind>,
+    /// Preset of the emulated device: h100, h800 or h200
+    #[arg(long, default_value = "h800")]
+    gpu: String,
+    /// Cases of each op
+    #[arg(long, value_name = "N", default_value_t = 24)]
+    cases: usize,
+    /// Seed of shapes and values
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    /// Sanitizers of the emulated device: memory, races, uninit, sync, or all
+    #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true)]
+    check: String,
+    /// Folder for the case file of a disagreement
+    #[arg(long, value_name = "DIR", default_value = "fathom-conform")]
+    save: PathBuf,
+    /// Print one JSON document instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+fn device(text: &str) -> Result<DeviceKind, String> {
+    let kinds = [DeviceKind::Cuda, DeviceKind::Emulated];
+    let found = kinds.into_iter().find(|k| k.name() == text);
+    found.ok_or_else(|| format!("expected cuda or emulated, found '{text}'"))
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> output::Result {
+    let suites = conform::suites(&args.only)?;
+    let (loaded_ours, loaded_any) = match driver::probe() {
+        Driver::Present { emulated, .. } => (emulated, true),
+        Driver::Absent { .. } | Driver::Unusable { .. } => (false, false),
+    };
+    let kind = args.device.unwrap_or(match loaded_any && !loaded_ours {
+        true => DeviceKind::Cuda,
+        false => DeviceKind::Emulated,
+    });
+    if kind == DeviceKind::Emulated && !loaded_ours && !private::is_prepared() {
+        return on_the_emulated_driver(args);
+    }
+    let engine = CudaEngine::new(Gpu::open(kind)?);
+    let options = Options { cases: args.cases, seed: args.seed, save: args.save.clone() };
+    let bar = output::progress(suites.len() * args.cases, "conform");
+    let mut reports = Vec::new();
+    for suite in suites {
+        bar.set_message(suite.op);
+        reports.push(conform::run(suite, &engine, &ReferenceEngine, &options, &|| bar.inc(1))?);
+    }
+    bar.finish_and_clear();
+    if args.json {
+        output::print_json(&json!({
+            "device": kind.name(),
+            "gpu": engine.gpu().description().name,
+            "seed": args.seed,
+            "ops": reports,
+        }))?;
+    } else {
+        print(&engine.name(), &reports);
+    }
+    let holds = reports.iter().all(|r| r.failure.is_none());
+    Ok(if holds { Outcome::Holds } else { Outcome::Fails })
+}
+
+/// The same command line once more, with the emulated libcuda in front.
+fn on_the_emulated_driver(args: &Args) -> output::Result {
+    Preset::named(&args.gpu)?;
+    Checks::parse(&args.check)?;
+    let choices =
+        Choices { gpu: args.gpu.clone(), check: args.check.clone(), ..Choices::default() };
+    let (status, summary) = private::run_again(choices)?;
+    if !summary.findings.is_empty() {
+        eprintln!("fathom: {} findings of the emulated device:", summary.findings.len());
+        summary.findings.iter().for_each(|f| eprintln!("{f}"));
+    }
+    Ok(match status.code() {
+        Some(0) if summary.findings.is_empty() => Outcome::Holds,
+        Some(0 | 1) => Outcome::Fails,
+        _ => Outcome::BadInput,
+    })
+}
+
+fn print(engine: &str, reports: &[OpReport]) {
+    println!("{engine} against the reference, bit by bit");
+    let rows = reports.iter().map(|r| {
+        let [cases, passed] = [r.cases, r.passed].map(|n| n.to_string());
+        vec![r.op.to_owned(), cases, passed, r.elements.to_string()]
+    });
+    let header = ["op", "cases", "agree", "elements"];
+    println!("{}", output::table(&header, &[1, 2, 3], rows.collect()));
+    for (report, failure) in reports.iter().filter_map(|r| Some((r, r.failure.as_ref()?))) {
+        println!("{} disagrees: case {}, {}", report.op, failure.case, failure.what);
+        for d in failure.tensors.iter().filter(|d| d.mismatches > 0) {
+            let first = d.first.as_ref().expect("there is a mismatch");
+            println!(
+                "  {}: {} of {} elements differ, the first at {:?}: expected {}, got {}",
+                d.name, d.mismatches, d.elements, first.index, first.expected, first.got
+            );
+        }
+        if let Some(error) = &failure.error {
+            println!("  {error}");
+        }
+        if let Some(file) = &failure.file {
+            println!("  kept: fathom diagnose {}", file.display());
+        }
+    }
+}
