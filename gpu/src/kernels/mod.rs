@@ -27,11 +27,14 @@ impl From<GpuError> for RunError {
     }
 }
 
+/// An op from host to host: the op with its parameters, the inputs in the order of its roles.
+type Run = fn(&Gpu, &dyn DynOp, &[Option<Tensor>]) -> Result<Vec<Tensor>, RunError>;
+
 /// A row of [`KERNELS`].
 pub struct KernelEntry {
     /// The op's name in the table of ops.
     pub op: &'static str,
-    run: fn(&Gpu, &dyn DynOp, &[Option<Tensor>]) -> Result<Vec<Tensor>, RunError>,
+    run: Run,
 }
 
 /// The ops that have a kernel, in alphabetical order.
