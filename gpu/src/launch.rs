@@ -1,6 +1,6 @@
 //! Launches and tensor maps: the calls of the driver API that cudarc has no safe form of.
 //!
-//! [`launch`] takes a cluster and the attribute of programmatic dependent launch
+//! A launch takes a cluster and the attribute of programmatic dependent launch
 //! (`cuLaunchKernelEx`); [`TensorMap`] describes a matrix to TMA (`cuTensorMapEncodeTiled`). A
 //! kernel is loaded with the sizes of its parameters, and arguments of other sizes are refused, so
 //! that the driver never reads beyond them. What a kernel does to device memory is its own
