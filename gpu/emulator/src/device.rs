@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, MemoryError};
+use crate::machine::global::Touched;
 use crate::memory::{Kind, Memory};
 use crate::preset::Preset;
 
@@ -94,6 +95,7 @@ struct Inner {
     index: u32,
     memory: Arc<Memory>,
     settings: Mutex<Settings>,
+    previous: Mutex<Option<Arc<Touched>>>,
 }
 
 /// A handle to an emulated device; clones are the same device.
@@ -116,6 +118,7 @@ impl Device {
                     index,
                     memory: memory.clone(),
                     settings: Mutex::new(Settings::default()),
+                    previous: Mutex::new(None),
                 }))
             })
             .collect()
@@ -151,6 +154,21 @@ impl Device {
     pub fn configure(&self, settings: Settings) {
         self.0.memory.track_written(settings.checks.uninit);
         *self.0.settings.lock().expect("no panic holds this lock") = settings;
+    }
+
+    /// What the last launch touched, where races were checked.
+    pub(crate) fn previous(&self) -> Option<Arc<Touched>> {
+        self.0.previous.lock().expect("no panic holds this lock").clone()
+    }
+
+    pub(crate) fn remember(&self, touched: Option<Touched>) {
+        *self.0.previous.lock().expect("no panic holds this lock") = touched.map(Arc::new);
+    }
+
+    /// Coming launches are ordered after all earlier ones, programmatic or not: something else
+    /// than a launch stands between them in the stream.
+    pub fn order_launches(&self) {
+        self.remember(None);
     }
 
     /// Allocates `bytes` of device memory, aligned to 256.

@@ -45,6 +45,7 @@ impl Cx<'_> {
                     return Err(self.global_fault(lane, address, bytes as u64));
                 };
                 self.with_sanitizer(|s, who| s.atomic(who.warp));
+                self.order_atomic(lane, address, bytes as u64);
                 let offset = address - found.base();
                 found.load(offset, &mut buffer[..bytes]);
                 old = u128::from_le_bytes(buffer);
@@ -189,6 +190,7 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
             d.push(if sink { None } else { Some(l.dst(&operand)?) });
         }
     }
+    let strength = super::order::strength(ins);
     if ty.bits() == 128 {
         return atom128(l, op, space, addr, [d.first().copied().flatten().unwrap_or(0), b[0], c]);
     }
@@ -196,6 +198,7 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     let bytes = ty.bytes() as usize;
     l.emit_action(Class::Atomic, move |cx| {
         let addresses = cx.addresses(addr);
+        cx.within(addr, &addresses, (bytes * b.len()) as u64);
         let b: Vec<[u64; LANES]> = b.iter().map(|&r| mov::read(cx, r, wide)).collect();
         let c = mov::read(cx, c, wide);
         let mut out = vec![[0; LANES]; b.len()];
@@ -205,6 +208,7 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
                 let global = space == Where::Global
                     || space == Where::Generic && window(address).0 == Where::Global;
                 let combine = Combine { op, ty, flush: global };
+                cx.strength = strength;
                 let old = cx.modify(space, lane, address, bytes, |old| {
                     u128::from(combine.apply(old as u64, b[lane], c[lane]))
                 });

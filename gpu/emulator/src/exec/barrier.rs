@@ -23,9 +23,16 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
                 None => None,
             };
             let waits = matches!(ins.op, BarSync | BarrierSync);
-            l.emit_action(Class::Barrier, move |cx| match cross(cx, id, count, waits, None) {
-                Ok(_) => Step::Next,
-                Err(step) => step,
+            // bar.* is barrier.*.aligned.
+            let aligned = matches!(ins.op, BarSync | BarArrive) || ins.mods.has(Flag::Aligned);
+            l.emit_action(Class::Barrier, move |cx| {
+                if aligned {
+                    whole_warp(cx);
+                }
+                match cross(cx, id, count, waits, None) {
+                    Ok(_) => Step::Next,
+                    Err(step) => step,
+                }
             });
             Ok(())
         }
@@ -34,6 +41,7 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
             let mask = l.src(&ins.operands[0], Type::B32)?;
             l.emit_action(Class::Barrier, move |cx| {
                 let need = u32::read(cx, mask)[cx.leader()];
+                cx.are_members(need);
                 cx.converge(need).unwrap_or(Step::Next)
             });
             Ok(())
@@ -65,12 +73,105 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
             l.emit_action(Class::Misc, |_| Step::Yield);
             Ok(())
         }
-        // Launches run one after another, and registers are not rationed.
-        Griddepcontrol | Setmaxnreg | Pmevent => {
+        // Launches run one after another; only the race check knows that they might not.
+        Griddepcontrol => {
+            let waits = ins.mods.has(Flag::Wait);
+            l.emit_action(Class::Misc, move |cx| {
+                if waits {
+                    cx.previous_launch_ended();
+                }
+                Step::Next
+            });
+            Ok(())
+        }
+        Setmaxnreg => setmaxnreg(l, ins),
+        Pmevent => {
             l.emit_action(Class::Misc, |_| Step::Next);
             Ok(())
         }
         _ => unsupported(mnemonic(ins)),
+    }
+}
+
+/// Reports an `.aligned` barrier that a part of the warp executes.
+fn whole_warp(cx: &mut Cx<'_>) {
+    let first = !matches!(cx.w.groups[cx.at].wait, Wait::Barrier { .. });
+    if !first || !cx.grid.settings.checks.sync || cx.mask == cx.w.live {
+        return;
+    }
+    // Groups that stand here too are on their way.
+    let pc = cx.pc;
+    let here = cx.w.groups.iter().filter(|g| g.pc == pc).fold(cx.mask, |m, g| m | g.mask);
+    if here != cx.w.live {
+        let missing = cx.w.live & !here;
+        let message = format!("lanes {missing:#010x} of the warp do not execute this barrier");
+        cx.report(Ub::Divergence, Some(cx.leader()), None, message);
+    }
+}
+
+/// `setmaxnreg`: a warpgroup gives registers back to the CTA's pool, or waits until there are as
+/// many as it asks for. Without a known number at the start (`.maxnreg`, or a bound of threads)
+/// ptxas ignores it, and so does this.
+fn setmaxnreg(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
+    let Some(wanted) = l.literal(&ins.operands[0]) else { return unsupported(mnemonic(ins)) };
+    if !(24..=256).contains(&wanted) || wanted % 8 != 0 {
+        return unsupported(format!("{} {wanted}: 24 to 256, a multiple of 8", mnemonic(ins)));
+    }
+    let (wanted, grows) = (wanted as u32, ins.mods.has(Flag::Inc));
+    l.emit_action(Class::Misc, move |cx| {
+        let waiting = matches!(cx.w.groups[cx.at].wait, Wait::Registers { .. });
+        if !waiting {
+            if let Some(step) = cx.converge(!0) {
+                return step;
+            }
+            same_in_warpgroup(cx, wanted);
+        }
+        let group = cx.w.index as usize / 4;
+        let cta = &mut cx.cluster.ctas[cx.cta];
+        let Some(&have) = cta.registers.get(group) else { return Step::Next };
+        if have == wanted {
+            cx.w.groups[cx.at].wait = Wait::Ready;
+            return Step::Next;
+        }
+        let others: u32 = cta.registers.iter().sum::<u32>() - have;
+        if grows && (others + wanted) * 128 > REGISTERS {
+            return cx.block(Wait::Registers { wanted });
+        }
+        cta.registers[group] = wanted;
+        let wrong = if grows { wanted < have } else { wanted > have };
+        *cx.changes += 1;
+        cx.w.groups[cx.at].wait = Wait::Ready;
+        if wrong && cx.grid.settings.checks.sync {
+            let what = if grows { "more" } else { "fewer" };
+            let message = format!("asks for {what} registers than {have}, and names {wanted}");
+            cx.report(Ub::BarrierMisuse, Some(cx.leader()), None, message);
+        }
+        Step::Next
+    });
+    Ok(())
+}
+
+/// Registers of an SM, all of which one CTA may have.
+const REGISTERS: u32 = 65_536;
+
+/// All warps of a warpgroup execute the same `setmaxnreg`.
+fn same_in_warpgroup(cx: &mut Cx<'_>, wanted: u32) {
+    let line = cx.grid.code.ops[cx.pc as usize].line;
+    let (group, nth) = (cx.w.index as usize / 4, cx.w.register_changes);
+    cx.w.register_changes += 1;
+    let log = &mut cx.cluster.ctas[cx.cta].register_log;
+    if log.len() <= group {
+        log.resize(group + 1, Vec::new());
+    }
+    match log[group].get(nth) {
+        None => log[group].push((wanted, line)),
+        Some(&(other, at)) if (other, at) != (wanted, line) && cx.grid.settings.checks.sync => {
+            let message = format!(
+                "another warp of the warpgroup executed setmaxnreg of {other} at line {at} instead"
+            );
+            cx.report(Ub::Divergence, Some(cx.leader()), None, message);
+        }
+        Some(_) => {}
     }
 }
 

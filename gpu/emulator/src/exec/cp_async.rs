@@ -90,6 +90,7 @@ fn copy(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
                 }
             }
         }
+        cx.within(to, &target, u64::from(size));
         cx.begin_copy(&target, u64::from(size));
         match cx.store(Where::Shared, &target, size, &words) {
             Ok(()) => Step::Next,

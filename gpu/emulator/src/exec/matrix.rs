@@ -53,6 +53,7 @@ fn load(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         let mask = cx.mask;
         // Lanes 8j..8j+8 give the rows of matrix j; every lane gets a pair of each.
         cx.mask = if to.len() == 4 { mask } else { mask & ((1 << (8 * to.len())) - 1) };
+        cx.within(addr, &rows, 16);
         let mut words: Words = [[0; LANES]; 4];
         let result = cx.load(space, &rows, 16, &mut words);
         cx.mask = mask;
@@ -104,6 +105,7 @@ fn store(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         }
         let mask = cx.mask;
         cx.mask = if from.len() == 4 { mask } else { mask & ((1 << (8 * from.len())) - 1) };
+        cx.within(addr, &rows, 16);
         let result = cx.store(space, &rows, 16, &words);
         cx.mask = mask;
         match result {

@@ -77,6 +77,7 @@ impl Cx<'_> {
             let message = "an mbarrier lies at a multiple of 8";
             return Err(self.fail(Ub::Misaligned, Some(lane), Some(address), message));
         }
+        self.mbarrier_used(lane, address);
         let memory = &mut self.shared_bytes(cta)[offset..offset + 8];
         let before = Mbarrier::unpack(u64::from_le_bytes(memory.try_into().expect("8 bytes")));
         let mut after = before;
@@ -196,12 +197,15 @@ fn simple(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
             let n = u64::from(values[lane]);
             match op {
                 Opcode::MbarrierInit => init(cx, lane, address, n),
-                Opcode::MbarrierInval => cx
-                    .mbarrier(lane, address, |b| {
+                Opcode::MbarrierInval => {
+                    let end = |b: &mut Mbarrier| {
                         b.valid = false;
                         Ok(())
-                    })
-                    .map(drop),
+                    };
+                    cx.mbarrier(lane, address, end)?;
+                    cx.mbarrier_ended(address);
+                    Ok(())
+                }
                 Opcode::MbarrierExpectTx => {
                     cx.mbarrier(lane, address, |b| arrive(b, 0, n, false)).map(drop)
                 }
@@ -244,6 +248,7 @@ fn lower_arrive(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     };
     let expect = ins.mods.has(Flag::ExpectTx);
     let dropping = ins.op == Opcode::MbarrierArriveDrop;
+    let no_complete = ins.mods.has(Flag::NoComplete);
     l.emit_action(Class::Mbarrier, move |cx| {
         let values: Option<[u32; LANES]> = value.map(|v| u32::read(cx, v));
         let mut states = [0; LANES];
@@ -251,7 +256,12 @@ fn lower_arrive(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
             let n = values.map_or(1, |v| u64::from(v[lane]));
             let (count, bytes) = if expect { (1, n) } else { (n, 0) };
             cx.mbarrier_arrived(lane, address);
-            let before = cx.mbarrier(lane, address, |b| arrive(b, count, bytes, dropping))?;
+            let before = cx.mbarrier(lane, address, |b| {
+                if no_complete && b.pending <= count && b.transactions == 0 {
+                    return Err("arrive.noComplete that completes the phase".into());
+                }
+                arrive(b, count, bytes, dropping)
+            })?;
             states[lane] = before.pack();
             Ok(())
         });
@@ -320,6 +330,7 @@ fn wait_now(
 
 fn peek(cx: &mut Cx<'_>, lane: usize, address: u64) -> Result<Mbarrier, Step> {
     let (cta, offset) = cx.shared_place(lane, address, 8)?;
+    cx.mbarrier_used(lane, address);
     let memory = &cx.shared_bytes(cta)[offset..offset + 8];
     let b = Mbarrier::unpack(u64::from_le_bytes(memory.try_into().expect("8 bytes")));
     if !b.valid {

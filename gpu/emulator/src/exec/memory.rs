@@ -5,9 +5,11 @@ use fathom_ptx::table::Opcode;
 use fathom_ptx::types::{Space, Type};
 
 use super::mov;
+use super::order::strength;
 use crate::lower::{Lower, Lowered, mnemonic, unsupported};
 use crate::machine::access::{Addr, Where, Words};
 use crate::machine::cx::Cx;
+use crate::machine::global::Strength;
 use crate::machine::lane::{LANES, Lane, Reg};
 use crate::machine::op::{Class, Step};
 
@@ -81,6 +83,7 @@ struct Target {
 fn load(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     let ty = ins.mods.ty(0).unwrap_or(Type::B32);
     let space = space_of(l, ins.mods.space(), &ins.operands[1]);
+    let strength = strength(ins);
     let addr = l.addr(&ins.operands[1])?;
     let mut targets = Vec::new();
     for operand in elements(&ins.operands[0]) {
@@ -100,8 +103,12 @@ fn load(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         let d = target.reg;
         l.emit_action(class(space, false), move |cx| {
             let addresses = cx.addresses(addr);
+            cx.within(addr, &addresses, 4);
             let mut out: Words = [[0; LANES]; 4];
-            if let Err(step) = cx.load(space, &addresses, 4, &mut out) {
+            cx.strength = strength;
+            let loaded = cx.load(space, &addresses, 4, &mut out);
+            cx.strength = Strength::Weak;
+            if let Err(step) = loaded {
                 return step;
             }
             u32::write(cx, d, out[0]);
@@ -111,13 +118,17 @@ fn load(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     }
     l.emit_action(class(space, false), move |cx| {
         let mut addresses = cx.addresses(addr);
+        cx.within(addr, &addresses, u64::from(bytes));
         let mut left = &targets[..];
         // What is longer than 16 bytes goes in two.
         let step = bytes.min(16);
         let chunk = targets.len() / (bytes / step) as usize;
         while !left.is_empty() {
             let mut out: Words = [[0; LANES]; 4];
-            if let Err(fault) = cx.load(space, &addresses, step, &mut out) {
+            cx.strength = strength;
+            let loaded = cx.load(space, &addresses, step, &mut out);
+            cx.strength = Strength::Weak;
+            if let Err(fault) = loaded {
                 return fault;
             }
             for (k, target) in left[..chunk].iter().enumerate() {
@@ -213,6 +224,7 @@ fn load_param_at(l: &mut Lower<'_>, addr: Addr, targets: Vec<Target>, ty: Type) 
 fn store(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     let ty = ins.mods.ty(0).unwrap_or(Type::B32);
     let space = space_of(l, ins.mods.space(), &ins.operands[0]);
+    let strength = strength(ins);
     let addr = l.addr(&ins.operands[0])?;
     let mut sources = Vec::new();
     for operand in elements(&ins.operands[1]) {
@@ -224,11 +236,15 @@ fn store(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     }
     l.emit_action(class(space, true), move |cx| {
         let mut addresses = cx.addresses(addr);
+        cx.within(addr, &addresses, u64::from(bytes));
         let step = bytes.min(16);
         let chunk = sources.len() / (bytes / step) as usize;
         for part in sources.chunks(chunk) {
             let words = gather(cx, part, ty);
-            if let Err(fault) = cx.store(space, &addresses, step, &words) {
+            cx.strength = strength;
+            let stored = cx.store(space, &addresses, step, &words);
+            cx.strength = Strength::Weak;
+            if let Err(fault) = stored {
                 return fault;
             }
             addresses = addresses.map(|a| a.wrapping_add(u64::from(step)));

@@ -19,7 +19,7 @@
 //! | [`mma`], [`wgmma`] | matrix products; their arithmetic is in [`tensor`] |
 //! | [`mbarrier`] | mbarrier objects |
 //! | [`tma`] | bulk and tensor copies, st.async, red.async, tensormap |
-//! | [`proxy`] | fences; what the sanitizer wants to know |
+//! | [`proxy`], [`order`] | fences; what the sanitizers want to know |
 //! | [`barrier`] | bar, barrier, cluster barriers, fences, griddepcontrol, nanosleep |
 
 pub mod alu;
@@ -36,6 +36,7 @@ pub mod mbarrier;
 pub mod memory;
 pub mod mma;
 pub mod mov;
+pub mod order;
 pub mod pred;
 pub mod proxy;
 pub mod shuffle;

@@ -2,12 +2,14 @@
 //!
 //! Execution is in order and asynchronous work is done at once, so none of this changes a value.
 
-use fathom_ptx::ast::Instruction;
+use fathom_ptx::ast::{Instruction, Operand};
 use fathom_ptx::table::Opcode;
-use fathom_ptx::types::Flag;
+use fathom_ptx::types::{Flag, Scope, Sem};
 
+use crate::error::Ub;
 use crate::lower::{Lower, Lowered};
 use crate::machine::cx::Cx;
+use crate::machine::global::Strength;
 use crate::machine::lane::LANES;
 use crate::machine::op::{Class, Step};
 use crate::machine::sanitizer::{Problem, Range, Sanitizer, Who, Writer};
@@ -16,9 +18,25 @@ use crate::machine::sanitizer::{Problem, Range, Sanitizer, Who, Writer};
 pub fn fence(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     let asynchronous = matches!(ins.op, Opcode::FenceProxy | Opcode::Membar)
         && (ins.mods.has(Flag::Async) || ins.mods.has(Flag::AsyncGeneric));
+    let of_map = ins.mods.has(Flag::TensormapGeneric) && ins.mods.sem() == Some(Sem::Acquire);
+    let map = match ins.operands.first() {
+        Some(o @ Operand::Address(_)) if of_map => Some(l.addr(o)?),
+        _ => None,
+    };
+    // A fence among the threads of a CTA says nothing to other CTAs.
+    let wide = matches!(ins.op, Opcode::Fence | Opcode::Membar)
+        && !asynchronous
+        && ins.mods.scope() != Some(Scope::Cta);
     l.emit_action(Class::Fence, move |cx| {
         if asynchronous {
             cx.with_sanitizer(|s, who| s.fence(who.warp));
+        }
+        if wide {
+            cx.fence_global();
+        }
+        if let Some(map) = map {
+            let address = cx.address(map);
+            cx.map_fenced(address);
         }
         Step::Next
     });
@@ -80,14 +98,24 @@ impl Cx<'_> {
             return Ok(());
         }
         let pending = std::mem::take(&mut self.copying);
+        let strong = self.strength != Strength::Weak;
         for lane in self.lanes() {
             let address = addresses[lane];
             if !self.inside(address) {
                 continue;
             }
+            if write {
+                self.spare_mbarrier(lane, address, bytes);
+            }
             let mut problem = None;
             self.with_sanitizer(|s, who| {
                 let range = Self::range(address, bytes);
+                let races = s.races;
+                if strong {
+                    // A volatile, relaxed, acquire or release access: taken to order everything.
+                    s.atomic(who.warp);
+                    s.races = false;
+                }
                 problem = match (write, pending) {
                     (false, _) => s.read(who, range, false),
                     (true, false) => s.write(who, range, Writer::Warp),
@@ -96,6 +124,7 @@ impl Cx<'_> {
                         s.write(who, range, Writer::Pending)
                     }
                 };
+                s.races = races;
             });
             self.tell(Some(lane), address, problem);
         }
@@ -141,12 +170,18 @@ impl Cx<'_> {
         mbarrier: Option<u64>,
     ) {
         let mut problem = None;
+        self.spare_mbarrier(lane, address, bytes);
         self.with_sanitizer(|s, who| {
             let writer = mbarrier.map_or(Writer::Warp, Writer::Mbarrier);
             let who = Who { proxy: true, ..who };
             problem = s.write(who, Self::range(address, bytes), writer);
         });
         self.tell(Some(lane), address, problem);
+    }
+
+    /// A tensor copy wrote a range with a swizzle mode.
+    pub fn wrote_swizzled(&mut self, address: u64, bytes: u64, swizzle: u32) {
+        self.with_sanitizer(|s, _| s.set_layout(Self::range(address, bytes), swizzle));
     }
 
     /// An asynchronous copy reads shared memory; with `group` until its bulk group is waited for.
@@ -165,10 +200,42 @@ impl Cx<'_> {
     /// An mbarrier came into being.
     pub fn mbarrier_initialised(&mut self, lane: usize, address: u64) {
         let mut problem = None;
+        let sync = self.grid.settings.checks.sync;
         self.with_sanitizer(|s, who| {
-            problem = s.write(who, Self::range(address, 8), Writer::Warp);
+            let range = Self::range(address, 8);
+            problem = s.write(who, range, Writer::Warp);
+            if s.mbarrier_begins(range.0, range.1) && sync {
+                let message = "an mbarrier is initialised again without mbarrier.inval";
+                problem = Some((Ub::MbarrierMisuse, message.to_owned()));
+            }
         });
         self.tell(Some(lane), address, problem);
+    }
+
+    /// mbarrier.inval.
+    pub fn mbarrier_ended(&mut self, address: u64) {
+        let (cta, offset, _) = Self::range(address, 8);
+        self.with_sanitizer(|s, _| s.mbarrier_ends(cta, offset));
+    }
+
+    /// An mbarrier is about to be used.
+    pub fn mbarrier_used(&mut self, lane: usize, address: u64) {
+        let mut problem = None;
+        self.with_sanitizer(|s, who| problem = s.mbarrier_used(who, Self::range(address, 8)));
+        self.tell(Some(lane), address, problem);
+    }
+
+    /// A plain store, or a copy, must not hit an mbarrier.
+    fn spare_mbarrier(&mut self, lane: usize, address: u64, bytes: u64) {
+        if !self.grid.settings.checks.sync {
+            return;
+        }
+        let mut hit = None;
+        self.with_sanitizer(|s, _| hit = s.mbarrier_in(Self::range(address, bytes)));
+        if let Some(offset) = hit {
+            let message = format!("{bytes} bytes are written over the mbarrier at {offset:#x}");
+            self.report(Ub::MbarrierMisuse, Some(lane), Some(address), message);
+        }
     }
 
     /// A thread arrives at an mbarrier.
@@ -186,7 +253,7 @@ impl Cx<'_> {
         self.with_sanitizer(|s, who| match op {
             Opcode::WgmmaCommitGroup => s.product_commit(who.warp),
             Opcode::WgmmaWaitGroup => s.product_wait(who.warp, left),
-            _ => {}
+            _ => s.product_fence(who.warp),
         });
     }
 
@@ -195,14 +262,37 @@ impl Cx<'_> {
         self.with_sanitizer(|s, who| s.product_registers(who.warp, regs.iter().copied()));
     }
 
-    /// wgmma reads 16 bytes of shared memory.
-    pub fn wgmma_reads_shared(&mut self, address: u64) {
+    /// wgmma is about to use these registers; what else wrote them must be fenced.
+    pub fn wgmma_needs_fence(&mut self, regs: &[u16]) {
+        let mut found = None;
+        self.with_sanitizer(|s, who| found = s.unfenced_register(who.warp, regs));
+        if found.is_some() {
+            let message = "a register was written after the last wgmma.fence".to_owned();
+            self.report(Ub::AsyncNotWaited, None, None, message);
+        }
+    }
+
+    /// wgmma reads 16 bytes of shared memory, laid out with a swizzle mode.
+    pub fn wgmma_reads_shared(&mut self, address: u64, swizzle: u32) {
         let address = address | (self.cta as u64) << 24;
         let mut problem = None;
         self.with_sanitizer(|s, who| {
             let who = Who { proxy: true, ..who };
-            problem = s.read(who, Self::range(address, 16), true);
-            s.product_reads(who.warp, Self::range(address, 16));
+            let range = Self::range(address, 16);
+            problem = s.read(who, range, true).or_else(|| {
+                let (other, line) = s.other_layout(range, swizzle)?;
+                let name = |mode: u32| match mode {
+                    0 => "no swizzle".to_owned(),
+                    m => format!("a {}-byte swizzle", 16 << m),
+                };
+                let message = format!(
+                    "the matrix descriptor says {}; the tensor copy at line {line} wrote with {}",
+                    name(swizzle),
+                    name(other)
+                );
+                Some((Ub::BadDescriptor, message))
+            });
+            s.product_reads(who.warp, range);
         });
         self.tell(None, address, problem);
     }

@@ -40,9 +40,13 @@ fn pair(l: &mut Lower<'_>, operand: &Operand, sink: Reg) -> Lowered<(Reg, Reg)> 
 }
 
 /// The member mask that the executing lanes name.
-fn members(cx: &Cx<'_>, mask: Option<Reg>) -> u32 {
+fn members(cx: &mut Cx<'_>, mask: Option<Reg>) -> u32 {
     match mask {
-        Some(reg) => u32::read(cx, reg)[cx.leader()],
+        Some(reg) => {
+            let members = u32::read(cx, reg)[cx.leader()];
+            cx.are_members(members);
+            members
+        }
         None => cx.mask,
     }
 }

@@ -12,6 +12,7 @@ use crate::error::Ub;
 use crate::lower::{Lower, Lowered, mnemonic, unsupported};
 use crate::machine::access::Addr;
 use crate::machine::cx::Cx;
+use crate::machine::global::Strength;
 use crate::machine::lane::{LANES, Lane, Reg};
 use crate::machine::op::{Class, Step};
 use crate::memory::{PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
@@ -166,6 +167,10 @@ fn bulk(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
                 barrier: barriers.map(|b| shared(b[lane])),
                 mask: masks.map(|m| u64::from(m[lane] & 0xffff)),
             };
+            match to_global {
+                true => cx.within_one(from, lane, one.from, n),
+                false => cx.within_one(to, lane, one.to, n),
+            }
             if let Err(step) = one.run(cx, to_global, from_global, reduce) {
                 return step;
             }
@@ -210,13 +215,16 @@ impl Bulk {
             let data = match reduce {
                 Some((op, ty)) => {
                     let mut old = vec![0; n as usize];
+                    cx.strength = Strength::Relaxed;
                     cx.read_global(lane, self.to, &mut old)?;
                     combine(op, ty, &mut old, &data);
                     old
                 }
                 None => data,
             };
-            return cx.write_global(lane, self.to, &data);
+            let outcome = cx.write_global(lane, self.to, &data);
+            cx.strength = Strength::Weak;
+            return outcome;
         }
         let targets = cx.copies_of(lane, shared(self.to), self.mask)?;
         for target in targets {
@@ -304,6 +312,7 @@ fn tensor(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
                 coords: read(cx, &coords),
                 offsets: read(cx, &offsets),
                 memory: shared(places[lane]),
+                variable: memory,
                 barrier: barriers.map(|b| shared(b[lane])),
                 mask: masks.map(|m| u64::from(m[lane] & 0xffff)),
             };
@@ -323,6 +332,8 @@ struct Tensor {
     coords: Vec<i64>,
     offsets: Vec<i64>,
     memory: u64,
+    /// The operand that `memory` comes from.
+    variable: Addr,
     barrier: Option<u64>,
     mask: Option<u64>,
 }
@@ -365,6 +376,7 @@ pub fn map_at(cx: &mut Cx<'_>, lane: usize, address: u64) -> Result<TensorMap, S
 impl Tensor {
     fn map(&self, cx: &mut Cx<'_>) -> Result<TensorMap, Step> {
         let map = map_at(cx, self.lane, self.map)?;
+        cx.map_used(self.lane, self.map);
         let lane = Some(self.lane);
         if self.coords.len() != map.rank as usize {
             let message = format!("{} coordinates, rank {}", self.coords.len(), map.rank);
@@ -502,6 +514,7 @@ impl Tensor {
         }
         round_tf32(&map, &mut data);
         let total = data.len() as u64;
+        cx.within_one(self.variable, self.lane, self.memory, total);
         cx.stats.tma_bytes_read += total;
         for target in cx.copies_of(self.lane, self.memory, self.mask)? {
             let (cta, offset) = cx.shared_place(self.lane, target, total)?;
@@ -510,6 +523,7 @@ impl Tensor {
                 None => barrier,
             });
             cx.async_writes_shared(self.lane, target, total, at);
+            cx.wrote_swizzled(target, total, map.swizzle);
             cx.cluster.ctas[cta].touch(offset, total as usize);
             scatter(cx.shared_bytes(cta), offset, &data, &map);
             *cx.changes += 1;
@@ -525,6 +539,7 @@ impl Tensor {
         let bytes = u64::from(map.element.bytes());
         let runs = self.runs(&map);
         let total: u64 = runs.iter().map(|r| (r.before + r.inside + r.after) * bytes).sum();
+        cx.within_one(self.variable, self.lane, self.memory, total);
         let (cta, offset) = cx.shared_place(self.lane, self.memory, total)?;
         cx.async_reads_shared(self.lane, self.memory, total, true);
         let data = collect(cx.shared_bytes(cta), offset, total as usize, &map);
@@ -536,12 +551,14 @@ impl Tensor {
             if let Some(address) = run.address {
                 let mut new = data[at..at + n].to_vec();
                 if let Some(op) = reduce {
+                    cx.strength = Strength::Relaxed;
                     let mut old = vec![0; n];
                     cx.read_global(self.lane, address, &mut old)?;
                     combine(op, element_type(map.element), &mut old, &new);
                     new = old;
                 }
                 cx.write_global(self.lane, address, &new)?;
+                cx.strength = Strength::Weak;
             }
             at += n + (run.after * bytes) as usize;
         }
@@ -667,6 +684,7 @@ pub fn lower_map(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
             let outcome = (|| {
                 let (cta, offset) = cx.shared_place(lane, source, 128)?;
                 let data = cx.shared_bytes(cta)[offset..offset + 128].to_vec();
+                cx.map_changed(target);
                 cx.write_global(lane, target, &data)
             })();
             outcome.err().unwrap_or(Step::Next)
@@ -704,6 +722,7 @@ pub fn lower_map(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
                 cx.shared_bytes(cta)[offset..offset + 128].copy_from_slice(&bytes);
                 return Ok(());
             }
+            cx.map_changed(address);
             cx.write_global(lane, address, &bytes)
         })();
         outcome.err().unwrap_or(Step::Next)

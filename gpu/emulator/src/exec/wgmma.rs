@@ -196,6 +196,7 @@ impl Operation {
         let mut tile_a = vec![0u32; 16 * k];
         match &self.source {
             Source::Registers(regs) => {
+                cx.wgmma_needs_fence(regs);
                 cx.wgmma_reads(regs);
                 let mut wide = vec![0; 16 * k];
                 spread(cx, regs, bits, true, k, &mut wide);
@@ -210,12 +211,12 @@ impl Operation {
         }
         negate(&mut tile_a, self.signs[0], bits);
         let b_desc = u64::read(cx, self.b_desc)[leader];
-        cx.wgmma_accumulates(&self.regs);
         let scale = cx.pred(self.scale_d.0) ^ if self.scale_d.1 { !0 } else { 0 };
         let keep = scale >> leader & 1 != 0;
         let halves = self.product.accumulator == Type::F16;
         let mut d = vec![0u32; 16 * n];
         if keep {
+            cx.wgmma_needs_fence(&self.regs);
             accumulators(cx, &self.regs, halves, n, &mut d);
         }
         match self.product.core(&cx.grid.preset) {
@@ -232,6 +233,7 @@ impl Operation {
             }
         }
         store_accumulators(cx, &self.regs, halves, n, &d);
+        cx.wgmma_accumulates(&self.regs);
         Ok(())
     }
 
@@ -332,7 +334,7 @@ fn gather(
             fault.get_or_insert(address);
             return [0; 16];
         }
-        cx.wgmma_reads_shared(address);
+        cx.wgmma_reads_shared(address, (desc.span() / 16).trailing_zeros());
         let shared = cx.shared_bytes(cta);
         shared[address as usize..address as usize + 16].try_into().expect("16 bytes")
     };

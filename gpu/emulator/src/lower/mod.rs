@@ -5,6 +5,7 @@
 //! of the launch. What an instruction does is lowered by the file of its class in `crate::exec`.
 
 pub mod cfg;
+pub mod objects;
 pub mod registers;
 
 use std::collections::{BTreeMap, HashMap};
@@ -21,9 +22,12 @@ use crate::machine::access::Addr;
 use crate::machine::cx::{Cx, PRED_FALSE, PRED_SINK, PRED_TRUE};
 use crate::machine::lane::{CONSTANT, Reg};
 pub(crate) use crate::machine::op::Code;
-use crate::machine::op::{Action, Class, Constant, FunctionInfo, MicroOp, NO_GUARD, OpFn, Step};
+use crate::machine::op::{
+    Action, Class, Constant, FunctionInfo, MicroOp, NO_GUARD, Object, OpFn, Step,
+};
 use crate::module::Program;
 use cfg::Cfg;
+use objects::Points;
 use registers::Registers;
 
 /// Why an instruction cannot be lowered.
@@ -73,6 +77,10 @@ pub struct Lower<'a> {
     returns: Vec<usize>,
     communicates: bool,
     touched: BTreeMap<u32, Vec<Reg>>,
+    written: BTreeMap<u32, Vec<Reg>>,
+    objects: Vec<Object>,
+    /// The variable that each register of the function points into.
+    points: Vec<Points>,
     body_has_wgmma: bool,
     approximate: Vec<(u32, String)>,
     tensor_core: Vec<(u32, String, u64)>,
@@ -118,6 +126,9 @@ pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported
         returns: Vec::new(),
         communicates: false,
         touched: BTreeMap::new(),
+        written: BTreeMap::new(),
+        objects: Vec::new(),
+        points: Vec::new(),
         body_has_wgmma: false,
         approximate: Vec::new(),
         tensor_core: Vec::new(),
@@ -152,6 +163,9 @@ pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported
         registers: pressure + 8,
         communicates: l.communicates,
         touched: l.touched,
+        written: l.written,
+        objects: l.objects,
+        launch_registers: launch_registers(&module.functions[entry]),
         approximate: l.approximate,
         tensor_core: l.tensor_core,
         name: module.functions[entry].name.clone(),
@@ -187,6 +201,13 @@ fn reachable(program: &Program, entry: usize) -> Vec<usize> {
         i += 1;
     }
     list
+}
+
+/// Registers a thread starts with, where ptxas knows and so obeys `setmaxnreg`.
+fn launch_registers(entry: &ast::Function) -> Option<u32> {
+    let threads = entry.tuning.reqntid.or(entry.tuning.maxntid)?.iter().product::<u32>().max(1);
+    let most = (65_536 / threads.next_multiple_of(128)) & !7;
+    Some(entry.tuning.maxnreg.unwrap_or(most).min(most).min(255) & !7)
 }
 
 fn resolve_alias(module: &ast::Module, f: usize) -> usize {
@@ -312,6 +333,7 @@ impl<'a> Lower<'a> {
         self.info.local_bytes = self.info.local_bytes.next_multiple_of(16);
         // Calls inside this function need its frame.
         self.functions[self.index as usize] = self.info.clone();
+        self.points = objects::points(body, &self.program.ast);
         self.body_has_wgmma = body.instructions().any(|(_, i)| i.op == Opcode::WgmmaMmaAsync);
         self.places = vec![0; body.statements.len() + 1];
         self.branches.clear();
@@ -372,14 +394,21 @@ impl<'a> Lower<'a> {
         }
         let mut slots = Vec::new();
         let (defs, uses) = registers::effects(ins);
-        for r in defs.into_iter().chain(uses) {
-            match registers::width(self.type_of(r)) {
-                0 => {}
-                n => slots.extend((0..n as u16).map(|i| self.reg(r) + i)),
+        let slots_of = |r: ast::RegId| {
+            let n = registers::width(self.type_of(r)) as u16;
+            let at = self.reg(r);
+            (0..n).map(move |i| at + i)
+        };
+        slots.extend(defs.iter().copied().flat_map(slots_of));
+        let written = slots.clone();
+        slots.extend(uses.into_iter().flat_map(slots_of));
+        if self.body_has_wgmma {
+            if !written.is_empty() {
+                self.written.insert(first, written);
             }
-        }
-        if !slots.is_empty() && self.body_has_wgmma {
-            self.touched.insert(first, slots);
+            if !slots.is_empty() {
+                self.touched.insert(first, slots);
+            }
         }
     }
 
@@ -693,21 +722,51 @@ impl<'a> Lower<'a> {
         match a.base {
             Base::Reg(r) => {
                 let wide = self.type_of(r).bits() == 64;
-                Ok(Addr { reg: self.reg(r), wide, offset, own_shared: false })
+                let object = match self.points.get(r.index()) {
+                    Some(Points::To(symbol)) => self.object(*symbol),
+                    _ => None,
+                };
+                Ok(Addr { reg: self.reg(r), wide, offset, own_shared: false, object })
             }
             Base::Absolute => {
                 let reg = self.constant(0, true);
-                Ok(Addr { reg, wide: true, offset, own_shared: false })
+                Ok(Addr { reg, wide: true, offset, own_shared: false, object: None })
             }
             Base::Symbol(symbol) => {
+                let object = self.object(symbol);
                 if let Some(at) = self.shared_offset(symbol) {
                     let reg = self.constant(u64::from(at), true);
-                    return Ok(Addr { reg, wide: true, offset, own_shared: true });
+                    return Ok(Addr { reg, wide: true, offset, own_shared: true, object });
                 }
                 let reg = self.symbol(symbol, 0, true)?;
-                Ok(Addr { reg, wide: true, offset, own_shared: false })
+                Ok(Addr { reg, wide: true, offset, own_shared: false, object })
             }
         }
+    }
+
+    /// Index of the variable in shared or local memory behind a symbol, if it has a size.
+    fn object(&mut self, symbol: Symbol) -> Option<u16> {
+        let variable = match symbol {
+            Symbol::Variable(v) => &self.program.ast.variables[v.index()],
+            Symbol::Local(v) => &self.body.variables[v.index()],
+            _ => return None,
+        };
+        let (start, local) = match self.shared_offset(symbol) {
+            Some(start) => (start, false),
+            None if variable.space == Space::Local => (self.frame_offset(symbol).ok()?, true),
+            None => return None,
+        };
+        let bytes = variable.bytes() as u32;
+        if bytes == 0 {
+            return None;
+        }
+        let object = Object { name: variable.name.clone(), start, bytes, local };
+        let known = self.objects.iter().position(|o| *o == object);
+        let at = known.unwrap_or_else(|| {
+            self.objects.push(object);
+            self.objects.len() - 1
+        });
+        u16::try_from(at).ok()
     }
 
     /// The literal value of an operand.

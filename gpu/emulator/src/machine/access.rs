@@ -21,6 +21,8 @@ pub struct Addr {
     pub offset: i64,
     /// The base is a shared variable: the CTA's rank is added.
     pub own_shared: bool,
+    /// The variable that it points into, where that is known: index into [`super::op::Code`]'s.
+    pub object: Option<u16>,
 }
 
 /// The space of an access.
@@ -187,6 +189,7 @@ impl Cx<'_> {
             return Err(self.misaligned(addresses, bytes));
         }
         self.count_global(addresses, bytes, false);
+        self.order_global(addresses, bytes, false);
         let mask = self.mask;
         let grid = self.grid;
         if let Some(found) = grid.view.locate(lo, hi - lo) {
@@ -257,6 +260,7 @@ impl Cx<'_> {
             return Err(self.misaligned(addresses, bytes));
         }
         self.count_global(addresses, bytes, true);
+        self.order_global(addresses, bytes, true);
         let mask = self.mask;
         let grid = self.grid;
         if let Some(found) = grid.view.locate(lo, hi - lo)
@@ -316,6 +320,7 @@ impl Cx<'_> {
             self.mask = mask;
         }
         self.stats.global_bytes_read += out.len() as u64;
+        self.order_range(lane, address, out.len() as u64, false);
         found.load(address - found.base(), out);
         Ok(())
     }
@@ -327,6 +332,7 @@ impl Cx<'_> {
             return Err(self.global_fault(lane, address, data.len() as u64));
         };
         self.stats.global_bytes_written += data.len() as u64;
+        self.order_range(lane, address, data.len() as u64, true);
         found.store(address - found.base(), data);
         Ok(())
     }

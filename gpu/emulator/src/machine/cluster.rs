@@ -74,6 +74,10 @@ pub struct Cta {
     pub barriers: BTreeMap<u32, NamedBarrier>,
     /// Threads that have not exited.
     pub live_threads: u32,
+    /// Registers a thread of each warpgroup, where `setmaxnreg` takes effect.
+    pub registers: Vec<u32>,
+    /// The `setmaxnreg` that each warpgroup has executed: its count and its line.
+    pub register_log: Vec<Vec<(u32, u32)>>,
 }
 
 /// A packed B operand of wgmma.

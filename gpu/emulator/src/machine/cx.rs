@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::cluster::Cluster;
+use super::global::{Global, Strength, Touched};
 use super::lane::{CONSTANT, LANES, Reg, Slot};
 use super::op::{Code, Step};
 use super::warp::{Wait, Warp};
@@ -23,6 +24,8 @@ pub struct Grid {
     pub preset: Preset,
     pub settings: Settings,
     pub view: View,
+    /// What the launch before touched, where this one may start before its end.
+    pub previous: Option<Arc<Touched>>,
     pub seq: u64,
     /// Shared memory of a CTA up to its end, reserved part included.
     pub shared_end: u32,
@@ -79,6 +82,10 @@ pub struct Cx<'a> {
     pub fault: Option<Box<Finding>>,
     /// The next shared store is that of a cp.async.
     pub copying: bool,
+    /// How strong the present memory operation is.
+    pub strength: Strength,
+    /// The race check of global memory, where it is on.
+    pub global: Option<&'a mut Global>,
 }
 
 impl<'a> Cx<'a> {
@@ -184,6 +191,15 @@ impl<'a> Cx<'a> {
             return None;
         }
         Some(self.block(Wait::Lanes { mask: need }))
+    }
+
+    /// Reports executing lanes that the member mask they name leaves out.
+    pub fn are_members(&mut self, members: u32) {
+        let others = self.mask & !members;
+        if others != 0 && self.grid.settings.checks.sync {
+            let message = format!("lanes {others:#010x} execute this and are not in its mask");
+            self.report(Ub::Divergence, Some(others.trailing_zeros() as usize), None, message);
+        }
     }
 
     fn divergence(&mut self, missing: u32) {

@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use super::cluster::{Cluster, Cta};
 use super::cx::{Grid, Stats};
+use super::global::Global;
 use super::sanitizer::Sanitizer;
 use super::turn::{self, Around, Turn};
 use super::warp::{Wait, Warp};
@@ -27,6 +28,8 @@ pub struct Domain<'a> {
     next: Vec<(u64, u64)>,
     capacity: Vec<usize>,
     pub stats: Vec<Stats>,
+    /// The race check of global memory.
+    pub global: Option<Global>,
     changes: u64,
     round: u64,
 }
@@ -37,8 +40,11 @@ impl<'a> Domain<'a> {
         let next = grids.iter().map(|g| (0, super::cluster_count(g))).collect();
         let capacity = grids.iter().map(capacity).collect();
         let stats = grids.iter().map(Stats::new).collect();
-        let grids = grids.iter().collect();
-        Domain { grids, resident: Vec::new(), next, capacity, stats, changes: 0, round: 0 }
+        let grids: Vec<&Grid> = grids.iter().collect();
+        let races = grids.iter().any(|g| g.settings.checks.races);
+        let global = races.then(|| Global::new(&grids));
+        let resident = Vec::new();
+        Domain { grids, resident, next, capacity, stats, global, changes: 0, round: 0 }
     }
 
     /// One cluster of a launch.
@@ -49,6 +55,7 @@ impl<'a> Domain<'a> {
             next: vec![(index, index + 1)],
             capacity: vec![1],
             stats: vec![stats],
+            global: None,
             changes: 0,
             round: 0,
         }
@@ -58,7 +65,9 @@ impl<'a> Domain<'a> {
         for grid in 0..self.grids.len() {
             let mut running = self.resident.iter().filter(|r| r.grid == grid).count();
             while running < self.capacity[grid] && self.next[grid].0 < self.next[grid].1 {
-                let cluster = new_cluster(self.grids[grid], self.next[grid].0);
+                let index = self.next[grid].0;
+                let base = self.global.as_ref().map_or(0, |g| g.base_of(grid, index));
+                let cluster = new_cluster(self.grids[grid], index, base);
                 self.next[grid].0 += 1;
                 self.resident.push(Resident { grid, cluster });
                 running += 1;
@@ -131,6 +140,7 @@ impl<'a> Domain<'a> {
                     stats: &mut self.stats[resident.grid],
                     changes: &mut self.changes,
                     stalled,
+                    global: self.global.as_mut(),
                 };
                 let outcome = turn::run(&mut w, around, u64::from(grid.settings.quantum));
                 match outcome {
@@ -158,34 +168,45 @@ impl<'a> Domain<'a> {
                         let line = grid.code.ops[group.pc as usize].line;
                         let who =
                             format!("CTA {:?} warp {} lanes {:#x}", cta.id, warp.index, group.mask);
-                        let what = describe_wait(group.wait);
+                        let what = describe_wait(group.wait, &resident.cluster, cta.rank);
                         positions.entry((line, what)).or_default().push(who);
                     }
                 }
             }
         }
-        let resident = &self.resident[0];
-        let grid = self.grids[resident.grid];
         let mut message = String::from("no warp can go on:");
         for ((line, what), who) in &positions {
-            let text = grid.program.line(*line);
+            let text = self.grids[self.resident[0].grid].program.line(*line);
             write!(message, "\n  line {line}: {text}\n    {what}: {}", who.join(", "))
                 .expect("writing to a String");
         }
-        let cta = &resident.cluster.ctas[0];
-        let warp = cta.warps.iter().flatten().next();
-        let group = warp.and_then(|w| w.groups.first());
-        let line = group.map_or(0, |g| grid.code.ops[g.pc as usize].line);
+        // To blame is who waits for the most particular thing.
+        let mut blamed = None;
+        for resident in &self.resident {
+            for cta in &resident.cluster.ctas {
+                for warp in cta.warps.iter().flatten() {
+                    for group in &warp.groups {
+                        let rank = particular(group.wait);
+                        if blamed.as_ref().is_none_or(|b: &Blamed<'_>| rank > b.rank) {
+                            blamed = Some(Blamed { rank, resident, cta, warp, group });
+                        }
+                    }
+                }
+            }
+        }
+        let Blamed { resident, cta, warp, group, .. } = blamed.expect("somebody waits");
+        let grid = self.grids[resident.grid];
+        let line = grid.code.ops[group.pc as usize].line;
         let finding = Finding {
             kind: Ub::Deadlock,
             kernel: grid.code.name.clone(),
             line,
             instruction: grid.program.line(line).to_owned(),
             cta: cta.id,
-            warp: warp.map_or(0, |w| w.index),
+            warp: warp.index,
             lane: None,
-            address: match group.map(|g| g.wait) {
-                Some(Wait::Mbarrier { address, .. }) => Some(address),
+            address: match group.wait {
+                Wait::Mbarrier { address, .. } => Some(address),
                 _ => None,
             },
             allocation: None,
@@ -197,16 +218,60 @@ impl<'a> Domain<'a> {
     }
 }
 
-fn describe_wait(wait: Wait) -> String {
+/// A waiting group, and how telling its wait is.
+struct Blamed<'a> {
+    rank: u32,
+    resident: &'a Resident,
+    cta: &'a Cta,
+    warp: &'a Warp,
+    group: &'a super::warp::Group,
+}
+
+fn particular(wait: Wait) -> u32 {
+    match wait {
+        Wait::Ready => 1,
+        Wait::Cluster => 2,
+        Wait::Lanes { .. } => 3,
+        Wait::Barrier { .. } => 4,
+        Wait::Registers { .. } => 5,
+        Wait::Mbarrier { .. } => 6,
+    }
+}
+
+fn describe_wait(wait: Wait, cluster: &Cluster, rank: u32) -> String {
     match wait {
         Wait::Ready => "runs without changing anything".into(),
         Wait::Barrier { id, .. } => format!("waits at barrier {id}"),
         Wait::Lanes { mask } => format!("waits for lanes {mask:#010x}"),
         Wait::Cluster => "waits at the cluster barrier".into(),
         Wait::Mbarrier { address, parity } => {
-            format!("waits for phase parity {parity} of the mbarrier at {address:#x}")
+            let state = mbarrier_state(cluster, rank, address).unwrap_or_default();
+            format!("waits for phase parity {parity} of the mbarrier at {address:#x}{state}")
+        }
+        Wait::Registers { wanted } => {
+            format!("waits for registers, to have {wanted} a thread")
         }
     }
+}
+
+/// What an mbarrier still misses.
+fn mbarrier_state(cluster: &Cluster, rank: u32, address: u64) -> Option<String> {
+    let cta = if address >> 24 == 0 { rank as usize } else { (address >> 24) as usize };
+    let words = &cluster.ctas.get(cta)?.shared;
+    let at = (address & 0xff_ffff) as usize / 4;
+    let bits = u64::from(*words.get(at)?) | u64::from(*words.get(at + 1)?) << 32;
+    let b = crate::exec::mbarrier::Mbarrier::unpack(bits);
+    let (pending, expected) = (b.pending, b.expected);
+    Some(format!(", which misses {pending} of {expected} arrivals and {} bytes", b.transactions))
+}
+
+/// The CTA of a rank of a cluster of a launch.
+pub fn cta_id(grid: [u32; 3], cluster: [u32; 3], index: u64, rank: u32) -> [u32; 3] {
+    let shape: [u64; 3] = std::array::from_fn(|d| u64::from(grid[d] / cluster[d]));
+    let id = [index % shape[0], index / shape[0] % shape[1], index / shape[0] / shape[1]];
+    let [cx, cy, _] = cluster;
+    let inner = [rank % cx, rank / cx % cy, rank / cx / cy];
+    std::array::from_fn(|d| id[d] as u32 * cluster[d] + inner[d])
 }
 
 /// A number that depends on the seed, the round and the cluster (SplitMix64's finaliser).
@@ -227,21 +292,13 @@ fn capacity(grid: &Grid) -> usize {
 }
 
 /// Cluster number `index` of a launch, x fastest, its warps at the first instruction.
-fn new_cluster(grid: &Grid, index: u64) -> Cluster {
-    let shape: [u64; 3] = std::array::from_fn(|d| u64::from(grid.config.grid[d] / grid.cluster[d]));
-    let id = [
-        (index % shape[0]) as u32,
-        (index / shape[0] % shape[1]) as u32,
-        (index / shape[0] / shape[1]) as u32,
-    ];
+fn new_cluster(grid: &Grid, index: u64, base: u32) -> Cluster {
     let count: u32 = grid.cluster.iter().product();
     let threads: u32 = grid.config.block.iter().product();
     let function = &grid.code.functions[0];
     let ctas = (0..count)
         .map(|rank| {
-            let [cx, cy, _] = grid.cluster;
-            let inner = [rank % cx, rank / cx % cy, rank / cx / cy];
-            let cta: [u32; 3] = std::array::from_fn(|d| id[d] * grid.cluster[d] + inner[d]);
+            let cta = cta_id(grid.config.grid, grid.cluster, index, rank);
             let [gx, gy, _] = grid.config.grid.map(u64::from);
             let linear = (u64::from(cta[2]) * gy + u64::from(cta[1])) * gx + u64::from(cta[0]);
             let warps = (0..threads.div_ceil(Preset::WARP)).map(|w| {
@@ -262,13 +319,20 @@ fn new_cluster(grid: &Grid, index: u64) -> Cluster {
                 warps: warps.collect(),
                 barriers: BTreeMap::new(),
                 live_threads: threads,
+                registers: grid
+                    .code
+                    .launch_registers
+                    .map(|r| vec![r; threads.div_ceil(128) as usize])
+                    .unwrap_or_default(),
+                register_log: Vec::new(),
             }
         })
         .collect();
     let checks = grid.settings.checks;
-    let sanitizer = (checks.races || checks.uninit).then(|| {
+    let sanitizer = (checks.races || checks.uninit || checks.sync).then(|| {
         let (warps, bytes) = (threads.div_ceil(32) as usize, grid.shared_end as usize);
-        Box::new(Sanitizer::new(count as usize, warps, bytes, checks.races, checks.uninit))
+        let sanitizer = Sanitizer::new(count as usize, warps, bytes, base);
+        Box::new(sanitizer.checking(checks.races, checks.uninit))
     });
     Cluster { ctas, barrier_arrived: 0, barrier_generation: 0, sanitizer }
 }

@@ -8,6 +8,7 @@ pub mod access;
 pub mod cluster;
 pub mod cx;
 pub mod domain;
+pub mod global;
 pub mod lane;
 pub mod op;
 pub mod record;
@@ -39,6 +40,10 @@ pub fn run(launches: &[Launch<'_>], codes: &[Arc<Code>]) -> Result<Vec<LaunchRep
         let mut domain = Domain::new(&grids);
         let fault = domain.run();
         stats.append(&mut domain.stats);
+        if let Some(global) = domain.global.take() {
+            let device = launches[0].function.module().device();
+            device.remember((launches.len() == 1).then(|| global.into_touched()));
+        }
         fault
     } else {
         let (merged, fault) = run_parallel(&grids[0]);
@@ -127,6 +132,7 @@ fn grid(launch: &Launch<'_>, code: &Arc<Code>) -> Grid {
         cluster: launch.function.cluster(&config),
         preset,
         view: device.memory().view(),
+        previous: if config.pdl { device.previous() } else { None },
         seq: SEQUENCE.fetch_add(1, Relaxed),
         shared_end,
         simd: crate::exec::alu::available(),

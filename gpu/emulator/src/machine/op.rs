@@ -92,6 +92,17 @@ pub struct FunctionInfo {
     pub returns: Vec<(u32, u32)>,
 }
 
+/// A variable in shared or local memory, to whose bytes an address may be held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    pub name: String,
+    /// First byte: in the CTA's shared memory, or in the frame's local memory.
+    pub start: u32,
+    pub bytes: u32,
+    /// In local memory.
+    pub local: bool,
+}
+
 /// A constant operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Constant {
@@ -120,6 +131,12 @@ pub struct Code {
     pub communicates: bool,
     /// Slots that an operation reads or writes, for kernels with wgmma (which is not among them).
     pub touched: std::collections::BTreeMap<u32, Vec<Reg>>,
+    /// Those of them that it writes.
+    pub written: std::collections::BTreeMap<u32, Vec<Reg>>,
+    /// Variables in shared and local memory.
+    pub objects: Vec<Object>,
+    /// Registers a thread has at its start, where `setmaxnreg` takes effect.
+    pub launch_registers: Option<u32>,
     /// Mnemonics of approximate instructions, by operation.
     pub approximate: Vec<(u32, String)>,
     /// Mnemonics and FLOPs of tensor-core instructions, by operation.

@@ -5,7 +5,8 @@
 //! date. TMA writes on behalf of the mbarrier that they complete on, so that only who waited for
 //! that one sees them; cp.async writes and wgmma reads stay pending until they are waited for.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use crate::error::Ub;
 
@@ -21,6 +22,53 @@ fn join(to: &mut Clock, from: &Clock) {
 
 fn at(clock: &Clock, i: u32) -> u32 {
     clock.get(i as usize).copied().unwrap_or(0)
+}
+
+/// What is known of the warps of other clusters, by their number in the launch.
+pub type Far = Option<Arc<BTreeMap<u32, u32>>>;
+
+/// In a [`Far`]: the launch that a programmatic one waits for has ended.
+pub const PREVIOUS_LAUNCH: u32 = u32::MAX;
+
+/// Adds to what is known of other clusters.
+pub fn join_far(to: &mut Far, from: &Far) {
+    match (to.as_mut(), from) {
+        (_, None) => {}
+        (None, Some(_)) => *to = from.clone(),
+        (Some(known), Some(new)) => {
+            let fresh = |(warp, clock): (&u32, &u32)| known.get(warp).is_none_or(|c| c < clock);
+            if !Arc::ptr_eq(known, new) && new.iter().any(fresh) {
+                let known = Arc::make_mut(known);
+                for (&warp, &clock) in new.iter() {
+                    let entry = known.entry(warp).or_default();
+                    *entry = (*entry).max(clock);
+                }
+            }
+        }
+    }
+}
+
+/// What one warp knows of the others, or what was released somewhere.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    clock: Clock,
+    /// The part of it that the asynchronous proxy may see.
+    visible: Clock,
+    far: Far,
+    /// What relaxed accesses have read, and a fence would make known.
+    observed: Far,
+    /// What came before a fence, which later relaxed writes release; barriers hand it on.
+    fenced: Far,
+}
+
+impl Seen {
+    fn join(&mut self, other: &Seen) {
+        join(&mut self.clock, &other.clock);
+        join(&mut self.visible, &other.visible);
+        join_far(&mut self.far, &other.far);
+        join_far(&mut self.observed, &other.observed);
+        join_far(&mut self.fenced, &other.fenced);
+    }
 }
 
 /// Not yet waited for.
@@ -40,13 +88,15 @@ struct Access {
 struct Cell {
     write: Access,
     reads: [Access; 2],
+    /// Swizzle mode of the tensor copy that wrote it, plus one.
+    layout: u8,
 }
 
 /// What orders threads: what has been released into it, for the present phase and the last.
 #[derive(Clone, Debug, Default)]
 struct Order {
-    pending: (Clock, Clock),
-    done: (Clock, Clock),
+    pending: Seen,
+    done: Seen,
     /// Thread number of an mbarrier's asynchronous writes.
     thread: Option<u32>,
 }
@@ -69,8 +119,10 @@ pub type Problem = (Ub, String);
 /// The sanitizer of one cluster.
 pub struct Sanitizer {
     cells: Vec<Vec<Cell>>,
-    clocks: Vec<Clock>,
-    visible: Vec<Clock>,
+    /// By thread: warps, then mbarriers.
+    seen: Vec<Seen>,
+    /// Number in the launch of the first warp.
+    base: u32,
     warps: u32,
     threads: u32,
     barriers: HashMap<(usize, u32), Order>,
@@ -86,22 +138,28 @@ pub struct Sanitizer {
     /// Accumulator registers in flight: (group, register).
     registers: Vec<Vec<(usize, u16)>>,
     groups: Vec<usize>,
+    /// Registers written since the warp's last wgmma.fence.
+    unfenced: Vec<BTreeSet<u16>>,
+    /// mbarriers that were initialised and not invalidated: CTA, offset.
+    live: BTreeSet<(usize, usize)>,
     pub uninit: bool,
     pub races: bool,
 }
 
 impl Sanitizer {
-    /// For `ctas` CTAs of `warps` warps with `bytes` of shared memory.
-    pub fn new(ctas: usize, warps: usize, bytes: usize, races: bool, uninit: bool) -> Sanitizer {
+    /// For `ctas` CTAs of `warps` warps with `bytes` of shared memory; `base` is the number in the
+    /// launch of the first warp.
+    pub fn new(ctas: usize, warps: usize, bytes: usize, base: u32) -> Sanitizer {
         let threads = ctas * warps;
-        let mut clocks = vec![vec![0; threads]; threads];
-        for (i, clock) in clocks.iter_mut().enumerate() {
-            clock[i] = 1;
+        let blank = Seen { clock: vec![0; threads], visible: vec![0; threads], ..Seen::default() };
+        let mut seen = vec![blank; threads];
+        for (i, seen) in seen.iter_mut().enumerate() {
+            seen.clock[i] = 1;
         }
         Sanitizer {
             cells: vec![vec![Cell::default(); bytes]; ctas],
-            visible: vec![vec![0; threads]; threads],
-            clocks,
+            seen,
+            base,
             warps: warps as u32,
             threads: threads as u32,
             barriers: HashMap::new(),
@@ -113,9 +171,16 @@ impl Sanitizer {
             products: vec![vec![Vec::new()]; threads],
             registers: vec![Vec::new(); threads],
             groups: vec![0; threads],
-            uninit,
-            races,
+            unfenced: vec![BTreeSet::new(); threads],
+            live: BTreeSet::new(),
+            uninit: false,
+            races: false,
         }
+    }
+
+    /// With these checks on.
+    pub fn checking(self, races: bool, uninit: bool) -> Sanitizer {
+        Sanitizer { races, uninit, ..self }
     }
 
     /// Number of a warp.
@@ -131,7 +196,85 @@ impl Sanitizer {
     }
 
     fn tick(&mut self, warp: u32) {
-        self.clocks[warp as usize][warp as usize] += 1;
+        self.seen[warp as usize].clock[warp as usize] += 1;
+    }
+
+    /// The warp's own clock.
+    fn now(&self, warp: u32) -> u32 {
+        self.seen[warp as usize].clock[warp as usize]
+    }
+
+    /// Number of a warp in the launch.
+    pub fn number(&self, warp: u32) -> u32 {
+        self.base + warp
+    }
+
+    /// Whether a warp of the launch is one of this cluster's.
+    fn own(&self, number: u32) -> bool {
+        number >= self.base && number - self.base < self.threads
+    }
+
+    /// The clock that marks what a warp does now.
+    pub fn clock(&self, warp: u32) -> u32 {
+        self.now(warp)
+    }
+
+    /// Whether a warp comes after what another of the launch did at a clock.
+    pub fn knows(&self, warp: u32, number: u32, clock: u32) -> bool {
+        let seen = &self.seen[warp as usize];
+        if self.own(number) {
+            return at(&seen.clock, number - self.base) >= clock;
+        }
+        seen.far.as_ref().and_then(|far| far.get(&number)).is_some_and(|&known| known >= clock)
+    }
+
+    /// All that a warp knows, for warps of other clusters; later work of the warp is not in it.
+    pub fn publish(&mut self, warp: u32) -> Far {
+        let seen = &self.seen[warp as usize];
+        let mut far = seen.far.as_deref().cloned().unwrap_or_default();
+        for (i, &clock) in seen.clock.iter().take(self.threads as usize).enumerate() {
+            if clock > 0 {
+                far.insert(self.base + i as u32, clock);
+            }
+        }
+        self.tick(warp);
+        Some(Arc::new(far))
+    }
+
+    /// A warp learns what others have published.
+    pub fn learn(&mut self, warp: u32, far: &Far) {
+        let Some(list) = far else { return };
+        let (base, threads) = (self.base, self.threads);
+        let seen = &mut self.seen[warp as usize];
+        let inside = base..base.saturating_add(threads);
+        for (&number, &clock) in list.range(inside) {
+            let known = &mut seen.clock[(number - base) as usize];
+            *known = (*known).max(clock);
+        }
+        join_far(&mut seen.far, far);
+    }
+
+    /// A warp has read what others have published, and has not fenced it.
+    pub fn observe(&mut self, warp: u32, far: &Far) {
+        join_far(&mut self.seen[warp as usize].observed, far);
+    }
+
+    /// A fence wider than the CTA: what was observed is known, what was done may be released.
+    pub fn fence_far(&mut self, warp: u32) {
+        let observed = std::mem::take(&mut self.seen[warp as usize].observed);
+        self.learn(warp, &observed);
+        self.seen[warp as usize].fenced = self.publish(warp);
+    }
+
+    /// What a relaxed write of a warp releases.
+    pub fn fenced_far(&self, warp: u32) -> Far {
+        self.seen[warp as usize].fenced.clone()
+    }
+
+    /// A warp knows that the launch before this one has ended.
+    pub fn previous_ended(&mut self, warp: u32) {
+        let ended = Some(Arc::new(BTreeMap::from([(PREVIOUS_LAUNCH, 1)])));
+        join_far(&mut self.seen[warp as usize].far, &ended);
     }
 
     /// Whether `who` comes after an access.
@@ -139,7 +282,7 @@ impl Sanitizer {
         access.clock == 0
             || access.clock != PENDING
                 && (access.thread == who.warp
-                    || at(&self.clocks[who.warp as usize], access.thread) >= access.clock)
+                    || at(&self.seen[who.warp as usize].clock, access.thread) >= access.clock)
     }
 
     /// What is wrong with an earlier access and this one.
@@ -161,7 +304,7 @@ impl Sanitizer {
     /// Whether the asynchronous proxy may see a write of the generic one.
     fn fenced(&self, who: Who, write: Access) -> Option<Problem> {
         let crosses = who.proxy && !write.proxy && write.clock != 0 && write.clock != PENDING;
-        if !crosses || at(&self.visible[who.warp as usize], write.thread) >= write.clock {
+        if !crosses || at(&self.seen[who.warp as usize].visible, write.thread) >= write.clock {
             return None;
         }
         let message = format!(
@@ -174,8 +317,7 @@ impl Sanitizer {
 
     /// A read; remembered as pending where `pending`.
     pub fn read(&mut self, who: Who, (cta, first, n): Range, pending: bool) -> Option<Problem> {
-        let clock =
-            if pending { PENDING } else { self.clocks[who.warp as usize][who.warp as usize] };
+        let clock = if pending { PENDING } else { self.now(who.warp) };
         let mut problem = None;
         for i in first..(first + n).min(self.cells[cta].len()) {
             let cell = self.cells[cta][i];
@@ -201,7 +343,7 @@ impl Sanitizer {
     pub fn write(&mut self, who: Who, (cta, first, n): Range, writer: Writer) -> Option<Problem> {
         let access = match writer {
             Writer::Warp => {
-                let clock = self.clocks[who.warp as usize][who.warp as usize];
+                let clock = self.now(who.warp);
                 Access { thread: who.warp, clock, line: who.line, proxy: who.proxy }
             }
             Writer::Pending => {
@@ -222,52 +364,46 @@ impl Sanitizer {
                     reads.find_map(|&read| self.conflict(who, read, "read", "this write"))
                 });
             }
-            self.cells[cta][i] = Cell { write: access, reads: [Access::default(); 2] };
+            self.cells[cta][i] = Cell { write: access, ..Cell::default() };
         }
         problem
     }
 
     fn thread_of(&mut self, mbarrier: u64) -> u32 {
-        let next = self.clocks.len() as u32;
+        let next = self.seen.len() as u32;
         let order = self.mbarriers.entry(mbarrier).or_default();
         if let Some(thread) = order.thread {
             return thread;
         }
         order.thread = Some(next);
-        self.clocks.push(vec![0; next as usize + 1]);
-        self.visible.push(Vec::new());
+        let clock = vec![0; next as usize + 1];
+        self.seen.push(Seen { clock, ..Seen::default() });
         next
     }
 
     fn count_of(&self, thread: u32) -> u32 {
-        at(&self.clocks[thread as usize], thread)
+        at(&self.seen[thread as usize].clock, thread)
     }
 
     /// Bytes written on behalf of an mbarrier have been counted there.
     pub fn completed(&mut self, address: u64) {
         let thread = self.thread_of(address);
-        let count = &mut self.clocks[thread as usize][thread as usize];
+        let count = &mut self.seen[thread as usize].clock[thread as usize];
         *count += 1;
         let mut released = vec![0; thread as usize + 1];
         released[thread as usize] = *count;
         let order = self.mbarriers.entry(address).or_default();
-        join(&mut order.pending.0, &released);
+        join(&mut order.pending.clock, &released);
     }
 
-    fn release(clocks: (&Clock, &Clock), order: &mut Order) {
-        join(&mut order.pending.0, clocks.0);
-        join(&mut order.pending.1, clocks.1);
-    }
-
-    fn acquire(&mut self, warp: u32, done: &(Clock, Clock)) {
-        join(&mut self.clocks[warp as usize], &done.0);
-        join(&mut self.visible[warp as usize], &done.1);
+    fn acquire(&mut self, warp: u32, done: &Seen) {
+        self.seen[warp as usize].join(done);
     }
 
     /// A warp arrives at an mbarrier.
     pub fn arrive(&mut self, warp: u32, address: u64) {
-        let clocks = (&self.clocks[warp as usize], &self.visible[warp as usize]);
-        Self::release(clocks, self.mbarriers.entry(address).or_default());
+        let order = self.mbarriers.entry(address).or_default();
+        order.pending.join(&self.seen[warp as usize]);
         self.tick(warp);
     }
 
@@ -275,8 +411,7 @@ impl Sanitizer {
     pub fn flip(&mut self, address: u64) {
         let order = self.mbarriers.entry(address).or_default();
         let pending = std::mem::take(&mut order.pending);
-        join(&mut order.done.0, &pending.0);
-        join(&mut order.done.1, &pending.1);
+        order.done.join(&pending);
     }
 
     /// A warp has seen an mbarrier's last phase complete.
@@ -288,9 +423,8 @@ impl Sanitizer {
 
     /// A warp arrives at a named barrier; `done`: it is the last.
     pub fn barrier_arrive(&mut self, warp: u32, cta: usize, id: u32, done: bool) {
-        let clocks = (&self.clocks[warp as usize], &self.visible[warp as usize]);
         let order = self.barriers.entry((cta, id)).or_default();
-        Self::release(clocks, order);
+        order.pending.join(&self.seen[warp as usize]);
         if done {
             order.done = std::mem::take(&mut order.pending);
         }
@@ -306,8 +440,7 @@ impl Sanitizer {
 
     /// A warp arrives at the cluster barrier; `done`: it is the last.
     pub fn cluster_arrive(&mut self, warp: u32, done: bool) {
-        let clocks = (&self.clocks[warp as usize], &self.visible[warp as usize]);
-        Self::release(clocks, &mut self.cluster);
+        self.cluster.pending.join(&self.seen[warp as usize]);
         if done {
             self.cluster.done = std::mem::take(&mut self.cluster.pending);
         }
@@ -322,8 +455,7 @@ impl Sanitizer {
 
     /// An atomic or a strong global access: taken to order everything before it.
     pub fn atomic(&mut self, warp: u32) {
-        let clocks = (&self.clocks[warp as usize], &self.visible[warp as usize]);
-        Self::release(clocks, &mut self.atomics);
+        self.atomics.pending.join(&self.seen[warp as usize]);
         let all = self.atomics.pending.clone();
         self.acquire(warp, &all);
         self.tick(warp);
@@ -331,7 +463,8 @@ impl Sanitizer {
 
     /// fence.proxy.async: what the warp has seen becomes visible to the asynchronous proxy.
     pub fn fence(&mut self, warp: u32) {
-        self.visible[warp as usize] = self.clocks[warp as usize].clone();
+        let seen = &mut self.seen[warp as usize];
+        seen.visible.clone_from(&seen.clock);
         self.tick(warp);
     }
 
@@ -354,7 +487,7 @@ impl Sanitizer {
         if groups.is_empty() {
             groups.push(Vec::new());
         }
-        let clock = self.clocks[warp as usize][warp as usize];
+        let clock = self.now(warp);
         for (cta, first, n) in arrived {
             for cell in &mut self.cells[cta][first..first + n] {
                 if cell.write.clock == PENDING && cell.write.thread == warp {
@@ -386,6 +519,21 @@ impl Sanitizer {
         !self.registers[warp as usize].is_empty()
     }
 
+    /// A warp writes registers outside of wgmma.
+    pub fn registers_written(&mut self, warp: u32, registers: &[u16]) {
+        self.unfenced[warp as usize].extend(registers);
+    }
+
+    /// wgmma.fence: registers written before it may be used by the products after it.
+    pub fn product_fence(&mut self, warp: u32) {
+        self.unfenced[warp as usize].clear();
+    }
+
+    /// The register of these that was written after the last wgmma.fence.
+    pub fn unfenced_register(&self, warp: u32, registers: &[u16]) -> Option<u16> {
+        registers.iter().copied().find(|r| self.unfenced[warp as usize].contains(r))
+    }
+
     /// wgmma.commit_group.
     pub fn product_commit(&mut self, warp: u32) {
         self.products[warp as usize].push(Vec::new());
@@ -400,6 +548,76 @@ impl Sanitizer {
         let count = (groups.len() - 1).saturating_sub(left);
         let ended: Vec<Range> = groups.drain(..count).flatten().collect();
         self.reads_end(warp, ended);
+    }
+
+    /// A tensor copy wrote this range with a swizzle mode.
+    pub fn set_layout(&mut self, (cta, first, n): Range, swizzle: u32) {
+        let end = (first + n).min(self.cells[cta].len());
+        self.cells[cta][first..end].iter_mut().for_each(|c| c.layout = swizzle as u8 + 1);
+    }
+
+    /// The other swizzle mode, and the line of the tensor copy, that wrote these bytes.
+    pub fn other_layout(&self, (cta, first, _): Range, swizzle: u32) -> Option<(u32, u32)> {
+        let cell = self.cells[cta].get(first)?;
+        let mode = u32::from(cell.layout).checked_sub(1)?;
+        (mode != swizzle).then_some((mode, cell.write.line))
+    }
+
+    /// An mbarrier came into being; whether there was one already.
+    pub fn mbarrier_begins(&mut self, cta: usize, offset: usize) -> bool {
+        !self.live.insert((cta, offset))
+    }
+
+    /// mbarrier.inval.
+    pub fn mbarrier_ends(&mut self, cta: usize, offset: usize) {
+        self.live.remove(&(cta, offset));
+    }
+
+    /// The mbarrier that a range touches.
+    pub fn mbarrier_in(&self, (cta, first, n): Range) -> Option<usize> {
+        let from = (cta, first.saturating_sub(7));
+        self.live.range(from..(cta, first + n)).next().map(|&(_, offset)| offset)
+    }
+
+    /// An mbarrier is used: its initialisation must come before.
+    pub fn mbarrier_used(&self, who: Who, (cta, first, _): Range) -> Option<Problem> {
+        let write = self.cells[cta].get(first)?.write;
+        if !self.races || write.proxy || self.ordered(who, write) {
+            return None;
+        }
+        let other = self.name(write.thread);
+        let message = format!(
+            "this use of an mbarrier is not ordered after its initialisation by {other} at line {}",
+            write.line
+        );
+        Some((Ub::SharedRace, message))
+    }
+
+    /// All threads of a CTA have exited: what other CTAs do with its shared memory must be over.
+    pub fn cta_ends(&self, cta: usize) -> Option<(usize, String)> {
+        let mut known = Clock::new();
+        let first = cta as u32 * self.warps;
+        for warp in first..first + self.warps {
+            join(&mut known, &self.seen[warp as usize].clock);
+        }
+        let foreign = |a: &Access| {
+            a.clock != 0
+                && a.thread < self.threads
+                && a.thread / self.warps != cta as u32
+                && at(&known, a.thread) < a.clock
+        };
+        for (offset, cell) in self.cells[cta].iter().enumerate() {
+            let mut all = std::iter::once(&cell.write).chain(&cell.reads);
+            if let Some(access) = all.find(|a| foreign(a)) {
+                let message = format!(
+                    "the CTA exits while {} may still use its shared memory (line {})",
+                    self.name(access.thread),
+                    access.line
+                );
+                return Some((offset, message));
+            }
+        }
+        None
     }
 
     /// A bulk store of a warp reads a range until its group is waited for.
@@ -421,7 +639,7 @@ impl Sanitizer {
     }
 
     fn reads_end(&mut self, warp: u32, ranges: Vec<Range>) {
-        let clock = self.clocks[warp as usize][warp as usize];
+        let clock = self.now(warp);
         for (cta, first, n) in ranges {
             for cell in &mut self.cells[cta][first..first + n] {
                 for read in &mut cell.reads {
@@ -460,7 +678,7 @@ mod tests {
     #[test]
     fn a_barrier_orders_a_write_and_a_read() {
         for barrier in [false, true] {
-            let mut s = Sanitizer::new(1, 2, 64, true, true);
+            let mut s = Sanitizer::new(1, 2, 64, 0).checking(true, true);
             assert_eq!(kind(s.write(who(0, 1), (0, 0, 4), Writer::Warp)), None);
             if barrier {
                 s.barrier_arrive(0, 0, 0, false);
@@ -475,14 +693,14 @@ mod tests {
 
     #[test]
     fn what_nobody_wrote_is_uninitialised() {
-        let mut s = Sanitizer::new(1, 1, 64, false, true);
+        let mut s = Sanitizer::new(1, 1, 64, 0).checking(false, true);
         assert_eq!(kind(s.read(who(0, 1), (0, 8, 4), false)), Some(Ub::Uninitialized));
     }
 
     #[test]
     fn the_asynchronous_proxy_needs_its_fence() {
         for fence in [false, true] {
-            let mut s = Sanitizer::new(1, 1, 64, true, false);
+            let mut s = Sanitizer::new(1, 1, 64, 0).checking(true, false);
             s.write(who(0, 1), (0, 0, 16), Writer::Warp);
             if fence {
                 s.fence(0);
@@ -495,7 +713,7 @@ mod tests {
 
     #[test]
     fn tma_data_is_there_for_who_waited_for_its_mbarrier() {
-        let mut s = Sanitizer::new(1, 2, 64, true, true);
+        let mut s = Sanitizer::new(1, 2, 64, 0).checking(true, true);
         let tma = Who { proxy: true, ..who(0, 2) };
         s.write(tma, (0, 0, 16), Writer::Mbarrier(40));
         s.completed(40);
@@ -510,7 +728,7 @@ mod tests {
 
     #[test]
     fn cp_async_is_there_after_its_wait() {
-        let mut s = Sanitizer::new(1, 1, 64, true, true);
+        let mut s = Sanitizer::new(1, 1, 64, 0).checking(true, true);
         s.write(who(0, 1), (0, 0, 16), Writer::Pending);
         s.copy_begins(0, (0, 0, 16));
         s.copy_commit(0);

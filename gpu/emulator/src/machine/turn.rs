@@ -2,6 +2,7 @@
 
 use super::cluster::Cluster;
 use super::cx::{Cx, Grid, Stats};
+use super::global::{Global, Strength};
 use super::op::{NO_GUARD, Step};
 use super::warp::{NO_JOIN, Wait, Warp};
 use crate::error::{Finding, Ub};
@@ -26,11 +27,12 @@ pub struct Around<'a> {
     pub stats: &'a mut Stats,
     pub changes: &'a mut u64,
     pub stalled: bool,
+    pub global: Option<&'a mut Global>,
 }
 
 /// Runs a warp until it has executed `budget` operations, waits, or is done.
 pub fn run(w: &mut Warp, around: Around<'_>, budget: u64) -> Turn {
-    let Around { cluster, cta, grid, stats, changes, stalled } = around;
+    let Around { cluster, cta, grid, stats, changes, stalled, global } = around;
     let mut cx = Cx {
         mask: 0,
         active: 0,
@@ -48,6 +50,8 @@ pub fn run(w: &mut Warp, around: Around<'_>, budget: u64) -> Turn {
         stalled,
         fault: None,
         copying: false,
+        strength: Strength::Weak,
+        global,
     };
     let mut ran = 0;
     let mut idle = 0;
@@ -210,10 +214,14 @@ fn run_group(cx: &mut Cx<'_>, at: usize, budget: u64, ran: &mut u64) -> GroupEnd
 fn check_registers(cx: &mut Cx<'_>) {
     let code = &*cx.grid.code;
     let Some(touched) = code.touched.get(&cx.pc) else { return };
+    let written = code.written.get(&cx.pc);
     let mut found = None;
     cx.with_sanitizer(|s, who| {
         if s.has_in_flight(who.warp) {
             found = s.register_in_flight(who.warp, touched);
+        }
+        if let Some(written) = written {
+            s.registers_written(who.warp, written);
         }
     });
     if found.is_some() {
@@ -228,6 +236,10 @@ fn exit(cx: &mut Cx<'_>, at: usize, mask: u32) {
     let cta = &mut cx.cluster.ctas[cx.cta];
     cta.live_threads -= mask.count_ones();
     let live = cta.live_threads;
+    if live == 0 && cx.cluster.ctas.len() > 1 {
+        cx.cta_ended();
+    }
+    let cta = &mut cx.cluster.ctas[cx.cta];
     for barrier in cta.barriers.values_mut() {
         barrier.settle(live);
     }

@@ -35,6 +35,8 @@ pub enum Wait {
     Cluster,
     /// An mbarrier's phase.
     Mbarrier { address: u64, parity: u32 },
+    /// Registers that other warpgroups have to give back.
+    Registers { wanted: u32 },
 }
 
 /// Threads that execute together.
@@ -85,6 +87,8 @@ pub struct Warp {
     /// Instructions run, for clocks and roles.
     pub clock: u64,
     pub barrier_waits: u64,
+    /// How many `setmaxnreg` it has executed.
+    pub register_changes: usize,
 }
 
 impl Warp {
@@ -116,6 +120,7 @@ impl Warp {
             cluster_generation: 0,
             clock: 0,
             barrier_waits: 0,
+            register_changes: 0,
         }
     }
 

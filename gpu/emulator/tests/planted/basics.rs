@@ -1,32 +1,11 @@
-//! Small kernels with one planted bug each, beside their clean versions.
+//! Bounds, barriers, copies and masks: one bug each in a few instructions.
 
-use fathom_emulator::{
-    Checks, Device, Finding, LaunchConfig, Module, Params, Preset, Settings, Ub,
-};
+use fathom_emulator::{Checks, Finding, Ub};
 
-/// A kernel of one CTA of 64 threads; `%r0` is the thread, `%rd0` a buffer of 256 bytes.
+use crate::{BED, Bed};
+
 fn run_block(body: &str, block: u32, checks: Checks) -> Vec<Finding> {
-    let text = format!(
-        ".version 8.5\n.target sm_90a\n.address_size 64\n\
-         .extern .shared .align 1024 .b8 dyn[];\n\
-         .visible .entry k(.param .u64 p)\n{{\n\
-         .shared .align 16 .b8 tile[1024];\n.shared .align 8 .b64 bar;\n\
-         .reg .pred %p<8>;\n.reg .b32 %r<16>;\n.reg .b64 %rd<16>;\n.reg .f32 %f<8>;\n\
-         ld.param.u64 %rd0, [p];\nmov.u32 %r0, %tid.x;\nmov.u32 %r15, tile;\n{body}\nret;\n}}\n"
-    );
-    let device = Device::new(Preset::named("h800").unwrap());
-    device.configure(Settings { checks, patience: 100_000, ..Settings::default() });
-    let module = Module::load(&device, &text).unwrap_or_else(|e| panic!("{e}\n{text}"));
-    let buffer = device.upload(&[7u8; 256]).unwrap();
-    let params = Params::new().with(buffer).into_bytes();
-    let config = LaunchConfig::new([1, 1, 1], [block, 1, 1], params);
-    let report = device.launch(&module.function("k").unwrap(), &config).unwrap();
-    // The place is always named.
-    for finding in &report.findings {
-        assert!(finding.line > 0 && !finding.instruction.is_empty(), "{finding}");
-        eprintln!("{finding}");
-    }
-    report.findings
+    Bed { block, checks, ..BED }.run(body)
 }
 
 fn kinds(body: &str) -> Vec<Ub> {

@@ -1,0 +1,92 @@
+//! Shared memory: its variables' bounds, its barriers, what nobody wrote.
+
+use fathom_emulator::Ub;
+
+use crate::{BED, Bed};
+
+#[test]
+fn past_one_variable_into_the_next() {
+    // `tile` has 256 words, and `bar` follows it.
+    let body =
+        |offset: u32| format!("mad.lo.u32 %r1, %r0, 4, %r15;\nst.shared.u32 [%r1+{offset}], %r0;");
+    BED.clean(&body(768));
+    let f = BED.finds(&body(772), Ub::OutOfBounds, "st.shared.u32");
+    assert_eq!((f.warp, f.lane), (1, Some(31)));
+    assert!(f.allocation.unwrap().contains("variable tile of 1024 bytes"));
+    // Through a generic address as well.
+    let generic = "cvt.u64.u32 %rd1, %r15;\ncvta.shared.u64 %rd2, %rd1;\nst.u32 [%rd2+1024], %r0;";
+    BED.finds(generic, Ub::OutOfBounds, "st.u32");
+    // A buffer of dynamic size reaches to the end.
+    BED.clean("mov.u32 %r1, dyn;\nmad.lo.u32 %r1, %r0, 4, %r1;\nst.shared.u32 [%r1+4096], %r0;");
+    BED.finds("mov.u32 %r1, dyn;\nst.shared.u32 [%r1+8192], %r0;", Ub::OutOfBounds, "st.shared");
+}
+
+#[test]
+fn a_tree_reduction_without_its_barrier() {
+    let step = |barrier: &str, n: u32| {
+        format!(
+            "setp.ge.u32 %p1, %r0, {n};\n@%p1 bra SKIP{n};\nld.shared.u32 %r2, [%r1+{}];\n\
+             ld.shared.u32 %r3, [%r1];\nadd.u32 %r3, %r3, %r2;\nst.shared.u32 [%r1], %r3;\n\
+             SKIP{n}:\n{barrier}\n",
+            4 * n
+        )
+    };
+    let body = |barrier: &str| {
+        format!(
+            "mad.lo.u32 %r1, %r0, 4, %r15;\nst.shared.u32 [%r1], %r0;\nbar.sync 0;\n{}{}",
+            step(barrier, 64),
+            step("bar.sync 0;", 32)
+        )
+    };
+    let bed = Bed { block: 128, ..BED };
+    bed.clean(&body("bar.sync 0;"));
+    let f = bed.finds(&body(""), Ub::SharedRace, "st.shared.u32 [%r1], %r3");
+    assert!(f.warp == 1 && f.message.contains("read by warp 0"), "{f}");
+}
+
+#[test]
+fn the_wrong_barrier() {
+    // Producers and consumers at two different named barriers.
+    let body = |id: u32| {
+        format!(
+            "setp.ge.u32 %p1, %r0, 32;\n@%p1 bra CONSUMER;\nmad.lo.u32 %r1, %r0, 4, %r15;\n\
+             st.shared.u32 [%r1], %r0;\nbar.arrive 1, 64;\nbar.arrive 2, 64;\nret;\nCONSUMER:\n\
+             bar.sync {id}, 64;\nsub.u32 %r2, %r0, 32;\nmad.lo.u32 %r1, %r2, 4, %r15;\n\
+             ld.shared.u32 %r3, [%r1];"
+        )
+    };
+    BED.clean(&body(1));
+    BED.clean(&body(2));
+    // The store after the arrival that is waited for.
+    let late = body(1).replace(
+        "st.shared.u32 [%r1], %r0;\nbar.arrive 1, 64;",
+        "bar.arrive 1, 64;\nst.shared.u32 [%r1], %r0;",
+    );
+    BED.finds(&late, Ub::SharedRace, "ld.shared.u32");
+}
+
+#[test]
+fn a_part_that_nobody_wrote() {
+    let body = |n: u32| {
+        format!(
+            "setp.ge.u32 %p1, %r0, {n};\nmad.lo.u32 %r1, %r0, 4, %r15;\n\
+             @!%p1 st.shared.u32 [%r1], %r0;\nbar.sync 0;\nld.shared.u32 %r2, [%r1];"
+        )
+    };
+    BED.clean(&body(64));
+    let f = BED.finds(&body(63), Ub::Uninitialized, "ld.shared.u32");
+    assert_eq!((f.warp, f.lane), (1, Some(31)));
+}
+
+#[test]
+fn matrices_start_at_multiples_of_16() {
+    let body = |offset: u32| {
+        format!(
+            "mad.lo.u32 %r1, %r0, 16, %r15;\nst.shared.v4.u32 [%r1], {{%r0, %r0, %r0, %r0}};\n\
+             bar.sync 0;\nldmatrix.sync.aligned.m8n8.x1.shared.b16 {{%r2}}, [%r1+{offset}];"
+        )
+    };
+    let bed = Bed { block: 32, ..BED };
+    bed.clean(&body(0));
+    bed.finds(&body(8), Ub::Misaligned, "ldmatrix");
+}

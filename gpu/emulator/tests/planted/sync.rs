@@ -1,0 +1,171 @@
+//! Barriers, mbarriers, masks and registers used against their rules.
+
+use fathom_emulator::Ub;
+
+use crate::{BED, Bed};
+
+#[test]
+fn barriers_with_two_counts() {
+    let body = |count: u32| {
+        format!(
+            "setp.ge.u32 %p1, %r0, 32;\n@%p1 bra B;\nbar.sync 1, 64;\nret;\nB:\nbar.sync 1, {count};"
+        )
+    };
+    BED.clean(&body(64));
+    let f = BED.finds(&body(96), Ub::BarrierMisuse, "bar.sync 1");
+    assert!(f.message.contains("64 threads") && f.message.contains("96 threads"), "{f}");
+    BED.finds("bar.sync 16;", Ub::BarrierMisuse, "bar.sync 16");
+    BED.finds("bar.sync 1, 48;", Ub::BarrierMisuse, "48");
+}
+
+#[test]
+fn a_barrier_inside_of_a_branch() {
+    let body = "setp.lt.u32 %p1, %r0, 16;\n@!%p1 bra END;\nbar.sync 0;\nEND:\nbar.sync 0;";
+    let bed = Bed { block: 32, ..BED };
+    let f = bed.finds(body, Ub::Divergence, "bar.sync 0");
+    assert!(f.message.contains("0xffff0000"), "{f}");
+    // Whole warps may part ways, and exited lanes do not count.
+    BED.clean("setp.lt.u32 %p1, %r0, 32;\n@%p1 bra END;\nbar.sync 1, 32;\nEND:\nbar.sync 0;");
+    BED.clean("setp.ge.u32 %p1, %r0, 40;\n@%p1 ret;\nbar.sync 0;");
+}
+
+#[test]
+fn masks_name_the_lanes_that_execute() {
+    let bed = Bed { block: 32, ..BED };
+    bed.clean("setp.lt.u32 %p1, %r0, 16;\n@%p1 vote.sync.any.pred %p2, %p1, 65535;");
+    bed.finds(
+        "setp.lt.u32 %p1, %r0, 16;\n@%p1 vote.sync.any.pred %p2, %p1, -1;",
+        Ub::Divergence,
+        "vote.sync",
+    );
+    // Lanes that are not in the mask execute it.
+    let f = bed.finds("shfl.sync.idx.b32 %r1, %r0, 0, 31, 255;", Ub::Divergence, "shfl.sync");
+    assert!(f.message.contains("0xffffff00"), "{f}");
+    bed.finds("bar.warp.sync 1;", Ub::Divergence, "bar.warp.sync");
+    bed.finds("redux.sync.add.u32 %r1, %r0, 3;", Ub::Divergence, "redux.sync");
+    let mma = "setp.lt.u32 %p1, %r0, 16;\n@%p1 mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 \
+               {%f0, %f1, %f2, %f3}, {%r1, %r2}, {%r3}, {%f0, %f1, %f2, %f3};";
+    bed.finds(mma, Ub::Divergence, "mma.sync");
+}
+
+#[test]
+fn mbarriers_have_one_life_at_a_time() {
+    let one = Bed { block: 1, ..BED };
+    let init = "mov.u32 %r6, bar;\nmbarrier.init.shared.b64 [%r6], 1;\n";
+    let twice = |between: &str| format!("{init}{between}\nmbarrier.init.shared.b64 [%r6], 2;");
+    one.clean(&twice("mbarrier.inval.shared.b64 [%r6];"));
+    one.finds(&twice(""), Ub::MbarrierMisuse, "mbarrier.init.shared.b64 [%r6], 2");
+    let used =
+        format!("{init}mbarrier.inval.shared.b64 [%r6];\nmbarrier.arrive.shared.b64 _, [%r6];");
+    one.finds(&used, Ub::MbarrierMisuse, "mbarrier.arrive");
+    let wait = format!(
+        "{init}mbarrier.inval.shared.b64 [%r6];\n\
+                        mbarrier.test_wait.parity.shared.b64 %p1, [%r6], 0;"
+    );
+    one.finds(&wait, Ub::MbarrierMisuse, "mbarrier.test_wait");
+    let stored = format!("{init}st.shared.u32 [%r6+4], %r0;");
+    one.finds(&stored, Ub::MbarrierMisuse, "st.shared.u32");
+    one.finds(
+        &format!("{init}mbarrier.arrive.noComplete.shared.b64 %rd1, [%r6], 1;"),
+        Ub::MbarrierMisuse,
+        "noComplete",
+    );
+    let misplaced = "mov.u32 %r6, bar;\nmbarrier.init.shared.b64 [%r6+4], 1;";
+    let found = one.run(misplaced);
+    assert!(matches!(found[0].kind, Ub::Misaligned | Ub::MbarrierMisuse), "{found:?}");
+}
+
+#[test]
+fn an_mbarrier_before_its_initialisation_is_known() {
+    let body = |barrier: &str| {
+        format!(
+            "mov.u32 %r6, bar;\nsetp.ne.u32 %p1, %r0, 0;\n\
+             @!%p1 mbarrier.init.shared.b64 [%r6], 64;\n{barrier}\n\
+             mbarrier.arrive.shared.b64 _, [%r6];\nLOOP:\n\
+             mbarrier.try_wait.parity.shared.b64 %p2, [%r6], 0;\n@!%p2 bra LOOP;"
+        )
+    };
+    BED.clean(&body("bar.sync 0;"));
+    let f = BED.finds(&body(""), Ub::SharedRace, "mbarrier.arrive");
+    assert!(f.message.contains("initialisation") && f.warp == 1, "{f}");
+}
+
+#[test]
+fn one_arrival_too_few() {
+    let body = |count: u32| {
+        format!(
+            "mov.u32 %r6, bar;\nsetp.ne.u32 %p1, %r0, 0;\n\
+             @!%p1 mbarrier.init.shared.b64 [%r6], {count};\nbar.sync 0;\n\
+             mbarrier.arrive.shared.b64 _, [%r6];\nLOOP:\n\
+             mbarrier.try_wait.parity.shared.b64 %p2, [%r6], 0;\n@!%p2 bra LOOP;"
+        )
+    };
+    BED.clean(&body(64));
+    let f = BED.finds(&body(65), Ub::Deadlock, "mbarrier.try_wait");
+    assert!(f.message.contains("misses 1 of 65 arrivals"), "{f}");
+    assert!(f.address.is_some());
+}
+
+#[test]
+fn two_locks_in_two_orders() {
+    // Warp 0 takes a then b, warp 1 b then a; both hold one before they ask for the other.
+    let take = |at: u32, label: &str| {
+        format!(
+            "{label}:\natom.shared.cas.b32 %r2, [%r15+{at}], 0, 1;\n\
+                 setp.ne.u32 %p2, %r2, 0;\n@%p2 bra {label};\n"
+        )
+    };
+    let body = format!(
+        "and.b32 %r1, %r0, 31;\nsetp.eq.u32 %p3, %r0, 0;\n@%p3 st.shared.v2.u32 [%r15], {{0, 0}};\n\
+         bar.sync 0;\nsetp.ne.u32 %p1, %r1, 0;\n@%p1 ret;\nsetp.ge.u32 %p4, %r0, 32;\n\
+         @%p4 bra SECOND;\n{}bar.arrive 1, 64;\nbar.sync 2, 64;\n{}ret;\nSECOND:\n{}\
+         bar.sync 1, 64;\nbar.arrive 2, 64;\n{}",
+        take(0, "A1"),
+        take(4, "B1"),
+        take(4, "B2"),
+        take(0, "A2")
+    );
+    let f = BED.finds(&body, Ub::Deadlock, "");
+    assert!(f.message.contains("warp 0") && f.message.contains("warp 1"), "{f}");
+}
+
+#[test]
+fn registers_that_nobody_gives_back() {
+    // 384 threads have 168 registers each; two warpgroups of 240 and one of 24 fit, of 40 not.
+    let body = |low: u32| {
+        format!(
+            "setp.ge.u32 %p1, %r0, 128;\n@%p1 bra MATH;\n\
+             setmaxnreg.dec.sync.aligned.u32 {low};\nret;\nMATH:\n\
+             setmaxnreg.inc.sync.aligned.u32 240;"
+        )
+    };
+    let bed = Bed { block: 384, directives: ".maxntid 384", ..BED };
+    bed.clean(&body(24));
+    let f = bed.finds(&body(40), Ub::Deadlock, "setmaxnreg");
+    assert!(f.message.contains("waits for registers, to have 240 a thread"), "{f}");
+    // More from a dec, and warps of one warpgroup that do not agree.
+    bed.finds("setmaxnreg.dec.sync.aligned.u32 200;", Ub::BarrierMisuse, "setmaxnreg");
+    let split = "setp.ge.u32 %p1, %r0, 32;\n@%p1 bra B;\nsetmaxnreg.dec.sync.aligned.u32 160;\n\
+                 ret;\nB:\nsetmaxnreg.dec.sync.aligned.u32 152;";
+    bed.finds(split, Ub::Divergence, "setmaxnreg");
+}
+
+#[test]
+fn a_failed_assertion_and_runaway_recursion() {
+    let module = ".extern .func __assertfail (.param .b64 a, .param .b64 b, .param .b32 c, \
+                  .param .b64 d, .param .b64 e);\n\
+                  .global .align 1 .b8 text[6] = {105, 32, 60, 32, 110, 0};\n\
+                  .func deep (.param .b32 n);\n\
+                  .func deep (.param .b32 n)\n{\n.param .b32 m;\ncall deep, (m);\nret;\n}\n";
+    let bed = Bed { module, ..BED };
+    let body = "setp.ne.u32 %p1, %r0, 37;\n@%p1 ret;\n{\n.param .b64 a;\n.param .b64 b;\n\
+                .param .b32 c;\n.param .b64 d;\n.param .b64 e;\nmov.u64 %rd1, text;\n\
+                cvta.global.u64 %rd1, %rd1;\nst.param.b64 [a], %rd1;\nst.param.b64 [b], %rd1;\n\
+                st.param.b32 [c], 12;\nst.param.b64 [d], %rd1;\nst.param.b64 [e], 1;\n\
+                call __assertfail, (a, b, c, d, e);\n}";
+    let f = bed.finds(body, Ub::Trap, "call __assertfail");
+    assert!(f.message.contains("`i < n`"), "{f}");
+    assert_eq!((f.warp, f.lane), (1, Some(5)));
+    let endless = "{\n.param .b32 n;\nst.param.b32 [n], 1;\ncall deep, (n);\n}";
+    bed.finds(endless, Ub::BadControlFlow, "call deep");
+}
