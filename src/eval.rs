@@ -2,18 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
+use fathom_reference::backend::{Backend, Reference};
 use fathom_reference::checkpoint::tensors;
 use fathom_reference::eval::{Evaluator, Wanted, read_tokens};
 use fathom_reference::precision::Mode;
 use serde_json::json;
 
 use crate::output::{self, Outcome};
+use crate::record::RecordArgs;
 
 /// Evaluate a checkpoint: logits, layer outputs, loss and gradients, or the perplexity of a text
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   fathom eval --model DIR --tokens ids.json --precision fp32 --save out.safetensors --grads
   fathom eval --model DIR --text book.txt
+  fathom eval --model DIR --tokens ids.json --record run/ --record-layer 1 --op-trace ops.jsonl
 
 ids.json is a list of lists of token ids, one list a sequence: [[5, 17, 2], [9, 1]].")]
 pub struct Args {
@@ -44,6 +47,8 @@ pub struct Args {
     /// Print one JSON document
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    record: RecordArgs,
 }
 
 /// The precision mode of a name on the command line.
@@ -54,10 +59,18 @@ pub fn mode(name: &str) -> Result<Mode, String> {
 
 /// Runs the command.
 pub fn run(args: &Args) -> output::Result {
-    let evaluator = Evaluator::open(&args.model, args.precision)?;
-    if let Some(path) = &args.text {
-        return text(args, &evaluator, path);
-    }
+    let recording = args.record.open()?;
+    let backend = recording.wrap(Reference);
+    let evaluator = Evaluator::open_on(backend, &args.model, args.precision)?;
+    let outcome = match &args.text {
+        Some(path) => text(args, &evaluator, path),
+        None => tokens(args, &evaluator),
+    }?;
+    args.record.close(&recording)?;
+    Ok(outcome)
+}
+
+fn tokens<B: Backend>(args: &Args, evaluator: &Evaluator<B>) -> output::Result {
     let path = args.tokens.as_ref().expect("clap asks for tokens or text");
     let config = &evaluator.model.config;
     let sequences = read_tokens(path, config.vocab_size, config.max_position_embeddings)?;
@@ -83,11 +96,7 @@ pub fn run(args: &Args) -> output::Result {
     Ok(Outcome::Holds)
 }
 
-fn text<B: fathom_reference::backend::Backend>(
-    args: &Args,
-    evaluator: &Evaluator<B>,
-    path: &Path,
-) -> output::Result {
+fn text<B: Backend>(args: &Args, evaluator: &Evaluator<B>, path: &Path) -> output::Result {
     let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
     let tokenizer = args.model.join("tokenizer.json");
     let tokens = fathom_reference::eval::encode(&tokenizer, &text)?;

@@ -11,6 +11,8 @@ mod eval;
 mod kernels;
 mod model;
 mod output;
+mod record;
+mod replay;
 mod search;
 mod simulate;
 
@@ -48,6 +50,7 @@ enum Command {
     Kernels(kernels::Args),
     Eval(eval::Args),
     Model(model::Args),
+    Replay(replay::Args),
 }
 
 fn main() -> ExitCode {
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Command::Kernels(args) => kernels::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Model(args) => model::run(&args),
+        Command::Replay(args) => replay::run(&args),
     };
     match outcome {
         Ok(Outcome::Holds) => ExitCode::SUCCESS,

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use fathom_reference::checkpoint::HfCheckpoint;
+use fathom_reference::checkpoint::hf::{self, SavedType};
 use fathom_reference::config::{ModelConfig, preset_names};
 use fathom_reference::inspect;
 use fathom_reference::precision::{Mode, Recipe};
@@ -20,6 +21,32 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Command {
     Inspect(Inspect),
+    Convert(Convert),
+}
+
+/// Write a checkpoint again: in another element type, in other shards
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  fathom model convert DIR OUT --weights fp8       E4M3 with weight_scale_inv, as released
+  fathom model convert DIR OUT --shard-size 5e9    files of at most 5 GB")]
+struct Convert {
+    /// Folder in Hugging Face's layout
+    #[arg(value_name = "DIR")]
+    from: PathBuf,
+    /// Folder to write to
+    #[arg(value_name = "OUT")]
+    to: PathBuf,
+    /// Element type of the weights: f32, bf16 or fp8
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = saved_type)]
+    weights: SavedType,
+    /// Bytes of a file, at most
+    #[arg(long, value_name = "BYTES", default_value_t = 5e9)]
+    shard_size: f64,
+}
+
+fn saved_type(name: &str) -> Result<SavedType, String> {
+    let names = SavedType::ALL.map(SavedType::name).join(", ");
+    SavedType::from_name(name).ok_or_else(|| format!("expected one of {names}"))
 }
 
 /// Count parameters, memory, FLOPs and cache of a preset, a config.json or a checkpoint's folder
@@ -45,7 +72,17 @@ struct Inspect {
 
 /// Runs the command.
 pub fn run(args: &Args) -> output::Result {
-    let Command::Inspect(args) = &args.command;
+    match &args.command {
+        Command::Inspect(args) => inspect(args),
+        Command::Convert(args) => {
+            let Convert { from, to, weights, shard_size } = args;
+            hf::convert_folder(from, to, *weights, *shard_size as usize)?;
+            Ok(Outcome::Holds)
+        }
+    }
+}
+
+fn inspect(args: &Inspect) -> output::Result {
     let config = read(&args.model)?;
     let found = inspect::inspect(&config, Recipe::new(args.precision), args.sequence)?;
     if args.json {

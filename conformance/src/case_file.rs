@@ -87,6 +87,30 @@ pub fn read(path: &Path) -> Result<CaseFile, CaseFileError> {
     parse(&bytes, path)
 }
 
+/// The op that a case file names, from its header alone.
+///
+/// # Errors
+/// [`CaseFileError`] where there is no header or it names none.
+pub fn op_name(path: &Path) -> Result<String, CaseFileError> {
+    use std::io::Read;
+    let io = |source| CaseFileError::Io { path: path.to_owned(), source };
+    let format = |found: String| CaseFileError::Format { path: path.to_owned(), found };
+    let mut file = io::BufReader::new(std::fs::File::open(path).map_err(io)?);
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(io)?;
+    let mut header = Vec::new();
+    file.take(u64::from_le_bytes(length)).read_to_end(&mut header).map_err(io)?;
+    let header: Value =
+        serde_json::from_slice(&header).map_err(|e| format(format!("a malformed header ({e})")))?;
+    let name = &header["__metadata__"]["op"];
+    name.as_str().map(str::to_owned).ok_or_else(|| CaseFileError::Metadata {
+        path: path.to_owned(),
+        key: "op",
+        expected: "the name of an op",
+        found: name.to_string(),
+    })
+}
+
 /// Parses the bytes of a case file; `path` is only named in errors.
 ///
 /// # Errors

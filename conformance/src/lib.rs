@@ -4,6 +4,8 @@
 //! - [`compare`]: two tensors, bit by bit.
 //! - [`check`]: whole folders of case files against an engine.
 //! - [`conform`]: an engine against the reference on drawn cases.
+//! - [`record`]: the op calls of a run as case files, and the op trace.
+//! - [`replay`]: a recording against an engine.
 //! - [`demo`]: built-in cases of the demonstration.
 //! - [`diagnose`]: which arithmetic produced this output?
 //!
@@ -16,6 +18,8 @@ pub mod compare;
 pub mod conform;
 pub mod demo;
 pub mod diagnose;
+pub mod record;
+pub mod replay;
 
 use std::io::{self, Write};
 use std::path::Path;

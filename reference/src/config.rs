@@ -293,12 +293,15 @@ impl ModelConfig {
             intermediate_size: keys.usize_or("moe_intermediate_size", 2048)?,
             n_group,
             topk_group: keys.usize_or("topk_group", 4)?,
-            // The checkpoints' own code sums the two best of a group, whatever top_k.
-            group_top: 2.min(n_routed_experts / n_group.max(1)),
+            group_top: group_top(n_routed_experts, n_group),
             routed_scaling_factor: keys.f64_or("routed_scaling_factor", 2.5)?,
             normalize: keys.bool_or("norm_topk_prob", true)?,
             score: Score::Sigmoid,
-            first_dense: keys.usize_or("first_k_dense_replace", 3)?.min(layers),
+            first_dense: keys.usize_or("first_k_dense_replace", 3)?,
+        };
+        let mtp_depth = match keys.opt_usize("num_nextn_predict_layers")? {
+            Some(depth) => depth,
+            None => keys.usize_or("num_mtp_layers", 0)?,
         };
         let eos_token_ids = match &json["eos_token_id"] {
             Value::Array(ids) => ids.iter().filter_map(Value::as_u64).map(|i| i as u32).collect(),
@@ -317,11 +320,9 @@ impl ModelConfig {
                 v_head_dim: keys.usize_or("v_head_dim", 128)?,
             },
             intermediate_size: keys.usize("intermediate_size")?,
-            moe: (moe.first_dense < layers).then_some(moe),
-            mtp_depth: match keys.opt_usize("num_nextn_predict_layers")? {
-                Some(depth) => depth,
-                None => keys.usize_or("num_mtp_layers", 0)?,
-            },
+            // MTP modules are layers behind the last.
+            moe: (moe.first_dense < layers + mtp_depth).then_some(moe),
+            mtp_depth,
             mtp_kind: MtpKind::Sequential,
             rope: keys.rope()?,
             max_position_embeddings: keys.usize_or("max_position_embeddings", 4096)?,
@@ -335,9 +336,11 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// What `config.json` says of this architecture; `None` where Hugging Face's `deepseek_v3`
-    /// cannot say it (GQA, softmax scores, parallel heads).
-    pub fn to_hf(&self) -> Option<Value> {
+    /// What `config.json` says of this architecture.
+    ///
+    /// # Errors
+    /// What of it Hugging Face's `deepseek_v3` cannot say.
+    pub fn to_hf(&self) -> Result<Value, &'static str> {
         let AttentionConfig::Mla {
             q_lora_rank,
             kv_lora_rank,
@@ -346,29 +349,45 @@ impl ModelConfig {
             v_head_dim,
         } = self.attention
         else {
-            return None;
+            return Err("its attention has no latent");
         };
-        let moe = self.moe.clone().unwrap_or(MoeConfig {
-            first_dense: self.layers,
-            ..ModelConfig::preset("deepseek-v3").ok()?.moe?
-        });
-        if moe.score != Score::Sigmoid || self.mtp_kind != MtpKind::Sequential {
-            return None;
+        let moe = match &self.moe {
+            Some(moe) => moe.clone(),
+            None => {
+                let v3 = ModelConfig::preset("deepseek-v3").expect("a preset of ours");
+                MoeConfig {
+                    first_dense: self.layers + self.mtp_depth,
+                    ..v3.moe.expect("it has experts")
+                }
+            }
+        };
+        if moe.score != Score::Sigmoid {
+            return Err("its affinities are no sigmoids");
+        }
+        if self.mtp_depth > 0 && self.mtp_kind != MtpKind::Sequential {
+            return Err("its MTP heads are parallel");
+        }
+        if moe.n_group > 1 && moe.group_top != group_top(moe.n_routed_experts, moe.n_group) {
+            return Err("a group's score is not the sum of its two best experts (group_top)");
         }
         let mut rope = serde_json::json!({ "rope_type": "default", "rope_theta": self.rope.theta });
         if let Some(yarn) = &self.rope.yarn {
-            rope = serde_json::to_value(yarn).ok()?;
+            rope = serde_json::to_value(yarn).expect("numbers");
             rope["rope_type"] = "yarn".into();
             rope["rope_theta"] = self.rope.theta.into();
         }
-        Some(serde_json::json!({
+        Ok(serde_json::json!({
             "architectures": ["DeepseekV3ForCausalLM"],
             "model_type": "deepseek_v3",
             "attention_bias": false,
             "attention_dropout": 0.0,
             "bos_token_id": self.bos_token_id,
             "dtype": "float32",
-            "eos_token_id": self.eos_token_ids.first(),
+            "eos_token_id": match &self.eos_token_ids[..] {
+                [] => Value::Null,
+                [one] => (*one).into(),
+                several => several.into(),
+            },
             "first_k_dense_replace": moe.first_dense,
             "head_dim": qk_rope_head_dim,
             "hidden_act": "silu",
@@ -465,6 +484,11 @@ impl ModelConfig {
         }
         Ok(())
     }
+}
+
+/// The checkpoints' own code sums the two best of a group, whatever top_k.
+fn group_top(n_routed_experts: usize, n_group: usize) -> usize {
+    2.min(n_routed_experts / n_group.max(1))
 }
 
 /// Reads values by key, with errors that name file and key.

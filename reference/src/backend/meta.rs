@@ -4,12 +4,11 @@
 //! distribution. Any rank of any layout runs this way, without weights and without memory.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::ops::Range;
 
-use fathom_trace::{DType, Group, OpRecord, TensorMeta};
-use serde_json::Value;
+use fathom_trace::{DType, OpRecord, TensorMeta};
 
+use super::record::{input_metas, op_record};
 use super::{Backend, Place, Result};
 use crate::{DynOp, EngineError, Tensor};
 
@@ -61,41 +60,13 @@ impl Backend for Meta {
     }
 
     fn execute(&self, op: &dyn DynOp, inputs: Vec<Option<MetaBuffer>>) -> Result<Vec<MetaBuffer>> {
-        let meta = |(role, b): (&crate::ops::Role, Option<MetaBuffer>)| {
-            b.map(|b| TensorMeta { role: role.name.to_owned(), dtype: b.dtype, shape: b.shape })
-        };
-        let metas: Vec<Option<TensorMeta>> = op.inputs().iter().zip(inputs).map(meta).collect();
-        let outputs = op.infer(&metas)?;
-        let cost = op.cost(&metas, &outputs);
-        let params: BTreeMap<String, Value> = match op.params() {
-            Value::Object(map) => map.into_iter().collect(),
-            _ => BTreeMap::new(),
-        };
-        let group: Option<Group> =
-            params.get("group").and_then(|g| serde_json::from_value(g.clone()).ok());
-        let buffer = |o: &TensorMeta| MetaBuffer { dtype: o.dtype, shape: o.shape.clone() };
-        let buffers = outputs.iter().map(buffer).collect();
-        let place = self.place.get();
+        let metas = input_metas(self, op, &inputs);
         let mut records = self.records.borrow_mut();
         let seq = records.len() as u64;
-        records.push(OpRecord {
-            seq,
-            step: place.step,
-            rank: self.rank,
-            op: op.name().to_owned(),
-            params,
-            inputs: metas.into_iter().flatten().collect(),
-            outputs,
-            flops: cost.flops,
-            bytes_read: cost.bytes_read,
-            bytes_written: cost.bytes_written,
-            bytes_sent: cost.bytes_sent,
-            group,
-            layer: place.layer,
-            component: place.component,
-            phase: place.phase,
-            micro_batch: place.micro_batch,
-        });
+        let record = op_record(op, metas, seq, self.rank, self.place.get())?;
+        let buffer = |o: &TensorMeta| MetaBuffer { dtype: o.dtype, shape: o.shape.clone() };
+        let buffers = record.outputs.iter().map(buffer).collect();
+        records.push(record);
         Ok(buffers)
     }
 

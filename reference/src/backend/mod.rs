@@ -17,7 +17,7 @@ use std::ops::Range;
 use fathom_trace::{Component, DType, Phase};
 
 pub use meta::{Load, Meta, MetaBuffer};
-pub use record::{Call, Recorder};
+pub use record::{Call, Hook, Recorder, input_metas, op_record};
 pub use reference::Reference;
 
 use crate::ops::attention::{Attention, AttentionBackward};

@@ -9,13 +9,15 @@ use std::path::{Path, PathBuf};
 use fathom_numerics::formats::E4M3;
 use fathom_trace::{DType, Parallel};
 use half::f16;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::tensors::{self, TensorsError, TensorsFile};
+
+pub use super::save::{SavedType, convert_folder, save, save_as, split};
 use crate::Tensor;
 use crate::backend::Backend;
 use crate::config::{ConfigError, ModelConfig};
-use crate::model::{Model, ParamId, ParamKind, ParamSpec, Params, Part, convert};
+use crate::model::{Model, ParamKind, ParamSpec, Params, Part, convert};
 use crate::precision::{Mode, Recipe};
 
 /// Why a checkpoint cannot be loaded or saved.
@@ -63,9 +65,34 @@ pub enum HfError {
         /// The shape in the file.
         found: Vec<usize>,
     },
+    /// The configuration announces MTP modules that the files do not hold.
+    #[error(
+        "{}: config.json announces {announced} MTP modules (num_nextn_predict_layers), the files \
+         hold {found}: '{name}' is absent; set num_nextn_predict_layers to {found} to load the \
+         model without the others", folder.display()
+    )]
+    MissingMtp {
+        /// The folder.
+        folder: PathBuf,
+        /// Modules of the configuration.
+        announced: usize,
+        /// Modules in the files.
+        found: usize,
+        /// The first absent tensor.
+        name: String,
+    },
     /// The architecture has no form in this layout.
-    #[error("this architecture cannot be written as a deepseek_v3 configuration")]
-    Unspeakable,
+    #[error("this architecture cannot be written as a deepseek_v3 configuration: {reason}")]
+    Unspeakable {
+        /// What of it.
+        reason: &'static str,
+    },
+    /// A model was to be converted into its own folder.
+    #[error("{}: expected another folder to write to", folder.display())]
+    SameFolder {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// The model cannot be laid out.
     #[error(transparent)]
     Build(#[from] crate::model::BuildError),
@@ -79,14 +106,14 @@ pub enum HfError {
 pub struct HfCheckpoint {
     /// The folder.
     pub folder: PathBuf,
-    /// The architecture; MTP modules that the files do not hold are left out.
+    /// The architecture.
     pub config: ModelConfig,
     files: Vec<TensorsFile>,
     index: BTreeMap<String, usize>,
 }
 
 /// Side of the blocks that share a scale in FP8 checkpoints.
-const FP8_BLOCK: usize = 128;
+pub(super) const FP8_BLOCK: usize = 128;
 
 impl HfCheckpoint {
     /// Opens a folder: reads the configuration and the headers of its files.
@@ -94,7 +121,7 @@ impl HfCheckpoint {
     /// # Errors
     /// [`HfError`].
     pub fn open(folder: &Path) -> Result<HfCheckpoint, HfError> {
-        let mut config = ModelConfig::from_hf_file(&folder.join("config.json"))?;
+        let config = ModelConfig::from_hf_file(&folder.join("config.json"))?;
         let mut files = Vec::new();
         for path in weight_files(folder)? {
             files.push(TensorsFile::open(&path)?);
@@ -103,10 +130,12 @@ impl HfCheckpoint {
         for (number, file) in files.iter().enumerate() {
             index.extend(file.entries.keys().map(|name| (name.clone(), number)));
         }
-        let present = |depth: &usize| {
-            index.contains_key(&format!("model.layers.{}.eh_proj.weight", config.layers + depth))
-        };
-        config.mtp_depth = (0..config.mtp_depth).take_while(present).count();
+        let eh_proj = |d: usize| format!("model.layers.{}.eh_proj.weight", config.layers + d);
+        let announced = config.mtp_depth;
+        if let Some(found) = (0..announced).find(|&d| !index.contains_key(&eh_proj(d))) {
+            let (folder, name) = (folder.to_owned(), eh_proj(found));
+            return Err(HfError::MissingMtp { folder, announced, found, name });
+        }
         Ok(HfCheckpoint { folder: folder.to_owned(), config, files, index })
     }
 
@@ -314,90 +343,4 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, HfError> {
     names.sort_unstable();
     names.dedup();
     Ok(names.into_iter().map(|name| folder.join(name)).collect())
-}
-
-/// A parameter's checkpoint tensors.
-pub fn split(spec: &ParamSpec, tensor: &Tensor) -> Vec<(String, Tensor)> {
-    let mut rest = tensor.bytes();
-    let mut parts = Vec::with_capacity(spec.parts.len());
-    for part in &spec.parts {
-        let length = part.shape.iter().product::<usize>() * tensor.dtype().size();
-        let (own, after) = rest.split_at(length);
-        parts.push((part.name.clone(), Tensor::from_bytes(tensor.dtype(), &part.shape, own)));
-        rest = after;
-    }
-    parts
-}
-
-/// Writes a model in Hugging Face's layout: `config.json` and files of at most `shard_bytes`.
-///
-/// # Errors
-/// [`HfError`].
-pub fn save<B: Backend>(
-    folder: &Path,
-    model: &Model,
-    backend: &B,
-    params: &Params<B>,
-    shard_bytes: usize,
-) -> Result<(), HfError> {
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        move |source| TensorsError::Io { path, source }
-    };
-    std::fs::create_dir_all(folder).map_err(io(folder))?;
-    let config = model.config.to_hf().ok_or(HfError::Unspeakable)?;
-    let mut shards: Vec<Vec<(String, Tensor)>> = vec![Vec::new()];
-    let mut filled = 0;
-    for (spec, buffer) in model.specs.iter().zip(&params.buffers) {
-        for (name, tensor) in split(spec, &backend.download(buffer)?) {
-            if filled > 0 && filled + tensor.bytes().len() > shard_bytes {
-                shards.push(Vec::new());
-                filled = 0;
-            }
-            filled += tensor.bytes().len();
-            shards.last_mut().expect("never empty").push((name, tensor));
-        }
-    }
-    // Released checkpoints repeat embedding and head in every MTP module.
-    for module in &model.mtp {
-        let copies = [("embed_tokens", model.embedding), ("shared_head.head", model.head)];
-        for (name, id) in copies {
-            let id: ParamId = id.expect("the stage of MTP modules has both");
-            let name = format!("model.layers.{}.{name}.weight", module.layer.index);
-            let tensor = backend.download(&params.buffers[id.0])?;
-            shards.last_mut().expect("never empty").push((name, tensor));
-        }
-    }
-    let count = shards.len();
-    let mut map = serde_json::Map::new();
-    let mut total = 0;
-    for (i, shard) in shards.iter().enumerate() {
-        let name = match count {
-            1 => "model.safetensors".to_owned(),
-            _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
-        };
-        for (tensor, value) in shard {
-            total += value.bytes().len();
-            map.insert(tensor.clone(), name.clone().into());
-        }
-        tensors::write(&folder.join(name), shard)?;
-    }
-    if count > 1 {
-        let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
-        write_json(&folder.join("model.safetensors.index.json"), &index)?;
-    }
-    write_json(&folder.join("config.json"), &config)?;
-    Ok(())
-}
-
-/// Writes JSON beside the file, then renames it.
-fn write_json(path: &Path, value: &Value) -> Result<(), TensorsError> {
-    use std::io::Write;
-    let io = |source| TensorsError::Io { path: path.to_owned(), source };
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut beside = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
-    serde_json::to_writer_pretty(&mut beside, value).map_err(|e| io(e.into()))?;
-    beside.write_all(b"\n").map_err(io)?;
-    beside.persist(path).map_err(|e| io(e.error))?;
-    Ok(())
 }

@@ -2,6 +2,7 @@
 
 pub mod hf;
 mod mapped;
+mod save;
 pub mod tensors;
 
 pub use hf::{HfCheckpoint, HfError};

@@ -1,0 +1,265 @@
+//! Writing a model in Hugging Face's layout, shard after shard.
+
+use std::path::Path;
+
+use fathom_trace::{DType, Parallel};
+use serde_json::{Value, json};
+
+use super::hf::{FP8_BLOCK, HfCheckpoint, HfError};
+use super::tensors::{self, TensorsError};
+use crate::backend::{Backend, Reference};
+use crate::config::ModelConfig;
+use crate::model::{Model, ParamId, ParamKind, ParamSpec, Params, Part, convert};
+use crate::ops::Op;
+use crate::ops::quantize::{BlockFormat, QuantizeBlock, ScaleType};
+use crate::precision::{Mode, Recipe};
+use crate::{EngineError, OpError, Tensor};
+
+/// Element types of saved weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SavedType {
+    /// F32, or F64 where the model computes in it.
+    #[default]
+    Master,
+    /// BF16; selection biases stay F32.
+    Bf16,
+    /// E4M3 with `NAME_scale_inv` for every 128 x 128 block of a Linear's or an expert's weight;
+    /// the others BF16: as DeepSeek-V3 was released.
+    Fp8,
+}
+
+impl SavedType {
+    /// Every type.
+    pub const ALL: [SavedType; 3] = [SavedType::Master, SavedType::Bf16, SavedType::Fp8];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            SavedType::Master => "f32",
+            SavedType::Bf16 => "bf16",
+            SavedType::Fp8 => "fp8",
+        }
+    }
+
+    /// The type of a name.
+    pub fn from_name(name: &str) -> Option<SavedType> {
+        SavedType::ALL.into_iter().find(|t| t.name() == name)
+    }
+}
+
+/// Writes a model in Hugging Face's layout: `config.json` and files of at most `shard_bytes`, in
+/// master precision.
+///
+/// # Errors
+/// [`HfError`].
+pub fn save<B: Backend>(
+    folder: &Path,
+    model: &Model,
+    backend: &B,
+    params: &Params<B>,
+    shard_bytes: usize,
+) -> Result<(), HfError> {
+    save_as(folder, model, backend, params, SavedType::Master, shard_bytes)
+}
+
+/// A checkpoint tensor to be written: part `part` of a parameter, under a name of its own.
+struct Planned {
+    name: String,
+    id: ParamId,
+    part: usize,
+    fp8: bool,
+}
+
+/// Writes a model in Hugging Face's layout with weights of a type; no more than one shard is held
+/// in memory. A tensor larger than `shard_bytes` has a file of its own.
+///
+/// # Errors
+/// [`HfError`]; files that were there before are as they were until all of the new are written.
+pub fn save_as<B: Backend>(
+    folder: &Path,
+    model: &Model,
+    backend: &B,
+    params: &Params<B>,
+    saved: SavedType,
+    shard_bytes: usize,
+) -> Result<(), HfError> {
+    let config = config(&model.config, saved, model.recipe.master())?;
+    std::fs::create_dir_all(folder)
+        .map_err(|source| TensorsError::Io { path: folder.to_owned(), source })?;
+    let shards = shards(model, saved, shard_bytes);
+    let count = shards.len();
+    let mut map = serde_json::Map::new();
+    let mut total = 0;
+    for (i, shard) in shards.iter().enumerate() {
+        let name = match count {
+            1 => "model.safetensors".to_owned(),
+            _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
+        };
+        let mut written = Vec::new();
+        for planned in shard {
+            written.extend(tensor(model, backend, params, saved, planned)?);
+        }
+        for (tensor, value) in &written {
+            total += value.bytes().len();
+            map.insert(tensor.clone(), name.clone().into());
+        }
+        tensors::write(&folder.join(name), &written)?;
+    }
+    let index = folder.join("model.safetensors.index.json");
+    if count > 1 {
+        write_json(&index, &json!({ "metadata": { "total_size": total }, "weight_map": map }))?;
+    } else if index.exists() {
+        // The index of an earlier model would name that model's files.
+        std::fs::remove_file(&index)
+            .map_err(|source| TensorsError::Io { path: index.clone(), source })?;
+    }
+    Ok(write_json(&folder.join("config.json"), &config)?)
+}
+
+/// Writes the model of one folder into another, in another type or in other shards; a
+/// `tokenizer.json` goes with it.
+///
+/// # Errors
+/// [`HfError`]; the same folder on both sides is refused.
+pub fn convert_folder(
+    from: &Path,
+    to: &Path,
+    saved: SavedType,
+    shard_bytes: usize,
+) -> Result<(), HfError> {
+    let io = |path: &Path, source| TensorsError::Io { path: path.to_owned(), source };
+    std::fs::create_dir_all(to).map_err(|e| io(to, e))?;
+    let real = |path: &Path| std::fs::canonicalize(path).map_err(|e| io(path, e));
+    if real(from)? == real(to)? {
+        return Err(HfError::SameFolder { folder: to.to_owned() });
+    }
+    let checkpoint = HfCheckpoint::open(from)?;
+    let recipe = Recipe::new(Mode::Fp32);
+    let model = Model::new(&checkpoint.config, recipe, Parallel::default(), 0)?;
+    let params = checkpoint.load(&model, &Reference)?;
+    save_as(to, &model, &Reference, &params, saved, shard_bytes)?;
+    let tokenizer = from.join("tokenizer.json");
+    if tokenizer.is_file() {
+        let target = to.join("tokenizer.json");
+        std::fs::copy(&tokenizer, &target).map_err(|e| io(&target, e))?;
+    }
+    Ok(())
+}
+
+fn config(config: &ModelConfig, saved: SavedType, master: DType) -> Result<Value, HfError> {
+    let mut json = config.to_hf().map_err(|reason| HfError::Unspeakable { reason })?;
+    json["dtype"] = match (saved, master) {
+        (SavedType::Master, DType::F64) => "float64".into(),
+        (SavedType::Master, _) => "float32".into(),
+        (SavedType::Bf16 | SavedType::Fp8, _) => "bfloat16".into(),
+    };
+    if saved == SavedType::Fp8 {
+        json["quantization_config"] = json!({
+            "activation_scheme": "dynamic",
+            "fmt": "e4m3",
+            "quant_method": "fp8",
+            "weight_block_size": [FP8_BLOCK, FP8_BLOCK],
+        });
+    }
+    Ok(json)
+}
+
+/// Which tensor goes into which file.
+fn shards(model: &Model, saved: SavedType, shard_bytes: usize) -> Vec<Vec<Planned>> {
+    let mut shards: Vec<Vec<Planned>> = vec![Vec::new()];
+    let mut filled = 0;
+    for planned in plan(model, saved) {
+        let spec = &model.specs[planned.id.0];
+        let elements: usize = spec.parts[planned.part].shape.iter().product();
+        let bytes = elements * dtype(saved, spec, planned.fp8, model).size();
+        if filled > 0 && filled + bytes > shard_bytes {
+            shards.push(Vec::new());
+            filled = 0;
+        }
+        filled += bytes;
+        shards.last_mut().expect("never empty").push(planned);
+    }
+    shards
+}
+
+fn plan(model: &Model, saved: SavedType) -> Vec<Planned> {
+    let mut plan = Vec::new();
+    for (id, spec) in model.specs.iter().enumerate() {
+        for (part, Part { name, .. }) in spec.parts.iter().enumerate() {
+            // Released checkpoints leave the modules' joining projection in BF16.
+            let product = matches!(spec.kind, ParamKind::Linear | ParamKind::Experts);
+            let fp8 = saved == SavedType::Fp8 && product && !name.ends_with("eh_proj.weight");
+            plan.push(Planned { name: name.clone(), id: ParamId(id), part, fp8 });
+        }
+    }
+    // Released checkpoints repeat embedding and head in every MTP module.
+    for module in &model.mtp {
+        let copies = [("embed_tokens", model.embedding), ("shared_head.head", model.head)];
+        for (name, id) in copies {
+            let id = id.expect("the stage of MTP modules has both");
+            let name = format!("model.layers.{}.{name}.weight", module.layer.index);
+            plan.push(Planned { name, id, part: 0, fp8: false });
+        }
+    }
+    plan
+}
+
+fn dtype(saved: SavedType, spec: &ParamSpec, fp8: bool, model: &Model) -> DType {
+    match saved {
+        SavedType::Master => model.recipe.master(),
+        _ if spec.kind == ParamKind::SelectionBias => DType::F32,
+        SavedType::Fp8 if fp8 => DType::F8E4M3,
+        SavedType::Bf16 | SavedType::Fp8 => DType::BF16,
+    }
+}
+
+/// A tensor as it is written, with its scales.
+fn tensor<B: Backend>(
+    model: &Model,
+    backend: &B,
+    params: &Params<B>,
+    saved: SavedType,
+    planned: &Planned,
+) -> Result<Vec<(String, Tensor)>, HfError> {
+    let spec = &model.specs[planned.id.0];
+    let whole = backend.download(&params.buffers[planned.id.0])?;
+    let (_, value) = split(spec, &whole).swap_remove(planned.part);
+    let dtype = dtype(saved, spec, planned.fp8, model);
+    let name = planned.name.clone();
+    if dtype != DType::F8E4M3 {
+        return Ok(vec![(name, convert(value, dtype))]);
+    }
+    let block = [Some(FP8_BLOCK), Some(FP8_BLOCK)];
+    let format = BlockFormat::E4m3;
+    let op = QuantizeBlock { format, block, scale: ScaleType::F32, amax_floor: 1e-4 };
+    let out = Op::run(&op, vec![Some(convert(value, DType::F32))]);
+    let [q, scale] = <[Tensor; 2]>::try_from(out.map_err(|e: OpError| EngineError::Op(e))?)
+        .expect("codes and scales");
+    let scale_name = format!("{name}_scale_inv");
+    Ok(vec![(name, q), (scale_name, scale)])
+}
+
+/// A parameter's checkpoint tensors.
+pub fn split(spec: &ParamSpec, tensor: &Tensor) -> Vec<(String, Tensor)> {
+    let mut rest = tensor.bytes();
+    let mut parts = Vec::with_capacity(spec.parts.len());
+    for part in &spec.parts {
+        let length = part.shape.iter().product::<usize>() * tensor.dtype().size();
+        let (own, after) = rest.split_at(length);
+        parts.push((part.name.clone(), Tensor::from_bytes(tensor.dtype(), &part.shape, own)));
+        rest = after;
+    }
+    parts
+}
+
+/// Writes JSON beside the file, then renames it.
+fn write_json(path: &Path, value: &Value) -> Result<(), TensorsError> {
+    use std::io::Write;
+    let io = |source| TensorsError::Io { path: path.to_owned(), source };
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut beside = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
+    serde_json::to_writer_pretty(&mut beside, value).map_err(|e| io(e.into()))?;
+    beside.write_all(b"\n").map_err(io)?;
+    beside.persist(path).map_err(|e| io(e.error))?;
+    Ok(())
+}
