@@ -1,11 +1,13 @@
 //! `fathom model`: what a model is, without its weights.
 
+mod trace;
+
 use std::path::{Path, PathBuf};
 
 use fathom_reference::checkpoint::HfCheckpoint;
 use fathom_reference::checkpoint::hf::{self, SavedType};
 use fathom_reference::config::{ModelConfig, preset_names};
-use fathom_reference::inspect;
+use fathom_reference::inspect::{self, Inspection, Policy};
 use fathom_reference::precision::{Mode, Recipe};
 use serde_json::json;
 
@@ -22,6 +24,7 @@ pub struct Args {
 enum Command {
     Inspect(Inspect),
     Convert(Convert),
+    Trace(trace::Args),
 }
 
 /// Write a checkpoint again: in another element type, in other shards
@@ -49,19 +52,25 @@ fn saved_type(name: &str) -> Result<SavedType, String> {
     SavedType::from_name(name).ok_or_else(|| format!("expected one of {names}"))
 }
 
-/// Count parameters, memory, FLOPs and cache of a preset, a config.json or a checkpoint's folder
+/// Count parameters, memory, FLOPs and cache of presets, config.json files or checkpoints' folders
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   fathom model inspect deepseek-v3
+  fathom model inspect deepseek-v3 qwen2.5-72b-gqa llama-3.1-405b-gqa    side by side
   fathom model inspect DIR/config.json --json
-  fathom model inspect DIR --precision fp32 --sequence 2048")]
+  fathom model inspect DIR --precision fp32 --sequence 2048 --micro-batch 4")]
 struct Inspect {
     /// A preset's name, a config.json, or a folder in Hugging Face's layout
-    #[arg(value_name = "MODEL")]
-    model: String,
-    /// Sequence length that FLOPs are counted at
-    #[arg(long, value_name = "N", default_value_t = 4096)]
-    sequence: usize,
+    #[arg(required = true, value_name = "MODEL")]
+    models: Vec<String>,
+    /// Sequence length that FLOPs and activations are counted at
+    #[arg(long, value_name = "N", default_value_t = 4096,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    sequence: u32,
+    /// Sequences of a micro-batch that activations are counted for
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    micro_batch: u32,
     /// Precision mode that memory is counted in
     #[arg(long, value_name = "MODE", default_value = "fp8", value_parser = crate::eval::mode)]
     precision: Mode,
@@ -74,6 +83,7 @@ struct Inspect {
 pub fn run(args: &Args) -> output::Result {
     match &args.command {
         Command::Inspect(args) => inspect(args),
+        Command::Trace(args) => trace::run(args),
         Command::Convert(args) => {
             let Convert { from, to, weights, shard_size } = args;
             hf::convert_folder(from, to, *weights, *shard_size as usize)?;
@@ -83,24 +93,54 @@ pub fn run(args: &Args) -> output::Result {
 }
 
 fn inspect(args: &Inspect) -> output::Result {
-    let config = read(&args.model)?;
-    let found = inspect::inspect(&config, Recipe::new(args.precision), args.sequence)?;
-    if args.json {
-        let document = json!({
-            "model": args.model,
+    let (sequence, sequences) = (args.sequence as usize, args.micro_batch as usize);
+    let mut documents = Vec::new();
+    let mut columns = Vec::new();
+    for name in &args.models {
+        let config = read(name)?;
+        let figures = inspect::inspect(&config, Recipe::new(args.precision), sequence)?;
+        let policies = inspect::by_policy(&config, args.precision, sequences, sequence)?;
+        columns.push(column(&figures, &policies));
+        documents.push(json!({
+            "model": name,
             "precision": args.precision.name(),
             "config": config,
-            "figures": found,
-        });
-        output::print_json(&document)?;
+            "figures": figures,
+            "micro_batch": { "sequences": sequences, "tokens": sequences * sequence },
+            "policies": policies,
+        }));
+    }
+    if args.json {
+        match &documents[..] {
+            [one] => output::print_json(one)?,
+            several => output::print_json(&json!({ "models": several }))?,
+        }
         return Ok(Outcome::Holds);
     }
+    let rows = columns[0].iter().enumerate().map(|(i, (name, _))| {
+        let values = columns.iter().map(|column| column[i].1.clone());
+        std::iter::once(name.clone()).chain(values).collect()
+    });
+    let names = args.models.iter().map(String::as_str);
+    let header: Vec<&str> = std::iter::once("").chain(names).collect();
+    let right: Vec<usize> = (1..header.len()).collect();
+    println!("{}", output::table(&header, &right, rows.collect()));
+    println!(
+        "{} at sequence {sequence}; activations of {sequences} sequences on one rank",
+        args.precision.name()
+    );
+    Ok(Outcome::Holds)
+}
+
+/// A model's figures by name, the same names for every model.
+fn column(found: &Inspection, policies: &[Policy]) -> Vec<(String, String)> {
     let p = &found.parameters;
     let billion = |n: u64| format!("{:.4} B", n as f64 / 1e9);
     let gigabytes = |n: u64| format!("{:.3} GB", n as f64 / 1e9);
     let kilobytes = |n: u64| format!("{:.3} KB", n as f64 / 1e3);
+    let gflop = |n: f64| format!("{n:.2} GFLOP");
     let memory = &found.memory_bytes;
-    let mut rows = vec![
+    let fixed = [
         ("parameters, all", billion(p.total)),
         ("active a token, without embedding", billion(p.active_without_embedding)),
         ("active a token, with embedding", billion(p.active)),
@@ -108,27 +148,30 @@ fn inspect(args: &Inspect) -> output::Result {
         ("head", billion(p.head)),
         ("routed experts", billion(p.routed_experts)),
         ("MTP modules, without shared tables", billion(p.mtp)),
-        ("weights as GEMMs read them", gigabytes(memory.weights)),
-        ("master copies", gigabytes(memory.master)),
-        ("gradients", gigabytes(memory.gradients)),
-        ("moments (BF16)", gigabytes(memory.moments)),
-        ("training a token, causal", format!("{:.2} GFLOP", found.training_gflop_per_token)),
-        (
-            "training a token, non-causal",
-            format!("{:.2} GFLOP", found.training_gflop_per_token_non_causal),
-        ),
-        ("forward a token, causal", format!("{:.2} GFLOP", found.forward_gflop_per_token)),
+        ("training a token, causal", gflop(found.training_gflop_per_token)),
+        ("training a token, non-causal", gflop(found.training_gflop_per_token_non_causal)),
+        ("forward a token, causal", gflop(found.forward_gflop_per_token)),
         ("KV cache a token (BF16)", kilobytes(found.kv_cache_bytes_per_token)),
     ];
-    let others: Vec<(String, u64)> = found
-        .kv_cache_alternatives
-        .iter()
-        .map(|(name, bytes)| (format!("KV cache a token as {name}"), *bytes))
-        .collect();
-    rows.extend(others.iter().map(|(name, bytes)| (name.as_str(), kilobytes(*bytes))));
-    let rows = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
-    println!("{}", output::table(&[args.model.as_str(), ""], &[1], rows));
-    Ok(Outcome::Holds)
+    let mut rows: Vec<(String, String)> =
+        fixed.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    for (name, bytes) in &found.kv_cache_alternatives {
+        rows.push((format!("KV cache a token as {name}"), kilobytes(*bytes)));
+    }
+    let lasting = [
+        ("weights as GEMMs read them", memory.weights),
+        ("master copies", memory.master),
+        ("gradients", memory.gradients),
+        ("moments (BF16)", memory.moments),
+    ];
+    rows.extend(lasting.map(|(name, bytes)| (name.to_owned(), gigabytes(bytes))));
+    for Policy { name, activations_bytes, training_bytes } in policies {
+        rows.push((format!("kept activations: {name}"), gigabytes(activations_bytes.kept)));
+        if *name == "default" {
+            rows.push(("training in all".to_owned(), gigabytes(*training_bytes)));
+        }
+    }
+    rows
 }
 
 /// The configuration of a preset, of a file, or of a folder (its tensors' shapes are checked).

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::config::{AttentionConfig, ModelConfig};
+use crate::memory::{self, Activations, MemoryError};
 use crate::model::{BuildError, Model, ParamKind};
 use crate::parallel::Parallel;
 use crate::precision::{Mode, Recipe};
@@ -37,6 +38,43 @@ pub struct Memory {
     pub gradients: u64,
     /// Two moments of AdamW, in BF16.
     pub moments: u64,
+}
+
+impl Memory {
+    /// All of them.
+    pub fn sum(&self) -> u64 {
+        self.weights + self.master + self.gradients + self.moments
+    }
+}
+
+/// What a training step holds with one recipe: lasting tensors and activations.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Policy {
+    /// What is kept and what is made again.
+    pub name: &'static str,
+    /// Activations of a micro-batch.
+    pub activations_bytes: Activations,
+    /// Lasting tensors and kept activations.
+    pub training_bytes: u64,
+}
+
+/// What a micro-batch of `sequences` times `sequence` tokens holds, by policy of the mode.
+///
+/// # Errors
+/// [`MemoryError`].
+pub fn by_policy(
+    config: &ModelConfig,
+    mode: Mode,
+    sequences: usize,
+    sequence: usize,
+) -> Result<Vec<Policy>, MemoryError> {
+    let of = |(name, recipe): (&'static str, Recipe)| {
+        let activations_bytes = memory::predict(config, &recipe, sequences, sequence)?;
+        let model = Model::new(config, recipe, Parallel::default(), 0)?;
+        let training_bytes = lasting(&model).sum() + activations_bytes.kept;
+        Ok(Policy { name, activations_bytes, training_bytes })
+    };
+    memory::policies(mode).into_iter().map(of).collect()
 }
 
 /// A model's figures.
@@ -76,7 +114,7 @@ pub fn inspect(
     let causal = attention_flops(config, (sequence as f64 + 1.0) / 2.0);
     let whole = attention_flops(config, sequence as f64);
     Ok(Inspection {
-        memory_bytes: memory(&model),
+        memory_bytes: lasting(&model),
         training_gflop_per_token: (6.0 * linear + 3.0 * causal) / 1e9,
         training_gflop_per_token_non_causal: (6.0 * linear + 3.0 * whole) / 1e9,
         forward_gflop_per_token: (2.0 * linear + causal) / 1e9,
@@ -154,7 +192,7 @@ fn alternatives(config: &ModelConfig) -> Vec<(String, u64)> {
     named.map(|(name, heads)| (name.to_owned(), bytes(heads))).to_vec()
 }
 
-fn memory(model: &Model) -> Memory {
+fn lasting(model: &Model) -> Memory {
     let mut memory = Memory::default();
     let master = model.recipe.master().size() as u64;
     let low = matches!(model.recipe.mode, Mode::Fp8 | Mode::Bf16);
@@ -175,9 +213,8 @@ fn memory(model: &Model) -> Memory {
             memory.moments += 4 * n;
         }
     }
-    let shared = model.mtp.len() as u64 * 2 + u64::from(model.config.tie_word_embeddings);
-    let table = (model.config.vocab_size * model.config.hidden_size) as u64;
-    memory.gradients += shared * table * master;
+    let uses = model.further_uses().into_iter().map(|id| model.specs[id.0].elements() as u64);
+    memory.gradients += uses.sum::<u64>() * master;
     memory
 }
 

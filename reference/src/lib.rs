@@ -17,6 +17,7 @@ pub mod data;
 pub mod eval;
 pub mod inspect;
 pub mod layers;
+pub mod memory;
 pub mod model;
 pub mod ops;
 pub mod parallel;

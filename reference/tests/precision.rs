@@ -31,7 +31,7 @@ fn gradients(
     let whole = Batch::from_sequences(&micro_batches.concat());
     let mut settings = StepSettings::of(&whole, model.config.mtp_depth, 0.3);
     let weight = 1e-2 / micro_batches.concat().len() as f64;
-    settings.balance = Some(Balance { kind: BalanceKind::Sequence, weight });
+    settings.balance = vec![Balance { kind: BalanceKind::Sequence, weight }];
     let mut grads = model.zero_gradients(&backend)?;
     let mut loss = 0.0;
     for sequences in micro_batches {

@@ -7,7 +7,9 @@
 //! - [`Reference`]: the arithmetic of the op table, on the CPU.
 //! - [`Meta`]: shapes only; every op becomes an [`fathom_trace::OpRecord`].
 //! - [`Recorder`]: wraps any backend and shows every call to a hook.
+//! - [`Ledger`]: wraps any backend and counts the bytes that are alive.
 
+mod ledger;
 mod meta;
 mod record;
 mod reference;
@@ -16,6 +18,7 @@ use std::ops::Range;
 
 use fathom_trace::{Component, DType, Phase};
 
+pub use ledger::{Alive, Counted, Ledger};
 pub use meta::{Load, Meta, MetaBuffer};
 pub use record::{Call, Hook, Recorder, input_metas, op_record};
 pub use reference::Reference;
@@ -25,6 +28,7 @@ use crate::ops::balance::BalanceLoss;
 use crate::ops::collective::{AllGather, AllReduce, Recv, ReduceScatter, Send};
 use crate::ops::cross_entropy::{CrossEntropy, CrossEntropyBackward};
 use crate::ops::dispatch::{Combine, Dispatch, DispatchPlan};
+use crate::ops::drop_tokens::DropTokens;
 use crate::ops::elementwise::{Add, Cast, ConcatColumns, GatherRows, ScatterAddRows, SliceColumns};
 use crate::ops::fp8::{Dequantize, GroupedGemmFp8, QuantizeWeight, TransposeQuantize, WgradFp8};
 use crate::ops::gemm::Gemm;
@@ -199,7 +203,7 @@ pub trait Backend {
         attention_backward(
             AttentionBackward; q: req, k: req, v: req, o: req, lse: req, d_o: req
         ) -> 3;
-        balance_loss(BalanceLoss; scores: req) -> 2;
+        balance_loss(BalanceLoss; scores: req, indices: opt) -> 2;
         cast(Cast; x: req) -> 1;
         combine(Combine; y: req, inverse: req) -> 1;
         concat_columns(ConcatColumns; a: req, b: req, c: opt) -> 1;
@@ -211,6 +215,7 @@ pub trait Backend {
         dequantize(Dequantize; q: req, scale: req) -> 1;
         dispatch(Dispatch; x: req, rows: req) -> 1;
         dispatch_plan(DispatchPlan; indices: req) -> 3;
+        drop_tokens(DropTokens; indices: req, scores: req) -> 2;
         gather_rows(GatherRows; table: req, ids: req) -> 1;
         gemm(Gemm; a: req, b: req, c: take) -> 1;
         gemm_fp8(

@@ -72,15 +72,39 @@ impl<B: Backend> Rows<B> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BalanceKind {
-    /// Over each sequence: DeepSeek-V3's complementary loss.
+    /// Over each sequence, by the experts of highest affinity: DeepSeek-V3's complementary loss.
     Sequence,
-    /// Over the micro-batch: batch-wise, and the classic expert-level loss.
+    /// The same over the micro-batch: V3's batch-wise comparison.
     Batch,
-    /// Over the micro-batch, for equal blocks of experts: the classic device-level loss.
+    /// Over each sequence, by the experts that routing chose: V2's expert-level loss.
+    Expert,
+    /// As `Expert` for equal blocks of experts: V2's device-level loss.
     Device {
         /// How many blocks.
         devices: usize,
     },
+}
+
+/// Room for tokens on a device, as V2 was trained; without it no token is dropped.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Capacity {
+    /// Blocks of experts that share their room.
+    pub devices: usize,
+    /// Room of a block over its even share of the micro-batch's slots; V2: 1.
+    pub factor: f64,
+    /// Sequences of the micro-batch that lose no token, in ascending order; V2: a tenth.
+    #[serde(default)]
+    pub exempt: Vec<usize>,
+}
+
+impl Capacity {
+    /// The same for the sequences longer than `depth` of those that `lengths` lists, counted anew.
+    pub fn of_longer_than(&self, depth: usize, lengths: &[usize]) -> Capacity {
+        let left = lengths.iter().enumerate().filter(|&(_, &length)| length > depth);
+        let exempt = left.enumerate().filter(|(_, (old, _))| self.exempt.contains(old));
+        Capacity { exempt: exempt.map(|(new, _)| new).collect(), ..*self }
+    }
 }
 
 /// A balance loss.
@@ -104,8 +128,10 @@ pub struct Cx<'a, B: Backend> {
     pub weights: &'a Weights<B>,
     /// The tensor-parallel ranks.
     pub tp: Group,
-    /// The balance loss of the MoE layers, where there is one.
-    pub balance: Option<&'a Balance>,
+    /// The balance losses of the MoE layers.
+    pub balance: &'a [Balance],
+    /// Room for tokens of the MoE layers, where it is limited.
+    pub capacity: Option<Capacity>,
     /// On which rows.
     pub rows: &'a Rows<B>,
     /// Optimizer step and micro-batch, for records.

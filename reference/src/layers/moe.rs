@@ -7,10 +7,11 @@ use crate::backend::{Backend, Result};
 use crate::layers::feed_forward::{FeedForward, FeedForwardKept};
 use crate::layers::linear::{GroupedLinear, NormKept};
 use crate::layers::operand::{Codes, Operand};
-use crate::layers::{Balance, BalanceKind, Cx, Linear, Norm};
+use crate::layers::{Balance, BalanceKind, Capacity, Cx, Linear, Norm};
 use crate::model::params::ParamId;
 use crate::ops::balance::BalanceLoss;
 use crate::ops::dispatch::{Combine, Dispatch, DispatchPlan};
+use crate::ops::drop_tokens::DropTokens;
 use crate::ops::elementwise::{Add, Cast};
 use crate::ops::gemm::{Gemm, Layout};
 use crate::ops::router::{Router, RouterBackward};
@@ -104,8 +105,11 @@ pub struct MoeKept<B: Backend> {
     dhidden: Option<Operand<B>>,
     dweights: Option<B::Buffer>,
     dlogits: Option<B::Buffer>,
-    /// The balance loss of each segment, and its gradient for the affinities.
-    pub balance: Option<[B::Buffer; 2]>,
+    /// The balance losses of each segment, a buffer a loss.
+    pub balance: Vec<B::Buffer>,
+    /// Slots that each device dropped, where room is limited.
+    pub dropped: Option<B::Buffer>,
+    dscores: Option<B::Buffer>,
 }
 
 /// Gradients between the backward of mlp and that of dispatch.
@@ -163,9 +167,18 @@ impl MoeLayer {
         let logits = backend.gemm(&logits, &gate_input, cx.master(self.gate.weight), None)?;
         let bias = Some(cx.master(self.bias));
         let [scores, indices, weights] = backend.router(&self.router, &logits, bias)?;
-        let balance = self.balance(cx, &scores)?;
+        let (balance, dscores) = self.balance(cx, &scores, &indices)?;
+        let (placed, dropped) = match cx.capacity.clone() {
+            Some(Capacity { devices, factor, exempt }) => {
+                let segments = cx.rows.segments.clone();
+                let op = DropTokens { devices, factor, segments, exempt };
+                let [placed, dropped] = backend.drop_tokens(&op, &indices, &scores)?;
+                (placed, Some(dropped))
+            }
+            None => (indices.clone(), None),
+        };
         let op = DispatchPlan { experts: self.experts };
-        let [rows, inverse, counts] = backend.dispatch_plan(&op, &indices)?;
+        let [rows, inverse, counts] = backend.dispatch_plan(&op, &placed)?;
         let tokens = cx.rows.len();
         let slots = tokens * self.router.top_k * self.ep;
         let counts = backend.expert_counts(&counts, self.local.clone(), slots)?;
@@ -186,6 +199,8 @@ impl MoeLayer {
             dweights: None,
             dlogits: None,
             balance,
+            dropped,
+            dscores,
         })
     }
 
@@ -210,23 +225,33 @@ impl MoeLayer {
         }
     }
 
-    /// The balance loss of the affinities, where the step has one.
+    /// The step's balance losses, and the sum of their gradients for the affinities.
     fn balance<B: Backend>(
         &self,
         cx: &Cx<'_, B>,
         scores: &B::Buffer,
-    ) -> Result<Option<[B::Buffer; 2]>> {
-        let Some(Balance { kind, weight }) = cx.balance.copied() else {
-            return Ok(None);
-        };
-        let whole = vec![cx.rows.len()];
-        let (segments, devices) = match kind {
-            BalanceKind::Sequence => (cx.rows.segments.clone(), self.experts),
-            BalanceKind::Batch => (whole, self.experts),
-            BalanceKind::Device { devices } => (whole, devices),
-        };
-        let op = BalanceLoss { top_k: self.router.top_k, weight, segments, devices };
-        cx.backend.balance_loss(&op, scores).map(Some)
+        indices: &B::Buffer,
+    ) -> Result<(Vec<B::Buffer>, Option<B::Buffer>)> {
+        let (mut losses, mut sum) = (Vec::new(), None);
+        for &Balance { kind, weight } in cx.balance {
+            let sequences = || cx.rows.segments.clone();
+            let (segments, devices, chosen) = match kind {
+                BalanceKind::Sequence => (sequences(), self.experts, None),
+                BalanceKind::Batch => (vec![cx.rows.len()], self.experts, None),
+                BalanceKind::Expert => (sequences(), self.experts, Some(indices)),
+                BalanceKind::Device { devices } => (sequences(), devices, Some(indices)),
+            };
+            let op = BalanceLoss { top_k: self.router.top_k, weight, segments, devices };
+            let [loss, dscores] = cx.backend.balance_loss(&op, scores, chosen)?;
+            losses.push(loss);
+            sum = Some(match sum {
+                Some(sum) => {
+                    cx.backend.add(&Add { out: cx.recipe.master() }, &sum, &dscores, None)?
+                }
+                None => dscores,
+            });
+        }
+        Ok((losses, sum))
     }
 
     /// The experts on their rows.
@@ -274,7 +299,7 @@ impl MoeLayer {
             backend.combine(&self.combine_op(cx, plan, true), &dweights, &plan.inverse)?;
         let Router { score, normalize, scale, .. } = self.router;
         let op = RouterBackward { score, normalize, scale };
-        let dscores = kept.balance.as_ref().map(|[_, dscores]| dscores);
+        let dscores = kept.dscores.as_ref();
         let dlogits =
             backend.router_backward(&op, &dweights, &kept.scores, &kept.indices, dscores)?;
         let op = Gemm { layout: Layout::Nn, out: cx.recipe.master(), segments: Vec::new() };

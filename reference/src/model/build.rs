@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-use crate::config::{AttentionConfig, ModelConfig, MoeConfig};
+use crate::config::{AttentionConfig, ModelConfig, MoeConfig, MtpKind};
 use crate::layers::attention::{AttentionLayer, KeyValue};
 use crate::layers::feed_forward::FeedForward;
 use crate::layers::linear::GroupedLinear;
 use crate::layers::moe::{MlpLayer, MoeLayer};
 use crate::layers::{Linear, Norm, rope};
 use crate::model::layer::Layer;
-use crate::model::mtp::MtpModule;
+use crate::model::mtp::{Join, MtpModule};
 use crate::model::params::{Builder, ParamId, ParamKind, ParamSpec};
 use crate::ops::attention::Heads;
 use crate::ops::router::Router;
@@ -97,7 +97,8 @@ impl Model {
             config.layers * at.pp / stages..config.layers * (at.pp + 1) / stages;
         let (first, last) = (at.pp == 0, at.pp + 1 == stages);
         let table = [config.vocab_size, config.hidden_size];
-        let needs_table = first || (last && (config.mtp_depth > 0 || config.tie_word_embeddings));
+        let looks_up = config.mtp_depth > 0 && config.mtp_kind == MtpKind::Sequential;
+        let needs_table = first || (last && (looks_up || config.tie_word_embeddings));
         let name = "model.embed_tokens.weight".to_owned();
         let kind = ParamKind::Embedding;
         let embedding = needs_table.then(|| layout.params.one(name, kind, None, &table));
@@ -318,9 +319,14 @@ impl Layout<'_> {
             let name = format!("{prefix}.{name}.weight");
             self.norm(&name, Some(index), hidden)
         };
-        let (enorm, hnorm, norm) = (norm("enorm"), norm("hnorm"), norm("shared_head.norm"));
-        let eh_proj = self.linear(format!("{prefix}.eh_proj.weight"), index, [hidden, 2 * hidden]);
+        let sequential = self.config.mtp_kind == MtpKind::Sequential;
+        let norms = sequential.then(|| [norm("enorm"), norm("hnorm")]);
+        let norm = norm("shared_head.norm");
+        let join = norms.map(|[enorm, hnorm]| {
+            let name = format!("{prefix}.eh_proj.weight");
+            Join { enorm, hnorm, eh_proj: self.linear(name, index, [hidden, 2 * hidden]) }
+        });
         let layer = self.layer(index)?;
-        Ok(MtpModule { depth: depth + 1, enorm, hnorm, eh_proj, layer, norm })
+        Ok(MtpModule { depth: depth + 1, join, layer, norm })
     }
 }

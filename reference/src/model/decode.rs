@@ -8,7 +8,7 @@
 use fathom_trace::{Component, Phase};
 
 use super::step::StepSettings;
-use super::{Model, MtpModule};
+use super::{Join, Model, MtpModule};
 use crate::backend::{Backend, Result};
 use crate::layers::attention::KeyValue;
 use crate::layers::context::Rows;
@@ -127,7 +127,14 @@ impl Model {
         let cx = self.cx(backend, weights, &rows, &settings, None);
         let ids: Vec<i32> = tokens.iter().map(|&t| t as i32).collect();
         let e = self.embed(&cx, &backend.upload(Tensor::from_vec(&[ids.len()], ids))?)?;
-        let MtpModule { enorm, hnorm, eh_proj, layer, norm, .. } = &self.mtp[module];
+        let MtpModule { join, layer, norm, .. } = &self.mtp[module];
+        let Some(Join { enorm, hnorm, eh_proj }) = join else {
+            return Err(EngineError::Unsupported {
+                engine: backend.name(),
+                op: "draft".into(),
+                reason: "parallel MTP heads are a training baseline; decode without drafts".into(),
+            });
+        };
         cx.at(Some(layer.index), Component::Mtp, Phase::F);
         let (e, h) = (enorm.fprop(&cx, &e)?.0, hnorm.fprop(&cx, hidden)?.0);
         let joined = backend.concat_columns(&ConcatColumns {}, &e, &h, None)?;

@@ -35,7 +35,7 @@ pub mod workload;
 
 pub use build::{BuildError, Model};
 pub use decode::LatentCache;
-pub use mtp::MtpModule;
+pub use mtp::{Join, MtpModule};
 pub use params::{ParamId, ParamKind, ParamSpec, Part};
 pub use step::{Batch, DeviceBatch, Forward, StepReport, StepSettings};
 
@@ -103,10 +103,11 @@ impl Model {
     }
 
     /// The parameters whose further uses have accumulators behind those of the parameters.
-    fn further_uses(&self) -> Vec<ParamId> {
+    pub(crate) fn further_uses(&self) -> Vec<ParamId> {
         let tied = self.head.filter(|_| self.config.tie_word_embeddings);
-        let mtp = self.mtp.iter().flat_map(|_| [self.embedding, self.head]).flatten();
-        tied.into_iter().chain(mtp).collect()
+        let embeddings = self.mtp.iter().filter(|m| m.join.is_some()).map(|_| self.embedding);
+        let heads = self.mtp.iter().map(|_| self.head);
+        tied.into_iter().chain(embeddings.chain(heads).flatten()).collect()
     }
 
     /// The accumulator of the main model's head.
@@ -117,8 +118,9 @@ impl Model {
 
     /// The accumulators of the shared parameters in MTP module `index` (from 0).
     fn mtp_slots(&self, index: usize) -> MtpSlots {
-        let first = self.specs.len() + usize::from(self.config.tie_word_embeddings) + 2 * index;
-        MtpSlots { embedding: first, head: first + 1 }
+        let embeddings = self.specs.len() + usize::from(self.config.tie_word_embeddings);
+        let heads = embeddings + self.mtp.iter().filter(|m| m.join.is_some()).count();
+        MtpSlots { embedding: embeddings + index, head: heads + index }
     }
 
     /// Ends a shard: adds each further use's accumulator to its parameter's, in order.

@@ -1,11 +1,15 @@
-//! A multi-token-prediction module: predicts one token further than the module before it.
+//! A multi-token-prediction module: predicts further tokens than the next.
 //!
-//! Row i of module d joins `enorm(embedding of token i + d)` and `hnorm(hidden state of row i)` -
-//! in this order, as released checkpoints lay `eh_proj` out; equation 21 of the report writes it
-//! the other way round -, projects to the residual's width, runs one layer at RoPE positions i + d
-//! and a norm; the shared head then predicts token i + d + 1. The hidden state is that after the
-//! norm of the main model (or of the module before): the causal chain is kept. Source: arXiv
-//! 2412.19437, section 2.2.
+//! Sequential modules (DeepSeek-V3). Row i of module d joins `enorm(embedding of token i + d)` and
+//! `hnorm(hidden state of row i)` - in this order, as released checkpoints lay `eh_proj` out;
+//! equation 21 of the report writes it the other way round -, projects to the residual's width,
+//! runs one layer at RoPE positions i + d and a norm; the shared head then predicts token
+//! i + d + 1. The hidden state is that after the norm of the main model (or of the module before):
+//! the causal chain is kept. Source: arXiv 2412.19437, section 2.2.
+//!
+//! Parallel heads (the baseline). Row i of head d is the last layer's output of row i: one layer at
+//! position i and a norm, then the shared head predicts token i + d + 1. Heads neither see each
+//! other nor further tokens. Source: arXiv 2404.19737, section 2.
 
 use fathom_trace::{Component, Phase};
 
@@ -21,28 +25,86 @@ use crate::ops::elementwise::{ConcatColumns, SliceColumns};
 pub struct MtpModule {
     /// Which one, counted from 1: it predicts token i + depth + 1.
     pub depth: usize,
-    /// Norm of the token's embedding.
-    pub enorm: Norm,
-    /// Norm of the hidden state.
-    pub hnorm: Norm,
-    /// From both to the residual's width.
-    pub eh_proj: Linear,
+    /// What joins token and hidden state; none of a parallel head.
+    pub join: Option<Join>,
     /// The decoder layer.
     pub layer: Layer,
     /// Norm before the shared head.
     pub norm: Norm,
 }
 
+/// Joins a token's embedding and a hidden state.
+#[derive(Clone, Debug)]
+pub struct Join {
+    /// Norm of the token's embedding.
+    pub enorm: Norm,
+    /// Norm of the hidden state.
+    pub hnorm: Norm,
+    /// From both to the residual's width.
+    pub eh_proj: Linear,
+}
+
 /// What its backward needs.
 #[derive(Debug)]
 pub struct MtpKept<B: Backend> {
-    enorm: NormKept<B>,
-    hnorm: NormKept<B>,
-    joined: Operand<B>,
+    join: Option<JoinKept<B>>,
     /// The layer's.
     pub layer: LayerKept<B>,
     norm: NormKept<B>,
+}
+
+#[derive(Debug)]
+struct JoinKept<B: Backend> {
+    enorm: NormKept<B>,
+    hnorm: NormKept<B>,
+    joined: Operand<B>,
     dx: Option<B::Buffer>,
+}
+
+/// Gradients that a module gives back.
+pub(super) struct MtpGradients<B: Backend> {
+    /// Of the token's embedding; none of a parallel head.
+    pub embedding: Option<B::Buffer>,
+    /// Of the hidden state.
+    pub hidden: B::Buffer,
+}
+
+impl Join {
+    fn forward<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        embedding: &B::Buffer,
+        hidden: &B::Buffer,
+    ) -> Result<(B::Buffer, JoinKept<B>)> {
+        let (e, enorm) = self.enorm.fprop(cx, embedding)?;
+        let (h, hnorm) = self.hnorm.fprop(cx, hidden)?;
+        let joined = cx.backend.concat_columns(&ConcatColumns {}, &e, &h, None)?;
+        let joined = cx.operand(&joined)?;
+        let x = self.eh_proj.fprop(cx, &joined)?;
+        Ok((x, JoinKept { enorm, hnorm, joined, dx: None }))
+    }
+
+    fn backward_input<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        kept: &mut JoinKept<B>,
+        dx: B::Buffer,
+    ) -> Result<MtpGradients<B>> {
+        let djoined = self.eh_proj.dgrad(cx, &dx)?;
+        kept.dx = Some(dx);
+        let width = self.enorm.width;
+        let half = |offset| cx.backend.slice_columns(&SliceColumns { offset, width }, &djoined);
+        let embedding = self.enorm.dgrad(cx, &mut kept.enorm, half(0)?, None)?;
+        let hidden = self.hnorm.dgrad(cx, &mut kept.hnorm, half(width)?, None)?;
+        Ok(MtpGradients { embedding: Some(embedding), hidden })
+    }
+
+    fn backward_weight<B: Backend>(&self, cx: &Cx<'_, B>, kept: JoinKept<B>) -> Result<()> {
+        let dx = kept.dx.expect("input-backward comes first");
+        self.eh_proj.wgrad(cx, &kept.joined, &dx)?;
+        self.enorm.wgrad(cx, &kept.enorm)?;
+        self.hnorm.wgrad(cx, &kept.hnorm)
+    }
 }
 
 impl MtpModule {
@@ -50,65 +112,56 @@ impl MtpModule {
         cx.at(Some(self.layer.index), Component::Mtp, phase);
     }
 
-    /// The module's hidden state after its norm.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    pub fn forward<B: Backend>(
+    /// The module's hidden state after its norm; a sequential module needs the embedding.
+    pub(super) fn forward<B: Backend>(
         &self,
         cx: &Cx<'_, B>,
-        embedding: &B::Buffer,
+        embedding: Option<&B::Buffer>,
         hidden: &B::Buffer,
     ) -> Result<(B::Buffer, MtpKept<B>)> {
         self.at(cx, Phase::F);
-        let (e, enorm) = self.enorm.fprop(cx, embedding)?;
-        let (h, hnorm) = self.hnorm.fprop(cx, hidden)?;
-        let joined = cx.backend.concat_columns(&ConcatColumns {}, &e, &h, None)?;
-        let joined = cx.operand(&joined)?;
-        let x = self.eh_proj.fprop(cx, &joined)?;
+        let (x, join) = match &self.join {
+            Some(join) => {
+                let embedding = embedding.expect("a sequential module sees the next token");
+                let (x, kept) = join.forward(cx, embedding, hidden)?;
+                (x, Some(kept))
+            }
+            None => (hidden.clone(), None),
+        };
         let (y, layer) = self.layer.forward(cx, &x)?;
         self.at(cx, Phase::F);
         let (out, norm) = self.norm.fprop(cx, &y)?;
-        Ok((out, MtpKept { enorm, hnorm, joined, layer, norm, dx: None }))
+        Ok((out, MtpKept { join, layer, norm }))
     }
 
     /// The gradients of the embedding and of the hidden state.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    pub fn backward_input<B: Backend>(
+    pub(super) fn backward_input<B: Backend>(
         &self,
         cx: &Cx<'_, B>,
         kept: &mut MtpKept<B>,
         dout: B::Buffer,
-    ) -> Result<[B::Buffer; 2]> {
+    ) -> Result<MtpGradients<B>> {
         self.at(cx, Phase::B);
         let dy = self.norm.dgrad(cx, &mut kept.norm, dout, None)?;
         let dx = self.layer.backward_input(cx, &mut kept.layer, dy)?;
         self.at(cx, Phase::B);
-        let djoined = self.eh_proj.dgrad(cx, &dx)?;
-        kept.dx = Some(dx);
-        let width = self.enorm.width;
-        let half = |offset| cx.backend.slice_columns(&SliceColumns { offset, width }, &djoined);
-        let de = self.enorm.dgrad(cx, &mut kept.enorm, half(0)?, None)?;
-        let dh = self.hnorm.dgrad(cx, &mut kept.hnorm, half(width)?, None)?;
-        Ok([de, dh])
+        match (&self.join, &mut kept.join) {
+            (Some(join), Some(kept)) => join.backward_input(cx, kept, dx),
+            _ => Ok(MtpGradients { embedding: None, hidden: dx }),
+        }
     }
 
     /// Adds to the weights' gradients.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    ///
-    /// # Panics
-    /// Before the input-backward.
-    pub fn backward_weight<B: Backend>(&self, cx: &Cx<'_, B>, kept: MtpKept<B>) -> Result<()> {
+    pub(super) fn backward_weight<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        kept: MtpKept<B>,
+    ) -> Result<()> {
         self.at(cx, Phase::W);
-        let dx = kept.dx.expect("input-backward comes first");
         self.norm.wgrad(cx, &kept.norm)?;
-        self.eh_proj.wgrad(cx, &kept.joined, &dx)?;
-        self.enorm.wgrad(cx, &kept.enorm)?;
-        self.hnorm.wgrad(cx, &kept.hnorm)?;
+        if let (Some(join), Some(kept)) = (&self.join, kept.join) {
+            join.backward_weight(cx, kept)?;
+        }
         self.layer.backward_weight(cx, kept.layer)
     }
 }

@@ -6,12 +6,13 @@ use fathom_trace::{Component, DType, GroupKind, Phase};
 
 use crate::Tensor;
 use crate::backend::{Backend, Place, Result};
+use crate::config::MtpKind;
 use crate::layers::context::Rows;
 use crate::layers::linear::NormKept;
-use crate::layers::{Balance, Cx, Gradients, Weights, rope};
+use crate::layers::{Balance, Capacity, Cx, Gradients, Weights, rope};
 use crate::model::Model;
 use crate::model::layer::LayerKept;
-use crate::model::mtp::MtpKept;
+use crate::model::mtp::{MtpGradients, MtpKept};
 use crate::model::params::ParamId;
 use crate::ops::cross_entropy::{CrossEntropy, CrossEntropyBackward};
 use crate::ops::elementwise::{GatherRows, ScatterAddRows};
@@ -50,11 +51,13 @@ impl Batch {
 
     /// Rows of MTP module `depth` (from 1) that have a target.
     pub fn predicted_mtp(&self, depth: usize) -> usize {
-        self.mtp_rows(depth).targets.iter().filter(|&&t| t >= 0).count()
+        self.mtp_rows(depth, MtpKind::Sequential).targets.iter().filter(|&&t| t >= 0).count()
     }
 
-    /// The rows of MTP module `depth`.
-    fn mtp_rows(&self, depth: usize) -> MtpRows {
+    /// The rows of MTP module `depth`. Those of a sequential module stand at the position of the
+    /// token that joins them and follow on the rows of the module before; those of a parallel head
+    /// are rows of the main model.
+    fn mtp_rows(&self, depth: usize, kind: MtpKind) -> MtpRows {
         let mut rows = MtpRows::default();
         let (mut start, mut before) = (0, 0);
         for &length in &self.segments {
@@ -62,9 +65,14 @@ impl Batch {
                 let own = start + depth..start + length;
                 rows.tokens.extend(self.tokens[own.clone()].iter().map(|&t| t as i32));
                 rows.targets.extend(&self.targets[own]);
-                rows.positions.extend((depth..length).map(|p| p as i32));
+                let (first, previous) = match kind {
+                    MtpKind::Sequential => (depth, before),
+                    MtpKind::Parallel => (0, start),
+                };
+                let rows_of = |first: usize| (first..first + length - depth).map(|i| i as i32);
+                rows.positions.extend(rows_of(first));
+                rows.previous.extend(rows_of(previous));
                 rows.segments.push(length - depth);
-                rows.previous.extend((0..length - depth).map(|i| (before + i) as i32));
             }
             start += length;
             before += (length + 1).saturating_sub(depth);
@@ -80,7 +88,7 @@ struct MtpRows {
     targets: Vec<i32>,
     positions: Vec<i32>,
     segments: Vec<usize>,
-    /// Each row's row in the module before; the main model comes first.
+    /// Each row's row in the module before (the main model comes first), or in the main model.
     previous: Vec<i32>,
 }
 
@@ -93,7 +101,7 @@ pub struct Stream<B: Backend> {
     pub ids: B::Buffer,
     /// Target of each row, I32, -1 for none.
     pub targets: B::Buffer,
-    /// Row in the stream before; none for the main model.
+    /// Row in the stream before, or of a parallel head in the main one; none for the main model.
     pub previous: Option<B::Buffer>,
 }
 
@@ -118,8 +126,10 @@ pub struct StepSettings {
     /// Weight of each row's loss of each MTP module: lambda over their number over the rows that
     /// the module predicts in the whole step. Modules without an entry do not run.
     pub mtp_scales: Vec<f64>,
-    /// The balance loss of the MoE layers.
-    pub balance: Option<Balance>,
+    /// The balance losses of the MoE layers.
+    pub balance: Vec<Balance>,
+    /// Room for tokens in the MoE layers; none: no token is dropped.
+    pub capacity: Option<Capacity>,
 }
 
 impl StepSettings {
@@ -176,6 +186,8 @@ pub struct StepReport {
     pub mtp: Vec<f64>,
     /// Sum of the balance losses.
     pub balance: f64,
+    /// Choices of tokens that were dropped for want of room.
+    pub dropped: usize,
     /// Rows that each expert got: layer (MTP modules follow the last) and counts.
     pub loads: Vec<(usize, Vec<usize>)>,
 }
@@ -206,7 +218,7 @@ impl Model {
         let main = stream(ids, targets, positions, segments, None)?;
         let mut mtp = Vec::new();
         for module in &self.mtp {
-            let rows = batch.mtp_rows(module.depth);
+            let rows = batch.mtp_rows(module.depth, self.config.mtp_kind);
             if rows.tokens.is_empty() {
                 break;
             }
@@ -227,8 +239,9 @@ impl Model {
         let (step, micro_batch) = (settings.step, settings.micro_batch);
         let place = Place { step, micro_batch, ..Place::default() };
         let tp = parallel::group(self.parallel, GroupKind::Tp);
-        let (recipe, balance) = (&self.recipe, settings.balance.as_ref());
-        Cx { backend, recipe, weights, tp, balance, rows, place, gradients }
+        let (recipe, balance) = (&self.recipe, &settings.balance[..]);
+        let capacity = settings.capacity.clone();
+        Cx { backend, recipe, weights, tp, balance, capacity, rows, place, gradients }
     }
 
     pub(super) fn embed<B: Backend>(&self, cx: &Cx<'_, B>, ids: &B::Buffer) -> Result<B::Buffer> {
@@ -324,14 +337,20 @@ impl Model {
         let losses = self.losses(cx, &hidden, &batch.main.targets)?;
         let mut mtp: Vec<(B::Buffer, Losses<B>, MtpKept<B>)> = Vec::new();
         for (module, stream) in self.mtp.iter().zip(&batch.mtp).take(settings.mtp_scales.len()) {
-            let cx = self.cx(backend, cx.weights, &stream.rows, settings, cx.gradients);
-            let embedding = self.embed(&cx, &stream.ids)?;
-            let before = mtp.last().map_or(&hidden, |(hidden, ..)| hidden);
+            let mut cx = self.cx(backend, cx.weights, &stream.rows, settings, cx.gradients);
+            let lengths = &batch.main.rows.segments;
+            cx.capacity = cx.capacity.map(|c| c.of_longer_than(module.depth, lengths));
+            let embedding =
+                module.join.as_ref().map(|_| self.embed(&cx, &stream.ids)).transpose()?;
+            let before = match self.config.mtp_kind {
+                MtpKind::Sequential => mtp.last().map_or(&hidden, |(hidden, ..)| hidden),
+                MtpKind::Parallel => x,
+            };
             cx.at(Some(module.layer.index), Component::Mtp, Phase::F);
             let previous = stream.previous.as_ref().expect("an MTP stream has one");
             let op = GatherRows { out: cx.activation() };
             let before = backend.gather_rows(&op, before, previous)?;
-            let (out, kept) = module.forward(&cx, &embedding, &before)?;
+            let (out, kept) = module.forward(&cx, embedding.as_ref(), &before)?;
             let losses = self.losses(&cx, &out, &stream.targets)?;
             mtp.push((out, losses, kept));
         }
@@ -401,6 +420,7 @@ impl Model {
         let mut states = vec![hidden];
         states.extend(mtp.iter().map(|(out, ..)| out.clone()));
         let mut later: Option<B::Buffer> = None;
+        let mut of_trunk: Vec<(usize, B::Buffer)> = Vec::new();
         for (d, (_, losses, mut kept)) in mtp.into_iter().enumerate().rev() {
             let (module, stream) = (&self.mtp[d], &batch.mtp[d]);
             let cx = self.cx(backend, cx.weights, &stream.rows, settings, cx.gradients);
@@ -412,10 +432,16 @@ impl Model {
                 let op = ScatterAddRows { out: cx.activation() };
                 dout = backend.scatter_add_rows(&op, &later, previous, dout)?;
             }
-            let [de, dh] = module.backward_input(&cx, &mut kept, dout)?;
+            let MtpGradients { embedding, hidden } =
+                module.backward_input(&cx, &mut kept, dout)?;
             module.backward_weight(&cx, kept)?;
-            self.embed_backward(&cx, &de, &stream.ids, slots.embedding)?;
-            later = Some(dh);
+            if let Some(embedding) = embedding {
+                self.embed_backward(&cx, &embedding, &stream.ids, slots.embedding)?;
+            }
+            match self.config.mtp_kind {
+                MtpKind::Sequential => later = Some(hidden),
+                MtpKind::Parallel => of_trunk.push((d, hidden)),
+            }
         }
         let (state, slot) = ((&states[0], &losses), self.head_slot());
         let mut dx =
@@ -428,6 +454,11 @@ impl Model {
         let norm = self.norm.expect("this stage has the final norm");
         dx = norm.dgrad(cx, &mut norm_kept, dx, None)?;
         norm.wgrad(cx, &norm_kept)?;
+        for (d, of_head) in of_trunk {
+            let previous = batch.mtp[d].previous.as_ref().expect("an MTP stream has one");
+            let op = ScatterAddRows { out: cx.activation() };
+            dx = backend.scatter_add_rows(&op, &of_head, previous, dx)?;
+        }
         Ok(dx)
     }
 
@@ -489,14 +520,21 @@ impl Model {
             kept.mlp.moe.as_ref().map(|moe| (index, moe.plan.counts.clone()))
         };
         let mtp_kept = || forward.mtp.iter().map(|(_, _, kept)| &kept.layer);
-        let mut balance = 0.0;
+        let (mut balance, mut dropped) = (0.0, 0);
         for kept in forward.layers.iter().chain(mtp_kept()) {
-            if let Some([loss, _]) = kept.mlp.moe.as_ref().and_then(|moe| moe.balance.as_ref()) {
-                balance += host_sum(&backend.download(loss)?);
+            for moe in &kept.mlp.moe {
+                for loss in &moe.balance {
+                    balance += host_sum(&backend.download(loss)?);
+                }
+                if let Some(of_devices) = &moe.dropped {
+                    let of_devices = backend.download(of_devices)?;
+                    dropped += of_devices.as_slice::<i32>().iter().map(|&n| n as usize).sum::<usize>();
+                }
             }
         }
         Ok(StepReport {
             balance,
+            dropped,
             main: sum(&forward.losses)?,
             mtp: forward.mtp.iter().map(|(_, losses, _)| sum(losses)).collect::<Result<_>>()?,
             loads: indices.zip(kept).filter_map(load).collect(),

@@ -2,6 +2,7 @@
 //! backend `meta`.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 
 use fathom_trace::{Component, DType, Group, GroupKind, OpRecord, Phase};
 
@@ -106,6 +107,41 @@ pub fn record(
     Ok(meta.take_records())
 }
 
+/// What one component of a step amounts to on a rank.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Share {
+    /// The component.
+    pub component: Component,
+    /// Ops.
+    pub ops: usize,
+    /// Floating-point operations.
+    pub flops: u64,
+    /// Bytes read and written.
+    pub bytes: u64,
+    /// Bytes that leave the rank.
+    pub bytes_sent: u64,
+}
+
+/// A step's records summed up by component, in the order of the components.
+pub fn by_component(records: &[OpRecord]) -> Vec<Share> {
+    let mut shares = BTreeMap::new();
+    for r in records {
+        let component = r.component;
+        let share = shares.entry(component).or_insert(Share {
+            component,
+            ops: 0,
+            flops: 0,
+            bytes: 0,
+            bytes_sent: 0,
+        });
+        share.ops += 1;
+        share.flops += r.flops;
+        share.bytes += r.bytes_read + r.bytes_written;
+        share.bytes_sent += r.bytes_sent;
+    }
+    shares.into_values().collect()
+}
+
 /// Records the reduction of the gradients and the gathering of the updated weights (ZeRO-1): over
 /// the ranks that hold the same parameter.
 fn reduce(
@@ -160,6 +196,11 @@ mod tests {
             let phases = [Phase::F, Phase::B, Phase::W];
             assert!(phases.iter().all(|p| records.iter().any(|r| r.phase == *p)));
         }
+        let whole = record(&config, &recipe, Parallel::default(), 0, &workload).unwrap();
+        let flops: u64 = by_component(&whole).iter().map(|share| share.flops).sum();
+        // The report's 250 GFLOP a token, and the MTP module's share of a layer and a head.
+        let per_token = flops as f64 / 4096.0 / 1e9;
+        assert!(per_token > 250.0 && per_token < 275.0, "{per_token} GFLOP a token");
         let split = Parallel { tp: 4, pp: 2, ep: 8, dp: 2, cp: 1 };
         let records = record(&config, &recipe, split, 9, &workload).unwrap();
         assert!(records.iter().any(|r| r.op == "all_reduce" && r.bytes_sent > 0));

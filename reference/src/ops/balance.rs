@@ -4,18 +4,18 @@
 //! `f_i = experts / (top_k T) * (tokens that have i among the top_k of s)`, loss
 //! `weight * sum_i f_i P_i`; f is a constant for the gradient. The segments are the sequences
 //! (DeepSeek-V3's complementary sequence-wise loss, whose top-k uses neither bias nor groups), or
-//! the whole micro-batch (batch-wise, and the classic expert-level loss). With `devices` the
-//! experts form that many equal blocks, whose f is averaged and P summed: V2's device-level loss.
-//! Sums run over tokens in order. Sources: arXiv 2412.19437, equations 17 to 20; 2405.04434,
-//! section 2.2.3.
+//! the whole micro-batch (batch-wise). With `indices` \[t, top_k\] f counts the choices that
+//! routing made instead: the classic expert-level loss of V2. With `devices` the experts form that
+//! many equal blocks, whose f is averaged and P summed: V2's device-level loss. Sums run over
+//! tokens in order. Sources: arXiv 2412.19437, equations 17 to 20; 2405.04434, section 2.2.3.
 
-use fathom_trace::TensorMeta;
+use fathom_trace::{DType, TensorMeta};
 use serde::{Deserialize, Serialize};
 
 use super::attention::spans;
 use super::real::{REALS, Real, in_real, tree_sum};
 use super::router::top;
-use super::{Op, OpError, Role, input, rules};
+use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
 
 /// A balance loss and its gradient.
@@ -34,13 +34,17 @@ pub struct BalanceLoss {
 
 impl Op for BalanceLoss {
     const NAME: &'static str = "balance_loss";
-    const INPUTS: &'static [Role] = &[input("scores")];
+    const INPUTS: &'static [Role] = &[input("scores"), optional("indices")];
     const OUTPUTS: &'static [&'static str] = &["loss", "dscores"];
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
-        let [Some(scores)] = inputs else { unreachable!("mandatory") };
+        let [Some(scores), indices] = inputs else { unreachable!("mandatory") };
         rules::dtype(scores, REALS)?;
         rules::rank(scores, 2, "[t, experts]")?;
+        if let Some(indices) = indices {
+            rules::dtype(indices, &[DType::I32])?;
+            rules::shape(indices, &[scores.shape[0], self.top_k])?;
+        }
         let (t, experts) = (scores.shape[0], scores.shape[1]);
         let split: usize = self.segments.iter().sum();
         if split != t || self.devices == 0 || experts % self.devices != 0 {
@@ -61,7 +65,8 @@ impl Op for BalanceLoss {
     }
 
     fn run(&self, inputs: Vec<Option<Tensor>>) -> Result<Vec<Tensor>, OpError> {
-        let [Some(scores)] = &inputs[..] else { unreachable!("mandatory") };
+        let [Some(scores), indices] = &inputs[..] else { unreachable!("mandatory") };
+        let indices = indices.as_ref().map(|indices| indices.as_slice::<i32>());
         let experts = scores.shape()[1];
         Ok(in_real!(scores.dtype(), R => {
             let all = scores.as_slice::<R>();
@@ -69,7 +74,15 @@ impl Op for BalanceLoss {
             let mut losses = Vec::with_capacity(self.segments.len());
             for (start, length) in spans(&self.segments) {
                 let own = start * experts..(start + length) * experts;
-                losses.push(self.segment(&all[own.clone()], experts, &mut dscores[own]));
+                let all = &all[own.clone()];
+                let counts = match indices {
+                    Some(indices) => {
+                        let slots = start * self.top_k..(start + length) * self.top_k;
+                        chosen(&indices[slots], experts)?
+                    }
+                    None => self.own_choice(all, experts),
+                };
+                losses.push(self.segment(all, &counts, &mut dscores[own]));
             }
             let n = losses.len();
             vec![
@@ -80,15 +93,36 @@ impl Op for BalanceLoss {
     }
 }
 
+/// How many tokens chose each expert.
+fn chosen(indices: &[i32], experts: usize) -> Result<Vec<usize>, OpError> {
+    let mut counts = vec![0; experts];
+    for &i in indices {
+        let Some(count) = usize::try_from(i).ok().and_then(|i| counts.get_mut(i)) else {
+            let message = format!("expert {i} of {experts}");
+            return Err(OpError::Undefined { op: BalanceLoss::NAME, message });
+        };
+        *count += 1;
+    }
+    Ok(counts)
+}
+
 impl BalanceLoss {
-    fn segment<R: Real>(&self, scores: &[R], experts: usize, dscores: &mut [R]) -> R {
+    /// How many tokens have each expert among the `top_k` of their affinities.
+    fn own_choice<R: Real>(&self, scores: &[R], experts: usize) -> Vec<usize> {
+        let mut counts = vec![0; experts];
+        for s in scores.chunks(experts) {
+            top(s, self.top_k).into_iter().for_each(|i| counts[i] += 1);
+        }
+        counts
+    }
+
+    fn segment<R: Real>(&self, scores: &[R], chosen: &[usize], dscores: &mut [R]) -> R {
+        let experts = chosen.len();
         let tokens = scores.len() / experts;
         let share = experts / self.devices;
-        let mut chosen = vec![0usize; experts];
         let mut mean = vec![R::ZERO; experts];
         let mut sums = Vec::with_capacity(tokens);
         for s in scores.chunks(experts) {
-            top(s, self.top_k).into_iter().for_each(|i| chosen[i] += 1);
             let sum = tree_sum(experts, |i| s[i]);
             mean.iter_mut().zip(s).for_each(|(m, &s)| *m += s / sum);
             sums.push(sum);
@@ -123,12 +157,20 @@ mod tests {
     fn an_even_load_has_loss_weight_and_the_gradient_is_that_of_differences() {
         let even = BalanceLoss { top_k: 1, weight: 0.5, segments: vec![2], devices: 2 };
         let scores = Tensor::from_vec(&[2, 2], vec![0.75f64, 0.25, 0.25, 0.75]);
-        let out = Op::run(&even, vec![Some(scores)]).unwrap();
+        let out = Op::run(&even, vec![Some(scores), None]).unwrap();
         assert_eq!(out[0].as_slice::<f64>(), [0.5]);
+        // Both tokens with the first expert: f = (2, 0), P = (3/4, 1/4).
+        let scores = Tensor::from_vec(&[2, 2], vec![0.75f64, 0.25, 0.75, 0.25]);
+        let indices = Tensor::from_vec(&[2, 1], vec![0i32, 0]);
+        let out = Op::run(&even, vec![Some(scores.clone()), Some(indices)]).unwrap();
+        assert_eq!(out[0].as_slice::<f64>(), [0.75]);
+        let strange = Tensor::from_vec(&[2, 1], vec![0i32, 2]);
+        assert!(Op::run(&even, vec![Some(scores), Some(strange)]).is_err());
         let op = BalanceLoss { top_k: 2, weight: 0.3, segments: vec![2, 1], devices: 4 };
         let base: Vec<f64> = (0..12).map(|i| 0.1 + 0.07 * ((i * 7) % 12) as f64).collect();
         let loss = |s: &[f64]| {
-            let out = Op::run(&op, vec![Some(Tensor::from_vec(&[3, 4], s.to_vec()))]).unwrap();
+            let out = Op::run(&op, vec![Some(Tensor::from_vec(&[3, 4], s.to_vec())), None])
+                .unwrap();
             (out[0].as_slice::<f64>().iter().sum::<f64>(), out[1].clone())
         };
         let (_, gradient) = loss(&base);

@@ -11,6 +11,7 @@ mod case;
 pub mod collective;
 pub mod cross_entropy;
 pub mod dispatch;
+pub mod drop_tokens;
 pub mod elementwise;
 mod error;
 pub mod fp8;
@@ -236,6 +237,7 @@ pub const OPS: &[OpEntry] = &[
     entry::<fp8::Dequantize>(),
     entry::<dispatch::Dispatch>(),
     entry::<dispatch::DispatchPlan>(),
+    entry::<drop_tokens::DropTokens>(),
     entry::<elementwise::GatherRows>(),
     entry::<gemm::Gemm>(),
     entry::<gemm_fp8::GemmFp8>(),

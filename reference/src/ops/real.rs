@@ -7,6 +7,7 @@ use std::borrow::Cow;
 
 use fathom_numerics::elementary;
 use fathom_numerics::gemm::inorder;
+use fathom_numerics::reduce::{self, Addend};
 use fathom_trace::DType;
 use half::bf16;
 use ndarray::{ArrayView2, ArrayViewMut2};
@@ -17,6 +18,7 @@ use crate::tensor::Element;
 /// f32 or f64, with the functions that the ops use.
 pub trait Real:
     Element
+    + Addend
     + PartialOrd
     + Default
     + std::fmt::Debug
@@ -25,12 +27,9 @@ pub trait Real:
     + std::ops::Mul<Output = Self>
     + std::ops::Div<Output = Self>
     + std::ops::Neg<Output = Self>
-    + std::ops::AddAssign
     + std::ops::MulAssign
     + std::ops::SubAssign
 {
-    /// Zero.
-    const ZERO: Self;
     /// One.
     const ONE: Self;
     /// Negative infinity.
@@ -76,7 +75,6 @@ pub fn maximum<R: Real>(a: R, b: R) -> R {
 }
 
 impl Real for f32 {
-    const ZERO: f32 = 0.0;
     const ONE: f32 = 1.0;
     const NEG_INFINITY: f32 = f32::NEG_INFINITY;
 
@@ -162,7 +160,6 @@ pub fn to_bf16(x: f32) -> bf16 {
 }
 
 impl Real for f64 {
-    const ZERO: f64 = 0.0;
     const ONE: f64 = 1.0;
     const NEG_INFINITY: f64 = f64::NEG_INFINITY;
 
@@ -256,7 +253,8 @@ macro_rules! in_real {
 }
 pub(crate) use in_real;
 
-/// Sum by a fixed tree: 16 interleaved chains over the elements, then pairs of neighbours.
+/// Sum by a fixed tree: 16 interleaved chains over the elements, then the halving tree over them.
+/// It is `RowTree::new(16, 16)` of `fathom_numerics::reduce`, for terms computed on the way.
 pub fn tree_sum<R: Real>(n: usize, term: impl Fn(usize) -> R) -> R {
     let mut lanes = [R::ZERO; 16];
     let whole = n - n % 16;
@@ -268,12 +266,26 @@ pub fn tree_sum<R: Real>(n: usize, term: impl Fn(usize) -> R) -> R {
     for i in whole..n {
         lanes[i - whole] += term(i);
     }
-    let mut width = 8;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
+    reduce::tree_sum(&mut lanes)
+}
+
+#[cfg(test)]
+mod tests {
+    use fathom_numerics::philox::Philox;
+    use fathom_numerics::reduce::RowTree;
+
+    use super::*;
+
+    #[test]
+    fn the_tree_is_that_of_sixteen_lanes() {
+        let mut row = vec![0.0f32; 100];
+        Philox::new(1, 2).normals(0, &mut row);
+        for n in [0, 1, 15, 16, 17, 64, 100] {
+            let sum = tree_sum(n, |i| row[i]);
+            let tree = RowTree::new(16, 16);
+            assert_eq!(sum.to_bits(), tree.sum(&row[..n]).to_bits());
+            assert_eq!(sum.to_bits(), tree.fold(n, |acc: f32, i| acc + row[i]).to_bits());
         }
-        width /= 2;
+        assert_eq!(tree_sum(20, |_| f32::from_bits(0xFFC0_0001)).to_bits(), 0x7FFF_FFFF);
     }
-    lanes[0]
 }
