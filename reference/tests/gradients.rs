@@ -80,9 +80,9 @@ impl Run {
         let report = model.report(&Reference, &forward).unwrap();
         let mtp: f64 = report.mtp.iter().zip(&settings.mtp_scales).map(|(l, s)| l * s).sum();
         let layers = forward.layers.iter().chain(forward.mtp.iter().map(|m| &m.2.layer));
-        let choices = layers.filter_map(|kept| kept.mlp.moe.as_ref()).flat_map(|moe| {
-            [Some(moe.indices.clone()), moe.dropped.clone()].into_iter().flatten()
-        });
+        let choices = layers
+            .filter_map(|kept| kept.mlp.moe.as_ref())
+            .flat_map(|moe| [Some(moe.indices.clone()), moe.dropped.clone()].into_iter().flatten());
         let value = report.main * settings.main_scale + mtp + report.balance;
         Loss { value, choices: choices.collect() }
     }

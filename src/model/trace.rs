@@ -82,8 +82,7 @@ pub fn run(args: &Args) -> output::Result {
     }
     let shares = workload::by_component(&records);
     if args.json {
-        let document =
-            json!({ "ops": records.len(), "components": shares, "seconds": seconds });
+        let document = json!({ "ops": records.len(), "components": shares, "seconds": seconds });
         output::print_json(&document)?;
         return Ok(Outcome::Holds);
     }

@@ -315,11 +315,11 @@ impl Layout<'_> {
     fn mtp(&mut self, depth: usize) -> Result<MtpModule, BuildError> {
         let (index, hidden) = (self.config.layers + depth, self.config.hidden_size);
         let prefix = format!("model.layers.{index}");
+        let sequential = self.config.mtp_kind == MtpKind::Sequential;
         let mut norm = |name: &str| {
             let name = format!("{prefix}.{name}.weight");
             self.norm(&name, Some(index), hidden)
         };
-        let sequential = self.config.mtp_kind == MtpKind::Sequential;
         let norms = sequential.then(|| [norm("enorm"), norm("hnorm")]);
         let norm = norm("shared_head.norm");
         let join = norms.map(|[enorm, hnorm]| {

@@ -432,8 +432,7 @@ impl Model {
                 let op = ScatterAddRows { out: cx.activation() };
                 dout = backend.scatter_add_rows(&op, &later, previous, dout)?;
             }
-            let MtpGradients { embedding, hidden } =
-                module.backward_input(&cx, &mut kept, dout)?;
+            let MtpGradients { embedding, hidden } = module.backward_input(&cx, &mut kept, dout)?;
             module.backward_weight(&cx, kept)?;
             if let Some(embedding) = embedding {
                 self.embed_backward(&cx, &embedding, &stream.ids, slots.embedding)?;
@@ -522,13 +521,14 @@ impl Model {
         let mtp_kept = || forward.mtp.iter().map(|(_, _, kept)| &kept.layer);
         let (mut balance, mut dropped) = (0.0, 0);
         for kept in forward.layers.iter().chain(mtp_kept()) {
-            for moe in &kept.mlp.moe {
+            if let Some(moe) = &kept.mlp.moe {
                 for loss in &moe.balance {
                     balance += host_sum(&backend.download(loss)?);
                 }
                 if let Some(of_devices) = &moe.dropped {
                     let of_devices = backend.download(of_devices)?;
-                    dropped += of_devices.as_slice::<i32>().iter().map(|&n| n as usize).sum::<usize>();
+                    dropped +=
+                        of_devices.as_slice::<i32>().iter().map(|&n| n as usize).sum::<usize>();
                 }
             }
         }

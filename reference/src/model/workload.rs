@@ -198,9 +198,10 @@ mod tests {
         }
         let whole = record(&config, &recipe, Parallel::default(), 0, &workload).unwrap();
         let flops: u64 = by_component(&whole).iter().map(|share| share.flops).sum();
-        // The report's 250 GFLOP a token, and the MTP module's share of a layer and a head.
+        // The report's 250 GFLOP a token, then some 10 for the MTP module (a layer and a head), 7
+        // for up-projections made again and 10 for the attention's scores, made again as well.
         let per_token = flops as f64 / 4096.0 / 1e9;
-        assert!(per_token > 250.0 && per_token < 275.0, "{per_token} GFLOP a token");
+        assert!(per_token > 265.0 && per_token < 290.0, "{per_token} GFLOP a token");
         let split = Parallel { tp: 4, pp: 2, ep: 8, dp: 2, cp: 1 };
         let records = record(&config, &recipe, split, 9, &workload).unwrap();
         assert!(records.iter().any(|r| r.op == "all_reduce" && r.bytes_sent > 0));

@@ -169,8 +169,8 @@ mod tests {
         let op = BalanceLoss { top_k: 2, weight: 0.3, segments: vec![2, 1], devices: 4 };
         let base: Vec<f64> = (0..12).map(|i| 0.1 + 0.07 * ((i * 7) % 12) as f64).collect();
         let loss = |s: &[f64]| {
-            let out = Op::run(&op, vec![Some(Tensor::from_vec(&[3, 4], s.to_vec())), None])
-                .unwrap();
+            let out =
+                Op::run(&op, vec![Some(Tensor::from_vec(&[3, 4], s.to_vec())), None]).unwrap();
             (out[0].as_slice::<f64>().iter().sum::<f64>(), out[1].clone())
         };
         let (_, gradient) = loss(&base);

@@ -69,7 +69,7 @@ impl Op for DropTokens {
         let (top_k, experts) = (indices.shape()[1], scores.shape()[1]);
         let mut kept = indices.as_slice::<i32>().to_vec();
         let mut exempt = vec![false; indices.shape()[0]];
-        for (segment, (start, length)) in spans(&self.segments).enumerate() {
+        for (segment, (start, length)) in spans(&self.segments).into_iter().enumerate() {
             exempt[start..start + length].fill(self.exempt.contains(&segment));
         }
         // The slots of each device, by affinity.

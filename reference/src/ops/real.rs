@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use fathom_numerics::elementary;
 use fathom_numerics::gemm::inorder;
-use fathom_numerics::reduce::{self, Addend};
+use fathom_numerics::reduce;
 use fathom_trace::DType;
 use half::bf16;
 use ndarray::{ArrayView2, ArrayViewMut2};
@@ -18,7 +18,6 @@ use crate::tensor::Element;
 /// f32 or f64, with the functions that the ops use.
 pub trait Real:
     Element
-    + Addend
     + PartialOrd
     + Default
     + std::fmt::Debug
@@ -27,9 +26,12 @@ pub trait Real:
     + std::ops::Mul<Output = Self>
     + std::ops::Div<Output = Self>
     + std::ops::Neg<Output = Self>
+    + std::ops::AddAssign
     + std::ops::MulAssign
     + std::ops::SubAssign
 {
+    /// Zero.
+    const ZERO: Self;
     /// One.
     const ONE: Self;
     /// Negative infinity.
@@ -45,6 +47,8 @@ pub trait Real:
     fn sqrt(self) -> Self;
     /// Natural logarithm.
     fn ln(self) -> Self;
+    /// The halving tree of `fathom_numerics::reduce` over lanes, which it overwrites.
+    fn add_lanes(lanes: &mut [Self]) -> Self;
     /// Exponential of every element.
     fn exp_slice(xs: &mut [Self]);
     /// Logistic function of every element.
@@ -75,6 +79,7 @@ pub fn maximum<R: Real>(a: R, b: R) -> R {
 }
 
 impl Real for f32 {
+    const ZERO: f32 = 0.0;
     const ONE: f32 = 1.0;
     const NEG_INFINITY: f32 = f32::NEG_INFINITY;
 
@@ -96,6 +101,10 @@ impl Real for f32 {
 
     fn ln(self) -> f32 {
         elementary::log(self)
+    }
+
+    fn add_lanes(lanes: &mut [f32]) -> f32 {
+        reduce::tree_sum(lanes)
     }
 
     fn exp_slice(xs: &mut [f32]) {
@@ -160,6 +169,7 @@ pub fn to_bf16(x: f32) -> bf16 {
 }
 
 impl Real for f64 {
+    const ZERO: f64 = 0.0;
     const ONE: f64 = 1.0;
     const NEG_INFINITY: f64 = f64::NEG_INFINITY;
 
@@ -181,6 +191,10 @@ impl Real for f64 {
 
     fn ln(self) -> f64 {
         f64::ln(self)
+    }
+
+    fn add_lanes(lanes: &mut [f64]) -> f64 {
+        reduce::tree_sum(lanes)
     }
 
     fn exp_slice(xs: &mut [f64]) {
@@ -266,7 +280,7 @@ pub fn tree_sum<R: Real>(n: usize, term: impl Fn(usize) -> R) -> R {
     for i in whole..n {
         lanes[i - whole] += term(i);
     }
-    reduce::tree_sum(&mut lanes)
+    R::add_lanes(&mut lanes)
 }
 
 #[cfg(test)]
