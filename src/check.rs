@@ -56,7 +56,9 @@ pub fn run(args: &Args) -> output::Result {
         eprintln!("error: {error}");
     }
     Ok(match () {
-        () if reports.iter().any(|r| r.status == Status::Error) => Outcome::BadInput,
+        () if reports.iter().any(|r| matches!(r.status, Status::Error | Status::Unsupported)) => {
+            Outcome::BadInput
+        }
         () if reports.iter().any(|r| r.status == Status::Fail) => Outcome::Fails,
         () => Outcome::Holds,
     })

@@ -4,6 +4,11 @@ use std::path::PathBuf;
 
 use fathom_conformance::check::{FileReport, Status};
 use fathom_conformance::replay::{self, OpSummary};
+use fathom_gpu::driver::{self, Driver};
+use fathom_gpu::{CudaEngine, DeviceKind, Gpu};
+use fathom_libcuda::private::{self, Choices};
+use fathom_reference::Engine;
+use fathom_reference::ops::ReferenceEngine;
 use serde_json::json;
 
 use crate::output::{self, Outcome};
@@ -13,6 +18,7 @@ use crate::output::{self, Outcome};
 #[command(after_help = "Examples:
   fathom eval --model DIR --tokens ids.json --record run/   record
   fathom replay run/                                        replay on the reference
+  fathom replay run/ --backend emulated                     our CUDA kernels, without a GPU
   fathom replay run/ --op gemm_fp8,quantize_tile --json     chosen ops, as JSON")]
 pub struct Args {
     /// Folder that a run recorded into with --record
@@ -20,7 +26,7 @@ pub struct Args {
     folder: PathBuf,
     /// Backend that computes
     #[arg(long, value_name = "NAME", default_value = "reference")]
-    backend: String,
+    backend: Backend,
     /// Replay these ops only
     #[arg(long, value_name = "OP,...", value_delimiter = ',')]
     op: Vec<String>,
@@ -29,19 +35,43 @@ pub struct Args {
     json: bool,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Backend {
+    /// Plain Rust on the CPU
+    Reference,
+    /// Our kernels on a GPU
+    Cuda,
+    /// Our kernels on the emulated driver
+    Emulated,
+}
+
 /// Failing files that the table names; `--json` names all.
 const SHOWN: usize = 10;
 
 /// Runs the command.
 pub fn run(args: &Args) -> output::Result {
-    let engine = replay::engine(&args.backend)?;
     let targets = replay::cases(&args.folder)?;
+    let engine: Box<dyn Engine> = match args.backend {
+        Backend::Reference => Box::new(ReferenceEngine),
+        Backend::Cuda => Box::new(CudaEngine::new(Gpu::open(DeviceKind::Cuda)?)),
+        Backend::Emulated => {
+            let ours = matches!(driver::probe(), Driver::Present { emulated: true, .. });
+            if !ours && !private::is_prepared() {
+                let (status, _) = private::run_again(Choices::default())?;
+                return Ok(match status.code() {
+                    Some(0) => Outcome::Holds,
+                    Some(1) => Outcome::Fails,
+                    _ => Outcome::BadInput,
+                });
+            }
+            Box::new(CudaEngine::new(Gpu::open(DeviceKind::Emulated)?))
+        }
+    };
     let bar = output::progress(targets.len(), "replay");
     let mut reports = Vec::new();
     for target in &targets {
         bar.set_message(target.relative.display().to_string());
-        let report = replay::replay(target, &*engine, &args.op);
-        reports.extend(report);
+        reports.extend(replay::replay(target, &*engine, &args.op));
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -49,18 +79,22 @@ pub fn run(args: &Args) -> output::Result {
         return Err(format!("{}: no case of {}", args.folder.display(), args.op.join(", ")).into());
     }
     let ops = replay::by_op(&reports);
+    let good = |r: &&FileReport| !matches!(r.status, Status::Pass | Status::Unsupported);
+    let bad: Vec<&FileReport> = reports.iter().filter(good).collect();
     if args.json {
-        let bad: Vec<&FileReport> = reports.iter().filter(|r| r.status != Status::Pass).collect();
-        output::print_json(&json!({ "backend": args.backend, "ops": ops, "failing": bad }))?;
+        output::print_json(&json!({ "backend": engine.name(), "ops": ops, "failing": bad }))?;
     } else {
-        print_table(&args.backend, &ops, &reports);
+        print_table(&engine.name(), &ops, &reports);
     }
-    for error in reports.iter().filter_map(|r| r.error.as_ref()).take(SHOWN) {
+    for error in bad.iter().filter_map(|r| r.error.as_ref()).take(SHOWN) {
         eprintln!("error: {error}");
     }
     Ok(match () {
         () if ops.iter().any(|op| op.error > 0) => Outcome::BadInput,
         () if ops.iter().any(|op| op.fail > 0) => Outcome::Fails,
+        () if ops.iter().all(|op| op.pass == 0) => {
+            return Err(format!("{} has a kernel for none of the cases", engine.name()).into());
+        }
         () => Outcome::Holds,
     })
 }
@@ -68,14 +102,15 @@ pub fn run(args: &Args) -> output::Result {
 fn print_table(backend: &str, ops: &[OpSummary], reports: &[FileReport]) {
     let row = |op: &OpSummary| {
         let name = if op.op.is_empty() { "(unreadable)" } else { &op.op };
-        let counts = [op.cases, op.pass, op.fail, op.error].map(|n| n.to_string());
+        let counts = [op.cases, op.pass, op.fail, op.unsupported, op.error].map(|n| n.to_string());
         let mut row = vec![name.to_owned()];
         row.extend(counts);
         row.extend([op.elements.to_string(), op.mismatches.to_string()]);
         row
     };
-    let header = ["op", "cases", "pass", "fail", "error", "elements", "mismatches"];
-    println!("{}", output::table(&header, &[1, 2, 3, 4, 5, 6], ops.iter().map(row).collect()));
+    let header = ["op", "cases", "pass", "fail", "no kernel", "error", "elements", "mismatches"];
+    let right: Vec<usize> = (1..header.len()).collect();
+    println!("{}", output::table(&header, &right, ops.iter().map(row).collect()));
     for report in reports.iter().filter(|r| r.status == Status::Fail).take(SHOWN) {
         for d in &report.tensors {
             if let Some(first) = &d.first {
@@ -93,5 +128,5 @@ fn print_table(backend: &str, ops: &[OpSummary], reports: &[FileReport]) {
         }
     }
     let pass: usize = ops.iter().map(|op| op.pass).sum();
-    println!("{pass} of {} cases agree in every bit on backend {backend}", reports.len());
+    println!("{pass} of {} cases agree in every bit on {backend}", reports.len());
 }

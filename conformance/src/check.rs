@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use fathom_reference::{Engine, Outputs};
+use fathom_reference::{Engine, EngineError, Outputs};
 use serde::Serialize;
 
 use crate::case_file::{self, CaseFile, CaseFileError, OUT};
@@ -143,7 +143,9 @@ pub enum Status {
     Fail,
     /// The file expects nothing; the outputs were computed.
     Computed,
-    /// The file could not be read, or the engine could not run it.
+    /// The engine has no implementation of the op with these parameters.
+    Unsupported,
+    /// The file could not be read, or the engine failed on it.
     Error,
 }
 
@@ -188,6 +190,9 @@ pub fn check(
     let outputs = match engine.run(&file.case) {
         Ok(outputs) => outputs,
         Err(error) => {
+            if matches!(error, EngineError::Unsupported { .. }) {
+                report.status = Status::Unsupported;
+            }
             report.error = Some(format!("{}: {error}", target.path.display()));
             return report;
         }

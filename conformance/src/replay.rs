@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use fathom_reference::Engine;
-use fathom_reference::ops::ReferenceEngine;
 use serde::Serialize;
 
 use crate::case_file;
@@ -21,7 +20,9 @@ pub struct OpSummary {
     pub pass: usize,
     /// Those with an output that does not.
     pub fail: usize,
-    /// Those that could not be read or run.
+    /// Those that the backend has no kernel for.
+    pub unsupported: usize,
+    /// Those that could not be read, or failed to run.
     pub error: usize,
     /// Output elements compared.
     pub elements: u64,
@@ -30,20 +31,6 @@ pub struct OpSummary {
     /// The first file that failed or could not be run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first: Option<String>,
-}
-
-/// The names that [`engine`] knows.
-pub const ENGINES: &[&str] = &["reference"];
-
-/// The engine of a backend's name.
-///
-/// # Errors
-/// A sentence that lists the known names.
-pub fn engine(name: &str) -> Result<Box<dyn Engine>, String> {
-    match name {
-        "reference" => Ok(Box::new(ReferenceEngine)),
-        _ => Err(format!("unknown backend '{name}'; known are {}", ENGINES.join(", "))),
-    }
 }
 
 /// The case files of a recording, in order of execution.
@@ -80,9 +67,11 @@ pub fn by_op(reports: &[FileReport]) -> Vec<OpSummary> {
         match report.status {
             Status::Pass => op.pass += 1,
             Status::Fail => op.fail += 1,
+            Status::Unsupported => op.unsupported += 1,
             Status::Computed | Status::Error => op.error += 1,
         }
-        if report.status != Status::Pass && op.first.is_none() {
+        let counts = matches!(report.status, Status::Pass | Status::Unsupported);
+        if !counts && op.first.is_none() {
             op.first = Some(report.file.clone());
         }
         for tensor in &report.tensors {

@@ -105,10 +105,18 @@ pub struct MoeKept<B: Backend> {
     dhidden: Option<Operand<B>>,
     dweights: Option<B::Buffer>,
     dlogits: Option<B::Buffer>,
-    /// The balance losses of each segment, a buffer a loss.
-    pub balance: Vec<B::Buffer>,
+    /// The balance losses.
+    pub balance: BalanceKept<B>,
     /// Slots that each device dropped, where room is limited.
     pub dropped: Option<B::Buffer>,
+}
+
+/// The balance losses of a layer.
+#[derive(Clone, Debug)]
+pub struct BalanceKept<B: Backend> {
+    /// Each segment's, a buffer a loss.
+    pub losses: Vec<B::Buffer>,
+    /// The sum of their gradients for the affinities, where there is a loss.
     dscores: Option<B::Buffer>,
 }
 
@@ -167,7 +175,7 @@ impl MoeLayer {
         let logits = backend.gemm(&logits, &gate_input, cx.master(self.gate.weight), None)?;
         let bias = Some(cx.master(self.bias));
         let [scores, indices, weights] = backend.router(&self.router, &logits, bias)?;
-        let (balance, dscores) = self.balance(cx, &scores, &indices)?;
+        let balance = self.balance(cx, &scores, &indices)?;
         let (placed, dropped) = match cx.capacity.clone() {
             Some(Capacity { devices, factor, exempt }) => {
                 let segments = cx.rows.segments.clone();
@@ -200,7 +208,6 @@ impl MoeLayer {
             dlogits: None,
             balance,
             dropped,
-            dscores,
         })
     }
 
@@ -231,7 +238,7 @@ impl MoeLayer {
         cx: &Cx<'_, B>,
         scores: &B::Buffer,
         indices: &B::Buffer,
-    ) -> Result<(Vec<B::Buffer>, Option<B::Buffer>)> {
+    ) -> Result<BalanceKept<B>> {
         let (mut losses, mut sum) = (Vec::new(), None);
         for &Balance { kind, weight } in cx.balance {
             let sequences = || cx.rows.segments.clone();
@@ -251,7 +258,7 @@ impl MoeLayer {
                 None => dscores,
             });
         }
-        Ok((losses, sum))
+        Ok(BalanceKept { losses, dscores: sum })
     }
 
     /// The experts on their rows.
@@ -299,7 +306,7 @@ impl MoeLayer {
             backend.combine(&self.combine_op(cx, plan, true), &dweights, &plan.inverse)?;
         let Router { score, normalize, scale, .. } = self.router;
         let op = RouterBackward { score, normalize, scale };
-        let dscores = kept.dscores.as_ref();
+        let dscores = kept.balance.dscores.as_ref();
         let dlogits =
             backend.router_backward(&op, &dweights, &kept.scores, &kept.indices, dscores)?;
         let op = Gemm { layout: Layout::Nn, out: cx.recipe.master(), segments: Vec::new() };

@@ -522,7 +522,7 @@ impl Model {
         let (mut balance, mut dropped) = (0.0, 0);
         for kept in forward.layers.iter().chain(mtp_kept()) {
             if let Some(moe) = &kept.mlp.moe {
-                for loss in &moe.balance {
+                for loss in &moe.balance.losses {
                     balance += host_sum(&backend.download(loss)?);
                 }
                 if let Some(of_devices) = &moe.dropped {
