@@ -1,8 +1,8 @@
 //! What a training step holds in memory: lasting tensors, and activations by recipe and
 //! micro-batch.
 //!
-//! Nothing is estimated: the step runs on a [`Ledger`], on [`Meta`] for a prediction of any size, on
-//! another backend to measure. What is kept for the backward is what is alive between forward and
+//! Nothing is estimated: the step runs on a [`Ledger`], on [`Meta`] to predict any size, on another
+//! backend to measure. What is kept for the backward is what is alive between forward and
 //! backward.
 
 use serde::Serialize;
