@@ -15,6 +15,7 @@ mod record;
 mod replay;
 mod search;
 mod simulate;
+mod train;
 
 use std::process::ExitCode;
 
@@ -51,6 +52,7 @@ enum Command {
     Eval(eval::Args),
     Model(model::Args),
     Replay(replay::Args),
+    Train(train::Args),
 }
 
 fn main() -> ExitCode {
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Model(args) => model::run(&args),
         Command::Replay(args) => replay::run(&args),
+        Command::Train(args) => train::run(&args),
     };
     match outcome {
         Ok(Outcome::Holds) => ExitCode::SUCCESS,

@@ -428,7 +428,7 @@ impl ModelConfig {
     }
 
     /// Refuses sizes that contradict each other.
-    fn check(&self, path: &Path) -> Result<(), ConfigError> {
+    pub(crate) fn check(&self, path: &Path) -> Result<(), ConfigError> {
         let wrong = |place: &str, expected: String, found: String| {
             Err(ConfigError::Value {
                 path: path.to_owned(),

@@ -20,9 +20,11 @@ pub mod layers;
 pub mod memory;
 pub mod model;
 pub mod ops;
+pub mod optim;
 pub mod parallel;
 pub mod precision;
 pub mod tensor;
+pub mod train;
 
 pub use ops::{Case, DynOp, Engine, EngineError, Op, OpError, Outputs};
 pub use tensor::{Element, Tensor};

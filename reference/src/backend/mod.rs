@@ -36,6 +36,7 @@ use crate::ops::gemm_fp8::GemmFp8;
 use crate::ops::grouped_gemm::GroupedGemm;
 use crate::ops::latent::{AttentionLatent, ConcatRows, MlaAbsorbQuery, MlaAbsorbValue, SliceRows};
 use crate::ops::mla_kv::{MlaKv, MlaKvBackward};
+use crate::ops::optim::{AdamW, ClipFactor, Ema, SumOfSquares};
 use crate::ops::quantize::{QuantizeBlock, QuantizeTile};
 use crate::ops::rms_norm::{RmsNorm, RmsNormBackward, RmsNormWgrad};
 use crate::ops::rope::Rope;
@@ -196,6 +197,7 @@ pub trait Backend {
 
     typed_methods! {
         add(Add; a: req, b: req, c: opt) -> 1;
+        adamw(AdamW; w: own, m: own, v: own, grad: req, factor: req) -> 3;
         all_gather(AllGather; x: req) -> 1;
         all_reduce(AllReduce; x: req) -> 1;
         attention(Attention; q: req, k: req, v: req) -> 2;
@@ -205,6 +207,7 @@ pub trait Backend {
         ) -> 3;
         balance_loss(BalanceLoss; scores: req, indices: opt) -> 2;
         cast(Cast; x: req) -> 1;
+        clip_factor(ClipFactor; partials: req) -> 2;
         combine(Combine; y: req, inverse: req) -> 1;
         concat_columns(ConcatColumns; a: req, b: req, c: opt) -> 1;
         concat_rows(ConcatRows; a: req, b: req) -> 1;
@@ -216,6 +219,7 @@ pub trait Backend {
         dispatch(Dispatch; x: req, rows: req) -> 1;
         dispatch_plan(DispatchPlan; indices: req) -> 3;
         drop_tokens(DropTokens; indices: req, scores: req) -> 2;
+        ema(Ema; e: own, w: req) -> 1;
         gather_rows(GatherRows; table: req, ids: req) -> 1;
         gemm(Gemm; a: req, b: req, c: take) -> 1;
         gemm_fp8(
@@ -250,6 +254,7 @@ pub trait Backend {
         send(Send; x: req) -> 1;
         slice_columns(SliceColumns; x: req) -> 1;
         slice_rows(SliceRows; x: req) -> 1;
+        sum_of_squares(SumOfSquares; x: req, partials: own) -> 1;
         swiglu(Swiglu; x: req, weight: opt) -> 1;
         swiglu_backward(SwigluBackward; dy: req, x: req, weight: opt) -> 2;
         transpose_quantize(TransposeQuantize; x: req, x_scale: opt) -> 2;

@@ -21,6 +21,7 @@ pub mod grouped_gemm;
 pub mod latent;
 pub mod mla_kv;
 pub mod mma;
+pub mod optim;
 pub mod quantize;
 pub mod real;
 pub mod rms_norm;
@@ -222,6 +223,7 @@ fn parse<T: Op>(params: &Value) -> Result<Box<dyn DynOp>, OpError> {
 /// Every op, in alphabetical order.
 pub const OPS: &[OpEntry] = &[
     entry::<elementwise::Add>(),
+    entry::<optim::AdamW>(),
     entry::<collective::AllGather>(),
     entry::<collective::AllReduce>(),
     entry::<attention::Attention>(),
@@ -229,6 +231,7 @@ pub const OPS: &[OpEntry] = &[
     entry::<latent::AttentionLatent>(),
     entry::<balance::BalanceLoss>(),
     entry::<elementwise::Cast>(),
+    entry::<optim::ClipFactor>(),
     entry::<dispatch::Combine>(),
     entry::<elementwise::ConcatColumns>(),
     entry::<latent::ConcatRows>(),
@@ -238,6 +241,7 @@ pub const OPS: &[OpEntry] = &[
     entry::<dispatch::Dispatch>(),
     entry::<dispatch::DispatchPlan>(),
     entry::<drop_tokens::DropTokens>(),
+    entry::<optim::Ema>(),
     entry::<elementwise::GatherRows>(),
     entry::<gemm::Gemm>(),
     entry::<gemm_fp8::GemmFp8>(),
@@ -263,6 +267,7 @@ pub const OPS: &[OpEntry] = &[
     entry::<collective::Send>(),
     entry::<elementwise::SliceColumns>(),
     entry::<latent::SliceRows>(),
+    entry::<optim::SumOfSquares>(),
     entry::<swiglu::Swiglu>(),
     entry::<swiglu::SwigluBackward>(),
     entry::<fp8::TransposeQuantize>(),

@@ -1,0 +1,327 @@
+//! Checkpoints of a run: everything needed to go on to the bit.
+//!
+//! A checkpoint is a folder `step-00000100` with files of tensors (safetensors) and
+//! `checkpoint.json`, which holds the run's header, and size and blake3 hash of every file, under a
+//! hash of its own. It is written into a folder beside it, flushed to the disk, and renamed, so
+//! that a process killed at any moment leaves whole checkpoints only. Reading checks everything;
+//! [`latest`] goes back to the newest one that is whole.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::tensors::{self, TensorsError, TensorsFile};
+use crate::Tensor;
+
+/// Why a checkpoint cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The file system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A file is not what was written.
+    #[error("{}: expected {expected}, found {found}", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What was written.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A file of tensors.
+    #[error(transparent)]
+    Tensors(#[from] TensorsError),
+}
+
+/// What a checkpoint holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Saved {
+    /// Steps done.
+    pub step: u64,
+    /// What the run keeps beside tensors.
+    pub header: Value,
+    /// Tensors by name.
+    pub tensors: Vec<(String, Tensor)>,
+}
+
+/// `checkpoint.json`.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Index {
+    format: String,
+    /// blake3 of `body` as compact JSON.
+    blake3: String,
+    body: Body,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    step: u64,
+    header: Value,
+    files: Vec<Listed>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Listed {
+    name: String,
+    bytes: u64,
+    blake3: String,
+}
+
+const FORMAT: &str = "fathom-training-1";
+const INDEX: &str = "checkpoint.json";
+
+fn io_at(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
+    let path = path.to_owned();
+    |source| CheckpointError::Io { path, source }
+}
+
+fn body_hash(body: &Body) -> String {
+    let text = serde_json::to_vec(body).expect("plain data");
+    blake3::hash(&text).to_hex().to_string()
+}
+
+fn file_hash(path: &Path) -> Result<(u64, String), CheckpointError> {
+    let mut hasher = blake3::Hasher::new();
+    let mut file = File::open(path).map_err(io_at(path))?;
+    let bytes = io::copy(&mut file, &mut hasher).map_err(io_at(path))?;
+    Ok((bytes, hasher.finalize().to_hex().to_string()))
+}
+
+fn sync(path: &Path) -> Result<(), CheckpointError> {
+    File::open(path).and_then(|f| f.sync_all()).map_err(io_at(path))
+}
+
+/// Writes a checkpoint into `folder`, in files of at most `shard_bytes` (one tensor at least), and
+/// gives its path.
+///
+/// # Errors
+/// [`CheckpointError`]; no checkpoint is then there that was not before.
+pub fn write(folder: &Path, saved: &Saved, shard_bytes: usize) -> Result<PathBuf, CheckpointError> {
+    fs::create_dir_all(folder).map_err(io_at(folder))?;
+    let name = format!("step-{:08}", saved.step);
+    let (target, beside) = (folder.join(&name), folder.join(format!(".writing-{name}")));
+    if beside.exists() {
+        fs::remove_dir_all(&beside).map_err(io_at(&beside))?;
+    }
+    fs::create_dir(&beside).map_err(io_at(&beside))?;
+    let mut shards: Vec<&[(String, Tensor)]> = Vec::new();
+    let mut rest = &saved.tensors[..];
+    while !rest.is_empty() {
+        let mut filled = 0;
+        let fits = |(_, t): &&(String, Tensor)| {
+            filled += t.bytes().len();
+            filled <= shard_bytes
+        };
+        let (shard, after) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+        shards.push(shard);
+        rest = after;
+    }
+    let mut files = Vec::new();
+    for (i, shard) in shards.iter().enumerate() {
+        let name = format!("tensors-{:05}-of-{:05}.safetensors", i + 1, shards.len());
+        let path = beside.join(&name);
+        tensors::write(&path, shard)?;
+        let (bytes, blake3) = file_hash(&path)?;
+        files.push(Listed { name, bytes, blake3 });
+    }
+    let body = Body { step: saved.step, header: saved.header.clone(), files };
+    let index = Index { format: FORMAT.into(), blake3: body_hash(&body), body };
+    let path = beside.join(INDEX);
+    let text = serde_json::to_vec_pretty(&index).expect("plain data");
+    fs::write(&path, text).map_err(io_at(&path))?;
+    sync(&path)?;
+    sync(&beside)?;
+    if target.exists() {
+        remove(folder, &name)?;
+    }
+    fs::rename(&beside, &target).map_err(io_at(&target))?;
+    sync(folder)?;
+    Ok(target)
+}
+
+/// Removes a checkpoint: renamed first, so that no half of it keeps its name.
+fn remove(folder: &Path, name: &str) -> Result<(), CheckpointError> {
+    let (path, aside) = (folder.join(name), folder.join(format!(".removing-{name}")));
+    if aside.exists() {
+        fs::remove_dir_all(&aside).map_err(io_at(&aside))?;
+    }
+    fs::rename(&path, &aside).map_err(io_at(&path))?;
+    fs::remove_dir_all(&aside).map_err(io_at(&aside))
+}
+
+/// The checkpoints of a folder, the newest first; none where there is no folder.
+///
+/// # Errors
+/// [`CheckpointError::Io`].
+pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(io_at(folder))? {
+        let path = entry.map_err(io_at(folder))?.path();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        if let Some(Ok(step)) = name.strip_prefix("step-").map(str::parse) {
+            found.push((step, path));
+        }
+    }
+    found.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(found)
+}
+
+/// Keeps the newest `keep` checkpoints, and removes what interrupted writers left behind.
+///
+/// # Errors
+/// [`CheckpointError::Io`].
+pub fn rotate(folder: &Path, keep: usize) -> Result<(), CheckpointError> {
+    for (_, path) in list(folder)?.into_iter().skip(keep) {
+        let name = path.file_name().and_then(|n| n.to_str()).expect("listed by name");
+        remove(folder, name)?;
+    }
+    for entry in fs::read_dir(folder).map_err(io_at(folder))? {
+        let path = entry.map_err(io_at(folder))?.path();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        if name.starts_with(".writing-") || name.starts_with(".removing-") {
+            fs::remove_dir_all(&path).map_err(io_at(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads a checkpoint and checks every hash.
+///
+/// # Errors
+/// [`CheckpointError`] naming the file that is not what was written.
+pub fn read(path: &Path) -> Result<Saved, CheckpointError> {
+    let index_path = path.join(INDEX);
+    let corrupt = |path: &Path, expected: String, found: String| {
+        Err(CheckpointError::Corrupt { path: path.to_owned(), expected, found })
+    };
+    let text = fs::read(&index_path).map_err(io_at(&index_path))?;
+    let index: Index = match serde_json::from_slice(&text) {
+        Ok(index) => index,
+        Err(e) => return corrupt(&index_path, "a checkpoint's index".into(), e.to_string()),
+    };
+    if index.format != FORMAT {
+        return corrupt(&index_path, format!("format '{FORMAT}'"), format!("'{}'", index.format));
+    }
+    let found = body_hash(&index.body);
+    if found != index.blake3 {
+        return corrupt(&index_path, format!("a body of blake3 {}", index.blake3), found);
+    }
+    let mut tensors = Vec::new();
+    for listed in &index.body.files {
+        let path = path.join(&listed.name);
+        let (bytes, blake3) = file_hash(&path)?;
+        if bytes != listed.bytes {
+            let expected = format!("{} bytes", listed.bytes);
+            return corrupt(&path, expected, format!("{bytes} bytes"));
+        }
+        if blake3 != listed.blake3 {
+            return corrupt(&path, format!("blake3 {}", listed.blake3), blake3);
+        }
+        let file = TensorsFile::open(&path)?;
+        let copy = |name: &String| (name.clone(), file.tensor(name).expect("listed in the file"));
+        tensors.extend(file.entries.keys().map(copy));
+    }
+    Ok(Saved { step: index.body.step, header: index.body.header, tensors })
+}
+
+/// The newest checkpoint that is whole; `refused` is told of each one that is not.
+///
+/// # Errors
+/// [`CheckpointError::Io`] where the folder cannot be listed.
+pub fn latest(
+    folder: &Path,
+    refused: &mut dyn FnMut(&Path, &CheckpointError),
+) -> Result<Option<Saved>, CheckpointError> {
+    for (_, path) in list(folder)? {
+        match read(&path) {
+            Ok(saved) => return Ok(Some(saved)),
+            Err(error) => refused(&path, &error),
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn saved(step: u64) -> Saved {
+        let tensor = |x: f32| Tensor::from_vec(&[2, 2], vec![x, -0.0, f32::MIN_POSITIVE, 1.0]);
+        let header = serde_json::json!({ "tokens": 12, "rate": 0.1 });
+        let names = ["a", "b", "c"];
+        let tensors = names.map(|n| (n.to_owned(), tensor(step as f32))).to_vec();
+        Saved { step, header, tensors }
+    }
+
+    #[test]
+    fn what_was_written_is_read_and_old_ones_go() {
+        let folder = tempfile::tempdir().unwrap();
+        for step in [1, 2, 3] {
+            // Two tensors fill a file.
+            write(folder.path(), &saved(step), 32).unwrap();
+        }
+        fs::create_dir(folder.path().join(".writing-step-00000009")).unwrap();
+        rotate(folder.path(), 2).unwrap();
+        let steps: Vec<u64> = list(folder.path()).unwrap().into_iter().map(|c| c.0).collect();
+        assert_eq!(steps, [3, 2]);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+        let read = latest(folder.path(), &mut |_, e| panic!("{e}")).unwrap().unwrap();
+        assert_eq!(read, saved(3));
+        let files = fs::read_dir(folder.path().join("step-00000003")).unwrap().count();
+        assert_eq!(files, 3, "an index and two files of tensors");
+    }
+
+    #[test]
+    fn a_damaged_one_is_refused_with_its_reason_and_the_one_before_is_used() {
+        type Damage = fn(&Path);
+        let damage: [(&str, &str, Damage); 5] = [
+            ("tensors-00001-of-00002.safetensors", "blake3", |path| {
+                let mut bytes = fs::read(path).unwrap();
+                *bytes.last_mut().unwrap() ^= 1;
+                fs::write(path, bytes).unwrap();
+            }),
+            ("tensors-00002-of-00002.safetensors", "bytes", |path| {
+                let bytes = fs::read(path).unwrap();
+                fs::write(path, &bytes[..bytes.len() - 3]).unwrap();
+            }),
+            ("tensors-00001-of-00002.safetensors", "No such file", |path| {
+                fs::remove_file(path).unwrap();
+            }),
+            (INDEX, "blake3", |path| {
+                let text = fs::read_to_string(path).unwrap();
+                fs::write(path, text.replace("12", "13")).unwrap();
+            }),
+            (INDEX, "index", |path| {
+                let text = fs::read_to_string(path).unwrap();
+                fs::write(path, &text[..text.len() / 2]).unwrap();
+            }),
+        ];
+        for (file, reason, damage) in damage {
+            let folder = tempfile::tempdir().unwrap();
+            write(folder.path(), &saved(1), 32).unwrap();
+            let newest = write(folder.path(), &saved(2), 32).unwrap();
+            damage(&newest.join(file));
+            let mut refused = Vec::new();
+            let mut tell = |_: &Path, e: &CheckpointError| refused.push(e.to_string());
+            let read = latest(folder.path(), &mut tell).unwrap().unwrap();
+            assert_eq!(read, saved(1));
+            assert!(refused.len() == 1 && refused[0].contains(reason), "{refused:?}");
+            assert!(refused[0].contains(file), "{refused:?}");
+        }
+    }
+}

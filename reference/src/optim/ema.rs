@@ -1,0 +1,94 @@
+//! An exponential moving average of the weights, off the critical path.
+//!
+//! After an update the trainer hands the new weights over and goes on; a thread of its own adds
+//! them to the average, in host memory (as the DeepSeek-V3 report keeps it, section 3.2.3). Host
+//! tensors share their elements, so handing over copies nothing unless the next update comes before
+//! the average is done. The thread takes weights in order, so the average does not depend on when
+//! it runs.
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use crate::ops::optim;
+use crate::{DynOp, Tensor};
+
+enum Message {
+    Update(Vec<Tensor>),
+    Read(SyncSender<Vec<Tensor>>),
+}
+
+/// The average of the weights.
+#[derive(Debug)]
+pub struct Ema {
+    sender: Option<SyncSender<Message>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ema {
+    /// Starts from `average`; every update moves it by `1 - decay` of the way.
+    pub fn new(average: Vec<Tensor>, decay: f64) -> Ema {
+        // One set of weights may wait: a thread that lags behind slows the trainer down instead of
+        // filling the memory.
+        let (sender, receiver) = sync_channel(1);
+        let thread = std::thread::spawn(move || work(average, 1.0 - decay, &receiver));
+        Ema { sender: Some(sender), thread: Some(thread) }
+    }
+
+    /// Hands over the weights after an update.
+    pub fn update(&self, weights: Vec<Tensor>) {
+        self.send(Message::Update(weights));
+    }
+
+    /// The average over all updates handed over so far; waits for them.
+    pub fn read(&self) -> Vec<Tensor> {
+        let (sender, receiver) = sync_channel(1);
+        self.send(Message::Read(sender));
+        receiver.recv().expect("the averaging thread answers")
+    }
+
+    fn send(&self, message: Message) {
+        let sender = self.sender.as_ref().expect("open until dropped");
+        sender.send(message).expect("the averaging thread runs");
+    }
+}
+
+impl Drop for Ema {
+    fn drop(&mut self) {
+        self.sender.take();
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been printed; a second one here would hide it.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn work(mut average: Vec<Tensor>, rate: f64, receiver: &Receiver<Message>) {
+    let op: &dyn DynOp = &optim::Ema { rate };
+    while let Ok(message) = receiver.recv() {
+        match message {
+            Message::Update(weights) => {
+                let pairs = average.into_iter().zip(weights);
+                let step = |(e, w)| op.run(vec![Some(e), Some(w)]).expect("same shapes").remove(0);
+                average = pairs.map(step).collect();
+            }
+            // The reader may have gone away.
+            Message::Read(reader) => drop(reader.send(average.clone())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn updates_are_taken_in_order() {
+        let one = |x: f32| vec![Tensor::from_vec(&[1], vec![x])];
+        let ema = Ema::new(one(0.0), 0.5);
+        [2.0, 4.0, 8.0].into_iter().for_each(|x| ema.update(one(x)));
+        // 0 -> 1 -> 2.5 -> 5.25
+        assert_eq!(ema.read()[0].as_slice::<f32>(), [5.25]);
+        ema.update(one(5.25));
+        assert_eq!(ema.read()[0].as_slice::<f32>(), [5.25]);
+    }
+}

@@ -1,0 +1,277 @@
+//! What a run is: the TOML file of `fathom train`, its presets, and the schedules behind it.
+//!
+//! Sections: `[model]` (`preset`, `path` to a `config.json` or a folder, or every key inline),
+//! `[recipe]` (precision), `[data]`, `[optim]`, `[schedule]`, `[checkpoint]`, `[log]`. What a file
+//! leaves out comes from its `preset`, `tiny` where it names none. `read.rs` reads it.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::schedule::{Point, Resolved, Schedule};
+use crate::config::ModelConfig;
+use crate::data::DataConfig;
+use crate::layers::{BalanceKind, Capacity};
+use crate::optim::OptimConfig;
+use crate::precision::Recipe;
+
+/// Why a run's configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainConfigError {
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A key is wrong.
+    #[error("{file}:{line}: {key}: {message}")]
+    Key {
+        /// The file, or `preset NAME`.
+        file: String,
+        /// Line in it, from 1.
+        line: usize,
+        /// The dotted key.
+        key: String,
+        /// What is allowed, what was found, and the nearest name.
+        message: String,
+    },
+}
+
+/// A run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Name for people.
+    pub name: String,
+    /// Seed of initial weights and data order.
+    pub seed: u64,
+    /// Steps of the run; none where `tokens` ends it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// The run ends with the step that reaches this many tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<f64>,
+    /// Tokens of a sequence.
+    pub seq_len: usize,
+    /// Sequences of a micro-batch; for routed experts in `fp8` and `bf16` it is part of the result.
+    pub micro_batch: usize,
+    /// Logical shards over which the gradient is defined; divides every batch.
+    pub grad_shards: usize,
+    /// The architecture.
+    pub model: ModelConfig,
+    /// Precision, and what is kept for backward.
+    pub recipe: Recipe,
+    /// What is trained on.
+    #[serde(default)]
+    pub data: DataConfig,
+    /// The optimizer.
+    #[serde(default)]
+    pub optim: OptimConfig,
+    /// What changes over the run.
+    pub schedule: ScheduleConfig,
+    /// Checkpoints.
+    #[serde(default)]
+    pub checkpoint: CheckpointConfig,
+    /// Logs.
+    #[serde(default)]
+    pub log: LogConfig,
+}
+
+/// What changes over the run: TOML section `[schedule]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScheduleConfig {
+    /// Learning rate.
+    pub learning_rate: Schedule,
+    /// Sequences of a step, rounded to a multiple of `grad_shards`.
+    pub batch: Schedule,
+    /// Gamma: how far a step moves the selection biases.
+    #[serde(default = "gamma")]
+    pub bias_update_speed: Schedule,
+    /// Alpha: weight of the balance loss; 0: none.
+    #[serde(default = "alpha")]
+    pub balance_loss: Schedule,
+    /// Over what the balance loss is taken.
+    #[serde(default = "sequence")]
+    pub balance_kind: BalanceKind,
+    /// Room for tokens on devices, with what is beyond it dropped, as V2 was trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<Capacity>,
+    /// Lambda: weight of the mean of the MTP modules' losses.
+    #[serde(default = "lambda")]
+    pub mtp_lambda: Schedule,
+}
+
+fn gamma() -> Schedule {
+    Schedule::Constant(1e-3)
+}
+
+fn alpha() -> Schedule {
+    Schedule::Constant(1e-4)
+}
+
+fn sequence() -> BalanceKind {
+    BalanceKind::Sequence
+}
+
+fn lambda() -> Schedule {
+    Schedule::Constant(0.3)
+}
+
+/// Checkpoints: TOML section `[checkpoint]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Steps between two; 0: only when the run ends or is stopped.
+    pub every: u64,
+    /// How many are kept.
+    pub keep: usize,
+    /// Largest size of a file of tensors, in bytes.
+    pub shard_bytes: usize,
+    /// Write the final model, and the average where one is kept, in Hugging Face's layout.
+    pub export: bool,
+    /// A folder in Hugging Face's layout whose weights the run begins with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initial: Option<PathBuf>,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        CheckpointConfig { every: 100, keep: 2, shard_bytes: 1 << 30, export: true, initial: None }
+    }
+}
+
+/// Logs: TOML section `[log]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// Write `train.jsonl`.
+    pub jsonl: bool,
+    /// Write TensorBoard's event files.
+    pub tensorboard: bool,
+    /// Steps between two texts of the model; 0: none.
+    pub sample_every: u64,
+    /// Tokens of such a text.
+    pub sample_tokens: usize,
+    /// What it begins with.
+    pub sample_prompt: String,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        LogConfig {
+            jsonl: true,
+            tensorboard: true,
+            sample_every: 100,
+            sample_tokens: 48,
+            sample_prompt: "The".into(),
+        }
+    }
+}
+
+/// The schedules of a run, checked.
+#[derive(Clone, Debug)]
+pub struct Schedules {
+    learning_rate: Resolved,
+    batch: Resolved,
+    bias_update_speed: Resolved,
+    balance_loss: Resolved,
+    mtp_lambda: Resolved,
+    grad_shards: usize,
+}
+
+/// What the schedules say of one step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Plan {
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Sequences.
+    pub batch: usize,
+    /// Gamma.
+    pub bias_update_speed: f64,
+    /// Alpha.
+    pub balance_loss: f64,
+    /// Lambda.
+    pub mtp_lambda: f64,
+}
+
+impl Schedules {
+    /// What holds at a point of the run.
+    pub fn at(&self, point: Point) -> Plan {
+        let shards = self.grad_shards as f64;
+        let per_shard = (self.batch.at(point) / shards).round().max(1.0);
+        Plan {
+            learning_rate: self.learning_rate.at(point),
+            batch: (per_shard * shards) as usize,
+            bias_update_speed: self.bias_update_speed.at(point),
+            balance_loss: self.balance_loss.at(point),
+            mtp_lambda: self.mtp_lambda.at(point),
+        }
+    }
+}
+
+impl TrainConfig {
+    /// The schedules, their shares of the run resolved.
+    ///
+    /// # Errors
+    /// The dotted key and what is wrong with it.
+    pub fn schedules(&self) -> Result<Schedules, (String, String)> {
+        let resolve = |name: &str, schedule: &Schedule| {
+            schedule.resolve(self.steps).map_err(|(piece, message)| {
+                (format!("schedule.{name}"), format!("piece {}: {message}", piece + 1))
+            })
+        };
+        let s = &self.schedule;
+        Ok(Schedules {
+            learning_rate: resolve("learning_rate", &s.learning_rate)?,
+            batch: resolve("batch", &s.batch)?,
+            bias_update_speed: resolve("bias_update_speed", &s.bias_update_speed)?,
+            balance_loss: resolve("balance_loss", &s.balance_loss)?,
+            mtp_lambda: resolve("mtp_lambda", &s.mtp_lambda)?,
+            grad_shards: self.grad_shards,
+        })
+    }
+
+    /// Refuses what contradicts itself.
+    ///
+    /// # Errors
+    /// The dotted key and what is wrong with it.
+    pub fn check(&self) -> Result<(), (String, String)> {
+        let wrong = |key: &str, message: String| Err((key.to_owned(), message));
+        if self.steps.is_none() && self.tokens.is_none() {
+            return wrong("steps", "expected steps or tokens, found neither".into());
+        }
+        let longest = self.model.max_position_embeddings;
+        if self.seq_len < 2 || self.seq_len > longest {
+            let message = format!(
+                "expected 2 to {longest} (model.max_position_embeddings), found {}",
+                self.seq_len
+            );
+            return wrong("seq_len", message);
+        }
+        for (key, value) in [("micro_batch", self.micro_batch), ("grad_shards", self.grad_shards)] {
+            if value == 0 {
+                return wrong(key, "expected at least 1, found 0".into());
+            }
+        }
+        if self.checkpoint.keep == 0 {
+            return wrong("checkpoint.keep", "expected at least 1, found 0".into());
+        }
+        let o = &self.optim;
+        let unit = [("beta1", o.beta1), ("beta2", o.beta2), ("ema_decay", o.ema_decay)];
+        for (key, value) in unit {
+            if !(0.0..1.0).contains(&value) {
+                return wrong(&format!("optim.{key}"), format!("expected 0 to 1, found {value}"));
+            }
+        }
+        for (key, value) in [("eps", o.eps), ("clip", o.clip), ("weight_decay", o.weight_decay)] {
+            if !(value >= 0.0 && value.is_finite()) {
+                return wrong(&format!("optim.{key}"), format!("expected >= 0, found {value}"));
+            }
+        }
+        self.schedules().map(|_| ())
+    }
+}

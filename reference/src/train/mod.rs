@@ -1,0 +1,79 @@
+//! Training: a run's configuration, its schedules, the step, divergence, checkpoints, logs.
+//!
+//! [`Trainer`] holds everything that a step changes; [`Trainer::step`] is one optimizer step over
+//! any backend. [`run::run`] is a whole run with checkpoints and logs in a folder: what
+//! `fathom train` does.
+//!
+//! # Determinism
+//!
+//! A step's sequences are split evenly over `grad_shards`, in order. Within a shard micro-batches
+//! chain into one accumulator; shards are added by the binary tree of neighbours
+//! (`docs/numerics.md`, section 8). Normalisers of all losses are the whole step's. A step is a
+//! function of (configuration, weights, moments, place in the data): nothing else is random.
+
+mod config;
+pub mod divergence;
+pub mod log;
+mod read;
+pub mod run;
+pub mod schedule;
+pub mod state;
+pub mod tensorboard;
+mod trainer;
+
+pub use config::{
+    CheckpointConfig, LogConfig, Plan, ScheduleConfig, Schedules, TrainConfig, TrainConfigError,
+};
+pub use divergence::Divergence;
+pub use read::PRESETS;
+pub use trainer::{StepLog, StepOutcome, Trainer};
+
+use std::path::PathBuf;
+
+use crate::EngineError;
+use crate::checkpoint::HfError;
+use crate::checkpoint::training::CheckpointError;
+use crate::data::DataError;
+use crate::model::BuildError;
+
+/// Why training cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] TrainConfigError),
+    /// Two settings that do not fit.
+    #[error("{key}: {message}")]
+    Setting {
+        /// The dotted key.
+        key: String,
+        /// What is expected and what was found.
+        message: String,
+    },
+    /// The architecture.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The data.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// An op.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A training checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A checkpoint in Hugging Face's layout.
+    #[error(transparent)]
+    Hf(#[from] HfError),
+    /// Loss or gradient is not finite.
+    #[error(transparent)]
+    Diverged(Box<Divergence>),
+    /// The run's folder.
+    #[error("{}: {message}", path.display())]
+    Folder {
+        /// The folder or file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        message: String,
+    },
+}

@@ -1,0 +1,507 @@
+//! Reads a run's TOML: presets merged with overrides, and errors that point at the line.
+//!
+//! TOML has no null. Where a setting's null means 'the whole dimension' (`[recipe.fp8]`), the file
+//! says `"all"`; everywhere else a key is left out.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value as Json;
+use toml::{Table, Value};
+
+use super::config::{TrainConfig, TrainConfigError};
+use crate::config::{ModelConfig, preset_names};
+use crate::data::{Format, SourceConfig};
+use crate::precision::{Mode, Recipe};
+
+/// The embedded runs.
+pub const PRESETS: &[(&str, &str)] = &[
+    ("tiny", include_str!("../../presets/train/tiny.toml")),
+    ("deepseek-v3", include_str!("../../presets/train/deepseek-v3.toml")),
+    ("deepseek-v3-32k", include_str!("../../presets/train/deepseek-v3-32k.toml")),
+    ("deepseek-v3-128k", include_str!("../../presets/train/deepseek-v3-128k.toml")),
+];
+
+/// A configuration text and where it is from.
+struct Source<'a> {
+    file: String,
+    text: &'a str,
+    folder: PathBuf,
+}
+
+impl Source<'_> {
+    fn wrong(&self, key: &str, message: impl Into<String>) -> TrainConfigError {
+        let line = line_of_key(self.text, key);
+        let (file, key) = (self.file.clone(), key.to_owned());
+        TrainConfigError::Key { file, line, key, message: message.into() }
+    }
+}
+
+impl TrainConfig {
+    /// Reads a file; `set` are assignments `key.path=value` that win over it.
+    ///
+    /// # Errors
+    /// [`TrainConfigError`] naming file, line and key.
+    pub fn read(path: &Path, set: &[String]) -> Result<TrainConfig, TrainConfigError> {
+        let io = |source| TrainConfigError::Io { path: path.to_owned(), source };
+        let text = std::fs::read_to_string(path).map_err(io)?;
+        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+        resolve(&Source { file: path.display().to_string(), text: &text, folder }, set)
+    }
+
+    /// An embedded run with assignments.
+    ///
+    /// # Errors
+    /// As [`TrainConfig::read`].
+    pub fn preset(name: &str, set: &[String]) -> Result<TrainConfig, TrainConfigError> {
+        let text = format!("preset = {name:?}\n");
+        resolve(&Source { file: "--preset".into(), text: &text, folder: PathBuf::new() }, set)
+    }
+
+    /// This configuration with assignments.
+    ///
+    /// # Errors
+    /// As [`TrainConfig::read`].
+    pub fn with(&self, set: &[String]) -> Result<TrainConfig, TrainConfigError> {
+        let file = "the checkpoint's configuration".to_owned();
+        resolve(&Source { file, text: &self.to_toml(), folder: PathBuf::new() }, set)
+    }
+
+    /// This configuration with files (or folders of text) as its data, where any are given.
+    pub fn with_files(mut self, files: &[PathBuf]) -> TrainConfig {
+        if files.is_empty() {
+            return self;
+        }
+        let source = |path: &PathBuf| {
+            let format = match path.extension().and_then(|e| e.to_str()) {
+                Some("jsonl" | "ndjson") => Format::Jsonl,
+                Some("parquet") => Format::Parquet,
+                _ => Format::Text,
+            };
+            SourceConfig::new(format, Some(absolute(Path::new(""), path)))
+        };
+        self.data.sources = files.iter().map(source).collect();
+        self
+    }
+
+    /// The configuration as TOML that [`TrainConfig::read`] reads again.
+    pub fn to_toml(&self) -> String {
+        let json = serde_json::to_value(self).expect("plain data");
+        let value = to_toml(&json).expect("a table");
+        toml::to_string(&value).expect("a table of tables")
+    }
+}
+
+fn resolve(source: &Source<'_>, set: &[String]) -> Result<TrainConfig, TrainConfigError> {
+    let mut table: Table = source.text.parse().map_err(|e: toml::de::Error| {
+        let start = e.span().map_or(0, |s| s.start);
+        let line = line_of(source.text, start);
+        let (file, message) = (source.file.clone(), e.message().to_owned());
+        TrainConfigError::Key { file, line, key: "TOML".into(), message }
+    })?;
+    let assigned = Source { file: "--set".into(), text: "", folder: source.folder.clone() };
+    for assignment in set {
+        assign(&mut table, assignment).map_err(|m| assigned.wrong(assignment, m))?;
+    }
+    // A file that to_toml wrote says everything itself.
+    let whole = ["name", "seed", "model", "recipe", "schedule"];
+    let base = match table.remove("preset") {
+        Some(Value::String(name)) => Some(preset_text(source, &name)?),
+        Some(other) => {
+            let message = format!("expected a preset's name, found {}", other.type_str());
+            return Err(source.wrong("preset", message));
+        }
+        None if whole.iter().all(|key| table.contains_key(*key)) => None,
+        None => Some(preset_text(source, "tiny")?),
+    };
+    if let Some(base) = base {
+        table = merge(base.parse().expect("embedded presets are TOML"), table);
+    }
+    let model = table.remove("model").unwrap_or(Value::Table(Table::new()));
+    table.insert("model".into(), resolve_model(source, model)?);
+    let recipe = table.remove("recipe").unwrap_or(Value::Table(Table::new()));
+    let recipe = resolve_recipe(source, recipe)?;
+    let mut json = to_json(&Value::Table(table));
+    json["recipe"] = recipe;
+    let mut config: TrainConfig = serde_path_to_error::deserialize(json).map_err(|e| {
+        let message = e.inner().to_string();
+        let key = offending_key(&e.path().to_string(), &message);
+        located(source, set, &key, &explain(&message))
+    })?;
+    config.check().map_err(|(key, message)| located(source, set, &key, &message))?;
+    config.model.check(Path::new(&source.file)).map_err(|e| match e {
+        crate::config::ConfigError::Value { place, expected, found, .. } => {
+            let message = format!("expected {expected}, found {found}");
+            located(source, set, &format!("model.{}", own_name(&place)), &message)
+        }
+        other => located(source, set, "model", &other.to_string()),
+    })?;
+    config.data.check().map_err(|e| located(source, set, "data", &e.to_string()))?;
+    let paths = config.data.sources.iter_mut().filter_map(|s| s.path.as_mut());
+    let others = [config.data.tokenizer.file.as_mut(), config.checkpoint.initial.as_mut()];
+    paths.chain(others.into_iter().flatten()).for_each(|p| *p = absolute(&source.folder, p));
+    Ok(config)
+}
+
+/// A path as the file means it: from its own folder. Absolute, so that a resumed run finds it.
+fn absolute(folder: &Path, path: &Path) -> PathBuf {
+    let path = folder.join(path);
+    std::path::absolute(&path).unwrap_or(path)
+}
+
+/// Our name of a key that Hugging Face's configuration names otherwise.
+fn own_name(key: &str) -> &str {
+    match key {
+        "num_hidden_layers" => "layers",
+        "num_attention_heads" => "heads",
+        "num_experts_per_tok" => "moe.top_k",
+        "n_group" => "moe.n_group",
+        "kv_heads" => "attention.kv_heads",
+        "qk_rope_head_dim" => "attention.qk_rope_head_dim",
+        other => other,
+    }
+}
+
+/// An error about a key: at the assignment that made it, or at its line.
+fn located(source: &Source<'_>, set: &[String], key: &str, message: &str) -> TrainConfigError {
+    let made = set.iter().find(|s| {
+        s.split_once('=')
+            .is_some_and(|(path, _)| key == path || key.starts_with(&format!("{path}.")))
+    });
+    match made {
+        Some(assignment) => {
+            let (file, key) = (format!("--set {assignment}"), key.to_owned());
+            TrainConfigError::Key { file, line: 1, key, message: message.into() }
+        }
+        None => source.wrong(key, message),
+    }
+}
+
+fn preset_text(source: &Source<'_>, name: &str) -> Result<&'static str, TrainConfigError> {
+    let found = PRESETS.iter().find(|(n, _)| *n == name).map(|(_, text)| *text);
+    let names: Vec<&str> = PRESETS.iter().map(|(n, _)| *n).collect();
+    found.ok_or_else(|| source.wrong("preset", unknown_name(name, &names)))
+}
+
+/// `[model]`: a preset or a `config.json`, with single keys over it, or everything inline.
+fn resolve_model(source: &Source<'_>, model: Value) -> Result<Value, TrainConfigError> {
+    let Value::Table(mut model) = model else {
+        return Err(source.wrong("model", format!("expected a table, found {}", model.type_str())));
+    };
+    let mut text = |key: &str| match model.remove(key) {
+        None => Ok(None),
+        Some(Value::String(s)) => Ok(Some(s)),
+        Some(other) => {
+            let message = format!("expected a string, found {}", other.type_str());
+            Err(source.wrong(&format!("model.{key}"), message))
+        }
+    };
+    let base = match (text("preset")?, text("path")?) {
+        (Some(_), Some(_)) => {
+            return Err(source.wrong("model.path", "expected preset or path, found both"));
+        }
+        (Some(name), None) => ModelConfig::preset(&name)
+            .map_err(|_| source.wrong("model.preset", unknown_name(&name, &preset_names())))?,
+        (None, Some(path)) => {
+            let path = source.folder.join(path);
+            let file = if path.is_dir() { path.join("config.json") } else { path };
+            let read = ModelConfig::from_hf_file(&file);
+            read.map_err(|e| source.wrong("model.path", e.to_string()))?
+        }
+        (None, None) => return Ok(Value::Table(model)),
+    };
+    let json = serde_json::to_value(base).expect("plain data");
+    let Some(Value::Table(base)) = to_toml(&json) else { unreachable!("a model is a table") };
+    Ok(Value::Table(merge(base, model)))
+}
+
+/// `[recipe]`: what its mode says, with single keys over it.
+fn resolve_recipe(source: &Source<'_>, recipe: Value) -> Result<Json, TrainConfigError> {
+    let Value::Table(recipe) = recipe else {
+        let message = format!("expected a table, found {}", recipe.type_str());
+        return Err(source.wrong("recipe", message));
+    };
+    let names = Mode::ALL.map(Mode::name);
+    let mode = match recipe.get("mode") {
+        None => Mode::Fp8,
+        Some(Value::String(name)) => Mode::from_name(name)
+            .ok_or_else(|| source.wrong("recipe.mode", unknown_name(name, &names)))?,
+        Some(other) => {
+            let message =
+                format!("expected one of {}, found {}", names.join(", "), other.type_str());
+            return Err(source.wrong("recipe.mode", message));
+        }
+    };
+    let mut json = serde_json::to_value(Recipe::new(mode)).expect("plain data");
+    overlay(&mut json, to_json(&Value::Table(recipe)));
+    if let Some(fp8) = json.get_mut("fp8") {
+        nulls(fp8);
+    }
+    Ok(json)
+}
+
+/// `"all"` becomes null.
+fn nulls(json: &mut Json) {
+    match json {
+        Json::String(s) if s == "all" => *json = Json::Null,
+        Json::Array(items) => items.iter_mut().for_each(nulls),
+        Json::Object(items) => items.values_mut().for_each(nulls),
+        _ => {}
+    }
+}
+
+/// `over`'s keys on top of `base`, object by object.
+fn overlay(base: &mut Json, over: Json) {
+    match (base, over) {
+        (Json::Object(base), Json::Object(over)) => {
+            for (key, value) in over {
+                overlay(base.entry(key).or_insert(Json::Null), value);
+            }
+        }
+        (base, over) => *base = over,
+    }
+}
+
+fn to_json(value: &Value) -> Json {
+    serde_json::to_value(value).expect("TOML has no value that JSON lacks")
+}
+
+/// JSON as TOML; nulls in arrays and of the promotion interval become `"all"`, others go.
+fn to_toml(json: &Json) -> Option<Value> {
+    Some(match json {
+        Json::Null => return None,
+        Json::Bool(b) => Value::Boolean(*b),
+        Json::Number(n) => match n.as_i64() {
+            Some(n) => Value::Integer(n),
+            None => Value::Float(n.as_f64().expect("a number")),
+        },
+        Json::String(s) => Value::String(s.clone()),
+        Json::Array(items) => {
+            let all = || Value::String("all".into());
+            Value::Array(items.iter().map(|v| to_toml(v).unwrap_or_else(all)).collect())
+        }
+        Json::Object(items) => {
+            let one = |(key, value): (&String, &Json)| match value {
+                Json::Null if key == "promotion_interval" => {
+                    Some((key.clone(), Value::String("all".into())))
+                }
+                value => to_toml(value).map(|value| (key.clone(), value)),
+            };
+            Value::Table(items.iter().filter_map(one).collect())
+        }
+    })
+}
+
+/// `over`'s keys on top of `base`, table by table. A model that names its own preset or path, and a
+/// table of another `kind`, start anew.
+fn merge(mut base: Table, over: Table) -> Table {
+    for (key, value) in over {
+        let anew = |b: &Table, o: &Table| {
+            let named = o.contains_key("preset") || o.contains_key("path");
+            (key == "model" && named) || (o.contains_key("kind") && o.get("kind") != b.get("kind"))
+        };
+        match (base.remove(&key), value) {
+            (Some(Value::Table(b)), Value::Table(o)) if !anew(&b, &o) => {
+                base.insert(key, Value::Table(merge(b, o)));
+            }
+            (_, value) => {
+                base.insert(key, value);
+            }
+        }
+    }
+    base
+}
+
+/// Applies `a.b.c=value`; the value is TOML, or a string where it is not.
+fn assign(table: &mut Table, assignment: &str) -> Result<(), String> {
+    let (path, text) = assignment.split_once('=').ok_or("expected KEY.PATH=VALUE")?;
+    let parsed: Result<Table, _> = format!("v = {text}").parse();
+    let value = match parsed {
+        Ok(mut t) if t.len() == 1 => t.remove("v").expect("the only key"),
+        _ => Value::String(text.trim().to_owned()),
+    };
+    let keys: Vec<&str> = path.trim().split('.').collect();
+    if keys.iter().any(|k| k.is_empty()) {
+        return Err("expected KEY.PATH=VALUE".into());
+    }
+    let (last, parents) = keys.split_last().expect("split gives at least one");
+    let mut at = table;
+    for key in parents {
+        let next = at.entry(*key).or_insert_with(|| Value::Table(Table::new()));
+        at = next.as_table_mut().ok_or_else(|| format!("{key} is not a table"))?;
+    }
+    at.insert((*last).to_owned(), value);
+    Ok(())
+}
+
+/// Line, from 1, of a byte offset.
+fn line_of(text: &str, offset: usize) -> usize {
+    1 + text.as_bytes()[..offset.min(text.len())].iter().filter(|&&b| b == b'\n').count()
+}
+
+/// Line on which the dotted key is set, else that of the innermost table around it, else 1.
+fn line_of_key(text: &str, key: &str) -> usize {
+    let Ok(table) = toml::de::DeTable::parse(text) else { return 1 };
+    let mut table = Some(table.get_ref());
+    let mut line = 1;
+    for part in key.split(['.', '[']) {
+        let Some(inside) = table else { break };
+        let Some((name, value)) = inside.iter().find(|(k, _)| k.get_ref() == part) else { break };
+        line = line_of(text, name.span().start);
+        table = value.get_ref().as_table();
+    }
+    line
+}
+
+/// The dotted key that serde's error is about: for unknown and missing fields the field itself.
+fn offending_key(path: &str, message: &str) -> String {
+    let path = if path == "." { "" } else { path };
+    let quoted = |prefix| message.strip_prefix(prefix).and_then(|m| m.split('`').next());
+    match quoted("unknown field `").or(quoted("missing field `")) {
+        Some(field) if path.is_empty() => field.to_owned(),
+        Some(field) if path.rsplit('.').next() != Some(field) => format!("{path}.{field}"),
+        _ => path.to_owned(),
+    }
+}
+
+/// Serde's message, with the nearest allowed name where it lists names.
+fn explain(message: &str) -> String {
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let Some((found, allowed)) = quoted.split_first() else { return message.to_owned() };
+    match nearest(found, allowed) {
+        Some(name) if message.contains("expected") => format!("{message}; did you mean `{name}`?"),
+        _ => message.to_owned(),
+    }
+}
+
+fn unknown_name(name: &str, known: &[&str]) -> String {
+    let hint = nearest(name, known).map_or(String::new(), |n| format!("; did you mean '{n}'?"));
+    format!("unknown name '{name}'; expected one of {}{hint}", known.join(", "))
+}
+
+/// The name with the smallest edit distance, where that is small enough to be meant.
+fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    let best = known.iter().map(|k| (edit_distance(name, k), *k)).min_by_key(|(d, _)| *d)?;
+    (best.0 <= 1 + name.len() / 3).then_some(best.1)
+}
+
+/// Levenshtein distance, by bytes.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str, set: &[&str]) -> Result<TrainConfig, TrainConfigError> {
+        let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
+        resolve(&Source { file: "run.toml".into(), text, folder: PathBuf::new() }, &set)
+    }
+
+    fn error(text: &str, set: &[&str]) -> String {
+        read(text, set).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_embedded_run_reads_and_survives_its_own_toml() {
+        for (name, _) in PRESETS {
+            let config = TrainConfig::preset(name, &[]).unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(config.with(&[]).unwrap(), config, "{name}");
+        }
+        let baseline = "[recipe.fp8]\nactivation_block = [\"all\", \"all\"]\n\
+            weight_block = [\"all\", \"all\"]\ngradient_block = [\"all\", \"all\"]\n\
+            gradient_format = \"e5m2\"\npromotion_interval = \"all\"\n";
+        let config = read(baseline, &[]).unwrap();
+        let fp8 = &config.recipe.fp8;
+        assert_eq!((fp8.weight_block, fp8.promotion_interval), ([None, None], None));
+        assert_eq!(config.with(&[]).unwrap(), config);
+    }
+
+    #[test]
+    fn what_a_mode_says_gives_way_to_single_keys() {
+        let config = read("[recipe]\nmode = \"fp32\"\nrecompute_norms = true\n", &[]).unwrap();
+        assert_eq!(config.recipe, Recipe { recompute_norms: true, ..Recipe::new(Mode::Fp32) });
+        let bf16 = config.with(&["recipe.mode=\"bf16\"".into()]).unwrap();
+        assert_eq!(bf16.recipe.mode, Mode::Bf16);
+        let config =
+            read("[model]\npreset = \"small\"\nlayers = 3\n", &["optim.clip=0.5"]).unwrap();
+        assert_eq!((config.model.layers, config.model.heads, config.optim.clip), (3, 4, 0.5));
+        let block = ["recipe.fp8.gradient_block=[128,128]"];
+        assert_eq!(read("", &block).unwrap().recipe.fp8.gradient_block, [Some(128), Some(128)]);
+    }
+
+    #[test]
+    fn errors_name_file_line_key_and_the_nearest_name() {
+        let e = error("steps = 5\n\n[optim]\nweight_decya = 0.1\n", &[]);
+        assert!(e.starts_with("run.toml:4: optim.weight_decya: unknown field"), "{e}");
+        assert!(e.contains("did you mean `weight_decay`?"), "{e}");
+        let e = error("[recipe]\nmode = \"fp9\"\n", &[]);
+        assert!(e.starts_with("run.toml:2: recipe.mode: unknown name 'fp9'"), "{e}");
+        assert!(e.contains("fp8, bf16, fp32, f64") && e.contains("did you mean 'fp8'?"), "{e}");
+        let e = error("steps = \"many\"\n", &[]);
+        assert!(e.starts_with("run.toml:1: steps: invalid type: string"), "{e}");
+        let e = error("[schedule]\nbatch = [{ value = 8, until = 3 }]\n", &[]);
+        assert!(e.starts_with("run.toml:2: schedule.batch[0].until: unknown field"), "{e}");
+        let e = error("[schedule]\nbatch = [{ value = 8 }, { value = 9 }]\n", &[]);
+        assert!(e.starts_with("run.toml:2: schedule.batch: piece 1: only the last"), "{e}");
+        let e = error("\npreset = \"tiyn\"\n", &[]);
+        assert!(e.starts_with("run.toml:2: preset: unknown name 'tiyn'; expected one of"), "{e}");
+        let e = error("seq_len = = 3\n", &[]);
+        assert!(e.starts_with("run.toml:1: TOML:"), "{e}");
+        let e = error("", &["optim.beta1=2.0"]);
+        assert!(e.starts_with("--set optim.beta1=2.0:1: optim.beta1: expected 0 to 1"), "{e}");
+        let e = error("[model]\nheads = 0\n", &[]);
+        assert!(e.starts_with("run.toml:2: model.heads: expected at least 1"), "{e}");
+    }
+
+    /// FIGURES of the DeepSeek-V3 report, sections 4.2 and 4.3.
+    #[test]
+    fn the_reports_schedules_are_reproduced() {
+        let config = TrainConfig::preset("deepseek-v3", &[]).unwrap();
+        let schedules = config.schedules().unwrap();
+        let at = |step, tokens: f64| {
+            schedules.at(super::super::schedule::Point { step, tokens: tokens as u64 })
+        };
+        let near = |a: f64, b: f64| assert!((a - b).abs() <= 1e-12 * b.abs(), "{a} against {b}");
+        near(at(1, 0.0).learning_rate, 2.2e-4 / 2000.0);
+        near(at(1000, 12.6e9).learning_rate, 1.1e-4);
+        near(at(2000, 25e9).learning_rate, 2.2e-4);
+        near(at(100_000, 9.99e12).learning_rate, 2.2e-4);
+        near(at(200_000, 12.15e12).learning_rate, (2.2e-4 + 2.2e-5) / 2.0);
+        near(at(230_000, 14.3e12).learning_rate, 2.2e-5);
+        near(at(230_000, 14.6e12).learning_rate, 2.2e-5);
+        near(at(234_000, 14.633e12).learning_rate, 7.3e-6);
+        assert_eq!((at(1, 0.0).batch, at(9000, 469e9).batch), (3072, 15360));
+        assert_eq!(at(5000, 234.5e9).batch, 9216);
+        let gamma = |tokens| at(9000, tokens).bias_update_speed;
+        assert_eq!((gamma(14.299e12), gamma(14.3e12)), (1e-3, 0.0));
+        let lambda = |tokens| at(9000, tokens).mtp_lambda;
+        assert_eq!((lambda(9.99e12), lambda(10e12)), (0.3, 0.1));
+        assert_eq!(at(9, 0.0).balance_loss, 1e-4);
+        let optim = &config.optim;
+        assert_eq!((optim.beta1, optim.beta2, optim.weight_decay), (0.9, 0.95, 0.1));
+        assert_eq!((optim.clip, config.model.initializer_range), (1.0, 0.006));
+        assert_eq!((config.tokens, config.seq_len), (Some(14.8e12), 4096));
+        for (name, seq_len, batch) in [("32k", 32 << 10, 1920), ("128k", 128 << 10, 480)] {
+            let config = TrainConfig::preset(&format!("deepseek-v3-{name}"), &[]).unwrap();
+            let plan = config
+                .schedules()
+                .unwrap()
+                .at(super::super::schedule::Point { step: 1, tokens: 0 });
+            assert_eq!((config.steps, config.seq_len), (Some(1000), seq_len));
+            assert_eq!((plan.batch, plan.learning_rate), (batch, 7.3e-6));
+            let yarn = config.model.rope.yarn.unwrap();
+            assert_eq!((yarn.factor, yarn.beta_slow, yarn.beta_fast), (40.0, 1.0, 32.0));
+        }
+    }
+}

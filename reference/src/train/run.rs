@@ -1,0 +1,358 @@
+//! A whole run in a folder: steps, logs, samples, checkpoints, and the final model.
+//!
+//! ```text
+//! OUT/run.toml             the configuration, complete
+//! OUT/tokenizer.json
+//! OUT/train.jsonl          one line a step
+//! OUT/tensorboard/         event files
+//! OUT/checkpoints/         step-NNNNNNNN/
+//! OUT/model/               the final weights in Hugging Face's layout, with tokenizer.json
+//! OUT/model-average/       their average, where the run keeps one
+//! ```
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::log::Logs;
+use super::state::Header;
+use super::{Divergence, StepLog, StepOutcome, TrainConfig, TrainError, Trainer};
+use crate::Tensor;
+use crate::backend::Backend;
+use crate::checkpoint::{hf, training};
+use crate::model::Params;
+
+/// What a run tells while it goes on.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// It begins or goes on after `step`.
+    Start {
+        /// Steps already done.
+        step: u64,
+        /// Steps of the run, where it is known in steps.
+        steps: Option<u64>,
+        /// Parameters.
+        parameters: usize,
+        /// Hash of the data.
+        data: String,
+    },
+    /// A checkpoint that cannot be used; the one before it is tried.
+    Refused {
+        /// The checkpoint.
+        path: &'a Path,
+        /// Why.
+        reason: String,
+    },
+    /// A step was done.
+    Step(&'a StepLog),
+    /// A step's update was left out.
+    Skipped(&'a Divergence),
+    /// A text of the model.
+    Sample {
+        /// After this step.
+        step: u64,
+        /// The text, prompt included.
+        text: &'a str,
+    },
+    /// A checkpoint was written.
+    Checkpoint {
+        /// After this step.
+        step: u64,
+        /// Where.
+        path: &'a Path,
+    },
+}
+
+/// Where a run lies and how it begins.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The run's folder.
+    pub out: PathBuf,
+    /// Go on from its newest checkpoint, where there is one.
+    pub resume: bool,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    /// The run's folder.
+    pub out: PathBuf,
+    /// Steps done in all.
+    pub steps: u64,
+    /// Tokens trained on in all.
+    pub tokens: u64,
+    /// The step of the checkpoint that the run went on from.
+    pub resumed_from: Option<u64>,
+    /// Whether it was stopped before its end.
+    pub stopped: bool,
+    /// Parameters.
+    pub parameters: usize,
+    /// Loss of the first step done here.
+    pub first_loss: Option<f64>,
+    /// Mean loss of the last 50 steps done here.
+    pub last_loss: Option<f64>,
+    /// Seconds that the steps took.
+    pub seconds: f64,
+    /// Tokens a second over all steps done here.
+    pub tokens_per_second: f64,
+    /// Updates left out because loss or gradient was not finite.
+    pub skipped: u64,
+    /// The newest checkpoint.
+    pub checkpoint: Option<PathBuf>,
+    /// The exported model.
+    pub model: Option<PathBuf>,
+}
+
+/// Runs `config` to its end or until `stop` says so; either way a checkpoint is written.
+///
+/// # Errors
+/// [`TrainError`].
+pub fn run<B: Backend>(
+    config: TrainConfig,
+    backend: B,
+    place: &Place,
+    stop: &dyn Fn() -> bool,
+    tell: &mut dyn FnMut(&Event<'_>),
+) -> Result<Summary, TrainError> {
+    let checkpoints = place.out.join("checkpoints");
+    let saved = match place.resume {
+        true => training::latest(&checkpoints, &mut |path, reason| {
+            tell(&Event::Refused { path, reason: reason.to_string() });
+        })?,
+        false => {
+            if let Some((step, _)) = training::list(&checkpoints)?.first() {
+                let message = format!(
+                    "holds a run's checkpoints up to step {step}; go on with --resume or name \
+                     another folder with --out"
+                );
+                return Err(TrainError::Folder { path: place.out.clone(), message });
+            }
+            None
+        }
+    };
+    let resumed_from = saved.as_ref().map(|s| s.step);
+    let trainer = match saved {
+        Some(saved) => Trainer::resume(config, backend, saved)?,
+        None => Trainer::new(config, backend)?,
+    };
+    let mut run = Run::start(trainer, place, resumed_from)?;
+    let event = Event::Start {
+        step: run.trainer.steps,
+        steps: run.trainer.config.steps,
+        parameters: run.summary.parameters,
+        data: run.trainer.loader.digest(),
+    };
+    tell(&event);
+    run.steps(stop, tell)?;
+    run.end(tell)
+}
+
+/// The configuration of the newest whole checkpoint in a run's folder.
+///
+/// # Errors
+/// [`TrainError`].
+pub fn saved_config(out: &Path) -> Result<Option<TrainConfig>, TrainError> {
+    let saved = training::latest(&out.join("checkpoints"), &mut |_, _| ())?;
+    saved.map(|saved| Ok(Header::of(&saved)?.config)).transpose()
+}
+
+struct Run<B: Backend> {
+    trainer: Trainer<B>,
+    logs: Logs,
+    summary: Summary,
+    losses: Vec<f64>,
+    /// The step of the newest checkpoint.
+    saved: Option<u64>,
+}
+
+impl<B: Backend> Run<B> {
+    fn start(
+        trainer: Trainer<B>,
+        place: &Place,
+        resumed_from: Option<u64>,
+    ) -> Result<Run<B>, TrainError> {
+        let out = place.out.clone();
+        fs::create_dir_all(&out).map_err(|e| folder(&out, &e))?;
+        let toml = out.join("run.toml");
+        fs::write(&toml, trainer.config.to_toml()).map_err(|e| folder(&toml, &e))?;
+        trainer.loader.tokenizer().save(&out.join("tokenizer.json"))?;
+        let parameters = trainer.model.specs.iter().map(|s| s.elements()).sum();
+        let mut logs = Logs::open(&out, &trainer.config.log, trainer.steps).map_err(log_error)?;
+        let start = json!({
+            "from_step": trainer.steps,
+            "parameters": parameters,
+            "data": trainer.loader.digest(),
+            "tokenizer": trainer.loader.tokenizer().digest(),
+            "backend": trainer.backend.name(),
+            "version": env!("CARGO_PKG_VERSION"),
+            "config": trainer.config,
+        });
+        logs.line("start", start).map_err(log_error)?;
+        let summary = Summary {
+            out,
+            steps: trainer.steps,
+            tokens: trainer.tokens,
+            resumed_from,
+            stopped: false,
+            parameters,
+            first_loss: None,
+            last_loss: None,
+            seconds: 0.0,
+            tokens_per_second: 0.0,
+            skipped: 0,
+            checkpoint: None,
+            model: None,
+        };
+        Ok(Run { trainer, logs, summary, losses: Vec::new(), saved: resumed_from })
+    }
+
+    fn steps(
+        &mut self,
+        stop: &dyn Fn() -> bool,
+        tell: &mut dyn FnMut(&Event<'_>),
+    ) -> Result<(), TrainError> {
+        let begin = self.trainer.tokens;
+        while !self.trainer.finished() {
+            let outcome = match self.trainer.step(stop) {
+                Err(TrainError::Diverged(found)) => {
+                    let line = json!({ "step": found.step, "reason": found.to_string() });
+                    self.logs.line("diverged", line).map_err(log_error)?;
+                    return Err(TrainError::Diverged(found));
+                }
+                outcome => outcome?,
+            };
+            let log = match outcome {
+                StepOutcome::Interrupted => {
+                    self.summary.stopped = true;
+                    break;
+                }
+                StepOutcome::Done(log) => {
+                    self.losses.push(log.loss);
+                    log
+                }
+                StepOutcome::Skipped(log, found) => {
+                    self.summary.skipped += 1;
+                    let line = json!({ "step": found.step, "reason": found.to_string() });
+                    self.logs.line("diverged", line).map_err(log_error)?;
+                    tell(&Event::Skipped(&found));
+                    log
+                }
+            };
+            self.summary.seconds += log.seconds;
+            self.logs.step(&log).map_err(log_error)?;
+            tell(&Event::Step(&log));
+            let config = &self.trainer.config;
+            let due = |every: u64| every > 0 && log.step.is_multiple_of(every);
+            let (sample, checkpoint) = (due(config.log.sample_every), due(config.checkpoint.every));
+            if sample {
+                self.sample(tell)?;
+            }
+            if checkpoint {
+                self.checkpoint(tell)?;
+            }
+        }
+        let trained = (self.trainer.tokens - begin) as f64;
+        self.summary.tokens_per_second = trained / self.summary.seconds.max(1e-9);
+        Ok(())
+    }
+
+    fn end(mut self, tell: &mut dyn FnMut(&Event<'_>)) -> Result<Summary, TrainError> {
+        if self.saved != Some(self.trainer.steps) {
+            self.checkpoint(tell)?;
+        }
+        let trainer = &self.trainer;
+        let last = &self.losses[self.losses.len().saturating_sub(50)..];
+        self.summary.first_loss = self.losses.first().copied();
+        self.summary.last_loss =
+            (!last.is_empty()).then(|| last.iter().sum::<f64>() / last.len() as f64);
+        (self.summary.steps, self.summary.tokens) = (trainer.steps, trainer.tokens);
+        if trainer.config.checkpoint.export && !self.summary.stopped {
+            let model = self.summary.out.join("model");
+            self.export(&model, None)?;
+            if let Some(ema) = &trainer.ema {
+                self.export(&self.summary.out.join("model-average"), Some(ema.read()))?;
+            }
+            self.summary.model = Some(model);
+        }
+        let end = json!({ "summary": self.summary });
+        self.logs.line("end", end).map_err(log_error)?;
+        Ok(self.summary)
+    }
+
+    fn checkpoint(&mut self, tell: &mut dyn FnMut(&Event<'_>)) -> Result<(), TrainError> {
+        let config = &self.trainer.config.checkpoint;
+        let checkpoints = self.summary.out.join("checkpoints");
+        let saved = self.trainer.save()?;
+        let path = training::write(&checkpoints, &saved, config.shard_bytes)?;
+        training::rotate(&checkpoints, config.keep)?;
+        let step = self.trainer.steps;
+        let line = json!({ "step": step, "path": path });
+        self.logs.line("checkpoint", line).map_err(log_error)?;
+        tell(&Event::Checkpoint { step, path: &path });
+        (self.saved, self.summary.checkpoint) = (Some(step), Some(path));
+        Ok(())
+    }
+
+    /// Greedy decoding of the prompt: the same at every resume.
+    fn sample(&mut self, tell: &mut dyn FnMut(&Event<'_>)) -> Result<(), TrainError> {
+        let Trainer { backend, model, params, config, loader, .. } = &self.trainer;
+        let tokenizer = loader.tokenizer();
+        let mut tokens = tokenizer.encode(&config.log.sample_prompt)?;
+        if tokens.is_empty() {
+            tokens.push(tokenizer.eos());
+        }
+        let weights = model.weights(backend, params)?;
+        let mut cache = model.cache();
+        let mut new = tokens.clone();
+        for _ in 0..config.log.sample_tokens {
+            let hidden = model.decode(backend, &weights, &mut cache, &new)?;
+            let logits = backend.download(&model.logits(backend, &weights, &hidden)?)?;
+            let next = largest(&logits, tokenizer.vocab_size());
+            tokens.push(next);
+            if next == tokenizer.eos() {
+                break;
+            }
+            new = vec![next];
+        }
+        let (text, step) = (tokenizer.decode(&tokens), self.trainer.steps);
+        self.logs.sample(step, &text).map_err(log_error)?;
+        tell(&Event::Sample { step, text: &text });
+        Ok(())
+    }
+
+    fn export(&self, path: &Path, values: Option<Vec<Tensor>>) -> Result<(), TrainError> {
+        let Trainer { backend, model, params, config, loader, .. } = &self.trainer;
+        let shard_bytes = config.checkpoint.shard_bytes;
+        match values {
+            None => hf::save(path, model, backend, params, shard_bytes)?,
+            Some(values) => {
+                let upload = |t| backend.upload(t);
+                let buffers = values.into_iter().map(upload).collect::<Result<_, _>>()?;
+                hf::save(path, model, backend, &Params::<B> { buffers }, shard_bytes)?;
+            }
+        }
+        Ok(loader.tokenizer().save(&path.join("tokenizer.json"))?)
+    }
+}
+
+/// The first of the largest logits of the last row, among the tokens that the tokenizer knows.
+fn largest(logits: &Tensor, vocab: usize) -> u32 {
+    let columns = logits.rows_columns().1;
+    let row = logits.len() - columns;
+    let value = |i: usize| match logits.dtype() {
+        fathom_trace::DType::F64 => logits.as_slice::<f64>()[row + i],
+        _ => logits.as_slice::<f32>()[row + i].into(),
+    };
+    let better = |best: usize, i: usize| if value(i) > value(best) { i } else { best };
+    (0..vocab.min(columns)).reduce(better).unwrap_or(0) as u32
+}
+
+fn folder(path: &Path, error: &std::io::Error) -> TrainError {
+    TrainError::Folder { path: path.to_owned(), message: error.to_string() }
+}
+
+fn log_error((path, error): (PathBuf, std::io::Error)) -> TrainError {
+    folder(&path, &error)
+}

@@ -1,0 +1,131 @@
+//! A trainer to a checkpoint and back.
+//!
+//! Tensors are named `weights/NAME`, `first/NAME`, `second/NAME` (moments) and `average/NAME` by
+//! the parameter; the header holds the run's configuration, the counters and the place in the data.
+
+use std::collections::BTreeMap;
+
+use fathom_trace::DType;
+use serde::{Deserialize, Serialize};
+
+use super::{TrainConfig, TrainError, Trainer};
+use crate::Tensor;
+use crate::backend::Backend;
+use crate::checkpoint::training::Saved;
+use crate::data::LoaderState;
+use crate::model::Params;
+use crate::optim::Optimizer;
+
+/// What a checkpoint's header holds.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Header {
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// Updates of the optimizer.
+    pub updates: u64,
+    /// The run.
+    pub config: TrainConfig,
+    /// The place in the data.
+    pub data: LoaderState,
+}
+
+impl Header {
+    /// The header of a checkpoint.
+    ///
+    /// # Errors
+    /// [`TrainError::Setting`] where it is that of another version.
+    pub fn of(saved: &Saved) -> Result<Header, TrainError> {
+        serde_path_to_error::deserialize(&saved.header).map_err(|e| TrainError::Setting {
+            key: format!("the checkpoint's header, {}", e.path()),
+            message: e.inner().to_string(),
+        })
+    }
+}
+
+impl<B: Backend> Trainer<B> {
+    /// Everything needed to go on from here to the bit.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn save(&self) -> Result<Saved, TrainError> {
+        let mut tensors = Vec::new();
+        let download = |b: &B::Buffer| self.backend.download(b);
+        for (spec, buffer) in self.model.specs.iter().zip(&self.params.buffers) {
+            tensors.push((format!("weights/{}", spec.name), download(buffer)?));
+        }
+        let moments = [("first", &self.optimizer.first), ("second", &self.optimizer.second)];
+        for (name, moments) in moments {
+            for (spec, moment) in self.model.specs.iter().zip(moments) {
+                if let Some(moment) = moment {
+                    tensors.push((format!("{name}/{}", spec.name), download(moment)?));
+                }
+            }
+        }
+        if let Some(ema) = &self.ema {
+            let named = self.model.specs.iter().zip(ema.read());
+            tensors.extend(named.map(|(spec, t)| (format!("average/{}", spec.name), t)));
+        }
+        let header = Header {
+            tokens: self.tokens,
+            updates: self.optimizer.updates,
+            config: self.config.clone(),
+            data: self.loader.state(),
+        };
+        let header = serde_json::to_value(header).expect("plain data");
+        Ok(Saved { step: self.steps, header, tensors })
+    }
+
+    /// A run that goes on from a checkpoint, with the settings of `config`.
+    ///
+    /// # Errors
+    /// [`TrainError`], where `config` asks for another model or other data than the checkpoint's.
+    pub fn resume(config: TrainConfig, backend: B, saved: Saved) -> Result<Trainer<B>, TrainError> {
+        let header = Header::of(&saved)?;
+        let mut trainer = Trainer::prepare(config, backend)?;
+        let (steps, mut tensors) = (saved.step, BTreeMap::from_iter(saved.tensors));
+        let master = trainer.model.recipe.master();
+        let moment = Optimizer::<B>::moment_dtype(&trainer.config.optim, &trainer.model);
+        let mut take = |name: String, dtype: DType, shape: &[usize]| {
+            let setting = |message| TrainError::Setting {
+                key: format!("the checkpoint's tensor '{name}'"),
+                message,
+            };
+            let found = tensors.remove(&name).ok_or_else(|| {
+                setting(format!("expected {dtype} {shape:?} as this run needs it, found none"))
+            })?;
+            if found.dtype() != dtype || found.shape() != shape {
+                return Err(setting(format!(
+                    "expected {dtype} {shape:?} as this run needs it, found {} {:?}",
+                    found.dtype(),
+                    found.shape()
+                )));
+            }
+            Ok::<Tensor, TrainError>(found)
+        };
+        let (mut weights, mut average) = (Vec::new(), Vec::new());
+        let (mut first, mut second) = (Vec::new(), Vec::new());
+        for spec in &trainer.model.specs {
+            let name = |kind: &str| format!("{kind}/{}", spec.name);
+            weights.push(trainer.backend.upload(take(name("weights"), master, &spec.shape)?)?);
+            for (kind, moments) in [("first", &mut first), ("second", &mut second)] {
+                moments.push(match spec.trained() {
+                    true => {
+                        let tensor = take(name(kind), moment, &spec.shape)?;
+                        Some(trainer.backend.upload(tensor)?)
+                    }
+                    false => None,
+                });
+            }
+            if trainer.config.optim.ema_decay > 0.0 {
+                average.push(take(name("average"), master, &spec.shape)?);
+            }
+        }
+        trainer.params = Params { buffers: weights };
+        let (updates, optim) = (header.updates, trainer.config.optim.clone());
+        trainer.optimizer = Optimizer { config: optim, updates, first, second };
+        trainer.start_ema(average);
+        trainer.loader.restore(&header.data)?;
+        (trainer.steps, trainer.tokens) = (steps, header.tokens);
+        Ok(trainer)
+    }
+}

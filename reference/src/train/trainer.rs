@@ -1,0 +1,386 @@
+//! The trainer: everything that a step changes, and the step.
+
+use std::time::Instant;
+
+use fathom_trace::Parallel;
+use serde::{Deserialize, Serialize};
+
+use super::config::{Plan, Schedules, TrainConfig};
+use super::divergence::{self, Divergence};
+use super::schedule::Point;
+use super::{TrainConfigError, TrainError};
+use crate::Tensor;
+use crate::backend::{Backend, Place, Result as OpResult};
+use crate::checkpoint::HfCheckpoint;
+use crate::data::Loader;
+use crate::layers::{Balance, BalanceKind, Gradients, Weights};
+use crate::model::routing::max_violation;
+use crate::model::{Batch, Model, Params, StepReport, StepSettings};
+use crate::ops::elementwise::Add;
+use crate::optim::ema::Ema;
+use crate::optim::{NonFinite, Optimizer, scalar};
+
+/// Everything that a step changes, and what it needs.
+pub struct Trainer<B: Backend> {
+    /// Who computes.
+    pub backend: B,
+    /// The run.
+    pub config: TrainConfig,
+    /// The model.
+    pub model: Model,
+    /// Master weights.
+    pub params: Params<B>,
+    /// Moments.
+    pub optimizer: Optimizer<B>,
+    /// Average of the weights, where the run keeps one.
+    pub ema: Option<Ema>,
+    /// The data, at its place.
+    pub loader: Loader,
+    /// Steps done.
+    pub steps: u64,
+    /// Tokens trained on.
+    pub tokens: u64,
+    schedules: Schedules,
+}
+
+/// What a step reports: a line of `train.jsonl`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepLog {
+    /// The step, counted from 1.
+    pub step: u64,
+    /// Tokens trained on, this step's included.
+    pub tokens: u64,
+    /// Mean cross-entropy of the main model.
+    pub loss: f64,
+    /// That of each MTP module.
+    pub mtp_loss: Vec<f64>,
+    /// The balance losses with their weight.
+    pub balance_loss: f64,
+    /// Global norm of the gradient before clipping.
+    pub gradient_norm: f64,
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Sequences.
+    pub batch: usize,
+    /// Gamma.
+    pub bias_update_speed: f64,
+    /// Lambda.
+    pub mtp_lambda: f64,
+    /// Of each MoE layer: largest load over the mean, less one.
+    pub max_violation: Vec<f64>,
+    /// Of each MoE layer: its index and the rows that each expert got.
+    pub expert_load: Vec<(usize, Vec<u64>)>,
+    /// Whether the update was left out because loss or gradient was not finite.
+    pub skipped: bool,
+    /// Seconds that the step took.
+    pub seconds: f64,
+    /// Tokens a second.
+    pub tokens_per_second: f64,
+}
+
+/// How a step ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StepOutcome {
+    /// It was done (or its update skipped).
+    Done(Box<StepLog>),
+    /// It was left out because loss or gradient was not finite, and the run may go on.
+    Skipped(Box<StepLog>, Box<Divergence>),
+    /// It was interrupted before anything changed.
+    Interrupted,
+}
+
+/// A step's micro-batches, by shard, and what its losses are divided by.
+pub(super) struct StepBatches {
+    pub shards: Vec<Vec<Batch>>,
+    pub settings: StepSettings,
+    predicted: usize,
+    predicted_mtp: Vec<usize>,
+    tokens: u64,
+}
+
+impl<B: Backend> Trainer<B> {
+    /// A run at its beginning.
+    ///
+    /// # Errors
+    /// [`TrainError`].
+    pub fn new(config: TrainConfig, backend: B) -> Result<Trainer<B>, TrainError> {
+        let mut trainer = Trainer::prepare(config, backend)?;
+        trainer.params = match &trainer.config.checkpoint.initial {
+            Some(folder) => HfCheckpoint::open(folder)?.load(&trainer.model, &trainer.backend)?,
+            None => trainer.model.init(&trainer.backend, trainer.config.seed)?,
+        };
+        trainer.optimizer =
+            Optimizer::new(&trainer.config.optim, &trainer.model, &trainer.backend)?;
+        let weights = trainer.host_weights()?;
+        trainer.start_ema(weights);
+        Ok(trainer)
+    }
+
+    /// A run without values: parameters and moments are still to be set.
+    pub(super) fn prepare(mut config: TrainConfig, backend: B) -> Result<Trainer<B>, TrainError> {
+        let file = format!("run '{}'", config.name);
+        let key = |(key, message)| TrainConfigError::Key { file, line: 1, key, message };
+        let schedules = config.schedules().map_err(key)?;
+        let loader = Loader::open(&config.data, config.seq_len, config.seed)?;
+        if loader.vocab_size() > config.model.vocab_size {
+            let message = format!(
+                "expected at least {}, the tokenizer's entries; found {}",
+                loader.vocab_size(),
+                config.model.vocab_size
+            );
+            return Err(TrainError::Setting { key: "model.vocab_size".into(), message });
+        }
+        config.model.eos_token_ids = vec![loader.tokenizer().eos()];
+        let recipe = config.recipe.clone();
+        let model = Model::new(&config.model, recipe, Parallel::default(), 0)?;
+        let params = Params { buffers: Vec::new() };
+        let optim = config.optim.clone();
+        let (first, second) = (Vec::new(), Vec::new());
+        let optimizer = Optimizer { config: optim, updates: 0, first, second };
+        let (ema, steps, tokens) = (None, 0, 0);
+        Ok(Trainer {
+            backend,
+            config,
+            model,
+            params,
+            optimizer,
+            ema,
+            loader,
+            steps,
+            tokens,
+            schedules,
+        })
+    }
+
+    /// Whether the run has reached its end.
+    pub fn finished(&self) -> bool {
+        let steps = self.config.steps.is_some_and(|n| self.steps >= n);
+        steps || self.config.tokens.is_some_and(|n| self.tokens as f64 >= n)
+    }
+
+    /// What the schedules say of the next step.
+    pub fn plan(&self) -> Plan {
+        self.schedules.at(Point { step: self.steps + 1, tokens: self.tokens })
+    }
+
+    /// Starts the average of the weights from `average`, where the run keeps one.
+    pub(super) fn start_ema(&mut self, average: Vec<Tensor>) {
+        let decay = self.config.optim.ema_decay;
+        self.ema = (decay > 0.0).then(|| Ema::new(average, decay));
+    }
+
+    /// The parameters on the host.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn host_weights(&self) -> OpResult<Vec<Tensor>> {
+        self.params.buffers.iter().map(|b| self.backend.download(b)).collect()
+    }
+
+    /// One step. `stop` is asked before every micro-batch; once it says yes the step is given up
+    /// and leaves everything as it was.
+    ///
+    /// # Errors
+    /// [`TrainError`]; [`TrainError::Diverged`] where loss or gradient is not finite and the run is
+    /// to stop.
+    pub fn step(&mut self, stop: &dyn Fn() -> bool) -> Result<StepOutcome, TrainError> {
+        let begin = Instant::now();
+        let plan = self.plan();
+        let place = self.loader.state();
+        let batches = self.batches(plan)?;
+        let weights = self.model.weights(&self.backend, &self.params)?;
+        let model = &self.model;
+        let Some((gradients, report)) = accumulate(&self.backend, model, &weights, &batches, stop)?
+        else {
+            self.loader.restore(&place)?;
+            return Ok(StepOutcome::Interrupted);
+        };
+        let clip = self.optimizer.clip(&self.model, &self.backend, &gradients)?;
+        let norm = scalar(&self.backend.download(&clip.norm)?);
+        let mut log = self.log(plan, &batches, &report);
+        log.gradient_norm = norm;
+        let numbers = [log.loss, log.balance_loss, norm];
+        if numbers.iter().chain(&log.mtp_loss).all(|x| x.is_finite()) {
+            // The weights' handles go first, so that the update may write in place.
+            drop(weights);
+            let rate = (&clip, plan.learning_rate);
+            self.optimizer.update(&self.model, &self.backend, &mut self.params, gradients, rate)?;
+            let gamma = plan.bias_update_speed as f32;
+            if gamma != 0.0 {
+                let loads = &log.expert_load;
+                self.model.move_biases(&self.backend, &mut self.params, loads, gamma)?;
+            }
+            if let Some(ema) = &self.ema {
+                ema.update(self.host_weights()?);
+            }
+            self.finish(&mut log, begin);
+            return Ok(StepOutcome::Done(Box::new(log)));
+        }
+        let found = divergence::find(self, &batches, &log)?;
+        match self.config.optim.non_finite {
+            NonFinite::Stop => Err(TrainError::Diverged(Box::new(found))),
+            NonFinite::Skip => {
+                log.skipped = true;
+                self.finish(&mut log, begin);
+                Ok(StepOutcome::Skipped(Box::new(log), Box::new(found)))
+            }
+        }
+    }
+
+    fn finish(&mut self, log: &mut StepLog, begin: Instant) {
+        let new = log.tokens - self.tokens;
+        (self.steps, self.tokens) = (log.step, log.tokens);
+        log.seconds = begin.elapsed().as_secs_f64();
+        log.tokens_per_second = new as f64 / log.seconds;
+    }
+
+    /// The next sequences of the data, as shards of micro-batches.
+    fn batches(&mut self, plan: Plan) -> Result<StepBatches, TrainError> {
+        let per_shard = plan.batch / self.config.grad_shards;
+        let mut shards = Vec::with_capacity(self.config.grad_shards);
+        for _ in 0..self.config.grad_shards {
+            let mut micro_batches = Vec::new();
+            let mut left = per_shard;
+            while left > 0 {
+                let take = left.min(self.config.micro_batch);
+                let mut batch = Batch::default();
+                for _ in 0..take {
+                    let sequence = self.loader.next()?;
+                    batch.tokens.extend(sequence.tokens);
+                    batch.targets.extend(sequence.targets);
+                    batch.segments.extend(sequence.segments);
+                }
+                left -= take;
+                micro_batches.push(batch);
+            }
+            shards.push(micro_batches);
+        }
+        Ok(self.whole(plan, shards))
+    }
+
+    /// Normalisers over the whole step.
+    fn whole(&self, plan: Plan, shards: Vec<Vec<Batch>>) -> StepBatches {
+        let all = || shards.iter().flatten();
+        let depth = self.model.mtp.len();
+        let predicted = all().map(Batch::predicted).sum();
+        let predicted_mtp: Vec<usize> =
+            (1..=depth).map(|d| all().map(|b| b.predicted_mtp(d)).sum()).collect();
+        let over = |weight: f64, n: usize| if n == 0 { 0.0 } else { weight / n as f64 };
+        let kind = self.config.schedule.balance_kind;
+        let groups = match kind {
+            BalanceKind::Batch => all().count(),
+            BalanceKind::Sequence | BalanceKind::Expert | BalanceKind::Device { .. } => {
+                all().map(|b| b.segments.len()).sum()
+            }
+        };
+        let alpha = plan.balance_loss;
+        let mtp = |&n: &usize| over(plan.mtp_lambda / depth as f64, n);
+        let settings = StepSettings {
+            step: self.steps + 1,
+            micro_batch: None,
+            main_scale: over(1.0, predicted),
+            mtp_scales: predicted_mtp.iter().map(mtp).collect(),
+            balance: (alpha > 0.0)
+                .then(|| Balance { kind, weight: over(alpha, groups) })
+                .into_iter()
+                .collect(),
+            capacity: self.config.schedule.capacity.clone(),
+        };
+        let tokens = all().map(|b| b.tokens.len() as u64).sum();
+        StepBatches { shards, settings, predicted, predicted_mtp, tokens }
+    }
+
+    fn log(&self, plan: Plan, batches: &StepBatches, report: &StepReport) -> StepLog {
+        let mean = |sum: f64, n: usize| if n == 0 { 0.0 } else { sum / n as f64 };
+        let mtp = report.mtp.iter().zip(&batches.predicted_mtp);
+        let wide = |loads: &[usize]| loads.iter().map(|&n| n as u64).collect::<Vec<u64>>();
+        let loads: Vec<(usize, Vec<u64>)> =
+            report.loads.iter().map(|(layer, loads)| (*layer, wide(loads))).collect();
+        StepLog {
+            step: self.steps + 1,
+            tokens: self.tokens + batches.tokens,
+            loss: mean(report.main, batches.predicted),
+            mtp_loss: mtp.map(|(&sum, &n)| mean(sum, n)).collect(),
+            balance_loss: report.balance,
+            learning_rate: plan.learning_rate,
+            batch: plan.batch,
+            bias_update_speed: plan.bias_update_speed,
+            mtp_lambda: plan.mtp_lambda,
+            max_violation: loads.iter().map(|(_, loads)| max_violation(loads)).collect(),
+            expert_load: loads,
+            ..StepLog::default()
+        }
+    }
+}
+
+/// The gradient of a step: micro-batches chained within a shard, shards added by the binary tree of
+/// neighbours. A shard is added as soon as its neighbour is there, so that no more than
+/// log2(shards) + 1 sets of accumulators live at a time.
+pub(super) fn accumulate<B: Backend>(
+    backend: &B,
+    model: &Model,
+    weights: &Weights<B>,
+    batches: &StepBatches,
+    stop: &dyn Fn() -> bool,
+) -> OpResult<Option<(Gradients<B>, StepReport)>> {
+    let mut report = StepReport::default();
+    // Complete subtrees, the largest first, with the number of their shards.
+    let mut subtrees: Vec<(usize, Gradients<B>)> = Vec::new();
+    let mut number = 0;
+    for shard in &batches.shards {
+        let mut gradients = model.zero_gradients(backend)?;
+        for batch in shard {
+            if stop() {
+                return Ok(None);
+            }
+            let settings = StepSettings { micro_batch: Some(number), ..batches.settings.clone() };
+            let batch = model.batch(backend, batch)?;
+            let of = model.step(backend, weights, &batch, &settings, &mut gradients)?;
+            add_report(&mut report, of);
+            number += 1;
+        }
+        let mut tree = (1, model.finish_gradients(backend, gradients)?);
+        while subtrees.last().is_some_and(|(size, _)| *size == tree.0) {
+            let (size, left) = subtrees.pop().expect("just seen");
+            tree = (size + tree.0, add(backend, model, left, &tree.1)?);
+        }
+        subtrees.push(tree);
+    }
+    // What is left moves up unchanged until it has a neighbour.
+    let (_, mut sum) = subtrees.pop().expect("at least one shard");
+    while let Some((_, left)) = subtrees.pop() {
+        sum = add(backend, model, left, &sum)?;
+    }
+    Ok(Some((sum, report)))
+}
+
+fn add<B: Backend>(
+    backend: &B,
+    model: &Model,
+    left: Gradients<B>,
+    right: &Gradients<B>,
+) -> OpResult<Gradients<B>> {
+    backend.at(Place::default());
+    let op = Add { out: model.recipe.master() };
+    let pair = |(a, b): (Option<B::Buffer>, &Option<B::Buffer>)| match (a, b) {
+        (Some(a), Some(b)) => backend.add(&op, &a, b, None).map(Some),
+        _ => Ok(None),
+    };
+    let buffers =
+        left.buffers.into_iter().zip(&right.buffers).map(pair).collect::<OpResult<_>>()?;
+    Ok(Gradients { buffers })
+}
+
+/// Adds a micro-batch's sums to the step's.
+fn add_report(sum: &mut StepReport, of: StepReport) {
+    sum.main += of.main;
+    sum.balance += of.balance;
+    sum.mtp.resize(sum.mtp.len().max(of.mtp.len()), 0.0);
+    sum.mtp.iter_mut().zip(of.mtp).for_each(|(sum, x)| *sum += x);
+    for (layer, loads) in of.loads {
+        match sum.loads.iter_mut().find(|(index, _)| *index == layer) {
+            Some((_, sum)) => sum.iter_mut().zip(loads).for_each(|(sum, n)| *sum += n),
+            None => sum.loads.push((layer, loads)),
+        }
+    }
+}
