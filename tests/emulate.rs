@@ -4,18 +4,40 @@
 use std::path::Path;
 use std::process::Command;
 
-/// A Python that has cuda-python and NVRTC: `FATHOM_PYTHON`, else `python3`.
+/// Whether a Python has cuda-python, NVRTC and numpy.
+fn has_cuda_python(python: &str) -> bool {
+    let probe = "import numpy; from cuda.bindings import driver, nvrtc";
+    let output = Command::new(python).args(["-c", probe]).output();
+    output.is_ok_and(|o| o.status.success())
+}
+
+/// `FATHOM_PYTHON`, else `python3` if it has cuda-python, else a virtual environment beside the
+/// build, which the first run fetches with pip.
 fn python() -> Option<String> {
-    let python = std::env::var("FATHOM_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    let probe = Command::new(&python)
-        .args(["-c", "import numpy; from cuda.bindings import driver, nvrtc"])
-        .output();
-    if probe.is_ok_and(|o| o.status.success()) {
+    if let Ok(python) = std::env::var("FATHOM_PYTHON") {
+        assert!(has_cuda_python(&python), "FATHOM_PYTHON={python} lacks cuda-python");
         return Some(python);
     }
+    if has_cuda_python("python3") {
+        return Some("python3".to_owned());
+    }
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda-python");
+    let own = folder.join("bin/python").to_string_lossy().into_owned();
+    if has_cuda_python(&own) {
+        return Some(own);
+    }
+    let ran = |program: &str, args: &[&str]| {
+        let output = Command::new(program).args(args).output();
+        output.is_ok_and(|o| o.status.success())
+    };
+    let packages = ["-m", "pip", "install", "-q", "cuda-bindings", "nvidia-cuda-nvrtc", "numpy"];
+    let made = ran("python3", &["-m", "venv", &folder.to_string_lossy()]) && ran(&own, &packages);
+    if made && has_cuda_python(&own) {
+        return Some(own);
+    }
     eprintln!(
-        "SKIPPED: {python} lacks cuda-python (pip install cuda-bindings nvidia-cuda-nvrtc numpy, \
-         or set FATHOM_PYTHON)"
+        "SKIPPED: no Python with cuda-python, and none could be fetched (pip install \
+         cuda-bindings nvidia-cuda-nvrtc numpy, or set FATHOM_PYTHON)"
     );
     None
 }

@@ -212,6 +212,19 @@ impl Case {
                     map.rank = sizes().count() as u32;
                 }
                 "box" => sizes().enumerate().for_each(|(i, n)| map.box_dims[i] = n),
+                "im2col" => {
+                    let parts: Vec<&str> = pair[1].split(':').collect();
+                    let corner = |text: &str| {
+                        let mut out = [0i16; 3];
+                        let list = text.split(',').map(|n| n.parse().expect(text));
+                        out.iter_mut().zip(list).for_each(|(o, n)| *o = n);
+                        out
+                    };
+                    let number = |i: usize| parts[i].parse().expect(text);
+                    let (lower, upper) = (corner(parts[0]), corner(parts[1]));
+                    map.mode =
+                        Mode::Im2col { lower, upper, channels: number(2), pixels: number(3) };
+                }
                 "swizzle" => map.swizzle = pair[1].parse().expect(text),
                 other => panic!("{}: `{other}` of a map", self.name),
             }

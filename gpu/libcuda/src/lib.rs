@@ -3,16 +3,19 @@
 //! - `api/`: the entry points of cuda.h, a file a subject, each a few lines over [`state`].
 //! - [`state`]: devices, handles, streams, the emulated clock, what the run did.
 //! - `image`: what a client may hand over as a module - PTX text, a fatbinary that carries it.
+//! - `link`: several PTX texts into one.
 //! - [`private`]: the folder in which the library is called libcuda, and running a command with it.
 //!
 //! Translation only: handles, error codes, streams, events. Execution stands in `fathom-emulator`.
-//! A
-//! stream's work runs when it is enqueued: a legal order for every correct program, except one
-//! whose kernel waits for work that the host enqueues later.
+//! A stream's work runs when it is enqueued: a legal order for every correct program, except one
+//! whose kernel waits for work that the host enqueues later. Between several devices kernels do:
+//! there launches are kept until the host waits for something, and those at the heads of their
+//! streams run together.
 
 mod abi;
 mod api;
 mod image;
+mod link;
 pub mod private;
 pub mod state;
 

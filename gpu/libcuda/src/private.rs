@@ -165,6 +165,8 @@ impl Prepared {
         }
         command.env("LD_LIBRARY_PATH", path);
         command.env("TRITON_PTXAS_PATH", self.folder.join("ptxas"));
+        // Triton 3.9 asks for this one from sm_90 on.
+        command.env("TRITON_PTXAS_BLACKWELL_PATH", self.folder.join("ptxas"));
         command.env("TRITON_LIBCUDA_PATH", &self.folder);
         command.env("NUMBA_CUDA_DRIVER", self.folder.join("libcuda.so.1"));
         command.envs(self.choices.variables());

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use fathom_emulator::{
-    Checks, Device, Error, Finding, Function, KernelRecord, LaunchConfig, Module, Preset, Ub,
+    Checks, Device, Error, Finding, Function, KernelRecord, Launch, LaunchConfig, LaunchReport,
+    Module, Preset, Ub, launch_together,
 };
 use fathom_trace::jsonl;
 
@@ -84,6 +85,8 @@ pub(crate) struct Driver {
     default_streams: Vec<Stream>,
     summary: Mutex<Summary>,
     choices: private::Choices,
+    /// Launches that have not run yet, where there are several devices.
+    kept: Mutex<Vec<Kept>>,
     unsupported: Mutex<Vec<String>>,
     trace: Mutex<Option<jsonl::Writer<KernelRecord, std::fs::File>>>,
 }
@@ -94,6 +97,16 @@ static INITIALISED: AtomicBool = AtomicBool::new(false);
 thread_local! {
     static CONTEXTS: RefCell<Vec<Handle>> = const { RefCell::new(Vec::new()) };
 }
+
+/// A launch that waits for the host to wait for it.
+pub(crate) struct Kept {
+    stream: Handle,
+    function: Function,
+    config: LaunchConfig,
+}
+
+/// Launches kept before some run in any case.
+const MOST_KEPT: usize = 256;
 
 /// Emulated nanoseconds from one kernel of a stream to the next.
 const LAUNCH_NS: u64 = 2000;
@@ -157,6 +170,7 @@ impl Driver {
             summary: Mutex::default(),
             choices,
             unsupported: Mutex::default(),
+            kept: Mutex::default(),
             trace: Mutex::new(None),
         })
     }
@@ -200,8 +214,14 @@ impl Driver {
         work()
     }
 
-    /// The error that an earlier kernel left, if any.
+    /// Runs what is kept; the error that an earlier kernel left, if any.
     pub(crate) fn healthy(&self) -> R {
+        self.run_kept()?;
+        self.error()
+    }
+
+    /// The error that an earlier kernel left, if any.
+    pub(crate) fn error(&self) -> R {
         match self.sticky.load(Relaxed) {
             SUCCESS => Ok(()),
             error => Err(error),
@@ -225,13 +245,49 @@ impl Driver {
         function: Function,
         config: LaunchConfig,
     ) -> R {
-        self.enqueue(stream, move || self.run(&function, &config))
+        let capturing = {
+            let stream = self.stream(stream)?;
+            stream.capture.lock().expect("no panic holds this lock").is_some()
+        };
+        if self.devices.len() == 1 || capturing {
+            return self.enqueue(stream, move || self.run(&[(function.clone(), config.clone())]));
+        }
+        self.error()?;
+        let stream = if stream <= 2 { 0 } else { stream };
+        let full = {
+            let mut kept = self.kept.lock().expect("no panic holds this lock");
+            kept.push(Kept { stream, function, config });
+            kept.len() >= MOST_KEPT
+        };
+        if full { self.run_kept() } else { Ok(()) }
     }
 
-    fn run(&self, function: &Function, config: &LaunchConfig) -> R {
-        let device = function.module().device();
-        let index = device.index() as usize;
-        let report = device.launch(function, config).map_err(|error| {
+    /// Runs the launches that are kept: the heads of all streams together, then the next ones.
+    pub(crate) fn run_kept(&self) -> R {
+        let mut left = std::mem::take(&mut *self.kept.lock().expect("no panic holds this lock"));
+        while !left.is_empty() {
+            let mut busy = Vec::new();
+            let (mut heads, mut later) = (Vec::new(), Vec::new());
+            for one in left {
+                let place = (one.function.module().device().index(), one.stream);
+                if busy.contains(&place) {
+                    later.push(one);
+                } else {
+                    busy.push(place);
+                    heads.push((one.function, one.config));
+                }
+            }
+            left = later;
+            self.error()?;
+            self.run(&heads)?;
+        }
+        Ok(())
+    }
+
+    fn run(&self, launches: &[(Function, LaunchConfig)]) -> R {
+        let together: Vec<Launch<'_>> =
+            launches.iter().map(|(function, config)| Launch { function, config }).collect();
+        let reports = launch_together(&together).map_err(|error| {
             eprintln!("fathom: {error}");
             self.summary.lock().expect("no panic holds this lock").errors.push(error.to_string());
             self.save_summary();
@@ -241,6 +297,15 @@ impl Driver {
                 _ => ERROR_LAUNCH_FAILED,
             }
         })?;
+        for ((function, _), report) in launches.iter().zip(reports) {
+            self.ended(function, report);
+        }
+        Ok(())
+    }
+
+    fn ended(&self, function: &Function, report: LaunchReport) {
+        let device = function.module().device();
+        let index = device.index() as usize;
         print!("{}", report.printed);
         let cycles_ns = report.cycles * 1_000_000 / u64::from(device.preset().clock_khz);
         self.advance(index, LAUNCH_NS + cycles_ns);
@@ -253,7 +318,6 @@ impl Driver {
             // As on hardware: this call succeeds, the next ones report it.
             self.sticky.store(error, Relaxed);
         }
-        Ok(())
     }
 
     fn account(&self, mut record: KernelRecord, findings: &[Finding]) {

@@ -16,7 +16,7 @@
 //! | [`shuffle`] | shfl, vote, match, redux, elect |
 //! | [`cp_async`] | cp.async and its groups |
 //! | [`matrix`] | ldmatrix, stmatrix, movmatrix |
-//! | [`mma`], [`wgmma`] | matrix products; their arithmetic is in [`tensor`] |
+//! | [`mma`], [`wmma`], [`wgmma`] | matrix products; their arithmetic is in [`tensor`] |
 //! | [`mbarrier`] | mbarrier objects |
 //! | [`tma`] | bulk and tensor copies, st.async, red.async, tensormap |
 //! | [`proxy`], [`order`] | fences; what the sanitizers want to know |
@@ -44,6 +44,7 @@ pub mod special;
 pub mod tensor;
 pub mod tma;
 pub mod wgmma;
+pub mod wmma;
 
 use fathom_ptx::ast::{Instruction, Operand};
 use fathom_ptx::table::Opcode;
@@ -104,6 +105,7 @@ fn by_class(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         | Griddepcontrol | Nanosleep | Setmaxnreg | Pmevent => barrier::lower(l, ins),
         CpAsync | CpAsyncCommitGroup | CpAsyncWaitGroup | CpAsyncWaitAll => cp_async::lower(l, ins),
         Mma => mma::lower(l, ins),
+        WmmaLoad | WmmaStore | WmmaMma => wmma::lower(l, ins),
         WgmmaMmaAsync | WgmmaFence | WgmmaCommitGroup | WgmmaWaitGroup => wgmma::lower(l, ins),
         MbarrierInit
         | MbarrierInval

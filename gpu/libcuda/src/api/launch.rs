@@ -99,7 +99,7 @@ unsafe fn launch(
     extra: *const *const c_void,
 ) -> R {
     let driver = initialised()?;
-    driver.healthy()?;
+    driver.error()?;
     let function = function_of(driver, function)?;
     // SAFETY: the client's pointers.
     let params = unsafe { pack(&function, params, extra)? };

@@ -87,6 +87,7 @@ fn copy_on(stream: Handle, to: Place, from: Place, bytes: usize) -> R {
     let driver = initialised()?;
     let device = driver.current()?;
     driver.enqueue(stream, move || {
+        driver.devices[device].order_launches();
         driver.advance(device, copy_ns(to, from, bytes));
         copy(to, from, bytes)
     })
@@ -281,7 +282,9 @@ entry_points! {
     }
 
     fn cuMemFreeHost(pointer: usize) {
-        if pointer == 0 || host_free(initialised()?, pointer)? {
+        let driver = initialised()?;
+        driver.run_kept()?;
+        if pointer == 0 || host_free(driver, pointer)? {
             Ok(())
         } else {
             Err(ERROR_INVALID_VALUE)
@@ -300,6 +303,7 @@ entry_points! {
 
     fn cuMemHostUnregister(pointer: usize) {
         let at = (pointer & !3) as u64;
+        initialised()?.run_kept()?;
         initialised()?.devices[0].free(at).map_err(|_| ERROR_INVALID_VALUE)
     }
 

@@ -336,12 +336,31 @@ entry_points! {
         Ok(())
     }
 
+    fn cuLinkAddFile_v2(
+        link: Handle,
+        kind: u32,
+        path: *const c_char,
+        count: u32,
+        options: *const u32,
+        values: *const usize,
+    ) {
+        let _ = (kind, count, options, values);
+        let link = initialised()?.links.get(link)?;
+        let data = std::fs::read(text(path)?).map_err(|_| ERROR_FILE_NOT_FOUND)?;
+        link.lock().expect("no panic holds this lock").push(image::ptx_of_bytes(&data)?);
+        Ok(())
+    }
+
     fn cuLinkComplete(link: Handle, image: *mut *const c_void, bytes: *mut usize) {
         let link = initialised()?.links.get(link)?;
         let parts = link.lock().expect("no panic holds this lock");
-        let [one] = &parts[..] else {
-            eprintln!("fathom: linking several PTX files is not supported; hand over one");
-            return Err(ERROR_NOT_SUPPORTED);
+        let one = match &parts[..] {
+            [] => return Err(ERROR_INVALID_VALUE),
+            [one] => one.clone(),
+            several => crate::link::link(several).map_err(|what| {
+                eprintln!("fathom: cuLinkComplete: {what}");
+                ERROR_INVALID_PTX
+            })?,
         };
         // The image is the client's for as long as the process lives.
         let image_bytes: &'static [u8] = format!("{one}\0").into_bytes().leak();
