@@ -73,6 +73,8 @@ pub struct Settings {
     /// Warp instructions without any store, atomic or barrier after which waiting warps are
     /// declared deadlocked.
     pub patience: u64,
+    /// Warp instructions of a run after which it is stopped as if it were deadlocked; 0: none.
+    pub limit: u64,
     /// Host threads at most; 0 is rayon's choice.
     pub threads: usize,
 }
@@ -85,6 +87,7 @@ impl Default for Settings {
             quantum: 2000,
             profile: false,
             patience: 200_000_000,
+            limit: 0,
             threads: 0,
         }
     }

@@ -336,10 +336,11 @@ impl Memory {
         let allocation = Allocation {
             base,
             bytes,
-            kind,
+            kind: kind.clone(),
             device,
             number: table.count,
-            tracked: self.track.load(Relaxed),
+            // A variable without initialiser is zero by the language.
+            tracked: self.track.load(Relaxed) && !matches!(kind, Kind::Variable(_)),
             freed: AtomicBool::new(false),
             backing: Backing::Chunks(chunks),
         };

@@ -120,11 +120,8 @@ impl Module {
         let ast = &self.0.program.ast;
         for (variable, symbol) in ast.variables.iter().zip(&self.0.symbols) {
             let Some(symbol) = symbol else { continue };
-            // Without initialiser a variable is zero by the language.
-            let Some(mut image) = variable.image() else {
-                self.0.device.memset(symbol.address, &[0], symbol.bytes)?;
-                continue;
-            };
+            // Without initialiser a variable is zero, as fresh memory is.
+            let Some(mut image) = variable.image() else { continue };
             for r in &image.relocations {
                 let address = self.address_of(r.symbol).wrapping_add(r.addend as u64) >> r.shift;
                 let at = r.offset as usize;

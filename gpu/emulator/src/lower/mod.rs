@@ -93,6 +93,7 @@ pub struct Lower<'a> {
 pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported> {
     let module = &program.ast;
     let reachable = reachable(program, entry);
+    check_sizes(program, entry, &reachable)?;
     let (shared, shared_local, static_end) = lay_out_shared(program, &reachable);
     let function_of: BTreeMap<u32, u32> =
         reachable.iter().enumerate().map(|(i, &f)| (f as u32, i as u32)).collect();
@@ -170,6 +171,35 @@ pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported
         tensor_core: l.tensor_core,
         name: module.functions[entry].name.clone(),
     })
+}
+
+/// Most bytes of local memory of a thread, and more than any CTA has of shared memory.
+const MOST_LOCAL: u64 = 512 << 10;
+const MOST_SHARED: u64 = 1 << 20;
+
+/// Refuses variables in shared and local memory that no device has room for.
+fn check_sizes(program: &Program, entry: usize, functions: &[usize]) -> Result<(), Unsupported> {
+    let module = &program.ast;
+    let shared = |s| matches!(s, Space::Shared | Space::SharedCta | Space::SharedCluster);
+    let own = module.variables.iter().filter(|v| shared(v.space));
+    let list = functions.iter().flat_map(|&f| {
+        let function = &module.functions[f];
+        let body = function.body.iter().flat_map(|b| &b.variables);
+        let formal = function.params.iter().chain(&function.returns);
+        body.chain(formal.filter(move |_| f != entry))
+    });
+    for v in own.chain(list) {
+        let most = if shared(v.space) { MOST_SHARED } else { MOST_LOCAL };
+        if v.bytes() > most || v.alignment() > 1 << 16 {
+            return Err(Unsupported {
+                kernel: module.functions[entry].name.clone(),
+                line: module.functions[entry].pos.line,
+                what: format!("{} bytes of the variable {}", v.bytes(), v.name),
+                source_line: program.line(module.functions[entry].pos.line).to_owned(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// The entry and every function with a body that it may call, the entry first.

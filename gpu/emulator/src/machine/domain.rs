@@ -80,6 +80,8 @@ impl<'a> Domain<'a> {
         let mut stalled = false;
         let mut vain = 0;
         let mut ran_in_vain = 0u64;
+        let mut total = 0u64;
+        let limit = self.grids[0].settings.limit;
         self.admit();
         while !self.resident.is_empty() {
             let changes = self.changes;
@@ -91,6 +93,12 @@ impl<'a> Domain<'a> {
                 }
             }
             self.round += 1;
+            total += ran;
+            if limit > 0 && total > limit && self.resident.iter().any(|r| !r.cluster.done()) {
+                let (grid, mut finding) = self.deadlock();
+                finding.message = format!("stopped after {total} warp instructions");
+                return Some((grid, finding));
+            }
             let before = self.resident.len();
             self.resident.retain(|r| !r.cluster.done());
             if self.resident.len() != before {
