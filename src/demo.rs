@@ -6,6 +6,7 @@ use std::time::Instant;
 use fathom_conformance::case_file::{self, CaseFile};
 use fathom_conformance::check::{self, Status, Target, Tolerance};
 use fathom_conformance::{demo, diagnose};
+use fathom_gpu::compile::Compiler;
 use fathom_gpu::nvrtc;
 use fathom_reference::ops::ReferenceEngine;
 use fathom_simulator::config::Scenario;
@@ -37,7 +38,7 @@ pub fn run(args: &Args) -> output::Result {
     holds &= check_gemm(&args.dir)?;
     holds &= explain_planted(&args.dir)?;
     time_a_cluster(&args.dir)?;
-    offer_nvrtc();
+    holds &= emulate_a_kernel()?;
     println!("\nThe demonstration took {:.1} s.", started.elapsed().as_secs_f64());
     Ok(if holds { Outcome::Holds } else { Outcome::Fails })
 }
@@ -95,11 +96,37 @@ fn time_a_cluster(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-fn offer_nvrtc() {
-    if nvrtc::find().is_none() {
+/// Our kernel on the emulated H800, and a broken version of it under the race check.
+fn emulate_a_kernel() -> Result<bool, Box<dyn std::error::Error>> {
+    let command = "conform --only gemm_fp8 --device emulated --check all";
+    step(4, "Our FP8 GEMM kernel on an emulated H800, as this machine need not have one", command);
+    let found = nvrtc::find().zip(nvrtc::cache_dir());
+    let Some((nvrtc, cache)) = found else {
         println!(
-            "\nSteps with CUDA kernels are skipped: NVRTC, NVIDIA's run-time compiler, is not here.\n   \
-             `fathom kernels fetch-nvrtc` downloads it with pip, once."
+            "   skipped: NVRTC, NVIDIA's run-time compiler, is not here. `fathom kernels fetch-nvrtc`\n   \
+             downloads it with pip, once. What a missing barrier looks like, on a kernel in PTX:"
         );
+        return Ok(show_first(&demo::without_barrier()?));
+    };
+    let run = demo::kernel(&Compiler::new(&nvrtc, &cache.join("kernels"))?)?;
+    let (m, n, k) = demo::KERNEL_SHAPE;
+    println!(
+        "   {m} x {n} x {k}: {} elements, {} mismatches, {} findings, {:.1} M thread instructions",
+        run.elements,
+        run.mismatches,
+        run.findings.len(),
+        run.thread_instructions as f64 / 1e6
+    );
+    println!("   without the barrier before its TMA store, the race check says:");
+    let found = show_first(&run.without_barrier);
+    Ok(found && run.mismatches == 0 && run.findings.is_empty())
+}
+
+/// Prints the first finding; says whether there is one.
+fn show_first(findings: &[String]) -> bool {
+    match findings.first() {
+        Some(first) => first.lines().for_each(|line| println!("     {line}")),
+        None => println!("     nothing, though it should"),
     }
+    !findings.is_empty()
 }

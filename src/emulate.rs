@@ -1,4 +1,6 @@
-//! `fathom emulate`: run any command on the emulated driver.
+//! `fathom emulate`: run any command on the emulated driver, or one launch file.
+
+mod launch;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,13 +13,20 @@ use crate::output::{self, Outcome};
 
 /// Run any command with an emulated CUDA driver in place of NVIDIA's
 #[derive(clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "Examples:
   fathom emulate -- python3 my_test.py
   fathom emulate --check memory,races,uninit,sync -- ./gemm_test
   fathom emulate --gpu h100 --profile --trace traces/ -- python3 my_test.py
+  fathom emulate run kernels/axpy.json
 
-Nothing is installed: the library lies in a private folder for as long as the command runs.")]
+Nothing is installed: the library lies in a private folder for as long as the command runs."
+)]
 pub struct Args {
+    #[command(subcommand)]
+    one: Option<Command>,
     /// Device preset: h100, h800, h200 or a100
     #[arg(long, default_value = "h800")]
     gpu: String,
@@ -44,8 +53,16 @@ pub struct Args {
     command: Vec<OsString>,
 }
 
+#[derive(clap::Subcommand)]
+enum Command {
+    Run(launch::Args),
+}
+
 /// Runs the command.
 pub fn run(args: &Args) -> output::Result {
+    if let Some(Command::Run(args)) = &args.one {
+        return launch::run(args);
+    }
     fathom_emulator::Preset::named(&args.gpu)?;
     fathom_emulator::Checks::parse(&args.check)?;
     let choices = Choices {

@@ -68,3 +68,64 @@ fn the_command_s_failure_is_ours_and_bad_choices_are_usage_errors() {
     assert!(stderr.contains("h900") && stderr.contains("h800"), "{stderr}");
     assert_eq!(emulate(&["--check", "rases", "--", "true"]).status.code(), Some(2));
 }
+
+/// A launch file of three threads that double what they find, and expect it.
+fn launch_file(folder: &Path, expected: [u32; 3]) -> std::path::PathBuf {
+    let ptx = ".version 8.0
+.target sm_90
+.address_size 64
+.visible .entry twice(.param .u64 p)
+{
+    .reg .u64 %rd<3>;
+    .reg .u32 %r<2>;
+    ld.param.u64 %rd0, [p];
+    mov.u32 %r0, %tid.x;
+    mul.wide.u32 %rd1, %r0, 4;
+    add.u64 %rd2, %rd0, %rd1;
+    ld.global.u32 %r1, [%rd2];
+    shl.b32 %r1, %r1, 1;
+    st.global.u32 [%rd2], %r1;
+    ret;
+}
+";
+    std::fs::write(folder.join("twice.ptx"), ptx).unwrap();
+    let json = r#"{"entry": "twice", "grid": [1, 1, 1], "threads": 3,
+                   "params": [{"name": "p", "ptx_type": "u64"}]}"#;
+    let path = folder.join("twice.json");
+    std::fs::write(&path, json).unwrap();
+    let bytes = |v: [u32; 3]| v.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let (input, output) = (bytes([1, 2, 3]), bytes(expected));
+    let view = |data| safetensors::tensor::TensorView::new(safetensors::Dtype::U32, vec![3], data);
+    let tensors = [("p", view(&input).unwrap()), ("out.p", view(&output).unwrap())];
+    let file = safetensors::serialize(tensors, None).unwrap();
+    std::fs::write(folder.join("twice.safetensors"), file).unwrap();
+    path
+}
+
+#[test]
+fn a_launch_file_is_run_and_compared() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = launch_file(folder.path(), [2, 4, 6]);
+    let path = path.to_str().unwrap();
+    let output = emulate(&["run", path, "--check", "all", "--profile"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    for part in ["p: 3 elements, 0 mismatches", "global sectors", "warp instructions", "warp 0"] {
+        assert!(text.contains(part), "no {part} in {text}");
+    }
+
+    launch_file(folder.path(), [2, 5, 6]);
+    let output = emulate(&["run", path, "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&report["status"], &report["outputs"][0]["mismatches"]),
+        (&"fail".into(), &1.into())
+    );
+    assert_eq!(report["outputs"][0]["first"]["index"], 1);
+
+    std::fs::write(folder.path().join("twice.json"), "{}").unwrap();
+    let output = emulate(&["run", path]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("twice.json"));
+}

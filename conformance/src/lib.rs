@@ -7,6 +7,7 @@
 //! - [`record`]: the op calls of a run as case files, and the op trace.
 //! - [`replay`]: a recording against an engine.
 //! - [`demo`]: built-in cases of the demonstration.
+//! - [`emulated`]: our FP8 GEMM on the emulator's library, for the demonstration and benchmarks.
 //! - [`diagnose`]: which arithmetic produced this output?
 //!
 //! It sees every engine; only the command line sees it.
@@ -18,6 +19,7 @@ pub mod compare;
 pub mod conform;
 pub mod demo;
 pub mod diagnose;
+pub mod emulated;
 pub mod record;
 pub mod replay;
 

@@ -216,7 +216,7 @@ impl Gpu {
     /// [`GpuError::Compile`], [`GpuError::Driver`].
     pub fn kernel(
         &self,
-        source: Source,
+        source: Source<'static>,
         name: &'static str,
         defines: &[(&'static str, u64)],
         shared_bytes: u32,

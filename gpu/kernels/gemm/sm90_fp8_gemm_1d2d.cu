@@ -101,17 +101,25 @@ FATHOM_DEVICE void produce(u32 shared, const Maps& maps, u32 pairs, u32 rank) {
     }
 }
 
+// What a consumer thread reads and where it arrives, for stage 0.
+struct Consumer {
+    u32 a, b;    // lower halves of the wgmma descriptors
+    u32 scales;  // of this thread's upper row
+    u32 full;
+    u32 empty;   // of CTA `lane` of the cluster
+    bool arrives;
+};
+
 // One K block of a warpgroup: the tensor core's four steps, then the promotion.
-FATHOM_DEVICE void accumulate(float (&sum)[64], u32 shared, const Ring& ring, u32 warpgroup, u32 row,
-                              float scale_b) {
-    mbarrier_wait(shared + FULL_AT + ring.stage * 8, ring.parity);
-    u32 scales = shared + SCALE_AT + ring.stage * SCALE_BYTES + row * 4;
+FATHOM_DEVICE void accumulate(float (&sum)[64], const Consumer& at, const Ring& ring, float scale_b) {
+    mbarrier_wait(at.full + ring.stage * 8, ring.parity);
+    u32 scales = at.scales + ring.stage * SCALE_BYTES;
     float scale_upper, scale_lower;
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(scale_upper) : "r"(scales) : "memory");
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(scale_lower) : "r"(scales + 32) : "memory");
 
-    u64 a = wgmma_descriptor(shared + A_AT + ring.stage * A_BYTES + warpgroup * (A_BYTES / CONSUMERS));
-    u64 b = wgmma_descriptor(shared + B_AT + ring.stage * B_BYTES);
+    u32 a = at.a + ring.stage * (A_BYTES / 16);
+    u32 b = at.b + ring.stage * (B_BYTES / 16);
     float partial[64];
     wgmma_fence();
     wgmma_m64n128k32_e4m3<true>(partial, a, b);
@@ -122,9 +130,8 @@ FATHOM_DEVICE void accumulate(float (&sum)[64], u32 shared, const Ring& ring, u3
     wgmma_wait(partial);
 
     // A lane for each CTA: this warp has left the stage.
-    u32 lane = threadIdx.x % 32;
     __syncwarp();
-    if (lane < CTAS) mbarrier_arrive_at(shared + EMPTY_AT + ring.stage * 8, lane);
+    if (at.arrives) mbarrier_arrive_cluster(at.empty + ring.stage * 8);
 
     float upper = __fmul_rn(scale_upper, scale_b);
     float lower = __fmul_rn(scale_lower, scale_b);
@@ -135,6 +142,12 @@ FATHOM_DEVICE void accumulate(float (&sum)[64], u32 shared, const Ring& ring, u3
         sum[4 * j + 2] = __fmaf_rn(lower, partial[4 * j + 2], sum[4 * j + 2]);
         sum[4 * j + 3] = __fmaf_rn(lower, partial[4 * j + 3], sum[4 * j + 3]);
     }
+}
+
+// The same pointer, opaque: in uniform registers it would be moved to others for every load.
+FATHOM_DEVICE const float* in_registers(const float* p) {
+    asm volatile("" : "+l"(p));
+    return p;
 }
 
 #if OUTPUT_F32
@@ -225,13 +238,23 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
         registers_take<232>();
         Ring ring;
         u32 thread = threadIdx.x % WARPGROUP;
-        u32 row = warpgroup * 64 + thread / 32 * 16 + thread % 32 / 4;
+        u32 lane = thread % 32;
+        u32 row = warpgroup * 64 + thread / 32 * 16 + lane / 4;
+        const Consumer at = {
+            wgmma_descriptor_low(shared + A_AT + warpgroup * (A_BYTES / CONSUMERS)),
+            wgmma_descriptor_low(shared + B_AT),
+            shared + SCALE_AT + row * 4,
+            shared + FULL_AT,
+            mapa(shared + EMPTY_AT, lane % CTAS),
+            lane < CTAS,
+        };
         for (u32 index = blockIdx.x / CTAS; index < pairs * N_BLOCKS; index += gridDim.x / CTAS) {
             Tile tile = tile_of(index, pairs, rank);
-            const float* scales = scale_b + (u64)(tile.column / BLOCK) * K_BLOCKS;
+            const float* scales = in_registers(scale_b + (u64)(tile.column / BLOCK) * K_BLOCKS);
             float sum[64] = {};
+#pragma unroll 4
             for (u32 block = 0; block < K_BLOCKS; block++) {
-                accumulate(sum, shared, ring, warpgroup, row, __ldg(scales + block));
+                accumulate(sum, at, ring, __ldg(scales++));
                 ring.advance();
             }
 #if OUTPUT_F32

@@ -7,19 +7,19 @@
 
 // A K-major operand of 128-byte rows under the 128-byte swizzle: 8 rows are 1024 bytes, and the next
 // 8 follow. Bits 0-13 address / 16, 32-45 stride / 16, 62-63 swizzle (1: 128 bytes); the leading
-// offset is not used in this layout. 32 bytes further along K is 2 more.
-FATHOM_DEVICE u64 wgmma_descriptor(u32 address) {
-    return ((u64)1 << 62) | ((u64)(1024 >> 4) << 32) | ((u64)1 << 16) | (u64)((address & 0x3FFFF) >> 4);
-}
+// offset (bits 16-29) is not used in this layout. The upper half is the same for all operands; in
+// the lower half, 32 bytes further along K is 2 more, and addresses below 256 KiB add without carry.
+FATHOM_DEVICE u32 wgmma_descriptor_low(u32 address) { return (1u << 16) | ((address & 0x3FFFF) >> 4); }
+FATHOM_DEVICE u64 wgmma_descriptor(u32 low) { return ((u64)(1u << 30 | 1024 >> 4) << 32) | low; }
 
 FATHOM_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 FATHOM_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-// d[64, 128] = a b^T, plus d unless FROM_ZERO. Thread t of the warpgroup holds, for j in 0..16,
+// d[64, 128] = a b^T, plus d unless FROM_ZERO; a and b are lower halves of descriptors. Thread t of the warpgroup holds, for j in 0..16,
 // columns 8j + 2(t % 4) + {0, 1} of row t / 32 * 16 + t % 32 / 4 in d[4j], d[4j + 1], and of that
 // row + 8 in d[4j + 2], d[4j + 3].
 template <bool FROM_ZERO>
-FATHOM_DEVICE void wgmma_m64n128k32_e4m3(float (&d)[64], u64 a, u64 b) {
+FATHOM_DEVICE void wgmma_m64n128k32_e4m3(float (&d)[64], u32 a, u32 b) {
     asm volatile(
         "{\n"
         ".reg .pred add;\n"
@@ -51,7 +51,7 @@ FATHOM_DEVICE void wgmma_m64n128k32_e4m3(float (&d)[64], u64 a, u64 b) {
           "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
           "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]),
           "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-        : "l"(a), "l"(b), "n"(FROM_ZERO ? 0 : 1));
+        : "l"(wgmma_descriptor(a)), "l"(wgmma_descriptor(b)), "n"(FROM_ZERO ? 0 : 1));
 }
 
 // Waits for all of this warpgroup's groups; the sums cannot be read before.

@@ -22,18 +22,17 @@ FATHOM_DEVICE void mbarrier_arrive_expect(u32 barrier, u32 bytes) {
                  : "memory");
 }
 
-// Arrives at the barrier of the same offset in CTA `rank` of the cluster. It says that this thread's
-// reads are over and releases no writes to the other CTA: the scope is the default, the CTA, which
-// costs no memory barrier.
-FATHOM_DEVICE void mbarrier_arrive_at(u32 barrier, u32 rank) {
-    asm volatile(
-        "{\n"
-        ".reg .b32 remote;\n"
-        "mapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
-        "}" ::"r"(barrier),
-        "r"(rank)
-        : "memory");
+// The address in the cluster's window of what CTA `rank` has at `address`; linear in the address.
+FATHOM_DEVICE u32 mapa(u32 address, u32 rank) {
+    u32 remote;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+    return remote;
+}
+
+// Arrives at a barrier of the cluster (`mapa`). It says that this thread's reads are over and releases
+// no writes to the other CTA: the scope is the default, the CTA, which costs no memory barrier.
+FATHOM_DEVICE void mbarrier_arrive_cluster(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 // Waits until the phase of this parity is over, and sees what TMA wrote for it.

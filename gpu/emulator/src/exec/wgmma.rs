@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use fathom_numerics::gemm::tensor_core::{Packed, TensorCore};
+use fathom_numerics::gemm::tensor_core::{Code, Packed, TensorCore};
 use fathom_numerics::mma::{Instr, MmaShape};
 use fathom_ptx::ast::{Instruction, Operand};
 use fathom_ptx::table::Opcode;
@@ -192,24 +192,15 @@ struct Operation {
 impl Operation {
     fn run(&self, cx: &mut Cx<'_>) -> Result<(), Step> {
         let leader = cx.leader();
-        let (n, k, bits) = (self.n, self.k, self.product.bits);
-        let mut tile_a = vec![0u32; 16 * k];
-        match &self.source {
-            Source::Registers(regs) => {
-                cx.wgmma_needs_fence(regs);
-                cx.wgmma_reads(regs);
-                let mut wide = vec![0; 16 * k];
-                spread(cx, regs, bits, true, k, &mut wide);
-                tile_a.iter_mut().zip(wide).for_each(|(t, w)| *t = w as u32);
+        let (n, k) = (self.n, self.k);
+        let core = self.product.core(&cx.grid.preset);
+        let a = match &core {
+            Some(core) if self.product.bits == 8 => {
+                Factor::Packed(pack(core, &self.tile_a::<u8>(cx)?, (16, k), true))
             }
-            Source::Shared(reg) => {
-                let desc = Descriptor::new(u64::read(cx, *reg)[leader]);
-                let first = 16 * (cx.w.index as u64 % 4);
-                let rows = (first, 16, k);
-                gather(cx, desc, self.transposed[0], bits, rows, &mut tile_a)?;
-            }
-        }
-        negate(&mut tile_a, self.signs[0], bits);
+            Some(core) => Factor::Packed(pack(core, &self.tile_a::<u32>(cx)?, (16, k), true)),
+            None => Factor::Codes(self.tile_a::<u32>(cx)?),
+        };
         let b_desc = u64::read(cx, self.b_desc)[leader];
         let scale = cx.pred(self.scale_d.0) ^ if self.scale_d.1 { !0 } else { 0 };
         let keep = scale >> leader & 1 != 0;
@@ -219,26 +210,48 @@ impl Operation {
             cx.wgmma_needs_fence(&self.regs);
             accumulators(cx, &self.regs, halves, n, &mut d);
         }
-        match self.product.core(&cx.grid.preset) {
-            Some(core) => {
+        match (core, a) {
+            (Some(core), Factor::Packed(a)) => {
                 let b = self.packed_b(cx, &core, b_desc)?;
-                let a = pack(&core, &tile_a, (16, k), bits, true);
                 let singles: &mut [f32] = bytemuck::cast_slice_mut(&mut d);
                 let out = ArrayViewMut2::from_shape((16, n), singles).expect("16 x n");
                 core.multiply_add(&a, &b, out, keep);
             }
-            None => {
-                let tile_b = self.tile_b(cx, b_desc)?;
-                self.product.run32(&cx.grid.preset, [16, n, k], &tile_a, &tile_b, &mut d);
+            (_, Factor::Codes(a)) => {
+                let b = self.tile_b::<u32>(cx, b_desc)?;
+                self.product.run32(&cx.grid.preset, [16, n, k], &a, &b, &mut d);
             }
+            (None, Factor::Packed(_)) => unreachable!("packed by a core"),
         }
         store_accumulators(cx, &self.regs, halves, n, &d);
         cx.wgmma_accumulates(&self.regs);
         Ok(())
     }
 
-    fn tile_b(&self, cx: &mut Cx<'_>, desc: u64) -> Result<Vec<u32>, Step> {
-        let mut tile = vec![0; self.n * self.k];
+    /// This warp's 16 rows of A.
+    fn tile_a<T: Element>(&self, cx: &mut Cx<'_>) -> Result<Vec<T>, Step> {
+        let (k, bits) = (self.k, self.product.bits);
+        let mut tile = vec![T::default(); 16 * k];
+        match &self.source {
+            Source::Registers(regs) => {
+                cx.wgmma_needs_fence(regs);
+                cx.wgmma_reads(regs);
+                let mut wide = vec![0; 16 * k];
+                spread(cx, regs, bits, true, k, &mut wide);
+                tile.iter_mut().zip(wide).for_each(|(t, w)| *t = T::of(w as u32));
+            }
+            Source::Shared(reg) => {
+                let desc = Descriptor::new(u64::read(cx, *reg)[cx.leader()]);
+                let first = 16 * (cx.w.index as u64 % 4);
+                gather(cx, desc, self.transposed[0], bits, (first, 16, k), &mut tile)?;
+            }
+        }
+        negate(&mut tile, self.signs[0], bits);
+        Ok(tile)
+    }
+
+    fn tile_b<T: Element>(&self, cx: &mut Cx<'_>, desc: u64) -> Result<Vec<T>, Step> {
+        let mut tile = vec![T::default(); self.n * self.k];
         let (desc, bits) = (Descriptor::new(desc), self.product.bits);
         gather(cx, desc, self.transposed[1], bits, (0, self.n, self.k), &mut tile)?;
         negate(&mut tile, self.signs[1], bits);
@@ -258,8 +271,11 @@ impl Operation {
         {
             return Ok(tile.packed.clone());
         }
-        let tile = self.tile_b(cx, desc)?;
-        let packed = Rc::new(pack(core, &tile, (self.n, self.k), self.product.bits, false));
+        let shape = (self.n, self.k);
+        let packed = Rc::new(match self.product.bits {
+            8 => pack(core, &self.tile_b::<u8>(cx, desc)?, shape, false),
+            _ => pack(core, &self.tile_b::<u32>(cx, desc)?, shape, false),
+        });
         let span = self.span_b(Descriptor::new(desc));
         let cta = &mut cx.cluster.ctas[cx.cta];
         let version = cta.version_of(span);
@@ -282,8 +298,10 @@ impl Operation {
                 + self.k as u64 / 8 * desc.stride.max(desc.leading)
                 + 1024
         } else {
-            let rows = self.n as u64 / 8;
-            desc.start + rows * desc.stride + 1024 + bytes / 16 * desc.leading
+            // Eight rows lie together; swizzling moves nothing out of its 128 bytes.
+            let groups = (self.n as u64 / 8 - 1) * desc.stride;
+            let columns = if desc.span() == 16 { bytes / 16 * desc.leading } else { 0 };
+            (desc.start & !(desc.span() - 1)) + groups + 8 * desc.span() + columns - 1
         };
         (desc.start as usize & !1023, last as usize)
     }
@@ -292,37 +310,75 @@ impl Operation {
 /// Packed operands that a CTA keeps.
 const CACHED_TILES: usize = 64;
 
-fn negate(tile: &mut [u32], yes: bool, bits: u32) {
-    if yes {
-        tile.iter_mut().for_each(|v| *v ^= 1 << (bits - 1));
+/// An operand of a product.
+enum Factor {
+    /// For the fast kernels.
+    Packed(Packed),
+    /// For everything else.
+    Codes(Vec<u32>),
+}
+
+/// An operand's element while it is on its way: bytes where the kernels take bytes, else words.
+trait Element: Code + Default + Copy {
+    /// From a code in a word.
+    fn of(word: u32) -> Self;
+    /// The sign of a code of `bits` bits changed.
+    fn negated(self, bits: u32) -> Self;
+    /// The elements of 16 bytes of shared memory, `bytes` bytes each.
+    fn chunk(data: &[u8; 16], bytes: usize, to: &mut [Self]);
+}
+
+impl Element for u8 {
+    fn of(word: u32) -> u8 {
+        word as u8
+    }
+
+    fn negated(self, _bits: u32) -> u8 {
+        self ^ 0x80
+    }
+
+    #[inline(always)]
+    fn chunk(data: &[u8; 16], _bytes: usize, to: &mut [u8]) {
+        to.copy_from_slice(data);
     }
 }
 
-fn pack(core: &TensorCore, tile: &[u32], shape: (usize, usize), bits: u32, is_a: bool) -> Packed {
-    let side = |bytes: Option<ArrayView2<'_, u8>>, words: Option<ArrayView2<'_, u32>>| match (
-        bytes, words, is_a,
-    ) {
-        (Some(codes), _, true) => core.pack_a(codes),
-        (Some(codes), _, false) => core.pack_b(codes),
-        (_, Some(codes), true) => core.pack_a(codes),
-        (_, Some(codes), false) => core.pack_b(codes),
-        (None, None, _) => unreachable!("one of them is given"),
-    };
-    if bits == 8 {
-        let bytes: Vec<u8> = tile.iter().map(|&v| v as u8).collect();
-        return side(Some(ArrayView2::from_shape(shape, &bytes).expect("rows x k")), None);
+impl Element for u32 {
+    fn of(word: u32) -> u32 {
+        word
     }
-    side(None, Some(ArrayView2::from_shape(shape, tile).expect("rows x k")))
+
+    fn negated(self, bits: u32) -> u32 {
+        self ^ 1 << (bits - 1)
+    }
+
+    #[inline(always)]
+    fn chunk(data: &[u8; 16], bytes: usize, to: &mut [u32]) {
+        for (i, to) in to.iter_mut().enumerate() {
+            *to = element(data, i, bytes);
+        }
+    }
+}
+
+fn negate<T: Element>(tile: &mut [T], yes: bool, bits: u32) {
+    if yes {
+        tile.iter_mut().for_each(|v| *v = v.negated(bits));
+    }
+}
+
+fn pack<T: Element>(core: &TensorCore, tile: &[T], shape: (usize, usize), is_a: bool) -> Packed {
+    let codes = ArrayView2::from_shape(shape, tile).expect("rows x k");
+    if is_a { core.pack_a(codes) } else { core.pack_b(codes) }
 }
 
 /// Elements `first..first + rows` of an operand in shared memory, row-major with K inner.
-fn gather(
+fn gather<T: Element>(
     cx: &mut Cx<'_>,
     desc: Descriptor,
     transposed: bool,
     bits: u32,
     (first, rows, k): (u64, usize, usize),
-    out: &mut [u32],
+    out: &mut [T],
 ) -> Result<(), Step> {
     let bytes = (bits / 8).max(1) as usize;
     let cta = cx.cta;
@@ -343,7 +399,7 @@ fn gather(
             for chunk in 0..k / 128 {
                 let data = read(cx, desc.k_major(first + row as u64, chunk as u64 * 16));
                 for i in 0..128 {
-                    out[row * k + chunk * 128 + i] = u32::from(data[i / 8] >> (i % 8) & 1);
+                    out[row * k + chunk * 128 + i] = T::of(u32::from(data[i / 8] >> (i % 8) & 1));
                 }
             }
         }
@@ -353,7 +409,7 @@ fn gather(
                 let byte = first * bytes as u64 + chunk as u64 * 16;
                 let data = read(cx, desc.mn_major(byte, p as u64));
                 for i in 0..per {
-                    out[(chunk * per + i) * k + p] = element(&data, i, bytes);
+                    out[(chunk * per + i) * k + p] = T::of(element(&data, i, bytes));
                 }
             }
         }
@@ -361,10 +417,7 @@ fn gather(
         for row in 0..rows {
             for chunk in 0..k / per {
                 let data = read(cx, desc.k_major(first + row as u64, chunk as u64 * 16));
-                let to = &mut out[row * k + chunk * per..][..per];
-                for (i, to) in to.iter_mut().enumerate() {
-                    *to = element(&data, i, bytes);
-                }
+                T::chunk(&data, bytes, &mut out[row * k + chunk * per..][..per]);
             }
         }
     }
@@ -391,17 +444,19 @@ fn accumulator_register(regs: &[Reg], halves: bool, block: usize, row8: usize, p
     if halves { regs[2 * block + row8] } else { regs[4 * block + 2 * row8 + pair] }
 }
 
+/// The accumulator registers as a row-major 16 x n.
 fn accumulators(cx: &Cx<'_>, regs: &[Reg], halves: bool, n: usize, d: &mut [u32]) {
     for block in 0..n / 8 {
         for row8 in 0..2 {
-            for pair in 0..2 {
-                let reg = accumulator_register(regs, halves, block, row8, pair);
-                let value = u32::read(cx, reg);
-                for lane in 0..LANES {
-                    let at = (lane / 4 + 8 * row8) * n + 8 * block + 2 * (lane % 4) + pair;
-                    let word = value[lane];
-                    d[at] = if halves { word >> (16 * pair) & 0xffff } else { word };
-                }
+            let pair = [0, 1].map(|pair| {
+                let value = cx.slot(accumulator_register(regs, halves, block, row8, pair));
+                if halves { value.map(|word| word >> (16 * pair) & 0xffff) } else { *value }
+            });
+            let rows = d[8 * row8 * n..][..8 * n].chunks_exact_mut(n);
+            for (row, to) in rows.enumerate() {
+                let to: &mut [u32; 8] =
+                    (&mut to[8 * block..][..8]).try_into().expect("eight columns");
+                *to = std::array::from_fn(|i| pair[i % 2][4 * row + i / 2]);
             }
         }
     }
@@ -410,22 +465,20 @@ fn accumulators(cx: &Cx<'_>, regs: &[Reg], halves: bool, n: usize, d: &mut [u32]
 fn store_accumulators(cx: &mut Cx<'_>, regs: &[Reg], halves: bool, n: usize, d: &[u32]) {
     for block in 0..n / 8 {
         for row8 in 0..2 {
-            let mut packed = [0u32; LANES];
-            for pair in 0..2 {
-                let mut value = [0u32; LANES];
-                for lane in 0..LANES {
-                    let at = (lane / 4 + 8 * row8) * n + 8 * block + 2 * (lane % 4) + pair;
-                    value[lane] = d[at];
-                }
-                if halves {
-                    packed.iter_mut().zip(value).for_each(|(p, v)| *p |= v << (16 * pair));
-                } else {
-                    let reg = accumulator_register(regs, false, block, row8, pair);
-                    u32::write(cx, reg, value);
+            let mut pair = [[0u32; LANES]; 2];
+            for (row, from) in d[8 * row8 * n..][..8 * n].chunks_exact(n).enumerate() {
+                let from: &[u32; 8] = from[8 * block..][..8].try_into().expect("eight columns");
+                for i in 0..8 {
+                    pair[i % 2][4 * row + i / 2] = from[i];
                 }
             }
             if halves {
+                let packed = std::array::from_fn(|lane| pair[0][lane] | pair[1][lane] << 16);
                 u32::write(cx, regs[2 * block + row8], packed);
+            } else {
+                for (i, value) in pair.into_iter().enumerate() {
+                    u32::write(cx, accumulator_register(regs, false, block, row8, i), value);
+                }
             }
         }
     }
