@@ -392,6 +392,23 @@ mod tests {
         assert!(message.contains("too many stages"), "{message}");
     }
 
+    /// NVRTC runs ptxas for the real architecture that it is given, and hands out its report.
+    #[test]
+    fn ptxas_reports_no_spills_and_no_warning() {
+        let Some((compiler, _cache)) = compiler() else { return };
+        for (output_f32, stages) in [(0, 5), (1, 6)] {
+            let shape = ["-DN=4096".to_owned(), "-DK=7168".to_owned()];
+            let rest = [format!("-DOUTPUT_F32={output_f32}"), format!("-DSTAGES={stages}")];
+            let options = OPTIONS.map(str::to_owned).into_iter().chain(shape).chain(rest);
+            let options = options.chain(["--ptxas-options=-v".to_owned()]).collect();
+            let (_, log) = compiler.run(FP8_GEMM_1D2D, options).unwrap();
+            assert!(log.contains("0 bytes spill stores, 0 bytes spill loads"), "{log}");
+            assert!(log.contains("Used 168 registers"), "{log}");
+            // ptxas says "serialized" where it gives up on asynchronous wgmma.
+            assert!(!log.contains("warning") && !log.contains("serialized"), "{log}");
+        }
+    }
+
     #[test]
     fn the_second_time_comes_from_the_cache_and_other_constants_do_not() {
         let Some((compiler, cache)) = compiler() else { return };
