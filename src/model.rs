@@ -126,7 +126,7 @@ fn inspect(args: &Inspect) -> output::Result {
     let right: Vec<usize> = (1..header.len()).collect();
     println!("{}", output::table(&header, &right, rows.collect()));
     println!(
-        "{} at sequence {sequence}; activations of {sequences} sequences on one rank",
+        "{}; FLOPs at sequence {sequence}, activations of {sequences} x {sequence} tokens",
         args.precision.name()
     );
     Ok(Outcome::Holds)

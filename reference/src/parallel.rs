@@ -46,9 +46,6 @@ pub fn coordinates(p: Parallel, rank: usize) -> Result<Coordinates, LayoutError>
     if [p.tp, p.pp, p.ep, p.dp, p.cp].contains(&0) {
         return wrong("every size must be at least 1".into());
     }
-    if p.cp > 1 {
-        return wrong("context parallelism is not laid out; cp must be 1".into());
-    }
     let stage = p.tp * p.cp * p.dp;
     if !stage.is_multiple_of(p.ep) {
         return wrong(format!("ep must divide the {stage} ranks of a pipeline stage"));

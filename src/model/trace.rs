@@ -18,7 +18,8 @@ use crate::output::{self, Outcome};
 #[command(after_help = "Example:
   fathom model trace deepseek-v3 --pp 16 --ep 64 --dp 128 --rank 700 --op-trace ops.jsonl
 
-Experts' load is even. Ranks are numbered tensor parallel first, then data, then pipeline.")]
+Experts' load is even. Ranks are numbered tensor parallel first, then context, data,
+pipeline.")]
 pub struct Args {
     /// A preset's name, a config.json, or a folder in Hugging Face's layout
     #[arg(value_name = "MODEL")]
@@ -35,6 +36,9 @@ pub struct Args {
     /// Data-parallel ranks
     #[arg(long, value_name = "N", default_value_t = 1)]
     dp: usize,
+    /// Context-parallel ranks, which share a sequence in equal parts
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cp: usize,
     /// The rank, counted from 0
     #[arg(long, value_name = "N", default_value_t = 0)]
     rank: usize,
@@ -61,11 +65,14 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> output::Result {
     let config = super::read(&args.model)?;
-    let Args { tp, pp, ep, dp, rank, .. } = *args;
-    let parallel = Parallel { tp, pp, ep, dp, cp: 1 };
+    let Args { tp, pp, ep, dp, cp, rank, sequence, .. } = *args;
+    let parallel = Parallel { tp, pp, ep, dp, cp };
+    if cp == 0 || !sequence.is_multiple_of(cp) || sequence == 0 {
+        return Err(format!("--sequence {sequence} cannot be split over --cp {cp}").into());
+    }
     let workload = Workload {
         sequences: args.micro_batch.max(1),
-        sequence_length: args.sequence.max(1),
+        sequence_length: sequence / cp,
         micro_batches: args.micro_batches.max(1),
         load: Load::Balanced,
     };

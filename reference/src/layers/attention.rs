@@ -119,6 +119,7 @@ impl AttentionLayer {
             shape: self.heads,
             scale: self.scale,
             segments: cx.rows.segments.clone(),
+            keys: cx.rows.context.iter().map(|context| context.keys).collect(),
             block_kv: cx.recipe.attention_block_kv,
         }
     }
@@ -164,12 +165,18 @@ impl AttentionLayer {
             KeyValue::Latent { norm, b } => {
                 let offset = norm.offset + norm.width;
                 let (cn, norm) = norm.fprop(cx, latent)?;
-                let cn = cx.operand(&cn)?;
+                let cn = cx.gather_operand(cx.operand(&cn)?)?;
                 let kv = b.fprop(cx, &cn)?;
                 *kept = (Some(norm), Some(cn));
-                let (nope, rope) = (self.nope, qk - self.nope);
-                let op = MlaKv { heads, nope, rope, v, offset, interleaved: self.interleaved };
-                backend.mla_kv(&op, &kv, latent, &rows.cos, &rows.sin, &rows.positions)
+                let (nope, rope, interleaved) = (self.nope, qk - self.nope, self.interleaved);
+                let Some(context) = &rows.context else {
+                    let op = MlaKv { heads, nope, rope, v, offset, interleaved };
+                    return backend.mla_kv(&op, &kv, latent, &rows.cos, &rows.sin, &rows.positions);
+                };
+                let shared = SliceColumns { offset, width: rope };
+                let shared = cx.gather_context(backend.slice_columns(&shared, latent)?)?;
+                let op = MlaKv { heads, nope, rope, v, offset: 0, interleaved };
+                backend.mla_kv(&op, &kv, &shared, &rows.cos, &rows.sin, &context.positions)
             }
             KeyValue::Direct => {
                 let offset = heads * qk;
@@ -178,7 +185,8 @@ impl AttentionLayer {
                 let k =
                     backend.rope(&self.rope(false), k, &rows.cos, &rows.sin, &rows.positions)?;
                 let v = SliceColumns { offset: offset + kv_heads * qk, width: kv_heads * v };
-                Ok([k, backend.slice_columns(&v, latent)?])
+                let v = backend.slice_columns(&v, latent)?;
+                Ok([cx.gather_context(k)?, cx.gather_context(v)?])
             }
         }
     }
@@ -204,8 +212,8 @@ impl AttentionLayer {
                 [q, k, v]
             }
         };
-        let Attention { shape, scale, segments, block_kv } = self.attention(cx);
-        let op = AttentionBackward { shape, scale, segments, block_kv };
+        let Attention { shape, scale, segments, keys, block_kv } = self.attention(cx);
+        let op = AttentionBackward { shape, scale, segments, keys, block_kv };
         let [dq, dk, dv] =
             backend.attention_backward(&op, &q, &k, &v, &cx.values(&kept.o)?, &kept.lse, &d_o)?;
         let unrotate = |d| backend.rope(&self.rope(true), d, &rows.cos, &rows.sin, &rows.positions);
@@ -222,24 +230,20 @@ impl AttentionLayer {
                 let Heads { heads, qk, v, .. } = self.heads;
                 let (nope, rope) = (self.nope, qk - self.nope);
                 let op = MlaKvBackward { heads, nope, rope, v, interleaved: self.interleaved };
-                let [dkv, dshared] = backend.mla_kv_backward(
-                    &op,
-                    &dk,
-                    &dv,
-                    &rows.cos,
-                    &rows.sin,
-                    &rows.positions,
-                )?;
-                let dcn = cx.reduce_tp(b.dgrad(cx, &dkv)?)?;
+                let positions = rows.context.as_ref().map_or(&rows.positions, |c| &c.positions);
+                let [dkv, dshared] =
+                    backend.mla_kv_backward(&op, &dk, &dv, &rows.cos, &rows.sin, positions)?;
+                let dcn = cx.scatter_context(cx.reduce_tp(b.dgrad(cx, &dkv)?)?)?;
                 let dc = norm.dgrad(cx, kept, dcn, None)?;
-                let dshared = cx.reduce_tp(dshared)?;
+                let dshared = cx.scatter_context(cx.reduce_tp(dshared)?)?;
                 let parts = (&dlatent_q, &dc, Some(&dshared));
                 let joined =
                     backend.concat_columns(&ConcatColumns {}, parts.0, parts.1, parts.2)?;
                 (joined, Some(dkv))
             }
             _ => {
-                let dk = unrotate(dk)?;
+                let dk = unrotate(cx.scatter_context(dk)?)?;
+                let dv = cx.scatter_context(dv)?;
                 let op = ConcatColumns {};
                 (backend.concat_columns(&op, &dlatent_q, &dk, Some(&dv))?, None)
             }
@@ -275,7 +279,12 @@ impl AttentionLayer {
         if let (KeyValue::Latent { norm, b }, Some(kv_norm), Some(dkv)) =
             (&self.kv, &kept.kv_norm, &grads.dkv)
         {
-            b.wgrad(cx, &again(norm, kept.cn, &kept.latent)?, dkv)?;
+            let cn = match kept.cn {
+                Some(cn) => cn,
+                None => cx.gather_operand(again(norm, None, &kept.latent)?)?,
+            };
+            let rows = cx.rows.of_keys();
+            b.wgrad(&cx.with_rows(&rows), &cn, dkv)?;
             norm.wgrad(cx, kv_norm)?;
         }
         self.qkv_a.wgrad(cx, &again(&self.norm, kept.n, &kept.norm.x)?, &grads.dlatent)?;

@@ -5,10 +5,12 @@ use std::cell::RefCell;
 
 use fathom_trace::{Component, DType, Group, Phase};
 
+use crate::EngineError;
 use crate::backend::{Backend, Place, Result};
-use crate::layers::operand::Weight;
+use crate::layers::operand::{Codes, Operand, Weight};
 use crate::model::params::ParamId;
-use crate::ops::collective::AllReduce;
+use crate::ops::collective::{AllGather, AllReduce, ReduceScatter};
+use crate::ops::latent::{ConcatRows, SliceRows};
 use crate::precision::{Mode, Recipe};
 
 /// The weights of a step, by [`ParamId`], in the forms that ops take.
@@ -54,12 +56,35 @@ pub struct Rows<B: Backend> {
     pub cos: B::Buffer,
     /// Sines \[positions, rotated / 2\].
     pub sin: B::Buffer,
+    /// The rest of the sequence, where context parallelism splits it.
+    pub context: Option<Context<B>>,
+}
+
+/// A rank's part of a sequence, whose keys it gathers from the ranks before it.
+#[derive(Clone, Debug)]
+pub struct Context<B: Backend> {
+    /// The context-parallel ranks, in order of their parts.
+    pub group: Group,
+    /// Rows of the sequence up to the end of this rank's part: the keys that it sees.
+    pub keys: usize,
+    /// Position of each of them, I32 \[keys\].
+    pub positions: B::Buffer,
 }
 
 impl<B: Backend> Rows<B> {
     /// Rows in all.
     pub fn len(&self) -> usize {
         self.segments.iter().sum()
+    }
+
+    /// The keys' rows: all that this rank sees of the sequence.
+    pub fn of_keys(&self) -> Rows<B> {
+        let (segments, positions) = match &self.context {
+            None => (self.segments.clone(), self.positions.clone()),
+            Some(context) => (vec![context.keys], context.positions.clone()),
+        };
+        let (cos, sin) = (self.cos.clone(), self.sin.clone());
+        Rows { segments, positions, cos, sin, context: None }
     }
 
     /// Whether there is no row.
@@ -171,6 +196,62 @@ impl<B: Backend> Cx<'_, B> {
             return Ok(x);
         }
         self.backend.all_reduce(&AllReduce { group: self.tp }, &x)
+    }
+
+    /// The rows of all that this rank sees of the sequence, given its own; they stay as they are
+    /// without context parallelism.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn gather_context(&self, x: B::Buffer) -> Result<B::Buffer> {
+        let Some(Context { group, keys, .. }) = &self.rows.context else { return Ok(x) };
+        let all = self.backend.all_gather(&AllGather { group: *group }, &x)?;
+        self.backend.slice_rows(&SliceRows { offset: 0, rows: *keys }, &all)
+    }
+
+    /// As [`Cx::gather_context`] for an operand.
+    ///
+    /// # Errors
+    /// Those of the backend; [`EngineError::Unsupported`] where a scale spans rows of several
+    /// ranks.
+    pub fn gather_operand(&self, x: Operand<B>) -> Result<Operand<B>> {
+        match x {
+            _ if self.rows.context.is_none() => Ok(x),
+            Operand::Plain(x) => self.gather_context(x).map(Operand::Plain),
+            Operand::Codes(Codes { q, scale, block: block @ [Some(1), _], columns, kind }) => {
+                let (q, scale) = (self.gather_context(q)?, self.gather_context(scale)?);
+                Ok(Operand::Codes(Codes { q, scale, columns, block, kind }))
+            }
+            Operand::Codes(_) => Err(EngineError::Unsupported {
+                engine: self.backend.name(),
+                op: "all_gather".into(),
+                reason: "context parallelism needs scales within rows (tiles of 1 x n)".into(),
+            }),
+        }
+    }
+
+    /// The transpose of [`Cx::gather_context`]: this rank's rows of the sum over ranks.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn scatter_context(&self, x: B::Buffer) -> Result<B::Buffer> {
+        let Some(Context { group, keys, .. }) = &self.rows.context else { return Ok(x) };
+        let (group, own) = (*group, self.rows.len());
+        let behind = own * group.size - keys;
+        let x = match behind {
+            0 => x,
+            _ => {
+                let columns = self.backend.shape(&x)[1];
+                let zeros = self.backend.zeros(self.backend.dtype(&x), &[behind, columns])?;
+                self.backend.concat_rows(&ConcatRows {}, &x, &zeros)?
+            }
+        };
+        self.backend.reduce_scatter(&ReduceScatter { group }, &x)
+    }
+
+    /// The same with other rows.
+    pub fn with_rows<'b>(&'b self, rows: &'b Rows<B>) -> Cx<'b, B> {
+        Cx { rows, capacity: self.capacity.clone(), ..*self }
     }
 
     /// Element type of activations.

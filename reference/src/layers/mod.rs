@@ -13,5 +13,5 @@ pub mod moe;
 pub mod operand;
 pub mod rope;
 
-pub use context::{Balance, BalanceKind, Capacity, Cx, Gradients, Weights};
+pub use context::{Balance, BalanceKind, Capacity, Context, Cx, Gradients, Weights};
 pub use linear::{Linear, Norm};

@@ -159,6 +159,7 @@ impl Model {
             positions: backend.upload(Tensor::from_vec(&[new], positions))?,
             cos: backend.upload(cos)?,
             sin: backend.upload(sin)?,
+            context: None,
         })
     }
 }

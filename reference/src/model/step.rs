@@ -4,12 +4,11 @@ use std::cell::RefCell;
 
 use fathom_trace::{Component, DType, GroupKind, Phase};
 
-use crate::Tensor;
 use crate::backend::{Backend, Place, Result};
 use crate::config::MtpKind;
 use crate::layers::context::Rows;
 use crate::layers::linear::NormKept;
-use crate::layers::{Balance, Capacity, Cx, Gradients, Weights, rope};
+use crate::layers::{Balance, Capacity, Context, Cx, Gradients, Weights, rope};
 use crate::model::Model;
 use crate::model::layer::LayerKept;
 use crate::model::mtp::{MtpGradients, MtpKept};
@@ -18,6 +17,7 @@ use crate::ops::cross_entropy::{CrossEntropy, CrossEntropyBackward};
 use crate::ops::elementwise::{GatherRows, ScatterAddRows};
 use crate::ops::gemm::{Gemm, Layout};
 use crate::parallel;
+use crate::{EngineError, Tensor};
 
 /// A micro-batch on the host: rows of all sequences one after the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -193,20 +193,29 @@ pub struct StepReport {
 }
 
 impl Model {
-    /// Brings a micro-batch to the backend.
+    /// Brings a micro-batch to the backend. Under context parallelism it holds this rank's part of
+    /// one sequence, all parts being of one length.
     ///
     /// # Errors
-    /// Those of the backend.
+    /// Those of the backend; [`EngineError::Unsupported`] for parts of several sequences.
     pub fn batch<B: Backend>(&self, backend: &B, batch: &Batch) -> Result<DeviceBatch<B>> {
-        let longest = batch.segments.iter().copied().max().unwrap_or(0);
+        let group = parallel::group(self.parallel, GroupKind::Cp);
+        if group.size > 1 && batch.segments.len() != 1 {
+            return Err(EngineError::Unsupported {
+                engine: backend.name(),
+                op: "all_gather".into(),
+                reason: "context parallelism takes one sequence a micro-batch".into(),
+            });
+        }
+        let longest = group.size * batch.segments.iter().copied().max().unwrap_or(0);
         let master = self.recipe.master();
         let [cos, sin] = rope::tables(&self.config.rope, self.rotated(), longest, master);
         let (cos, sin) = (backend.upload(cos)?, backend.upload(sin)?);
         let upload = |values: Vec<i32>| backend.upload(Tensor::from_vec(&[values.len()], values));
         let stream = |ids, targets, positions, segments, previous: Option<Vec<i32>>| {
-            let positions = upload(positions)?;
+            let (positions, context) = self.place_in_context(backend, positions)?;
             Result::<_>::Ok(Stream {
-                rows: Rows { segments, positions, cos: cos.clone(), sin: sin.clone() },
+                rows: Rows { segments, positions, cos: cos.clone(), sin: sin.clone(), context },
                 ids: upload(ids)?,
                 targets: upload(targets)?,
                 previous: previous.map(upload).transpose()?,
@@ -226,6 +235,25 @@ impl Model {
             mtp.push(stream(tokens, targets, positions, segments, Some(previous))?);
         }
         Ok(DeviceBatch { main, mtp })
+    }
+
+    /// Positions of this rank's rows, given those in its part; and what it sees of the sequence.
+    fn place_in_context<B: Backend>(
+        &self,
+        backend: &B,
+        own: Vec<i32>,
+    ) -> Result<(B::Buffer, Option<Context<B>>)> {
+        let upload = |values: Vec<i32>| backend.upload(Tensor::from_vec(&[values.len()], values));
+        let group = parallel::group(self.parallel, GroupKind::Cp);
+        if group.size == 1 {
+            return Ok((upload(own)?, None));
+        }
+        let (length, begin) = (own.len() as i32, own.first().copied().unwrap_or(0));
+        let before = self.at.cp as i32 * length;
+        let keys = before + length;
+        let positions = upload((begin..begin + keys).collect())?;
+        let own = upload(own.into_iter().map(|p| p + before).collect())?;
+        Ok((own, Some(Context { group, keys: keys as usize, positions })))
     }
 
     pub(super) fn cx<'a, B: Backend>(

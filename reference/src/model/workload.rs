@@ -20,9 +20,9 @@ use crate::precision::Recipe;
 /// What a step consists of on one rank.
 #[derive(Clone, Debug)]
 pub struct Workload {
-    /// Sequences of a micro-batch on this rank.
+    /// Sequences of a micro-batch on this rank; one where cp is above 1.
     pub sequences: usize,
-    /// Tokens of a sequence.
+    /// Tokens of a sequence on this rank: its part, where cp is above 1.
     pub sequence_length: usize,
     /// Micro-batches of the step.
     pub micro_batches: usize,
@@ -202,6 +202,25 @@ mod tests {
         // for up-projections made again and 10 for the attention's scores, made again as well.
         let per_token = flops as f64 / 4096.0 / 1e9;
         assert!(per_token > 265.0 && per_token < 290.0, "{per_token} GFLOP a token");
+        // Four ranks with a quarter of the sequence each do together what one does, each key once.
+        let attention = |records: &[OpRecord]| -> u64 {
+            records.iter().filter(|r| r.op.starts_with("attention")).map(|r| r.flops).sum()
+        };
+        let part = Workload { sequence_length: 1024, ..workload.clone() };
+        let depth_0 = ModelConfig { mtp_depth: 0, ..config.clone() };
+        let context = Parallel { cp: 4, ..Parallel::default() };
+        let mut sum = 0;
+        for rank in 0..4 {
+            let records = record(&depth_0, &recipe, context, rank, &part).unwrap();
+            sum += attention(&records);
+            let gathers = records.iter().filter(|r| r.op == "all_gather" && r.layer == Some(7));
+            // Per token: codes of the latent with a scale a tile, and the shared key in BF16.
+            let bytes = 1024 * 3 * (512 + 4 * 4 + 2 * 64);
+            let forward = gathers.filter(|r| r.phase == Phase::F);
+            assert_eq!(forward.map(|r| r.bytes_sent).sum::<u64>(), bytes);
+        }
+        let whole = record(&depth_0, &recipe, Parallel::default(), 0, &workload).unwrap();
+        assert_eq!(sum, attention(&whole));
         let split = Parallel { tp: 4, pp: 2, ep: 8, dp: 2, cp: 1 };
         let records = record(&config, &recipe, split, 9, &workload).unwrap();
         assert!(records.iter().any(|r| r.op == "all_reduce" && r.bytes_sent > 0));

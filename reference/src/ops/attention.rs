@@ -1,7 +1,9 @@
 //! Causal attention over segments, block by block with an online softmax, and its gradient.
 //!
 //! `q` \[t, heads * qk\], `k` \[t, kv_heads * qk\], `v` \[t, kv_heads * v\]; the rows of a segment
-//! see themselves and earlier rows of it. Query head `h` reads key head `h kv_heads / heads`.
+//! see themselves and earlier rows of it. With `keys` a segment has more key rows than queries,
+//! which are then the last (a rank's part of a sequence, under context parallelism). Query head `h`
+//! reads key head `h kv_heads / heads`.
 //!
 //! Plain arithmetic (F32, F64), for each query row, over KV blocks of `block_kv` rows counted from
 //! the segment's start, ascending:
@@ -60,6 +62,9 @@ pub struct Attention {
     pub scale: f64,
     /// Lengths of the segments; their sum is t.
     pub segments: Vec<usize>,
+    /// Key rows of each segment, whose last ones its queries are; empty: as many as queries.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<usize>,
     /// Rows of a KV block.
     pub block_kv: usize,
 }
@@ -74,6 +79,9 @@ pub struct AttentionBackward {
     pub scale: f64,
     /// Lengths of the segments; their sum is t.
     pub segments: Vec<usize>,
+    /// Key rows of each segment, whose last ones its queries are; empty: as many as queries.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<usize>,
     /// Rows of a KV block.
     pub block_kv: usize,
 }
@@ -83,16 +91,22 @@ impl Heads {
         self,
         op: &'static str,
         [q, k, v]: [&TensorMeta; 3],
-        segments: &[usize],
+        (segments, keys): (&[usize], &[usize]),
     ) -> Result<usize, OpError> {
         rules::dtype(q, FLOATS)?;
         rules::rank(q, 2, "[t, heads * qk]")?;
         let t = q.shape[0];
         rules::shape(q, &[t, self.heads * self.qk])?;
+        let rows = key_rows(segments, keys);
+        let total = rows.iter().sum();
         rules::dtype(k, &[q.dtype])?;
-        rules::shape(k, &[t, self.kv_heads * self.qk])?;
+        rules::shape(k, &[total, self.kv_heads * self.qk])?;
         rules::dtype(v, &[q.dtype])?;
-        rules::shape(v, &[t, self.kv_heads * self.v])?;
+        rules::shape(v, &[total, self.kv_heads * self.v])?;
+        if rows.len() != segments.len() || rows.iter().zip(segments).any(|(k, q)| k < q) {
+            let message = format!("keys {keys:?} must be at least the segments {segments:?}");
+            return Err(OpError::Undefined { op, message });
+        }
         if segments.iter().sum::<usize>() != t || !self.heads.is_multiple_of(self.kv_heads) {
             let message = format!(
                 "segments {segments:?} must add up to t = {t}, kv_heads {} divide heads {}",
@@ -104,9 +118,21 @@ impl Heads {
     }
 }
 
+/// Key rows of each segment.
+fn key_rows<'a>(segments: &'a [usize], keys: &'a [usize]) -> &'a [usize] {
+    if keys.is_empty() { segments } else { keys }
+}
+
 /// Pairs of query and key that the causal mask lets through.
-fn pairs(segments: &[usize]) -> u64 {
-    segments.iter().map(|&s| s as u64 * (s as u64 + 1) / 2).sum()
+fn pairs(segments: &[usize], keys: &[usize]) -> u64 {
+    let of = |(&q, &k): (&usize, &usize)| q as u64 * (2 * (k - q) as u64 + q as u64 + 1) / 2;
+    segments.iter().zip(key_rows(segments, keys)).map(of).sum()
+}
+
+/// First row and length of each segment's queries, and of its keys.
+fn both_spans(segments: &[usize], keys: &[usize]) -> Vec<[(usize, usize); 2]> {
+    let keys = spans(key_rows(segments, keys));
+    spans(segments).into_iter().zip(keys).map(|(q, k)| [q, k]).collect()
 }
 
 /// First row of each segment with its length.
@@ -125,7 +151,7 @@ impl Op for Attention {
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(q), Some(k), Some(v)] = inputs else { unreachable!("mandatory") };
-        let t = self.shape.check(Self::NAME, [q, k, v], &self.segments)?;
+        let t = self.shape.check(Self::NAME, [q, k, v], (&self.segments, &self.keys))?;
         Ok(vec![
             rules::meta("o", q.dtype, &[t, self.shape.heads * self.shape.v]),
             rules::meta("lse", compute_dtype(q.dtype), &[t, self.shape.heads]),
@@ -134,7 +160,7 @@ impl Op for Attention {
 
     fn flops(&self, _inputs: &[Option<TensorMeta>]) -> u64 {
         let Heads { heads, qk, v, .. } = self.shape;
-        2 * pairs(&self.segments) * (heads * (qk + v)) as u64
+        2 * pairs(&self.segments, &self.keys) * (heads * (qk + v)) as u64
     }
 
     fn run(&self, inputs: Vec<Option<Tensor>>) -> Result<Vec<Tensor>, OpError> {
@@ -145,23 +171,23 @@ impl Op for Attention {
         Ok(in_real!(dtype, R => {
             let [q, k, v] = [q, k, v].map(|x| values::<R>(x));
             let (q, k, v) = (q.view(), k.view(), v.view());
-            let tasks: Vec<_> = spans(&self.segments)
+            let tasks: Vec<_> = both_spans(&self.segments, &self.keys)
                 .into_iter()
                 .flat_map(|span| (0..heads).map(move |h| (span, h)))
                 .collect();
             let parts: Vec<(Array2<R>, Vec<R>)> = tasks
                 .par_iter()
-                .map(|&((start, length), h)| {
+                .map(|&([(start, length), (first, keys)], h)| {
                     let kv = h * kv_heads / heads;
                     let q = q.slice(s![start..start + length, h * qk..(h + 1) * qk]);
-                    let k = k.slice(s![start..start + length, kv * qk..(kv + 1) * qk]);
-                    let v = v.slice(s![start..start + length, kv * v_dim..(kv + 1) * v_dim]);
+                    let k = k.slice(s![first..first + keys, kv * qk..(kv + 1) * qk]);
+                    let v = v.slice(s![first..first + keys, kv * v_dim..(kv + 1) * v_dim]);
                     self.head(low, q, k, v)
                 })
                 .collect();
             let mut o = Array2::from_elem((t, heads * v_dim), R::ZERO);
             let mut lse = vec![R::ZERO; t * heads];
-            for (&((start, length), h), (part, sums)) in tasks.iter().zip(parts) {
+            for (&([(start, length), _], h), (part, sums)) in tasks.iter().zip(parts) {
                 o.slice_mut(s![start..start + length, h * v_dim..(h + 1) * v_dim]).assign(&part);
                 for (row, sum) in sums.into_iter().enumerate() {
                     lse[(start + row) * heads + h] = sum;
@@ -259,7 +285,7 @@ pub(super) fn latent_head<R: Real>(
     q: ArrayView2<'_, R>,
     cache: ArrayView2<'_, R>,
 ) -> Array2<R> {
-    let op = Attention { shape, scale, segments: Vec::new(), block_kv };
+    let op = Attention { shape, scale, segments: Vec::new(), keys: Vec::new(), block_kv };
     op.head(dtype == DType::BF16, q, cache, cache.slice(s![.., ..shape.v])).0
 }
 
@@ -273,7 +299,7 @@ impl Op for AttentionBackward {
         let [Some(q), Some(k), Some(v), Some(o), Some(lse), Some(d_o)] = inputs else {
             unreachable!("mandatory")
         };
-        let t = self.shape.check(Self::NAME, [q, k, v], &self.segments)?;
+        let t = self.shape.check(Self::NAME, [q, k, v], (&self.segments, &self.keys))?;
         for tensor in [o, d_o] {
             rules::dtype(tensor, &[q.dtype])?;
             rules::shape(tensor, &[t, self.shape.heads * self.shape.v])?;
@@ -287,7 +313,7 @@ impl Op for AttentionBackward {
 
     fn flops(&self, _inputs: &[Option<TensorMeta>]) -> u64 {
         let Heads { heads, qk, v, .. } = self.shape;
-        2 * pairs(&self.segments) * (heads * (3 * qk + 2 * v)) as u64
+        2 * pairs(&self.segments, &self.keys) * (heads * (3 * qk + 2 * v)) as u64
     }
 
     fn run(&self, inputs: Vec<Option<Tensor>>) -> Result<Vec<Tensor>, OpError> {
@@ -302,20 +328,20 @@ impl Op for AttentionBackward {
             let (q, k, v) = (q.view(), k.view(), v.view());
             let [o, d_o, lse] = [o, d_o, lse].map(|x| values::<R>(x));
             let (o, d_o, lse) = (o.view(), d_o.view(), lse.view());
-            let tasks: Vec<_> = spans(&self.segments)
+            let tasks: Vec<_> = both_spans(&self.segments, &self.keys)
                 .into_iter()
                 .flat_map(|span| (0..kv_heads).map(move |h| (span, h)))
                 .collect();
             let group = heads / kv_heads;
             let parts: Vec<[Array2<R>; 3]> = tasks
                 .par_iter()
-                .map(|&((start, length), kv)| {
+                .map(|&([(start, length), (first, keys)], kv)| {
                     let rows = start..start + length;
-                    let k = k.slice(s![rows.clone(), kv * qk..(kv + 1) * qk]);
-                    let v = v.slice(s![rows.clone(), kv * v_dim..(kv + 1) * v_dim]);
+                    let k = k.slice(s![first..first + keys, kv * qk..(kv + 1) * qk]);
+                    let v = v.slice(s![first..first + keys, kv * v_dim..(kv + 1) * v_dim]);
                     let mut dq = Array2::from_elem((length, group * qk), R::ZERO);
-                    let mut dk = Array2::from_elem((length, qk), R::ZERO);
-                    let mut dv = Array2::from_elem((length, v_dim), R::ZERO);
+                    let mut dk = Array2::from_elem((keys, qk), R::ZERO);
+                    let mut dv = Array2::from_elem((keys, v_dim), R::ZERO);
                     for (g, h) in (kv * group..(kv + 1) * group).enumerate() {
                         let q = q.slice(s![rows.clone(), h * qk..(h + 1) * qk]);
                         let out = s![rows.clone(), h * v_dim..(h + 1) * v_dim];
@@ -331,11 +357,16 @@ impl Op for AttentionBackward {
                     [dq, dk, dv]
                 })
                 .collect();
-            let zeros = |columns| Array2::from_elem((t, columns), R::ZERO);
-            let mut out = [zeros(heads * qk), zeros(kv_heads * qk), zeros(kv_heads * v_dim)];
-            for (&((start, length), kv), part) in tasks.iter().zip(parts) {
-                for (out, part) in out.iter_mut().zip(part) {
-                    let width = part.ncols();
+            let zeros = |rows, columns| Array2::from_elem((rows, columns), R::ZERO);
+            let total = k.nrows();
+            let mut out = [
+                zeros(t, heads * qk),
+                zeros(total, kv_heads * qk),
+                zeros(total, kv_heads * v_dim),
+            ];
+            for (&([(start, _), (first, _)], kv), part) in tasks.iter().zip(parts) {
+                for ((out, part), start) in out.iter_mut().zip(part).zip([start, first, first]) {
+                    let (length, width) = part.dim();
                     let place = s![start..start + length, kv * width..(kv + 1) * width];
                     out.slice_mut(place).assign(&part);
                 }
@@ -371,6 +402,8 @@ impl AttentionBackward {
     ) -> Array2<R> {
         let low = row.low;
         let (t, scale) = (q.nrows(), R::from_f64(self.scale));
+        // Queries are the last rows.
+        let base = k.nrows() - t;
         let mut dq = Array2::from_elem((t, q.ncols()), R::ZERO);
         for first in (0..t).step_by(BLOCK_Q) {
             let last = (first + BLOCK_Q).min(t);
@@ -378,15 +411,16 @@ impl AttentionBackward {
             let delta: Vec<R> = (first..last)
                 .map(|i| tree_sum(v.ncols(), |c| row.d_o[[i, c]] * row.o[[i, c]]))
                 .collect();
-            let (keys, values) = (k.slice(s![..last, ..]), v.slice(s![..last, ..]));
-            let mut p = Array2::from_elem((last - first, last), R::ZERO);
+            let seen_by_last = base + last;
+            let (keys, values) = (k.slice(s![..seen_by_last, ..]), v.slice(s![..seen_by_last, ..]));
+            let mut p = Array2::from_elem((last - first, seen_by_last), R::ZERO);
             multiply(low, queries, keys.t(), p.view_mut(), false);
-            let mut ds = Array2::from_elem((last - first, last), R::ZERO);
+            let mut ds = Array2::from_elem((last - first, seen_by_last), R::ZERO);
             multiply(low, d_o, values.t(), ds.view_mut(), false);
             for (i, (mut p, mut ds)) in p.rows_mut().into_iter().zip(ds.rows_mut()).enumerate() {
                 let p = p.as_slice_mut().expect("standard layout");
                 let ds = ds.as_slice_mut().expect("standard layout");
-                let seen = first + i + 1;
+                let seen = base + first + i + 1;
                 p[seen..].fill(R::ZERO);
                 ds[seen..].fill(R::ZERO);
                 let lse = row.lse[[first + i, 0]];
@@ -396,10 +430,66 @@ impl AttentionBackward {
                     *ds = p * (*ds - delta[i]) * scale;
                 }
             }
-            multiply(low, p.t(), d_o, dv.slice_mut(s![..last, ..]), true);
+            multiply(low, p.t(), d_o, dv.slice_mut(s![..seen_by_last, ..]), true);
             multiply(low, ds.view(), keys, dq.slice_mut(s![first..last, ..]), false);
-            multiply(low, ds.t(), queries, dk.slice_mut(s![..last, ..]), true);
+            multiply(low, ds.t(), queries, dk.slice_mut(s![..seen_by_last, ..]), true);
         }
         dq
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fathom_numerics::philox::Philox;
+
+    use super::*;
+
+    fn rows(x: &Tensor, rows: std::ops::Range<usize>) -> Tensor {
+        let width = x.bytes().len() / x.shape()[0];
+        let shape = [rows.len(), x.shape()[1]];
+        Tensor::from_bytes(x.dtype(), &shape, &x.bytes()[rows.start * width..rows.end * width])
+    }
+
+    /// A sequence in two parts: outputs and query gradients are those of the whole, bit for bit,
+    /// and the key gradients of the parts add up to the whole's.
+    #[test]
+    fn parts_of_a_sequence_give_what_the_whole_gives() {
+        let shape = Heads { heads: 2, kv_heads: 1, qk: 8, v: 4 };
+        let (t, scale, block_kv) = (150, 0.3, 64);
+        let random = |stream: u64, columns: usize| {
+            let mut x = vec![0.0f32; t * columns];
+            Philox::new(4, stream).normals(0, &mut x);
+            Tensor::from_vec(&[t, columns], x.into_iter().map(f64::from).collect())
+        };
+        let (q, k, v, d_o) = (random(0, 16), random(1, 8), random(2, 4), random(3, 8));
+        let both = |queries: std::ops::Range<usize>| {
+            let keys = if queries.len() == t { Vec::new() } else { vec![queries.end] };
+            let segments = vec![queries.len()];
+            let part = |x: &Tensor| Some(rows(x, queries.clone()));
+            let seen = |x: &Tensor| Some(rows(x, 0..queries.end));
+            let op = Attention { shape, scale, segments, keys, block_kv };
+            let forward = Op::run(&op, vec![part(&q), seen(&k), seen(&v)]).unwrap();
+            let Attention { segments, keys, .. } = op;
+            let op = AttentionBackward { shape, scale, segments, keys, block_kv };
+            let (o, lse) = (forward[0].clone(), forward[1].clone());
+            let inputs = vec![part(&q), seen(&k), seen(&v), Some(o), Some(lse), part(&d_o)];
+            (forward, Op::run(&op, inputs).unwrap())
+        };
+        let (whole, gradients) = both(0..t);
+        let mut sums = [vec![0.0; t * 8], vec![0.0; t * 4]];
+        for part in [0..64, 64..t] {
+            let (forward, backward) = both(part.clone());
+            for (whole, found) in whole.iter().zip(&forward) {
+                assert!(rows(whole, part.clone()) == *found);
+            }
+            assert!(rows(&gradients[0], part.clone()) == backward[0]);
+            for (sum, found) in sums.iter_mut().zip(&backward[1..]) {
+                sum.iter_mut().zip(found.as_slice::<f64>()).for_each(|(s, x)| *s += x);
+            }
+        }
+        for (whole, sum) in gradients[1..].iter().zip(&sums) {
+            let pairs = whole.as_slice::<f64>().iter().zip(sum);
+            assert!(pairs.into_iter().all(|(w, s)| (w - s).abs() < 1e-12));
+        }
     }
 }
