@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use fathom_reference::backend::{Backend, Reference};
 use fathom_reference::checkpoint::tensors;
-use fathom_reference::eval::{Evaluator, Wanted, read_tokens};
+use fathom_reference::data::{Tokenizer, read_text};
+use fathom_reference::eval::{Evaluator, Wanted, Windows, read_tokens};
 use fathom_reference::precision::Mode;
 use serde_json::json;
 
@@ -29,9 +30,12 @@ pub struct Args {
     /// Text; needs tokenizer.json in the model's folder
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// Tokens of a window of text
+    /// Tokens of a window of text: what a prediction may look back on
     #[arg(long, value_name = "N", default_value_t = 512)]
     context: usize,
+    /// Tokens that a window predicts; fewer than the context: windows overlap [default: context]
+    #[arg(long, value_name = "N", requires = "text")]
+    stride: Option<usize>,
     /// Precision mode
     #[arg(long, value_name = "MODE", default_value = "fp32", value_parser = mode)]
     precision: Mode,
@@ -97,17 +101,24 @@ fn tokens<B: Backend>(args: &Args, evaluator: &Evaluator<B>) -> output::Result {
 }
 
 fn text<B: Backend>(args: &Args, evaluator: &Evaluator<B>, path: &Path) -> output::Result {
-    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
-    let tokenizer = args.model.join("tokenizer.json");
-    let tokens = fathom_reference::eval::encode(&tokenizer, &text)?;
-    let context = args.context.clamp(1, evaluator.model.config.max_position_embeddings);
-    let score = evaluator.text(path, &tokens, text.len(), context)?;
+    let text = read_text(path)?;
+    let tokenizer = Tokenizer::load(&args.model.join("tokenizer.json"))?;
+    let longest = evaluator.model.config.max_position_embeddings;
+    let windows = Windows::new(args.context, args.stride, longest)?;
+    let score = evaluator.text(path, &text, &tokenizer, windows)?;
     if args.json {
         output::print_json(&score)?;
     } else {
         println!(
-            "loss {:.6}, perplexity {:.3}, {:.4} bits a byte ({} tokens, {} bytes)",
-            score.loss, score.perplexity, score.bits_per_byte, score.predicted, score.bytes
+            "loss {:.6}, perplexity {:.3}, {:.4} bits a byte ({} tokens, {} bytes predicted; \
+             windows of {}, stride {})",
+            score.loss,
+            score.perplexity,
+            score.bits_per_byte,
+            score.predicted,
+            score.bytes,
+            score.context,
+            score.stride
         );
     }
     Ok(Outcome::Holds)

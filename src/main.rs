@@ -8,6 +8,7 @@ mod diagnose;
 mod doctor;
 mod emulate;
 mod eval;
+mod generate;
 mod kernels;
 mod model;
 mod output;
@@ -50,6 +51,7 @@ enum Command {
     Emulate(emulate::Args),
     Kernels(kernels::Args),
     Eval(eval::Args),
+    Generate(generate::Args),
     Model(model::Args),
     Replay(replay::Args),
     Train(train::Args),
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         Command::Emulate(args) => emulate::run(&args),
         Command::Kernels(args) => kernels::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Generate(args) => generate::run(&args),
         Command::Model(args) => model::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Train(args) => train::run(&args),

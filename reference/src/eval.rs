@@ -7,6 +7,7 @@ use fathom_trace::{DType, Parallel};
 
 use crate::backend::{Backend, Reference};
 use crate::checkpoint::hf::{self, HfCheckpoint, HfError};
+use crate::data::{DataError, Tokenizer};
 use crate::model::{Batch, BuildError, Forward, Model, Params, StepSettings};
 use crate::precision::{Mode, Recipe};
 use crate::{EngineError, Tensor};
@@ -23,6 +24,15 @@ pub enum EvalError {
     /// An op.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The tokenizer, or the text it is to read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// Windows that cannot be.
+    #[error("{message}")]
+    Windows {
+        /// What was expected and found.
+        message: String,
+    },
     /// The token or text file.
     #[error("{}: {message}", path.display())]
     Input {
@@ -94,17 +104,43 @@ pub fn read_tokens(path: &Path, vocab: usize, longest: usize) -> Result<Vec<Vec<
     Ok(sequences)
 }
 
-/// Token ids of a text under a `tokenizer.json`.
+/// Reads a prompt: a JSON list of token ids below `vocab`; a list that holds one such list is taken
+/// as that one.
 ///
 /// # Errors
-/// [`EvalError::Input`] naming the file.
-pub fn encode(tokenizer: &Path, text: &str) -> Result<Vec<u32>, EvalError> {
-    let wrong = |e: tokenizers::Error| EvalError::Input {
-        path: tokenizer.to_owned(),
-        message: format!("expected a tokenizer: {e}"),
+/// [`EvalError::Input`] naming the place.
+pub fn read_prompt(path: &Path, vocab: usize) -> Result<Vec<u32>, EvalError> {
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Prompt {
+        Ids(Vec<u32>),
+        Lists(Vec<Vec<u32>>),
+    }
+    let wrong = |message: String| EvalError::Input { path: path.to_owned(), message };
+    let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
+    let ids = match serde_json::from_str(&text) {
+        Ok(Prompt::Ids(ids)) => ids,
+        Ok(Prompt::Lists(mut lists)) if lists.len() == 1 => lists.remove(0),
+        Ok(Prompt::Lists(lists)) => {
+            let found = lists.len();
+            return Err(wrong(format!("expected one list of token ids, found {found}")));
+        }
+        Err(_) => {
+            // Untagged enums do not say where; a plain parse does.
+            let found = serde_json::from_str::<Vec<u32>>(&text).expect_err("neither of both");
+            return Err(wrong(format!("expected a JSON list of token ids: {found}")));
+        }
     };
-    let tokenizer = tokenizers::Tokenizer::from_file(tokenizer).map_err(wrong)?;
-    Ok(tokenizer.encode(text, false).map_err(wrong)?.get_ids().to_vec())
+    if ids.is_empty() {
+        return Err(wrong("expected at least one token, found none".into()));
+    }
+    match ids.iter().position(|&id| id as usize >= vocab) {
+        None => Ok(ids),
+        Some(place) => {
+            let found = ids[place];
+            Err(wrong(format!("place {place}: expected an id below {vocab}, found {found}")))
+        }
+    }
 }
 
 impl Evaluator<Reference> {
@@ -214,60 +250,138 @@ impl<B: Backend> Evaluator<B> {
         self.float(tensor)
     }
 
-    /// Mean cross-entropy of text, in windows of `context` tokens.
+    /// Cross-entropy of a token sequence behind its first token, summed over windows, and the
+    /// tokens predicted.
+    ///
+    /// Every token but the first is predicted once. The first window predicts `context` tokens;
+    /// each further one at most `stride`, with `context` tokens of input of which those before the
+    /// predicted ones are context only. `stride = context` cuts the sequence into windows that know
+    /// nothing of each other; `stride = 1` gives every token the longest context.
     ///
     /// # Errors
-    /// [`EvalError::Input`] where the text gives fewer than two tokens.
-    pub fn text(
-        &self,
-        path: &Path,
-        tokens: &[u32],
-        bytes: usize,
-        context: usize,
-    ) -> Result<TextScore, EvalError> {
+    /// Those of the backend.
+    ///
+    /// # Panics
+    /// Where context or stride are 0.
+    pub fn score(&self, tokens: &[u32], windows: Windows) -> Result<(f64, usize), EngineError> {
         let (model, backend) = (&self.model, &self.backend);
+        let Windows { context, stride } = windows;
+        assert!(context > 0 && stride > 0, "a window has tokens");
         let weights = model.weights(backend, &self.params)?;
         let (mut sum, mut predicted) = (0.0, 0);
-        // Windows overlap by one token, so that every token but the first is predicted once.
-        let mut start = 0;
-        while start + 1 < tokens.len() {
-            let end = (start + context + 1).min(tokens.len());
-            let window = &tokens[start..end];
+        // The index of the last token that was predicted; the first token counts as known.
+        let (mut done, last) = (0, tokens.len().saturating_sub(1));
+        while done < last {
+            let end = last.min(if done == 0 { context } else { done + stride.min(context) });
+            let begin = end.saturating_sub(context);
+            let target = |i: usize| if i > done { tokens[i] as i32 } else { -1 };
             let batch = Batch {
-                tokens: window[..window.len() - 1].to_vec(),
-                targets: window[1..].iter().map(|&t| t as i32).collect(),
-                segments: vec![window.len() - 1],
+                tokens: tokens[begin..end].to_vec(),
+                targets: (begin + 1..=end).map(target).collect(),
+                segments: vec![end - begin],
             };
             let device = model.batch(backend, &batch)?;
             let settings = StepSettings::default();
             let forward = model.forward(backend, &weights, &device, &settings, false)?;
             sum += model.report(backend, &forward)?.main;
             predicted += batch.predicted();
-            start = end - 1;
+            done = end;
         }
-        if predicted == 0 {
-            let message = format!("expected at least two tokens of text, found {}", tokens.len());
-            return Err(EvalError::Input { path: path.to_owned(), message });
+        Ok((sum, predicted))
+    }
+
+    /// How well the model predicts a text. The tokens are the tokenizer's for a prompt (with a
+    /// begin of the sentence where it adds one); the first is given, all others are predicted.
+    ///
+    /// # Errors
+    /// [`EvalError::Input`] where the text gives fewer than two tokens, or ids beyond the model's
+    /// vocabulary.
+    pub fn text(
+        &self,
+        path: &Path,
+        text: &str,
+        tokenizer: &Tokenizer,
+        windows: Windows,
+    ) -> Result<TextScore, EvalError> {
+        let wrong = |message: String| EvalError::Input { path: path.to_owned(), message };
+        let tokens = tokenizer.encode_prompt(text)?;
+        if tokens.len() < 2 {
+            let found = tokens.len();
+            return Err(wrong(format!("expected at least two tokens of text, found {found}")));
         }
+        let vocab = self.model.config.vocab_size;
+        if let Some(id) = tokens.iter().find(|&&id| id as usize >= vocab) {
+            let message = format!("expected a tokenizer with ids below {vocab}, found id {id}");
+            return Err(wrong(message));
+        }
+        let (sum, predicted) = self.score(&tokens, windows)?;
         let loss = sum / predicted as f64;
-        let bits_per_byte = sum / std::f64::consts::LN_2 / bytes.max(1) as f64;
-        Ok(TextScore { loss, perplexity: loss.exp(), bits_per_byte, predicted, bytes })
+        let bytes = text.len() - tokenizer.token(tokens[0]).len().min(text.len() - 1);
+        Ok(TextScore {
+            loss,
+            perplexity: loss.exp(),
+            bits_per_byte: sum / std::f64::consts::LN_2 / bytes as f64,
+            tokens: tokens.len(),
+            predicted,
+            bytes,
+            context: windows.context,
+            stride: windows.stride,
+        })
+    }
+}
+
+/// How a long text is cut for evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Windows {
+    /// Tokens that go into the model at once.
+    pub context: usize,
+    /// New tokens that a window predicts, at most `context`.
+    pub stride: usize,
+}
+
+impl Windows {
+    /// Windows of `context` tokens (at most `longest`, what the model has positions for) that each
+    /// predict `stride`, by default as many.
+    ///
+    /// # Errors
+    /// A sentence where a window would be empty, or longer than the model can read.
+    pub fn new(
+        context: usize,
+        stride: Option<usize>,
+        longest: usize,
+    ) -> Result<Windows, EvalError> {
+        let stride = stride.unwrap_or(context);
+        if !(1..=longest).contains(&context) {
+            let message = format!("expected --context of 1 to {longest} tokens, found {context}");
+            return Err(EvalError::Windows { message });
+        }
+        if !(1..=context).contains(&stride) {
+            let message = format!("expected --stride of 1 to {context} tokens, found {stride}");
+            return Err(EvalError::Windows { message });
+        }
+        Ok(Windows { context, stride })
     }
 }
 
 /// How well a model predicts a text.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct TextScore {
-    /// Mean cross-entropy a token.
+    /// Mean cross-entropy a predicted token, in nats.
     pub loss: f64,
     /// Its exponential.
     pub perplexity: f64,
-    /// Summed cross-entropy in bits over the text's bytes.
+    /// Summed cross-entropy in bits over `bytes`.
     pub bits_per_byte: f64,
-    /// Predicted tokens.
+    /// Tokens of the text.
+    pub tokens: usize,
+    /// Predicted tokens: all but the first.
     pub predicted: usize,
-    /// Bytes of the text.
+    /// Bytes of the text that the predicted tokens spell.
     pub bytes: usize,
+    /// Tokens that go into the model at once.
+    pub context: usize,
+    /// New tokens that a window predicts.
+    pub stride: usize,
 }
 
 /// Rows of sequences (each `shorter` rows less than its length) as \[sequences, longest, columns\],

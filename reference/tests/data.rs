@@ -136,7 +136,7 @@ fn everything_folder() -> tempfile::TempDir {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(12) })]
 
     /// A restored position gives the sequences that followed it, at every place.
     #[test]
@@ -332,7 +332,7 @@ fn split_file(content: &[u8], split: Split, max: usize) -> Result<Vec<String>, D
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(48) })]
 
     #[test]
     fn documents_spell_their_file(
@@ -382,4 +382,98 @@ fn near_duplicates_are_dropped_across_sources() {
     config.duplicates.near = true;
     let error = Loader::open(&config, 8, 1).unwrap_err().to_string();
     assert!(error.contains("b.jsonl") && error.contains("duplicates of earlier ones"), "{error}");
+}
+
+#[cfg(feature = "parquet")]
+mod parquet_files {
+    use std::sync::Arc;
+
+    use parquet::data_type::{ByteArray, ByteArrayType};
+    use parquet::file::properties::WriterProperties;
+    use parquet::file::writer::SerializedFileWriter;
+    use parquet::schema::parser::parse_message_type;
+
+    use super::*;
+
+    /// A file with columns `id` and `text`, one list of texts a row group.
+    fn write(path: &Path, groups: &[Vec<String>]) {
+        let schema = "message m { required binary id (UTF8); optional binary text (UTF8); }";
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let properties = Arc::new(WriterProperties::builder().build());
+        let file = std::fs::File::create(path).unwrap();
+        let mut file = SerializedFileWriter::new(file, schema, properties).unwrap();
+        for texts in groups {
+            let mut group = file.next_row_group().unwrap();
+            let values: Vec<ByteArray> = texts.iter().map(|t| t.as_str().into()).collect();
+            for levels in [None, Some(vec![1; texts.len()])] {
+                let mut column = group.next_column().unwrap().unwrap();
+                let writer = column.typed::<ByteArrayType>();
+                writer.write_batch(&values, levels.as_deref(), None).unwrap();
+                column.close().unwrap();
+            }
+            group.close().unwrap();
+        }
+        file.close().unwrap();
+    }
+
+    #[test]
+    fn every_row_of_every_row_group_once_an_epoch_and_positions_restore() {
+        let folder = folder(&[]);
+        let text = |g: usize, r: usize| format!("group {g} row {r}");
+        let groups: Vec<Vec<String>> = [5, 1, 9]
+            .iter()
+            .enumerate()
+            .map(|(g, &n)| (0..n).map(|r| text(g, r)).collect())
+            .collect();
+        write(&folder.path().join("a.parquet"), &groups);
+        let mut config = plain(vec![source(Format::Parquet, folder.path())]);
+        config.shuffle = true;
+        let mut loader = Loader::open(&config, 16, 3).unwrap();
+        assert_eq!(loader.documents(), [15]);
+        let (mut tokens, mut states) = (Vec::new(), Vec::new());
+        while loader.state().sources[0].epoch < 2 {
+            states.push(loader.state());
+            tokens.push(loader.next().unwrap());
+        }
+        let all: Vec<u32> = tokens.iter().flat_map(|b| b.tokens.clone()).collect();
+        let texts: Vec<String> =
+            all.split(|&t| t == 0).map(|ids| loader.tokenizer().decode(ids)).collect();
+        let mut want = groups.concat();
+        want.sort();
+        for epoch in texts[..30].chunks(15) {
+            let mut epoch = epoch.to_vec();
+            // Rows of a group stay together, so that one group is held at a time.
+            let changes = epoch.windows(2).filter(|w| w[0][..7] != w[1][..7]).count();
+            assert_eq!(changes, 2);
+            epoch.sort();
+            assert_eq!(epoch, want);
+        }
+        for (state, batch) in states.iter().zip(&tokens).rev() {
+            loader.restore(state).unwrap();
+            assert_eq!(&loader.next().unwrap(), batch);
+        }
+    }
+
+    #[test]
+    fn bad_parquet_is_named() {
+        let folder = folder(&[("broken.parquet", b"PAR1 and no more")]);
+        let path = folder.path().join("good.parquet");
+        write(&path, &[vec!["a".into()]]);
+        let error = |source| Loader::open(&plain(vec![source]), 8, 1).unwrap_err().to_string();
+        let mut other = source(Format::Parquet, &path);
+        other.text_field = "body".into();
+        let message = error(other);
+        assert!(message.contains("expected a column 'body', found columns id, text"), "{message}");
+        let message = error(source(Format::Parquet, &folder.path().join("broken.parquet")));
+        assert!(message.contains("broken.parquet, the footer: expected a Parquet"), "{message}");
+    }
+}
+
+#[cfg(not(feature = "parquet"))]
+#[test]
+fn parquet_needs_its_feature() {
+    let folder = folder(&[("x.parquet", b"PAR1")]);
+    let error = Loader::open(&plain(vec![source(Format::Parquet, folder.path())]), 8, 1);
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("cargo feature parquet"), "{error}");
 }

@@ -34,7 +34,9 @@ use crate::ops::fp8::{Dequantize, GroupedGemmFp8, QuantizeWeight, TransposeQuant
 use crate::ops::gemm::Gemm;
 use crate::ops::gemm_fp8::GemmFp8;
 use crate::ops::grouped_gemm::GroupedGemm;
-use crate::ops::latent::{AttentionLatent, ConcatRows, MlaAbsorbQuery, MlaAbsorbValue, SliceRows};
+use crate::ops::latent::{
+    AttentionCached, AttentionLatent, ConcatRows, MlaAbsorbQuery, MlaAbsorbValue, SliceRows,
+};
 use crate::ops::mla_kv::{MlaKv, MlaKvBackward};
 use crate::ops::optim::{AdamW, ClipFactor, Ema, SumOfSquares};
 use crate::ops::quantize::{QuantizeBlock, QuantizeTile};
@@ -201,6 +203,7 @@ pub trait Backend {
         all_gather(AllGather; x: req) -> 1;
         all_reduce(AllReduce; x: req) -> 1;
         attention(Attention; q: req, k: req, v: req) -> 2;
+        attention_cached(AttentionCached; q: req, cache: req) -> 1;
         attention_latent(AttentionLatent; q: req, cache: req) -> 1;
         attention_backward(
             AttentionBackward; q: req, k: req, v: req, o: req, lse: req, d_o: req

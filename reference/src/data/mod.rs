@@ -19,6 +19,8 @@ mod config;
 mod duplicates;
 mod loader;
 mod order;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod source;
 mod text;
 pub mod tokenizer;
@@ -27,7 +29,8 @@ use std::path::PathBuf;
 
 pub use config::{DataConfig, Duplicates, Format, SourceConfig, Split, TokenizerConfig};
 pub use loader::{Loader, LoaderState, SourceState};
-pub use tokenizer::Tokenizer;
+pub use text::read_text;
+pub use tokenizer::{TextStream, Tokenizer};
 
 /// Why data cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -81,6 +81,9 @@ pub(super) struct Source {
     memory: Vec<String>,
     /// The file read last.
     open: Option<(u32, File)>,
+    /// Documents of the row group read last: its block, and each row's.
+    #[cfg(feature = "parquet")]
+    rows: Option<(u32, u64, Vec<Document>)>,
     /// Of the epoch in use: its number, and each block's number and first place in its order.
     epoch: Option<(u64, Vec<(u64, u64)>)>,
 }
@@ -95,6 +98,8 @@ impl Source {
             documents: 0,
             memory: Vec::new(),
             open: None,
+            #[cfg(feature = "parquet")]
+            rows: None,
             epoch: None,
         };
         match (config.format, &config.path) {
@@ -105,6 +110,8 @@ impl Source {
                 match format {
                     Format::Text => source.index_text(filter)?,
                     Format::Jsonl => source.index_json(filter)?,
+                    #[cfg(feature = "parquet")]
+                    Format::Parquet => source.index_parquet(filter)?,
                     _ => {
                         let expected = "a program built with the cargo feature parquet";
                         return Err(DataError::setting("format", expected, "one without"));
@@ -163,6 +170,46 @@ impl Source {
             })?;
         }
         Ok(())
+    }
+
+    /// A row group is a block; `Place::offset` is its row, `Place::length` the row group.
+    #[cfg(feature = "parquet")]
+    fn index_parquet(&mut self, filter: &mut Filter) -> Result<(), DataError> {
+        self.blocks.clear();
+        for (file, path) in self.files.iter().enumerate() {
+            for group in 0..super::parquet::row_groups(path)? {
+                let mut documents = Vec::new();
+                let rows = super::parquet::read_group(path, &self.config, group)?;
+                for (row, document) in rows.into_iter().enumerate() {
+                    if filter.keep(&document) {
+                        let (file, length) = (file as u32, group as u32);
+                        documents.push(Place { offset: row as u64, file, length });
+                    }
+                }
+                if !documents.is_empty() {
+                    self.blocks.push(Block { documents });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A row of a row group, which is kept until one of another is asked for.
+    #[cfg(feature = "parquet")]
+    fn parquet_document(&mut self, place: Place) -> Result<Document, DataError> {
+        let path = &self.files[place.file as usize];
+        let group = u64::from(place.length);
+        if !matches!(&self.rows, Some((file, of, _)) if (*file, *of) == (place.file, group)) {
+            let rows = super::parquet::read_group(path, &self.config, group as usize)?;
+            self.rows = Some((place.file, group, rows));
+        }
+        let (_, _, rows) = self.rows.as_ref().expect("just read");
+        rows.get(place.offset as usize).cloned().ok_or_else(|| DataError::Content {
+            path: path.clone(),
+            place: format!("row group {group}"),
+            expected: format!("row {}, as when the file was indexed", place.offset),
+            found: format!("{} rows", rows.len()),
+        })
     }
 
     /// Documents of an epoch.
@@ -224,6 +271,10 @@ impl Source {
     fn document(&mut self, place: Place) -> Result<Document, DataError> {
         if self.config.format == Format::Builtin {
             return Ok(Document::plain(&*self.memory[place.offset as usize]));
+        }
+        #[cfg(feature = "parquet")]
+        if self.config.format == Format::Parquet {
+            return self.parquet_document(place);
         }
         let path = &self.files[place.file as usize];
         if self.open.as_ref().is_none_or(|(file, _)| *file != place.file) {

@@ -22,6 +22,21 @@ fn content(path: &Path, line: u64, expected: &str, found: impl ToString) -> Data
     }
 }
 
+/// Reads a whole text file.
+///
+/// # Errors
+/// [`DataError`] naming the line that is no UTF-8.
+pub fn read_text(path: &Path) -> Result<String, DataError> {
+    let bytes = std::fs::read(path).map_err(DataError::io(path))?;
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        let bytes = e.as_bytes();
+        let line = 1 + bytes[..at].iter().filter(|&&b| b == b'\n').count();
+        let found = format!("byte 0x{:02x} at offset {at}", bytes[at]);
+        content(path, line as u64, "UTF-8 text", found)
+    })
+}
+
 /// Calls `visit` with offset and text of every document of a text file.
 pub(super) fn documents(
     path: &Path,

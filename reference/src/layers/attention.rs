@@ -153,7 +153,7 @@ impl AttentionLayer {
     }
 
     /// Keys (rotated) and values from the first projection's result.
-    fn keys_values<B: Backend>(
+    pub(crate) fn keys_values<B: Backend>(
         &self,
         cx: &Cx<'_, B>,
         latent: &B::Buffer,

@@ -1,4 +1,5 @@
-//! Decoding: new tokens through the absorbed form, with a cache of latents.
+//! Decoding: new tokens through the absorbed form, with a cache of latents; for grouped-query
+//! attention, with a cache of keys and values.
 //!
 //! [`Model::decode`] takes any number of new tokens (a prompt, one token, drafts to verify) and
 //! appends them to a [`LatentCache`]; the rows' bits depend only on the cache's content, not on how
@@ -10,16 +11,19 @@ use fathom_trace::{Component, Phase};
 use super::step::StepSettings;
 use super::{Join, Model, MtpModule};
 use crate::backend::{Backend, Result};
-use crate::layers::attention::KeyValue;
+use crate::layers::attention::{AttentionLayer, KeyValue};
 use crate::layers::context::Rows;
 use crate::layers::{Cx, Weights, rope};
 use crate::model::layer::Layer;
 use crate::ops::elementwise::{Add, ConcatColumns, SliceColumns};
-use crate::ops::latent::{AttentionLatent, ConcatRows, MlaAbsorbQuery, MlaAbsorbValue, SliceRows};
+use crate::ops::latent::{
+    AttentionCached, AttentionLatent, ConcatRows, MlaAbsorbQuery, MlaAbsorbValue, SliceRows,
+};
 use crate::ops::rope::Rope;
 use crate::{EngineError, Tensor};
 
-/// Normalised latents and rotated shared keys of the tokens so far, one buffer a layer.
+/// Normalised latents and rotated shared keys (grouped-query attention: rotated keys and values) of
+/// the tokens so far, one buffer a layer.
 #[derive(Debug)]
 pub struct LatentCache<B: Backend> {
     layers: Vec<Option<B::Buffer>>,
@@ -88,7 +92,7 @@ impl Model {
     /// logits: [`Model::logits`].
     ///
     /// # Errors
-    /// Those of the backend; [`EngineError::Unsupported`] for attention without latents.
+    /// Those of the backend.
     pub fn decode<B: Backend>(
         &self,
         backend: &B,
@@ -113,7 +117,7 @@ impl Model {
     /// follows; gives the module's hidden states after its norm.
     ///
     /// # Errors
-    /// As [`Model::decode`].
+    /// Those of the backend; [`EngineError::Unsupported`] for parallel heads, which do not chain.
     pub fn draft<B: Backend>(
         &self,
         backend: &B,
@@ -184,37 +188,57 @@ fn decode_attention<B: Backend>(
     cache: &mut Option<B::Buffer>,
     x: &B::Buffer,
 ) -> Result<B::Buffer> {
-    let (attention, backend, rows) = (&layer.attention, cx.backend, cx.rows);
-    let KeyValue::Latent { norm, b } = &attention.kv else {
-        return Err(EngineError::Unsupported {
-            engine: backend.name(),
-            op: "attention_latent".into(),
-            reason: "only multi-head latent attention has a decoding form; use mla".into(),
-        });
-    };
-    let (heads, qk, v) = (attention.heads.heads, attention.heads.qk, attention.heads.v);
-    let (nope, rope) = (attention.nope, qk - attention.nope);
+    let (attention, backend) = (&layer.attention, cx.backend);
     let n = attention.norm.fprop(cx, x)?.0;
     let latent = attention.qkv_a.fprop(cx, &cx.operand(&n)?)?;
     let q = attention.queries(cx, &latent, &mut (None, None))?;
-    let c = norm.fprop(cx, &latent)?.0;
-    let shared = SliceColumns { offset: norm.offset + norm.width, width: rope };
-    let shared = backend.slice_columns(&shared, &latent)?;
-    let interleaved = attention.interleaved;
-    let op = Rope { head_dim: rope, start: 0, interleaved, inverse: false };
-    let shared = backend.rope(&op, shared, &rows.cos, &rows.sin, &rows.positions)?;
-    let new = backend.concat_columns(&ConcatColumns {}, &c, &shared, None)?;
+    let new = cache_rows(cx, attention, &latent)?;
     let all = match cache.take() {
         Some(old) => backend.concat_rows(&ConcatRows {}, &old, &new)?,
         None => new,
     };
-    let up = cx.master(b.weight);
-    let q = backend.mla_absorb_query(&MlaAbsorbQuery { heads, nope, rope, v }, &q, up)?;
-    let (scale, block_kv) = (attention.scale, cx.recipe.attention_block_kv);
-    let op = AttentionLatent { heads, rank: norm.width, scale, block_kv };
-    let o = backend.attention_latent(&op, &q, &all)?;
+    let (shape, scale, block_kv) = (attention.heads, attention.scale, cx.recipe.attention_block_kv);
+    let o = match &attention.kv {
+        KeyValue::Direct => {
+            backend.attention_cached(&AttentionCached { shape, scale, block_kv }, &q, &all)?
+        }
+        KeyValue::Latent { norm, b } => {
+            let (heads, v, nope) = (shape.heads, shape.v, attention.nope);
+            let up = cx.master(b.weight);
+            let op = MlaAbsorbQuery { heads, nope, rope: shape.qk - nope, v };
+            let q = backend.mla_absorb_query(&op, &q, up)?;
+            let op = AttentionLatent { heads, rank: norm.width, scale, block_kv };
+            let o = backend.attention_latent(&op, &q, &all)?;
+            backend.mla_absorb_value(&MlaAbsorbValue { heads, nope, v }, &o, up)?
+        }
+    };
     *cache = Some(all);
-    let o = backend.mla_absorb_value(&MlaAbsorbValue { heads, nope, v }, &o, up)?;
     let y = attention.o.fprop(cx, &cx.operand(&o)?)?;
     backend.add(&Add { out: cx.activation() }, x, &y, None)
+}
+
+/// What new tokens leave in the cache.
+fn cache_rows<B: Backend>(
+    cx: &Cx<'_, B>,
+    attention: &AttentionLayer,
+    latent: &B::Buffer,
+) -> Result<B::Buffer> {
+    let (backend, rows) = (cx.backend, cx.rows);
+    let join = ConcatColumns {};
+    match &attention.kv {
+        KeyValue::Direct => {
+            let [k, v] = attention.keys_values(cx, latent, &mut (None, None))?;
+            backend.concat_columns(&join, &k, &v, None)
+        }
+        KeyValue::Latent { norm, .. } => {
+            let rope = attention.heads.qk - attention.nope;
+            let c = norm.fprop(cx, latent)?.0;
+            let shared = SliceColumns { offset: norm.offset + norm.width, width: rope };
+            let shared = backend.slice_columns(&shared, latent)?;
+            let interleaved = attention.interleaved;
+            let op = Rope { head_dim: rope, start: 0, interleaved, inverse: false };
+            let shared = backend.rope(&op, shared, &rows.cos, &rows.sin, &rows.positions)?;
+            backend.concat_columns(&join, &c, &shared, None)
+        }
+    }
 }

@@ -275,18 +275,17 @@ impl Attention {
     }
 }
 
-/// One head of the decoding form: queries are the last rows of the cache, whose first columns are
-/// the values.
-pub(super) fn latent_head<R: Real>(
-    shape: Heads,
-    scale: f64,
-    block_kv: usize,
+/// One head of the decoding forms: queries are the last rows of the keys and values.
+pub(super) fn cached_head<R: Real>(
+    (scale, block_kv): (f64, usize),
     dtype: DType,
     q: ArrayView2<'_, R>,
-    cache: ArrayView2<'_, R>,
+    k: ArrayView2<'_, R>,
+    v: ArrayView2<'_, R>,
 ) -> Array2<R> {
+    let shape = Heads { heads: 1, kv_heads: 1, qk: k.ncols(), v: v.ncols() };
     let op = Attention { shape, scale, segments: Vec::new(), keys: Vec::new(), block_kv };
-    op.head(dtype == DType::BF16, q, cache, cache.slice(s![.., ..shape.v])).0
+    op.head(dtype == DType::BF16, q, k, v).0
 }
 
 impl Op for AttentionBackward {

@@ -1,5 +1,6 @@
-//! The decoding form of multi-head latent attention: projections absorbed, the cache holds the
-//! normalised latent and the rotated shared key of each token only.
+//! The decoding forms of attention. Multi-head latent attention: projections absorbed, the cache
+//! holds the normalised latent and the rotated shared key of each token only. Grouped-query
+//! attention (multi-head, multi-query): the cache holds rotated keys and values.
 //!
 //! - `mla_absorb_query`: `q` \[t, heads * (nope + rope)\] (rotated) and `w` \[heads * (nope + v),
 //!   r\] (the
@@ -9,6 +10,8 @@
 //!   tokens, row i sees `s - t + i + 1` of it. Arithmetic and block order of op `attention` (KV
 //!   blocks
 //!   counted from the cache's start), with one key head and the first r columns as values.
+//! - `attention_cached`: queries \[t, heads * qk\] on `cache` \[s, kv_heads * (qk + v)\], every
+//!   head's key, then every head's value; else as `attention_latent`.
 //! - `mla_absorb_value`: \[t, heads * r\] to \[t, heads * v\] by `W_value`.
 //! - `concat_rows`, `slice_rows`: the cache grows and is cut back.
 //!
@@ -20,7 +23,7 @@ use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::attention::{Heads, latent_head, values};
+use super::attention::{Heads, cached_head, values};
 use super::real::{FLOATS, Real, compute_dtype, in_real};
 use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;
@@ -60,6 +63,18 @@ pub struct AttentionLatent {
     /// Columns of the latent.
     pub rank: usize,
     /// Multiplied onto the dots of queries and cache rows.
+    pub scale: f64,
+    /// Rows of a KV block.
+    pub block_kv: usize,
+}
+
+/// Attention over a cache of keys and values.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttentionCached {
+    /// Heads and their widths.
+    pub shape: Heads,
+    /// Multiplied onto the dots of queries and keys.
     pub scale: f64,
     /// Rows of a KV block.
     pub block_kv: usize,
@@ -199,14 +214,14 @@ impl Op for AttentionLatent {
         let [Some(q), Some(cache)] = &inputs[..] else { unreachable!("mandatory") };
         let AttentionLatent { heads, rank, scale, block_kv } = *self;
         let (dtype, t, width) = (q.dtype(), q.shape()[0], cache.shape()[1]);
-        let shape = Heads { heads, kv_heads: 1, qk: width, v: rank };
         Ok(in_real!(dtype, R => {
             let (q, cache) = (values::<R>(q), values::<R>(cache));
             let parts: Vec<Array2<R>> = (0..heads)
                 .into_par_iter()
                 .map(|h| {
                     let q = q.slice(s![.., h * width..(h + 1) * width]);
-                    latent_head(shape, scale, block_kv, dtype, q, cache.view())
+                    let v = cache.slice(s![.., ..rank]);
+                    cached_head((scale, block_kv), dtype, q, cache.view(), v)
                 })
                 .collect();
             let mut o = Array2::from_elem((t, heads * rank), R::ZERO);
@@ -214,6 +229,63 @@ impl Op for AttentionLatent {
                 o.slice_mut(s![.., h * rank..(h + 1) * rank]).assign(&part);
             }
             vec![R::store(o.into_raw_vec_and_offset().0, &[t, heads * rank], dtype)]
+        }))
+    }
+}
+
+impl Op for AttentionCached {
+    const NAME: &'static str = "attention_cached";
+    const INPUTS: &'static [Role] = &[input("q"), input("cache")];
+    const OUTPUTS: &'static [&'static str] = &["o"];
+
+    fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
+        let [Some(q), Some(cache)] = inputs else { unreachable!("mandatory") };
+        let Heads { heads, kv_heads, qk, v } = self.shape;
+        rules::dtype(q, FLOATS)?;
+        rules::rank(q, 2, "[t, heads * qk]")?;
+        rules::shape(q, &[q.shape[0], heads * qk])?;
+        rules::dtype(cache, &[q.dtype])?;
+        rules::rank(cache, 2, "[s, kv_heads * (qk + v)]")?;
+        rules::shape(cache, &[cache.shape[0], kv_heads * (qk + v)])?;
+        if cache.shape[0] < q.shape[0] {
+            let expected = format!("[{} or more, columns]", q.shape[0]);
+            let found = cache.shape.clone();
+            return Err(OpError::Shape { role: "cache".into(), expected, found });
+        }
+        if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+            let message = format!("kv_heads {kv_heads} must divide heads {heads}");
+            return Err(OpError::Undefined { op: Self::NAME, message });
+        }
+        Ok(vec![rules::meta("o", q.dtype, &[q.shape[0], heads * v])])
+    }
+
+    fn flops(&self, inputs: &[Option<TensorMeta>]) -> u64 {
+        let [Some(q), Some(cache)] = inputs else { unreachable!("mandatory") };
+        let Heads { heads, qk, v, .. } = self.shape;
+        2 * (q.shape[0] * cache.shape[0]) as u64 * (heads * (qk + v)) as u64
+    }
+
+    fn run(&self, inputs: Vec<Option<Tensor>>) -> Result<Vec<Tensor>, OpError> {
+        let [Some(q), Some(cache)] = &inputs[..] else { unreachable!("mandatory") };
+        let Heads { heads, kv_heads, qk, v } = self.shape;
+        let (dtype, t, order) = (q.dtype(), q.shape()[0], (self.scale, self.block_kv));
+        Ok(in_real!(dtype, R => {
+            let (q, cache) = (values::<R>(q), values::<R>(cache));
+            let parts: Vec<Array2<R>> = (0..heads)
+                .into_par_iter()
+                .map(|h| {
+                    let kv = h * kv_heads / heads;
+                    let first = kv_heads * qk + kv * v;
+                    let q = q.slice(s![.., h * qk..(h + 1) * qk]);
+                    let k = cache.slice(s![.., kv * qk..(kv + 1) * qk]);
+                    cached_head(order, dtype, q, k, cache.slice(s![.., first..first + v]))
+                })
+                .collect();
+            let mut o = Array2::from_elem((t, heads * v), R::ZERO);
+            for (h, part) in parts.into_iter().enumerate() {
+                o.slice_mut(s![.., h * v..(h + 1) * v]).assign(&part);
+            }
+            vec![R::store(o.into_raw_vec_and_offset().0, &[t, heads * v], dtype)]
         }))
     }
 }

@@ -228,6 +228,7 @@ pub const OPS: &[OpEntry] = &[
     entry::<collective::AllReduce>(),
     entry::<attention::Attention>(),
     entry::<attention::AttentionBackward>(),
+    entry::<latent::AttentionCached>(),
     entry::<latent::AttentionLatent>(),
     entry::<balance::BalanceLoss>(),
     entry::<elementwise::Cast>(),
