@@ -5,6 +5,7 @@
 //! most 5 times that, 10,000 layouts in at most 10 s on two cores.
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use fathom_conformance::workload::ModelCode;
 use fathom_simulator::config::Scenario;
 use fathom_simulator::events::Detail;
 use fathom_simulator::first_principles::FirstPrinciples;
@@ -16,7 +17,7 @@ fn v3() -> Scenario {
 }
 
 fn steps(criterion: &mut Criterion) {
-    let model = FirstPrinciples::default();
+    let model = FirstPrinciples::new(ModelCode);
     let mut large = v3();
     large.cluster.gpus = 100_352;
     large.parallel.dp = 6_272;
@@ -31,7 +32,7 @@ fn steps(criterion: &mut Criterion) {
 }
 
 fn searches(criterion: &mut Criterion) {
-    let model = FirstPrinciples::default();
+    let model = FirstPrinciples::new(ModelCode);
     let scenario = v3();
     let found = search(&scenario, &model, true, &|_, _| ()).expect("legal layouts");
     let name = format!("search of {} layouts, {} simulated", found.considered, found.simulated);

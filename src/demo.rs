@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use fathom_conformance::case_file::{self, CaseFile};
 use fathom_conformance::check::{self, Status, Target, Tolerance};
+use fathom_conformance::workload::ModelCode;
 use fathom_conformance::{demo, diagnose};
 use fathom_gpu::compile::Compiler;
 use fathom_gpu::nvrtc;
@@ -82,7 +83,7 @@ fn time_a_cluster(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
         &command,
     );
     let scenario = Scenario::preset(preset, &[])?;
-    let model = FirstPrinciples::default();
+    let model = FirstPrinciples::new(ModelCode);
     let sim = simulate(&scenario, &model, Detail::Instructions, None)?;
     output::write_file(&path, html::page(&sim, &model)?.as_bytes())?;
     let r = &sim.report;

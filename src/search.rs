@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 
-use fathom_simulator::first_principles::FirstPrinciples;
 use fathom_simulator::schedules::Shape;
 use fathom_simulator::search::{Layout, SearchResult, search};
 
 use crate::output::{self, Outcome};
-use crate::simulate;
+use crate::simulate::{self, parts};
 
 /// Find the best layouts for a model, a cluster and a memory limit
 #[derive(clap::Args)]
@@ -29,6 +28,8 @@ pub struct Args {
     /// Override a key; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    #[command(flatten)]
+    cost: parts::CostArgs,
     /// Print one JSON document instead of a table
     #[arg(long)]
     json: bool,
@@ -48,7 +49,7 @@ pub fn run(args: &Args) -> output::Result {
         bar.set_length(all as u64);
         bar.set_position(done as u64);
     };
-    let found = search(&scenario, &FirstPrinciples::default(), !args.no_prune, &progress)?;
+    let found = search(&scenario, &args.cost.model()?, !args.no_prune, &progress)?;
     bar.finish_and_clear();
     if args.json {
         output::print_json(&found)?;

@@ -4,7 +4,7 @@ mod alltoall;
 mod calibrate;
 mod chunk;
 mod gemm;
-mod parts;
+pub mod parts;
 mod schedule;
 mod validate;
 
@@ -48,9 +48,8 @@ pub struct Args {
     /// Print one JSON document instead of the screen
     #[arg(long)]
     json: bool,
-    /// Constants of the kernel times, as `calibrate --gemms --json` prints them
-    #[arg(long, value_name = "FILE.json")]
-    constants: Option<PathBuf>,
+    #[command(flatten)]
+    cost: parts::CostArgs,
     /// Write a trace of all ranks for Perfetto
     #[arg(long, value_name = "FILE.json")]
     trace: Option<PathBuf>,
@@ -99,7 +98,7 @@ fn step(args: &Args) -> output::Result {
     let scenario = scenario(args.file.as_deref(), args.preset.as_deref(), &args.set)?;
     let detail = if args.trace.is_some() { Detail::Parts } else { Detail::Instructions };
     let folder = args.file.as_deref().and_then(Path::parent);
-    let model = parts::cost(args.constants.as_deref())?;
+    let model = args.cost.model()?;
     let sim = simulate(&scenario, &model, detail, folder)?;
     if let Some(path) = &args.trace {
         let mut bytes = Vec::new();

@@ -191,7 +191,13 @@ fn dependencies_point_one_way() {
         ("fathom-simulator", &["fathom-trace"]),
         (
             "fathom-conformance",
-            &["fathom-numerics", "fathom-trace", "fathom-reference", "fathom-gpu"],
+            &[
+                "fathom-numerics",
+                "fathom-trace",
+                "fathom-reference",
+                "fathom-gpu",
+                "fathom-simulator",
+            ],
         ),
     ]);
     let metadata = metadata();

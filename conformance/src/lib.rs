@@ -9,6 +9,7 @@
 //! - [`demo`]: built-in cases of the demonstration.
 //! - [`emulated`]: our FP8 GEMM on the emulator's library, for the demonstration and benchmarks.
 //! - [`diagnose`]: which arithmetic produced this output?
+//! - [`workload`]: the model's code as the simulator's source of op records.
 //!
 //! It sees every engine; only the command line sees it.
 #![forbid(unsafe_code)]
@@ -22,6 +23,7 @@ pub mod diagnose;
 pub mod emulated;
 pub mod record;
 pub mod replay;
+pub mod workload;
 
 use std::io::{self, Write};
 use std::path::Path;

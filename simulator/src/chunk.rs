@@ -1,7 +1,7 @@
 //! One overlapped forward-backward pair of a DualPipe step by itself: the span, its ten phases,
 //! what is hidden.
 
-use fathom_trace::{Component, OpRecord, Phase};
+use fathom_trace::{Component, Phase};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Parallel, Precision, Recompute, Scenario, Training, WhatIf};
@@ -10,8 +10,10 @@ use crate::events::chunk::{PartSpan, Side, pair};
 use crate::first_principles::FirstPrinciples;
 use crate::hardware::cluster::Cluster;
 use crate::hardware::model::Model;
-use crate::times::LayerTimes;
-use crate::workload::{LayerContext, layer_records};
+use crate::kernel_time::Work;
+use crate::lowering::Kernel;
+use crate::times::{LayerKind, LayerTimes};
+use crate::workload::LayerContext;
 
 /// A chunk to be simulated.
 #[derive(Debug, Clone, PartialEq)]
@@ -107,14 +109,14 @@ impl ChunkQuestion {
     /// Simulates the pair.
     pub fn simulate(&self, cost: &FirstPrinciples) -> Result<ChunkReport, SimError> {
         let s = self.scenario()?;
-        let index = self.model.moe.map_or(0, |m| m.n_dense_layers);
-        let layer = |load: (f64, f64)| -> [LayerTimes; 2] {
+        let kind = if self.model.moe.is_some() { LayerKind::Moe } else { LayerKind::Dense };
+        let layer = |load: (f64, f64)| -> Result<[LayerTimes; 2], SimError> {
             let ctx = LayerContext { load, ..FirstPrinciples::context(&s) };
-            cost.layer(&s, &ctx, index)
+            cost.layer(&s, &ctx, kind)
         };
         let (mut f, mut b) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
         for &(lf, lb) in &self.loads {
-            let [alone, overlapped] = layer((lf, lb));
+            let [alone, overlapped] = layer((lf, lb))?;
             f.0.push(alone);
             f.1.push(overlapped);
             b.0.push(alone);
@@ -135,7 +137,8 @@ impl ChunkQuestion {
         // Between two kernels the compute stream is idle for a moment, with communication beside it
         // or not.
         let ctx = FirstPrinciples::context(&s);
-        let gaps_s = n * cost.constants.gap_s * kernels(&layer_records(&s.model, &ctx, index));
+        let kernels = cost.kernels_of(&s.model, &ctx)?;
+        let gaps_s = n * cost.constants.gap_s * launches(kernels.of(kind));
         let beside = time.comm_s / time.span_s;
         let hidden = 1.0 - (time.exposed_s + gaps_s * beside) / time.comm_s;
         Ok(ChunkReport {
@@ -158,17 +161,22 @@ impl ChunkQuestion {
     }
 }
 
-/// Kernels that run on the compute stream.
-fn kernels(records: &[OpRecord]) -> f64 {
-    let on_compute = |r: &&OpRecord| r.group.is_none() && r.component != Component::Combine;
-    let launches = |r: &OpRecord| r.params.get("launches").and_then(|v| v.as_u64()).unwrap_or(1);
-    records.iter().filter(on_compute).map(launches).sum::<u64>() as f64
+/// Kernels that are launched on the compute stream.
+fn launches(kernels: &[Kernel]) -> f64 {
+    let count = |k: &Kernel| match k.work {
+        Work::Collective { .. } => 0,
+        Work::Memory { launches, .. } => launches,
+        _ => 1,
+    };
+    let on_compute = |k: &&Kernel| k.component != Component::Combine;
+    kernels.iter().filter(on_compute).map(count).sum::<u64>() as f64
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::hardware;
+    use crate::model_code::ModelCode;
 
     /// The profiled chunk (FIGURES section 2): loads of rank 0 by layer as its kernels' grids show
     /// them.
@@ -187,7 +195,7 @@ mod tests {
 
     #[test]
     fn the_profiled_chunk_is_met() {
-        let r = profiled().simulate(&FirstPrinciples::default()).unwrap();
+        let r = profiled().simulate(&FirstPrinciples::new(ModelCode)).unwrap();
         assert!((r.span_s / 0.1290 - 1.0).abs() < 0.05, "span {}", r.span_s);
         assert!((r.hidden_fraction - 0.963).abs() < 0.02, "hidden {}", r.hidden_fraction);
         let sums: f64 = r.phases.iter().map(|p| p.mean_s).sum();
@@ -196,10 +204,11 @@ mod tests {
 
     #[test]
     fn communication_off_the_sms_helps() {
-        let base = profiled().simulate(&FirstPrinciples::default()).unwrap();
+        let base = profiled().simulate(&FirstPrinciples::new(ModelCode)).unwrap();
         let what_if = WhatIf { comm_off_sms: true, ..WhatIf::default() };
-        let free =
-            ChunkQuestion { what_if, ..profiled() }.simulate(&FirstPrinciples::default()).unwrap();
+        let free = ChunkQuestion { what_if, ..profiled() }
+            .simulate(&FirstPrinciples::new(ModelCode))
+            .unwrap();
         assert!(free.span_s < base.span_s && free.compute_sms == 132);
     }
 }

@@ -1,37 +1,40 @@
 //! The cost side: from a scenario and its placement to the seconds of every part, from first
 //! principles.
 //!
-//! Records of a layer come from [`workload`](crate::workload), kernels are timed by
-//! [`KernelModel`], all-to-alls and collectives
-//! by [`network`](crate::network). A layer is timed twice: alone on the whole GPU, and beside the
-//! communication of an overlapped pair.
+//! What a layer does comes from [`workload`](crate::workload) as kernels, these are timed by
+//! [`KernelModel`], all-to-alls and collectives by [`network`](crate::network). A layer is timed
+//! twice: alone on the whole GPU, and beside the communication of an overlapped pair.
 
-use fathom_trace::{Component, OpRecord, Phase};
+use std::sync::{Arc, Mutex};
 
-use crate::config::{Precision, Scenario};
+use fathom_trace::{Component, Group, Phase};
+
+use crate::config::{Precision, Recompute, Scenario};
 use crate::error::SimError;
-use crate::hardware::model::Moe;
-use crate::kernel_time::{
-    AttentionShape, Constants, GemmKind, GemmShape, KernelModel, MemoryClass, Work,
-};
+use crate::hardware::model::{Model, Moe};
+use crate::kernel_time::{AttentionShape, Constants, KernelModel, MemoryClass, Work};
+use crate::lowering::Kernel;
 use crate::network::alltoall::{AllToAll, AllToAllModel};
 use crate::network::collectives::{Algorithm, Collective, GroupShape, p2p_s, time_s};
 use crate::parallel::{CostModel, PlacedLayer, Placement};
 use crate::schedules::ScheduleKind;
 use crate::times::{LayerKind, LayerTimes, PhaseTimes, StepTimes, TailTimes};
-use crate::workload::{LayerContext, dispatch_token_bytes, layer_records};
+use crate::workload::{LayerContext, LayerKernels, OpSource, dispatch_token_bytes};
 
-/// Times everything from shapes, data-sheet figures and [`Constants`].
-#[derive(Debug, Clone, Copy)]
+/// Times everything from op records, data-sheet figures and [`Constants`].
+#[derive(Clone)]
 pub struct FirstPrinciples {
     /// Fitted constants.
     pub constants: Constants,
+    source: Arc<dyn OpSource>,
+    known: Arc<Mutex<Vec<Known>>>,
 }
 
-impl Default for FirstPrinciples {
-    fn default() -> Self {
-        FirstPrinciples { constants: Constants::FITTED }
-    }
+/// Kernels of a model's layers in one context; a layout asks for the same ones many times.
+struct Known {
+    model: Model,
+    context: LayerContext,
+    kernels: Arc<LayerKernels>,
 }
 
 /// Seconds and bytes of a component's kernels in one phase.
@@ -40,9 +43,21 @@ struct Busy {
     seconds: f64,
     bytes: f64,
     collectives_s: f64,
+    routed_s: f64,
 }
 
 impl FirstPrinciples {
+    /// Times of the ops that `source` records, with the constants in use.
+    pub fn new(source: impl OpSource + 'static) -> FirstPrinciples {
+        let (source, known) = (Arc::new(source), Arc::default());
+        FirstPrinciples { constants: Constants::FITTED, source, known }
+    }
+
+    /// The same with other constants.
+    pub fn with_constants(self, constants: Constants) -> FirstPrinciples {
+        FirstPrinciples { constants, ..self }
+    }
+
     /// The layer context of a scenario with balanced experts.
     pub fn context(scenario: &Scenario) -> LayerContext {
         let (p, t) = (&scenario.parallel, &scenario.training);
@@ -58,61 +73,85 @@ impl FirstPrinciples {
         }
     }
 
-    /// One transformer layer, alone and overlapped.
-    pub fn layer(&self, s: &Scenario, ctx: &LayerContext, index: u64) -> [LayerTimes; 2] {
-        let records = layer_records(&s.model, ctx, index);
-        [false, true].map(|overlapped| self.time_layer(s, ctx, index, &records, overlapped))
+    /// The kernels of every kind of layer, recorded once for a model and context.
+    ///
+    /// # Errors
+    /// Those of the source of records.
+    pub fn kernels_of(
+        &self,
+        model: &Model,
+        ctx: &LayerContext,
+    ) -> Result<Arc<LayerKernels>, SimError> {
+        let known = |k: &&Known| k.context == *ctx && k.model == *model;
+        let list = || self.known.lock().expect("no holder panics");
+        if let Some(found) = list().iter().find(known) {
+            return Ok(found.kernels.clone());
+        }
+        let kernels = Arc::new(LayerKernels::record(&*self.source, model, ctx)?);
+        let (model, context) = (model.clone(), ctx.clone());
+        list().push(Known { model, context, kernels: kernels.clone() });
+        Ok(kernels)
     }
 
-    /// Times a layer from its records, whoever recorded them.
-    pub fn time_layer(
+    /// One layer of `kind`, alone and overlapped.
+    ///
+    /// # Errors
+    /// Those of the source of records.
+    pub fn layer(
         &self,
         s: &Scenario,
         ctx: &LayerContext,
-        index: u64,
-        records: &[OpRecord],
+        kind: LayerKind,
+    ) -> Result<[LayerTimes; 2], SimError> {
+        let kernels = self.kernels_of(&s.model, ctx)?;
+        Ok([false, true].map(|overlapped| self.time_layer(s, ctx, kind, &kernels, overlapped)))
+    }
+
+    fn time_layer(
+        &self,
+        s: &Scenario,
+        ctx: &LayerContext,
+        kind: LayerKind,
+        all: &LayerKernels,
         overlapped: bool,
     ) -> LayerTimes {
         let kernels = self.kernels(s, overlapped);
-        let busy = |component: Component, phase: Phase| {
-            let of = |r: &&OpRecord| r.component == component && r.phase == phase;
-            self.busy(s, &kernels, records.iter().filter(of))
+        let busy = |kind: LayerKind, component: Component, phase: Phase| {
+            let of = |k: &&Kernel| k.component == component && k.phase == phase;
+            self.busy(s, &kernels, all.of(kind).iter().filter(of))
         };
-        let sum = |component, phase| {
-            let b = busy(component, phase);
-            b.seconds + b.collectives_s
+        let sum = |components: &[Component], phase| {
+            let parts = components.iter().map(|&c| busy(kind, c, phase));
+            parts.map(|b| b.seconds + b.collectives_s).sum::<f64>()
         };
-        let attention = |phase| sum(Component::Attention, phase) + sum(Component::Dispatch, phase);
+        let phase_times = |phase| PhaseTimes {
+            attention_s: sum(&[Component::Attention, Component::Dispatch], phase),
+            mlp_s: sum(
+                &[Component::Mlp, Component::Mtp, Component::Embedding, Component::Head],
+                phase,
+            ),
+            ..PhaseTimes::default()
+        };
         let mut layer = LayerTimes {
-            kind: LayerKind::Dense,
-            forward: PhaseTimes {
-                attention_s: attention(Phase::F),
-                mlp_s: sum(Component::Mlp, Phase::F),
-                ..PhaseTimes::default()
-            },
-            backward: PhaseTimes {
-                attention_s: attention(Phase::B),
-                mlp_s: sum(Component::Mlp, Phase::B),
-                ..PhaseTimes::default()
-            },
-            weight: PhaseTimes {
-                attention_s: attention(Phase::W),
-                mlp_s: sum(Component::Mlp, Phase::W),
-                ..PhaseTimes::default()
-            },
+            kind,
+            forward: phase_times(Phase::F),
+            backward: phase_times(Phase::B),
+            weight: phase_times(Phase::W),
             routed_share: 0.0,
         };
-        let Some(moe) = s.model.moe.filter(|_| s.model.is_moe_layer(index)) else { return layer };
-        layer.kind = LayerKind::Moe;
-        layer.routed_share = 0.8;
+        let routed = matches!(kind, LayerKind::Moe | LayerKind::Mtp);
+        let Some(moe) = s.model.moe.filter(|_| routed) else { return layer };
+        let mlp_s = layer.forward.mlp_s + layer.backward.mlp_s + layer.weight.mlp_s;
+        let phases = [Phase::F, Phase::B, Phase::W];
+        let routed_s: f64 = phases.map(|p| busy(kind, Component::Mlp, p).routed_s).iter().sum();
+        layer.routed_share = (routed_s / mlp_s).min(1.0);
         if ctx.ep == 1 {
             return layer;
         }
         // What the pair's other half does beside: combine(B) under attention(F), dispatch(F) under
-        // mlp(B), dispatch(B) under
-        // mlp(W) and mlp(F), combine(F) under attention(B).
+        // mlp(B), dispatch(B) under mlp(W) and mlp(F), combine(F) under attention(B).
         let memory_s = |parts: &[(Component, Phase)]| {
-            let bytes: f64 = parts.iter().map(|&(c, p)| busy(c, p).bytes).sum();
+            let bytes: f64 = parts.iter().map(|&(c, p)| busy(LayerKind::Moe, c, p).bytes).sum();
             bytes / s.cluster.gpu.memory_bytes_per_s
         };
         let all_to_all = |token_bytes: f64, beside: &[(Component, Phase)], load: f64| {
@@ -124,7 +163,11 @@ impl FirstPrinciples {
         layer.forward.dispatch_s = all_to_all(fp8, &[(m, Phase::B)], ctx.load.0);
         layer.forward.combine_s = all_to_all(bf16, &[(a, Phase::B)], ctx.load.0);
         layer.backward.combine_s =
-            all_to_all(fp8, &[(a, Phase::F)], ctx.load.1) + sum(Component::Combine, Phase::B);
+            all_to_all(fp8, &[(a, Phase::F)], ctx.load.1) + sum(&[Component::Combine], Phase::B);
+        if ctx.recompute == Recompute::Full {
+            // The experts' inputs were not kept: they come again.
+            layer.backward.combine_s += layer.forward.dispatch_s;
+        }
         layer.backward.dispatch_s = all_to_all(bf16, &[(m, Phase::W), (m, Phase::F)], ctx.load.1);
         layer
     }
@@ -146,44 +189,39 @@ impl FirstPrinciples {
         &self,
         s: &Scenario,
         kernels: &KernelModel,
-        records: impl Iterator<Item = &'r OpRecord>,
+        of: impl Iterator<Item = &'r Kernel>,
     ) -> Busy {
         let mut busy = Busy::default();
-        for r in records {
-            match Work::of(r) {
-                Work::Collective => busy.collectives_s += self.blocking(s, r),
-                work => {
-                    busy.seconds += kernels.record(r, &s.what_if);
-                    busy.bytes += match work {
-                        Work::Gemm(shape, kind) => shape.bytes(kind),
-                        _ => (r.bytes_read + r.bytes_written) as f64,
-                    };
-                }
+        for kernel in of {
+            if let Work::Collective { op, group, bytes } = &kernel.work {
+                busy.collectives_s += self.blocking(s, op, *group, *bytes);
+                continue;
             }
+            let seconds = kernels.kernel(kernel, &s.what_if);
+            busy.seconds += seconds;
+            busy.bytes += kernel.bytes;
+            busy.routed_s += if kernel.routed { seconds } else { 0.0 };
         }
         busy
     }
 
     /// Seconds of a collective that blocks the computation: tensor and context parallelism.
     /// All-to-alls run beside.
-    fn blocking(&self, s: &Scenario, r: &OpRecord) -> f64 {
-        let Some(group) = r.group else { return 0.0 };
+    fn blocking(&self, s: &Scenario, op: &str, group: Group, bytes: f64) -> f64 {
         let (size, per_node) = (group.size as u64, s.cluster.gpus_per_node);
-        let n = size as f64;
-        match r.op.as_str() {
-            "all_gather" | "reduce_scatter" => {
+        match op {
+            // With sequence parallelism its two halves stand before and behind the norms.
+            "all_reduce" => {
                 let shape = GroupShape::strided(size, 1, per_node);
-                let bytes = r.bytes_sent as f64 * n / (n - 1.0);
-                time_s(&s.cluster, Collective::AllGather, Algorithm::Hierarchical, shape, bytes)
+                time_s(&s.cluster, Collective::AllReduce, Algorithm::Hierarchical, shape, bytes)
             }
             // Keys and values pass while the attention of the previous part runs; what a link needs
-            // beyond that is
-            // exposed, the latency always.
+            // beyond that is exposed, the latency always.
             "ring_exchange" => {
                 let same_node = size * s.parallel.tp <= per_node;
-                let whole = p2p_s(&s.cluster, r.bytes_sent as f64, same_node);
+                let whole = p2p_s(&s.cluster, bytes, same_node);
                 (whole - self.attention_forward_s(s)).max(0.0)
-                    + (n - 1.0) * s.cluster.network.cross_leaf_latency_s
+                    + (size as f64 - 1.0) * s.cluster.network.cross_leaf_latency_s
             }
             _ => 0.0,
         }
@@ -227,67 +265,6 @@ impl FirstPrinciples {
             Some(u) => self.constants.notify_s + model.under_compute(moe, &op, u),
             None => 4.0 * s.cluster.network.cross_leaf_latency_s + model.alone(moe, &op).seconds,
         }
-    }
-
-    /// Embedding, head and prediction modules.
-    fn special(
-        &self,
-        s: &Scenario,
-        ctx: &LayerContext,
-        kind: LayerKind,
-        index: u64,
-    ) -> [LayerTimes; 2] {
-        let base = match kind {
-            LayerKind::Mtp => self.layer(s, ctx, index),
-            _ => [empty(kind), empty(kind)],
-        };
-        let mut out = base;
-        for (overlapped, layer) in [false, true].into_iter().zip(&mut out) {
-            layer.kind = kind;
-            let kernels = self.kernels(s, overlapped);
-            let (t, h) = (ctx.tokens() as f64, s.model.hidden as f64);
-            let stream = |bytes: f64| kernels.memory(bytes, MemoryClass::Stream, None);
-            match kind {
-                LayerKind::Embedding => {
-                    layer.forward.mlp_s += stream(4.0 * t * h);
-                    // Gradients of rows are added into FP32.
-                    layer.weight.mlp_s += stream(10.0 * t * h);
-                }
-                LayerKind::Mtp => {
-                    let (f, b, w) = self.head(s, ctx, &kernels);
-                    let join = GemmShape::new(ctx.tokens(), s.model.hidden, 2 * s.model.hidden);
-                    let kind = match ctx.precision {
-                        Precision::Fp8 => GemmKind::Fp8OneTwo,
-                        Precision::Bf16 => GemmKind::Bf16,
-                    };
-                    let join_s = kernels.gemm(&join, kind).seconds;
-                    layer.forward.mlp_s += f + join_s + stream(16.0 * t * h);
-                    layer.backward.mlp_s += b + join_s + stream(24.0 * t * h);
-                    layer.weight.mlp_s += w + join_s;
-                }
-                _ => {
-                    let (f, b, w) = self.head(s, ctx, &kernels);
-                    layer.forward.mlp_s += f;
-                    layer.backward.mlp_s += b;
-                    layer.weight.mlp_s += w;
-                }
-            }
-        }
-        out
-    }
-
-    /// Final norm, head (BF16) and loss: seconds of F, B and W.
-    fn head(&self, s: &Scenario, ctx: &LayerContext, kernels: &KernelModel) -> (f64, f64, f64) {
-        let (t, h, v) = (ctx.tokens(), s.model.hidden, s.model.vocab_size / ctx.tp);
-        let gemm = |m, n, k, kind| kernels.gemm_best_block(&GemmShape::new(m, n, k), kind).seconds;
-        let norm = kernels.memory(4.0 * (t * h) as f64, MemoryClass::Row, None);
-        // Cross-entropy reads the logits twice and leaves their gradient in their place.
-        let loss = kernels.memory(6.0 * (t * v) as f64, MemoryClass::Convert, None);
-        (
-            norm + gemm(t, v, h, GemmKind::Bf16) + loss,
-            1.5 * norm + gemm(t, h, v, GemmKind::Bf16),
-            gemm(v, h, t, GemmKind::Bf16Accumulate),
-        )
     }
 
     /// Gradient reduction, optimizer and parameter gathering of a pipeline rank that holds
@@ -338,11 +315,6 @@ impl FirstPrinciples {
     }
 }
 
-fn empty(kind: LayerKind) -> LayerTimes {
-    let zero = PhaseTimes::default();
-    LayerTimes { kind, forward: zero, backward: zero, weight: zero, routed_share: 0.0 }
-}
-
 /// Schedules whose two directions keep two copies of the weights.
 fn is_two_way(kind: ScheduleKind) -> bool {
     matches!(kind, ScheduleKind::DualPipe | ScheduleKind::Chimera)
@@ -386,10 +358,7 @@ impl CostModel for FirstPrinciples {
             )));
         }
         let ctx = FirstPrinciples::context(s);
-        Ok(match layer.kind {
-            LayerKind::Dense | LayerKind::Moe => self.layer(s, &ctx, layer.index),
-            kind => self.special(s, &ctx, kind, layer.index),
-        })
+        self.layer(s, &ctx, layer.kind)
     }
 
     fn frame(&self, s: &Scenario, placement: &Placement) -> StepTimes {

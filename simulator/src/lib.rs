@@ -5,9 +5,9 @@
 //!
 //! 1. [`config`] reads a TOML file into a [`config::Scenario`] (model, cluster, layout, training);
 //! 2. [`parallel`] refuses illegal layouts and says which layers a pipeline stage holds;
-//! 3. the cost side ([`hardware`], [`kernel_time`], [`network`]) fills [`times::StepTimes`]: how
-//!    long each part of
-//!    each layer takes on the compute or the communication stream;
+//! 3. the cost side ([`workload`], [`lowering`], [`kernel_time`], [`network`]) fills
+//!    [`times::StepTimes`]: how long each part of each layer takes on the compute or the
+//!    communication stream;
 //! 4. [`schedules`] gives every rank its instruction stream;
 //! 5. [`events`] plays the streams with those times: when each part ran, and where the time went;
 //! 6. memory, cost, reliability and reports say what that means.
@@ -23,6 +23,7 @@ pub mod first_principles;
 pub mod hardware;
 pub mod kernel_time;
 pub mod load;
+pub mod lowering;
 pub mod memory;
 pub mod network;
 pub mod parallel;
@@ -37,3 +38,11 @@ pub mod validate;
 pub mod workload;
 
 pub use error::SimError;
+
+// The unit tests take their op records from the model's code, through the very bridge that the
+// program uses.
+#[cfg(test)]
+extern crate self as fathom_simulator;
+#[cfg(test)]
+#[path = "../../conformance/src/workload.rs"]
+mod model_code;

@@ -424,6 +424,7 @@ fn insert(front: &mut Vec<Layout>, layout: Layout) {
 mod tests {
     use super::*;
     use crate::first_principles::FirstPrinciples;
+    use crate::model_code::ModelCode;
 
     fn small(set: &[&str]) -> Scenario {
         let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
@@ -444,7 +445,7 @@ mod tests {
 
     #[test]
     fn pruning_loses_nothing() {
-        let model = FirstPrinciples::default();
+        let model = FirstPrinciples::new(ModelCode);
         for base in [small(&[]), small(&["cluster.gpu.memory_bytes=141000000000"])] {
             let pruned = search(&base, &model, true, &|_, _| ()).unwrap();
             let brute = search(&base, &model, false, &|_, _| ()).unwrap();
@@ -461,7 +462,7 @@ mod tests {
 
     #[test]
     fn no_step_is_shorter_than_its_bound() {
-        let model = FirstPrinciples::default();
+        let model = FirstPrinciples::new(ModelCode);
         let (legal, _) = combinations(&small(&[]));
         let (tables, keys) = tables(&legal, &model).unwrap();
         for s in legal.into_iter().step_by(7) {
@@ -476,7 +477,7 @@ mod tests {
 
     #[test]
     fn the_front_holds_no_dominated_layout() {
-        let model = FirstPrinciples::default();
+        let model = FirstPrinciples::new(ModelCode);
         let found = search(&small(&[]), &model, true, &|_, _| ()).unwrap();
         for a in &found.front {
             assert!(!found.front.iter().any(|b| dominates(b, a)));
@@ -487,7 +488,8 @@ mod tests {
     fn an_empty_space_says_why() {
         let mut s = small(&[]);
         s.search.ep = vec![48];
-        let e = search(&s, &FirstPrinciples::default(), true, &|_, _| ()).unwrap_err().to_string();
+        let e =
+            search(&s, &FirstPrinciples::new(ModelCode), true, &|_, _| ()).unwrap_err().to_string();
         assert!(e.contains("none of the") && e.contains("is legal"), "{e}");
     }
 }

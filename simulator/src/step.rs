@@ -247,11 +247,12 @@ pub fn whole_run(
 mod tests {
     use super::*;
     use crate::first_principles::FirstPrinciples;
+    use crate::model_code::ModelCode;
 
     fn run(name: &str, set: &[&str]) -> Simulation {
         let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
         let scenario = Scenario::preset(name, &set).unwrap();
-        simulate(&scenario, &FirstPrinciples::default(), Detail::Instructions, None).unwrap()
+        simulate(&scenario, &FirstPrinciples::new(ModelCode), Detail::Instructions, None).unwrap()
     }
 
     #[test]
@@ -269,7 +270,7 @@ mod tests {
 
     #[test]
     fn a_run_without_a_ramp_is_steps_and_a_ramp_costs_more() {
-        let model = FirstPrinciples::default();
+        let model = FirstPrinciples::new(ModelCode);
         let mut sim = run("deepseek-v3-h800-2048", &[]);
         let with = whole_run(&sim.scenario, &sim.report, &model).unwrap();
         assert!(with.assumption.as_ref().unwrap().contains("zb1p"), "{with:?}");

@@ -1,6 +1,9 @@
 //! The embedded scenarios: snapshots of their numbers (wall time redacted), and properties of the
 //! whole simulator.
 
+#[path = "../../conformance/src/workload.rs"]
+mod model_code;
+
 use fathom_simulator::config::{SCENARIOS, Scenario};
 use fathom_simulator::events::Detail;
 use fathom_simulator::first_principles::FirstPrinciples;
@@ -8,6 +11,7 @@ use fathom_simulator::parallel::PlacedLayer;
 use fathom_simulator::report::sensitivity::SLIDERS;
 use fathom_simulator::step::{place_and_time, simulate};
 use fathom_simulator::times::LayerKind;
+use model_code::ModelCode;
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -30,7 +34,8 @@ fn rounded(value: Value) -> Value {
 fn numbers_of_the_presets() {
     for (name, _) in SCENARIOS {
         let scenario = Scenario::preset(name, &[]).unwrap();
-        let sim = simulate(&scenario, &FirstPrinciples::default(), Detail::Totals, None).unwrap();
+        let sim =
+            simulate(&scenario, &FirstPrinciples::new(ModelCode), Detail::Totals, None).unwrap();
         let mut report = serde_json::to_value(&sim.report).unwrap();
         report["wall_s"] = "redacted".into();
         insta::assert_json_snapshot!(format!("preset-{name}"), rounded(report));
@@ -38,7 +43,7 @@ fn numbers_of_the_presets() {
 }
 
 fn step_s(scenario: &Scenario) -> f64 {
-    let model = FirstPrinciples::default();
+    let model = FirstPrinciples::new(ModelCode);
     simulate(scenario, &model, Detail::Totals, None).unwrap().report.step_time_s
 }
 
@@ -51,7 +56,7 @@ fn improved(mut scenario: Scenario, slider: usize, factor: f64) -> Scenario {
 
 /// The scenario with the layers of every stage as they are balanced now.
 fn with_layers_kept(mut scenario: Scenario) -> Scenario {
-    let (placement, _) = place_and_time(&scenario, &FirstPrinciples::default()).unwrap();
+    let (placement, _) = place_and_time(&scenario, &FirstPrinciples::new(ModelCode)).unwrap();
     let transformer = |l: &&PlacedLayer| matches!(l.kind, LayerKind::Dense | LayerKind::Moe);
     let count = |stage: &Vec<PlacedLayer>| stage.iter().filter(transformer).count() as u64;
     scenario.stage_layers = Some(placement.stages.iter().map(count).collect());

@@ -1,10 +1,14 @@
 //! Readers of configurations and traces on damaged input: an error or a scenario, never a panic.
 
+#[path = "../../conformance/src/workload.rs"]
+mod model_code;
+
 use fathom_simulator::config::{SCENARIOS, Scenario, Source};
 use fathom_simulator::events::Detail;
 use fathom_simulator::first_principles::FirstPrinciples;
 use fathom_simulator::load::parse_trace;
 use fathom_simulator::step::simulate;
+use model_code::ModelCode;
 use proptest::prelude::*;
 
 /// Damages a text: cuts, doubles or replaces a piece.
@@ -33,7 +37,7 @@ proptest! {
         match Scenario::from_toml(&source, &[]) {
             // What reads is simulated or refused with a reason; huge pipelines only cost time.
             Ok(s) if s.micro_batches() <= 4096 => {
-                if let Err(e) = simulate(&s, &FirstPrinciples::default(), Detail::Totals, None) {
+                if let Err(e) = simulate(&s, &FirstPrinciples::new(ModelCode), Detail::Totals, None) {
                     prop_assert!(e.to_string().starts_with("illegal layout: "), "{e}");
                 }
             }
@@ -63,7 +67,7 @@ proptest! {
         if s.micro_batches() > 4096 {
             return Ok(());
         }
-        match simulate(&s, &FirstPrinciples::default(), Detail::Totals, None) {
+        match simulate(&s, &FirstPrinciples::new(ModelCode), Detail::Totals, None) {
             Ok(sim) => prop_assert!(sim.report.step_time_s.is_finite(), "{key}={value}"),
             Err(e) => prop_assert!(e.to_string().starts_with("illegal layout: "), "{e}"),
         }

@@ -1,10 +1,14 @@
 //! The validation's goals, and that docs/simulator.md prints what the simulator says.
 
+#[path = "../../conformance/src/workload.rs"]
+mod model_code;
+
 use std::path::Path;
 
 use fathom_simulator::calibrate::KinetoTrace;
 use fathom_simulator::first_principles::FirstPrinciples;
 use fathom_simulator::validate::{Role, validate};
+use model_code::ModelCode;
 
 const BEGIN: &str = "<!-- begin: fathom simulate validate --markdown -->\n";
 const END: &str = "<!-- end -->\n";
@@ -21,7 +25,7 @@ const MISSED: [&str; 6] = [
 
 #[test]
 fn goals_are_met_but_for_the_known_misses() {
-    let v = validate(&FirstPrinciples::default()).unwrap();
+    let v = validate(&FirstPrinciples::new(ModelCode)).unwrap();
     for row in v.rows.iter().filter(|r| !r.met) {
         assert!(MISSED.iter().any(|m| row.figure.starts_with(m)), "{row:?}");
         assert!(!row.note.is_empty(), "a miss says why: {row:?}");
@@ -37,7 +41,7 @@ fn goals_are_met_but_for_the_known_misses() {
 fn the_documentation_is_what_validate_prints() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/simulator.md");
     let text = std::fs::read_to_string(&path).unwrap();
-    let ours = validate(&FirstPrinciples::default()).unwrap().markdown();
+    let ours = validate(&FirstPrinciples::new(ModelCode)).unwrap().markdown();
     let (before, rest) = text.split_once(BEGIN).expect("the block's first line");
     let (block, after) = rest.split_once(END).expect("the block's last line");
     if std::env::var_os("FATHOM_BLESS").is_some() {
@@ -53,7 +57,7 @@ fn the_validated_phases_are_those_of_the_profile() {
     let Some(shared) = fathom_trace::shared::dir() else { return };
     let trace = shared.join("traces/deepseek-v3-h800-dualpipe-chunk.json.gz");
     let summary = KinetoTrace::read(&trace).unwrap().summary();
-    let v = validate(&FirstPrinciples::default()).unwrap();
+    let v = validate(&FirstPrinciples::new(ModelCode)).unwrap();
     for phase in summary.phases.iter().filter(|p| p.name.contains('(')) {
         let row = v.rows.iter().find(|r| r.figure == phase.name).unwrap();
         assert!((row.published - phase.mean_s * 1e3).abs() < 1e-3, "{row:?}");

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use fathom_simulator::chunk::{ChunkQuestion, ChunkReport};
 use fathom_simulator::config::Precision;
-use fathom_simulator::first_principles::FirstPrinciples;
 use fathom_simulator::{hardware, validate};
 
 use super::parts;
@@ -49,6 +48,8 @@ pub struct Args {
     /// Hardware wishes to grant, by commas
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     what_if: Vec<String>,
+    #[command(flatten)]
+    cost: parts::CostArgs,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
@@ -56,7 +57,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> output::Result {
-    let report = question(args)?.simulate(&FirstPrinciples::default())?;
+    let report = question(args)?.simulate(&args.cost.model()?)?;
     if args.json {
         output::print_json(&report)?;
     } else {

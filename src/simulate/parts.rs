@@ -1,13 +1,15 @@
 //! What the parts of the simulator share on the command line: models by preset or file, wishes by
 //! name.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use fathom_conformance::workload::ModelCode;
 use fathom_simulator::SimError;
 use fathom_simulator::config::WhatIf;
 use fathom_simulator::first_principles::FirstPrinciples;
 use fathom_simulator::hardware::{self, model::Model};
 use fathom_simulator::kernel_time::Constants;
+use fathom_simulator::workload::OpTrace;
 
 /// The model of a preset, or of a Hugging Face configuration where `config` is given.
 pub fn model(preset: &str, config: Option<&Path>) -> Result<Model, SimError> {
@@ -30,10 +32,27 @@ pub fn what_if(names: &[String]) -> Result<WhatIf, SimError> {
         .map_err(|e| SimError::input("--what-if", e.to_string()))
 }
 
-/// The cost model with the constants in use, or with those of a file.
-pub fn cost(constants: Option<&Path>) -> Result<FirstPrinciples, SimError> {
-    match constants {
-        None => Ok(FirstPrinciples::default()),
-        Some(path) => Ok(FirstPrinciples { constants: Constants::read(path)? }),
+/// What times are made of, instead of what the program holds.
+#[derive(clap::Args)]
+pub struct CostArgs {
+    /// Constants of the kernel times, as `calibrate --gemms --json` prints them
+    #[arg(long, value_name = "FILE.json")]
+    constants: Option<PathBuf>,
+    /// Ops of a step as a backend recorded them (JSON Lines), instead of the model's own code
+    #[arg(long, value_name = "FILE.jsonl")]
+    op_trace: Option<PathBuf>,
+}
+
+impl CostArgs {
+    /// The cost model.
+    pub fn model(&self) -> Result<FirstPrinciples, SimError> {
+        let model = match &self.op_trace {
+            None => FirstPrinciples::new(ModelCode),
+            Some(path) => FirstPrinciples::new(OpTrace::read(path)?),
+        };
+        Ok(match &self.constants {
+            None => model,
+            Some(path) => model.with_constants(Constants::read(path)?),
+        })
     }
 }

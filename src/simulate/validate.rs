@@ -1,8 +1,8 @@
 //! `fathom simulate validate`: published figures beside predictions.
 
-use fathom_simulator::first_principles::FirstPrinciples;
 use fathom_simulator::validate::{Role, number, validate};
 
+use super::parts;
 use crate::output::{self, Outcome};
 
 /// Print every published figure that can be predicted, the prediction and the error
@@ -16,6 +16,8 @@ use crate::output::{self, Outcome};
 --json: {rows: [{section, figure, unit, published, predicted, error, role, goal, goal_points, met, note}], goals, met}.
 A figure marked 'fitted' was used to fit a constant. --strict exits with 1 where a goal is missed.")]
 pub struct Args {
+    #[command(flatten)]
+    cost: parts::CostArgs,
     /// Print one JSON document
     #[arg(long, conflicts_with = "markdown")]
     json: bool,
@@ -29,7 +31,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> output::Result {
-    let v = validate(&FirstPrinciples::default())?;
+    let v = validate(&args.cost.model()?)?;
     if args.json {
         output::print_json(&v)?;
     } else if args.markdown {

@@ -34,6 +34,12 @@ impl AttentionShape {
         (pairs * self.heads) as f64
     }
 
+    /// Sizes as tables of measured times name them: heads, queries, keys, widths.
+    pub fn name(&self) -> String {
+        let AttentionShape { heads, queries, keys, qk_dim, v_dim, .. } = self;
+        format!("{heads}x{queries}x{keys} {qk_dim}/{v_dim}")
+    }
+
     /// Floating-point operations; causal counts half the square.
     pub fn flops(&self, backward: bool) -> f64 {
         let scores = (self.heads * self.queries) as f64 * self.keys as f64;

@@ -121,8 +121,8 @@ impl Constants {
         softmax_cycles: 0.0275,
         softmax_backward_cycles: 0.1734,
         forwarding_efficiency: 0.82,
-        comm_contention: 0.355,
-        comm_skew_s: 1.36e-3,
+        comm_contention: 0.403,
+        comm_skew_s: 1.20e-3,
         notify_s: 2.06e-3,
     };
 }

@@ -106,6 +106,19 @@ impl GemmShape {
         plain.into_iter().chain(self.groups.iter().map(cut))
     }
 
+    /// Sizes as tables of measured times name them: `4096x7168x2048`, with the number and sum of
+    /// groups where the dimension is cut: `(4:32768)x4096x7168`.
+    pub fn name(&self) -> String {
+        if self.groups.is_empty() {
+            return format!("{}x{}x{}", self.m, self.n, self.k);
+        }
+        let cut = format!("({}:{})", self.groups.len(), self.groups.iter().sum::<u64>());
+        match self.grouped_by {
+            GroupedBy::M => format!("{cut}x{}x{}", self.n, self.k),
+            GroupedBy::K => format!("{}x{}x{cut}", self.m, self.n),
+        }
+    }
+
     /// Floating-point operations, a multiply-add counted as two.
     pub fn flops(&self) -> f64 {
         self.parts().map(|(m, k)| 2.0 * m as f64 * self.n as f64 * k as f64).sum()

@@ -151,13 +151,14 @@ mod tests {
     use crate::config::Scenario;
     use crate::events::Detail;
     use crate::first_principles::FirstPrinciples;
+    use crate::model_code::ModelCode;
     use crate::step::simulate;
 
     #[test]
     fn the_page_holds_its_data_and_refers_to_nothing_outside() {
         let set = ["name=\"</script><b>\"".to_string()];
         let s = Scenario::preset("deepseek-v3-h800-2048", &set).unwrap();
-        let model = FirstPrinciples::default();
+        let model = FirstPrinciples::new(ModelCode);
         let sim = simulate(&s, &model, Detail::Instructions, None).unwrap();
         let page = page(&sim, &model).unwrap();
         assert!(!page.contains(PLACEHOLDER));

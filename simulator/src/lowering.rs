@@ -1,0 +1,439 @@
+//! From op records to kernels: which kernels a GPU library launches for an op, and where they run.
+//!
+//! The sizes are the record's; nothing is added that the op does not ask for. Three things differ
+//! between an op and its kernels:
+//!
+//! - An exchange (`dispatch`, `combine`) leaves the network's part to [`crate::network`]; the rows it
+//!   moves inside the GPU (permutation, mapping) are kernels of the experts' half.
+//! - Some ops are several kernels: the router's selection, attention's preparation in the backward,
+//!   the head's three products.
+//! - Operands of weight gradients are cast where their values are at hand: with the input-backward.
+//!   Only the experts' rows, which are re-tiled from what the dispatch brought, wait for the
+//!   weight-backward. This is where the published profile's kernels stand.
+
+use fathom_trace::{Component, DType, Group, GroupKind, OpRecord, Phase, TensorMeta};
+use serde_json::Value;
+
+use crate::config::Recompute;
+use crate::hardware::model::{Attention, Model};
+use crate::kernel_time::{AttentionShape, GemmKind, GemmShape, GroupedBy, MemoryClass, Work};
+use crate::times::LayerKind;
+use crate::workload::{LayerContext, distinct_tokens};
+
+/// One kernel, or several alike.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kernel {
+    /// The op's name, with what part of it this is where it has several.
+    pub op: String,
+    /// Sizes, as tables of measured times name them.
+    pub shape: String,
+    /// Part of the layer.
+    pub component: Component,
+    /// F, B or W.
+    pub phase: Phase,
+    /// What it asks of the GPU.
+    pub work: Work,
+    /// Bytes through the memory bus.
+    pub bytes: f64,
+    /// Whether its time grows with the rows that the experts get.
+    pub routed: bool,
+}
+
+/// Lowers the records of one layer.
+pub struct Lowering<'a> {
+    /// The model.
+    pub model: &'a Model,
+    /// How the layer is cut and fed.
+    pub ctx: &'a LayerContext,
+}
+
+/// What is collected for one layer.
+struct Layer<'a> {
+    kind: LayerKind,
+    model: &'a Model,
+    ctx: &'a LayerContext,
+    kernels: Vec<Kernel>,
+}
+
+/// Memory classes by op; what is not listed streams.
+const CLASSES: [(&str, MemoryClass); 16] = [
+    ("rms_norm", MemoryClass::Row),
+    ("rms_norm_backward", MemoryClass::Row),
+    ("rms_norm_wgrad", MemoryClass::Row),
+    ("rope", MemoryClass::Row),
+    ("mla_kv", MemoryClass::Convert),
+    ("mla_kv_backward", MemoryClass::Convert),
+    ("quantize_tile", MemoryClass::Convert),
+    ("quantize_block", MemoryClass::Convert),
+    ("quantize_weight", MemoryClass::Convert),
+    ("transpose_quantize", MemoryClass::Convert),
+    ("dequantize", MemoryClass::Convert),
+    ("swiglu", MemoryClass::Convert),
+    ("swiglu_backward", MemoryClass::Convert),
+    ("router", MemoryClass::Row),
+    ("router_backward", MemoryClass::Row),
+    ("balance_loss", MemoryClass::Row),
+];
+
+fn class_of(record: &OpRecord) -> MemoryClass {
+    // Twelve bits an element, packed: short pieces.
+    let packed = record.inputs.iter().chain(&record.outputs).any(|t| t.dtype == DType::U32);
+    if packed {
+        return MemoryClass::Row;
+    }
+    let named = CLASSES.iter().find(|(name, _)| *name == record.op);
+    named.map_or(MemoryClass::Stream, |(_, class)| *class)
+}
+
+/// The first two dimensions from the end.
+fn matrix(t: &TensorMeta) -> (u64, u64) {
+    match t.shape.as_slice() {
+        [.., rows, columns] => (*rows as u64, *columns as u64),
+        _ => (1, t.shape.first().map_or(0, |&n| n as u64)),
+    }
+}
+
+fn named<'r>(tensors: &'r [TensorMeta], role: &str) -> Option<&'r TensorMeta> {
+    tensors.iter().find(|t| t.role == role)
+}
+
+fn size(record: &OpRecord, key: &str) -> Option<u64> {
+    record.params.get(key).and_then(Value::as_u64)
+}
+
+fn list(record: &OpRecord, key: &str) -> Vec<u64> {
+    match record.params.get(key) {
+        Some(Value::Array(items)) => items.iter().filter_map(Value::as_u64).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The first input's type and shape, which tells kernels of one op apart.
+fn shape_of(record: &OpRecord) -> String {
+    record.inputs.first().map_or_else(String::new, |t| {
+        let sizes: Vec<String> = t.shape.iter().map(usize::to_string).collect();
+        format!("{} {}", t.dtype.name(), sizes.join("x"))
+    })
+}
+
+impl Lowering<'_> {
+    /// The kernels of a layer of `kind`, given its records.
+    pub fn kernels(&self, kind: LayerKind, records: &[&OpRecord]) -> Vec<Kernel> {
+        let mut layer =
+            Layer { kind, model: self.model, ctx: self.ctx, kernels: Vec::with_capacity(128) };
+        for record in records {
+            layer.lower(record);
+        }
+        if self.ctx.recompute == Recompute::Full {
+            layer.run_forward_again();
+        }
+        layer.kernels
+    }
+}
+
+impl Layer<'_> {
+    fn lower(&mut self, r: &OpRecord) {
+        if r.group.is_some_and(|g| g.size > 1 && g.kind != GroupKind::Ep) {
+            return self.collective(r, r.group.expect("just seen"));
+        }
+        match r.op.as_str() {
+            "gemm" | "gemm_fp8" | "wgrad_fp8" | "grouped_gemm" | "grouped_gemm_fp8" => self.gemm(r),
+            "attention" => self.attention(r, false),
+            "attention_backward" => self.attention(r, true),
+            "cross_entropy" => self.head_forward(r),
+            "cross_entropy_backward" => self.head_backward(r),
+            "dispatch" => self.dispatch(r),
+            "combine" => self.combine(r),
+            "dispatch_plan" => self.expert_index(r),
+            "router" => {
+                // Radix selection of groups and of experts: 16 passes of two bits over the scores.
+                let scores = r.inputs.first().map_or(0.0, |t| t.bytes() as f64);
+                self.memory_kernel(r, "select", 32.0 * scores, MemoryClass::Row, 2);
+                self.small(r, 36);
+            }
+            "router_backward" => self.small(r, 26),
+            "gather_rows" | "scatter_add_rows" => {
+                // Rows are read and written (or added to), not the whole table.
+                let moved: u64 = match r.op.as_str() {
+                    "gather_rows" => 2 * r.outputs.iter().map(TensorMeta::bytes).sum::<u64>(),
+                    _ => r.inputs.first().map_or(0, |x| x.bytes() + 8 * elements(x)),
+                };
+                self.memory_kernel(r, "", moved as f64, MemoryClass::Stream, 1);
+            }
+            "rope" => {
+                // In place: only the rotated columns of a head move.
+                let (head, start) = (size(r, "head_dim"), size(r, "start"));
+                let share = match (head, start) {
+                    (Some(head), Some(start)) if head > 0 => (head - start) as f64 / head as f64,
+                    _ => 1.0,
+                };
+                let bytes = (r.bytes_read + r.bytes_written) as f64 * share;
+                self.memory_kernel(r, "", bytes, MemoryClass::Row, 1);
+            }
+            _ => {
+                let bytes = (r.bytes_read + r.bytes_written) as f64 * self.own_rows(r);
+                self.memory_kernel(r, "", bytes, class_of(r), 1);
+            }
+        }
+    }
+
+    /// Sequence parallelism beside tensor parallelism: what every rank of the group would do alike
+    /// (norms, residual sums) each does for its part of the rows.
+    fn own_rows(&self, r: &OpRecord) -> f64 {
+        let alike = r.op.starts_with("rms_norm") || r.op == "add";
+        let recorded_whole = match self.kind {
+            LayerKind::Moe | LayerKind::Mtp => r.component == Component::Attention,
+            _ => true,
+        };
+        let wide = r.inputs.first().is_some_and(|t| matrix(t).1 == self.model.hidden);
+        if alike && recorded_whole && wide { 1.0 / self.ctx.tp as f64 } else { 1.0 }
+    }
+
+    /// Component and phase in which a kernel of `r` runs.
+    fn place(&self, r: &OpRecord, is_product: bool) -> (Component, Phase) {
+        let attention = self.kind != LayerKind::Embedding && self.kind != LayerKind::Head;
+        match (r.component, r.phase) {
+            // The sum with the residual opens the next layer.
+            (Component::Combine, Phase::F) if attention => (Component::Attention, Phase::F),
+            (component, Phase::W) if attention && !is_product && !self.is_retiling(r) => {
+                (component, Phase::B)
+            }
+            place => place,
+        }
+    }
+
+    /// The experts' rows as they were dispatched, re-tiled for the weight gradient.
+    fn is_retiling(&self, r: &OpRecord) -> bool {
+        let scaled = named(&r.inputs, "x_scale").is_some();
+        r.op == "transpose_quantize" && scaled && self.is_routed(r)
+    }
+
+    /// Whether the rows of `r` are the experts'.
+    fn is_routed(&self, r: &OpRecord) -> bool {
+        let moe = matches!(self.kind, LayerKind::Moe | LayerKind::Mtp) && self.model.moe.is_some();
+        let tokens = self.ctx.tokens() / self.ctx.tp;
+        let rows = r.inputs.first().map_or(0, |t| matrix(t).0);
+        let of_experts = match r.op.as_str() {
+            op if op.starts_with("grouped") => true,
+            "wgrad_fp8" => r.params.get("grouped") == Some(&Value::Bool(true)),
+            // A prediction module has a row less a sequence.
+            _ => rows != tokens && rows + self.ctx.micro_batch != tokens,
+        };
+        moe && r.component == Component::Mlp && of_experts
+    }
+
+    fn push(&mut self, r: &OpRecord, part: &str, shape: String, work: Work, bytes: f64) {
+        let is_product = matches!(work, Work::Gemm(..));
+        let (component, phase) = self.place(r, is_product);
+        let op = if part.is_empty() { r.op.clone() } else { format!("{}.{part}", r.op) };
+        let routed = self.is_routed(r) || matches!(r.op.as_str(), "dispatch" | "combine");
+        self.kernels.push(Kernel { op, shape, component, phase, work, bytes, routed });
+    }
+
+    fn memory_kernel(
+        &mut self,
+        r: &OpRecord,
+        part: &str,
+        bytes: f64,
+        class: MemoryClass,
+        launches: u64,
+    ) {
+        let work = Work::Memory { bytes, class, launches, max_sms: None };
+        self.push(r, part, shape_of(r), work, bytes);
+    }
+
+    /// Many small kernels over the scores of all experts.
+    fn small(&mut self, r: &OpRecord, launches: u64) {
+        let scores = r.inputs.first().map_or(0, |t| matrix(t).0) * self.experts() * 4;
+        let bytes = 2.0 * launches as f64 / 3.0 * scores as f64;
+        self.memory_kernel(r, "steps", bytes, MemoryClass::Stream, launches);
+    }
+
+    fn experts(&self) -> u64 {
+        self.model.moe.map_or(0, |m| m.n_routed_experts)
+    }
+
+    fn gemm(&mut self, r: &OpRecord) {
+        let (Some(a), Some(b)) = (r.inputs.first(), r.inputs.get(1)) else { return };
+        let wgrad = r.op == "wgrad_fp8";
+        let b = named(&r.inputs, if wgrad { "x" } else { "b" }).unwrap_or(b);
+        let layout = r.params.get("layout").and_then(Value::as_str).unwrap_or("nt");
+        let transposed = layout == "tn";
+        let ((m, k), n) = match layout {
+            "tn" => ((matrix(a).1, matrix(a).0), matrix(b).1),
+            "nn" => (matrix(a), matrix(b).1),
+            _ => (matrix(a), matrix(b).0),
+        };
+        let groups = match (r.op.starts_with("grouped"), self.is_routed(r)) {
+            (true, _) => list(r, "counts"),
+            (_, true) => list(r, "segments"),
+            _ => Vec::new(),
+        };
+        let accumulates = r.phase == Phase::W;
+        let fp8 = r.op.contains("fp8");
+        let kind = match (fp8, accumulates) {
+            (true, true) => GemmKind::Fp8OneOne,
+            (true, false) => GemmKind::Fp8OneTwo,
+            (false, true) => GemmKind::Bf16Accumulate,
+            (false, false) => GemmKind::Bf16,
+        };
+        let shape = if groups.is_empty() {
+            GemmShape::new(m, n, k)
+        } else if wgrad || transposed {
+            GemmShape { m, n, k: 0, groups, grouped_by: GroupedBy::K }
+        } else {
+            GemmShape { m: 0, n, k, groups, grouped_by: GroupedBy::M }
+        };
+        let bytes = shape.bytes(kind);
+        self.push(r, "", shape.name(), Work::Gemm(shape, kind), bytes);
+    }
+
+    fn attention(&mut self, r: &OpRecord, backward: bool) {
+        let shape = r.params.get("shape");
+        let dim = |key: &str| shape.and_then(|s| s.get(key)).and_then(Value::as_u64).unwrap_or(1);
+        let segments = list(r, "segments");
+        let (heads, qk, v) = (dim("heads"), dim("qk"), dim("v"));
+        let cp = self.ctx.cp;
+        // Context parallelism deals the causal square out evenly: a share of the heads' work on the
+        // whole sequence.
+        let queries = segments.iter().max().copied().unwrap_or(0) * cp;
+        let attention = AttentionShape {
+            heads: (heads * segments.len().max(1) as u64).div_ceil(cp).max(1),
+            queries,
+            keys: queries,
+            qk_dim: qk,
+            v_dim: v,
+            causal: true,
+        };
+        let tokens: u64 = segments.iter().sum();
+        if cp > 1 {
+            self.ring(r, tokens, if backward { 2.0 } else { 1.0 });
+        }
+        let bytes = (r.bytes_read + r.bytes_written) as f64;
+        let (q, o) = ((tokens * heads * qk) as f64, (tokens * heads * v) as f64);
+        if backward {
+            // Row sums of do * o; the FP32 accumulator of dq, cleared and converted.
+            self.memory_kernel(r, "prepare", 4.0 * o, MemoryClass::Stream, 1);
+            self.memory_kernel(r, "clear", 4.0 * q, MemoryClass::Stream, 1);
+        }
+        self.push(r, "", attention.name(), Work::Attention(attention, backward), bytes);
+        if backward {
+            self.memory_kernel(r, "convert", 6.0 * q, MemoryClass::Stream, 1);
+        }
+    }
+
+    /// Keys and values of the other ranks' parts (MLA: the latent) pass around the ring.
+    fn ring(&mut self, r: &OpRecord, tokens: u64, passes: f64) {
+        let cp = self.ctx.cp;
+        let width = match self.model.attention {
+            Attention::Mla { kv_lora_rank, qk_rope_head_dim, .. } => {
+                kv_lora_rank + qk_rope_head_dim
+            }
+            Attention::Gqa { n_kv_heads, head_dim } => {
+                2 * n_kv_heads.div_ceil(self.ctx.tp) * head_dim
+            }
+        };
+        let bytes = passes * 2.0 * (tokens * width * (cp - 1)) as f64;
+        let group = Group { kind: GroupKind::Cp, size: cp as usize };
+        let work = Work::Collective { op: "ring_exchange".to_owned(), group, bytes };
+        self.push(r, "ring", format!("{cp} ranks"), work, 0.0);
+    }
+
+    fn collective(&mut self, r: &OpRecord, group: Group) {
+        let bytes = r.inputs.first().map_or(0.0, |t| t.bytes() as f64);
+        let work = Work::Collective { op: r.op.clone(), group, bytes };
+        self.push(r, "", shape_of(r), work, 0.0);
+    }
+
+    /// Product with the head, and the passes of softmax and loss over its result.
+    fn head_forward(&mut self, r: &OpRecord) {
+        let Some((t, v, h)) = head_sizes(r, self.ctx.tp) else { return };
+        self.product(r, "logits", GemmShape::new(t, v, h), GemmKind::Bf16);
+        self.memory_kernel(r, "loss", 2.0 * (t * v) as f64, MemoryClass::Convert, 1);
+    }
+
+    /// The logits' gradient and the products with it. The op can do without kept logits and makes
+    /// them again; of the policies only full recomputation does (the report's list of what is
+    /// recomputed does not have them), the others keep them from one forward to its backward.
+    fn head_backward(&mut self, r: &OpRecord) {
+        let Some((t, v, h)) = head_sizes(r, self.ctx.tp) else { return };
+        if self.ctx.recompute == Recompute::Full {
+            self.product(r, "logits", GemmShape::new(t, v, h), GemmKind::Bf16);
+        }
+        self.memory_kernel(r, "gradient", 4.0 * (t * v) as f64, MemoryClass::Convert, 1);
+        self.product(r, "dx", GemmShape::new(t, h, v), GemmKind::Bf16);
+        self.product(r, "dw", GemmShape::new(v, h, t), GemmKind::Bf16Accumulate);
+        self.kernels.last_mut().expect("just pushed").phase = Phase::W;
+    }
+
+    fn product(&mut self, r: &OpRecord, part: &str, shape: GemmShape, kind: GemmKind) {
+        let bytes = shape.bytes(kind);
+        self.push(r, part, shape.name(), Work::Gemm(shape, kind), bytes);
+    }
+
+    /// Tokens as they arrive to rows by expert; in the backward of combine to the gradient's rows.
+    fn dispatch(&mut self, r: &OpRecord) {
+        let (Some(x), Some(y)) = (r.inputs.first(), r.outputs.first()) else { return };
+        let phase = r.phase;
+        let load = if phase == Phase::F { self.ctx.load.0 } else { self.ctx.load.1 };
+        self.permute(r, x, y, load, phase);
+    }
+
+    /// The experts' rows to one row a token before they leave.
+    fn combine(&mut self, r: &OpRecord) {
+        let Some(y) = r.inputs.first() else { return };
+        let phase = r.phase;
+        let load = if phase == Phase::F { self.ctx.load.0 } else { self.ctx.load.1 };
+        self.permute(r, y, y, load, phase);
+    }
+
+    /// Moves between distinct tokens and rows by expert of type and width of `token`.
+    fn permute(
+        &mut self,
+        r: &OpRecord,
+        token: &TensorMeta,
+        rows: &TensorMeta,
+        load: f64,
+        at: Phase,
+    ) {
+        let Some(moe) = self.model.moe else { return };
+        let width = if rows.shape.len() < 2 { 1 } else { matrix(token).1 };
+        let distinct = distinct_tokens(&moe, self.ctx, load);
+        let bytes = distinct * (width * token.dtype.size() as u64) as f64 + rows.bytes() as f64;
+        self.memory_kernel(r, "permute", bytes, MemoryClass::Stream, 1);
+        let last = self.kernels.last_mut().expect("just pushed");
+        (last.component, last.phase) = (Component::Mlp, at);
+    }
+
+    /// Counting and mapping of what arrived, one CTA an expert: one pass to count, three to place,
+    /// over indices of 8 bytes.
+    fn expert_index(&mut self, r: &OpRecord) {
+        let Some(moe) = self.model.moe else { return };
+        let distinct = distinct_tokens(&moe, self.ctx, self.ctx.load.0);
+        let bytes = 4.0 * 8.0 * distinct * moe.n_activated_experts as f64;
+        let local = moe.n_routed_experts.div_ceil(self.ctx.ep).max(1);
+        let class = MemoryClass::Row;
+        let work = Work::Memory { bytes, class, launches: 2, max_sms: Some(local) };
+        self.push(r, "index", shape_of(r), work, bytes);
+        let last = self.kernels.last_mut().expect("just pushed");
+        (last.component, last.phase) = (Component::Mlp, Phase::F);
+        last.routed = true;
+    }
+
+    /// Full recomputation: the forward's kernels also open the backward of their half.
+    fn run_forward_again(&mut self) {
+        let again = |k: &&Kernel| k.phase == Phase::F && self.kind != LayerKind::Head;
+        let again: Vec<Kernel> = self.kernels.iter().filter(again).cloned().collect();
+        self.kernels.extend(again.into_iter().map(|k| Kernel { phase: Phase::B, ..k }));
+    }
+}
+
+fn elements(t: &TensorMeta) -> u64 {
+    t.shape.iter().map(|&n| n as u64).product()
+}
+
+/// Tokens, a rank's share of the vocabulary, hidden size.
+fn head_sizes(r: &OpRecord, tp: u64) -> Option<(u64, u64, u64)> {
+    let (t, h) = matrix(r.inputs.first()?);
+    Some((t, matrix(named(&r.inputs, "weight")?).0.div_ceil(tp), h))
+}
