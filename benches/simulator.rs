@@ -24,7 +24,7 @@ fn steps(criterion: &mut Criterion) {
     large.training.global_batch = 120 * 6_272;
     let mut group = criterion.benchmark_group("step");
     for (name, scenario) in [("2048 GPUs", v3()), ("100352 GPUs", large)] {
-        let run = |detail| simulate(&scenario, &model, detail, None).expect("a legal layout");
+        let run = |detail| simulate(&scenario, &model, detail).expect("a legal layout");
         group.bench_function(name, |b| b.iter(|| run(Detail::Instructions)));
         group.bench_function(format!("{name}, every part kept"), |b| b.iter(|| run(Detail::Parts)));
     }

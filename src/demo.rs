@@ -84,7 +84,7 @@ fn time_a_cluster(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
     );
     let scenario = Scenario::preset(preset, &[])?;
     let model = FirstPrinciples::new(ModelCode);
-    let sim = simulate(&scenario, &model, Detail::Instructions, None)?;
+    let sim = simulate(&scenario, &model, Detail::Instructions)?;
     output::write_file(&path, html::page(&sim, &model)?.as_bytes())?;
     let r = &sim.report;
     println!(

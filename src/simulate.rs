@@ -8,14 +8,17 @@ pub mod parts;
 mod schedule;
 mod validate;
 
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use fathom_simulator::config::Scenario;
 use fathom_simulator::events::Detail;
+use fathom_simulator::first_principles::FirstPrinciples;
 use fathom_simulator::perfetto;
 use fathom_simulator::report::html;
 use fathom_simulator::step::{Simulation, StepReport, WholeRun, simulate, whole_run};
+use fathom_trace::{OpRecord, jsonl};
 use serde::Serialize;
 
 use crate::output::{self, Outcome};
@@ -50,6 +53,12 @@ pub struct Args {
     json: bool,
     #[command(flatten)]
     cost: parts::CostArgs,
+    /// Write the ops that the step is made of (JSON Lines)
+    #[arg(long, value_name = "FILE.jsonl")]
+    write_op_trace: Option<PathBuf>,
+    /// Write every kernel with its time, a table that --kernel-times reads
+    #[arg(long, value_name = "FILE.csv")]
+    write_kernel_times: Option<PathBuf>,
     /// Write a trace of all ranks for Perfetto
     #[arg(long, value_name = "FILE.json")]
     trace: Option<PathBuf>,
@@ -97,9 +106,17 @@ pub fn scenario(
 fn step(args: &Args) -> output::Result {
     let scenario = scenario(args.file.as_deref(), args.preset.as_deref(), &args.set)?;
     let detail = if args.trace.is_some() { Detail::Parts } else { Detail::Instructions };
-    let folder = args.file.as_deref().and_then(Path::parent);
     let model = args.cost.model()?;
-    let sim = simulate(&scenario, &model, detail, folder)?;
+    let sim = simulate(&scenario, &model, detail)?;
+    args.cost.warn_of_unused(&model, &scenario)?;
+    if let Some(path) = &args.write_op_trace {
+        let mut writer = jsonl::Writer::<OpRecord, _>::new(Vec::new())?;
+        model.op_records(&scenario)?.iter().try_for_each(|r| writer.write(r))?;
+        output::write_file(path, &writer.finish()?)?;
+    }
+    if let Some(path) = &args.write_kernel_times {
+        output::write_file(path, kernel_table(&model, &scenario)?.as_bytes())?;
+    }
     if let Some(path) = &args.trace {
         let mut bytes = Vec::new();
         perfetto::write(&sim, &mut bytes)?;
@@ -115,6 +132,27 @@ fn step(args: &Args) -> output::Result {
         print(&sim, &run);
     }
     Ok(Outcome::Holds)
+}
+
+/// Every kernel once by op and shape, with where it runs first and how often a layer launches it.
+fn kernel_table(
+    model: &FirstPrinciples,
+    scenario: &Scenario,
+) -> Result<String, Box<dyn std::error::Error>> {
+    let mut rows: Vec<(String, String, f64, usize)> = Vec::new();
+    for (kind, kernel, seconds) in model.kernel_times(scenario)? {
+        let place = format!("{kind:?},{:?},{:?}", kernel.component, kernel.phase);
+        let name = format!("{},{}", kernel.op, kernel.shape);
+        match rows.iter_mut().find(|r| r.0 == name) {
+            Some(row) => row.3 += 1,
+            None => rows.push((name, place.to_lowercase(), seconds, 1)),
+        }
+    }
+    let mut text = "op,shape,layer,component,phase,count,mean_us\n".to_owned();
+    for (name, place, seconds, count) in rows {
+        writeln!(text, "{name},{place},{count},{:.3}", seconds * 1e6)?;
+    }
+    Ok(text)
 }
 
 /// The document of `--json`.

@@ -7,25 +7,26 @@
 
 use std::sync::{Arc, Mutex};
 
-use fathom_trace::{Component, Group, Phase};
+use fathom_trace::{Component, Group, OpRecord, Phase};
 
 use crate::config::{Precision, Recompute, Scenario};
 use crate::error::SimError;
 use crate::hardware::model::{Model, Moe};
-use crate::kernel_time::{AttentionShape, Constants, KernelModel, MemoryClass, Work};
+use crate::kernel_time::{AttentionShape, Constants, KernelModel, KernelTimes, MemoryClass, Work};
 use crate::lowering::Kernel;
 use crate::network::alltoall::{AllToAll, AllToAllModel};
 use crate::network::collectives::{Algorithm, Collective, GroupShape, p2p_s, time_s};
 use crate::parallel::{CostModel, PlacedLayer, Placement};
 use crate::schedules::ScheduleKind;
 use crate::times::{LayerKind, LayerTimes, PhaseTimes, StepTimes, TailTimes};
-use crate::workload::{LayerContext, LayerKernels, OpSource, dispatch_token_bytes};
+use crate::workload::{LayerContext, LayerKernels, OpSource, Recorded, dispatch_token_bytes};
 
 /// Times everything from op records, data-sheet figures and [`Constants`].
 #[derive(Clone)]
 pub struct FirstPrinciples {
     /// Fitted constants.
     pub constants: Constants,
+    measured: Arc<KernelTimes>,
     source: Arc<dyn OpSource>,
     known: Arc<Mutex<Vec<Known>>>,
 }
@@ -49,13 +50,59 @@ struct Busy {
 impl FirstPrinciples {
     /// Times of the ops that `source` records, with the constants in use.
     pub fn new(source: impl OpSource + 'static) -> FirstPrinciples {
-        let (source, known) = (Arc::new(source), Arc::default());
-        FirstPrinciples { constants: Constants::FITTED, source, known }
+        FirstPrinciples {
+            constants: Constants::FITTED,
+            measured: Arc::default(),
+            source: Arc::new(source),
+            known: Arc::default(),
+        }
     }
 
     /// The same with other constants.
     pub fn with_constants(self, constants: Constants) -> FirstPrinciples {
         FirstPrinciples { constants, ..self }
+    }
+
+    /// The same with measured times of some kernels.
+    pub fn with_measured(self, measured: KernelTimes) -> FirstPrinciples {
+        FirstPrinciples { measured: Arc::new(measured), ..self }
+    }
+
+    /// The kernels of the measured table that a scenario does not have.
+    ///
+    /// # Errors
+    /// Those of the source of records.
+    pub fn unknown_measured(&self, s: &Scenario) -> Result<Vec<(String, String)>, SimError> {
+        let kernels = self.kernels_of(&s.model, &FirstPrinciples::context(s))?;
+        Ok(self.measured.unknown(kernels.all().map(|(_, kernel)| kernel)))
+    }
+
+    /// Every kernel of a scenario's layers with its time beside communication: kind of layer,
+    /// kernel, seconds.
+    ///
+    /// # Errors
+    /// Those of the source of records.
+    pub fn kernel_times(&self, s: &Scenario) -> Result<Vec<(LayerKind, Kernel, f64)>, SimError> {
+        let kernels = self.kernels_of(&s.model, &FirstPrinciples::context(s))?;
+        let model = self.kernels(s, s.schedule.overlaps_pairs());
+        let timed = kernels.all().filter(|(_, k)| !matches!(k.work, Work::Collective { .. }));
+        Ok(timed.map(|(kind, k)| (kind, k.clone(), self.kernel_s(&model, k, s))).collect())
+    }
+
+    /// Seconds of one kernel without the gap to the next: measured, or the model's.
+    fn kernel_s(&self, model: &KernelModel, kernel: &Kernel, s: &Scenario) -> f64 {
+        let own = || (model.kernel(kernel, &s.what_if) - self.constants.gap_s).max(0.0);
+        self.measured.of(kernel).unwrap_or_else(own)
+    }
+
+    /// The op records that a scenario's layers are made of.
+    ///
+    /// # Errors
+    /// Those of the source of records.
+    pub fn op_records(&self, s: &Scenario) -> Result<Vec<OpRecord>, SimError> {
+        let recorded = Recorded::ask(&*self.source, &s.model, &FirstPrinciples::context(s))?;
+        let numbered = recorded.records().iter().enumerate();
+        Ok(numbered.map(|(i, r)| OpRecord { seq: i as u64, ..r.clone() }).collect())
     }
 
     /// The layer context of a scenario with balanced experts.
@@ -197,7 +244,10 @@ impl FirstPrinciples {
                 busy.collectives_s += self.blocking(s, op, *group, *bytes);
                 continue;
             }
-            let seconds = kernels.kernel(kernel, &s.what_if);
+            let seconds = match self.measured.of(kernel) {
+                Some(measured) => self.constants.gap_s + measured,
+                None => kernels.kernel(kernel, &s.what_if),
+            };
             busy.seconds += seconds;
             busy.bytes += kernel.bytes;
             busy.routed_s += if kernel.routed { seconds } else { 0.0 };

@@ -9,9 +9,10 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::error::SimError;
-use crate::parallel::Placement;
+use crate::parallel::{PlacedLayer, Placement};
 use crate::times::LayerKind;
 
 /// Load of experts. Balanced by default.
@@ -23,8 +24,7 @@ pub struct ExpertLoad {
     pub deviation: f64,
     /// Seed of the draws.
     pub seed: u64,
-    /// A routing trace instead of draws: JSON Lines `{"layer": 3, "micro_batch": 0, "tokens": [a
-    /// count an expert]}`.
+    /// File of a routing trace instead of draws, beside the scenario's file; see [`RoutingTrace`].
     /// Layers and micro-batches that it lacks take the next smaller ones that it has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
@@ -36,43 +36,143 @@ impl Default for ExpertLoad {
     }
 }
 
-/// One line of a routing trace.
+/// Tokens of every expert, from one of three kinds of files:
+///
+/// - JSON Lines, `{"layer": 3, "micro_batch": 0, "tokens": [a count an expert]}`;
+/// - the JSON Lines log of `fathom train`, whose lines of steps hold
+///   `"expert_load": [[layer, [a count an expert]], ...]`: a step is taken for a micro-batch;
+/// - a JSON list of lists of counts, one for each layer with routed experts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RoutingTrace {
+    file: String,
+    records: Vec<RoutingRecord>,
+    /// Whether layers are counted from the first with routed experts.
+    from_first_routed: bool,
+}
+
+/// One layer and micro-batch of a routing trace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RoutingRecord {
     /// Transformer layer, from 0.
     pub layer: u64,
     /// Micro-batch, from 0.
+    #[serde(default)]
     pub micro_batch: u64,
     /// Tokens of every routed expert.
     pub tokens: Vec<u64>,
 }
 
-/// Reads a routing trace.
-pub fn read_trace(path: &Path) -> Result<Vec<RoutingRecord>, SimError> {
-    let text = std::fs::read_to_string(path).map_err(|e| SimError::io(path, e))?;
-    parse_trace(&path.display().to_string(), &text)
+/// A line of the training log, as far as it matters here.
+#[derive(Deserialize)]
+struct TrainingStep {
+    expert_load: Vec<(u64, Vec<u64>)>,
 }
 
-/// Parses a routing trace; `file` names it in errors.
-pub fn parse_trace(file: &str, text: &str) -> Result<Vec<RoutingRecord>, SimError> {
-    let mut records = Vec::new();
-    for (number, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
-        let record: RoutingRecord = serde_json::from_str(line).map_err(|e| {
-            SimError::input(
-                file,
-                format!("line {}: expected {{layer, micro_batch, tokens}}: {e}", number + 1),
-            )
-        })?;
-        if record.tokens.is_empty() || record.tokens.iter().all(|&t| t == 0) {
-            return Err(SimError::input(file, format!("line {}: no tokens", number + 1)));
+impl RoutingTrace {
+    /// Reads a routing trace.
+    ///
+    /// # Errors
+    /// [`SimError::Input`] with file and line.
+    pub fn read(path: &Path) -> Result<RoutingTrace, SimError> {
+        let text = std::fs::read_to_string(path).map_err(|e| SimError::io(path, e))?;
+        RoutingTrace::parse(&path.display().to_string(), &text)
+    }
+
+    /// The trace that `load` names, or none.
+    ///
+    /// # Errors
+    /// As [`RoutingTrace::read`].
+    pub fn of(load: &ExpertLoad) -> Result<RoutingTrace, SimError> {
+        load.trace
+            .as_ref()
+            .map_or(Ok(RoutingTrace::default()), |f| RoutingTrace::read(Path::new(f)))
+    }
+
+    /// Parses a routing trace; `file` names it in errors.
+    ///
+    /// # Errors
+    /// As [`RoutingTrace::read`].
+    pub fn parse(file: &str, text: &str) -> Result<RoutingTrace, SimError> {
+        let mut trace = RoutingTrace { file: file.to_owned(), ..RoutingTrace::default() };
+        if text.trim_start().starts_with('[') {
+            trace.from_first_routed = true;
+            let layers: Vec<Vec<u64>> = serde_json::from_str(text).map_err(|e| {
+                SimError::input(file, format!("expected a list of lists of token counts: {e}"))
+            })?;
+            for (layer, tokens) in (0..).zip(layers) {
+                let record = RoutingRecord { layer, micro_batch: 0, tokens };
+                trace.add(record, &format!("list {}", layer + 1))?;
+            }
+        } else {
+            trace.parse_lines(text)?;
         }
-        records.push(record);
+        if trace.records.is_empty() {
+            return Err(SimError::input(file, "no records"));
+        }
+        Ok(trace)
     }
-    if records.is_empty() {
-        return Err(SimError::input(file, "no records"));
+
+    fn parse_lines(&mut self, text: &str) -> Result<(), SimError> {
+        let mut steps = 0;
+        for (number, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+            let place = format!("line {}", number + 1);
+            let wrong = |e: &dyn std::fmt::Display| {
+                let message = format!("{place}: expected {{layer, micro_batch, tokens}}: {e}");
+                SimError::input(&self.file, message)
+            };
+            let value: Value = serde_json::from_str(line).map_err(|e| wrong(&e))?;
+            if value.get("expert_load").is_some() {
+                let step: TrainingStep = serde_json::from_value(value).map_err(|e| wrong(&e))?;
+                for (layer, tokens) in step.expert_load {
+                    self.add(RoutingRecord { layer, micro_batch: steps, tokens }, &place)?;
+                }
+                steps += 1;
+            } else if value.get("kind").is_none() {
+                let record = serde_json::from_value(value).map_err(|e| wrong(&e))?;
+                self.add(record, &place)?;
+            }
+        }
+        Ok(())
     }
-    Ok(records)
+
+    fn add(&mut self, record: RoutingRecord, place: &str) -> Result<(), SimError> {
+        let sum = record.tokens.iter().try_fold(0u64, |sum, &t| sum.checked_add(t));
+        if !sum.is_some_and(|sum| (1..1 << 53).contains(&sum)) {
+            let message = format!("{place}: expected between 1 and 2^53 tokens in all");
+            return Err(SimError::input(&self.file, message));
+        }
+        self.records.push(record);
+        Ok(())
+    }
+
+    /// Refuses a trace of a model with another number of experts.
+    ///
+    /// # Errors
+    /// [`SimError::Input`] naming the layer.
+    pub fn check(&self, experts: u64) -> Result<(), SimError> {
+        match self.records.iter().find(|r| r.tokens.len() as u64 != experts) {
+            None => Ok(()),
+            Some(r) => {
+                let (layer, found) = (r.layer, r.tokens.len());
+                let message =
+                    format!("layer {layer}: {found} experts, the model has {experts} routed ones");
+                Err(SimError::input(&self.file, message))
+            }
+        }
+    }
+
+    /// Whether nothing was traced.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// The record of `layer` and `mb`, or the next smaller ones that there are.
+    fn nearest(&self, layer: u64, mb: u64) -> Option<&RoutingRecord> {
+        let below = |r: &&RoutingRecord| r.layer <= layer && r.micro_batch <= mb;
+        let best = self.records.iter().filter(below).max_by_key(|r| (r.layer, r.micro_batch));
+        best.or(self.records.first())
+    }
 }
 
 /// Busiest rank over mean for experts laid out in order on `ep` ranks.
@@ -87,30 +187,28 @@ pub fn busiest_rank(tokens: &[u64], ep: usize) -> f64 {
 /// experts have load 1.
 pub fn table(
     load: &ExpertLoad,
-    records: &[RoutingRecord],
+    trace: &RoutingTrace,
     placement: &Placement,
     ep: usize,
     micro_batches: usize,
 ) -> Vec<Vec<f32>> {
-    if records.is_empty() && (load.deviation == 0.0 || ep < 2) {
+    if trace.is_empty() && (load.deviation == 0.0 || ep < 2) {
         return Vec::new();
     }
+    let routed = |l: &&PlacedLayer| l.kind == LayerKind::Moe;
+    let first = placement.stages.iter().flatten().filter(routed).map(|l| l.index).min();
+    let skipped = first.filter(|_| trace.from_first_routed).unwrap_or(0);
     let of = |kind: LayerKind, layer: u64, mb: usize| -> f32 {
         if !matches!(kind, LayerKind::Moe | LayerKind::Mtp) {
             return 1.0;
         }
-        match nearest_record(records, layer, mb as u64) {
+        match trace.nearest(layer.saturating_sub(skipped), mb as u64) {
             Some(record) => busiest_rank(&record.tokens, ep) as f32,
             None => drawn(load, ep, layer, mb as u64) as f32,
         }
     };
     let layers = placement.stages.iter().flatten();
     layers.map(|l| (0..micro_batches).map(|mb| of(l.kind, l.index, mb)).collect()).collect()
-}
-
-fn nearest_record(records: &[RoutingRecord], layer: u64, mb: u64) -> Option<&RoutingRecord> {
-    let below = |r: &&RoutingRecord| r.layer <= layer && r.micro_batch <= mb;
-    records.iter().filter(below).max_by_key(|r| (r.layer, r.micro_batch)).or(records.first())
 }
 
 /// The largest of `ep` independent draws from a normal distribution around 1, at least 1. One
@@ -223,8 +321,28 @@ mod tests {
     #[test]
     fn a_bad_trace_names_its_line() {
         let text = "{\"layer\":0,\"micro_batch\":0,\"tokens\":[1]}\n{\"layer\":0}\n";
-        let e = parse_trace("t.jsonl", text).unwrap_err().to_string();
-        assert!(e.starts_with("t.jsonl: line 2:") && e.contains("micro_batch"), "{e}");
-        assert!(parse_trace("t.jsonl", "").is_err());
+        let e = RoutingTrace::parse("t.jsonl", text).unwrap_err().to_string();
+        assert!(e.starts_with("t.jsonl: line 2:") && e.contains("tokens"), "{e}");
+        assert!(RoutingTrace::parse("t.jsonl", "").is_err());
+        let few = RoutingTrace::parse("t.json", "[[1, 2], [3, 4]]").unwrap();
+        let e = few.check(4).unwrap_err().to_string();
+        assert_eq!(e, "t.json: layer 0: 2 experts, the model has 4 routed ones");
+    }
+
+    /// The three kinds of files say the same of a model whose first layer is dense.
+    #[test]
+    fn three_formats_one_load() {
+        let lines = "{\"layer\":1,\"tokens\":[3,1]}\n{\"layer\":2,\"tokens\":[1,1]}\n";
+        let log = "{\"kind\":\"run\"}\n{\"kind\":\"step\",\"step\":1,\"expert_load\":[[1,[3,1]],[2,[1,1]]]}\n";
+        let layer = |kind, index| PlacedLayer { kind, index };
+        let stage =
+            vec![layer(LayerKind::Dense, 0), layer(LayerKind::Moe, 1), layer(LayerKind::Moe, 2)];
+        let placement = Placement { stages: vec![stage], ranks: 1 };
+        for text in [lines, log, "[[3, 1], [1, 1]]"] {
+            let trace = RoutingTrace::parse("t", text).unwrap();
+            trace.check(2).unwrap();
+            let table = table(&ExpertLoad::default(), &trace, &placement, 2, 1);
+            assert_eq!(table, [[1.0], [1.5], [1.0]], "{text}");
+        }
     }
 }

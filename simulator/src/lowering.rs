@@ -3,8 +3,8 @@
 //! The sizes are the record's; nothing is added that the op does not ask for. Three things differ
 //! between an op and its kernels:
 //!
-//! - An exchange (`dispatch`, `combine`) leaves the network's part to [`crate::network`]; the rows it
-//!   moves inside the GPU (permutation, mapping) are kernels of the experts' half.
+//! - An exchange (`dispatch`, `combine`) leaves the network's part to [`crate::network`]; the rows
+//!   it moves inside the GPU (permutation, mapping) are kernels of the experts' half.
 //! - Some ops are several kernels: the router's selection, attention's preparation in the backward,
 //!   the head's three products.
 //! - Operands of weight gradients are cast where their values are at hand: with the input-backward.

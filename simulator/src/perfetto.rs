@@ -173,7 +173,7 @@ mod tests {
             "training.global_batch=4096".into(),
         ];
         let s = Scenario::preset("deepseek-v3-h800-2048", &set).unwrap();
-        let sim = simulate(&s, &FirstPrinciples::new(ModelCode), Detail::Parts, None).unwrap();
+        let sim = simulate(&s, &FirstPrinciples::new(ModelCode), Detail::Parts).unwrap();
         let mut bytes = Vec::new();
         write(&sim, &mut bytes).unwrap();
         let trace: serde_json::Value = serde_json::from_slice(&bytes).unwrap();

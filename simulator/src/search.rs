@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Parallel, Recompute, Scenario};
 use crate::error::SimError;
 use crate::events::{Detail, StepOutcome, play};
-use crate::load;
+use crate::load::{self, RoutingTrace};
 use crate::memory::{memory, standing};
 use crate::parallel::{CostModel, LayerTable, Placement, check, place, schedule, schedule_shape};
 use crate::schedules::{Schedule, ScheduleKind, Shape};
@@ -147,6 +147,8 @@ pub fn search(
             "none of the {illegal} combinations is legal; {reason}"
         )));
     }
+    let routing = RoutingTrace::of(&base.expert_load)?;
+    routing.check(base.model.moe.map_or(0, |m| m.n_routed_experts))?;
     let (tables, keys) = tables(&legal, model)?;
     let limit = match base.search.memory_limit_gb {
         gb if gb > 0.0 => gb * 1e9,
@@ -172,8 +174,8 @@ pub fn search(
     // Batches of a fixed size: what is pruned does not depend on the number of threads.
     for (batch, chunk) in candidates.chunks(BATCH).enumerate() {
         let front = &found.front;
-        let judge =
-            |c: &Candidate| judge(c, &tables, model, limit, prune.then_some(front.as_slice()));
+        let times = Times { tables: &tables, model, routing: &routing };
+        let judge = |c: &Candidate| judge(c, times, limit, prune.then_some(front.as_slice()));
         let verdicts: Vec<Verdict> = chunk.par_iter().map(judge).collect();
         for verdict in verdicts {
             match verdict {
@@ -193,6 +195,14 @@ pub fn search(
 }
 
 const BATCH: usize = 32;
+
+/// What all candidates are timed with.
+#[derive(Clone, Copy)]
+struct Times<'a> {
+    tables: &'a [LayerTable],
+    model: &'a dyn CostModel,
+    routing: &'a RoutingTrace,
+}
 
 enum Verdict {
     TooLarge,
@@ -331,13 +341,7 @@ fn rank_bound(
 
 /// Prunes or simulates one candidate; without a `front` only what does not fit is left out, after
 /// the simulation.
-fn judge(
-    c: &Candidate,
-    tables: &[LayerTable],
-    model: &dyn CostModel,
-    limit: f64,
-    front: Option<&[Layout]>,
-) -> Verdict {
+fn judge(c: &Candidate, with: Times<'_>, limit: f64, front: Option<&[Layout]>) -> Verdict {
     let s = &c.scenario;
     let bound = Objectives {
         tokens_per_day: s.tokens_per_step() / c.step_bound_s * 86400.0,
@@ -361,10 +365,12 @@ fn judge(
     if front.is_some_and(|f| f.iter().any(|l| beats(l, &bound))) {
         return Verdict::Dominated;
     }
-    let mut times =
-        StepTimes { stages: tables[c.table].stages(&c.placement), ..model.frame(s, &c.placement) };
+    let mut times = StepTimes {
+        stages: with.tables[c.table].stages(&c.placement),
+        ..with.model.frame(s, &c.placement)
+    };
     let (ep, mbs) = (s.parallel.ep as usize, s.micro_batches() as usize);
-    times.expert_load = load::table(&s.expert_load, &[], &c.placement, ep, mbs);
+    times.expert_load = load::table(&s.expert_load, with.routing, &c.placement, ep, mbs);
     let outcome =
         play(&schedule, &times, Detail::Totals).expect("the project's schedules are executable");
     if bytes > limit {
@@ -465,9 +471,11 @@ mod tests {
         let model = FirstPrinciples::new(ModelCode);
         let (legal, _) = combinations(&small(&[]));
         let (tables, keys) = tables(&legal, &model).unwrap();
+        let routing = RoutingTrace::default();
+        let times = Times { tables: &tables, model: &model, routing: &routing };
         for s in legal.into_iter().step_by(7) {
             let c = candidate(s, &tables, &keys, &model).unwrap();
-            let Verdict::Simulated(layout) = judge(&c, &tables, &model, f64::INFINITY, None) else {
+            let Verdict::Simulated(layout) = judge(&c, times, f64::INFINITY, None) else {
                 panic!()
             };
             assert!(layout.step_time_s >= c.step_bound_s * (1.0 - 1e-12), "{layout:?}");

@@ -1,6 +1,5 @@
 //! A training step from a scenario: place, cost, schedule, play, and say what it means.
 
-use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -9,7 +8,7 @@ use crate::config::Scenario;
 use crate::cost::{Cost, cost};
 use crate::error::SimError;
 use crate::events::{AllToAll, Breakdown, Detail, StepOutcome, play};
-use crate::load;
+use crate::load::{self, RoutingTrace};
 use crate::memory::{Memory, memory};
 use crate::parallel::{CostModel, LayerTable, Placement, check, place, schedule};
 use crate::reliability::{Goodput, goodput};
@@ -73,20 +72,18 @@ pub struct Simulation {
     pub report: StepReport,
 }
 
-/// Simulates a step of `scenario` with the times of `model`. A routing trace is read relative to
-/// `folder`.
+/// Simulates a step of `scenario` with the times of `model`.
 pub fn simulate(
     scenario: &Scenario,
     model: &dyn CostModel,
     detail: Detail,
-    folder: Option<&Path>,
 ) -> Result<Simulation, SimError> {
     let start = Instant::now();
     check(scenario)?;
     let schedule = schedule(scenario)?;
     let (placement, mut times) = place_and_time(scenario, model)?;
     if times.expert_load.is_empty() {
-        times.expert_load = expert_load(scenario, &placement, folder)?;
+        times.expert_load = expert_load(scenario, &placement)?;
     }
     check_times(&times)?;
     let outcome = play(&schedule, &times, detail).expect("the project's schedules are executable");
@@ -131,17 +128,11 @@ fn check_times(times: &StepTimes) -> Result<(), SimError> {
     }
 }
 
-fn expert_load(
-    s: &Scenario,
-    p: &Placement,
-    folder: Option<&Path>,
-) -> Result<Vec<Vec<f32>>, SimError> {
-    let records = match &s.expert_load.trace {
-        Some(file) => load::read_trace(&folder.unwrap_or(Path::new(".")).join(file))?,
-        None => Vec::new(),
-    };
+fn expert_load(s: &Scenario, p: &Placement) -> Result<Vec<Vec<f32>>, SimError> {
+    let trace = RoutingTrace::of(&s.expert_load)?;
+    trace.check(s.model.moe.map_or(0, |m| m.n_routed_experts))?;
     let (ep, micro_batches) = (s.parallel.ep as usize, s.micro_batches() as usize);
-    Ok(load::table(&s.expert_load, &records, p, ep, micro_batches))
+    Ok(load::table(&s.expert_load, &trace, p, ep, micro_batches))
 }
 
 /// The numbers of a step that was played; `wall_s` is left 0.
@@ -231,7 +222,7 @@ pub fn whole_run(
                     ramp.fallback_schedule.name()
                 ));
             }
-            let step = simulate(&small, model, Detail::Totals, None)?.report;
+            let step = simulate(&small, model, Detail::Totals)?.report;
             run.ramp_gpu_hours +=
                 hours(ramp_tokens / RAMP_POINTS as f64, step.tokens_per_s_per_gpu);
         }
@@ -252,7 +243,7 @@ mod tests {
     fn run(name: &str, set: &[&str]) -> Simulation {
         let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
         let scenario = Scenario::preset(name, &set).unwrap();
-        simulate(&scenario, &FirstPrinciples::new(ModelCode), Detail::Instructions, None).unwrap()
+        simulate(&scenario, &FirstPrinciples::new(ModelCode), Detail::Instructions).unwrap()
     }
 
     #[test]

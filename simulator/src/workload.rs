@@ -1,10 +1,11 @@
 //! The workload: what a step consists of, as op records of the model's own code.
 //!
-//! A layer's ops come from an [`OpSource`]: the model run on the recording backend, or a file that it
-//! wrote. The source is asked for a model of one layer of every kind, once for a layout, and what it
-//! records becomes the kernels of every kind of layer ([`LayerKernels`], by [`crate::lowering`]).
-//! Nothing here invents an op; what the model's code does not lay out (context parallelism, sequence
-//! parallelism beside tensor parallelism) is put on top and said so in place.
+//! A layer's ops come from an [`OpSource`]: the model run on the recording backend, or a file that
+//! it wrote. The source is asked for a model of one layer of every kind, once for a layout, and
+//! what it records becomes the kernels of every kind of layer ([`LayerKernels`], by
+//! [`crate::lowering`]). Nothing here invents an op; what the model's code does not lay out
+//! (context parallelism, sequence parallelism beside tensor parallelism) is put on top and said so
+//! in place.
 
 use std::path::{Path, PathBuf};
 
@@ -141,10 +142,15 @@ pub trait OpSource: Send + Sync {
     /// # Errors
     /// [`SimError::Layout`] where the model cannot be laid out so, [`SimError::Input`] for a file.
     fn record(&self, question: &Question) -> Result<Vec<OpRecord>, SimError>;
+
+    /// Whether there is but one answer, whatever the question's tensor parallelism.
+    fn is_fixed(&self) -> bool {
+        false
+    }
 }
 
-/// Records of a file: one rank, as `fathom simulate --write-op-trace` or the recording backend writes
-/// them.
+/// Records of a file: one rank, as `fathom simulate --write-op-trace` or the recording backend
+/// writes them.
 #[derive(Debug, Clone)]
 pub struct OpTrace {
     file: PathBuf,
@@ -174,6 +180,10 @@ fn is_routing(record: &OpRecord) -> bool {
 }
 
 impl OpSource for OpTrace {
+    fn is_fixed(&self) -> bool {
+        true
+    }
+
     /// The first layer of every kind that the file has, numbered as in the question.
     fn record(&self, q: &Question) -> Result<Vec<OpRecord>, SimError> {
         let refuse = |message: String| SimError::input(self.file.display(), message);
@@ -234,6 +244,11 @@ impl LayerKernels {
         self.kinds.iter().find(|(k, _)| *k == kind).map_or(&[], |(_, kernels)| kernels)
     }
 
+    /// Every kernel with the kind of its layer.
+    pub fn all(&self) -> impl Iterator<Item = (LayerKind, &Kernel)> {
+        self.kinds.iter().flat_map(|(kind, kernels)| kernels.iter().map(|k| (*kind, k)))
+    }
+
     /// Asks `source` and lowers what it records.
     ///
     /// # Errors
@@ -286,8 +301,8 @@ fn cut(model: &Model) -> Model {
 impl Recorded {
     /// Asks `source` for the layers of `model`.
     ///
-    /// Attention and dense FFN are recorded with the context's tensor parallelism; the routed half of
-    /// a MoE layer runs on each rank's own part of the sequence, its experts uncut. A rank of a
+    /// Attention and dense FFN are recorded with the context's tensor parallelism; the routed half
+    /// of a MoE layer runs on each rank's own part of the sequence, its experts uncut. A rank of a
     /// context-parallel group has its part of every sequence.
     ///
     /// # Errors
@@ -320,7 +335,7 @@ impl Recorded {
         let mut add = |load: f64, phases: &[Phase]| -> Result<(), SimError> {
             let of = |r: &OpRecord| phases.contains(&r.phase);
             let all = ask(ctx.tp, own, load)?;
-            if ctx.tp > 1 && small.moe.is_some() {
+            if ctx.tp > 1 && small.moe.is_some() && !source.is_fixed() {
                 records.extend(all.into_iter().filter(|r| of(r) && !routed(r)));
                 let part = ask(1, part, load)?;
                 records.extend(part.into_iter().filter(|r| of(r) && routed(r)));

@@ -34,8 +34,7 @@ fn rounded(value: Value) -> Value {
 fn numbers_of_the_presets() {
     for (name, _) in SCENARIOS {
         let scenario = Scenario::preset(name, &[]).unwrap();
-        let sim =
-            simulate(&scenario, &FirstPrinciples::new(ModelCode), Detail::Totals, None).unwrap();
+        let sim = simulate(&scenario, &FirstPrinciples::new(ModelCode), Detail::Totals).unwrap();
         let mut report = serde_json::to_value(&sim.report).unwrap();
         report["wall_s"] = "redacted".into();
         insta::assert_json_snapshot!(format!("preset-{name}"), rounded(report));
@@ -44,7 +43,7 @@ fn numbers_of_the_presets() {
 
 fn step_s(scenario: &Scenario) -> f64 {
     let model = FirstPrinciples::new(ModelCode);
-    simulate(scenario, &model, Detail::Totals, None).unwrap().report.step_time_s
+    simulate(scenario, &model, Detail::Totals).unwrap().report.step_time_s
 }
 
 /// Rates are better when higher, latencies when lower.

@@ -6,7 +6,8 @@ mod model_code;
 use fathom_simulator::config::{SCENARIOS, Scenario, Source};
 use fathom_simulator::events::Detail;
 use fathom_simulator::first_principles::FirstPrinciples;
-use fathom_simulator::load::parse_trace;
+use fathom_simulator::kernel_time::KernelTimes;
+use fathom_simulator::load::RoutingTrace;
 use fathom_simulator::step::simulate;
 use model_code::ModelCode;
 use proptest::prelude::*;
@@ -37,7 +38,7 @@ proptest! {
         match Scenario::from_toml(&source, &[]) {
             // What reads is simulated or refused with a reason; huge pipelines only cost time.
             Ok(s) if s.micro_batches() <= 4096 => {
-                if let Err(e) = simulate(&s, &FirstPrinciples::new(ModelCode), Detail::Totals, None) {
+                if let Err(e) = simulate(&s, &FirstPrinciples::new(ModelCode), Detail::Totals) {
                     prop_assert!(e.to_string().starts_with("illegal layout: "), "{e}");
                 }
             }
@@ -67,7 +68,7 @@ proptest! {
         if s.micro_batches() > 4096 {
             return Ok(());
         }
-        match simulate(&s, &FirstPrinciples::new(ModelCode), Detail::Totals, None) {
+        match simulate(&s, &FirstPrinciples::new(ModelCode), Detail::Totals) {
             Ok(sim) => prop_assert!(sim.report.step_time_s.is_finite(), "{key}={value}"),
             Err(e) => prop_assert!(e.to_string().starts_with("illegal layout: "), "{e}"),
         }
@@ -77,8 +78,18 @@ proptest! {
     fn damaged_routing_traces_are_read_or_refused(at in 0usize..200, len in 0usize..20, how in 0u8..3, with in ".{0,8}") {
         let text = "{\"layer\":3,\"micro_batch\":0,\"tokens\":[5,7,1,0]}\n{\"layer\":4,\"micro_batch\":0,\"tokens\":[5,7,1,2]}\n";
         let text = damaged(text, at, len, how, &with);
-        if let Err(e) = parse_trace("damaged.jsonl", &text) {
+        if let Err(e) = RoutingTrace::parse("damaged.jsonl", &text) {
             prop_assert!(e.to_string().starts_with("damaged.jsonl: "), "{e}");
+        }
+    }
+
+    #[test]
+    fn damaged_tables_of_times_are_read_or_refused(at in 0usize..80, len in 0usize..20, how in 0u8..3, with in ".{0,8}") {
+        let text = damaged("op,shape,mean_us\ngemm_fp8,4096x2112x7168,99.5\nrope,bf16 4096x24576,61\n", at, len, how, &with);
+        for read in [KernelTimes::from_csv, KernelTimes::from_json] {
+            if let Err(e) = read("damaged.csv", &text) {
+                prop_assert!(e.to_string().starts_with("damaged.csv: "), "{e}");
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::output::{self, Outcome};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   fathom simulate gemm --m 4096 --n 7168 --k 16384
+  fathom simulate gemm --library deep-gemm --m 4096 --n 2112 --k 7168
   fathom simulate gemm --groups 8192,8192,8192,8192 --n 4096 --k 7168 --sms 112 --contended
   fathom simulate gemm --gpu a100 --kind bf16 --m 4096 --n 4096 --k 4096 --json
 
@@ -35,6 +36,9 @@ pub struct Args {
     /// Operands and result
     #[arg(long, value_enum, default_value = "fp8-one-two")]
     kind: Kind,
+    /// How tiles are chosen and promoted; DeepGEMM is fp8-one-two only
+    #[arg(long, value_enum, default_value = "best", conflicts_with = "block_n")]
+    library: Library,
     /// Tile width; the best one where absent
     #[arg(long, value_parser = clap::value_parser!(u64).range(8..=512))]
     block_n: Option<u64>,
@@ -62,6 +66,14 @@ enum Kind {
     Bf16,
     /// BF16, accumulated in FP32
     Bf16Accumulate,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Library {
+    /// The best tile width for the profiled kernels
+    Best,
+    /// DeepGEMM, March 2025
+    DeepGemm,
 }
 
 impl Kind {
@@ -92,7 +104,12 @@ pub fn run(args: &Args) -> output::Result {
     if kind.operand_bytes() == 1.0 && gpu.fp8_flops == 0.0 {
         return Err(format!("{} has no FP8 tensor cores: use --kind bf16", gpu.name).into());
     }
+    let deep = args.library == Library::DeepGemm;
+    if deep && kind != GemmKind::Fp8OneTwo {
+        return Err("--library deep-gemm multiplies --kind fp8-one-two only".into());
+    }
     let t = match args.block_n {
+        _ if deep => model.deep_gemm(&shape),
         Some(block_n) => model.gemm_with_block(&shape, kind, block_n),
         None => model.gemm_best_block(&shape, kind),
     };

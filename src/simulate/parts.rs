@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use fathom_conformance::workload::ModelCode;
 use fathom_simulator::SimError;
-use fathom_simulator::config::WhatIf;
+use fathom_simulator::config::{Scenario, WhatIf};
 use fathom_simulator::first_principles::FirstPrinciples;
 use fathom_simulator::hardware::{self, model::Model};
-use fathom_simulator::kernel_time::Constants;
+use fathom_simulator::kernel_time::{Constants, KernelTimes};
 use fathom_simulator::workload::OpTrace;
 
 /// The model of a preset, or of a Hugging Face configuration where `config` is given.
@@ -41,6 +41,9 @@ pub struct CostArgs {
     /// Ops of a step as a backend recorded them (JSON Lines), instead of the model's own code
     #[arg(long, value_name = "FILE.jsonl")]
     op_trace: Option<PathBuf>,
+    /// Measured kernels (CSV or JSON: op, shape, mean_us) instead of the model's times
+    #[arg(long, value_name = "FILE")]
+    kernel_times: Option<PathBuf>,
 }
 
 impl CostArgs {
@@ -50,9 +53,26 @@ impl CostArgs {
             None => FirstPrinciples::new(ModelCode),
             Some(path) => FirstPrinciples::new(OpTrace::read(path)?),
         };
-        Ok(match &self.constants {
+        let model = match &self.constants {
             None => model,
             Some(path) => model.with_constants(Constants::read(path)?),
+        };
+        Ok(match &self.kernel_times {
+            None => model,
+            Some(path) => model.with_measured(KernelTimes::read(path)?),
         })
+    }
+
+    /// Says on stderr which kernels of a measured table the scenario does not have.
+    pub fn warn_of_unused(&self, model: &FirstPrinciples, s: &Scenario) -> Result<(), SimError> {
+        let Some(file) = &self.kernel_times else { return Ok(()) };
+        let unknown = model.unknown_measured(s)?;
+        for (op, shape) in unknown.iter().take(5) {
+            eprintln!("{}: no kernel '{op}' of '{shape}' in this scenario", file.display());
+        }
+        if unknown.len() > 5 {
+            eprintln!("{}: and {} more", file.display(), unknown.len() - 5);
+        }
+        Ok(())
     }
 }

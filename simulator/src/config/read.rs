@@ -57,12 +57,18 @@ pub(super) fn scenario(source: &Source<'_>, set: &[String]) -> Result<Scenario, 
         apply(&mut table, assignment)?;
     }
     let table = resolve(source, table)?;
-    serde_path_to_error::deserialize(Value::Table(table)).map_err(|e| {
+    let read = serde_path_to_error::deserialize(Value::Table(table));
+    let mut scenario: Scenario = read.map_err(|e| {
         let path = e.path().to_string();
         let message = e.inner().message().trim().to_owned();
         let key = offending_key(&path, &message);
         config_error(source, line_of_key(source.text, &key), &key, &explain(&message))
-    })
+    })?;
+    if let (Some(trace), Some(folder)) = (&mut scenario.expert_load.trace, source.folder) {
+        // Files that a scenario names lie beside it.
+        *trace = folder.join(&*trace).display().to_string();
+    }
+    Ok(scenario)
 }
 
 fn config_error(source: &Source<'_>, line: usize, key: &str, message: &str) -> SimError {

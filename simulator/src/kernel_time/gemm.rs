@@ -140,8 +140,7 @@ impl GemmShape {
 const BLOCK_M: u64 = 128;
 const BLOCK_K: u64 = 128;
 
-/// The tile widths that a library chooses from when it looks for the best one (DeepGEMM's list from
-/// 64 on).
+/// The tile widths that a library for BF16 chooses from.
 const LIBRARY_BLOCK_N: [u64; 11] = [64, 72, 80, 88, 96, 104, 112, 120, 128, 144, 160];
 
 /// Where the time of a GEMM goes; the parts do not overlap.
@@ -264,7 +263,136 @@ impl KernelModel {
     }
 }
 
+/// DeepGEMM as published in March 2025, the version that its table of rates was measured with
+/// (github.com/deepseek-ai/DeepGEMM, `jit_kernels/gemm.py` and `fp8_gemm.cuh` of 25 March 2025).
+pub mod deep_gemm {
+    /// SMs that the kernel may leave idle where fewer hold all waves.
+    pub const SPARE_SMS: u64 = 8;
+    /// Bytes that shared memory takes or gives a cycle.
+    pub const SHARED_BYTES_PER_CYCLE: f64 = 128.0;
+
+    /// Tile widths: 16 to 128 by 8, and two wider ones.
+    pub fn widths() -> impl Iterator<Item = u64> {
+        (16..=128).step_by(8).chain([144, 160])
+    }
+
+    /// How often the eight rows of 16 bytes of a matrix store fall on the same banks, for rows of
+    /// `block_n` BF16 elements.
+    pub fn bank_conflicts(block_n: u64) -> f64 {
+        let mut slots: Vec<u64> = (0..8).map(|row| row * 2 * block_n / 16 % 8).collect();
+        slots.sort_unstable();
+        slots.dedup();
+        8.0 / slots.len() as f64
+    }
+
+    /// Whether the place where the weight's scale changes inside a tile is known at compile time:
+    /// it has few positions.
+    pub fn scales_are_constant(block_n: u64) -> bool {
+        let (mut a, mut b) = (128, block_n);
+        while b > 0 {
+            (a, b) = (b, a % b);
+        }
+        128 / a <= 4
+    }
+}
+
+impl KernelModel {
+    /// Time of an FP8 GEMM (1x128 and 128x128 scales) by DeepGEMM: the tile width with the fewest
+    /// waves, then the fullest last wave; two groups of warps take turns, so that one promotes
+    /// while the other multiplies and the power limit remains; the output goes through shared
+    /// memory and is waited for.
+    pub fn deep_gemm(&self, shape: &GemmShape) -> GemmTime {
+        let kind = GemmKind::Fp8OneTwo;
+        let rows: u64 = shape.parts().map(|(m, _)| m.div_ceil(BLOCK_M)).sum();
+        let tiles = |block_n: u64| rows * shape.n.div_ceil(block_n);
+        let key = |&block_n: &u64| {
+            let tiles = tiles(block_n);
+            let last = if tiles == 0 { 0 } else { (tiles - 1) % self.sms + 1 };
+            (tiles.div_ceil(self.sms), self.sms - last, block_n)
+        };
+        let block_n = deep_gemm::widths().min_by_key(key).expect("the list is not empty");
+        let waves = tiles(block_n).div_ceil(self.sms);
+        let needed = tiles(block_n).div_ceil(waves.max(1));
+        let sms = needed.max(self.sms.saturating_sub(deep_gemm::SPARE_SMS));
+        let narrow = KernelModel { sms: sms.next_multiple_of(2).min(self.sms), ..self.clone() };
+        narrow.deep_gemm_tiles(shape, kind, block_n, waves as f64)
+    }
+
+    fn deep_gemm_tiles(
+        &self,
+        shape: &GemmShape,
+        kind: GemmKind,
+        block_n: u64,
+        waves: f64,
+    ) -> GemmTime {
+        let (c, clock) = (&self.constants, self.gpu.clock_hz);
+        let elements = (BLOCK_M * block_n) as f64;
+        let ideal_s = 2.0 * elements * BLOCK_K as f64 / (self.gpu.fp8_flops / self.gpu.sms as f64);
+        let power_s = ideal_s / self.gpu.fp8_achievable;
+        let mut mma_s = ideal_s / c.mma_efficiency;
+        let mut promotion_s = 0.0;
+        if !deep_gemm::scales_are_constant(block_n) && !self.no_promotion {
+            // The scale is selected for every element at run time: another issue slot each, and no
+            // room left under the other group's products.
+            promotion_s = (c.promotion_cycles + 1.0) * elements / 128.0 / clock;
+        }
+        mma_s = mma_s.max(power_s - promotion_s);
+        let out = kind.output_bytes() * elements;
+        let shared = out / deep_gemm::SHARED_BYTES_PER_CYCLE * deep_gemm::bank_conflicts(block_n);
+        let drain_s = out * self.sms as f64 / self.gpu.l2_bytes_per_s;
+        let tile_s = (c.tile_cycles + shared) / clock + drain_s;
+        let steps = waves * shape.k.div_ceil(BLOCK_K) as f64;
+        let busy = steps * (mma_s + promotion_s) + waves * tile_s;
+        let bound = shape.bytes(kind) / self.stream_bytes_per_s();
+        let slow = self.slowdown();
+        GemmTime {
+            seconds: c.ramp_s + slow * busy.max(bound),
+            mma_s: slow * steps * mma_s,
+            promotion_s: slow * steps * promotion_s,
+            epilogue_s: slow * waves * tile_s,
+            block_n,
+            waves,
+            memory_bound: bound > busy,
+        }
+    }
+}
+
 struct Step {
     mma_s: f64,
     promotion_s: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::WhatIf;
+    use crate::hardware;
+    use crate::kernel_time::Constants;
+
+    /// The configurations that the published rule gives for its table's shapes on 132 SMs, worked
+    /// out by hand: waves first, then the fullest last wave.
+    #[test]
+    fn deep_gemm_picks_its_tiles_by_waves() {
+        let gpu = hardware::gpu("h800").unwrap();
+        let model = KernelModel::alone(&gpu, Constants::FITTED, &WhatIf::default());
+        for (n, k, block_n, waves) in [
+            (2112, 7168, 144, 4.0),
+            (24576, 1536, 160, 38.0),
+            (32768, 512, 160, 50.0),
+            (7168, 16384, 160, 11.0),
+            (4096, 7168, 160, 7.0),
+        ] {
+            let t = model.deep_gemm(&GemmShape::new(4096, n, k));
+            assert_eq!((t.block_n, t.waves), (block_n, waves), "{n}x{k}");
+        }
+    }
+
+    #[test]
+    fn bank_conflicts_follow_the_row_width() {
+        assert_eq!(deep_gemm::bank_conflicts(128), 8.0);
+        assert_eq!(deep_gemm::bank_conflicts(160), 4.0);
+        assert_eq!(deep_gemm::bank_conflicts(144), 2.0);
+        assert_eq!(deep_gemm::bank_conflicts(88), 1.0);
+        assert!(deep_gemm::scales_are_constant(160) && !deep_gemm::scales_are_constant(144));
+    }
 }

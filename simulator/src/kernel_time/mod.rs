@@ -7,6 +7,7 @@
 mod attention;
 mod constants;
 mod gemm;
+mod measured;
 mod record;
 mod work;
 
@@ -18,6 +19,7 @@ use crate::hardware::cluster::Gpu;
 pub use attention::AttentionShape;
 pub use constants::Constants;
 pub use gemm::{GemmKind, GemmShape, GemmTime, GroupedBy};
+pub use measured::{KernelTimes, MeasuredKernel};
 pub use work::Work;
 
 /// How a memory-bound kernel touches memory; decides which share of the bandwidth it reaches.

@@ -159,7 +159,7 @@ mod tests {
         let set = ["name=\"</script><b>\"".to_string()];
         let s = Scenario::preset("deepseek-v3-h800-2048", &set).unwrap();
         let model = FirstPrinciples::new(ModelCode);
-        let sim = simulate(&s, &model, Detail::Instructions, None).unwrap();
+        let sim = simulate(&s, &model, Detail::Instructions).unwrap();
         let page = page(&sim, &model).unwrap();
         assert!(!page.contains(PLACEHOLDER));
         for outside in ["http://", "https://", "src=", "@import", "url("] {

@@ -62,8 +62,7 @@ pub const SWITCHES: [Switch; 8] = [
 
 /// Every slider by `factor` up and down, the largest effect first.
 pub fn inputs(base: &Scenario, model: &dyn CostModel, factor: f64) -> Result<Vec<Input>, SimError> {
-    let step =
-        |s: &Scenario| simulate(s, model, Detail::Totals, None).map(|sim| sim.report.step_time_s);
+    let step = |s: &Scenario| simulate(s, model, Detail::Totals).map(|sim| sim.report.step_time_s);
     let base_s = step(base)?;
     let mut inputs = Vec::new();
     for (key, field) in SLIDERS {
@@ -81,8 +80,7 @@ pub fn inputs(base: &Scenario, model: &dyn CostModel, factor: f64) -> Result<Vec
 
 /// Every wish granted by itself.
 pub fn wishes(base: &Scenario, model: &dyn CostModel) -> Result<Vec<Wish>, SimError> {
-    let step =
-        |s: &Scenario| simulate(s, model, Detail::Totals, None).map(|sim| sim.report.step_time_s);
+    let step = |s: &Scenario| simulate(s, model, Detail::Totals).map(|sim| sim.report.step_time_s);
     let base_s = step(base)?;
     let mut wishes = Vec::new();
     for (key, field) in SWITCHES {

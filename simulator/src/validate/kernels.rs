@@ -112,7 +112,6 @@ fn attention(model: &KernelModel) -> Vec<Row> {
 }
 
 fn deep_gemm(model: &KernelModel) -> Vec<Row> {
-    let kind = GemmKind::Fp8OneTwo;
     let mut rows = Vec::new();
     for (n, k, tflops) in [
         (2112, 7168, 1009.0),
@@ -123,21 +122,17 @@ fn deep_gemm(model: &KernelModel) -> Vec<Row> {
         (7168, 2048, 1168.0),
     ] {
         let shape = GemmShape::new(4096, n, k);
-        let t = model.gemm_best_block(&shape, kind);
+        let t = model.deep_gemm(&shape);
         let figure = format!("4096x{n}x{k} (tiles {} wide)", t.block_n);
         rows.push(Row::new(DEEPGEMM, figure, "TFLOPS", tflops, shape.flops() / t.seconds / 1e12));
     }
     for (n, k, tflops) in [(4096, 7168, 1346.0), (7168, 2048, 1214.0)] {
         let shape = GemmShape::grouped_m(vec![8192; 4], n, k);
-        let t = model.gemm_best_block(&shape, kind);
+        let t = model.deep_gemm(&shape);
         let figure = format!("4 groups of 8192x{n}x{k} (tiles {} wide)", t.block_n);
         rows.push(Row::new(DEEPGEMM, figure, "TFLOPS", tflops, shape.flops() / t.seconds / 1e12));
     }
-    let why = "fitted on the profile's older kernel; this one overlaps the output with the next tile and interleaves the promotion";
-    rows.into_iter()
-        .map(|r| r.goal(Role::Tested, 0.10))
-        .map(|r| if r.met { r } else { r.note(why) })
-        .collect()
+    rows.into_iter().map(|r| r.goal(Role::Tested, 0.10)).collect()
 }
 
 fn flash_mla(model: &KernelModel) -> Vec<Row> {
@@ -211,11 +206,20 @@ fn deep_ep(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
         {
             let ours = low_latency_s(&cluster, ep, 128 * v3.n_activated_experts, bytes) * 1e6;
             let row = Row::new(LATENCY, format!("EP{ep} {what}, 128 tokens"), "us", figure, ours);
-            rows.push(row.note("bytes and latency alone"));
+            rows.push(match ep {
+                8 => row.note("bytes and latency alone"),
+                _ => row.note(
+                    "bytes at the 40 GB/s a NIC that arXiv 2505.09343 counts for small messages",
+                ),
+            });
         }
     }
     Ok(rows)
 }
+
+/// Share of a NIC's bandwidth that messages of one token reach: 40 of 50 GB/s, the effective
+/// bandwidth with which arXiv 2505.09343, section 4.3, counts.
+const SMALL_MESSAGES: f64 = 0.8;
 
 /// Low-latency kernels send every copy on its own: over NVLink inside the node, over the NIC else,
 /// both at once.
@@ -230,6 +234,6 @@ fn low_latency_s(
     let inside = all * (per_node - 1.0) / ep as f64;
     let outside = all * (ep as f64 - per_node) / ep as f64;
     let up = inside / cluster.gpu.scale_up_usable_bytes_per_s();
-    let out = outside / cluster.nic_bytes_per_s_per_gpu();
+    let out = outside / (SMALL_MESSAGES * cluster.nic_bytes_per_s_per_gpu());
     up.max(out) + 2.0 * cluster.network.cross_leaf_latency_s
 }

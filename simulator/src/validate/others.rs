@@ -62,7 +62,7 @@ impl Public {
     }
 
     fn run(&self, cost: &FirstPrinciples, model: Option<Model>) -> Result<StepReport, SimError> {
-        Ok(simulate(&self.scenario(model)?, cost, Detail::Totals, None)?.report)
+        Ok(simulate(&self.scenario(model)?, cost, Detail::Totals)?.report)
     }
 }
 
