@@ -24,6 +24,11 @@ use clap::{Parser, Subcommand};
 
 use output::Outcome;
 
+/// Steps allocate and free the same large tensors again and again; the system's allocator gives
+/// their pages back each time and takes a page fault for every one of them later.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// DeepSeek-V3 as a reference: bit-exact on a CPU, on NVIDIA GPUs, and timed on clusters that do
 /// not exist yet.
 #[derive(Parser)]

@@ -10,9 +10,10 @@
 //!
 //! Layout of the work: K in blocks of `KC`; A and B of a block are packed into panels (`mr` rows,
 //! up to `nr` columns, K-major); the micro-kernels of `inorder_kernels` keep a tile of C in
-//! registers. Blocks of K continue the chain through memory, where an f32 loses nothing.
+//! registers. Blocks of K continue the chain through memory, where an f32 loses nothing. An operand
+//! that too few tiles would read again is not packed but read where it lies.
 
-use super::inorder_kernels::{Element, Tile};
+use super::inorder_kernels::{Element, Panel, Tile};
 use super::isa::Isa;
 use super::scratch::Scratch;
 use ndarray::{ArrayView2, ArrayViewMut2};
@@ -30,6 +31,10 @@ const KC: usize = 256;
 const MC: usize = 1024;
 /// Columns packed at a time: bounds the packed copy of B.
 const NC: usize = 3072;
+/// Up to this many columns of C, A is read in place: a packed copy would be read too few times.
+const A_IN_PLACE: usize = 512;
+/// Up to this many rows of C, B is read in place where its rows are contiguous.
+const B_IN_PLACE: usize = 256;
 /// Below this many multiply-adds a GEMM stays on the calling thread.
 const PARALLEL_FROM: usize = 1 << 21;
 
@@ -101,11 +106,19 @@ pub fn gemm_on<T: Element>(
         let cols = NC.min(n - n0);
         for k0 in (0..k).step_by(KC) {
             let depth = KC.min(k - k0);
-            let mut b_buffer = Scratch::of::<T>(depth * cols.next_multiple_of(kernel.lanes));
             let panels = Panels::new(cols, kernel.lanes, kernel.nr);
-            let b_packed = b_buffer.slice::<T>(depth * panels.width());
             let b_block = View::of(&b).offset(k0, n0).transposed();
-            pack(b_block, depth, &panels, b_packed, parallel);
+            let in_place =
+                m <= B_IN_PLACE && b_block.row_stride == 1 && cols.is_multiple_of(kernel.lanes);
+            let packed = if in_place { 0 } else { depth * panels.width() };
+            let mut b_buffer = Scratch::of::<T>(packed);
+            let b_packed = b_buffer.slice::<T>(packed);
+            let b_operand = if in_place {
+                Operand::InPlace(b_block)
+            } else {
+                pack(b_block, depth, &panels, b_packed, parallel);
+                Operand::Packed(b_packed)
+            };
             for m0 in (0..m).step_by(MC) {
                 let block = Block {
                     rows: MC.min(m - m0),
@@ -114,7 +127,8 @@ pub fn gemm_on<T: Element>(
                     last: k0 + depth == k,
                 };
                 let a_block = View::of(&a).offset(m0, k0);
-                multiply(&kernel, &block, a_block, &panels, b_packed, out.at(m0, n0), parallel);
+                let b = (&panels, &b_operand);
+                multiply(&kernel, &block, a_block, b, out.at(m0, n0), parallel);
             }
         }
     }
@@ -130,28 +144,61 @@ struct Block {
     last: bool,
 }
 
-/// Packs A's rows, then multiplies them with the packed B, tile by tile.
+/// One operand of a pass.
+enum Operand<'a, T> {
+    /// Panels, K-major.
+    Packed(&'a [T]),
+    /// Where it lies; every panel is whole.
+    InPlace(View<T>),
+}
+
+impl<T: Copy> Operand<'_, T> {
+    /// The panel that begins at row (or column) `start` and is `width` wide.
+    fn panel(&self, start: usize, width: usize, depth: usize) -> Panel<T> {
+        match self {
+            Operand::Packed(panels) => {
+                let data = panels[start * depth..][..width * depth].as_ptr();
+                Panel { data, stride: 1, step: width as isize }
+            }
+            Operand::InPlace(view) => {
+                let View { data, row_stride, col_stride } = view.offset(start, 0);
+                Panel { data, stride: row_stride, step: col_stride }
+            }
+        }
+    }
+}
+
+/// Multiplies A with the panels of B, tile by tile, packing A's rows where that pays.
 fn multiply<T: Element>(
     kernel: &Tile<T>,
     block: &Block,
     a: View<T>,
-    b_panels: &Panels,
-    b_packed: &[T],
+    (b_panels, b): (&Panels, &Operand<'_, T>),
     out: Output<T>,
     parallel: bool,
 ) {
-    let a_panels = Panels::new(block.rows, kernel.mr, kernel.mr);
-    let mut a_buffer = Scratch::of::<T>(block.depth * a_panels.width());
-    let a_packed = a_buffer.slice::<T>(block.depth * a_panels.width());
-    pack(a, block.depth, &a_panels, a_packed, parallel);
-    let a_packed = &*a_packed;
+    let (depth, mr) = (block.depth, kernel.mr);
+    // In place, a last panel that is not whole is packed by itself.
+    let in_place = b_panels.len <= A_IN_PLACE;
+    let whole = if in_place { block.rows - block.rows % mr } else { 0 };
+    let a_panels = Panels::new(block.rows, mr, mr);
+    let rest = Panels::new(block.rows - whole, mr, mr);
+    let packed = if rest.len == 0 { 0 } else { depth * rest.width() };
+    let mut a_buffer = Scratch::of::<T>(packed);
+    let a_packed = a_buffer.slice::<T>(packed);
+    pack(a.offset(whole, 0), depth, &rest, a_packed, parallel);
+    let (a_packed, a_in_place) = (Operand::Packed(a_packed), Operand::InPlace(a));
     let strip = |j: usize, from: usize, to: usize| {
         let (col, cols, width) = b_panels.get(j);
-        let b_panel = &b_packed[col * block.depth..][..width * block.depth];
+        let b = b.panel(col, width, depth);
         for i in from..to {
             let (row, rows, _) = a_panels.get(i);
-            let a_panel = &a_packed[row * block.depth..][..kernel.mr * block.depth];
-            tile(kernel, block, (a_panel, rows), (b_panel, cols, width), out.at(row, col));
+            let a = if row < whole {
+                a_in_place.panel(row, mr, depth)
+            } else {
+                a_packed.panel(row - whole, mr, depth)
+            };
+            tile(kernel, block, (a, rows), (b, cols, width), out.at(row, col));
         }
     };
     if parallel {
@@ -171,17 +218,16 @@ fn multiply<T: Element>(
 fn tile<T: Element>(
     kernel: &Tile<T>,
     block: &Block,
-    (a_panel, rows): (&[T], usize),
-    (b_panel, cols, width): (&[T], usize, usize),
+    (a, rows): (Panel<T>, usize),
+    (b, cols, width): (Panel<T>, usize, usize),
     out: Output<T>,
 ) {
     debug_assert!(rows <= kernel.mr && cols <= width && width <= kernel.nr);
-    let (a, b) = (a_panel.as_ptr(), b_panel.as_ptr());
     if rows == kernel.mr && cols == width && out.col_stride == 1 {
         let run = kernel.run[width / kernel.lanes - 1];
-        // SAFETY: the panels hold depth x mr and depth x width elements; the tile lies inside C
-        // with
-        // contiguous rows; the instruction set was found on this machine by the caller.
+        // SAFETY: the panels hold mr and width elements at each of `depth` steps; the tile lies
+        // inside C with contiguous rows; the instruction set was found on this machine by the
+        // caller.
         unsafe { run(block.depth, a, b, out.data, out.row_stride, block.first, block.last) };
         return;
     }

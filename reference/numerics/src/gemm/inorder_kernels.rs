@@ -6,11 +6,22 @@
 use super::inorder::{CANONICAL_NAN_F32, CANONICAL_NAN_F64};
 use super::isa::Isa;
 
+/// A panel of an operand, packed or in place: element i of step k lies at
+/// `data[i * stride + k * step]`. Elements of B are neighbours: its `stride` is 1.
+#[derive(Clone, Copy)]
+pub struct Panel<T> {
+    /// Element 0 of step 0.
+    pub data: *const T,
+    /// Elements from one row of A to the next.
+    pub stride: isize,
+    /// Elements from one step of K to the next.
+    pub step: isize,
+}
+
 /// `run(depth, a, b, c, row_stride, first, last)`: the tile at `c` (rows `row_stride` elements
-/// apart)
-/// continues, or with `first` starts from +0, the chain over `depth` steps of a packed panel of A
-/// (`depth` x mr) and one of B (`depth` x width); with `last` NaNs become canonical.
-pub type MicroKernel<T> = unsafe fn(usize, *const T, *const T, *mut T, isize, bool, bool);
+/// apart) continues, or with `first` starts from +0, the chain over `depth` steps of a panel of A
+/// (mr rows) and one of B; with `last` NaNs become canonical.
+pub type MicroKernel<T> = unsafe fn(usize, Panel<T>, Panel<T>, *mut T, isize, bool, bool);
 
 /// The micro-kernels of one type on one instruction set.
 pub struct Tile<T> {
@@ -43,7 +54,7 @@ macro_rules! micro_kernel {
         $(#[$attr])*
         #[allow(clippy::needless_range_loop)]
         unsafe fn $name<const NV: usize>(
-            depth: usize, a: *const $t, b: *const $t, c: *mut $t, stride: isize,
+            depth: usize, a: super::Panel<$t>, b: super::Panel<$t>, c: *mut $t, stride: isize,
             first: bool, last: bool,
         ) {
             let mut acc: [[$v; NV]; $mr] = [[$zero; NV]; $mr];
@@ -56,20 +67,20 @@ macro_rules! micro_kernel {
                         }
                     }
                 }
-                let (mut a, mut b) = (a, b);
+                let (mut pa, mut pb) = (a.data, b.data);
                 for _ in 0..depth {
                     let mut line: [$v; NV] = [$zero; NV];
                     for j in 0..NV {
-                        line[j] = $load(b.add(j * $lanes));
+                        line[j] = $load(pb.add(j * $lanes));
                     }
                     for i in 0..$mr {
-                        let x = $splat(a.add(i));
+                        let x = $splat(pa.offset(i as isize * a.stride));
                         for j in 0..NV {
                             acc[i][j] = $fma(x, line[j], acc[i][j]);
                         }
                     }
-                    a = a.add($mr);
-                    b = b.add(NV * $lanes);
+                    pa = pa.wrapping_offset(a.step);
+                    pb = pb.wrapping_offset(b.step);
                 }
                 for i in 0..$mr {
                     for j in 0..NV {
