@@ -18,7 +18,7 @@ const SEQUENCES: usize = 8;
 const LENGTH: usize = 128;
 
 fn config(name: &str) -> ModelConfig {
-    let path = format!("{}/models/{name}.json", env!("CARGO_MANIFEST_DIR"));
+    let path = format!("{}/models/{name}/config.json", env!("CARGO_MANIFEST_DIR"));
     ModelConfig::from_hf_file(path.as_ref()).unwrap()
 }
 

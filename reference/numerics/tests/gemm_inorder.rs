@@ -39,7 +39,7 @@ fn assert_bits(got: &Array2<f32>, want: &Array2<f32>, what: &str) {
     }
 }
 
-const SHAPES: [(usize, usize, usize); 14] = [
+const SHAPES: [(usize, usize, usize); 16] = [
     (1, 1, 1),
     (1, 17, 5),
     (3, 48, 2),
@@ -54,6 +54,8 @@ const SHAPES: [(usize, usize, usize); 14] = [
     (24, 200, 256),
     (160, 144, 128),
     (257, 130, 70),
+    (20, 576, 30),
+    (270, 528, 20),
 ];
 
 #[test]

@@ -267,6 +267,7 @@ impl MoeLayer {
         let hidden = self.gate_up.fprop(cx, &kept.x, counts)?;
         let op = Swiglu { out: cx.activation() };
         let act = cx.operand(&cx.backend.swiglu(&op, &hidden, Some(&kept.row_weights))?)?;
+        let act = cx.by_row(act)?;
         let y = self.down.fprop(cx, &act, counts)?;
         kept.hidden = Some(cx.keep_swiglu_input(&hidden)?);
         kept.act = (!cx.recipe.recompute_swiglu).then_some(act);
@@ -286,7 +287,7 @@ impl MoeLayer {
         let op = SwigluBackward { out: cx.activation() };
         let weights = Some(&kept.row_weights);
         let [dhidden, dweights] = cx.backend.swiglu_backward(&op, &dact, &hidden, weights)?;
-        let dx = self.gate_up.dgrad(cx, &cx.gradient(&dhidden)?, counts)?;
+        let dx = self.gate_up.dgrad(cx, &cx.by_row(cx.gradient(&dhidden)?)?, counts)?;
         let dhidden = Operand::Plain(dhidden);
         (kept.dy, kept.dhidden, kept.dweights) = (Some(dy), Some(dhidden), Some(dweights));
         Ok(dx)

@@ -1,8 +1,12 @@
 //! Activations, gradients and weights in the forms in which GEMMs read them and backwards keep
 //! them.
 
+use fathom_trace::DType;
+
+use crate::Tensor;
 use crate::backend::{Backend, Result};
 use crate::layers::Cx;
+use crate::ops::elementwise::GatherRows;
 use crate::ops::fp8::{Block, Dequantize, TransposeQuantize};
 use crate::ops::quantize::{BlockFormat, QuantizeBlock, QuantizeTile, ScaleType, TileFormat};
 use crate::precision::Mode;
@@ -96,6 +100,27 @@ impl<B: Backend> Cx<'_, B> {
         Ok(Operand::Codes(Codes { q, scale, columns, block, kind }))
     }
 
+    /// An operand whose rows experts share out: where several rows have one scale, each row gets it
+    /// for itself, since the rows of a block may go to different experts.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn by_row(&self, operand: Operand<B>) -> Result<Operand<B>> {
+        match operand {
+            Operand::Codes(codes @ Codes { block: [Some(2..), _], .. }) => {
+                let [block_rows, block_columns] = codes.block;
+                let block_rows = block_rows.expect("matched");
+                let rows = self.backend.shape(&codes.q)[0];
+                let ids: Vec<i32> = (0..rows).map(|row| (row / block_rows) as i32).collect();
+                let ids = self.backend.upload(Tensor::from_vec(&[rows], ids))?;
+                let op = GatherRows { out: DType::F32 };
+                let scale = self.backend.gather_rows(&op, &codes.scale, &ids)?;
+                Ok(Operand::Codes(Codes { scale, block: [Some(1), block_columns], ..codes }))
+            }
+            other => Ok(other),
+        }
+    }
+
     /// An activation as a GEMM operand.
     ///
     /// # Errors
@@ -116,7 +141,7 @@ impl<B: Backend> Cx<'_, B> {
             return Ok(Operand::Plain(x.clone()));
         }
         let block = self.recipe.fp8.activation_block;
-        self.cast(x, BlockFormat::E4m3, block, self.recipe.dispatch_scale)
+        self.by_row(self.cast(x, BlockFormat::E4m3, block, self.recipe.dispatch_scale)?)
     }
 
     /// A gradient as a GEMM operand.
@@ -140,7 +165,8 @@ impl<B: Backend> Cx<'_, B> {
             return Ok(Operand::Plain(dy.clone()));
         }
         let fp8 = &self.recipe.fp8;
-        self.cast(dy, fp8.gradient_format, fp8.gradient_block, self.recipe.dispatch_scale)
+        let (format, block) = (fp8.gradient_format, fp8.gradient_block);
+        self.by_row(self.cast(dy, format, block, self.recipe.dispatch_scale)?)
     }
 
     /// The attention's output as it is kept: E5M6 where the recipe says so.

@@ -34,7 +34,7 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, CowArray, Ix2, s};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::real::{FLOATS, Real, compute_dtype, in_real, maximum, tree_sum};
+use super::real::{FLOATS, Real, compute_dtype, in_real, maximum, tree_sum, tree_sum_rows};
 use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;
 
@@ -259,7 +259,7 @@ impl Attention {
                     R::exp_slice(p);
                     let mut alpha = [m[i] - top];
                     R::exp_slice(&mut alpha);
-                    l[i] = l[i] * alpha[0] + tree_sum(seen, |j| p[j]);
+                    l[i] = l[i] * alpha[0] + tree_sum_rows([&*p], |[p]| p);
                     m[i] = top;
                     o.row_mut(first + i).iter_mut().for_each(|o| *o *= alpha[0]);
                 }

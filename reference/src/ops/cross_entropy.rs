@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::gemm::{Gemm, Layout, product, product_into};
-use super::real::{FLOATS, Real, compute_dtype, in_real, maximum, tree_sum};
+use super::real::{FLOATS, Real, compute_dtype, in_real, maximum, tree_sum_rows};
 use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;
 
@@ -122,7 +122,7 @@ impl Op for CrossEntropy {
                     let m = z.iter().fold(R::NEG_INFINITY, |m, &z| maximum(m, z));
                     z.iter_mut().for_each(|z| *z -= m);
                     R::exp_slice(z);
-                    *lse = m + tree_sum(vocab, |i| z[i]).ln();
+                    *lse = m + tree_sum_rows([&*z], |[z]| z).ln();
                     *loss = own.map_or(R::ZERO, |own| *lse - own);
                 });
             }

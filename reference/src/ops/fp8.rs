@@ -325,6 +325,10 @@ impl Op for GroupedGemmFp8 {
             let message = format!("counts add up to more than the {rows} rows of a");
             return Err(OpError::Undefined { op: Self::NAME, message });
         }
+        if matches!(self.a_tile[0], Some(2..)) {
+            let message = "experts share out the rows of a: a_tile must be of 1 row or of all".into();
+            return Err(OpError::Undefined { op: Self::NAME, message });
+        }
         Ok(vec![rules::meta("d", self.out, &[rows, n])])
     }
 

@@ -283,6 +283,27 @@ pub fn tree_sum<R: Real>(n: usize, term: impl Fn(usize) -> R) -> R {
     R::add_lanes(&mut lanes)
 }
 
+/// [`tree_sum`] of a term of the elements of N rows of one length: in blocks whose bounds the
+/// compiler sees, so that it vectorises them.
+///
+/// # Panics
+/// Where a row is shorter than the first.
+pub fn tree_sum_rows<R: Real, const N: usize>(rows: [&[R]; N], term: impl Fn([R; N]) -> R) -> R {
+    let n = rows.first().map_or(0, |row| row.len());
+    let mut lanes = [R::ZERO; 16];
+    let whole = n - n % 16;
+    for base in (0..whole).step_by(16) {
+        let blocks = rows.map(|row| <&[R; 16]>::try_from(&row[base..base + 16]).expect("16"));
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += term(blocks.map(|block| block[lane]));
+        }
+    }
+    for i in whole..n {
+        lanes[i - whole] += term(rows.map(|row| row[i]));
+    }
+    R::add_lanes(&mut lanes)
+}
+
 #[cfg(test)]
 mod tests {
     use fathom_numerics::philox::Philox;
@@ -299,6 +320,7 @@ mod tests {
             let tree = RowTree::new(16, 16);
             assert_eq!(sum.to_bits(), tree.sum(&row[..n]).to_bits());
             assert_eq!(sum.to_bits(), tree.fold(n, |acc: f32, i| acc + row[i]).to_bits());
+            assert_eq!(sum.to_bits(), tree_sum_rows([&row[..n]], |[x]| x).to_bits());
         }
         assert_eq!(tree_sum(20, |_| f32::from_bits(0xFFC0_0001)).to_bits(), 0x7FFF_FFFF);
     }

@@ -13,7 +13,7 @@ use fathom_trace::{DType, TensorMeta};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::real::{FLOATS, Real, compute_dtype, in_real, tree_sum};
+use super::real::{FLOATS, Real, compute_dtype, in_real, tree_sum_rows};
 use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
 
@@ -95,7 +95,7 @@ impl Op for RmsNorm {
             let rows = xs.par_chunks(x.shape()[1]).with_min_len(64);
             rows.zip(y.par_chunks_mut(w)).zip(&mut rstd).for_each(|((x, y), rstd)| {
                 let x = &x[self.offset..self.offset + w];
-                let mean = tree_sum(w, |i| x[i] * x[i]) / R::from_f64(w as f64);
+                let mean = tree_sum_rows([x], |[x]| x * x) / R::from_f64(w as f64);
                 *rstd = R::ONE / (mean + R::from_f64(self.eps)).sqrt();
                 for ((y, &x), &weight) in y.iter_mut().zip(x).zip(&*weight) {
                     *y = (x * *rstd) * weight;
@@ -150,7 +150,9 @@ impl Op for RmsNormBackward {
                 let dy = &dy[row * w..][..w];
                 let x = &x[row * wide + self.offset..][..w];
                 let r = rstd[row];
-                let dot = tree_sum(w, |i| (dy[i] * weight[i]) * (x[i] * r));
+                let (dx, weight) = (&mut dx[..w], &weight[..w]);
+                let dot =
+                    tree_sum_rows([dy, weight, x], |[dy, weight, x]| (dy * weight) * (x * r));
                 let mean = dot / R::from_f64(w as f64);
                 for i in 0..w {
                     dx[i] = r * (dy[i] * weight[i] - (x[i] * r) * mean);

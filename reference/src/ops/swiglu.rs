@@ -11,7 +11,7 @@ use fathom_trace::{DType, TensorMeta};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::real::{FLOATS, Real, compute_dtype, in_real, tree_sum};
+use super::real::{FLOATS, Real, compute_dtype, in_real, tree_sum_rows};
 use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
 
@@ -120,7 +120,7 @@ impl Op for SwigluBackward {
                 dg.copy_from_slice(g);
                 R::sigmoid_slice(dg);
                 if weight.is_some() {
-                    *dweight = tree_sum(i, |c| dy[c] * ((g[c] * dg[c]) * u[c]));
+                    *dweight = tree_sum_rows([dy, g, dg, u], |[dy, g, z, u]| dy * ((g * z) * u));
                 }
                 for c in 0..i {
                     let (z, d) = (dg[c], dy[c] * w);
