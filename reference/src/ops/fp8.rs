@@ -326,7 +326,8 @@ impl Op for GroupedGemmFp8 {
             return Err(OpError::Undefined { op: Self::NAME, message });
         }
         if matches!(self.a_tile[0], Some(2..)) {
-            let message = "experts share out the rows of a: a_tile must be of 1 row or of all".into();
+            let message =
+                "experts share out the rows of a: a_tile must be of 1 row or of all".into();
             return Err(OpError::Undefined { op: Self::NAME, message });
         }
         Ok(vec![rules::meta("d", self.out, &[rows, n])])
