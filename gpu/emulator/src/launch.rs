@@ -134,6 +134,9 @@ pub fn launch_together(launches: &[Launch<'_>]) -> Result<Vec<LaunchReport>, Err
     crate::machine::run(launches, &grids)
 }
 
+/// What [`Error::Launch`] calls a cooperative launch whose CTAs are not all resident.
+pub const COOPERATIVE_GRID: &str = "cooperative grid";
+
 fn check(launch: &Launch<'_>) -> Result<(), Error> {
     let (function, config) = (launch.function, launch.config);
     let preset = function.module().device().preset().clone();
@@ -174,6 +177,15 @@ fn check(launch: &Launch<'_>) -> Result<(), Error> {
     if shared > preset.shared_bytes_per_block_optin {
         let expected = format!("at most {} bytes", preset.shared_bytes_per_block_optin);
         return fail("shared memory", expected, format!("{shared}"));
+    }
+    if config.cooperative {
+        let registers = attributes.registers.clamp(16, 255);
+        let most = preset.blocks_per_sm(threads as u32, registers, shared) * preset.sm_count;
+        let found: u64 = config.grid.iter().map(|&n| u64::from(n)).product();
+        if found > u64::from(most) {
+            let expected = format!("at most {most} CTAs, all resident");
+            return fail(COOPERATIVE_GRID, expected, format!("{found}"));
+        }
     }
     let bytes = function.param_bytes();
     if config.params.len() < bytes {

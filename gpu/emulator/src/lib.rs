@@ -41,7 +41,7 @@ mod tensormap;
 pub use device::{Checks, Device, Settings};
 pub use error::{Error, Finding, MemoryError, Ub, Unsupported};
 pub use fathom_trace::KernelRecord;
-pub use launch::{Launch, LaunchConfig, LaunchReport, Params, launch_together};
+pub use launch::{COOPERATIVE_GRID, Launch, LaunchConfig, LaunchReport, Params, launch_together};
 pub use memory::Memory;
 pub use module::{Attributes, Function, Module, Param, Symbol};
 pub use preset::Preset;

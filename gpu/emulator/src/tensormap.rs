@@ -125,6 +125,24 @@ impl TensorMap {
     /// Bytes of an encoded map.
     pub const BYTES: usize = 128;
 
+    /// The map that 128 zero bytes stand for, before `tensormap.replace` fills its fields.
+    pub(crate) fn blank() -> TensorMap {
+        TensorMap {
+            element: Element::U8,
+            rank: 1,
+            address: 0,
+            dims: [1; 5],
+            strides_bytes: [0; 4],
+            box_dims: [1; 5],
+            element_strides: [1; 5],
+            interleave: 0,
+            swizzle: 0,
+            l2_promotion: 0,
+            fill_nan: false,
+            mode: Mode::Tiled,
+        }
+    }
+
     /// Checks the rules and encodes.
     ///
     /// # Errors

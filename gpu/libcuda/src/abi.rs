@@ -44,6 +44,7 @@ results! {
     ERROR_ILLEGAL_INSTRUCTION = 715 "an illegal instruction was encountered",
     ERROR_MISALIGNED_ADDRESS = 716 "misaligned address",
     ERROR_LAUNCH_FAILED = 719 "unspecified launch failure",
+    ERROR_COOPERATIVE_LAUNCH_TOO_LARGE = 720 "too many blocks in cooperative launch",
     ERROR_NOT_SUPPORTED = 801 "operation not supported",
     ERROR_STREAM_CAPTURE_UNSUPPORTED = 900 "operation not permitted when stream is capturing",
     ERROR_ILLEGAL_STATE = 401 "the operation cannot be performed in the present state",

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use fathom_emulator::{
-    Checks, Device, Error, Finding, Function, KernelRecord, Launch, LaunchConfig, LaunchReport,
-    Module, Preset, Ub, launch_together,
+    COOPERATIVE_GRID, Checks, Device, Error, Finding, Function, KernelRecord, Launch, LaunchConfig,
+    LaunchReport, Module, Preset, Ub, launch_together,
 };
 use fathom_trace::jsonl;
 
@@ -293,6 +293,7 @@ impl Driver {
             self.save_summary();
             match error {
                 Error::Unsupported(_) => ERROR_NOT_SUPPORTED,
+                Error::Launch { what: COOPERATIVE_GRID, .. } => ERROR_COOPERATIVE_LAUNCH_TOO_LARGE,
                 Error::Launch { .. } => ERROR_INVALID_VALUE,
                 _ => ERROR_LAUNCH_FAILED,
             }

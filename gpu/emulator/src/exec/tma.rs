@@ -712,7 +712,12 @@ pub fn lower_map(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
             } else {
                 cx.read_global(lane, address, &mut bytes)?;
             }
-            let mut map = TensorMap::decode(&bytes).map_err(|e| {
+            // Maps made on the device begin as zeros.
+            let decoded = match bytes == [0; TensorMap::BYTES] {
+                true => Ok(TensorMap::blank()),
+                false => TensorMap::decode(&bytes),
+            };
+            let mut map = decoded.map_err(|e| {
                 cx.fail(Ub::BadDescriptor, Some(lane), Some(address), e.to_string())
             })?;
             replace(&mut map, field, ordinal, value);

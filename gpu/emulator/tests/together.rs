@@ -1,0 +1,111 @@
+//! CTAs, launches and devices that wait for one another, and what kernels say to the host.
+
+use fathom_emulator::{
+    COOPERATIVE_GRID, Checks, Device, Error, Launch, LaunchConfig, Module, Params, Preset,
+    Settings, launch_together,
+};
+
+fn module(device: &Device, before: &str, params: &str, body: &str) -> Module {
+    let text = format!(
+        ".version 8.5\n.target sm_90\n.address_size 64\n{before}\n.visible .entry k({params})\n{{\n\
+         .reg .pred %p<4>;\n.reg .b32 %r<8>;\n.reg .b64 %rd<8>;\n{body}\nret;\n}}\n"
+    );
+    Module::load(device, &text).unwrap_or_else(|e| panic!("{e}\n{text}"))
+}
+
+fn h800s(count: usize) -> Vec<Device> {
+    let devices = Device::peers(Preset::named("h800").unwrap(), count);
+    for device in &devices {
+        device.configure(Settings { checks: Checks::ALL, ..Settings::default() });
+    }
+    devices
+}
+
+/// Adds one to a counter in the first device's memory, waits until all have, and says so in its own.
+const RING: &str = "ld.param.u64 %rd0, [counter];\nld.param.u64 %rd1, [own];\n\
+    ld.param.u32 %r0, [n];\nred.release.sys.global.add.u32 [%rd0], 1;\nLOOP:\n\
+    ld.acquire.sys.global.u32 %r1, [%rd0];\nsetp.lt.u32 %p0, %r1, %r0;\n@%p0 bra LOOP;\n\
+    st.global.u32 [%rd1], %r1;";
+
+#[test]
+fn devices_that_wait_for_each_other() {
+    let devices = h800s(3);
+    let counter = devices[0].upload(&[0u32]).unwrap();
+    let mut kernels = Vec::new();
+    for device in &devices {
+        let params = ".param .u64 counter, .param .u64 own, .param .u32 n";
+        let kernel = module(device, "", params, RING).function("k").unwrap();
+        let own = device.upload(&[0u32]).unwrap();
+        let params = Params::new().with(counter).with(own).with(3u32).into_bytes();
+        kernels.push((kernel, LaunchConfig::new([1, 1, 1], [1, 1, 1], params), own));
+    }
+    let launches: Vec<Launch<'_>> =
+        kernels.iter().map(|(function, config, _)| Launch { function, config }).collect();
+    for report in launch_together(&launches).unwrap() {
+        assert_eq!(report.findings, []);
+    }
+    for (device, (_, _, own)) in devices.iter().zip(&kernels) {
+        assert_eq!(device.download::<u32>(*own, 1).unwrap(), [3]);
+    }
+}
+
+#[test]
+fn a_cooperative_grid_is_resident_as_a_whole() {
+    let device = h800s(1).remove(0);
+    let params = ".param .u64 counter, .param .u64 own, .param .u32 n";
+    let kernel = module(&device, "", params, RING).function("k").unwrap();
+    let buffers = device.upload(&[0u32; 2]).unwrap();
+    let run = |ctas: u32| {
+        device.write(buffers, &[0; 8]).unwrap();
+        let params = Params::new().with(buffers).with(buffers + 4).with(ctas).into_bytes();
+        let mut config = LaunchConfig::new([ctas, 1, 1], [1, 1, 1], params);
+        config.cooperative = true;
+        // Every CTA writes the same word: races are not what this is about.
+        device.configure(Settings { quantum: 50, ..Settings::default() });
+        device.launch(&kernel, &config)
+    };
+    assert_eq!(run(132 * 32).unwrap().findings, []);
+    assert_eq!(device.download::<u32>(buffers, 2).unwrap(), [132 * 32; 2]);
+    let error = run(132 * 32 + 1).unwrap_err();
+    assert!(matches!(error, Error::Launch { what: COOPERATIVE_GRID, .. }), "{error}");
+}
+
+#[test]
+fn the_order_of_turns_changes_no_result() {
+    // Each CTA adds to a counter with atomics and leaves its ticket: their set is the same.
+    let body = "ld.param.u64 %rd0, [p];\nmov.u32 %r0, %tid.x;\nmov.u32 %r1, %ctaid.x;\n\
+                atom.global.add.u32 %r2, [%rd0], 1;\nmad.wide.u32 %rd1, %r2, 4, %rd0;\n\
+                mad.lo.u32 %r3, %r1, 64, %r0;\nst.global.u32 [%rd1+4], %r3;";
+    let mut orders = Vec::new();
+    for seed in 0..4 {
+        let device = Device::new(Preset::named("h800").unwrap());
+        device.configure(Settings { schedule_seed: seed, quantum: 3, ..Settings::default() });
+        let kernel = module(&device, "", ".param .u64 p", body).function("k").unwrap();
+        let at = device.upload(&[0u32; 257]).unwrap();
+        let params = Params::new().with(at).into_bytes();
+        let config = LaunchConfig::new([4, 1, 1], [64, 1, 1], params);
+        device.launch(&kernel, &config).unwrap();
+        let mut tickets: Vec<u32> = device.download(at + 4, 256).unwrap();
+        orders.push(tickets.clone());
+        tickets.sort_unstable();
+        assert_eq!(tickets, (0..256).collect::<Vec<u32>>());
+    }
+    assert!(orders[1..].iter().any(|o| *o != orders[0]), "seeds permute");
+}
+
+#[test]
+fn what_kernels_print() {
+    let device = h800s(1).remove(0);
+    let before = ".extern .func (.param .b32 r) vprintf (.param .b64 f, .param .b64 a);\n\
+                  .global .align 1 .b8 text[10] = {37, 100, 32, 105, 115, 32, 37, 117, 10, 0};";
+    let body = ".local .align 8 .b8 list[8];\nmov.u64 %rd1, list;\nmov.u32 %r0, %tid.x;\n\
+                mul.lo.u32 %r1, %r0, %r0;\nneg.s32 %r2, %r0;\nst.local.u32 [%rd1], %r2;\n\
+                st.local.u32 [%rd1+4], %r1;\ncvta.local.u64 %rd2, %rd1;\nmov.u64 %rd3, text;\n\
+                cvta.global.u64 %rd4, %rd3;\n{\n.param .b64 f;\n.param .b64 a;\n.param .b32 r;\n\
+                st.param.b64 [f], %rd4;\nst.param.b64 [a], %rd2;\ncall (r), vprintf, (f, a);\n}";
+    let kernel = module(&device, before, "", body).function("k").unwrap();
+    let config = LaunchConfig::new([1, 1, 1], [4, 1, 1], Vec::new());
+    let report = device.launch(&kernel, &config).unwrap();
+    assert_eq!(report.findings, []);
+    assert_eq!(report.printed, "0 is 0\n-1 is 1\n-2 is 4\n-3 is 9\n");
+}
