@@ -10,6 +10,7 @@ use fathom_reference::train::{StepLog, TrainConfig, TrainError};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use crate::output::{self, Outcome};
+use crate::record::RecordArgs;
 
 /// Train a model: data, optimizer, checkpoints and logs in one folder
 #[derive(clap::Args)]
@@ -57,6 +58,8 @@ pub struct Args {
     /// Print one JSON document at the end, and nothing else, on stdout
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    record: RecordArgs,
 }
 
 /// Runs the command.
@@ -66,8 +69,11 @@ pub fn run(args: &Args) -> output::Result {
     let mut screen = Screen::new(args.json);
     let place = Place { out: args.out.clone(), resume: args.resume };
     let stopped = || stop.load(Ordering::Relaxed) > 0;
-    let result = run::run(config, Reference, &place, &stopped, &mut |event| screen.show(event));
+    let recording = args.record.open()?;
+    let backend = recording.wrap(Reference);
+    let result = run::run(config, backend, &place, &stopped, &mut |event| screen.show(event));
     screen.finish();
+    args.record.close(&recording)?;
     let summary = match result {
         Err(TrainError::Diverged(found)) => {
             eprintln!("error: {found}");

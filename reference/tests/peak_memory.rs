@@ -1,0 +1,64 @@
+//! The memory of a real training step, as the system counts it, against what `inspect` predicts.
+#![cfg(target_os = "linux")]
+
+use fathom_reference::backend::Reference;
+use fathom_reference::config::ModelConfig;
+use fathom_reference::inspect::{self, Policy};
+use fathom_reference::model::{Batch, Model, StepSettings};
+use fathom_reference::optim::{OptimConfig, Optimizer};
+use fathom_reference::precision::{Mode, Recipe};
+use fathom_trace::Parallel;
+
+/// Some ten million parameters: large beside the program and the allocator's slack.
+fn config() -> ModelConfig {
+    let mut config = ModelConfig::preset("small").unwrap();
+    (config.layers, config.vocab_size, config.hidden_size) = (3, 4096, 384);
+    config.intermediate_size = 1536;
+    config.moe.as_mut().unwrap().intermediate_size = 256;
+    config
+}
+
+/// The most memory that the process ever had, since the last call; Linux's proc(5).
+fn peak_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmHWM:")).unwrap();
+    let kilobytes: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+    1024 * kilobytes
+}
+
+fn train_one_step(mode: Mode, batch: &Batch) {
+    let config = config();
+    let model = Model::new(&config, Recipe::new(mode), Parallel::default(), 0).unwrap();
+    let backend = Reference;
+    let mut params = model.init(&backend, 1).unwrap();
+    let mut optimizer = Optimizer::new(&OptimConfig::default(), &model, &backend).unwrap();
+    let weights = model.weights(&backend, &params).unwrap();
+    let device = model.batch(&backend, batch).unwrap();
+    let settings = StepSettings::of(batch, config.mtp_depth, 0.3);
+    let mut gradients = model.zero_gradients(&backend).unwrap();
+    peak_bytes();
+    model.step(&backend, &weights, &device, &settings, &mut gradients).unwrap();
+    drop(weights);
+    let gradients = model.finish_gradients(&backend, gradients).unwrap();
+    let clip = optimizer.clip(&model, &backend, &gradients).unwrap();
+    optimizer.update(&model, &backend, &mut params, gradients, (&clip, 1e-3)).unwrap();
+}
+
+#[test]
+fn a_step_takes_no_more_than_a_fifth_above_what_is_predicted() {
+    for (mode, sequences, length) in [(Mode::Fp32, 2, 256), (Mode::Bf16, 1, 256), (Mode::Fp8, 1, 256)]
+    {
+        let sequence: Vec<u32> = (0..length as u32).map(|i| i * 37 % 4096).collect();
+        let batch = Batch::from_sequences(&vec![sequence; sequences]);
+        train_one_step(mode, &batch);
+        let peak = peak_bytes();
+        let policies = inspect::by_policy(&config(), mode, sequences, length).unwrap();
+        let Policy { training_bytes, .. } = policies[0];
+        let ratio = peak as f64 / training_bytes as f64;
+        let name = mode.name();
+        println!("{name}: peak {peak} bytes, predicted {training_bytes}, ratio {ratio:.3}");
+        assert!(ratio < 1.2, "{name}: {ratio}");
+        assert!(ratio > 0.8, "{name}: {ratio}, the prediction is no bound but a sum");
+    }
+}
