@@ -9,7 +9,14 @@ use fathom_conformance::workload::ModelCode;
 use fathom_conformance::{demo, diagnose};
 use fathom_gpu::compile::Compiler;
 use fathom_gpu::nvrtc;
+use fathom_reference::backend::Reference;
+use fathom_reference::data::Tokenizer;
+use fathom_reference::eval::Evaluator;
+use fathom_reference::generate::{Sampling, Settings, generate};
 use fathom_reference::ops::ReferenceEngine;
+use fathom_reference::precision::Mode;
+use fathom_reference::train::TrainConfig;
+use fathom_reference::train::run::{self, Event, Place};
 use fathom_simulator::config::Scenario;
 use fathom_simulator::events::Detail;
 use fathom_simulator::first_principles::FirstPrinciples;
@@ -40,6 +47,7 @@ pub fn run(args: &Args) -> output::Result {
     holds &= explain_planted(&args.dir)?;
     time_a_cluster(&args.dir)?;
     holds &= emulate_a_kernel()?;
+    holds &= train_and_generate(&args.dir.join("run"))?;
     println!("\nThe demonstration took {:.1} s.", started.elapsed().as_secs_f64());
     Ok(if holds { Outcome::Holds } else { Outcome::Fails })
 }
@@ -121,6 +129,62 @@ fn emulate_a_kernel() -> Result<bool, Box<dyn std::error::Error>> {
     println!("   without the barrier before its TMA store, the race check says:");
     let found = show_first(&run.without_barrier);
     Ok(found && run.mismatches == 0 && run.findings.is_empty())
+}
+
+/// Steps of the demonstration's training run.
+const STEPS: usize = 50;
+
+/// A DeepSeek-V3 of a million parameters trained in FP8, and what it has learned so far.
+fn train_and_generate(out: &Path) -> Result<bool, Box<dyn std::error::Error>> {
+    let command = format!("train --steps {STEPS} --out {}", out.display());
+    step(
+        5,
+        "A small DeepSeek-V3, trained in FP8 as Hopper computes, on this project's text",
+        &command,
+    );
+    // The folder is the demonstration's own, of an earlier one.
+    if out.exists() {
+        std::fs::remove_dir_all(out)?;
+    }
+    let set = [format!("steps={STEPS}"), "log.sample_every=0".to_owned()];
+    let bar = output::progress(STEPS, "   train");
+    let place = Place { out: out.to_owned(), resume: false };
+    let mut losses = Vec::new();
+    let config = TrainConfig::preset("tiny", &set)?;
+    run::run(config, Reference, &place, &|| false, &mut |event| {
+        if let Event::Step(log) = event {
+            losses.push(log.loss);
+            bar.inc(1);
+        }
+    })?;
+    bar.finish_and_clear();
+    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+    let (first, last) = (mean(&losses[..5]), mean(&losses[STEPS - 5..]));
+    println!(
+        "   loss {first:.3} over the first five steps, {last:.3} over the last five of {STEPS}"
+    );
+    let folder = out.join("model");
+    let prompt = "The ";
+    println!("   $ fathom generate --model {} --prompt '{prompt}' --speculative", folder.display());
+    let evaluator = Evaluator::open(&folder, Mode::Fp32)?;
+    let tokenizer = Tokenizer::load(&folder.join("tokenizer.json"))?;
+    let weights = evaluator.model.weights(&evaluator.backend, &evaluator.params)?;
+    let ids = tokenizer.encode_prompt(prompt)?;
+    let continued = |speculative: bool| {
+        let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0 };
+        let settings = Settings { tokens: 24, sampling, speculative, stop: Vec::new() };
+        let (model, backend) = (&evaluator.model, &evaluator.backend);
+        generate(model, backend, &weights, &ids, &settings, &mut |_| ())
+    };
+    let (plain, drafted) = (continued(false)?, continued(true)?);
+    println!("   {:?}", format!("{prompt}{}", tokenizer.decode(&drafted.tokens)));
+    println!(
+        "   with the MTP module's drafts: {} of {} held, the same tokens as without: {}",
+        drafted.accepted,
+        drafted.drafted,
+        plain.tokens == drafted.tokens
+    );
+    Ok(last < first && plain.tokens == drafted.tokens)
 }
 
 /// Prints the first finding; says whether there is one.

@@ -14,6 +14,7 @@ mod model;
 mod output;
 mod record;
 mod replay;
+mod runs;
 mod search;
 mod simulate;
 mod train;
@@ -59,6 +60,7 @@ enum Command {
     Generate(generate::Args),
     Model(model::Args),
     Replay(replay::Args),
+    Runs(runs::Args),
     Train(train::Args),
 }
 
@@ -82,6 +84,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Model(args) => model::run(&args),
         Command::Replay(args) => replay::run(&args),
+        Command::Runs(args) => runs::run(&args),
         Command::Train(args) => train::run(&args),
     };
     match outcome {

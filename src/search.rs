@@ -49,7 +49,9 @@ pub fn run(args: &Args) -> output::Result {
         bar.set_length(all as u64);
         bar.set_position(done as u64);
     };
-    let found = search(&scenario, &args.cost.model()?, !args.no_prune, &progress)?;
+    let named = |e| simulate::named(args.file.as_deref(), args.preset.as_deref(), e);
+    let model = args.cost.model()?;
+    let found = search(&scenario, &model, !args.no_prune, &progress).map_err(named)?;
     bar.finish_and_clear();
     if args.json {
         output::print_json(&found)?;

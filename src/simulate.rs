@@ -12,6 +12,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use fathom_simulator::SimError;
 use fathom_simulator::config::Scenario;
 use fathom_simulator::events::Detail;
 use fathom_simulator::first_principles::FirstPrinciples;
@@ -90,6 +91,17 @@ pub fn run(args: &Args) -> output::Result {
     }
 }
 
+/// A refusal of the scenario itself names its file or preset.
+pub fn named(file: Option<&Path>, preset: Option<&str>, error: SimError) -> SimError {
+    match (error, file, preset) {
+        (SimError::Layout(reason), Some(file), _) => SimError::input(file.display(), reason),
+        (SimError::Layout(reason), _, Some(name)) => {
+            SimError::input(format!("preset {name}"), reason)
+        }
+        (other, ..) => other,
+    }
+}
+
 /// The scenario of a file or a preset, with overrides.
 pub fn scenario(
     file: Option<&Path>,
@@ -107,7 +119,8 @@ fn step(args: &Args) -> output::Result {
     let scenario = scenario(args.file.as_deref(), args.preset.as_deref(), &args.set)?;
     let detail = if args.trace.is_some() { Detail::Parts } else { Detail::Instructions };
     let model = args.cost.model()?;
-    let sim = simulate(&scenario, &model, detail)?;
+    let named = |e| named(args.file.as_deref(), args.preset.as_deref(), e);
+    let sim = simulate(&scenario, &model, detail).map_err(named)?;
     args.cost.warn_of_unused(&model, &scenario)?;
     if let Some(path) = &args.write_op_trace {
         let mut writer = jsonl::Writer::<OpRecord, _>::new(Vec::new())?;

@@ -62,8 +62,13 @@ pub struct Args {
     record: RecordArgs,
 }
 
-/// Runs the command.
+/// Runs the command, on a thread of the pool: a small parallel loop then begins at once, where one
+/// from outside would be handed over and waited for.
 pub fn run(args: &Args) -> output::Result {
+    Ok(rayon::scope(|_| train(args).map_err(|error| error.to_string()))?)
+}
+
+fn train(args: &Args) -> output::Result {
     let config = configuration(args)?;
     let stop = interrupts()?;
     let mut screen = Screen::new(args.json);

@@ -195,6 +195,7 @@ fn dependencies_point_one_way() {
                 "fathom-numerics",
                 "fathom-trace",
                 "fathom-reference",
+                "fathom-emulator",
                 "fathom-gpu",
                 "fathom-simulator",
             ],

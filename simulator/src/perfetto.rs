@@ -64,12 +64,19 @@ fn complete(
     name: &str,
     span: (f64, f64),
 ) -> io::Result<()> {
-    let ((pid, tid), (start, end)) = (place, span);
-    let (ts, dur) = (start * 1e6, (end - start) * 1e6);
+    let (pid, tid) = place;
+    // Whole nanoseconds: rounded apart, a start and a duration could overlap the next event by one,
+    // which viewers drop.
+    let [start, end] = [span.0, span.1].map(|s| (s * 1e9).round() as u64);
+    let (ts, dur) = (microseconds(start), microseconds(end - start));
     write!(
         out,
-        "{{\"ph\":\"X\",\"pid\":{pid},\"tid\":{tid},\"name\":\"{name}\",\"ts\":{ts:.3},\"dur\":{dur:.3}"
+        "{{\"ph\":\"X\",\"pid\":{pid},\"tid\":{tid},\"name\":\"{name}\",\"ts\":{ts},\"dur\":{dur}"
     )
+}
+
+fn microseconds(ns: u64) -> String {
+    format!("{}.{:03}", ns / 1000, ns % 1000)
 }
 
 fn instruction(
@@ -158,12 +165,15 @@ fn flows(sim: &Simulation, out: &mut dyn Write) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::config::Scenario;
     use crate::events::Detail;
     use crate::first_principles::FirstPrinciples;
     use crate::model_code::ModelCode;
     use crate::step::simulate;
+    use serde_json::Value;
 
     #[test]
     fn the_trace_is_json_with_every_part_and_paired_arrows() {
@@ -176,7 +186,7 @@ mod tests {
         let sim = simulate(&s, &FirstPrinciples::new(ModelCode), Detail::Parts).unwrap();
         let mut bytes = Vec::new();
         write(&sim, &mut bytes).unwrap();
-        let trace: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        let trace: Value = serde_json::from_slice(&bytes).unwrap();
         let events = trace["traceEvents"].as_array().unwrap();
         let count = |key: &str, value: &str| events.iter().filter(|e| e[key] == value).count();
         assert_eq!(count("cat", "part"), sim.outcome.parts.len());
@@ -185,6 +195,29 @@ mod tests {
         assert_eq!(count("ph", "s"), 8 * 3 * 2);
         for e in events.iter().filter(|e| e["ph"] == "X") {
             assert!(e["ts"].as_f64().unwrap() >= 0.0 && e["dur"].as_f64().unwrap() >= 0.0);
+        }
+    }
+
+    /// What a thread shows follows one after the other, to the nanosecond.
+    #[test]
+    fn no_two_events_of_a_thread_overlap() {
+        let s = Scenario::preset("deepseek-v3-h800-2048", &["training.global_batch=4096".into()]);
+        let model = FirstPrinciples::new(ModelCode);
+        let sim = simulate(&s.unwrap(), &model, Detail::Parts).unwrap();
+        let mut text = Vec::new();
+        write(&sim, &mut text).unwrap();
+        let trace: Value = serde_json::from_slice(&text).unwrap();
+        let mut threads: BTreeMap<(u64, u64), Vec<(u64, u64)>> = BTreeMap::new();
+        let ns = |v: &Value| (v.as_f64().unwrap() * 1e3).round() as u64;
+        for e in trace["traceEvents"].as_array().unwrap().iter().filter(|e| e["ph"] == "X") {
+            let thread = (e["pid"].as_u64().unwrap(), e["tid"].as_u64().unwrap());
+            let start = ns(&e["ts"]);
+            threads.entry(thread).or_default().push((start, start + ns(&e["dur"])));
+        }
+        assert_eq!(threads.len(), 48);
+        for (thread, mut spans) in threads {
+            spans.sort_unstable();
+            assert!(spans.windows(2).all(|w| w[0].1 <= w[1].0), "{thread:?}");
         }
     }
 }

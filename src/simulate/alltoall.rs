@@ -98,7 +98,7 @@ pub fn run(args: &Args) -> output::Result {
     let unified = parts::what_if(&args.what_if)?.unified_network;
     let network = AllToAllModel::new(&cluster, Constants::FITTED, unified);
     let t = network.alone(&moe, &op);
-    let under = network.under_compute(&moe, &op, args.memory_share * t.seconds);
+    let under = network.under_compute(&moe, &op, args.memory_share);
     if args.json {
         let mut value = serde_json::to_value(t)?;
         value["under_compute_s"] = json!(under);

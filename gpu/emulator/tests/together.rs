@@ -21,7 +21,8 @@ fn h800s(count: usize) -> Vec<Device> {
     devices
 }
 
-/// Adds one to a counter in the first device's memory, waits until all have, and says so in its own.
+/// Adds one to a counter in the first device's memory, waits until all have, and says so in its
+/// own.
 const RING: &str = "ld.param.u64 %rd0, [counter];\nld.param.u64 %rd1, [own];\n\
     ld.param.u32 %r0, [n];\nred.release.sys.global.add.u32 [%rd0], 1;\nLOOP:\n\
     ld.acquire.sys.global.u32 %r1, [%rd0];\nsetp.lt.u32 %p0, %r1, %r0;\n@%p0 bra LOOP;\n\

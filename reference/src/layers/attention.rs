@@ -249,6 +249,11 @@ impl AttentionLayer {
             }
         };
         let dn = self.qkv_a.dgrad(cx, &dlatent)?;
+        // Without a latent every projection is split by heads, and each rank has a part of the sum.
+        let dn = match self.kv {
+            KeyValue::Direct => cx.reduce_tp(dn)?,
+            KeyValue::Latent { .. } => dn,
+        };
         let dx = self.norm.dgrad(cx, &mut kept.norm, dn, Some(&dh))?;
         kept.grads = Some(AttentionGrads { dh, dq, dkv, dlatent });
         Ok(dx)

@@ -21,8 +21,8 @@ const BLOCK: usize = 1 << 16;
 const CHUNK: usize = 1 << 14;
 
 /// Element `slot` of `partials` becomes the sum of the squares of x: blocks of 65,536 elements,
-/// each over 256 lanes of 4 (`RowTree::cta(256).with_vector(4)`, chains of fma), the blocks' sums by
-/// the halving tree.
+/// each over 256 lanes of 4 (`RowTree::cta(256).with_vector(4)`, chains of fma), the blocks' sums
+/// by the halving tree.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SumOfSquares {

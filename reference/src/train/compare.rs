@@ -56,8 +56,9 @@ impl Run {
             line,
             message,
         };
-        let text = std::fs::read_to_string(&path)
-            .map_err(|e| wrong(None, format!("{e}; expected the log of a run of `fathom train`")))?;
+        let text = std::fs::read_to_string(&path).map_err(|e| {
+            wrong(None, format!("{e}; expected the log of a run of `fathom train`"))
+        })?;
         let mut run = Run { name: String::new(), seed: 0, losses: Vec::new() };
         for (i, line) in text.lines().enumerate() {
             let value: Value = serde_json::from_str(line)
@@ -70,7 +71,10 @@ impl Run {
                 }
                 Some("step") => {
                     let loss = value["loss"].as_f64().ok_or_else(|| {
-                        wrong(Some(i + 1), format!("expected a number 'loss', found {}", value["loss"]))
+                        wrong(
+                            Some(i + 1),
+                            format!("expected a number 'loss', found {}", value["loss"]),
+                        )
                     })?;
                     run.losses.push(loss);
                 }
@@ -144,9 +148,8 @@ pub fn compare(
         let found = groups.iter().map(|(name, _)| (*name).to_owned()).collect();
         return Err(CompareError::Baseline { wanted: wanted.to_owned(), found });
     }
-    let of_seed = |seed: u64| {
-        runs.iter().find(|r| Some(r.name.as_str()) == baseline && r.seed == seed)
-    };
+    let of_seed =
+        |seed: u64| runs.iter().find(|r| Some(r.name.as_str()) == baseline && r.seed == seed);
     let row = |(name, runs): (&str, Vec<&Run>)| {
         let relative = |run: &&Run| {
             of_seed(run.seed).map(|base| 100.0 * (run.end(last) / base.end(last) - 1.0))

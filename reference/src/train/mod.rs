@@ -2,7 +2,7 @@
 //!
 //! [`Trainer`] holds everything that a step changes; [`Trainer::step`] is one optimizer step over
 //! any backend. [`run::run`] is a whole run with checkpoints and logs in a folder: what
-//! `fathom train` does.
+//! `fathom train` does; [`compare`] sets finished runs beside each other.
 //!
 //! # Determinism
 //!
@@ -11,6 +11,7 @@
 //! (`docs/numerics.md`, section 8). Normalisers of all losses are the whole step's. A step is a
 //! function of (configuration, weights, moments, place in the data): nothing else is random.
 
+pub mod compare;
 mod config;
 pub mod divergence;
 pub mod log;

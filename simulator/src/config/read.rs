@@ -62,11 +62,24 @@ pub(super) fn scenario(source: &Source<'_>, set: &[String]) -> Result<Scenario, 
         let path = e.path().to_string();
         let message = e.inner().message().trim().to_owned();
         let key = offending_key(&path, &message);
-        config_error(source, line_of_key(source.text, &key), &key, &explain(&message))
+        // An override is to blame where one sets the key.
+        let sets = |a: &&String| a.split_once('=').is_some_and(|(k, _)| k.trim() == key);
+        match set.iter().find(sets) {
+            Some(assignment) => {
+                let place = format!("--set {assignment}");
+                SimError::input(place, format!("{key}: {}", explain(&message)))
+            }
+            None => config_error(source, line_of_key(source.text, &key), &key, &explain(&message)),
+        }
     })?;
     if let (Some(trace), Some(folder)) = (&mut scenario.expert_load.trace, source.folder) {
         // Files that a scenario names lie beside it.
-        *trace = folder.join(&*trace).display().to_string();
+        let path = folder.join(&*trace);
+        *trace = path.display().to_string();
+        if !path.is_file() {
+            let (key, message) = ("expert_load.trace", format!("no such file: {trace}"));
+            return Err(config_error(source, line_of_key(source.text, key), key, &message));
+        }
     }
     Ok(scenario)
 }
@@ -292,7 +305,12 @@ fn explain(message: &str) -> String {
             Some(name) => format!("{message}; did you mean `{name}`?"),
             None => message.to_owned(),
         },
-        _ => message.to_owned(),
+        _ if message.starts_with("missing field") => format!(
+            "{message}: it has to be given, unless preset = \"...\" names what to start from"
+        ),
+        _ => message
+            .replace("expected u64", "expected a whole number, 0 or more")
+            .replace("expected f64", "expected a number"),
     }
 }
 
@@ -307,7 +325,12 @@ pub(crate) fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     let alike = |k: &str| name.bytes().zip(k.bytes()).take_while(|(a, b)| a == b).count();
     let distances = known.iter().map(|k| (edit_distance(name, k), *k));
     let best = distances.min_by_key(|(d, k)| (*d, usize::MAX - alike(k)))?;
-    (best.0 <= 1 + name.len() / 3).then_some(best.1)
+    if best.0 <= 1 + name.len() / 3 {
+        return Some(best.1);
+    }
+    // The beginning of a longer name, most often without its unit.
+    let longer = known.iter().filter(|k| name.len() >= 3 && k.starts_with(name));
+    longer.min_by_key(|k| k.len()).copied()
 }
 
 /// Levenshtein distance, by bytes.
@@ -371,6 +394,24 @@ mod tests {
             e.starts_with("run.toml:1: preset: unknown name") && e.contains("h800-2048'?"),
             "{e}"
         );
+    }
+
+    #[test]
+    fn messages_lead_to_the_remedy() {
+        let preset = "preset = \"deepseek-v3-h800-2048\"\n";
+        for (text, part) in [
+            ("[cluster.gpu]\nmemory = 3\n", "did you mean `memory_bytes`?"),
+            ("[training]\nseq_len = -5\n", "expected a whole number, 0 or more"),
+            ("[cluster.network]\nnic_bytes = 1\n", "did you mean `nic_bytes_per_s`?"),
+        ] {
+            let e = read(&format!("{preset}{text}")).unwrap_err().to_string();
+            assert!(e.starts_with("run.toml:3: ") && e.contains(part), "{e}");
+        }
+        let e = read("[model]\npreset = \"deepseek-v3\"\n").unwrap_err().to_string();
+        assert!(e.contains("missing field") && e.contains("preset = "), "{e}");
+        let set = ["parallel.ppp=3".to_owned()];
+        let e = Scenario::preset("deepseek-v3-h800-2048", &set).unwrap_err().to_string();
+        assert!(e.starts_with("--set parallel.ppp=3: ") && e.contains("did you mean `pp`?"), "{e}");
     }
 
     #[test]

@@ -1,0 +1,259 @@
+//! `fathom train` from outside: killed at random moments, interrupted, resumed past damage, and
+//! what its folder holds at the end.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Steps between two checkpoints.
+const EVERY: u64 = 4;
+
+/// A run of some milliseconds a step.
+const RUN: &str = r#"
+steps = 40
+seq_len = 16
+micro_batch = 2
+grad_shards = 2
+
+[model]
+vocab_size = 320
+hidden_size = 32
+intermediate_size = 32
+[model.attention]
+kind = "mla"
+q_lora_rank = 16
+kv_lora_rank = 16
+qk_nope_head_dim = 16
+qk_rope_head_dim = 8
+v_head_dim = 16
+[model.moe]
+intermediate_size = 32
+
+[data]
+fim_rate = 0.5
+[data.tokenizer]
+vocab_size = 270
+
+[optim]
+ema_decay = 0.9
+
+[schedule]
+batch = 4
+
+[checkpoint]
+every = 4
+shard_bytes = 65536
+
+[log]
+sample_every = 10
+sample_tokens = 4
+"#;
+
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let folder = tempfile::tempdir().unwrap();
+        let text: String = (0..400).map(|i| format!("line {i} of {}\n", i * i % 97)).collect();
+        fs::write(folder.path().join("text.txt"), text).unwrap();
+        fs::write(folder.path().join("run.toml"), RUN).unwrap();
+        Bench { folder }
+    }
+
+    fn out(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, name: &str, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fathom"));
+        command.arg("train").arg("--config").arg(self.out("run.toml"));
+        command.arg("--data").arg(self.out("text.txt")).arg("--out").arg(self.out(name));
+        command.args(more).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, name: &str, more: &[&str]) -> Output {
+        let output = self.command(name, more).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
+        output
+    }
+
+    fn spawn(&self, name: &str) -> Child {
+        let mut command = self.command(name, &["--resume"]);
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    /// Steps of the checkpoints, ascending.
+    fn checkpoints(&self, name: &str) -> Vec<u64> {
+        let Ok(entries) = fs::read_dir(self.out(name).join("checkpoints")) else { return vec![] };
+        let step = |e: fs::DirEntry| e.file_name().to_str()?.strip_prefix("step-")?.parse().ok();
+        let mut steps: Vec<u64> = entries.flatten().filter_map(step).collect();
+        steps.sort_unstable();
+        steps
+    }
+
+    /// Step lines of the log, without what a clock says.
+    fn steps(&self, name: &str) -> Vec<Value> {
+        let text = fs::read_to_string(self.out(name).join("train.jsonl")).unwrap_or_default();
+        let lines = text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());
+        let mut steps: Vec<Value> = lines.filter(|l| l["kind"] == "step").collect();
+        for step in &mut steps {
+            let step = step.as_object_mut().unwrap();
+            step.remove("seconds");
+            step.remove("tokens_per_second");
+        }
+        steps
+    }
+}
+
+/// Every file under a folder.
+fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(&next).unwrap().flatten() {
+            match entry.path() {
+                path if path.is_dir() => folders.push(path),
+                path => {
+                    let bytes = fs::read(&path).unwrap();
+                    found.insert(path.strip_prefix(folder).unwrap().to_owned(), bytes);
+                }
+            }
+        }
+    }
+    found
+}
+
+fn assert_same_run(bench: &Bench, a: &str, b: &str) {
+    for part in ["checkpoints", "model", "model-average"] {
+        let [a, b] = [a, b].map(|name| files(&bench.out(name).join(part)));
+        assert!(!a.is_empty() && a.keys().eq(b.keys()), "{part}: {:?} {:?}", a.keys(), b.keys());
+        for (path, bytes) in &a {
+            assert!(*bytes == b[path], "{part}/{} differs", path.display());
+        }
+    }
+    assert_eq!(bench.steps(a), bench.steps(b));
+}
+
+/// Waits for the end, at most until `deadline`; `true` where it ended by itself.
+fn wait(child: &mut Child, deadline: Instant) -> bool {
+    while Instant::now() < deadline {
+        if child.try_wait().unwrap().is_some() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    false
+}
+
+/// Set FATHOM_KILLS to kill more often than in CI.
+#[test]
+fn a_run_killed_at_random_moments_ends_with_the_bits_of_one_left_alone() {
+    let bench = Bench::new();
+    let begin = Instant::now();
+    bench.run("alone", &[]);
+    let whole = begin.elapsed();
+    assert_eq!(bench.checkpoints("alone"), [36, 40]);
+    let kills: u32 = std::env::var("FATHOM_KILLS").map_or(8, |n| n.parse().unwrap());
+    let mut random = 0x9E37_79B9_7F4A_7C15u64;
+    let mut killed = 0;
+    for _ in 0..kills {
+        random = random.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
+        // Anywhere in a run: at the start, in a step, in the writing of a checkpoint or the end.
+        let after = whole.mul_f64((random >> 40) as f64 / (1u64 << 24) as f64);
+        let mut child = bench.spawn("killed");
+        let ended = wait(&mut child, Instant::now() + after);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if ended {
+            // It came through before it was killed: once more from the start.
+            assert_same_run(&bench, "alone", "killed");
+            fs::remove_dir_all(bench.out("killed")).unwrap();
+            continue;
+        }
+        killed += 1;
+        let last = bench.steps("killed").last().map_or(0, |l| l["step"].as_u64().unwrap());
+        let newest = bench.checkpoints("killed").last().copied().unwrap_or(0);
+        assert!(newest + EVERY >= last, "checkpoint {newest} after step {last}");
+    }
+    assert!(killed > 0, "no run was slow enough to be killed");
+    bench.run("killed", &["--resume"]);
+    assert_same_run(&bench, "alone", "killed");
+}
+
+#[test]
+fn an_interrupt_writes_a_checkpoint_and_a_resumed_run_goes_on_past_damage() {
+    let bench = Bench::new();
+    bench.run("alone", &[]);
+    let mut child = bench.command("stopped", &["--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    while bench.steps("stopped").len() < 6 {
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it was interrupted");
+    }
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (steps, newest) = (summary["steps"].as_u64().unwrap(), bench.checkpoints("stopped"));
+    assert_eq!(summary["stopped"], true);
+    assert_eq!((newest.len(), newest.last()), (2, Some(&steps)));
+    // The folder is not begun anew by mistake.
+    let refused = bench.command("stopped", &[]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(message.contains("--resume"), "{message}");
+    // A byte of the newest checkpoint turns over.
+    let damaged = bench.out("stopped").join(format!("checkpoints/step-{steps:08}"));
+    let file = files(&damaged).into_keys().find(|p| p.extension().is_some_and(|e| e != "json"));
+    let file = damaged.join(file.unwrap());
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 0x10;
+    fs::write(&file, bytes).unwrap();
+    let output = bench.run("stopped", &["--resume", "--json"]);
+    let warning = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(warning.contains("is not used") && warning.contains("blake3"), "{warning}");
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(summary["resumed_from"].as_u64(), Some(newest[0]));
+    assert_eq!(summary["steps"], 40);
+    assert_same_run(&bench, "alone", "stopped");
+    // What it exports is read by eval.
+    let model = bench.out("stopped").join("model");
+    let tokens = bench.out("ids.json");
+    fs::write(&tokens, "[[1, 2, 3, 4]]").unwrap();
+    let mut eval = Command::new(env!("CARGO_BIN_EXE_fathom"));
+    eval.arg("eval").arg("--model").arg(&model).arg("--tokens").arg(&tokens).arg("--json");
+    let output = eval.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(model.join("tokenizer.json").is_file());
+}
+
+#[test]
+fn bad_input_names_its_place_and_leaves_nothing() {
+    let bench = Bench::new();
+    let run = |more: &[&str]| {
+        let output = bench.command("bad", more).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(!bench.out("bad").exists(), "a folder is left");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let message = run(&["--set", "optim.weight_decya=1"]);
+    assert!(message.contains("did you mean `weight_decay`?"), "{message}");
+    let message = run(&["--precision", "fp9"]);
+    assert!(
+        message.contains("recipe.mode") && message.contains("did you mean 'fp8'?"),
+        "{message}"
+    );
+    let message = run(&["--set", "model.vocab_size=100"]);
+    assert!(message.contains("model.vocab_size: expected at least 270"), "{message}");
+    fs::write(bench.out("run.toml"), "steps = 3\n\n[optim]\nclipp = 1\n").unwrap();
+    let message = run(&[]);
+    assert!(message.contains("run.toml:4: optim.clipp: unknown field"), "{message}");
+}
