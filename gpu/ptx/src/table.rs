@@ -174,25 +174,8 @@ pub fn nearest(text: &str) -> Option<Opcode> {
     let distance = |op: &Opcode| {
         let spelling = op.text();
         let end = text.char_indices().nth(spelling.len()).map_or(text.len(), |(i, _)| i);
-        (edit_distance(&word(spelling), &first), edit_distance(spelling, &text[..end]))
+        (strsim::levenshtein(&word(spelling), &first), strsim::levenshtein(spelling, &text[..end]))
     };
     let best = Opcode::ALL.iter().min_by_key(|op| distance(op))?;
     (distance(best).0 <= 1 + first.len() / 4).then_some(*best)
-}
-
-/// Levenshtein distance of the first 32 bytes.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let (a, b) = (a.as_bytes(), b.as_bytes());
-    let (a, b) = (&a[..a.len().min(32)], &b[..b.len().min(32)]);
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let next = (diagonal + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
-            diagonal = row[j + 1];
-            row[j + 1] = next;
-        }
-    }
-    row[b.len()]
 }

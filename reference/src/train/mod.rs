@@ -35,6 +35,7 @@ use crate::EngineError;
 use crate::checkpoint::HfError;
 use crate::checkpoint::training::CheckpointError;
 use crate::data::DataError;
+use crate::generate::GenerateError;
 use crate::model::BuildError;
 
 /// Why training cannot go on.
@@ -60,6 +61,9 @@ pub enum TrainError {
     /// An op.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// A sample of the model's text.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
     /// A training checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

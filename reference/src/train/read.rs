@@ -380,23 +380,8 @@ fn unknown_name(name: &str, known: &[&str]) -> String {
 
 /// The name with the smallest edit distance, where that is small enough to be meant.
 fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
-    let best = known.iter().map(|k| (edit_distance(name, k), *k)).min_by_key(|(d, _)| *d)?;
+    let best = known.iter().map(|k| (strsim::levenshtein(name, k), *k)).min_by_key(|(d, _)| *d)?;
     (best.0 <= 1 + name.len() / 3).then_some(best.1)
-}
-
-/// Levenshtein distance, by bytes.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let replaced = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use super::{Divergence, StepLog, StepOutcome, TrainConfig, TrainError, Trainer};
 use crate::Tensor;
 use crate::backend::Backend;
 use crate::checkpoint::{hf, training};
+use crate::generate::{Sampling, Settings, generate};
 use crate::model::Params;
 
 /// What a run tells while it goes on.
@@ -304,18 +305,14 @@ impl<B: Backend> Run<B> {
             tokens.push(tokenizer.eos());
         }
         let weights = model.weights(backend, params)?;
-        let mut cache = model.cache();
-        let mut new = tokens.clone();
-        for _ in 0..config.log.sample_tokens {
-            let hidden = model.decode(backend, &weights, &mut cache, &new)?;
-            let logits = backend.download(&model.logits(backend, &weights, &hidden)?)?;
-            let next = largest(&logits, tokenizer.vocab_size());
-            tokens.push(next);
-            if next == tokenizer.eos() {
-                break;
-            }
-            new = vec![next];
-        }
+        let settings = Settings {
+            tokens: config.log.sample_tokens,
+            sampling: Sampling { temperature: 0.0, top_p: 1.0, seed: 0 },
+            speculative: false,
+            stop: vec![tokenizer.eos()],
+        };
+        let generation = generate(model, backend, &weights, &tokens, &settings, &mut |_| ())?;
+        tokens.extend(generation.tokens);
         let (text, step) = (tokenizer.decode(&tokens), self.trainer.steps);
         self.logs.sample(step, &text).map_err(log_error)?;
         tell(&Event::Sample { step, text: &text });
@@ -335,18 +332,6 @@ impl<B: Backend> Run<B> {
         }
         Ok(loader.tokenizer().save(&path.join("tokenizer.json"))?)
     }
-}
-
-/// The first of the largest logits of the last row, among the tokens that the tokenizer knows.
-fn largest(logits: &Tensor, vocab: usize) -> u32 {
-    let columns = logits.rows_columns().1;
-    let row = logits.len() - columns;
-    let value = |i: usize| match logits.dtype() {
-        fathom_trace::DType::F64 => logits.as_slice::<f64>()[row + i],
-        _ => logits.as_slice::<f32>()[row + i].into(),
-    };
-    let better = |best: usize, i: usize| if value(i) > value(best) { i } else { best };
-    (0..vocab.min(columns)).reduce(better).unwrap_or(0) as u32
 }
 
 fn folder(path: &Path, error: &std::io::Error) -> TrainError {
