@@ -50,8 +50,8 @@ pub struct Fp8Recipe {
     /// Rows and columns of a weight that share a scale.
     pub weight_block: Block,
     /// Rows and columns of a gradient that share a scale in dgrad, and of its transpose in wgrad.
-    /// `[128, 128]` is the report's block-wise baseline; where experts share out rows, blocks are of
-    /// the rows as they lie, and each row takes its block's scale with it.
+    /// `[128, 128]` is the report's block-wise baseline; where experts share out rows, blocks are
+    /// of the rows as they lie, and each row takes its block's scale with it.
     pub gradient_block: Block,
     /// Format of gradients; `e5m2` is a baseline.
     pub gradient_format: BlockFormat,
