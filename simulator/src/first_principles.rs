@@ -14,7 +14,7 @@ use crate::error::SimError;
 use crate::hardware::model::{Model, Moe};
 use crate::kernel_time::{AttentionShape, Constants, KernelModel, KernelTimes, MemoryClass, Work};
 use crate::lowering::Kernel;
-use crate::network::alltoall::{AllToAll, AllToAllModel};
+use crate::network::alltoall::{AllToAll, AllToAllModel, Exchange};
 use crate::network::collectives::{Algorithm, Collective, GroupShape, p2p_s, time_s};
 use crate::parallel::{CostModel, PlacedLayer, Placement};
 use crate::schedules::ScheduleKind;
@@ -201,21 +201,21 @@ impl FirstPrinciples {
             let bytes: f64 = parts.iter().map(|&(c, p)| busy(LayerKind::Moe, c, p).bytes).sum();
             bytes / s.cluster.gpu.memory_bytes_per_s
         };
-        let all_to_all = |token_bytes: f64, beside: &[(Component, Phase)], load: f64| {
-            self.all_to_all(s, ctx, &moe, token_bytes, load, overlapped.then(|| memory_s(beside)))
+        let all_to_all = |exchange: Exchange, beside: &[(Component, Phase)], load: f64| {
+            self.all_to_all(s, ctx, &moe, exchange, load, overlapped.then(|| memory_s(beside)))
         };
-        let (fp8, bf16) =
-            (dispatch_token_bytes(&s.model, ctx.precision), 2.0 * s.model.hidden as f64);
+        // The gradient of a combine is dispatched, that of a dispatch combined.
+        let (out, back) = (Exchange::Dispatch, Exchange::Combine);
         let (a, m) = (Component::Attention, Component::Mlp);
-        layer.forward.dispatch_s = all_to_all(fp8, &[(m, Phase::B)], ctx.load.0);
-        layer.forward.combine_s = all_to_all(bf16, &[(a, Phase::B)], ctx.load.0);
+        layer.forward.dispatch_s = all_to_all(out, &[(m, Phase::B)], ctx.load.0);
+        layer.forward.combine_s = all_to_all(back, &[(a, Phase::B)], ctx.load.0);
         layer.backward.combine_s =
-            all_to_all(fp8, &[(a, Phase::F)], ctx.load.1) + sum(&[Component::Combine], Phase::B);
+            all_to_all(out, &[(a, Phase::F)], ctx.load.1) + sum(&[Component::Combine], Phase::B);
         if ctx.recompute == Recompute::Full {
             // The experts' inputs were not kept: they come again.
             layer.backward.combine_s += layer.forward.dispatch_s;
         }
-        layer.backward.dispatch_s = all_to_all(bf16, &[(m, Phase::W), (m, Phase::F)], ctx.load.1);
+        layer.backward.dispatch_s = all_to_all(back, &[(m, Phase::W), (m, Phase::F)], ctx.load.1);
         layer
     }
 
@@ -298,13 +298,18 @@ impl FirstPrinciples {
         s: &Scenario,
         ctx: &LayerContext,
         moe: &Moe,
-        token_bytes: f64,
+        exchange: Exchange,
         load: f64,
         memory_s: Option<f64>,
     ) -> f64 {
         let model = AllToAllModel::new(&s.cluster, self.constants, s.what_if.unified_network);
         // The load of one rank stretches its own part; the group waits for its slowest either way.
+        let token_bytes = match exchange {
+            Exchange::Dispatch => dispatch_token_bytes(&s.model, ctx.precision),
+            Exchange::Combine => 2.0 * s.model.hidden as f64,
+        };
         let op = AllToAll {
+            exchange,
             ep: ctx.ep,
             tokens: ctx.tokens() / ctx.tp,
             token_bytes,

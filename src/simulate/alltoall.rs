@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use fathom_simulator::hardware;
 use fathom_simulator::hardware::model::Moe;
 use fathom_simulator::kernel_time::Constants;
-use fathom_simulator::network::alltoall::{AllToAll, AllToAllModel};
+use fathom_simulator::network::alltoall::{AllToAll, AllToAllModel, Exchange};
 use serde_json::json;
 
 use super::parts;
@@ -15,7 +15,7 @@ use crate::output::{self, Outcome};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   fathom simulate alltoall --ep 64
-  fathom simulate alltoall --ep 32 --groups 4 --limited-groups 4 --token-bytes 14336
+  fathom simulate alltoall --ep 32 --groups 4 --limited-groups 4 --combine
   fathom simulate alltoall --cluster gb200-nvl72-1152 --ep 64 --json
 
 --json: {seconds, scale_out_s, scale_up_s, nodes_per_token, received, logical_bytes_per_s,
@@ -36,7 +36,10 @@ pub struct Args {
     /// Tokens of a rank
     #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     tokens: u64,
-    /// Bytes of a token [default: FP8 with scales, as dispatched]
+    /// The way back: outputs of the experts are summed
+    #[arg(long)]
+    combine: bool,
+    /// Bytes of a token [default: FP8 with scales as dispatched, BF16 as combined]
     #[arg(long)]
     token_bytes: Option<u64>,
     /// Groups of experts, instead of the model's
@@ -88,10 +91,15 @@ pub fn run(args: &Args) -> output::Result {
         return Err(format!("--ep {} on {gpus} GPUs in nodes of {node}", args.ep).into());
     }
     let fp8 = model.hidden + 4 * model.hidden.div_ceil(128);
+    let (exchange, bytes) = match args.combine {
+        false => (Exchange::Dispatch, fp8),
+        true => (Exchange::Combine, 2 * model.hidden),
+    };
     let op = AllToAll {
+        exchange,
         ep: args.ep,
         tokens: args.tokens,
-        token_bytes: args.token_bytes.unwrap_or(fp8) as f64,
+        token_bytes: args.token_bytes.unwrap_or(bytes) as f64,
         load: args.load,
         sms: args.sms,
     };

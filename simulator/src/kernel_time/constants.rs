@@ -120,9 +120,9 @@ impl Constants {
         row_efficiency: 0.41,
         softmax_cycles: 0.0275,
         softmax_backward_cycles: 0.1734,
-        forwarding_efficiency: 0.82,
-        comm_contention: 0.403,
-        comm_skew_s: 1.20e-3,
+        forwarding_efficiency: 0.834,
+        comm_contention: 0.338,
+        comm_skew_s: 1.04e-3,
         notify_s: 2.06e-3,
     };
 }
