@@ -3,9 +3,9 @@
 //! Dispatch: a token crosses the scale-out network once for every node that holds one of its
 //! experts, to the GPU of the same rail, which fans it out over NVLink to the GPUs that want it.
 //! Combine is the same backwards. The tokens are dealt to channels of two SMs, and a channel hands
-//! them from one stage to the other in chunks, the message of one NIC write: the second stage starts
-//! with the first whole chunk and ends one chunk after the first. An operation takes as long as its
-//! slower stage and one chunk of the other.
+//! them from one stage to the other in chunks, each the message of one NIC write: the second stage
+//! starts with the first whole chunk and ends one chunk after the first stage. An operation takes
+//! as long as its slower stage and one chunk of the other.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -25,8 +25,8 @@ const META_BYTES: f64 = 8.0;
 const META_BYTES_PER_EXPERT: f64 = 12.0;
 
 /// Tokens of a chunk between two nodes by ranks of the group: what DeepEP sets for a dispatch when
-/// nothing else is asked for (`get_dispatch_config` of its `deep_ep/buffer.py`, fourth number), as of
-/// commit 3b1045d of April 2025, which published the rates that validation compares with.
+/// nothing else is asked for (`get_dispatch_config` of its `deep_ep/buffer.py`, fourth number), as
+/// of commit 3b1045d of April 2025, which published the rates that validation compares with.
 const DISPATCH_CHUNK: [(u64, u64); 7] =
     [(16, 20), (24, 32), (32, 32), (64, 28), (128, 32), (144, 12), (160, 12)];
 /// The same for a combine (`get_combine_config`).
