@@ -166,6 +166,42 @@ impl Allocation {
 
     /// Copies bytes out, from `offset` on.
     pub(crate) fn load(&self, offset: u64, out: &mut [u8]) {
+        let (head, words) = whole_words(offset, out.len());
+        self.load_bytes(offset, &mut out[..head]);
+        self.load_bytes(offset + (head + words) as u64, &mut out[head + words..]);
+        let (mut at, mut out) = (offset + head as u64, &mut out[head..head + words]);
+        while !out.is_empty() {
+            let left = (CHUNK_BYTES - at % CHUNK_BYTES) as usize;
+            let (part, rest) = out.split_at_mut(left.min(out.len()));
+            match self.words(at) {
+                None => part.fill(0),
+                Some((from, start)) => {
+                    let from = &from[((at - start) / 4) as usize..];
+                    for (to, word) in part.as_chunks_mut::<4>().0.iter_mut().zip(from) {
+                        *to = word.load(Relaxed).to_le_bytes();
+                    }
+                }
+            }
+            at += part.len() as u64;
+            out = rest;
+        }
+    }
+
+    /// Brings a range into the cache, if it is one of this allocation.
+    pub(crate) fn touch(&self, offset: u64, bytes: u64) {
+        if offset >= self.bytes || self.is_freed() {
+            return;
+        }
+        if let Some((words, start)) = self.words(offset) {
+            let (from, n) = (((offset - start) / 4) as usize, (bytes / 4) as usize);
+            let range = &words[from..(from + n).min(words.len())];
+            // A word of every line, and the last one, as ranges need not start with a line.
+            let lines = range.iter().step_by(16).chain(range.last());
+            std::hint::black_box(lines.fold(0, |all, word| all ^ word.load(Relaxed)));
+        }
+    }
+
+    fn load_bytes(&self, offset: u64, out: &mut [u8]) {
         self.for_words(offset, out.len() as u64, |at, range, shift| {
             let word = self.word(at).to_le_bytes();
             let n = range.len();
@@ -175,6 +211,25 @@ impl Allocation {
 
     /// Copies bytes in, from `offset` on, and marks them written.
     pub(crate) fn store(&self, offset: u64, data: &[u8]) {
+        let (head, words) = whole_words(offset, data.len());
+        self.store_bytes(offset, &data[..head]);
+        self.store_bytes(offset + (head + words) as u64, &data[head + words..]);
+        let (mut at, mut left) = (offset + head as u64, &data[head..head + words]);
+        while !left.is_empty() {
+            let room = (CHUNK_BYTES - at % CHUNK_BYTES) as usize;
+            let (part, rest) = left.split_at(room.min(left.len()));
+            let (to, start) = self.words_mut(at);
+            let to = &to[((at - start) / 4) as usize..];
+            for (from, word) in part.as_chunks::<4>().0.iter().zip(to) {
+                word.store(u32::from_le_bytes(*from), Relaxed);
+            }
+            at += part.len() as u64;
+            left = rest;
+        }
+        self.mark_written(offset, data.len() as u64);
+    }
+
+    fn store_bytes(&self, offset: u64, data: &[u8]) {
         self.for_words(offset, data.len() as u64, |at, range, shift| {
             let mut bytes = [0; 4];
             let n = range.len();
@@ -182,7 +237,6 @@ impl Allocation {
             let mask = if n == 4 { !0 } else { ((1u32 << (8 * n)) - 1) << (8 * shift) };
             self.set_word(at, u32::from_le_bytes(bytes), mask);
         });
-        self.mark_written(offset, data.len() as u64);
     }
 
     /// Calls `f(word offset, range of the buffer, first byte in the word)` for every word touched.
@@ -229,6 +283,12 @@ impl Allocation {
             word >> (bit % 32) & 1 == 0
         })
     }
+}
+
+/// Bytes of a range before its first aligned word, and bytes of its whole words.
+fn whole_words(offset: u64, bytes: usize) -> (usize, usize) {
+    let head = (offset.next_multiple_of(4) - offset) as usize;
+    if head > bytes { (bytes, 0) } else { (head, (bytes - head) & !3) }
 }
 
 /// The allocations that a launch sees, sorted by address, freed ones included.

@@ -62,6 +62,23 @@ drivers! {
     select select_simd select_body<A>[Fn(bool, A, A) -> A];
 }
 
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,fma,bmi1,bmi2,lzcnt,popcnt")]
+fn wide_simd<R>(work: impl FnOnce() -> R) -> R {
+    work()
+}
+
+/// Runs `work`, which is inlined here, compiled for the machine's vectors; `simd` is
+/// [`crate::machine::cx::Grid::simd`].
+pub fn wide<R>(simd: bool, work: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    if simd {
+        // SAFETY: `simd` is only set where `available` found every feature.
+        return unsafe { wide_simd(work) };
+    }
+    work()
+}
+
 #[inline(always)]
 fn unary_body<A: Lane, D: Lane, F: Fn(A) -> D>(cx: &mut Cx<'_>, op: &MicroOp, f: F) {
     let a = A::read(cx, op.a);

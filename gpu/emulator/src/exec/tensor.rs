@@ -162,17 +162,19 @@ thread_local! {
 type CoreEntry = ((Accumulator, Format, Format), Rc<TensorCore>);
 
 impl Product {
-    /// The packing kernels for this product, where it has an FP32 accumulator in plain order.
-    pub fn core(&self, preset: &Preset) -> Option<Rc<TensorCore>> {
+    /// What [`Self::core`] computes: products of the same arithmetic may be chained along K.
+    pub fn arithmetic(&self, preset: &Preset) -> Option<(Accumulator, Format, Format)> {
         let Kind::Float(both) = &self.kind else { return None };
         let hopper = preset.compute_capability[0] >= 9;
         let order = if hopper { [1, 0] } else { [0, 1] };
         let mma = order.into_iter().find_map(|i| both[i].as_deref())?;
         let plain = mma.row.order == Order::Ascending && mma.types.d == Format::F32;
-        if !plain {
-            return None;
-        }
-        let key = (mma.row.accumulator, mma.types.a, mma.types.b);
+        plain.then_some((mma.row.accumulator, mma.types.a, mma.types.b))
+    }
+
+    /// The packing kernels for this product, where it has an FP32 accumulator in plain order.
+    pub fn core(&self, preset: &Preset) -> Option<Rc<TensorCore>> {
+        let key = self.arithmetic(preset)?;
         CORES.with_borrow_mut(|cores| {
             if let Some((_, core)) = cores.iter().find(|(k, _)| *k == key) {
                 return Some(core.clone());

@@ -7,7 +7,7 @@ use fathom_ptx::types::{Flag, Op, Space, Type};
 
 use super::atomic::Combine;
 use super::mov;
-use super::wgmma::swizzle;
+use super::operand::swizzle;
 use crate::error::Ub;
 use crate::lower::{Lower, Lowered, mnemonic, unsupported};
 use crate::machine::access::Addr;
@@ -400,7 +400,12 @@ impl Tensor {
         }
     }
 
-    fn run(&self, map: &TensorMap, index: &[i64], count: u64) -> Run {
+    /// The coordinates, zero beyond the rank.
+    fn index(&self) -> [i64; 5] {
+        std::array::from_fn(|d| self.coords.get(d).copied().unwrap_or(0))
+    }
+
+    fn run(&self, map: &TensorMap, index: &[i64; 5], count: u64) -> Run {
         let rank = map.rank as usize;
         let outside = (1..rank).any(|d| index[d] < 0 || index[d] as u64 >= map.dims[d]);
         let (start, end) = (index[0], index[0] + count as i64);
@@ -428,9 +433,9 @@ impl Tensor {
             .collect();
         let rows: u64 = sides[1..].iter().product();
         let stride0 = u64::from(map.element_strides[0]);
-        let mut out = Vec::new();
+        let mut out = Vec::with_capacity(rows as usize);
         for row in 0..rows {
-            let mut index = self.coords.clone();
+            let mut index = self.index();
             let mut rest = row;
             for d in 1..rank {
                 index[d] += (rest % sides[d] * u64::from(map.element_strides[d])) as i64;
@@ -441,7 +446,7 @@ impl Tensor {
                 continue;
             }
             for i in 0..sides[0] {
-                let mut at = index.clone();
+                let mut at = index;
                 at[0] += (i * stride0) as i64;
                 out.push(self.run(map, &at, 1));
             }
@@ -455,10 +460,10 @@ impl Tensor {
         };
         let rank = map.rank as usize;
         let spatial = rank - 2;
-        let mut at = self.coords.clone();
-        let mut out = Vec::new();
+        let mut at = self.index();
+        let mut out = Vec::with_capacity(pixels as usize);
         for _ in 0..pixels {
-            let mut index = at.clone();
+            let mut index = at;
             for d in 0..spatial {
                 index[d + 1] += self.offsets.get(d).copied().unwrap_or(0);
             }
@@ -497,27 +502,39 @@ impl Tensor {
         let map = self.map(cx)?;
         let bytes = u64::from(map.element.bytes());
         let filler = Self::filler(&map);
-        let mut data = Vec::new();
-        for run in self.runs(&map) {
-            let fill = |data: &mut Vec<u8>, count: u64| {
-                for _ in 0..count {
-                    data.extend_from_slice(&filler[..bytes as usize]);
-                }
-            };
-            fill(&mut data, run.before);
-            if let Some(address) = run.address {
-                let at = data.len();
-                data.resize(at + (run.inside * bytes) as usize, 0);
-                cx.read_global(self.lane, address, &mut data[at..])?;
-            }
-            fill(&mut data, run.after);
+        let runs = self.runs(&map);
+        if let Some(allocation) = cx.grid.view.find(map.address) {
+            // Rows lie far apart: their cache lines come together, not one after another.
+            let inside = runs.iter().filter_map(|r| Some((r.address?, r.inside * bytes)));
+            let base = allocation.base();
+            inside.for_each(|(address, n)| allocation.touch(address.wrapping_sub(base), n));
         }
-        round_tf32(&map, &mut data);
-        let total = data.len() as u64;
+        let total = runs.iter().map(|r| (r.before + r.inside + r.after) * bytes).sum();
         cx.within_one(self.variable, self.lane, self.memory, total);
         cx.stats.tma_bytes_read += total;
+        let mut places = Vec::new();
         for target in cx.copies_of(self.lane, self.memory, self.mask)? {
-            let (cta, offset) = cx.shared_place(self.lane, target, total)?;
+            places.push((target, cx.shared_place(self.lane, target, total)?));
+        }
+        let (mut row, mut done) = (Vec::new(), 0);
+        for run in runs {
+            let [before, inside, after] =
+                [run.before, run.inside, run.after].map(|n| (n * bytes) as usize);
+            row.clear();
+            row.resize(before + inside + after, 0);
+            if filler != [0; 8] {
+                row.chunks_mut(bytes as usize).for_each(|e| e.copy_from_slice(&filler[..e.len()]));
+            }
+            if let Some(address) = run.address {
+                cx.read_global(self.lane, address, &mut row[before..before + inside])?;
+            }
+            round_tf32(&map, &mut row);
+            for &(_, (cta, offset)) in &places {
+                scatter(cx.shared_bytes(cta), offset + done, &row, swizzle_span(&map));
+            }
+            done += row.len();
+        }
+        for (target, (cta, offset)) in places {
             let at = self.barrier.map(|barrier| match self.mask {
                 Some(_) => target & !0xff_ffff | barrier & 0xff_ffff,
                 None => barrier,
@@ -525,7 +542,6 @@ impl Tensor {
             cx.async_writes_shared(self.lane, target, total, at);
             cx.wrote_swizzled(target, total, map.swizzle);
             cx.cluster.ctas[cta].touch(offset, total as usize);
-            scatter(cx.shared_bytes(cta), offset, &data, &map);
             *cx.changes += 1;
             if let Some(at) = at {
                 cx.complete_tx(self.lane, at, total)?;
@@ -599,16 +615,24 @@ fn swizzle_span(map: &TensorMap) -> u64 {
     16 << map.swizzle
 }
 
-/// Copies a box into shared memory, 16 bytes by 16 where it is swizzled.
-fn scatter(shared: &mut [u8], offset: usize, data: &[u8], map: &TensorMap) {
-    let span = swizzle_span(map);
+/// Copies a piece of a box into shared memory, 16 bytes by 16 where it is swizzled.
+fn scatter(shared: &mut [u8], offset: usize, data: &[u8], span: u64) {
     if span == 16 {
         shared[offset..offset + data.len()].copy_from_slice(data);
         return;
     }
-    for (i, chunk) in data.chunks(16).enumerate() {
-        let to = swizzle((offset + 16 * i) as u64, span, 0) as usize;
-        shared[to..to + chunk.len()].copy_from_slice(chunk);
+    let (mut at, mut data) = (offset as u64, data);
+    while !data.is_empty() {
+        let to = swizzle(at, span, 0) as usize;
+        if let (Some((chunk, rest)), 0) = (data.split_first_chunk::<16>(), at % 16) {
+            let to: &mut [u8; 16] = (&mut shared[to..to + 16]).try_into().expect("16 bytes");
+            *to = *chunk;
+            (at, data) = (at + 16, rest);
+        } else {
+            let (part, rest) = data.split_at((16 - at as usize % 16).min(data.len()));
+            shared[to..to + part.len()].copy_from_slice(part);
+            (at, data) = (at + part.len() as u64, rest);
+        }
     }
 }
 

@@ -309,10 +309,11 @@ impl Cx<'_> {
 
     /// Reads a range of global memory for an asynchronous copy.
     pub fn read_global(&mut self, lane: usize, address: u64, out: &mut [u8]) -> Result<(), Step> {
-        let Some(found) = self.grid.view.locate(address, out.len() as u64).cloned() else {
+        let grid = self.grid;
+        let Some(found) = grid.view.locate(address, out.len() as u64) else {
             return Err(self.global_fault(lane, address, out.len() as u64));
         };
-        if self.grid.settings.checks.uninit {
+        if grid.settings.checks.uninit {
             let mut one = [0; LANES];
             one[lane] = address;
             let mask = std::mem::replace(&mut self.mask, 1 << lane);
@@ -328,7 +329,8 @@ impl Cx<'_> {
     /// Writes a range of global memory for an asynchronous copy.
     pub fn write_global(&mut self, lane: usize, address: u64, data: &[u8]) -> Result<(), Step> {
         *self.changes += 1;
-        let Some(found) = self.grid.view.locate(address, data.len() as u64).cloned() else {
+        let grid = self.grid;
+        let Some(found) = grid.view.locate(address, data.len() as u64) else {
             return Err(self.global_fault(lane, address, data.len() as u64));
         };
         self.stats.global_bytes_written += data.len() as u64;

@@ -7,6 +7,7 @@
 //! scheduling would.
 
 use super::lane::Slot;
+use crate::exec::wgmma::Issued;
 
 /// No join.
 pub const NO_JOIN: u32 = u32::MAX;
@@ -89,6 +90,8 @@ pub struct Warp {
     pub barrier_waits: u64,
     /// How many `setmaxnreg` it has executed.
     pub register_changes: usize,
+    /// The wgmmas of the group that is not yet committed.
+    pub issued: Vec<Issued>,
 }
 
 impl Warp {
@@ -121,6 +124,7 @@ impl Warp {
             clock: 0,
             barrier_waits: 0,
             register_changes: 0,
+            issued: Vec::new(),
         }
     }
 

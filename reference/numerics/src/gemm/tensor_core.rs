@@ -53,10 +53,23 @@ impl Stored {
 
 /// An operand packed by a [`TensorCore`], for that one.
 pub struct Packed {
-    codes: Stored,
+    codes: StoredCodes,
     bytes: Scratch,
     len: usize,
     is_a: bool,
+}
+
+impl Packed {
+    /// Whether it was packed from these codes, which lie row after row.
+    pub fn is_of<T: Code>(&self, codes: ArrayView2<'_, T>) -> bool {
+        codes.dim() == self.codes.0.codes().dim()
+            && codes.as_slice().is_some_and(|codes| T::are(codes, &self.codes))
+    }
+
+    /// Bytes of the packed form.
+    pub fn bytes(&self) -> usize {
+        self.len
+    }
 }
 
 /// Operand codes as they come: bytes for 8-bit formats, words for the others.
@@ -64,6 +77,10 @@ pub trait Code: Copy + 'static {
     /// An owned copy in the form that is packed.
     #[doc(hidden)]
     fn store(view: ArrayView2<'_, Self>) -> StoredCodes;
+
+    /// Whether these are what was stored, row after row.
+    #[doc(hidden)]
+    fn are(codes: &[Self], stored: &StoredCodes) -> bool;
 }
 
 /// An operand's codes, copied.
@@ -74,17 +91,29 @@ impl Code for u8 {
     fn store(view: ArrayView2<'_, u8>) -> StoredCodes {
         StoredCodes(Stored::U8(view.as_standard_layout().into_owned()))
     }
+
+    fn are(codes: &[u8], StoredCodes(stored): &StoredCodes) -> bool {
+        matches!(stored, Stored::U8(stored) if stored.as_slice() == Some(codes))
+    }
 }
 
 impl Code for u16 {
     fn store(view: ArrayView2<'_, u16>) -> StoredCodes {
         StoredCodes(Stored::U32(view.map(|&code| code.into())))
     }
+
+    fn are(codes: &[u16], StoredCodes(stored): &StoredCodes) -> bool {
+        matches!(stored, Stored::U32(s) if s.iter().copied().eq(codes.iter().map(|&c| c.into())))
+    }
 }
 
 impl Code for u32 {
     fn store(view: ArrayView2<'_, u32>) -> StoredCodes {
-        StoredCodes(Stored::U32(view.to_owned()))
+        StoredCodes(Stored::U32(view.as_standard_layout().into_owned()))
+    }
+
+    fn are(codes: &[u32], StoredCodes(stored): &StoredCodes) -> bool {
+        matches!(stored, Stored::U32(stored) if stored.as_slice() == Some(codes))
     }
 }
 
@@ -112,8 +141,8 @@ impl TensorCore {
     }
 
     fn pack<T: Code>(&self, codes: ArrayView2<'_, T>, is_a: bool) -> Packed {
-        let StoredCodes(codes) = T::store(codes);
-        let (rows, k) = codes.codes().dim();
+        let codes = T::store(codes);
+        let (rows, k) = codes.0.codes().dim();
         let Some(kernels) = &self.kernels else {
             return Packed { codes, bytes: Scratch::bytes(0), len: 0, is_a };
         };
@@ -128,8 +157,8 @@ impl TensorCore {
             let chunks = bytes.slice::<u8>(len).chunks_exact_mut(size);
             for (i, chunk) in chunks.enumerate() {
                 match is_a {
-                    true => kernels.pack_a(&codes.codes(), i * pack, (0, k), chunk),
-                    false => kernels.pack_b(&codes.codes(), i * pack, (0, k), chunk),
+                    true => kernels.pack_a(&codes.0.codes(), i * pack, (0, k), chunk),
+                    false => kernels.pack_b(&codes.0.codes(), i * pack, (0, k), chunk),
                 }
             }
         }
@@ -148,7 +177,7 @@ impl TensorCore {
         mut d: ArrayViewMut2<'_, f32>,
         accumulate: bool,
     ) {
-        let ((m, k), (n, k_b)) = (a.codes.codes().dim(), b.codes.codes().dim());
+        let ((m, k), (n, k_b)) = (a.codes.0.codes().dim(), b.codes.0.codes().dim());
         assert_eq!(k, k_b, "A is [{m}, {k}], B is [{n}, {k_b}]: expected the same K");
         assert_eq!(d.dim(), (m, n), "A is [{m}, {k}], B is [{n}, {k}], D is {:?}", d.dim());
         assert!(a.is_a && !b.is_a, "A is packed by pack_a, B by pack_b");
@@ -157,25 +186,28 @@ impl TensorCore {
             self.multiply_add(a, b, copy.view_mut(), accumulate);
             return d.assign(&copy);
         };
-        if !accumulate {
-            d.fill(0.0);
-        }
-        if k == 0 || d.is_empty() {
-            return;
-        }
         let fast = self.kernels.as_ref().filter(|kernels| {
             // SAFETY: the kernels exist because the machine has their instruction set.
             !accumulate || kernels.any_c() || unsafe { (kernels.passes().all_in_range)(d) }
         });
         match fast {
-            Some(kernels) => self.tiles(&**kernels, a, b, d, accumulate),
-            None => self.specification(a, b, d),
+            Some(kernels) if k > 0 && !d.is_empty() => {
+                self.tiles(&**kernels, a, b, d, accumulate);
+            }
+            _ => {
+                if !accumulate {
+                    d.fill(0.0);
+                }
+                if k > 0 {
+                    self.specification(a, b, d);
+                }
+            }
         }
     }
 
     /// All tiles on the kernels, whole ones in place.
     fn tiles(&self, kernels: &dyn TileKernels, a: &Packed, b: &Packed, d: &mut [f32], carry: bool) {
-        let ((m, k), n) = (a.codes.codes().dim(), b.codes.codes().dim().0);
+        let ((m, k), n) = (a.codes.0.codes().dim(), b.codes.0.codes().dim().0);
         let (width, depth) = (kernels.cols(), kernels.packed_depth(k));
         let (a_size, b_size) = (depth * kernels.a_bytes(), depth * kernels.b_bytes());
         let a_packed = a.bytes.as_slice::<u8>(a.len);
@@ -186,20 +218,22 @@ impl TensorCore {
             {
                 let (row, col) = (tile * TILE_ROWS, panel * width);
                 let (rows, cols) = (TILE_ROWS.min(m - row), width.min(n - col));
-                let whole = rows == TILE_ROWS && cols == width;
+                if rows == TILE_ROWS && cols == width {
+                    let output = TileOutput { data: d[row * n + col..].as_mut_ptr(), stride: n };
+                    // SAFETY: panels of `depth` by construction of the chunks; a whole tile of D.
+                    unsafe {
+                        kernels.tile(depth, a_tile.as_ptr(), b_panel.as_ptr(), output, carry)
+                    };
+                    continue;
+                }
                 let mut copy = [0f32; TILE_ROWS * MAX_COLS];
-                let output = match whole {
-                    true => TileOutput { data: d[row * n + col..].as_mut_ptr(), stride: n },
-                    false => TileOutput { data: copy.as_mut_ptr(), stride: width },
-                };
-                for i in 0..if whole { 0 } else { rows } {
+                for i in 0..rows {
                     copy[i * width..][..cols].copy_from_slice(&d[(row + i) * n + col..][..cols]);
                 }
-                // SAFETY: panels of `depth` by construction of the chunks; a whole tile, inside D
-                // or
-                // its copy.
+                let output = TileOutput { data: copy.as_mut_ptr(), stride: width };
+                // SAFETY: as above, the tile in its copy.
                 unsafe { kernels.tile(depth, a_tile.as_ptr(), b_panel.as_ptr(), output, carry) };
-                for i in 0..if whole { 0 } else { rows } {
+                for i in 0..rows {
                     d[(row + i) * n + col..][..cols].copy_from_slice(&copy[i * width..][..cols]);
                 }
             }
@@ -215,7 +249,7 @@ impl TensorCore {
             let places = (0..rows).flat_map(|row| (0..k).map(move |k| (row, k)));
             places.map(|(row, k)| Operand::decode(format, codes.get(row, k))).collect()
         };
-        let (a, b) = (a.codes.codes(), b.codes.codes());
+        let (a, b) = (a.codes.0.codes(), b.codes.0.codes());
         let (k, n) = (a.dim().1, b.dim().0);
         let (a, b) = (decode(self.formats.0, &a), decode(self.formats.1, &b));
         for (place, d) in d.iter_mut().enumerate() {
