@@ -31,7 +31,8 @@ pub struct Args {
     /// The run (TOML)
     #[arg(long, value_name = "FILE.toml", conflicts_with = "preset")]
     config: Option<PathBuf>,
-    /// Built-in run: tiny, deepseek-v3, deepseek-v3-32k or deepseek-v3-128k [default: tiny]
+    /// Built-in run: tiny, deepseek-v3, deepseek-v3-32k, deepseek-v3-128k or deepseek-v3-sft
+    /// [default: tiny]
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
     /// Folder of the run

@@ -19,6 +19,7 @@ pub const PRESETS: &[(&str, &str)] = &[
     ("deepseek-v3", include_str!("../../presets/train/deepseek-v3.toml")),
     ("deepseek-v3-32k", include_str!("../../presets/train/deepseek-v3-32k.toml")),
     ("deepseek-v3-128k", include_str!("../../presets/train/deepseek-v3-128k.toml")),
+    ("deepseek-v3-sft", include_str!("../../presets/train/deepseek-v3-sft.toml")),
 ];
 
 /// A configuration text and where it is from.
@@ -449,7 +450,7 @@ mod tests {
         assert!(e.starts_with("run.toml:2: model.heads: expected at least 1"), "{e}");
     }
 
-    /// FIGURES of the DeepSeek-V3 report, sections 4.2 and 4.3.
+    /// Figures of the DeepSeek-V3 report, sections 4.2, 4.3 and 5.1.
     #[test]
     fn the_reports_schedules_are_reproduced() {
         let config = TrainConfig::preset("deepseek-v3", &[]).unwrap();
@@ -488,5 +489,12 @@ mod tests {
             let yarn = config.model.rope.yarn.unwrap();
             assert_eq!((yarn.factor, yarn.beta_slow, yarn.beta_fast), (40.0, 1.0, 32.0));
         }
+        let sft = TrainConfig::preset("deepseek-v3-sft", &["steps=201".into()]).unwrap();
+        let rate = |step| {
+            let point = super::super::schedule::Point { step, tokens: 0 };
+            sft.schedules().unwrap().at(point).learning_rate
+        };
+        assert!(rate(1) <= 5e-6 && rate(1) > 4.99e-6 && sft.data.mask_documents);
+        near(rate(201), 1e-6);
     }
 }
