@@ -305,21 +305,15 @@ impl How {
 
     fn int_to_float(self, v: i128) -> u64 {
         let mode = self.mode.unwrap_or(Rounding::Rn);
-        // Beyond 2^53 a sticky bit stands for what is cut off.
+        if self.to == Type::F64 {
+            return integer_to_f64(v, mode);
+        }
+        // Of more than 53 bits, the last one that is kept stands for what is cut off.
         let magnitude = v.unsigned_abs();
-        let excess = (128 - magnitude.leading_zeros()).saturating_sub(54);
+        let excess = (128 - magnitude.leading_zeros()).saturating_sub(53);
         let cut = magnitude & ((1 << excess) - 1) != 0;
         let kept = (magnitude >> excess) | u128::from(cut);
-        let direct = if self.to == Type::F64 { excess_to_f64(v, mode) } else { None };
-        if let Some(bits) = direct {
-            return bits;
-        }
-        let mut x = kept as f64 * f64::from(excess).exp2();
-        if excess > 0 {
-            // 54 bits do not fit: fold the last one to odd.
-            let odd = (kept >> 1 | kept & 1) as u64;
-            x = odd as f64 * f64::from(excess + 1).exp2();
-        }
+        let x = kept as f64 * f64::from(excess).exp2();
         self.to_float(if v < 0 { -x } else { x })
     }
 
@@ -355,7 +349,8 @@ impl How {
     }
 }
 
-fn excess_to_f64(v: i128, mode: Rounding) -> Option<u64> {
+/// An integer of at most 64 bits, rounded to f64.
+fn integer_to_f64(v: i128, mode: Rounding) -> u64 {
     let magnitude = v.unsigned_abs() as u64;
     let near = magnitude as f64;
     let exact = near as u128;
@@ -372,7 +367,7 @@ fn excess_to_f64(v: i128, mode: Rounding) -> Option<u64> {
         Rounding::Rp if negative && up => toward(near),
         _ => near,
     };
-    Some((if negative { -out } else { out }).to_bits())
+    (if negative { -out } else { out }).to_bits()
 }
 
 fn integral(v: f64, mode: Rounding) -> f64 {

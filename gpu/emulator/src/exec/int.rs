@@ -621,17 +621,15 @@ fn carry(l: &mut Lower<'_>, ins: &Instruction, ty: Type) -> Lowered {
                 y[i] = z[i];
             }
         }
-        let carry_in = if reads { cx.w.carry } else { 0 };
+        // Subtraction adds the complement, and the flag is that addition's carry: 1 where nothing
+        // was borrowed. Mixed sequences (sub.cc, then addc) show it; 128-bit division has them.
+        let carry_in = if reads { cx.w.carry } else { 0u32.wrapping_sub(u32::from(minus)) };
+        let (bits, all) = if wide { (64, u64::MAX) } else { (32, u64::from(u32::MAX)) };
         let (mut out, mut carry) = ([0u64; LANES], 0u32);
         for i in 0..LANES {
             let cin = u128::from(carry_in >> i & 1);
-            // Subtraction adds the complement; the flag is the borrow's complement inside.
-            let sum = if minus {
-                u128::from(x[i]).wrapping_sub(u128::from(y[i])).wrapping_sub(cin)
-            } else {
-                u128::from(x[i]) + u128::from(y[i]) + cin
-            };
-            let bits = if wide { 64 } else { 32 };
+            let y = if minus { !y[i] & all } else { y[i] };
+            let sum = u128::from(x[i]) + u128::from(y) + cin;
             carry |= ((sum >> bits & 1) as u32) << i;
             out[i] = sum as u64;
         }

@@ -372,7 +372,15 @@ impl<'a> Lower<'a> {
         exec::control::load_register_params(self)?;
         for (i, statement) in body.statements.iter().enumerate() {
             self.places[i] = self.ops.len() as u32;
-            let Statement::Instruction(ins) = statement else { continue };
+            let ins = match statement {
+                Statement::Instruction(ins) => ins,
+                Statement::Unsupported(unknown) => {
+                    self.line = unknown.pos.line;
+                    let word = unknown.text.split_whitespace().find(|w| !w.starts_with('@'));
+                    return unsupported(format!("the instruction {}", word.unwrap_or_default()));
+                }
+                _ => continue,
+            };
             self.statement = i;
             self.line = ins.pos.line;
             self.temps = 0;
