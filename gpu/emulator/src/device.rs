@@ -1,10 +1,11 @@
 //! An emulated device: a preset, a part of the global address space, and settings of its runs.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, MemoryError};
+use crate::heap::Heap;
 use crate::machine::global::Touched;
 use crate::memory::{Kind, Memory};
 use crate::preset::Preset;
@@ -99,7 +100,18 @@ struct Inner {
     memory: Arc<Memory>,
     settings: Mutex<Settings>,
     previous: Mutex<Option<Arc<Touched>>>,
+    /// Bytes of the heap to be made, and the heap once a kernel needed it.
+    heap: Mutex<(u64, Option<Arc<Mutex<Heap>>>)>,
+    /// Where cooperative launches have their workspaces, once there was one.
+    workspaces: OnceLock<u64>,
 }
+
+/// Size of the heap of `malloc` unless set.
+const HEAP_BYTES: u64 = 8 << 20;
+
+/// Cooperative launches that may run at the same time on a device, and what each gets.
+const WORKSPACES: u64 = 64;
+const WORKSPACE_BYTES: u64 = 64;
 
 /// A handle to an emulated device; clones are the same device.
 #[derive(Clone)]
@@ -122,6 +134,8 @@ impl Device {
                     memory: memory.clone(),
                     settings: Mutex::new(Settings::default()),
                     previous: Mutex::new(None),
+                    heap: Mutex::new((HEAP_BYTES, None)),
+                    workspaces: OnceLock::new(),
                 }))
             })
             .collect()
@@ -166,6 +180,51 @@ impl Device {
 
     pub(crate) fn remember(&self, touched: Option<Touched>) {
         *self.0.previous.lock().expect("no panic holds this lock") = touched.map(Arc::new);
+    }
+
+    /// Sets the size of the heap that `malloc` in kernels uses (8 MiB unless set). False once a
+    /// kernel has used it.
+    pub fn set_heap_bytes(&self, bytes: u64) -> bool {
+        let mut heap = self.0.heap.lock().expect("no panic holds this lock");
+        if heap.1.is_none() {
+            heap.0 = bytes;
+        }
+        heap.1.is_none()
+    }
+
+    /// Size of the heap that `malloc` in kernels uses.
+    pub fn heap_bytes(&self) -> u64 {
+        self.0.heap.lock().expect("no panic holds this lock").0
+    }
+
+    /// The heap of `malloc` in kernels, made at its first use.
+    pub(crate) fn heap(&self) -> Result<Arc<Mutex<Heap>>, MemoryError> {
+        let mut heap = self.0.heap.lock().expect("no panic holds this lock");
+        if let Some(heap) = &heap.1 {
+            return Ok(heap.clone());
+        }
+        let kind = Kind::Variable("heap of malloc".into());
+        let base = self.0.memory.alloc(self.0.index, heap.0, 256, kind)?;
+        let made = Arc::new(Mutex::new(Heap::new(base, heap.0)));
+        heap.1 = Some(made.clone());
+        Ok(made)
+    }
+
+    /// A fresh workspace of a cooperative launch: its size and the word on which
+    /// `cooperative_groups::grid_group::sync` counts arrivals.
+    pub(crate) fn workspace(&self, launch: u64) -> Result<u64, MemoryError> {
+        let memory = &self.0.memory;
+        let base = match self.0.workspaces.get() {
+            Some(base) => *base,
+            None => {
+                let kind = Kind::Variable("workspaces of cooperative launches".into());
+                let made = memory.alloc(self.0.index, WORKSPACES * WORKSPACE_BYTES, 256, kind)?;
+                *self.0.workspaces.get_or_init(|| made)
+            }
+        };
+        let at = base + launch % WORKSPACES * WORKSPACE_BYTES;
+        memory.write(at, &WORKSPACE_BYTES.to_le_bytes())?;
+        Ok(at)
     }
 
     /// Coming launches are ordered after all earlier ones, programmatic or not: something else

@@ -28,6 +28,7 @@
 mod device;
 mod error;
 mod exec;
+mod heap;
 mod launch;
 mod lower;
 mod machine;

@@ -71,6 +71,32 @@ fn a_cooperative_grid_is_resident_as_a_whole() {
     assert!(matches!(error, Error::Launch { what: COOPERATIVE_GRID, .. }), "{error}");
 }
 
+/// What `cooperative_groups::grid_group::sync` does with the workspace that `%envreg1` and
+/// `%envreg2` name, twice: its first word is a size, its second counts.
+const GRID_SYNC: &str = "mov.u32 %r0, %envreg1;\nmov.u32 %r1, %envreg2;\n\
+    mov.b64 %rd0, {%r1, %r0};\nld.u32 %r5, [%rd0];\nld.param.u64 %rd1, [out];\n\
+    mov.u32 %r7, %ctaid.x;\nmov.u32 %r6, 0;\nAGAIN:\nsetp.eq.u32 %p0, %r7, 0;\n\
+    mov.u32 %r2, %nctaid.x;\nsub.u32 %r2, 0x80000001, %r2;\nselp.u32 %r2, %r2, 1, %p0;\n\
+    atom.add.release.gpu.u32 %r3, [%rd0+4], %r2;\nLOOP:\nld.acquire.gpu.u32 %r4, [%rd0+4];\n\
+    xor.b32 %r4, %r4, %r3;\nsetp.ge.s32 %p1, %r4, 0;\n@%p1 bra LOOP;\n\
+    add.u32 %r6, %r6, 1;\nsetp.lt.u32 %p2, %r6, 2;\n@%p2 bra AGAIN;\n\
+    mad.wide.u32 %rd1, %r7, 4, %rd1;\nst.global.u32 [%rd1], %r5;";
+
+#[test]
+fn cooperative_launches_have_a_workspace() {
+    let device = h800s(1).remove(0);
+    let kernel = module(&device, "", ".param .u64 out", GRID_SYNC).function("k").unwrap();
+    for ctas in [1u32, 7] {
+        let out = device.upload(&[0u32; 7]).unwrap();
+        let mut config =
+            LaunchConfig::new([ctas, 1, 1], [1, 1, 1], Params::new().with(out).into_bytes());
+        config.cooperative = true;
+        assert_eq!(device.launch(&kernel, &config).unwrap().findings, []);
+        let sizes = device.download::<u32>(out, ctas as usize).unwrap();
+        assert!(sizes.iter().all(|&n| n >= 8), "{sizes:?}");
+    }
+}
+
 #[test]
 fn the_order_of_turns_changes_no_result() {
     // Each CTA adds to a counter with atomics and leaves its ticket: their set is the same.

@@ -72,6 +72,11 @@ pub struct LaunchAttribute {
     pub value: [u32; 16],
 }
 
+/// `CUlimit` values.
+pub const LIMIT_STACK: u32 = 0;
+pub const LIMIT_PRINTF: u32 = 1;
+pub const LIMIT_HEAP: u32 = 2;
+
 /// `CUlaunchAttributeID` values that bear on execution here.
 pub const ATTRIBUTE_COOPERATIVE: u32 = 2;
 pub const ATTRIBUTE_CLUSTER_DIMENSION: u32 = 4;

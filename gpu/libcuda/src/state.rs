@@ -313,7 +313,7 @@ impl Driver {
         for finding in &report.findings {
             eprintln!("fathom: {finding}");
         }
-        let fatal = report.fatal().map(|f| code_of(f.kind));
+        let fatal = report.fatal().map(code_of);
         self.account(report.record, &report.findings);
         if let Some(error) = fatal {
             // As on hardware: this call succeeds, the next ones report it.
@@ -365,11 +365,12 @@ impl Driver {
 }
 
 /// The error by which hardware would report it.
-fn code_of(kind: Ub) -> CuResult {
-    match kind {
+fn code_of(finding: &Finding) -> CuResult {
+    match finding.kind {
         Ub::OutOfBounds | Ub::UseAfterFree => ERROR_ILLEGAL_ADDRESS,
         Ub::Misaligned => ERROR_MISALIGNED_ADDRESS,
-        Ub::Trap => ERROR_ASSERT,
+        // A bare `trap` is an unspecified failure on hardware.
+        Ub::Trap if finding.message.starts_with("assertion") => ERROR_ASSERT,
         Ub::Deadlock => ERROR_LAUNCH_TIMEOUT,
         _ => ERROR_LAUNCH_FAILED,
     }

@@ -189,7 +189,17 @@ fn a_client_s_session() {
     let cubin = c"\x7fELF\x02\x01\x01".as_ptr();
     assert_eq!(call!("cuModuleLoadData", (*mut usize, *const c_char), (&mut module, cubin)), 209);
     assert_eq!(launch(12345, 0, at, 1), 400);
+    // As many names as any client asks for have stubs of their own.
+    let stubs: std::collections::BTreeSet<usize> =
+        (0..600).map(|n| address(&format!("cuNoSuchThing{n}")) as usize).collect();
+    assert_eq!(stubs.len(), 600);
     assert_eq!(call!("cuNoSuchThing", (), ()), 801);
+
+    // The heap of `malloc` in kernels has the size that was asked for.
+    let mut bytes = 0usize;
+    assert_eq!(call!("cuCtxSetLimit", (u32, usize), (2, 1 << 20)), 0);
+    assert_eq!(call!("cuCtxGetLimit", (*mut usize, u32), (&mut bytes, 2)), 0);
+    assert_eq!(bytes, 1 << 20);
     let mut words = std::ptr::null();
     assert_eq!(call!("cuGetErrorName", (c_int, *mut *const c_char), (700, &mut words)), 0);
     // SAFETY: a constant of the library.
@@ -198,6 +208,8 @@ fn a_client_s_session() {
 
     // A kernel that leaves its memory: the launch succeeds, everything after it reports the error.
     assert_eq!(launch(function, 0, 0x10, 1), 0);
+    let mut more = 0u64;
+    assert_eq!(call!("cuMemAlloc", (*mut u64, usize), (&mut more, 16)), 700);
     assert_eq!(call!("cuCtxSynchronize", (), ()), 700);
     assert_eq!(launch(function, 0, at, 1), 700);
 }

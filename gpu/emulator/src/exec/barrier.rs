@@ -96,7 +96,10 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
 /// Reports an `.aligned` barrier that a part of the warp executes.
 fn whole_warp(cx: &mut Cx<'_>) {
     let first = !matches!(cx.w.groups[cx.at].wait, Wait::Barrier { .. });
-    if !first || !cx.grid.settings.checks.sync || cx.mask == cx.w.live {
+    if cx.mask == cx.w.live {
+        cx.w.let_go = false;
+    }
+    if !first || !cx.grid.settings.checks.sync || cx.mask == cx.w.live || cx.w.let_go {
         return;
     }
     // Groups that stand here too are on their way.

@@ -320,7 +320,7 @@ fn enter(
     Step::Control
 }
 
-/// vprintf, __assertfail.
+/// vprintf, __assertfail, malloc, free.
 fn builtin(l: &mut Lower<'_>, name: &str, returns: &[Operand], args: &[Operand]) -> Lowered {
     let mut values = Vec::new();
     for (i, operand) in args.iter().enumerate() {
@@ -369,6 +369,44 @@ fn builtin(l: &mut Lower<'_>, name: &str, returns: &[Operand], args: &[Operand])
             });
             Ok(())
         }
+        "malloc" => {
+            // Which addresses come back depends on the order of CTAs: it has to be fixed.
+            l.communicates = true;
+            l.uses_heap = true;
+            let to = match returns.first() {
+                Some(o) => place(l, o, false, 8)?,
+                None => return Ok(()),
+            };
+            l.emit_action(Class::Misc, move |cx| {
+                let bytes = argument(cx, values[0].0, 8);
+                let reuse = !cx.grid.settings.checks.races;
+                let mut made = [0; LANES];
+                let mut heap = cx.grid.heap.as_ref().expect("its code calls malloc").lock();
+                let heap = heap.as_mut().expect("no panic holds this lock");
+                for lane in cx.lanes() {
+                    made[lane] = heap.malloc(bytes[lane], reuse);
+                }
+                set_wide_result(cx, to, made);
+                Step::Next
+            });
+            Ok(())
+        }
+        "free" => {
+            l.communicates = true;
+            l.uses_heap = true;
+            l.emit_action(Class::Misc, move |cx| {
+                let address = argument(cx, values[0].0, 8);
+                for lane in cx.lanes() {
+                    let heap = cx.grid.heap.as_ref().expect("its code calls free");
+                    if !heap.lock().expect("no panic holds this lock").free(address[lane]) {
+                        let message = "free of what malloc did not return, or that is freed";
+                        return cx.fail(Ub::UseAfterFree, Some(lane), Some(address[lane]), message);
+                    }
+                }
+                Step::Next
+            });
+            Ok(())
+        }
         other => unsupported(format!("the external function {other}")),
     }
 }
@@ -391,6 +429,17 @@ fn set_result(cx: &mut Cx<'_>, to: Place, value: u32) {
         Place::Frame(at) => {
             let index = ((cx.local_base + at) / 4) as usize;
             store_word(cx, index, [value; LANES]);
+        }
+    }
+}
+
+fn set_wide_result(cx: &mut Cx<'_>, to: Place, values: [u64; LANES]) {
+    match to {
+        Place::Register(reg, wide) => mov::write(cx, reg, wide, values),
+        Place::Frame(at) => {
+            let index = ((cx.local_base + at) / 4) as usize;
+            store_word(cx, index, values.map(|v| v as u32));
+            store_word(cx, index + 1, values.map(|v| (v >> 32) as u32));
         }
     }
 }

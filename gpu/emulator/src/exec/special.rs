@@ -23,7 +23,7 @@ pub fn lower(l: &mut Lower<'_>, special: SpecialReg, d: Reg, wide: bool) -> Lowe
             | Special::LanemaskLt
             | Special::LanemaskGe
             | Special::LanemaskGt => std::array::from_fn(|i| by_lane(cx, kind, lane, i as u32)),
-            _ => [uniform(cx, kind, lane); LANES],
+            _ => [uniform(cx, kind, lane, special.index); LANES],
         };
         if wide {
             u64::write(cx, d, values);
@@ -57,7 +57,7 @@ fn by_lane(cx: &Cx<'_>, kind: Special, dim: usize, i: u32) -> u64 {
     })
 }
 
-fn uniform(cx: &mut Cx<'_>, kind: Special, dim: usize) -> u64 {
+fn uniform(cx: &mut Cx<'_>, kind: Special, dim: usize, index: u8) -> u64 {
     let grid = cx.grid;
     let at = |v: [u32; 3]| u64::from(v.get(dim).copied().unwrap_or(0));
     let cta = &cx.cluster.ctas[cx.cta];
@@ -70,6 +70,9 @@ fn uniform(cx: &mut Cx<'_>, kind: Special, dim: usize) -> u64 {
         Special::Nwarpid => u64::from(crate::Preset::MAX_THREADS_PER_SM / 32),
         Special::Smid => cta.linear % u64::from(grid.preset.sm_count),
         Special::Nsmid => u64::from(grid.preset.sm_count),
+        // The high and low half of the address, where `cooperative_groups` looks for it.
+        Special::Envreg if index == 1 => grid.workspace >> 32,
+        Special::Envreg if index == 2 => grid.workspace & 0xffff_ffff,
         Special::Gridid => grid.seq,
         Special::IsExplicitCluster => u64::from(grid.cluster != [1; 3]),
         Special::Clusterid => at(per_cluster(cta.id)),

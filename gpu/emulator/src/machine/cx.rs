@@ -1,6 +1,6 @@
 //! What a micro-operation sees: the warp that executes it, its cluster, its launch.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::cluster::Cluster;
 use super::global::{Global, Strength, Touched};
@@ -9,6 +9,7 @@ use super::op::{Code, Step};
 use super::warp::{Wait, Warp};
 use crate::device::Settings;
 use crate::error::{Finding, Ub};
+use crate::heap::Heap;
 use crate::launch::LaunchConfig;
 use crate::memory::View;
 use crate::module::Program;
@@ -27,6 +28,10 @@ pub struct Grid {
     /// What the launch before touched, where this one may start before its end.
     pub previous: Option<Arc<Touched>>,
     pub seq: u64,
+    /// Workspace of a cooperative launch (`%envreg1`, `%envreg2`), else 0.
+    pub workspace: u64,
+    /// The heap of `malloc`, where the code calls it.
+    pub heap: Option<Arc<Mutex<Heap>>>,
     /// Shared memory of a CTA up to its end, reserved part included.
     pub shared_end: u32,
     /// Whether the CPU has the instructions that `exec::alu` compiles for.

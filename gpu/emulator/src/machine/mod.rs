@@ -33,7 +33,9 @@ static SEQUENCE: AtomicU64 = AtomicU64::new(0);
 
 /// Runs launches to their end, together.
 pub fn run(launches: &[Launch<'_>], codes: &[Arc<Code>]) -> Result<Vec<LaunchReport>, Error> {
-    let grids: Vec<Grid> = launches.iter().zip(codes).map(|(l, c)| grid(l, c)).collect();
+    let grids: Result<Vec<Grid>, Error> =
+        launches.iter().zip(codes).map(|(l, c)| grid(l, c)).collect();
+    let grids = grids?;
     let serial = grids.len() > 1 || !grids[0].parallel;
     let mut stats: Vec<Stats> = Vec::new();
     let fault = if serial {
@@ -101,7 +103,7 @@ pub fn cluster_count(grid: &Grid) -> u64 {
     (0..3).map(|d| u64::from(grid.config.grid[d] / grid.cluster[d])).product()
 }
 
-fn grid(launch: &Launch<'_>, code: &Arc<Code>) -> Grid {
+fn grid(launch: &Launch<'_>, code: &Arc<Code>) -> Result<Grid, Error> {
     let module = launch.function.module();
     let device = module.device();
     let mut constants = vec![Slot([0; 32]); code.constant_slots];
@@ -124,8 +126,12 @@ fn grid(launch: &Launch<'_>, code: &Arc<Code>) -> Grid {
     let config = launch.config.clone();
     let shared = code.static_shared_bytes + config.dynamic_shared_bytes;
     let shared_end = reserved(&preset) + shared;
+    let seq = SEQUENCE.fetch_add(1, Relaxed);
+    // Both may allocate, and must be there when the view is taken.
+    let heap = if code.uses_heap { Some(device.heap()?) } else { None };
+    let workspace = if config.cooperative { device.workspace(seq)? } else { 0 };
     let parallel = !code.communicates && !config.cooperative && !settings.checks.races;
-    Grid {
+    Ok(Grid {
         code: code.clone(),
         program: module.program().clone(),
         constants,
@@ -133,13 +139,15 @@ fn grid(launch: &Launch<'_>, code: &Arc<Code>) -> Grid {
         preset,
         view: device.memory().view(),
         previous: if config.pdl { device.previous() } else { None },
-        seq: SEQUENCE.fetch_add(1, Relaxed),
+        seq,
+        workspace,
+        heap,
         shared_end,
         simd: crate::exec::alu::available(),
         parallel,
         settings,
         config,
-    }
+    })
 }
 
 /// First usable shared address: the system's part lies below it.

@@ -129,6 +129,8 @@ pub struct Code {
     pub registers: u32,
     /// CTAs may communicate: see DESIGN.md on determinism.
     pub communicates: bool,
+    /// It calls `malloc` or `free`.
+    pub uses_heap: bool,
     /// Slots that an operation reads or writes, for kernels with wgmma (which is not among them).
     pub touched: std::collections::BTreeMap<u32, Vec<Reg>>,
     /// Those of them that it writes.

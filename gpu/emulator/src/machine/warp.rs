@@ -81,6 +81,9 @@ pub struct Warp {
     pub groups: Vec<Group>,
     pub joins: Vec<Join>,
     pub turn: usize,
+    /// Whether lanes were let go from a join before the others came: that the warp is in parts is
+    /// then the schedule's doing, not the program's.
+    pub let_go: bool,
     /// Named barriers at which a part of the warp has arrived: (id, mask).
     pub partial_arrivals: Vec<(u32, u32)>,
     /// Generation of the cluster barrier at which the warp last arrived.
@@ -119,6 +122,7 @@ impl Warp {
             groups: vec![group],
             joins: Vec::new(),
             turn: 0,
+            let_go: false,
             partial_arrivals: Vec::new(),
             cluster_generation: 0,
             clock: 0,
@@ -240,6 +244,7 @@ impl Warp {
                 join.expected &= !group.mask;
                 group.join = join.parent;
                 self.groups.push(group);
+                self.let_go = true;
                 return true;
             }
         }

@@ -52,6 +52,23 @@ fn freed_memory() {
 }
 
 #[test]
+fn freed_twice_in_a_kernel() {
+    let module = ".extern .func (.param .b64 r) malloc(.param .b64 n);\n\
+                  .extern .func free(.param .b64 p);\n";
+    let free = "st.param.b64 [q], %rd1;\ncall.uni free, (q);\n";
+    let body = |more: &str| {
+        format!(
+            ".param .b64 q;\n.param .b64 s;\nst.param.b64 [q], 32;\n\
+             call.uni (s), malloc, (q);\nld.param.b64 %rd1, [s];\nst.u32 [%rd1+28], %r0;\n\
+             {free}{more}"
+        )
+    };
+    let bed = Bed { module, ..BED };
+    bed.clean(&body(""));
+    bed.finds(&body(free), Ub::UseAfterFree, "call.uni free");
+}
+
+#[test]
 fn memory_that_nobody_wrote() {
     let run = |initialised: usize| {
         let device = BED.device();

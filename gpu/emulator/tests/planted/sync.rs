@@ -30,6 +30,13 @@ fn a_barrier_inside_of_a_branch() {
 }
 
 #[test]
+fn lanes_that_leave_a_long_loop_early_wait_at_the_barrier() {
+    let body = "setp.eq.u32 %p1, %r0, 3;\nselp.u32 %r2, 1, 30000, %p1;\nmov.u32 %r1, 0;\nL:\n\
+                add.u32 %r1, %r1, 1;\nsetp.lt.u32 %p2, %r1, %r2;\n@%p2 bra L;\nbar.sync 0;";
+    BED.clean(body);
+}
+
+#[test]
 fn masks_name_the_lanes_that_execute() {
     let bed = Bed { block: 32, ..BED };
     bed.clean("setp.lt.u32 %p1, %r0, 16;\n@%p1 vote.sync.any.pred %p2, %p1, 65535;");

@@ -107,11 +107,23 @@ entry_points! {
     }
 
     fn cuCtxGetLimit(value: *mut usize, limit: u32) {
-        put(value, if limit == 0 { 1024 } else { 8 << 20 })
+        let driver = initialised()?;
+        let device = &driver.devices[driver.current()?];
+        put(value, match limit {
+            LIMIT_STACK => 1024,
+            LIMIT_PRINTF => 1 << 20,
+            LIMIT_HEAP => device.heap_bytes() as usize,
+            _ => 0,
+        })
     }
 
+    // The stack grows as it must, and printf has no bounded buffer here.
     fn cuCtxSetLimit(limit: u32, value: usize) {
-        let _ = (limit, value);
+        let driver = initialised()?;
+        let device = &driver.devices[driver.current()?];
+        if limit == LIMIT_HEAP && !device.set_heap_bytes(value as u64) {
+            return Err(ERROR_INVALID_VALUE);
+        }
         Ok(())
     }
 

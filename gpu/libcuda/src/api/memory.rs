@@ -155,7 +155,9 @@ fn alloc(device: usize, bytes: usize) -> R<DevicePtr> {
     if bytes == 0 {
         return Err(ERROR_INVALID_VALUE);
     }
-    initialised()?.devices[device].alloc(bytes as u64).map_err(|_| ERROR_OUT_OF_MEMORY)
+    let driver = initialised()?;
+    driver.error()?;
+    driver.devices[device].alloc(bytes as u64).map_err(|_| ERROR_OUT_OF_MEMORY)
 }
 
 /// The source of a 2-D or 3-D copy, by its memory type.

@@ -115,23 +115,28 @@ extern "C" fn stub<const N: usize>() -> CuResult {
     ERROR_NOT_SUPPORTED
 }
 
+/// Stubs `$high * 32 + 0..32` for each `$high`.
 macro_rules! stubs {
-    ($($n:literal)*) => { [$(stub::<$n> as *const c_void),*] };
+    ($($high:literal)*) => { [$(stubs!(row $high: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18
+        19 20 21 22 23 24 25 26 27 28 29 30 31)),*] };
+    (row $high:literal: $($low:literal)*) => { [$(stub::<{ $high * 32 + $low }> as Stub),*] };
 }
 
+type Stub = extern "C" fn() -> CuResult;
+
+/// More than cuda.h has entry points.
+static ALL_STUBS: [[Stub; 32]; 32] = stubs!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21
+    22 23 24 25 26 27 28 29 30 31);
+
 fn stub_for(name: &str) -> *const c_void {
-    let all = stubs!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28
-        29 30 31 32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58
-        59 60 61 62 63 64 65 66 67 68 69 70 71 72 73 74 75 76 77 78 79 80 81 82 83 84 85 86 87 88
-        89 90 91 92 93 94 95 96 97 98 99 100 101 102 103 104 105 106 107 108 109 110 111 112 113
-        114 115 116 117 118 119 120 121 122 123 124 125 126 127);
+    let all = ALL_STUBS.as_flattened();
     let mut names = STUBS.lock().expect("no panic holds this lock");
     let position = names.iter().position(|n| n == name).unwrap_or_else(|| {
         names.push(name.to_owned());
         names.len() - 1
     });
     // Where a client asks for more than there are, the last one answers for all the others.
-    all[position.min(all.len() - 1)]
+    all[position.min(all.len() - 1)] as *const c_void
 }
 
 entry_points! {
