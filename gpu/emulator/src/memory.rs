@@ -167,8 +167,10 @@ impl Allocation {
     /// Copies bytes out, from `offset` on.
     pub(crate) fn load(&self, offset: u64, out: &mut [u8]) {
         let (head, words) = whole_words(offset, out.len());
-        self.load_bytes(offset, &mut out[..head]);
-        self.load_bytes(offset + (head + words) as u64, &mut out[head + words..]);
+        if words < out.len() {
+            self.load_bytes(offset, &mut out[..head]);
+            self.load_bytes(offset + (head + words) as u64, &mut out[head + words..]);
+        }
         let (mut at, mut out) = (offset + head as u64, &mut out[head..head + words]);
         while !out.is_empty() {
             let left = (CHUNK_BYTES - at % CHUNK_BYTES) as usize;
@@ -187,11 +189,8 @@ impl Allocation {
         }
     }
 
-    /// Brings a range into the cache, if it is one of this allocation.
+    /// Brings a range into the cache.
     pub(crate) fn touch(&self, offset: u64, bytes: u64) {
-        if offset >= self.bytes || self.is_freed() {
-            return;
-        }
         if let Some((words, start)) = self.words(offset) {
             let (from, n) = (((offset - start) / 4) as usize, (bytes / 4) as usize);
             let range = &words[from..(from + n).min(words.len())];
@@ -212,8 +211,10 @@ impl Allocation {
     /// Copies bytes in, from `offset` on, and marks them written.
     pub(crate) fn store(&self, offset: u64, data: &[u8]) {
         let (head, words) = whole_words(offset, data.len());
-        self.store_bytes(offset, &data[..head]);
-        self.store_bytes(offset + (head + words) as u64, &data[head + words..]);
+        if words < data.len() {
+            self.store_bytes(offset, &data[..head]);
+            self.store_bytes(offset + (head + words) as u64, &data[head + words..]);
+        }
         let (mut at, mut left) = (offset + head as u64, &data[head..head + words]);
         while !left.is_empty() {
             let room = (CHUNK_BYTES - at % CHUNK_BYTES) as usize;

@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use fathom_numerics::gemm::tensor_core::{Code, Packed, TensorCore};
-use ndarray::ArrayView2;
+use ndarray::Array2;
 
 use crate::error::Ub;
 use crate::machine::cluster::CachedTile;
@@ -87,6 +87,8 @@ pub trait Element: Code + Default + Copy {
     fn negated(self, bits: u32) -> Self;
     /// The elements of 16 bytes of shared memory, `bytes` bytes each.
     fn chunk(data: &[u8; 16], bytes: usize, to: &mut [Self]);
+    /// As [`Self::chunk`], of a whole line of the 128-byte pattern.
+    fn line(data: &[[u8; 16]; 8], exchange: usize, bytes: usize, to: &mut [Self]);
 }
 
 impl Element for u8 {
@@ -101,6 +103,13 @@ impl Element for u8 {
     #[inline(always)]
     fn chunk(data: &[u8; 16], _bytes: usize, to: &mut [u8]) {
         to.copy_from_slice(data);
+    }
+
+    #[inline(always)]
+    fn line(data: &[[u8; 16]; 8], exchange: usize, _bytes: usize, to: &mut [u8]) {
+        for (i, to) in to.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            *to = data[(i ^ exchange) & 7];
+        }
     }
 }
 
@@ -117,6 +126,12 @@ impl Element for u32 {
     fn chunk(data: &[u8; 16], bytes: usize, to: &mut [u32]) {
         for (i, to) in to.iter_mut().enumerate() {
             *to = element(data, i, bytes);
+        }
+    }
+
+    fn line(data: &[[u8; 16]; 8], exchange: usize, bytes: usize, to: &mut [u32]) {
+        for (i, to) in to.chunks_exact_mut(16 / bytes).enumerate() {
+            Self::chunk(&data[(i ^ exchange) & 7], bytes, to);
         }
     }
 }
@@ -208,6 +223,18 @@ impl Part {
                     out[(row + i) * stride + k] = T::of(element(data, i, bytes));
                 }
             });
+        } else if let Some(first) = self.lines() {
+            for row in 0..self.rows {
+                let line = first + row as u64 / 8 * self.descriptor.stride + row as u64 % 8 * 128;
+                if line < begin || line + 128 > end {
+                    fault.set(fault.get().or(Some(line)));
+                    continue;
+                }
+                let data = shared[line as usize..].as_chunks().0;
+                let data = data.first_chunk().expect("128 bytes");
+                let exchange = (line >> 7).wrapping_sub(self.descriptor.base_offset) as usize;
+                T::line(data, exchange, bytes, &mut out[row * stride..][..128 / bytes]);
+            }
         } else {
             self.chunks(read, |row, k, data| {
                 T::chunk(data, bytes, &mut out[row * stride + k..][..16 / bytes]);
@@ -223,6 +250,14 @@ impl Part {
             }
         }
         Ok(())
+    }
+
+    /// Where its first row lies, if rows are whole lines of the 128-byte pattern.
+    fn lines(&self) -> Option<u64> {
+        let d = self.descriptor;
+        let whole = !self.transposed && d.span() == 128 && self.bits as usize * self.k == 1024;
+        let first = d.start + self.first / 8 * d.stride;
+        (whole && first.is_multiple_of(128) && d.stride.is_multiple_of(128)).then_some(first)
     }
 
     /// The descriptor of what comes behind it along K, where the two can be read as one.
@@ -313,10 +348,10 @@ pub fn packed_b<T: Element>(
         return Ok(tile.packed.clone());
     }
     let codes = side_by_side::<T>(cx, parts)?;
-    let codes = ArrayView2::from_shape((parts[0].rows, parts[0].k * parts.len()), &codes);
+    let codes = Array2::from_shape_vec((parts[0].rows, parts[0].k * parts.len()), codes);
     let codes = codes.expect("rows x k");
     let mut tiles = cx.cluster.ctas.iter().flat_map(|c| &c.tiles);
-    let known = tiles.find(|t| t.key == key && t.packed.is_of(codes));
+    let known = tiles.find(|t| t.key == key && t.packed.is_of(codes.view()));
     let packed = known.map_or_else(|| Rc::new(core.pack_b(codes)), |t| t.packed.clone());
     if share {
         let spans = parts.iter().map(Part::span);

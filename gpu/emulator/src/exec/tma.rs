@@ -15,7 +15,7 @@ use crate::machine::cx::Cx;
 use crate::machine::global::Strength;
 use crate::machine::lane::{LANES, Lane, Reg};
 use crate::machine::op::{Class, Step};
-use crate::memory::{PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
+use crate::memory::{Allocation, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
 use crate::tensormap::{Element, Mode, TensorMap};
 
 /// Lowers an instruction of this class.
@@ -347,6 +347,45 @@ struct Run {
     after: u64,
 }
 
+/// Where the rows of a box come from.
+enum Source<'a> {
+    /// All of them from one allocation, and no check wants to see each.
+    One(&'a Allocation),
+    Any,
+}
+
+impl<'a> Source<'a> {
+    fn of(cx: &Cx<'a>, runs: &[Run], bytes: u64) -> Source<'a> {
+        let inside = || runs.iter().filter_map(|r| Some((r.address?, r.inside * bytes)));
+        let (Some(first), Some(last)) = (
+            inside().map(|(address, _)| address).min(),
+            inside().map(|(address, n)| address + n).max(),
+        ) else {
+            return Source::Any;
+        };
+        let checks = cx.grid.settings.checks;
+        match cx.grid.view.locate(first, last - first) {
+            Some(found) if !checks.any() => {
+                // Rows lie far apart: their cache lines come together, not one after another.
+                inside().for_each(|(address, n)| found.touch(address - found.base(), n));
+                Source::One(found)
+            }
+            _ => Source::Any,
+        }
+    }
+
+    fn read(&self, cx: &mut Cx<'_>, lane: usize, address: u64, out: &mut [u8]) -> Result<(), Step> {
+        match self {
+            Source::One(found) => {
+                cx.stats.global_bytes_read += out.len() as u64;
+                found.load(address - found.base(), out);
+                Ok(())
+            }
+            Source::Any => cx.read_global(lane, address, out),
+        }
+    }
+}
+
 /// Reads and decodes the tensor map at a generic address.
 pub fn map_at(cx: &mut Cx<'_>, lane: usize, address: u64) -> Result<TensorMap, Step> {
     let mut bytes = [0; TensorMap::BYTES];
@@ -503,12 +542,7 @@ impl Tensor {
         let bytes = u64::from(map.element.bytes());
         let filler = Self::filler(&map);
         let runs = self.runs(&map);
-        if let Some(allocation) = cx.grid.view.find(map.address) {
-            // Rows lie far apart: their cache lines come together, not one after another.
-            let inside = runs.iter().filter_map(|r| Some((r.address?, r.inside * bytes)));
-            let base = allocation.base();
-            inside.for_each(|(address, n)| allocation.touch(address.wrapping_sub(base), n));
-        }
+        let source = Source::of(cx, &runs, bytes);
         let total = runs.iter().map(|r| (r.before + r.inside + r.after) * bytes).sum();
         cx.within_one(self.variable, self.lane, self.memory, total);
         cx.stats.tma_bytes_read += total;
@@ -520,13 +554,12 @@ impl Tensor {
         for run in runs {
             let [before, inside, after] =
                 [run.before, run.inside, run.after].map(|n| (n * bytes) as usize);
-            row.clear();
             row.resize(before + inside + after, 0);
-            if filler != [0; 8] {
+            if before + after > 0 {
                 row.chunks_mut(bytes as usize).for_each(|e| e.copy_from_slice(&filler[..e.len()]));
             }
             if let Some(address) = run.address {
-                cx.read_global(self.lane, address, &mut row[before..before + inside])?;
+                source.read(cx, self.lane, address, &mut row[before..before + inside])?;
             }
             round_tf32(&map, &mut row);
             for &(_, (cta, offset)) in &places {
@@ -565,15 +598,16 @@ impl Tensor {
             at += (run.before * bytes) as usize;
             let n = (run.inside * bytes) as usize;
             if let Some(address) = run.address {
-                let mut new = data[at..at + n].to_vec();
+                let new = &data[at..at + n];
                 if let Some(op) = reduce {
                     cx.strength = Strength::Relaxed;
                     let mut old = vec![0; n];
                     cx.read_global(self.lane, address, &mut old)?;
-                    combine(op, element_type(map.element), &mut old, &new);
-                    new = old;
+                    combine(op, element_type(map.element), &mut old, new);
+                    cx.write_global(self.lane, address, &old)?;
+                } else {
+                    cx.write_global(self.lane, address, new)?;
                 }
-                cx.write_global(self.lane, address, &new)?;
                 cx.strength = Strength::Weak;
             }
             at += n + (run.after * bytes) as usize;
@@ -623,6 +657,15 @@ fn scatter(shared: &mut [u8], offset: usize, data: &[u8], span: u64) {
     }
     let (mut at, mut data) = (offset as u64, data);
     while !data.is_empty() {
+        if let (128, 0, Some((from, rest))) = (span, at % 128, data.split_first_chunk::<128>()) {
+            // A whole line of the pattern.
+            let line = shared[at as usize..at as usize + 128].as_chunks_mut::<16>().0;
+            for (i, chunk) in from.as_chunks::<16>().0.iter().enumerate() {
+                line[i ^ (at as usize >> 7 & 7)] = *chunk;
+            }
+            (at, data) = (at + 128, rest);
+            continue;
+        }
         let to = swizzle(at, span, 0) as usize;
         if let (Some((chunk, rest)), 0) = (data.split_first_chunk::<16>(), at % 16) {
             let to: &mut [u8; 16] = (&mut shared[to..to + 16]).try_into().expect("16 bytes");

@@ -12,7 +12,7 @@ use fathom_ptx::ast::{Instruction, Operand};
 use fathom_ptx::table::Opcode;
 use fathom_ptx::types::{Shape, Type};
 
-use ndarray::{ArrayView2, ArrayViewMut2};
+use ndarray::{Array2, ArrayViewMut2};
 
 use super::alu;
 use super::mma::{fragment, spread};
@@ -229,7 +229,7 @@ fn multiply(cx: &mut Cx<'_>, chain: &[Issued]) -> Result<(), Step> {
     let o = &*chain[0].operation;
     let (n, k) = (o.n, o.k * chain.len());
     let halves = o.product.accumulator == Type::F16;
-    let mut d = vec![0u32; 16 * n];
+    let mut d = vec![0u64; 8 * n];
     if chain[0].keep {
         cx.wgmma_needs_fence(&o.regs);
         alu::wide(
@@ -251,7 +251,8 @@ fn multiply(cx: &mut Cx<'_>, chain: &[Issued]) -> Result<(), Step> {
         None => {
             let a = tile_a::<u32>(cx, chain)?;
             let b = side_by_side::<u32>(cx, &parts)?;
-            o.product.run32(&cx.grid.preset, [16, n, k], &a, &b, &mut d);
+            let words = bytemuck::cast_slice_mut(&mut d);
+            o.product.run32(&cx.grid.preset, [16, n, k], &a, &b, words);
         }
     }
     alu::wide(
@@ -272,8 +273,7 @@ fn multiply_on<T: Element>(
     out: ArrayViewMut2<'_, f32>,
 ) -> Result<(), Step> {
     let a = tile_a::<T>(cx, chain)?;
-    let a = ArrayView2::from_shape((16, a.len() / 16), &a).expect("16 x k");
-    let a = core.pack_a(a);
+    let a = core.pack_a(Array2::from_shape_vec((16, a.len() / 16), a).expect("16 x k"));
     let key = chain.iter().map(|c| (c.operation.id, c.b_desc)).collect();
     let b = packed_b::<T>(cx, core, key, parts)?;
     core.multiply_add(&a, &b, out, chain[0].keep);
@@ -316,43 +316,65 @@ fn accumulator_register(regs: &[Reg], halves: bool, block: usize, row8: usize, p
     if halves { regs[2 * block + row8] } else { regs[4 * block + 2 * row8 + pair] }
 }
 
-/// The accumulator registers as a row-major 16 x n. A lane's two elements of a block lie side by
-/// side in its row: they travel as one of 64 bits.
+/// The accumulator registers as a row-major 16 x n, two elements in 64 bits: a lane holds such
+/// pairs, in two registers or (halves) in one.
 #[inline(always)]
-fn accumulators(cx: &Cx<'_>, regs: &[Reg], halves: bool, n: usize, d: &mut [u32]) {
+fn accumulators(cx: &Cx<'_>, regs: &[Reg], halves: bool, n: usize, d: &mut [u64]) {
     for block in 0..n / 8 {
         for row8 in 0..2 {
-            let [even, odd] = [0, 1].map(|pair| {
-                let value = cx.slot(accumulator_register(regs, halves, block, row8, pair));
-                if halves { value.map(|word| word >> (16 * pair) & 0xffff) } else { *value }
-            });
-            let pairs: [u64; LANES] =
-                std::array::from_fn(|i| u64::from(even[i]) | u64::from(odd[i]) << 32);
-            let rows: [[u32; 8]; 8] = bytemuck::cast(pairs);
-            for (to, row) in d[8 * row8 * n..][..8 * n].chunks_exact_mut(n).zip(rows) {
-                to[8 * block..][..8].copy_from_slice(&row);
+            let at = |pair| cx.slot(accumulator_register(regs, halves, block, row8, pair));
+            let (even, odd) = (at(0), at(1));
+            let rows = d[4 * row8 * n..][..4 * n].chunks_exact_mut(n / 2);
+            for (row, to) in rows.enumerate() {
+                for (i, to) in to[4 * block..][..4].iter_mut().enumerate() {
+                    let (even, odd) = (u64::from(even[4 * row + i]), u64::from(odd[4 * row + i]));
+                    *to = if halves { even & 0xffff | odd >> 16 << 32 } else { even | odd << 32 };
+                }
             }
         }
     }
 }
 
+/// The opposite of [`accumulators`].
 #[inline(always)]
-fn store_accumulators(cx: &mut Cx<'_>, regs: &[Reg], halves: bool, n: usize, d: &[u32]) {
+fn store_accumulators(cx: &mut Cx<'_>, regs: &[Reg], halves: bool, n: usize, d: &[u64]) {
     for block in 0..n / 8 {
         for row8 in 0..2 {
-            let mut rows = [[0u32; 8]; 8];
-            for (row, from) in rows.iter_mut().zip(d[8 * row8 * n..][..8 * n].chunks_exact(n)) {
-                row.copy_from_slice(&from[8 * block..][..8]);
+            let rows = d[4 * row8 * n..][..4 * n].chunks_exact(n / 2);
+            let rows = rows.map(|row| row[4 * block..].first_chunk().expect("four pairs"));
+            let [first, second] =
+                [0, 1].map(|pair| accumulator_register(regs, halves, block, row8, pair));
+            let places = [first, second].map(|reg| cx.base + usize::from(reg));
+            if cx.mask == !0
+                && let Ok([even, odd]) = cx.w.regs.get_disjoint_mut(places)
+            {
+                part_pairs(rows, &mut even.0, &mut odd.0);
+                continue;
             }
-            let pairs: [u64; LANES] = bytemuck::cast(rows);
-            let (even, odd) = (pairs.map(|p| p as u32), pairs.map(|p| (p >> 32) as u32));
+            let (mut even, mut odd) = ([0; LANES], [0; LANES]);
+            part_pairs(rows, &mut even, &mut odd);
             if halves {
-                let packed = std::array::from_fn(|lane| even[lane] | odd[lane] << 16);
-                u32::write(cx, regs[2 * block + row8], packed);
+                u32::write(cx, first, std::array::from_fn(|i| even[i] | odd[i] << 16));
             } else {
-                u32::write(cx, accumulator_register(regs, false, block, row8, 0), even);
-                u32::write(cx, accumulator_register(regs, false, block, row8, 1), odd);
+                u32::write(cx, first, even);
+                u32::write(cx, second, odd);
             }
         }
+    }
+}
+
+/// Eight rows of four pairs to the lanes of two registers.
+#[inline(always)]
+fn part_pairs<'a>(
+    rows: impl Iterator<Item = &'a [u64; 4]>,
+    even: &mut [u32; LANES],
+    odd: &mut [u32; LANES],
+) {
+    let lanes = even.as_chunks_mut::<4>().0.iter_mut().zip(odd.as_chunks_mut::<4>().0);
+    for ((even, odd), row) in lanes.zip(rows) {
+        // By value, so that the compiler sees vectors.
+        let [a, b, c, d] = *row;
+        *even = [a as u32, b as u32, c as u32, d as u32];
+        *odd = [(a >> 32) as u32, (b >> 32) as u32, (c >> 32) as u32, (d >> 32) as u32];
     }
 }

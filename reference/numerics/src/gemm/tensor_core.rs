@@ -26,7 +26,7 @@ use super::scratch::Scratch;
 use super::tile::{self, Codes, MAX_COLS, PACK, TILE_ROWS, TileKernels, TileOutput};
 use crate::formats::Format;
 use crate::mma::{Accumulator, Operand, Output, Terms};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, CowArray, Ix2};
 
 /// One tensor-core arithmetic on one pair of formats, with the fastest kernels of the machine.
 pub struct TensorCore {
@@ -74,9 +74,9 @@ impl Packed {
 
 /// Operand codes as they come: bytes for 8-bit formats, words for the others.
 pub trait Code: Copy + 'static {
-    /// An owned copy in the form that is packed.
+    /// In the form that is packed, copied unless they are owned.
     #[doc(hidden)]
-    fn store(view: ArrayView2<'_, Self>) -> StoredCodes;
+    fn store(codes: CowArray<'_, Self, Ix2>) -> StoredCodes;
 
     /// Whether these are what was stored, row after row.
     #[doc(hidden)]
@@ -87,9 +87,16 @@ pub trait Code: Copy + 'static {
 #[doc(hidden)]
 pub struct StoredCodes(Stored);
 
+fn row_after_row<T: Code>(codes: CowArray<'_, T, Ix2>) -> Array2<T> {
+    match codes.is_standard_layout() {
+        true => codes.into_owned(),
+        false => codes.as_standard_layout().into_owned(),
+    }
+}
+
 impl Code for u8 {
-    fn store(view: ArrayView2<'_, u8>) -> StoredCodes {
-        StoredCodes(Stored::U8(view.as_standard_layout().into_owned()))
+    fn store(codes: CowArray<'_, u8, Ix2>) -> StoredCodes {
+        StoredCodes(Stored::U8(row_after_row(codes)))
     }
 
     fn are(codes: &[u8], StoredCodes(stored): &StoredCodes) -> bool {
@@ -98,8 +105,8 @@ impl Code for u8 {
 }
 
 impl Code for u16 {
-    fn store(view: ArrayView2<'_, u16>) -> StoredCodes {
-        StoredCodes(Stored::U32(view.map(|&code| code.into())))
+    fn store(codes: CowArray<'_, u16, Ix2>) -> StoredCodes {
+        StoredCodes(Stored::U32(codes.map(|&code| code.into())))
     }
 
     fn are(codes: &[u16], StoredCodes(stored): &StoredCodes) -> bool {
@@ -108,8 +115,8 @@ impl Code for u16 {
 }
 
 impl Code for u32 {
-    fn store(view: ArrayView2<'_, u32>) -> StoredCodes {
-        StoredCodes(Stored::U32(view.as_standard_layout().into_owned()))
+    fn store(codes: CowArray<'_, u32, Ix2>) -> StoredCodes {
+        StoredCodes(Stored::U32(row_after_row(codes)))
     }
 
     fn are(codes: &[u32], StoredCodes(stored): &StoredCodes) -> bool {
@@ -131,16 +138,16 @@ impl TensorCore {
     }
 
     /// Packs A, codes `[m, k]`. FP8 formats take bytes.
-    pub fn pack_a<T: Code>(&self, codes: ArrayView2<'_, T>) -> Packed {
-        self.pack(codes, true)
+    pub fn pack_a<'a, T: Code>(&self, codes: impl Into<CowArray<'a, T, Ix2>>) -> Packed {
+        self.pack(codes.into(), true)
     }
 
     /// Packs B, codes `[n, k]`. FP8 formats take bytes.
-    pub fn pack_b<T: Code>(&self, codes: ArrayView2<'_, T>) -> Packed {
-        self.pack(codes, false)
+    pub fn pack_b<'a, T: Code>(&self, codes: impl Into<CowArray<'a, T, Ix2>>) -> Packed {
+        self.pack(codes.into(), false)
     }
 
-    fn pack<T: Code>(&self, codes: ArrayView2<'_, T>, is_a: bool) -> Packed {
+    fn pack<T: Code>(&self, codes: CowArray<'_, T, Ix2>, is_a: bool) -> Packed {
         let codes = T::store(codes);
         let (rows, k) = codes.0.codes().dim();
         let Some(kernels) = &self.kernels else {
