@@ -8,6 +8,7 @@ use fathom_ptx::types::{Flag, Scope, Sem};
 
 use crate::error::Ub;
 use crate::lower::{Lower, Lowered};
+use crate::machine::access::Words;
 use crate::machine::cx::Cx;
 use crate::machine::global::Strength;
 use crate::machine::lane::LANES;
@@ -92,8 +93,9 @@ impl Cx<'_> {
         &mut self,
         addresses: &[u64; LANES],
         bytes: u64,
-        write: bool,
+        written: Option<&Words>,
     ) -> Result<(), Step> {
+        let write = written.is_some();
         if self.cluster.sanitizer.is_none() {
             return Ok(());
         }
@@ -107,6 +109,8 @@ impl Cx<'_> {
             if write {
                 self.spare_mbarrier(lane, address, bytes);
             }
+            let again = written.is_some_and(|values| self.holds(address, bytes, lane, values));
+            let writer = if again { Writer::Again } else { Writer::Warp };
             let mut problem = None;
             self.with_sanitizer(|s, who| {
                 let range = Self::range(address, bytes);
@@ -118,7 +122,7 @@ impl Cx<'_> {
                 }
                 problem = match (write, pending) {
                     (false, _) => s.read(who, range, false),
-                    (true, false) => s.write(who, range, Writer::Warp),
+                    (true, false) => s.write(who, range, writer),
                     (true, true) => {
                         s.copy_begins(who.warp, range);
                         s.write(who, range, Writer::Pending)
@@ -129,6 +133,17 @@ impl Cx<'_> {
             self.tell(Some(lane), address, problem);
         }
         Ok(())
+    }
+
+    /// Whether shared memory holds these bytes of a lane already.
+    fn holds(&self, address: u64, bytes: u64, lane: usize, values: &Words) -> bool {
+        let (cta, offset) = ((address >> 24) as usize, (address & 0xff_ffff) as usize);
+        let held = |k: usize| self.cluster.ctas[cta].shared.get(offset / 4 + k).copied();
+        if bytes >= 4 {
+            return (0..(bytes / 4) as usize).all(|k| held(k) == Some(values[k][lane]));
+        }
+        let keep = (1u32 << (8 * bytes)) - 1;
+        held(0).is_some_and(|word| (word >> (8 * (offset % 4)) ^ values[0][lane]) & keep == 0)
     }
 
     /// The executing lanes copy to shared memory asynchronously: the coming store is theirs.
@@ -258,12 +273,12 @@ impl Cx<'_> {
     }
 
     /// wgmma reads A from these registers until it is waited for.
-    pub fn wgmma_reads(&mut self, regs: &[u16]) {
+    pub fn wgmma_reads(&mut self, regs: &[u32]) {
         self.with_sanitizer(|s, who| s.product_registers(who.warp, regs.iter().copied()));
     }
 
     /// wgmma is about to use these registers; what else wrote them must be fenced.
-    pub fn wgmma_needs_fence(&mut self, regs: &[u16]) {
+    pub fn wgmma_needs_fence(&mut self, regs: &[u32]) {
         let mut found = None;
         self.with_sanitizer(|s, who| found = s.unfenced_register(who.warp, regs));
         if found.is_some() {
@@ -298,7 +313,7 @@ impl Cx<'_> {
     }
 
     /// wgmma accumulates into these registers.
-    pub fn wgmma_accumulates(&mut self, regs: &[u16]) {
+    pub fn wgmma_accumulates(&mut self, regs: &[u32]) {
         self.with_sanitizer(|s, who| s.product_registers(who.warp, regs.iter().copied()));
     }
 

@@ -18,6 +18,7 @@ use super::alu;
 use super::mma::{fragment, spread};
 use super::operand::{Descriptor, Element, Part, packed_b, side_by_side};
 use super::tensor::Product;
+use crate::lower::registers::names;
 use crate::lower::{Lower, Lowered, mnemonic, unsupported};
 use crate::machine::cx::Cx;
 use crate::machine::lane::{LANES, Lane, Reg};
@@ -51,7 +52,7 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
 /// Where A comes from.
 enum Source {
     Shared(Reg),
-    Registers(Vec<Reg>),
+    Registers { slots: Vec<Reg>, names: Vec<u32> },
 }
 
 fn mma_async(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
@@ -65,7 +66,8 @@ fn mma_async(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     };
     let from_registers = matches!(ins.operands[1], Operand::Vector(_));
     let source = if from_registers {
-        Source::Registers(fragment(l, &ins.operands[1], Type::B32, true)?)
+        let slots = fragment(l, &ins.operands[1], Type::B32, true)?;
+        Source::Registers { slots, names: names(&ins.operands[1]) }
     } else {
         Source::Shared(l.src(&ins.operands[1], Type::B64)?)
     };
@@ -100,6 +102,7 @@ fn mma_async(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         signs: if integer { [false; 2] } else { signs },
         transposed: [trans_a, trans_b],
         regs,
+        names: names(&ins.operands[0]),
         n,
         k,
     };
@@ -129,6 +132,8 @@ struct Operation {
     signs: [bool; 2],
     transposed: [bool; 2],
     regs: Vec<Reg>,
+    /// The accumulator's registers as the program names them.
+    names: Vec<u32>,
     n: usize,
     k: usize,
 }
@@ -157,7 +162,7 @@ impl Issued {
             base: cx.base,
             a_desc: match operation.source {
                 Source::Shared(reg) => u64::read(cx, reg)[leader],
-                Source::Registers(_) => 0,
+                Source::Registers { .. } => 0,
             },
             b_desc: u64::read(cx, operation.b_desc)[leader],
             keep: scale >> leader & 1 != 0,
@@ -231,7 +236,7 @@ fn multiply(cx: &mut Cx<'_>, chain: &[Issued]) -> Result<(), Step> {
     let halves = o.product.accumulator == Type::F16;
     let mut d = vec![0u64; 8 * n];
     if chain[0].keep {
-        cx.wgmma_needs_fence(&o.regs);
+        cx.wgmma_needs_fence(&o.names);
         alu::wide(
             cx.grid.simd,
             #[inline(always)]
@@ -260,7 +265,7 @@ fn multiply(cx: &mut Cx<'_>, chain: &[Issued]) -> Result<(), Step> {
         #[inline(always)]
         || store_accumulators(cx, &o.regs, halves, n, &d),
     );
-    cx.wgmma_accumulates(&o.regs);
+    cx.wgmma_accumulates(&o.names);
     Ok(())
 }
 
@@ -292,12 +297,12 @@ fn tile_a<T: Element>(cx: &mut Cx<'_>, chain: &[Issued]) -> Result<Vec<T>, Step>
     let mut tile = vec![T::default(); 16 * stride];
     for (i, issued) in chain.iter().enumerate() {
         let out = &mut tile[i * k..];
-        let Source::Registers(regs) = &issued.operation.source else {
+        let Source::Registers { slots: regs, names } = &issued.operation.source else {
             issued.part_a(cx.w.index).gather(cx, stride, out)?;
             continue;
         };
-        cx.wgmma_needs_fence(regs);
-        cx.wgmma_reads(regs);
+        cx.wgmma_needs_fence(names);
+        cx.wgmma_reads(names);
         let (bits, negated) = (issued.operation.product.bits, issued.operation.signs[0]);
         let mut wide = vec![0; 16 * k];
         spread(cx, regs, bits, true, k, &mut wide);

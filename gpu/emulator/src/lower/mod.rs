@@ -77,8 +77,8 @@ pub struct Lower<'a> {
     returns: Vec<usize>,
     pub communicates: bool,
     pub uses_heap: bool,
-    touched: BTreeMap<u32, Vec<Reg>>,
-    written: BTreeMap<u32, Vec<Reg>>,
+    touched: BTreeMap<u32, Vec<u32>>,
+    written: BTreeMap<u32, Vec<u32>>,
     objects: Vec<Object>,
     /// The variable that each register of the function points into.
     points: Vec<Points>,
@@ -433,23 +433,22 @@ impl<'a> Lower<'a> {
         if matches!(ins.op, Opcode::WgmmaMmaAsync) {
             return;
         }
-        let mut slots = Vec::new();
+        if !self.body_has_wgmma {
+            return;
+        }
         let (defs, uses) = registers::effects(ins);
-        let slots_of = |r: ast::RegId| {
-            let n = registers::width(self.type_of(r)) as u16;
-            let at = self.reg(r);
-            (0..n).map(move |i| at + i)
+        let names = |list: &[ast::RegId]| -> Vec<u32> {
+            let values = list.iter().filter(|&&r| registers::width(self.type_of(r)) > 0);
+            values.map(|r| r.index() as u32).collect()
         };
-        slots.extend(defs.iter().copied().flat_map(slots_of));
-        let written = slots.clone();
-        slots.extend(uses.into_iter().flat_map(slots_of));
-        if self.body_has_wgmma {
-            if !written.is_empty() {
-                self.written.insert(first, written);
-            }
-            if !slots.is_empty() {
-                self.touched.insert(first, slots);
-            }
+        let written = names(&defs);
+        let mut touched = written.clone();
+        touched.extend(names(&uses));
+        if !written.is_empty() {
+            self.written.insert(first, written);
+        }
+        if !touched.is_empty() {
+            self.touched.insert(first, touched);
         }
     }
 

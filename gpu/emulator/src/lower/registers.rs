@@ -104,6 +104,14 @@ fn registers_in(operand: &Operand, out: &mut Vec<RegId>) {
     }
 }
 
+/// The registers of an operand as the program names them: what the sanitizers go by, since a slot
+/// serves one register after another.
+pub fn names(operand: &Operand) -> Vec<u32> {
+    let mut registers = Vec::new();
+    registers_in(operand, &mut registers);
+    registers.into_iter().map(|r| r.index() as u32).collect()
+}
+
 fn base_register(base: &Base) -> Option<RegId> {
     if let Base::Reg(r) = base { Some(*r) } else { None }
 }
@@ -213,7 +221,30 @@ fn ranges(body: &Body, cfg: &Cfg) -> Vec<Option<(u32, u32)>> {
             }
         }
     }
+    hold_until_committed(body, &mut out);
     out
+}
+
+/// A wgmma is computed when its group is committed: its registers keep their slots until then,
+/// whether anything reads them later or not.
+fn hold_until_committed(body: &Body, ranges: &mut [Option<(u32, u32)>]) {
+    let mut until = 2 * body.statements.len() as u32;
+    for (s, statement) in body.statements.iter().enumerate().rev() {
+        let Statement::Instruction(ins) = statement else { continue };
+        if ins.op == Opcode::WgmmaCommitGroup {
+            until = 2 * s as u32;
+        }
+        if ins.op != Opcode::WgmmaMmaAsync {
+            continue;
+        }
+        for operand in ins.operands.iter().take(2) {
+            for r in names(operand) {
+                if let Some((_, last)) = &mut ranges[r as usize] {
+                    *last = until.max(*last);
+                }
+            }
+        }
+    }
 }
 
 /// Assigns slots by linear scan over the live ranges.

@@ -432,7 +432,7 @@ impl Cx<'_> {
         let bytes = u64::from(bytes);
         let rank = self.shared_span(addresses, bytes)?;
         self.count_shared(addresses, bytes);
-        self.sanitize_shared(addresses, bytes, false)?;
+        self.sanitize_shared(addresses, bytes, None)?;
         let mask = self.mask;
         for lane in 0..LANES {
             if mask >> lane & 1 == 0 {
@@ -464,7 +464,7 @@ impl Cx<'_> {
         let bytes = u64::from(bytes);
         let rank = self.shared_span(addresses, bytes)?;
         self.count_shared(addresses, bytes);
-        self.sanitize_shared(addresses, bytes, true)?;
+        self.sanitize_shared(addresses, bytes, Some(values))?;
         let mask = self.mask;
         if let Some(rank) = rank {
             let (lo, hi, _) = span(addresses, mask, bytes);

@@ -131,10 +131,10 @@ pub struct Code {
     pub communicates: bool,
     /// It calls `malloc` or `free`.
     pub uses_heap: bool,
-    /// Slots that an operation reads or writes, for kernels with wgmma (which is not among them).
-    pub touched: std::collections::BTreeMap<u32, Vec<Reg>>,
+    /// Registers, as the program names them, that an operation reads or writes, for kernels with wgmma (which is not among them).
+    pub touched: std::collections::BTreeMap<u32, Vec<u32>>,
     /// Those of them that it writes.
-    pub written: std::collections::BTreeMap<u32, Vec<Reg>>,
+    pub written: std::collections::BTreeMap<u32, Vec<u32>>,
     /// Variables in shared and local memory.
     pub objects: Vec<Object>,
     /// Registers a thread has at its start, where `setmaxnreg` takes effect.

@@ -136,10 +136,10 @@ pub struct Sanitizer {
     /// wgmma reads of each warp.
     products: Vec<Vec<Vec<Range>>>,
     /// Accumulator registers in flight: (group, register).
-    registers: Vec<Vec<(usize, u16)>>,
+    registers: Vec<Vec<(usize, u32)>>,
     groups: Vec<usize>,
     /// Registers written since the warp's last wgmma.fence.
-    unfenced: Vec<BTreeSet<u16>>,
+    unfenced: Vec<BTreeSet<u32>>,
     /// mbarriers that were initialised and not invalidated: CTA, offset.
     live: BTreeSet<(usize, usize)>,
     pub uninit: bool,
@@ -342,7 +342,7 @@ impl Sanitizer {
     /// A write by a warp, or by `writer` on its behalf.
     pub fn write(&mut self, who: Who, (cta, first, n): Range, writer: Writer) -> Option<Problem> {
         let access = match writer {
-            Writer::Warp => {
+            Writer::Warp | Writer::Again => {
                 let clock = self.now(who.warp);
                 Access { thread: who.warp, clock, line: who.line, proxy: who.proxy }
             }
@@ -359,7 +359,12 @@ impl Sanitizer {
         for i in first..(first + n).min(self.cells[cta].len()) {
             let cell = self.cells[cta][i];
             if problem.is_none() && self.races {
-                problem = self.conflict(who, cell.write, "write", "this write").or_else(|| {
+                let same = matches!(writer, Writer::Again)
+                    && !cell.write.proxy
+                    && cell.write.clock != PENDING;
+                let over =
+                    if same { None } else { self.conflict(who, cell.write, "write", "this write") };
+                problem = over.or_else(|| {
                     let mut reads = cell.reads.iter();
                     reads.find_map(|&read| self.conflict(who, read, "read", "this write"))
                 });
@@ -503,13 +508,13 @@ impl Sanitizer {
     }
 
     /// wgmma writes these registers until it is waited for.
-    pub fn product_registers(&mut self, warp: u32, registers: impl Iterator<Item = u16>) {
+    pub fn product_registers(&mut self, warp: u32, registers: impl Iterator<Item = u32>) {
         let group = self.groups[warp as usize];
         self.registers[warp as usize].extend(registers.map(|r| (group, r)));
     }
 
     /// The register of these that a wgmma in flight still uses.
-    pub fn register_in_flight(&self, warp: u32, touched: &[u16]) -> Option<u16> {
+    pub fn register_in_flight(&self, warp: u32, touched: &[u32]) -> Option<u32> {
         let flying = &self.registers[warp as usize];
         touched.iter().copied().find(|t| flying.iter().any(|(_, r)| r == t))
     }
@@ -520,7 +525,7 @@ impl Sanitizer {
     }
 
     /// A warp writes registers outside of wgmma.
-    pub fn registers_written(&mut self, warp: u32, registers: &[u16]) {
+    pub fn registers_written(&mut self, warp: u32, registers: &[u32]) {
         self.unfenced[warp as usize].extend(registers);
     }
 
@@ -530,7 +535,7 @@ impl Sanitizer {
     }
 
     /// The register of these that was written after the last wgmma.fence.
-    pub fn unfenced_register(&self, warp: u32, registers: &[u16]) -> Option<u16> {
+    pub fn unfenced_register(&self, warp: u32, registers: &[u32]) -> Option<u32> {
         registers.iter().copied().find(|r| self.unfenced[warp as usize].contains(r))
     }
 
@@ -657,6 +662,9 @@ impl Sanitizer {
 pub enum Writer {
     /// The warp itself, now.
     Warp,
+    /// The warp itself, now, of the bytes that are there: whichever of two such writes comes last
+    /// is the same, so it is no race with another write.
+    Again,
     /// The warp's cp.async, when it is waited for.
     Pending,
     /// An asynchronous copy that completes on this mbarrier.

@@ -22,6 +22,20 @@ fn past_one_variable_into_the_next() {
 }
 
 #[test]
+fn two_warps_write_one_word() {
+    // Which write comes last matters only where the values differ.
+    let body = |value: &str| {
+        format!(
+            "shr.u32 %r2, %r0, 5;\nand.b32 %r3, %r0, 31;\nadd.u32 %r4, %r3, {value};\n\
+                 mad.lo.u32 %r1, %r3, 4, %r15;\nst.shared.u32 [%r1], %r4;\n\
+                 bar.sync 0;\nld.shared.u32 %r5, [%r1];"
+        )
+    };
+    BED.clean(&body("7"));
+    BED.finds(&body("%r2"), Ub::SharedRace, "st.shared.u32");
+}
+
+#[test]
 fn a_tree_reduction_without_its_barrier() {
     let step = |barrier: &str, n: u32| {
         format!(

@@ -56,6 +56,9 @@ fn operands_before_the_wait() {
     let change = "mov.b32 %r5, 1;\n";
     GROUP.clean(&products(FROM_REGISTERS, "", change));
     GROUP.finds(&products(FROM_REGISTERS, change, ""), Ub::AsyncNotWaited, "mov.b32 %r5, 1");
+    // Other registers are others, whatever they share with those of a product that is under way.
+    let others = "add.u32 %r8, %r0, 1;\nadd.u32 %r9, %r8, 1;\nadd.u32 %r10, %r8, %r9;\n";
+    GROUP.clean(&products(FROM_REGISTERS, others, ""));
 }
 
 #[test]
