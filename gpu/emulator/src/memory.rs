@@ -189,15 +189,14 @@ impl Allocation {
         }
     }
 
-    /// Brings a range into the cache.
-    pub(crate) fn touch(&self, offset: u64, bytes: u64) {
-        if let Some((words, start)) = self.words(offset) {
-            let (from, n) = (((offset - start) / 4) as usize, (bytes / 4) as usize);
-            let range = &words[from..(from + n).min(words.len())];
-            // A word of every line, and the last one, as ranges need not start with a line.
-            let lines = range.iter().step_by(16).chain(range.last());
-            std::hint::black_box(lines.fold(0, |all, word| all ^ word.load(Relaxed)));
+    /// The words of a range, as far as they are committed and follow one another.
+    pub(crate) fn range(&self, offset: u64, bytes: u64) -> &[AtomicU32] {
+        if offset >= self.bytes {
+            return &[];
         }
+        let Some((words, start)) = self.words(offset) else { return &[] };
+        let from = ((offset - start) / 4) as usize;
+        &words[from..(from + (bytes / 4) as usize).min(words.len())]
     }
 
     fn load_bytes(&self, offset: u64, out: &mut [u8]) {

@@ -336,7 +336,7 @@ const KEPT_BYTES: usize = 256 << 10;
 pub fn packed_b<T: Element>(
     cx: &mut Cx<'_>,
     core: &TensorCore,
-    key: Vec<(u64, u64)>,
+    key: Vec<(usize, u64)>,
     parts: &[Part],
 ) -> Result<Rc<Packed>, Step> {
     // The sanitizer wants to see every read.

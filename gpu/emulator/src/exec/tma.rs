@@ -1,6 +1,8 @@
 //! Bulk and tensor copies: cp.async.bulk, cp.async.bulk.tensor and their reductions, st.async,
 //! red.async (PTX ISA, "Data Movement and Conversion Instructions: Bulk copy", "Tensor copy").
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use fathom_ptx::ast::{Instruction, Operand};
 use fathom_ptx::table::Opcode;
 use fathom_ptx::types::{Flag, Op, Space, Type};
@@ -347,6 +349,9 @@ struct Run {
     after: u64,
 }
 
+/// Bytes of a box that are copied together.
+const AT_A_TIME: usize = 2048;
+
 /// Where the rows of a box come from.
 enum Source<'a> {
     /// All of them from one allocation, and no check wants to see each.
@@ -355,23 +360,25 @@ enum Source<'a> {
 }
 
 impl<'a> Source<'a> {
+    /// Brings the cache lines of all rows, which lie far apart, into the cache together.
     fn of(cx: &Cx<'a>, runs: &[Run], bytes: u64) -> Source<'a> {
-        let inside = || runs.iter().filter_map(|r| Some((r.address?, r.inside * bytes)));
-        let (Some(first), Some(last)) = (
-            inside().map(|(address, _)| address).min(),
-            inside().map(|(address, n)| address + n).max(),
-        ) else {
+        let mut inside =
+            runs.iter().filter_map(|r| Some((r.address?, r.inside * bytes))).peekable();
+        let found = inside.peek().and_then(|&(address, n)| cx.grid.view.locate(address, n));
+        let (Some(found), false) = (found, cx.grid.settings.checks.any()) else {
             return Source::Any;
         };
-        let checks = cx.grid.settings.checks;
-        match cx.grid.view.locate(first, last - first) {
-            Some(found) if !checks.any() => {
-                // Rows lie far apart: their cache lines come together, not one after another.
-                inside().for_each(|(address, n)| found.touch(address - found.base(), n));
-                Source::One(found)
+        for (address, n) in inside {
+            let at = address.wrapping_sub(found.base());
+            if at.saturating_add(n) > found.bytes() {
+                return Source::Any;
             }
-            _ => Source::Any,
+            // A word of every line, and the last one, as rows need not start with a line.
+            let words = found.range(at, n);
+            let lines = words.iter().step_by(16).chain(words.last());
+            std::hint::black_box(lines.fold(0, |all, word| all ^ word.load(Relaxed)));
         }
+        Source::One(found)
     }
 
     fn read(&self, cx: &mut Cx<'_>, lane: usize, address: u64, out: &mut [u8]) -> Result<(), Step> {
@@ -473,21 +480,23 @@ impl Tensor {
         let rows: u64 = sides[1..].iter().product();
         let stride0 = u64::from(map.element_strides[0]);
         let mut out = Vec::with_capacity(rows as usize);
-        for row in 0..rows {
-            let mut index = self.index();
-            let mut rest = row;
-            for d in 1..rank {
-                index[d] += (rest % sides[d] * u64::from(map.element_strides[d])) as i64;
-                rest /= sides[d];
-            }
+        let mut index = self.index();
+        let mut count = [0; 5];
+        for _ in 0..rows {
             if stride0 == 1 {
                 out.push(self.run(map, &index, sides[0]));
-                continue;
             }
-            for i in 0..sides[0] {
+            for i in 0..if stride0 == 1 { 0 } else { sides[0] } {
                 let mut at = index;
                 at[0] += (i * stride0) as i64;
                 out.push(self.run(map, &at, 1));
+            }
+            for d in 1..rank {
+                (count[d], index[d]) = (count[d] + 1, index[d] + i64::from(map.element_strides[d]));
+                if count[d] < sides[d] {
+                    break;
+                }
+                (count[d], index[d]) = (0, self.coords[d]);
             }
         }
         out
@@ -550,22 +559,28 @@ impl Tensor {
         for target in cx.copies_of(self.lane, self.memory, self.mask)? {
             places.push((target, cx.shared_place(self.lane, target, total)?));
         }
-        let (mut row, mut done) = (Vec::new(), 0);
-        for run in runs {
+        // Rows go on some at a time: what was just written is slow to read in other pieces.
+        let (mut data, mut done) = (Vec::with_capacity(2 * AT_A_TIME), 0);
+        for (i, run) in runs.iter().enumerate() {
             let [before, inside, after] =
                 [run.before, run.inside, run.after].map(|n| (n * bytes) as usize);
-            row.resize(before + inside + after, 0);
+            let at = data.len();
+            data.resize(at + before + inside + after, 0);
+            let row = &mut data[at..];
             if before + after > 0 {
                 row.chunks_mut(bytes as usize).for_each(|e| e.copy_from_slice(&filler[..e.len()]));
             }
             if let Some(address) = run.address {
                 source.read(cx, self.lane, address, &mut row[before..before + inside])?;
             }
-            round_tf32(&map, &mut row);
-            for &(_, (cta, offset)) in &places {
-                scatter(cx.shared_bytes(cta), offset + done, &row, swizzle_span(&map));
+            if data.len() >= AT_A_TIME || i + 1 == runs.len() {
+                round_tf32(&map, &mut data);
+                for &(_, (cta, offset)) in &places {
+                    scatter(cx.shared_bytes(cta), offset + done, &data, swizzle_span(&map));
+                }
+                done += data.len();
+                data.clear();
             }
-            done += row.len();
         }
         for (target, (cta, offset)) in places {
             let at = self.barrier.map(|barrier| match self.mask {
@@ -593,6 +608,7 @@ impl Tensor {
         cx.async_reads_shared(self.lane, self.memory, total, true);
         let data = collect(cx.shared_bytes(cta), offset, total as usize, &map);
         cx.stats.tma_bytes_written += total;
+        Source::of(cx, &runs, bytes);
         let mut at = 0usize;
         for run in runs {
             at += (run.before * bytes) as usize;

@@ -4,7 +4,7 @@
 //! Each of the four warps computes its 16 rows, when it commits the group that the instruction
 //! belongs to; results are there at once then, and what was not waited for only the sanitizer knows.
 
-use std::sync::Arc;
+use std::cell::Cell;
 
 use fathom_numerics::gemm::tensor_core::TensorCore;
 use fathom_numerics::mma::{Instr, MmaShape};
@@ -20,10 +20,9 @@ use super::operand::{Descriptor, Element, Part, packed_b, side_by_side};
 use super::tensor::Product;
 use crate::lower::registers::names;
 use crate::lower::{Lower, Lowered, mnemonic, unsupported};
-use crate::machine::cx::Cx;
+use crate::machine::cx::{Cx, Grid};
 use crate::machine::lane::{LANES, Lane, Reg};
 use crate::machine::op::{Class, Step};
-use crate::preset::Preset;
 
 /// Lowers an instruction of this class.
 pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
@@ -93,8 +92,8 @@ fn mma_async(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     // Counted a warp: a quarter of the warpgroup's work.
     l.tensor_core(name, 2 * u64::from(m / 4) * u64::from(n) * u64::from(k));
     let (n, k) = (usize::from(n), usize::from(k));
-    let operation = Operation {
-        id: l.unique(),
+    let number = l.wgmmas.len();
+    l.wgmmas.push(Operation {
         product,
         source,
         b_desc,
@@ -105,13 +104,12 @@ fn mma_async(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         names: names(&ins.operands[0]),
         n,
         k,
-    };
-    let operation = Arc::new(operation);
+    });
     l.emit_action(Class::Wgmma, move |cx| {
         if let Some(step) = cx.converge(!0) {
             return step;
         }
-        let issued = Issued::new(cx, &operation);
+        let issued = Issued::new(cx, number);
         cx.w.issued.push(issued);
         // The sanitizers want to see what an instruction does when it is executed.
         if cx.grid.settings.checks.any() {
@@ -123,8 +121,7 @@ fn mma_async(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
 }
 
 /// One wgmma.mma_async.
-struct Operation {
-    id: u64,
+pub struct Operation {
     product: Product,
     source: Source,
     b_desc: Reg,
@@ -140,7 +137,8 @@ struct Operation {
 
 /// A wgmma that a warp has issued, with what it depends on beside the accumulator's registers.
 pub struct Issued {
-    operation: Arc<Operation>,
+    /// Which [`Operation`] of the code.
+    number: usize,
     pc: u32,
     /// The frame that its registers are in.
     base: usize,
@@ -152,12 +150,13 @@ pub struct Issued {
 }
 
 impl Issued {
-    fn new(cx: &Cx<'_>, operation: &Arc<Operation>) -> Issued {
+    fn new(cx: &Cx<'_>, number: usize) -> Issued {
+        let operation = &cx.grid.code.wgmmas[number];
         let leader = cx.leader();
         let (scale, negated) = operation.scale_d;
         let scale = cx.pred(scale) ^ if negated { !0 } else { 0 };
         Issued {
-            operation: operation.clone(),
+            number,
             pc: cx.pc,
             base: cx.base,
             a_desc: match operation.source {
@@ -169,33 +168,37 @@ impl Issued {
         }
     }
 
+    fn operation<'a>(&self, grid: &'a Grid) -> &'a Operation {
+        &grid.code.wgmmas[self.number]
+    }
+
     /// Whether this one does nothing but go on adding to the accumulator of `before`.
-    fn continues(&self, before: &Issued, preset: &Preset) -> bool {
-        let (x, y) = (&*self.operation, &*before.operation);
-        let arithmetic = x.product.arithmetic(preset);
+    fn continues(&self, before: &Issued, grid: &Grid) -> bool {
+        let (x, y) = (self.operation(grid), before.operation(grid));
+        let arithmetic = x.product.arithmetic(&grid.preset);
         self.keep
             && self.base == before.base
             && (x.n, x.k, &x.regs) == (y.n, y.k, &y.regs)
             && arithmetic.is_some()
-            && arithmetic == y.product.arithmetic(preset)
+            && arithmetic == y.product.arithmetic(&grid.preset)
     }
 
     /// This warp's 16 rows of A in shared memory.
-    fn part_a(&self, warp: u32) -> Part {
-        let o = &*self.operation;
+    fn part_a(&self, cx: &Cx<'_>) -> Part {
+        let o = self.operation(cx.grid);
         Part {
             descriptor: Descriptor::new(self.a_desc),
             transposed: o.transposed[0],
             negated: o.signs[0],
             bits: o.product.bits,
-            first: 16 * u64::from(warp % 4),
+            first: 16 * u64::from(cx.w.index % 4),
             rows: 16,
             k: o.k,
         }
     }
 
-    fn part_b(&self) -> Part {
-        let o = &*self.operation;
+    fn part_b(&self, grid: &Grid) -> Part {
+        let o = self.operation(grid);
         Part {
             descriptor: Descriptor::new(self.b_desc),
             transposed: o.transposed[1],
@@ -216,8 +219,8 @@ const MOST_CHAINED: usize = 16;
 fn compute(cx: &mut Cx<'_>) -> Result<(), Step> {
     let mut issued = std::mem::take(&mut cx.w.issued);
     let (pc, base) = (cx.pc, cx.base);
-    let preset = &cx.grid.preset;
-    for chain in issued.chunk_by(|before, next| next.continues(before, preset)) {
+    let grid = cx.grid;
+    for chain in issued.chunk_by(|before, next| next.continues(before, grid)) {
         for chain in chain.chunks(MOST_CHAINED) {
             (cx.pc, cx.base) = (chain[0].pc, chain[0].base);
             multiply(cx, chain)?;
@@ -229,22 +232,29 @@ fn compute(cx: &mut Cx<'_>) -> Result<(), Step> {
     Ok(())
 }
 
+thread_local! {
+    /// Where a product is computed, used again and again to stay in the cache.
+    static PRODUCT: Cell<Vec<u64>> = const { Cell::new(Vec::new()) };
+}
+
 /// One product of a warp: `chain` side by side along K.
 fn multiply(cx: &mut Cx<'_>, chain: &[Issued]) -> Result<(), Step> {
-    let o = &*chain[0].operation;
+    let grid = cx.grid;
+    let o = chain[0].operation(grid);
     let (n, k) = (o.n, o.k * chain.len());
     let halves = o.product.accumulator == Type::F16;
-    let mut d = vec![0u64; 8 * n];
+    let mut d = PRODUCT.take();
+    d.resize(8 * n, 0);
     if chain[0].keep {
         cx.wgmma_needs_fence(&o.names);
         alu::wide(
-            cx.grid.simd,
+            grid.simd,
             #[inline(always)]
             || accumulators(cx, &o.regs, halves, n, &mut d),
         );
     }
-    let parts: Vec<Part> = chain.iter().map(Issued::part_b).collect();
-    match o.product.core(&cx.grid.preset) {
+    let parts: Vec<Part> = chain.iter().map(|c| c.part_b(grid)).collect();
+    match o.product.core(&grid.preset) {
         Some(core) => {
             let singles: &mut [f32] = bytemuck::cast_slice_mut(&mut d);
             let out = ArrayViewMut2::from_shape((16, n), singles).expect("16 x n");
@@ -254,18 +264,22 @@ fn multiply(cx: &mut Cx<'_>, chain: &[Issued]) -> Result<(), Step> {
             }
         }
         None => {
+            if !chain[0].keep {
+                d.fill(0);
+            }
             let a = tile_a::<u32>(cx, chain)?;
             let b = side_by_side::<u32>(cx, &parts)?;
             let words = bytemuck::cast_slice_mut(&mut d);
-            o.product.run32(&cx.grid.preset, [16, n, k], &a, &b, words);
+            o.product.run32(&grid.preset, [16, n, k], &a, &b, words);
         }
     }
     alu::wide(
-        cx.grid.simd,
+        grid.simd,
         #[inline(always)]
         || store_accumulators(cx, &o.regs, halves, n, &d),
     );
     cx.wgmma_accumulates(&o.names);
+    PRODUCT.set(d);
     Ok(())
 }
 
@@ -279,7 +293,7 @@ fn multiply_on<T: Element>(
 ) -> Result<(), Step> {
     let a = tile_a::<T>(cx, chain)?;
     let a = core.pack_a(Array2::from_shape_vec((16, a.len() / 16), a).expect("16 x k"));
-    let key = chain.iter().map(|c| (c.operation.id, c.b_desc)).collect();
+    let key = chain.iter().map(|c| (c.number, c.b_desc)).collect();
     let b = packed_b::<T>(cx, core, key, parts)?;
     core.multiply_add(&a, &b, out, chain[0].keep);
     Ok(())
@@ -287,23 +301,25 @@ fn multiply_on<T: Element>(
 
 /// This warp's 16 rows of A, `chain` side by side along K.
 fn tile_a<T: Element>(cx: &mut Cx<'_>, chain: &[Issued]) -> Result<Vec<T>, Step> {
-    let shared = |c: &Issued| matches!(c.operation.source, Source::Shared(_));
+    let grid = cx.grid;
+    let shared = |c: &Issued| matches!(c.operation(grid).source, Source::Shared(_));
     if chain.iter().all(shared) {
-        let parts: Vec<Part> = chain.iter().map(|c| c.part_a(cx.w.index)).collect();
+        let parts: Vec<Part> = chain.iter().map(|c| c.part_a(cx)).collect();
         return side_by_side(cx, &parts);
     }
-    let k = chain[0].operation.k;
+    let k = chain[0].operation(grid).k;
     let stride = k * chain.len();
     let mut tile = vec![T::default(); 16 * stride];
     for (i, issued) in chain.iter().enumerate() {
         let out = &mut tile[i * k..];
-        let Source::Registers { slots: regs, names } = &issued.operation.source else {
-            issued.part_a(cx.w.index).gather(cx, stride, out)?;
+        let operation = issued.operation(grid);
+        let Source::Registers { slots: regs, names } = &operation.source else {
+            issued.part_a(cx).gather(cx, stride, out)?;
             continue;
         };
         cx.wgmma_needs_fence(names);
         cx.wgmma_reads(names);
-        let (bits, negated) = (issued.operation.product.bits, issued.operation.signs[0]);
+        let (bits, negated) = (operation.product.bits, operation.signs[0]);
         let mut wide = vec![0; 16 * k];
         spread(cx, regs, bits, true, k, &mut wide);
         for (row, from) in wide.chunks_exact(k).enumerate() {

@@ -51,6 +51,7 @@ pub struct Lower<'a> {
     registers: Registers,
     pub ops: Vec<MicroOp>,
     actions: Vec<Action>,
+    pub wgmmas: Vec<exec::wgmma::Operation>,
     constants: Vec<(Constant, u16)>,
     constant_index: HashMap<Constant, u16>,
     constant_slots: usize,
@@ -107,6 +108,7 @@ pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported
         registers: Registers::default(),
         ops: Vec::new(),
         actions: Vec::new(),
+        wgmmas: Vec::new(),
         constants: Vec::new(),
         constant_index: HashMap::new(),
         constant_slots: 0,
@@ -157,6 +159,7 @@ pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported
     Ok(Code {
         ops: l.ops,
         actions: l.actions,
+        wgmmas: l.wgmmas,
         constants: l.constants,
         constant_slots: l.constant_slots,
         functions: l.functions,
@@ -515,11 +518,6 @@ impl<'a> Lower<'a> {
         let op = self.emit(class, run, 0, 0, 0, 0);
         op.x = x;
         op
-    }
-
-    /// A number that no other operation of this entry has.
-    pub fn unique(&self) -> u64 {
-        self.ops.len() as u64
     }
 
     /// Remembers that the coming operation is approximate.

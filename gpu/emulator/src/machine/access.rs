@@ -206,6 +206,12 @@ impl Cx<'_> {
             };
             let origin = found.base() + first;
             if hi - origin <= words.len() as u64 * 4 {
+                if bytes == 4 && mask == !0 {
+                    for (out, address) in out[0].iter_mut().zip(addresses) {
+                        *out = words[((address - origin) / 4) as usize].load(Relaxed);
+                    }
+                    return Ok(());
+                }
                 for lane in 0..LANES {
                     if mask >> lane & 1 == 0 {
                         continue;
@@ -434,6 +440,13 @@ impl Cx<'_> {
         self.count_shared(addresses, bytes);
         self.sanitize_shared(addresses, bytes, None)?;
         let mask = self.mask;
+        if let (Some(rank), 4, 0xffff_ffff) = (rank, bytes, mask) {
+            let words = &self.cluster.ctas[rank].shared;
+            for (out, address) in out[0].iter_mut().zip(addresses) {
+                *out = words[(address & 0xff_ffff) as usize / 4];
+            }
+            return Ok(());
+        }
         for lane in 0..LANES {
             if mask >> lane & 1 == 0 {
                 continue;

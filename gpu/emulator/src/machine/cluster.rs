@@ -83,7 +83,7 @@ pub struct Cta {
 /// A packed B operand of wgmma.
 pub struct CachedTile {
     /// Instructions and their descriptors.
-    pub key: Vec<(u64, u64)>,
+    pub key: Vec<(usize, u64)>,
     /// The bytes of shared memory that it may come from.
     pub span: (usize, usize),
     /// [`Cta::version_of`] that span when it was packed.

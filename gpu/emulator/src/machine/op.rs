@@ -2,6 +2,7 @@
 
 use super::cx::Cx;
 use super::lane::Reg;
+use crate::exec::wgmma;
 
 /// What the machine does after a micro-operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +117,7 @@ pub enum Constant {
 pub struct Code {
     pub ops: Vec<MicroOp>,
     pub actions: Vec<Action>,
+    pub wgmmas: Vec<wgmma::Operation>,
     /// Constants and the slots (in [`super::cx::Grid::constants`]) at which they start.
     pub constants: Vec<(Constant, u16)>,
     pub constant_slots: usize,
