@@ -46,3 +46,40 @@ fn a_reader_that_leaves_early_is_no_error() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }
+
+/// Wrong files, values and flags of `simulate` and `search`: exit code 2, one message that says
+/// what is allowed, nothing on stdout.
+#[test]
+fn the_simulator_refuses_bad_input_with_2_and_a_reason() {
+    let v3 = "--preset deepseek-v3-h800-2048 --json --set";
+    for (args, part) in [
+        ("simulate /no/such.toml".into(), "/no/such.toml: No such file"),
+        ("simulate /".into(), "/: Is a directory"),
+        ("simulate --preset deepseek-v3-h80-2048".into(), "did you mean 'deepseek-v3-h800-2048'?"),
+        (format!("simulate {v3} parallel.ppp=4"), "did you mean `pp`?"),
+        (format!("simulate {v3} training.total_tokens=nan"), "expected 0.0 to 1e24, found NaN"),
+        (format!("simulate {v3} parallel.ep=48"), "ep 48 does not divide the 256 routed experts"),
+        (format!("simulate {v3} model.n_layers=0"), "expected 1 to 4096, found 0"),
+        (format!("simulate {v3} reliability.gpu_mtbf_hours=0.001"), "the run would never end"),
+        (format!("search {v3} search.pp=[0]"), "is legal"),
+        (format!("search {v3} search.memory_limit_gb=-1"), "expected 0.0 to 1000000000.0"),
+        ("simulate chunk --comm-sms 132".into(), "comm_sms 132 leaves none of the 132 SMs"),
+        ("simulate chunk --ep 12".into(), "12 GPUs are not whole nodes of 8"),
+        ("simulate alltoall --ep 64 --load 1e300".into(), "--load lies in 1 to 1e6"),
+        ("simulate gemm --m 1 --n 1 --k 1 --gpu h80".into(), "did you mean 'h800'?"),
+        ("simulate schedule --kind zb1p --stages 4 --micro-batches 0".into(), "at least 1"),
+        (
+            "simulate schedule --kind zb1p --stages 4096 --micro-batches 8192".into(),
+            "stages times micro-batches are at most 2097152",
+        ),
+        ("simulate schedule --kind dualpip --stages 4 --micro-batches 8".into(), "dualpipe"),
+        ("simulate calibrate".into(), "required arguments were not provided"),
+        ("simulate calibrate --gemms / --gpu h800".into(), "/: Is a directory"),
+    ] {
+        let out = fathom(&args.split(' ').collect::<Vec<_>>());
+        let error = String::from_utf8(out.stderr).unwrap();
+        assert_eq!(out.status.code(), Some(2), "{args}: {error}");
+        assert!(error.contains(part), "{args}: {error}");
+        assert!(out.stdout.is_empty(), "{args}");
+    }
+}

@@ -12,6 +12,7 @@ use crate::hardware::cluster::Cluster;
 use crate::hardware::model::Model;
 use crate::kernel_time::Work;
 use crate::lowering::Kernel;
+use crate::parallel::check;
 use crate::times::{LayerKind, LayerTimes};
 use crate::workload::LayerContext;
 
@@ -87,11 +88,13 @@ impl ChunkQuestion {
     /// The published scenario with one group of `ep` ranks and no pipeline.
     fn scenario(&self) -> Result<Scenario, SimError> {
         let base = Scenario::preset("deepseek-v3-h800-2048", &[])?;
-        Ok(Scenario {
+        let ep = if self.model.moe.is_some() { self.ep } else { 1 };
+        let gpus_per_node = self.cluster.gpus_per_node.min(self.ep);
+        let s = Scenario {
             name: "chunk".to_string(),
             model: self.model.clone(),
-            cluster: self.cluster.clone(),
-            parallel: Parallel { tp: 1, cp: 1, pp: 1, dp: self.ep, ep: self.ep, zero: 1 },
+            cluster: Cluster { gpus: self.ep, gpus_per_node, ..self.cluster.clone() },
+            parallel: Parallel { tp: 1, cp: 1, pp: 1, dp: self.ep, ep, zero: 1 },
             comm_sms: self.comm_sms,
             training: Training {
                 seq_len: self.tokens,
@@ -103,7 +106,9 @@ impl ChunkQuestion {
             },
             what_if: self.what_if,
             ..base
-        })
+        };
+        check(&s)?;
+        Ok(s)
     }
 
     /// Simulates the pair.

@@ -12,7 +12,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::cost::Pricing;
-use crate::error::SimError;
+use crate::error::{SimError, read_text};
 use crate::hardware::cluster::Cluster;
 use crate::hardware::model::Model;
 use crate::load::ExpertLoad;
@@ -20,8 +20,10 @@ use crate::reliability::Reliability;
 use crate::schedules::ScheduleKind;
 use crate::search::SearchSpace;
 
+pub(crate) mod limits;
 mod read;
 
+pub(crate) use read::unknown_name;
 pub use read::{SCENARIOS, Source};
 
 /// Degrees of parallelism. `tp * cp * pp * dp` ranks in all; expert parallelism spans ranks of `dp
@@ -158,7 +160,7 @@ pub struct Scenario {
 impl Scenario {
     /// Reads a scenario file; `set` are overrides `key.path=value` that win over the file.
     pub fn read(path: &Path, set: &[String]) -> Result<Self, SimError> {
-        let text = std::fs::read_to_string(path).map_err(|e| SimError::io(path, e))?;
+        let text = read_text(path)?;
         let folder = path.parent().unwrap_or(Path::new("."));
         read::scenario(
             &Source { file: &path.display().to_string(), text: &text, folder: Some(folder) },

@@ -1,6 +1,6 @@
 //! Which layers a pipeline stage holds, and which layouts are legal.
 
-use crate::config::{Precision, Scenario};
+use crate::config::{Precision, Scenario, limits};
 use crate::error::SimError;
 use crate::hardware::model::Attention;
 use crate::schedules::{Schedule, ScheduleShape, Shape};
@@ -118,108 +118,13 @@ pub fn schedule_shape(scenario: &Scenario) -> ScheduleShape {
     }
 }
 
-/// Numbers that must be at least 1 and at most the last: key, value, most.
-fn sizes(s: &Scenario) -> Vec<(&'static str, u64, u64)> {
-    let (m, t, c) = (&s.model, &s.training, &s.cluster);
-    let mut sizes = vec![
-        ("training.seq_len", t.seq_len, 1 << 24),
-        ("training.micro_batch", t.micro_batch, 1 << 12),
-        ("training.global_batch", t.global_batch, 1 << 28),
-        ("cluster.gpus", c.gpus, 1 << 24),
-        ("cluster.gpus_per_node", c.gpus_per_node, 1 << 12),
-        ("cluster.network.nics_per_node", c.network.nics_per_node, 1 << 12),
-        ("cluster.network.planes", c.network.planes, 1 << 12),
-        ("cluster.network.switch_ports", c.network.switch_ports, 1 << 12),
-        ("cluster.gpu.sms", c.gpu.sms, 1 << 16),
-        ("model.n_layers", m.n_layers, 1 << 12),
-        ("model.n_heads", m.n_heads, 1 << 16),
-        ("model.hidden", m.hidden, 1 << 17),
-        ("model.intermediate", m.intermediate, 1 << 24),
-        ("model.vocab_size", m.vocab_size, 1 << 24),
-        // 0 has none.
-        ("model.n_mtp_layers", m.n_mtp_layers.max(1), 1 << 6),
-    ];
-    match m.attention {
-        Attention::Mla {
-            q_lora_rank,
-            kv_lora_rank,
-            qk_nope_head_dim,
-            qk_rope_head_dim,
-            v_head_dim,
-        } => {
-            sizes.extend([
-                // 0 projects the query directly.
-                ("model.attention.q_lora_rank", q_lora_rank.max(1), 1 << 16),
-                ("model.attention.kv_lora_rank", kv_lora_rank, 1 << 16),
-                ("model.attention.qk_nope_head_dim", qk_nope_head_dim, 1 << 12),
-                ("model.attention.qk_rope_head_dim", qk_rope_head_dim, 1 << 12),
-                ("model.attention.v_head_dim", v_head_dim, 1 << 12),
-            ]);
-        }
-        Attention::Gqa { n_kv_heads, head_dim } => {
-            sizes.push(("model.attention.n_kv_heads", n_kv_heads, 1 << 16));
-            sizes.push(("model.attention.head_dim", head_dim, 1 << 12));
-        }
-    }
-    if let Some(moe) = &m.moe {
-        sizes.extend([
-            ("model.moe.n_routed_experts", moe.n_routed_experts, 1 << 16),
-            ("model.moe.n_activated_experts", moe.n_activated_experts, moe.n_routed_experts),
-            ("model.moe.n_shared_experts", moe.n_shared_experts.max(1), 1 << 10),
-            ("model.moe.moe_intermediate", moe.moe_intermediate, 1 << 16),
-            ("model.moe.n_expert_groups", moe.n_expert_groups, moe.n_routed_experts),
-            ("model.moe.n_limited_groups", moe.n_limited_groups, moe.n_expert_groups),
-        ]);
-    }
-    sizes
-}
-
-/// Numbers that must be positive: key and value.
-fn rates(s: &Scenario) -> Vec<(&'static str, f64)> {
-    let (g, n, r) = (&s.cluster.gpu, &s.cluster.network, &s.reliability);
-    vec![
-        ("cluster.gpu.clock_hz", g.clock_hz),
-        ("cluster.gpu.bf16_flops", g.bf16_flops),
-        ("cluster.gpu.fp32_flops", g.fp32_flops),
-        ("cluster.gpu.memory_bytes_per_s", g.memory_bytes_per_s),
-        ("cluster.gpu.l2_bytes_per_s", g.l2_bytes_per_s),
-        ("cluster.gpu.scale_up_bytes_per_s", g.scale_up_bytes_per_s),
-        ("cluster.gpu.scale_up_usable", g.scale_up_usable),
-        ("cluster.network.nic_bytes_per_s", n.nic_bytes_per_s),
-        ("cluster.network.scale_up_latency_s", n.scale_up_latency_s),
-        ("cluster.network.same_leaf_latency_s", n.same_leaf_latency_s),
-        ("cluster.network.cross_leaf_latency_s", n.cross_leaf_latency_s),
-        ("reliability.gpu_mtbf_hours", r.gpu_mtbf_hours),
-        ("reliability.node_mtbf_hours", r.node_mtbf_hours),
-        ("reliability.nic_mtbf_hours", r.nic_mtbf_hours),
-        // 0 is free; less or no number is a mistake.
-        ("training.total_tokens", s.training.total_tokens.max(f64::MIN_POSITIVE)),
-        ("reliability.checkpoint_s", r.checkpoint_s),
-        ("1 + reliability.restart_s", 1.0 + r.restart_s),
-        ("1 + expert_load.deviation", 1.0 + s.expert_load.deviation),
-    ]
-}
-
 /// Refuses an illegal layout with the reason; the schedule's own rules are those of [`schedule`].
 pub fn check(scenario: &Scenario) -> Result<(), SimError> {
     let (p, m, t, c) = (&scenario.parallel, &scenario.model, &scenario.training, &scenario.cluster);
     let refuse = |reason: String| Err(SimError::Layout(reason));
     let divides = |a: u64, b: u64| a > 0 && b.is_multiple_of(a);
-    let degrees = [("tp", p.tp), ("cp", p.cp), ("pp", p.pp), ("dp", p.dp), ("ep", p.ep)];
-    for (name, degree) in degrees {
-        if degree == 0 || degree > 1 << 24 {
-            return refuse(format!("{name} is {degree}, expected 1 to 16777216"));
-        }
-    }
-    for (name, value, most) in sizes(scenario) {
-        if value == 0 || value > most {
-            return refuse(format!("{name} is {value}, expected 1 to {most}"));
-        }
-    }
-    for (name, value) in rates(scenario) {
-        if !(value > 0.0 && value <= 1e30) {
-            return refuse(format!("{name} is {value}, expected a positive number up to 1e30"));
-        }
+    if let Some((key, message)) = limits::first_outside(scenario) {
+        return refuse(format!("{key}: {message}"));
     }
     let ranks = [p.tp, p.cp, p.pp, p.dp].iter().map(|&d| u128::from(d)).product::<u128>();
     if ranks != u128::from(c.gpus) {
@@ -267,9 +172,6 @@ pub fn check(scenario: &Scenario) -> Result<(), SimError> {
             return refuse(format!("ep {} on a model without routed experts, expected 1", p.ep));
         }
         None => {}
-    }
-    if p.zero > 3 {
-        return refuse(format!("zero {} is no ZeRO stage, expected 0 to 3", p.zero));
     }
     if p.zero >= 2 && p.pp > 1 {
         return refuse(format!(
@@ -467,15 +369,15 @@ mod tests {
             (|s| s.parallel.ep = 256, "ep 256 does not divide the 128 ranks"),
             (|s| (s.parallel.tp, s.parallel.dp) = (16, 8), "wider than the 8 GPUs of a node"),
             (|s| s.parallel.zero = 2, "use zero 1"),
-            (|s| s.parallel.zero = 4, "no ZeRO stage"),
+            (|s| s.parallel.zero = 4, "parallel.zero: expected 0 to 3, found 4"),
             (|s| s.training.global_batch = 15000, "does not divide the global batch"),
             (|s| s.comm_sms = 132, "leaves none of the 132 SMs"),
             (
                 |s| (s.parallel.pp, s.parallel.dp, s.parallel.ep) = (64, 32, 32),
                 "64 stages for 61 layers",
             ),
-            (|s| s.parallel.pp = 0, "pp is 0"),
-            (|s| s.training.seq_len = 0, "training.seq_len is 0"),
+            (|s| s.parallel.pp = 0, "parallel.pp: expected 1 to 4096, found 0"),
+            (|s| s.training.seq_len = 0, "training.seq_len: expected 1 to 16777216"),
         ];
         for (change, reason) in cases {
             let mut s = v3();

@@ -230,6 +230,13 @@ pub fn whole_run(
     run.gpu_hours += run.ramp_gpu_hours;
     run.days = run.gpu_hours / s.cluster.gpus as f64 / 24.0;
     run.days_with_failures = run.days / full.reliability.goodput;
+    if !run.days_with_failures.is_finite() || run.days_with_failures > 1e12 {
+        return Err(SimError::Layout(format!(
+            "reliability: {:.3e} failures a day with restarts of {} s and checkpoints of {} s: the \
+             run would never end",
+            full.reliability.failures_per_day, s.reliability.restart_s, s.reliability.checkpoint_s
+        )));
+    }
     run.usd = run.gpu_hours * full.cost.usd_per_gpu_hour;
     Ok(run)
 }

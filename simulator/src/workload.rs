@@ -7,6 +7,7 @@
 //! (context parallelism, sequence parallelism beside tensor parallelism) is put on top and said so
 //! in place.
 
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
 use fathom_trace::{Component, OpRecord, Phase, jsonl};
@@ -163,8 +164,17 @@ impl OpTrace {
     /// # Errors
     /// [`SimError::Input`] with file and line.
     pub fn read(path: &Path) -> Result<OpTrace, SimError> {
-        let records =
-            jsonl::read_file(path).map_err(|e| SimError::input("op trace", e.to_string()))?;
+        let file = std::fs::File::open(path).map_err(|e| SimError::io(path, e))?;
+        OpTrace::parse(std::io::BufReader::new(file), path)
+    }
+
+    /// The same from text; `path` is only named in errors.
+    ///
+    /// # Errors
+    /// [`SimError::Input`] with file and line.
+    pub fn parse(input: impl BufRead, path: &Path) -> Result<OpTrace, SimError> {
+        let records = jsonl::read(input, path);
+        let records = records.map_err(|e| SimError::input("op trace", e.to_string()))?;
         Ok(OpTrace { file: path.to_owned(), records })
     }
 }

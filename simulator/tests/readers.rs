@@ -8,7 +8,7 @@ use fathom_simulator::events::Detail;
 use fathom_simulator::first_principles::FirstPrinciples;
 use fathom_simulator::kernel_time::KernelTimes;
 use fathom_simulator::load::RoutingTrace;
-use fathom_simulator::step::simulate;
+use fathom_simulator::step::{simulate, whole_run};
 use model_code::ModelCode;
 use proptest::prelude::*;
 
@@ -92,4 +92,64 @@ proptest! {
             }
         }
     }
+}
+
+/// Numbers outside their limits: TOML behind a preset, the line to blame, and what is allowed.
+#[test]
+fn numbers_out_of_proportion_are_refused_at_their_line() {
+    for (toml, line, part) in [
+        ("[model]\nn_heads = 0", 3, "model.n_heads: expected 1 to 65536, found 0"),
+        ("[model]\nn_layers = 0", 3, "model.n_layers: expected 1 to 4096, found 0"),
+        ("[model.moe]\nn_activated_experts = 257", 3, "expected 1 to 256, found 257"),
+        ("[training]\nseq_len = 0", 3, "training.seq_len: expected 1 to 16777216, found 0"),
+        ("[training]\nglobal_batch = 0", 3, "expected 1 to 268435456, found 0"),
+        ("training.total_tokens = -1", 2, "expected 0.0 to 1e24, found -1.0"),
+        ("training.total_tokens = nan", 2, "expected 0.0 to 1e24, found NaN"),
+        ("[cluster]\nusd_per_gpu_hour = -1", 3, "expected 0.0 to 1000000000.0, found -1.0"),
+        ("[cluster.gpu]\nbf16_achievable = nan", 3, "expected 1e-6 to 1.0, found NaN"),
+        ("[cluster.gpu]\n\nscale_up_usable = 1.5", 4, "expected 1e-6 to 1.0, found 1.5"),
+        ("[cluster.network]\nnic_bytes_per_s = 0", 3, "expected 1.0 to 1e24, found 0.0"),
+        ("[pricing]\ncapital_usd_per_gpu = inf", 3, "found inf"),
+        ("[ramp]\nstart_batch = 3072\ntokens = nan\nfallback_schedule = \"zb1p\"", 4, "found NaN"),
+        ("[reliability]\ngpu_mtbf_hours = 0", 3, "expected 0.001 to 1e24, found 0.0"),
+        ("[search]\nmemory_limit_gb = -5", 3, "expected 0.0 to 1000000000.0, found -5.0"),
+        ("parallel.zero = 4", 2, "parallel.zero: expected 0 to 3, found 4"),
+        ("interleave = 0", 2, "interleave: expected 1 to 255, found 0"),
+    ] {
+        let text = format!("preset = \"deepseek-v3-h800-2048\"\n{toml}\n");
+        let source = Source { file: "run.toml", text: &text, folder: None };
+        let e = Scenario::from_toml(&source, &[]).unwrap_err().to_string();
+        assert!(e.starts_with(&format!("run.toml:{line}: ")) && e.contains(part), "{toml}: {e}");
+    }
+}
+
+/// What could take any time or memory is refused before it does.
+#[test]
+fn huge_pipelines_are_refused() {
+    let set = ["training.global_batch=134217728".to_string()];
+    let s = Scenario::preset("deepseek-v3-h800-2048", &set).unwrap();
+    let e = simulate(&s, &FirstPrinciples::new(ModelCode), Detail::Totals).unwrap_err().to_string();
+    assert!(e.contains("stages times micro-batches are at most 2097152"), "{e}");
+    let never = ["reliability.gpu_mtbf_hours=0.001".to_string()];
+    let s = Scenario::preset("deepseek-v3-h800-2048", &never).unwrap();
+    let model = FirstPrinciples::new(ModelCode);
+    let step = simulate(&s, &model, Detail::Totals).unwrap().report;
+    let e = whole_run(&s, &step, &model).unwrap_err().to_string();
+    assert!(e.contains("the run would never end"), "{e}");
+}
+
+#[test]
+fn files_too_large_or_not_text_are_refused() {
+    let folder = std::env::temp_dir().join(format!("fathom-readers-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("run.toml");
+    for (bytes, part) in [
+        (b"= ".repeat(1 << 20), "larger than 1 MiB, expected a configuration"),
+        (b"name = \"a\"\n\xff\xfe\n".to_vec(), "line 2: expected text in UTF-8"),
+    ] {
+        std::fs::write(&file, bytes).unwrap();
+        let e = Scenario::read(&file, &[]).unwrap_err().to_string();
+        assert!(e.contains("run.toml: ") && e.contains(part), "{e}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
 }

@@ -80,8 +80,8 @@ pub fn run(args: &Args) -> output::Result {
     if !experts.is_multiple_of(args.ep) {
         return Err(format!("--ep {} does not divide the {experts} routed experts", args.ep).into());
     }
-    if !(args.load >= 1.0 && args.load.is_finite() && (0.0..=1.0).contains(&args.memory_share)) {
-        return Err("--load is at least 1, --memory-share lies in 0 to 1".into());
+    if !((1.0..=1e6).contains(&args.load) && (0.0..=1.0).contains(&args.memory_share)) {
+        return Err("--load lies in 1 to 1e6, --memory-share in 0 to 1".into());
     }
     let moe = Moe { n_expert_groups: groups, n_limited_groups: limited, ..moe };
     let cluster = hardware::cluster(&args.cluster)?;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use fathom_conformance::workload::ModelCode;
 use fathom_simulator::SimError;
 use fathom_simulator::config::{Scenario, WhatIf};
+use fathom_simulator::error::read_text;
 use fathom_simulator::first_principles::FirstPrinciples;
 use fathom_simulator::hardware::{self, model::Model};
 use fathom_simulator::kernel_time::{Constants, KernelTimes};
@@ -16,7 +17,7 @@ pub fn model(preset: &str, config: Option<&Path>) -> Result<Model, SimError> {
     match config {
         None => hardware::model(preset),
         Some(path) => {
-            let text = std::fs::read_to_string(path).map_err(|e| SimError::io(path, e))?;
+            let text = read_text(path)?;
             Model::from_hf_config(&path.display().to_string(), &text)
         }
     }

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::Scenario;
-use crate::error::SimError;
+use super::{Scenario, limits};
+use crate::error::{SimError, read_text};
 use crate::hardware as presets;
 use crate::hardware::model::Model;
 
@@ -61,17 +61,11 @@ pub(super) fn scenario(source: &Source<'_>, set: &[String]) -> Result<Scenario, 
     let mut scenario: Scenario = read.map_err(|e| {
         let path = e.path().to_string();
         let message = e.inner().message().trim().to_owned();
-        let key = offending_key(&path, &message);
-        // An override is to blame where one sets the key.
-        let sets = |a: &&String| a.split_once('=').is_some_and(|(k, _)| k.trim() == key);
-        match set.iter().find(sets) {
-            Some(assignment) => {
-                let place = format!("--set {assignment}");
-                SimError::input(place, format!("{key}: {}", explain(&message)))
-            }
-            None => config_error(source, line_of_key(source.text, &key), &key, &explain(&message)),
-        }
+        blame(source, set, &offending_key(&path, &message), &explain(&message))
     })?;
+    if let Some((key, message)) = limits::first_outside(&scenario) {
+        return Err(blame(source, set, key, &message));
+    }
     if let (Some(trace), Some(folder)) = (&mut scenario.expert_load.trace, source.folder) {
         // Files that a scenario names lie beside it.
         let path = folder.join(&*trace);
@@ -82,6 +76,17 @@ pub(super) fn scenario(source: &Source<'_>, set: &[String]) -> Result<Scenario, 
         }
     }
     Ok(scenario)
+}
+
+/// What is wrong with `key`: at the override that sets it, else at its line of the file.
+fn blame(source: &Source<'_>, set: &[String], key: &str, message: &str) -> SimError {
+    let sets = |a: &&String| a.split_once('=').is_some_and(|(k, _)| k.trim() == key);
+    match set.iter().rev().find(sets) {
+        Some(assignment) => {
+            SimError::input(format!("--set {assignment}"), format!("{key}: {message}"))
+        }
+        None => config_error(source, line_of_key(source.text, key), key, message),
+    }
 }
 
 fn config_error(source: &Source<'_>, line: usize, key: &str, message: &str) -> SimError {
@@ -119,8 +124,7 @@ fn resolve_model(source: &Source<'_>, mut model: Table) -> Result<Table, SimErro
         };
         let folder = source.folder.ok_or_else(|| refuse("a preset cannot refer to files"))?;
         let path = folder.join(&file);
-        let text = std::fs::read_to_string(&path)
-            .map_err(|e| refuse(&format!("cannot read {}: {e}", path.display())))?;
+        let text = read_text(&path).map_err(|e| refuse(&format!("cannot read: {e}")))?;
         let read = Model::from_hf_config(&file, &text).map_err(|e| refuse(&e.to_string()))?;
         let base = Table::try_from(read).expect("a model is a table");
         model = merge(base, model);
@@ -314,7 +318,8 @@ fn explain(message: &str) -> String {
     }
 }
 
-fn unknown_name(name: &str, known: &[&str]) -> String {
+/// What there is instead of `name`, and the nearest.
+pub(crate) fn unknown_name(name: &str, known: &[&str]) -> String {
     let hint = nearest(name, known).map_or(String::new(), |n| format!("; did you mean '{n}'?"));
     format!("unknown name '{name}', there are {}{hint}", known.join(", "))
 }

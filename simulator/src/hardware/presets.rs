@@ -2,6 +2,7 @@
 
 use super::cluster::{Cluster, Gpu};
 use super::model::Model;
+use crate::config::unknown_name;
 use crate::error::SimError;
 
 /// `(name, TOML)` of a preset.
@@ -32,10 +33,7 @@ pub const MODELS: &[Preset] = presets!(
 pub fn preset_text(table: &[Preset], what: &str, name: &str) -> Result<&'static str, SimError> {
     table.iter().find(|(n, _)| *n == name).map(|(_, text)| *text).ok_or_else(|| {
         let known: Vec<&str> = table.iter().map(|(n, _)| *n).collect();
-        SimError::input(
-            format!("{what} preset '{name}'"),
-            format!("unknown; there are {}", known.join(", ")),
-        )
+        SimError::input(format!("{what} preset"), unknown_name(name, &known))
     })
 }
 

@@ -85,24 +85,33 @@ impl Constants {
     ];
 
     /// The constants of a JSON file: an object of them all, or one that holds it under `constants`
-    /// as
-    /// `fathom simulate calibrate --gemms FILE --json` prints.
+    /// as `fathom simulate calibrate --gemms FILE --json` prints.
+    ///
+    /// # Errors
+    /// [`SimError::Input`] with the file and the name of the constant.
     pub fn read(path: &Path) -> Result<Constants, SimError> {
         let text = std::fs::read_to_string(path).map_err(|e| SimError::io(path, e))?;
-        let file = path.display().to_string();
-        let mut value: serde_json::Value = serde_json::from_str(&text)
-            .map_err(|e| SimError::input(&file, format!("expected constants in JSON: {e}")))?;
+        Constants::parse(&path.display().to_string(), &text)
+    }
+
+    /// The same from text; `file` is only named in errors.
+    ///
+    /// # Errors
+    /// As [`Constants::read`].
+    pub fn parse(file: &str, text: &str) -> Result<Constants, SimError> {
+        let mut value: serde_json::Value = serde_json::from_str(text)
+            .map_err(|e| SimError::input(file, format!("expected constants in JSON: {e}")))?;
         if let Some(inner) = value.get_mut("constants") {
             value = inner.take();
         }
         let read: Constants = serde_path_to_error::deserialize(value)
-            .map_err(|e| SimError::input(&file, format!("{}: {}", e.path(), e.inner())))?;
+            .map_err(|e| SimError::input(file, format!("{}: {}", e.path(), e.inner())))?;
         let numbers = serde_json::to_value(read).expect("constants are numbers");
         let bad = |v: &serde_json::Value| !v.as_f64().is_some_and(|x| x.is_finite() && x >= 0.0);
         let object = numbers.as_object().expect("a struct is an object");
         if let Some((name, value)) = object.iter().find(|(_, v)| bad(v)) {
             let message = format!("{name} is {value}, expected a number of at least 0");
-            return Err(SimError::input(&file, message));
+            return Err(SimError::input(file, message));
         }
         Ok(read)
     }

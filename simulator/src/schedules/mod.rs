@@ -265,6 +265,7 @@ impl Schedule {
         };
         legal(p >= 1 && m >= 1, "both must be at least 1")?;
         legal(p <= 4096 && m <= 1 << 20, "at most 4096 and 1048576")?;
+        legal(p * m <= 1 << 21, "stages times micro-batches are at most 2097152")?;
         let two_sided = matches!(kind.shape(), Shape::V | Shape::TwoWay);
         legal(!two_sided || p % 2 == 0, "stages must be even")?;
         let ranks = match kind.shape() {

@@ -1,0 +1,142 @@
+//! What every number of a scenario may be. A table, so that a value out of all proportion is
+//! refused with its key, before anything is computed from it.
+
+use super::Scenario;
+use crate::hardware::model::Attention;
+
+/// A whole number by key: value, least, most.
+type Size = (&'static str, u64, u64, u64);
+/// Another number by key: value, least, most.
+type Number = (&'static str, f64, f64, f64);
+
+/// The first number outside its limits: key, and a message with what is allowed.
+pub(crate) fn first_outside(s: &Scenario) -> Option<(&'static str, String)> {
+    let sizes = sizes(s).into_iter().chain(model_sizes(s));
+    let mut sizes = sizes.filter(|&(_, value, least, most)| !(least..=most).contains(&value));
+    if let Some((key, value, least, most)) = sizes.next() {
+        return Some((key, format!("expected {least} to {most}, found {value}")));
+    }
+    let numbers = hardware(s).into_iter().chain(run(s));
+    let mut numbers = numbers.filter(|&(_, value, least, most)| !(least..=most).contains(&value));
+    let (key, value, least, most) = numbers.next()?;
+    Some((key, format!("expected {least:?} to {most:?}, found {value:?}")))
+}
+
+fn sizes(s: &Scenario) -> Vec<Size> {
+    let (p, t, c, n) = (&s.parallel, &s.training, &s.cluster, &s.cluster.network);
+    vec![
+        ("parallel.tp", p.tp, 1, 1 << 24),
+        ("parallel.cp", p.cp, 1, 1 << 24),
+        ("parallel.pp", p.pp, 1, 1 << 12),
+        ("parallel.dp", p.dp, 1, 1 << 24),
+        ("parallel.ep", p.ep, 1, 1 << 16),
+        ("parallel.zero", u64::from(p.zero), 0, 3),
+        ("interleave", s.interleave, 1, 255),
+        ("training.seq_len", t.seq_len, 1, 1 << 24),
+        ("training.micro_batch", t.micro_batch, 1, 1 << 12),
+        ("training.global_batch", t.global_batch, 1, 1 << 28),
+        ("cluster.gpus", c.gpus, 1, 1 << 24),
+        ("cluster.gpus_per_node", c.gpus_per_node, 1, 1 << 12),
+        ("cluster.network.nics_per_node", n.nics_per_node, 1, 1 << 12),
+        ("cluster.network.planes", n.planes, 1, 1 << 12),
+        ("cluster.network.switch_ports", n.switch_ports, 1, 1 << 12),
+        ("cluster.gpu.sms", c.gpu.sms, 1, 1 << 16),
+        ("cluster.gpu.memory_bytes", c.gpu.memory_bytes, 1, 1 << 50),
+        ("cluster.gpu.l2_bytes", c.gpu.l2_bytes, 1, 1 << 50),
+        ("ramp.start_batch", s.ramp.map_or(1, |r| r.start_batch), 1, 1 << 28),
+    ]
+}
+
+fn model_sizes(s: &Scenario) -> Vec<Size> {
+    let m = &s.model;
+    let mut sizes = vec![
+        ("model.n_layers", m.n_layers, 1, 1 << 12),
+        ("model.n_heads", m.n_heads, 1, 1 << 16),
+        ("model.hidden", m.hidden, 1, 1 << 17),
+        ("model.intermediate", m.intermediate, 1, 1 << 24),
+        ("model.vocab_size", m.vocab_size, 1, 1 << 24),
+        ("model.n_mtp_layers", m.n_mtp_layers, 0, 1 << 6),
+    ];
+    match m.attention {
+        Attention::Mla {
+            q_lora_rank,
+            kv_lora_rank,
+            qk_nope_head_dim,
+            qk_rope_head_dim,
+            v_head_dim,
+        } => sizes.extend([
+            // 0 projects the query directly.
+            ("model.attention.q_lora_rank", q_lora_rank, 0, 1 << 16),
+            ("model.attention.kv_lora_rank", kv_lora_rank, 1, 1 << 16),
+            ("model.attention.qk_nope_head_dim", qk_nope_head_dim, 1, 1 << 12),
+            ("model.attention.qk_rope_head_dim", qk_rope_head_dim, 1, 1 << 12),
+            ("model.attention.v_head_dim", v_head_dim, 1, 1 << 12),
+        ]),
+        Attention::Gqa { n_kv_heads, head_dim } => sizes.extend([
+            ("model.attention.n_kv_heads", n_kv_heads, 1, 1 << 16),
+            ("model.attention.head_dim", head_dim, 1, 1 << 12),
+        ]),
+    }
+    if let Some(moe) = &m.moe {
+        let experts = moe.n_routed_experts;
+        sizes.extend([
+            ("model.moe.n_routed_experts", experts, 1, 1 << 16),
+            ("model.moe.n_activated_experts", moe.n_activated_experts, 1, experts),
+            ("model.moe.n_shared_experts", moe.n_shared_experts, 0, 1 << 10),
+            ("model.moe.moe_intermediate", moe.moe_intermediate, 1, 1 << 16),
+            ("model.moe.n_expert_groups", moe.n_expert_groups, 1, experts),
+            ("model.moe.n_limited_groups", moe.n_limited_groups, 1, moe.n_expert_groups),
+            ("model.moe.n_dense_layers", moe.n_dense_layers, 0, m.n_layers),
+        ]);
+    }
+    sizes
+}
+
+/// Rates, shares and times of the machine.
+fn hardware(s: &Scenario) -> Vec<Number> {
+    let (c, g, n) = (&s.cluster, &s.cluster.gpu, &s.cluster.network);
+    // Fast enough that a byte takes a finite time, slow enough for any wish.
+    let (slow, fast) = (1.0, 1e24);
+    vec![
+        ("cluster.usd_per_gpu_hour", c.usd_per_gpu_hour, 0.0, 1e9),
+        ("cluster.gpu.clock_hz", g.clock_hz, slow, fast),
+        ("cluster.gpu.bf16_flops", g.bf16_flops, slow, fast),
+        // 0 has none.
+        ("cluster.gpu.fp8_flops", g.fp8_flops, 0.0, fast),
+        ("cluster.gpu.fp32_flops", g.fp32_flops, slow, fast),
+        ("cluster.gpu.bf16_achievable", g.bf16_achievable, 1e-6, 1.0),
+        ("cluster.gpu.fp8_achievable", g.fp8_achievable, 0.0, 1.0),
+        ("cluster.gpu.memory_bytes_per_s", g.memory_bytes_per_s, slow, fast),
+        ("cluster.gpu.l2_bytes_per_s", g.l2_bytes_per_s, slow, fast),
+        ("cluster.gpu.scale_up_bytes_per_s", g.scale_up_bytes_per_s, slow, fast),
+        ("cluster.gpu.scale_up_usable", g.scale_up_usable, 1e-6, 1.0),
+        ("cluster.gpu.tdp_w", g.tdp_w, 0.0, 1e9),
+        ("cluster.network.nic_bytes_per_s", n.nic_bytes_per_s, slow, fast),
+        ("cluster.network.scale_up_latency_s", n.scale_up_latency_s, 0.0, 1e3),
+        ("cluster.network.same_leaf_latency_s", n.same_leaf_latency_s, 0.0, 1e3),
+        ("cluster.network.cross_leaf_latency_s", n.cross_leaf_latency_s, 0.0, 1e3),
+    ]
+}
+
+/// The run, its failures and its prices.
+fn run(s: &Scenario) -> Vec<Number> {
+    let (r, p) = (&s.reliability, &s.pricing);
+    vec![
+        ("training.total_tokens", s.training.total_tokens, 0.0, 1e24),
+        ("ramp.tokens", s.ramp.map_or(0.0, |r| r.tokens), 0.0, 1e24),
+        ("expert_load.deviation", s.expert_load.deviation, 0.0, 10.0),
+        ("reliability.gpu_mtbf_hours", r.gpu_mtbf_hours, 1e-3, 1e24),
+        ("reliability.node_mtbf_hours", r.node_mtbf_hours, 1e-3, 1e24),
+        ("reliability.nic_mtbf_hours", r.nic_mtbf_hours, 1e-3, 1e24),
+        ("reliability.checkpoint_s", r.checkpoint_s, 1e-6, 1e7),
+        ("reliability.checkpoint_interval_s", r.checkpoint_interval_s, 0.0, 1e9),
+        ("reliability.restart_s", r.restart_s, 0.0, 1e7),
+        ("pricing.capital_usd_per_gpu", p.capital_usd_per_gpu, 0.0, 1e12),
+        ("pricing.lifetime_years", p.lifetime_years, 1e-3, 1e3),
+        ("pricing.utilization", p.utilization, 1e-6, 1.0),
+        ("pricing.usd_per_kwh", p.usd_per_kwh, 0.0, 1e6),
+        ("pricing.pue", p.pue, 1.0, 1e3),
+        ("pricing.host_power_share", p.host_power_share, 0.0, 1e3),
+        ("search.memory_limit_gb", s.search.memory_limit_gb, 0.0, 1e9),
+    ]
+}
