@@ -164,7 +164,9 @@ impl Layer<'_> {
                 // In place: only the rotated columns of a head move.
                 let (head, start) = (size(r, "head_dim"), size(r, "start"));
                 let share = match (head, start) {
-                    (Some(head), Some(start)) if head > 0 => (head - start) as f64 / head as f64,
+                    (Some(head), Some(start)) if head > start => {
+                        (head - start) as f64 / head as f64
+                    }
                     _ => 1.0,
                 };
                 let bytes = (r.bytes_read + r.bytes_written) as f64 * share;
@@ -310,7 +312,8 @@ impl Layer<'_> {
             self.ring(r, tokens, if backward { 2.0 } else { 1.0 });
         }
         let bytes = (r.bytes_read + r.bytes_written) as f64;
-        let (q, o) = ((tokens * heads * qk) as f64, (tokens * heads * v) as f64);
+        let rows = tokens as f64 * heads as f64;
+        let (q, o) = (rows * qk as f64, rows * v as f64);
         if backward {
             // Row sums of do * o; the FP32 accumulator of dq, cleared and converted.
             self.memory_kernel(r, "prepare", 4.0 * o, MemoryClass::Stream, 1);

@@ -174,8 +174,54 @@ impl OpTrace {
     /// [`SimError::Input`] with file and line.
     pub fn parse(input: impl BufRead, path: &Path) -> Result<OpTrace, SimError> {
         let records = jsonl::read(input, path);
-        let records = records.map_err(|e| SimError::input("op trace", e.to_string()))?;
+        let records: Vec<OpRecord> =
+            records.map_err(|e| SimError::input("op trace", e.to_string()))?;
+        if let Some((i, what)) =
+            records.iter().enumerate().find_map(|(i, r)| Some((i, out_of_proportion(r)?)))
+        {
+            let message = format!("record {i} ({}): {what}", records[i].op);
+            return Err(SimError::input(path.display(), message));
+        }
         Ok(OpTrace { file: path.to_owned(), records })
+    }
+}
+
+/// Most of any one size of a record, and most elements or bytes: sums and products of what passes
+/// stay countable.
+const MOST: u64 = 1 << 24;
+const MOST_BYTES: u64 = 1 << 48;
+
+/// What of a record is larger than any GPU's work.
+fn out_of_proportion(r: &OpRecord) -> Option<String> {
+    for (what, bytes) in [("bytes_read", r.bytes_read), ("bytes_written", r.bytes_written)] {
+        if bytes > MOST_BYTES {
+            return Some(format!("{what} is {bytes}, expected at most {MOST_BYTES}"));
+        }
+    }
+    for t in r.inputs.iter().chain(&r.outputs) {
+        let elements = t.shape.iter().map(|&n| n as f64).product::<f64>();
+        if elements > MOST_BYTES as f64 || t.shape.iter().any(|&n| n as u64 > MOST) {
+            return Some(format!(
+                "{} has shape {:?}, expected sizes up to {MOST}",
+                t.role, t.shape
+            ));
+        }
+    }
+    let sizes = r.params.iter().filter(|(key, _)| *key != "seed");
+    let large = |(key, value): (&String, &serde_json::Value)| {
+        let largest = largest(value);
+        (largest > MOST).then(|| format!("{key} has {largest}, expected at most {MOST}"))
+    };
+    sizes.into_iter().find_map(large)
+}
+
+/// The largest whole number in a parameter.
+fn largest(value: &serde_json::Value) -> u64 {
+    match value {
+        serde_json::Value::Number(n) => n.as_u64().unwrap_or(0),
+        serde_json::Value::Array(items) => items.iter().map(largest).max().unwrap_or(0),
+        serde_json::Value::Object(map) => map.values().map(largest).max().unwrap_or(0),
+        _ => 0,
     }
 }
 

@@ -3,12 +3,16 @@
 #[path = "../../conformance/src/workload.rs"]
 mod model_code;
 
+use std::path::Path;
+
 use fathom_simulator::config::{SCENARIOS, Scenario, Source};
 use fathom_simulator::events::Detail;
 use fathom_simulator::first_principles::FirstPrinciples;
 use fathom_simulator::kernel_time::KernelTimes;
 use fathom_simulator::load::RoutingTrace;
 use fathom_simulator::step::{simulate, whole_run};
+use fathom_simulator::workload::OpTrace;
+use fathom_trace::{OpRecord, jsonl};
 use model_code::ModelCode;
 use proptest::prelude::*;
 
@@ -152,4 +156,34 @@ fn files_too_large_or_not_text_are_refused() {
         assert!(e.contains("run.toml: ") && e.contains(part), "{e}");
     }
     std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// A record whose bytes do not add up in 64 bits, and one whose rows do not: refused at the record.
+#[test]
+fn op_traces_out_of_proportion_are_refused() {
+    let s = Scenario::preset("deepseek-v3-h800-2048", &[]).unwrap();
+    let records = FirstPrinciples::new(ModelCode).op_records(&s).unwrap();
+    let read = |change: &dyn Fn(&mut OpRecord)| {
+        let mut writer = jsonl::Writer::<OpRecord, _>::new(Vec::new()).unwrap();
+        for (i, record) in records.iter().enumerate() {
+            let mut record = record.clone();
+            if i == 5 {
+                change(&mut record);
+            }
+            writer.write(&record).unwrap();
+        }
+        let text = writer.finish().unwrap();
+        OpTrace::parse(text.as_slice(), Path::new("ops.jsonl"))
+    };
+    assert!(read(&|_| ()).is_ok());
+    type Change = fn(&mut OpRecord);
+    let changes: [(Change, &str); 3] = [
+        (|r| r.bytes_read = u64::MAX, "bytes_read is 18446744073709551615, expected at most"),
+        (|r| r.inputs[0].shape[0] = usize::MAX, "expected sizes up to 16777216"),
+        (|r| drop(r.params.insert("k".into(), u64::MAX.into())), "k has 18446744073709551615"),
+    ];
+    for (change, part) in changes {
+        let e = read(&change).unwrap_err().to_string();
+        assert!(e.starts_with("ops.jsonl: record 5 (") && e.contains(part), "{e}");
+    }
 }

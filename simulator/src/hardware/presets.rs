@@ -27,6 +27,7 @@ pub const CLUSTERS: &[Preset] = presets!(
 /// Models by name.
 pub const MODELS: &[Preset] = presets!(
     "models": "deepseek-v3", "deepseek-v2", "llama-3.1-405b", "llama-3.1-70b", "qwen2.5-72b",
+    "qwen3-235b-a22b",
 );
 
 /// The text of preset `name` of `table`; the error lists what there is.

@@ -15,6 +15,16 @@ const MODEL: &str = "Model";
 const NETWORK: &str = "Network";
 const SCHEDULE: &str = "Schedules";
 
+/// By hand: 80 layers of 2 * 8192^2 + 2 * 8192 * 1024 + 3 * 8192 * 29568 weights are 70.21e9, the
+/// head 1.25e9; causal attention at 4096 is 12 * 80 * 8192 * 2048 FLOP. With a feed-forward of
+/// 24,576 (Qwen-72B, the row's name) the layers are 60.40e9.
+const QWEN_NOTE: &str = "the layers' 70.2e9 weights alone are 421, head 7.5, causal attention 16.1: \
+    394 is below the layers, so it is of other sizes; Qwen-72B's feed-forward of 24,576 with \
+    embedding and head would be 393.4";
+/// By hand: 126 layers of 401.65e9 weights are 2409.9, the head 12.6, causal attention 50.7.
+const LLAMA_NOTE: &str = "layers 2410, head 12.6, causal attention 50.7: the published lies between \
+    layers alone and layers with attention (2461), its convention is not stated";
+
 /// Rows of the model, the network and the schedules.
 pub(super) fn rows(_cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
     let mut rows = model_rows()?;
@@ -47,19 +57,15 @@ fn model_rows() -> Result<Vec<Row>, SimError> {
         let ours = hardware::model(name)?.kv_bytes_per_token(2) as f64 / 1e3;
         rows.push(Row::new(MODEL, figure, "KB", kb, ours).digits(3));
     }
-    for (name, figure, gflop, tested) in [
-        ("deepseek-v2", "training a token, DeepSeek-V2", 155.0, true),
-        ("deepseek-v3", "training a token, DeepSeek-V3", 250.0, true),
-        ("qwen2.5-72b", "training a token, Qwen2.5-72B", 394.0, false),
-        ("llama-3.1-405b", "training a token, LLaMA-3.1-405B", 2448.0, false),
+    for (name, figure, gflop, note) in [
+        ("deepseek-v2", "training a token, DeepSeek-V2", 155.0, ""),
+        ("deepseek-v3", "training a token, DeepSeek-V3", 250.0, ""),
+        ("qwen2.5-72b", "training a token, Qwen2.5-72B", 394.0, QWEN_NOTE),
+        ("llama-3.1-405b", "training a token, LLaMA-3.1-405B", 2448.0, LLAMA_NOTE),
     ] {
         let ours = hardware::model(name)?.train_flops_per_token(4096, true) / 1e9;
         let row = Row::new(MODEL, figure, "GFLOP", gflop, ours);
-        rows.push(if tested {
-            row.digits(0)
-        } else {
-            row.note("6 a weight and causal attention; the published convention is not stated")
-        });
+        rows.push(if note.is_empty() { row.digits(0) } else { row.note(note) });
     }
     Ok(rows)
 }
