@@ -207,6 +207,9 @@ fn out_of_proportion(r: &OpRecord) -> Option<String> {
             ));
         }
     }
+    if let Some(group) = r.group.filter(|g| g.size as u64 > MOST) {
+        return Some(format!("a group of {}, expected at most {MOST}", group.size));
+    }
     let sizes = r.params.iter().filter(|(key, _)| *key != "seed");
     let large = |(key, value): (&String, &serde_json::Value)| {
         let largest = largest(value);

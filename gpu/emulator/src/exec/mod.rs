@@ -16,7 +16,7 @@
 //! | [`shuffle`] | shfl, vote, match, redux, elect |
 //! | [`cp_async`] | cp.async and its groups |
 //! | [`matrix`] | ldmatrix, stmatrix, movmatrix |
-//! | [`mma`], [`wmma`], [`wgmma`] | matrix products; arithmetic is in [`tensor`], wgmma's [`operand`]s |
+//! | [`mma`], [`wmma`], [`wgmma`] | matrix products; arithmetic: [`tensor`], wgmma's [`operand`]s |
 //! | [`mbarrier`] | mbarrier objects |
 //! | [`tma`] | bulk and tensor copies, st.async, red.async, tensormap |
 //! | [`proxy`], [`order`] | fences; what the sanitizers want to know |

@@ -2,7 +2,8 @@
 //! Warpgroup Level Matrix Multiply-Accumulate Instructions").
 //!
 //! Each of the four warps computes its 16 rows, when it commits the group that the instruction
-//! belongs to; results are there at once then, and what was not waited for only the sanitizer knows.
+//! belongs to; results are there at once then, and what was not waited for only the sanitizer
+//! knows.
 
 use std::cell::Cell;
 
