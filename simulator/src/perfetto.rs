@@ -215,9 +215,27 @@ mod tests {
             threads.entry(thread).or_default().push((start, start + ns(&e["dur"])));
         }
         assert_eq!(threads.len(), 48);
-        for (thread, mut spans) in threads {
+        for (thread, spans) in &mut threads {
             spans.sort_unstable();
             assert!(spans.windows(2).all(|w| w[0].1 <= w[1].0), "{thread:?}");
+        }
+        // Every arrow leaves and reaches its thread inside a slice, forward in time; every process
+        // and thread has a name.
+        let events = trace["traceEvents"].as_array().unwrap();
+        let mut arrows: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        for e in events.iter().filter(|e| e["ph"] == "s" || e["ph"] == "f") {
+            let thread = (e["pid"].as_u64().unwrap(), e["tid"].as_u64().unwrap());
+            let at = ns(&e["ts"]);
+            assert!(threads[&thread].iter().any(|&(start, end)| start <= at && at <= end), "{e}");
+            arrows.entry(e["id"].as_u64().unwrap()).or_default().push(at);
+        }
+        assert!(arrows.values().all(|ends| ends.len() == 2 && ends[0] <= ends[1]));
+        let named = |kind: &str, pid: u64, tid: Option<u64>| {
+            let is = |e: &&Value| e["ph"] == "M" && e["name"] == kind && e["pid"] == pid;
+            events.iter().filter(is).any(|e| tid.is_none_or(|tid| e["tid"] == tid))
+        };
+        for &(pid, tid) in threads.keys() {
+            assert!(named("process_name", pid, None) && named("thread_name", pid, Some(tid)));
         }
     }
 }
