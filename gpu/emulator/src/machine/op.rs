@@ -133,7 +133,8 @@ pub struct Code {
     pub communicates: bool,
     /// It calls `malloc` or `free`.
     pub uses_heap: bool,
-    /// Registers, as the program names them, that an operation reads or writes, for kernels with wgmma (which is not among them).
+    /// Registers, as the program names them, that an operation reads or writes, for kernels with
+    /// wgmma (which is not among them).
     pub touched: std::collections::BTreeMap<u32, Vec<u32>>,
     /// Those of them that it writes.
     pub written: std::collections::BTreeMap<u32, Vec<u32>>,
