@@ -70,6 +70,29 @@ impl Default for SearchSpace {
     }
 }
 
+impl SearchSpace {
+    /// The same lists with every value once, where it stands first.
+    fn without_repetition(&self) -> SearchSpace {
+        fn once<T: PartialEq + Clone>(list: &[T]) -> Vec<T> {
+            let first = |(i, x): &(usize, &T)| !list[..*i].contains(x);
+            list.iter().enumerate().filter(first).map(|(_, x)| x.clone()).collect()
+        }
+        SearchSpace {
+            tp: once(&self.tp),
+            cp: once(&self.cp),
+            pp: once(&self.pp),
+            ep: once(&self.ep),
+            zero: once(&self.zero),
+            schedule: once(&self.schedule),
+            interleave: once(&self.interleave),
+            micro_batch: once(&self.micro_batch),
+            recompute: once(&self.recompute),
+            gpus: once(&self.gpus),
+            memory_limit_gb: self.memory_limit_gb,
+        }
+    }
+}
+
 /// A layout on the front.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Layout {
@@ -212,7 +235,7 @@ enum Verdict {
 
 /// All combinations of the space that are legal, and how many are not.
 fn combinations(base: &Scenario) -> (Vec<Scenario>, usize) {
-    let space = &base.search;
+    let space = &base.search.without_repetition();
     let gpus = if space.gpus.is_empty() { vec![base.cluster.gpus] } else { space.gpus.clone() };
     let ep = if base.model.moe.is_some() { space.ep.clone() } else { vec![1] };
     let (mut legal, mut illegal) = (Vec::new(), 0);
@@ -490,6 +513,17 @@ mod tests {
         for a in &found.front {
             assert!(!found.front.iter().any(|b| dominates(b, a)));
         }
+    }
+
+    #[test]
+    fn a_value_given_twice_counts_once() {
+        let once = small(&[]);
+        let mut twice = once.clone();
+        twice.search.pp = vec![4, 8, 4, 16, 16];
+        twice.search.recompute = [Recompute::Full; 3].to_vec();
+        let mut expected = once.clone();
+        expected.search.recompute = vec![Recompute::Full];
+        assert_eq!(combinations(&twice).0.len(), combinations(&expected).0.len());
     }
 
     #[test]
