@@ -71,6 +71,21 @@ fn a_cooperative_grid_is_resident_as_a_whole() {
     assert!(matches!(error, Error::Launch { what: COOPERATIVE_GRID, .. }), "{error}");
 }
 
+#[test]
+fn lanes_that_sleep_while_others_hold_what_they_want() {
+    // Two of 32 lanes may enter; who has entered leaves behind the loop, where the warp meets.
+    let body = "ld.param.u64 %rd0, [p];\nTRY:\natom.global.add.u32 %r0, [%rd0], -1;\n\
+                setp.gt.s32 %p0, %r0, 0;\n@%p0 bra IN;\natom.global.add.u32 %r0, [%rd0], 1;\n\
+                nanosleep.u32 100;\nbra TRY;\nIN:\natom.global.add.u32 %r1, [%rd0+4], 1;\n\
+                atom.global.add.u32 %r0, [%rd0], 1;";
+    let device = h800s(1).remove(0);
+    let kernel = module(&device, "", ".param .u64 p", body).function("k").unwrap();
+    let p = device.upload(&[2u32, 0]).unwrap();
+    let config = LaunchConfig::new([1, 1, 1], [32, 1, 1], Params::new().with(p).into_bytes());
+    assert_eq!(device.launch(&kernel, &config).unwrap().findings, []);
+    assert_eq!(device.download::<u32>(p, 2).unwrap(), [2, 32]);
+}
+
 /// What `cooperative_groups::grid_group::sync` does with the workspace that `%envreg1` and
 /// `%envreg2` name, twice: its first word is a size, its second counts.
 const GRID_SYNC: &str = "mov.u32 %r0, %envreg1;\nmov.u32 %r1, %envreg2;\n\

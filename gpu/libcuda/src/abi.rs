@@ -72,6 +72,9 @@ pub struct LaunchAttribute {
     pub value: [u32; 16],
 }
 
+/// `CU_EVENT_DISABLE_TIMING`.
+pub const EVENT_DISABLE_TIMING: u32 = 2;
+
 /// `CUlimit` values.
 pub const LIMIT_STACK: u32 = 0;
 pub const LIMIT_PRINTF: u32 = 1;

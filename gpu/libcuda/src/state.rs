@@ -54,11 +54,22 @@ impl<T: Clone> Handles<T> {
 /// A unit of work of a stream, kept for graphs.
 pub(crate) type Work = Arc<dyn Fn() -> R + Send + Sync>;
 
+/// What streams capture together, until the one that began ends it: then `None`.
+pub(crate) type Capture = Arc<Mutex<Option<Vec<Work>>>>;
+
+/// An event: when it was last recorded, and in which capture.
+pub(crate) struct Event {
+    /// Emulated nanoseconds.
+    pub at: AtomicU64,
+    pub timed: bool,
+    pub capture: Mutex<Option<Capture>>,
+}
+
 /// A stream: where it runs, and what it captures.
 #[derive(Clone)]
 pub(crate) struct Stream {
     pub device: usize,
-    pub capture: Arc<Mutex<Option<Vec<Work>>>>,
+    pub capture: Arc<Mutex<Option<Capture>>>,
     pub flags: u32,
     pub priority: i32,
 }
@@ -78,7 +89,7 @@ pub(crate) struct Driver {
     pub functions: Handles<Function>,
     pub kernels: Handles<(String, String)>,
     pub streams: Handles<Stream>,
-    pub events: Handles<Arc<AtomicU64>>,
+    pub events: Handles<Arc<Event>>,
     pub graphs: Handles<Arc<Vec<Work>>>,
     pub links: Handles<Arc<Mutex<Vec<String>>>>,
     pub host: Mutex<BTreeMap<usize, std::alloc::Layout>>,
@@ -207,8 +218,10 @@ impl Driver {
     ) -> R {
         self.healthy()?;
         let stream = self.stream(stream)?;
-        if let Some(captured) = &mut *stream.capture.lock().expect("no panic holds this lock") {
-            captured.push(Arc::new(work));
+        if let Some(capture) = stream.capturing()
+            && let Some(works) = &mut *capture.lock().expect("no panic holds this lock")
+        {
+            works.push(Arc::new(work));
             return Ok(());
         }
         work()
@@ -245,10 +258,7 @@ impl Driver {
         function: Function,
         config: LaunchConfig,
     ) -> R {
-        let capturing = {
-            let stream = self.stream(stream)?;
-            stream.capture.lock().expect("no panic holds this lock").is_some()
-        };
+        let capturing = self.stream(stream)?.capturing().is_some();
         if self.devices.len() == 1 || capturing {
             return self.enqueue(stream, move || self.run(&[(function.clone(), config.clone())]));
         }
@@ -373,6 +383,18 @@ fn code_of(finding: &Finding) -> CuResult {
         Ub::Trap if finding.message.starts_with("assertion") => ERROR_ASSERT,
         Ub::Deadlock => ERROR_LAUNCH_TIMEOUT,
         _ => ERROR_LAUNCH_FAILED,
+    }
+}
+
+impl Stream {
+    /// The capture that this stream is part of, while it lasts.
+    pub(crate) fn capturing(&self) -> Option<Capture> {
+        let mut own = self.capture.lock().expect("no panic holds this lock");
+        let lasts = |c: &Capture| c.lock().expect("no panic holds this lock").is_some();
+        if !own.as_ref().is_some_and(lasts) {
+            *own = None;
+        }
+        own.clone()
     }
 }
 

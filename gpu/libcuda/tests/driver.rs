@@ -160,6 +160,29 @@ fn a_client_s_session() {
     }
     assert_eq!(download(at, 3), [0, 8, 16]);
 
+    // A second stream joins the capture by an event, and the first waits for it.
+    let (mut side, mut fork, mut join) = (0usize, 0usize, 0usize);
+    assert_eq!(call!("cuStreamCreate", (*mut usize, u32), (&mut side, 0)), 0);
+    for event in [&mut fork, &mut join] {
+        assert_eq!(call!("cuEventCreate", (*mut usize, u32), (event, 2)), 0);
+    }
+    let record = |event, on| call!("cuEventRecord", (usize, usize), (event, on));
+    let wait = |on, event| call!("cuStreamWaitEvent", (usize, usize, u32), (on, event, 0));
+    assert_eq!(call!("cuStreamBeginCapture", (usize, u32), (stream, 0)), 0);
+    assert_eq!((record(fork, stream), wait(side, fork)), (0, 0));
+    assert_eq!(launch(function, side, at, 50), 0);
+    assert_eq!((record(join, side), wait(stream, join)), (0, 0));
+    assert_eq!(call!("cuStreamEndCapture", (usize, *mut usize), (stream, &mut graph)), 0);
+    assert_eq!(download(at, 3), [0, 8, 16]);
+    let instantiate =
+        call!("cuGraphInstantiateWithFlags", (*mut usize, usize, u64), (&mut exec, graph, 0));
+    assert_eq!(instantiate, 0);
+    assert_eq!(call!("cuGraphLaunch", (usize, usize), (exec, stream)), 0);
+    assert_eq!(download(at, 3), [0, 16, 32]);
+    // The capture has ended for both.
+    assert_eq!(launch(function, side, at, 50), 0);
+    assert_eq!(download(at, 3), [0, 32, 64]);
+
     // Pinned memory is reached by kernels at its own address.
     let mut pinned = std::ptr::null_mut::<u32>();
     assert_eq!(call!("cuMemHostAlloc", (*mut *mut u32, usize, u32), (&mut pinned, 64, 0)), 0);

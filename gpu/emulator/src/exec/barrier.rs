@@ -40,9 +40,7 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         BarWarpSync => {
             let mask = l.src(&ins.operands[0], Type::B32)?;
             l.emit_action(Class::Barrier, move |cx| {
-                let need = u32::read(cx, mask)[cx.leader()];
-                cx.are_members(need);
-                cx.converge(need).unwrap_or(Step::Next)
+                super::shuffle::by_members(cx, Some(mask), |_, _| {})
             });
             Ok(())
         }

@@ -109,6 +109,7 @@ impl Cx<'_> {
             if write {
                 self.spare_mbarrier(lane, address, bytes);
             }
+            self.owner_lives(lane, address);
             let again = written.is_some_and(|values| self.holds(address, bytes, lane, values));
             let writer = if again { Writer::Again } else { Writer::Warp };
             let mut problem = None;
@@ -133,6 +134,16 @@ impl Cx<'_> {
             self.tell(Some(lane), address, problem);
         }
         Ok(())
+    }
+
+    /// Reports an access to the shared memory of a CTA that has exited.
+    fn owner_lives(&mut self, lane: usize, address: u64) {
+        let owner = (address >> 24) as usize;
+        if owner == self.cta || self.cluster.ctas[owner].live_threads > 0 {
+            return;
+        }
+        let message = format!("shared memory of the CTA of rank {owner}, which has exited");
+        self.report(Ub::UseAfterFree, Some(lane), Some(address), message);
     }
 
     /// Whether shared memory holds these bytes of a lane already.

@@ -39,16 +39,29 @@ fn pair(l: &mut Lower<'_>, operand: &Operand, sink: Reg) -> Lowered<(Reg, Reg)> 
     })
 }
 
-/// The member mask that the executing lanes name.
-fn members(cx: &mut Cx<'_>, mask: Option<Reg>) -> u32 {
-    match mask {
-        Some(reg) => {
-            let members = u32::read(cx, reg)[cx.leader()];
-            cx.are_members(members);
-            members
-        }
-        None => cx.mask,
+/// Runs `f` for the executing lanes that name one member mask after the other; lanes of a warp may
+/// name several, each the lanes it exchanges with. `f` sees the lanes of one in `cx.mask`.
+pub fn by_members(cx: &mut Cx<'_>, mask: Option<Reg>, f: impl Fn(&mut Cx<'_>, u32)) -> Step {
+    let all = cx.mask;
+    let named = match mask {
+        Some(reg) => u32::read(cx, reg),
+        None => [all; LANES],
+    };
+    let needed = cx.lanes().fold(0, |m, lane| m | named[lane]);
+    if let Some(step) = cx.converge(needed) {
+        return step;
     }
+    let mut left = all;
+    while left != 0 {
+        let members = named[left.trailing_zeros() as usize];
+        cx.mask = left;
+        cx.mask = cx.lanes().filter(|&lane| named[lane] == members).fold(0, |m, i| m | 1 << i);
+        left &= !cx.mask;
+        cx.are_members(members);
+        f(cx, members);
+    }
+    cx.mask = all;
+    Step::Next
 }
 
 fn shfl(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
@@ -66,10 +79,7 @@ fn shfl(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         .find(|f| matches!(f, Flag::Up | Flag::Down | Flag::Bfly | Flag::Idx))
         .unwrap_or(Flag::Idx);
     l.emit_action(Class::Shuffle, move |cx| {
-        let need = members(cx, mask);
-        if let Some(step) = cx.converge(need) {
-            return step;
-        }
+        // What a lane reads does not depend on its mask; one may be read and written at once.
         let (x, b, c) = (u32::read(cx, a), u32::read(cx, b), u32::read(cx, c));
         let (mut out, mut valid) = ([0; LANES], 0);
         for lane in 0..LANES {
@@ -77,9 +87,10 @@ fn shfl(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
             out[lane] = x[from as usize];
             valid |= u32::from(ok) << lane;
         }
-        u32::write(cx, d, out);
-        cx.set_pred(p, valid);
-        Step::Next
+        by_members(cx, mask, |cx, _| {
+            u32::write(cx, d, out);
+            cx.set_pred(p, valid);
+        })
     });
     Ok(())
 }
@@ -117,23 +128,20 @@ fn vote(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     };
     let (all, any) = (ins.mods.has(Flag::All), ins.mods.has(Flag::Any));
     l.emit_action(Class::Vote, move |cx| {
-        let need = members(cx, mask);
-        if let Some(step) = cx.converge(need) {
-            return step;
-        }
-        let who = cx.mask & need;
-        let yes = (cx.pred(a) ^ if negated { !0 } else { 0 }) & who;
-        if ballot {
-            mov::broadcast(cx, d, false, u64::from(yes));
-            return Step::Next;
-        }
-        let result = match (all, any) {
-            (true, _) => yes == who,
-            (_, true) => yes != 0,
-            _ => yes == who || yes == 0,
-        };
-        cx.set_pred(p, if result { !0 } else { 0 });
-        Step::Next
+        by_members(cx, mask, |cx, need| {
+            let who = cx.mask & need;
+            let yes = (cx.pred(a) ^ if negated { !0 } else { 0 }) & who;
+            if ballot {
+                mov::broadcast(cx, d, false, u64::from(yes));
+                return;
+            }
+            let result = match (all, any) {
+                (true, _) => yes == who,
+                (_, true) => yes != 0,
+                _ => yes == who || yes == 0,
+            };
+            cx.set_pred(p, if result { !0 } else { 0 });
+        })
     });
     Ok(())
 }
@@ -146,24 +154,21 @@ fn matching(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     let mask = l.src(&ins.operands[2], Type::B32)?;
     let all = ins.mods.has(Flag::All);
     l.emit_action(Class::Vote, move |cx| {
-        let need = members(cx, Some(mask));
-        if let Some(step) = cx.converge(need) {
-            return step;
-        }
-        let who = cx.mask & need;
-        let value = mov::read(cx, a, wide);
-        let equal_to = |x: u64| {
-            (0..LANES).fold(0u32, |m, i| m | u32::from(who >> i & 1 != 0 && value[i] == x) << i)
-        };
-        if all {
-            let same = equal_to(value[cx.leader()]) == who;
-            mov::broadcast(cx, d, false, if same { u64::from(who) } else { 0 });
-            cx.set_pred(p, if same { !0 } else { 0 });
-        } else {
-            let out = std::array::from_fn(|i| equal_to(value[i]));
-            u32::write(cx, d, out);
-        }
-        Step::Next
+        by_members(cx, Some(mask), |cx, need| {
+            let who = cx.mask & need;
+            let value = mov::read(cx, a, wide);
+            let equal_to = |x: u64| {
+                (0..LANES).fold(0u32, |m, i| m | u32::from(who >> i & 1 != 0 && value[i] == x) << i)
+            };
+            if all {
+                let same = equal_to(value[cx.leader()]) == who;
+                mov::broadcast(cx, d, false, if same { u64::from(who) } else { 0 });
+                cx.set_pred(p, if same { !0 } else { 0 });
+            } else {
+                let out = std::array::from_fn(|i| equal_to(value[i]));
+                u32::write(cx, d, out);
+            }
+        })
     });
     Ok(())
 }
@@ -180,11 +185,6 @@ fn redux(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     }
     let signed = ty.is_signed();
     l.emit_action(Class::Vote, move |cx| {
-        let need = members(cx, Some(mask));
-        if let Some(step) = cx.converge(need) {
-            return step;
-        }
-        let value = u32::read(cx, a);
         let combine = |x: u32, y: u32| match op {
             Op::Add => x.wrapping_add(y),
             Op::And => x & y,
@@ -195,9 +195,11 @@ fn redux(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
             Op::Min => x.min(y),
             _ => x.max(y),
         };
-        let result = cx.lanes().map(|i| value[i]).reduce(combine).expect("a lane executes");
-        mov::broadcast(cx, d, false, u64::from(result));
-        Step::Next
+        by_members(cx, Some(mask), |cx, _| {
+            let value = u32::read(cx, a);
+            let result = cx.lanes().map(|i| value[i]).reduce(combine).expect("a lane executes");
+            mov::broadcast(cx, d, false, u64::from(result));
+        })
     });
     Ok(())
 }
@@ -208,16 +210,13 @@ fn elect(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     let (d, p) = (l.dst(d)?, l.dst_pred(p)?);
     let mask = l.src(&ins.operands[1], Type::B32)?;
     l.emit_action(Class::Vote, move |cx| {
-        let need = members(cx, Some(mask));
-        if let Some(step) = cx.converge(need) {
-            return step;
-        }
-        let leader = (need & cx.mask).trailing_zeros();
-        if !sink {
-            mov::broadcast(cx, d, false, u64::from(leader));
-        }
-        cx.set_pred(p, 1u32.checked_shl(leader).unwrap_or(0));
-        Step::Next
+        by_members(cx, Some(mask), |cx, need| {
+            let leader = (need & cx.mask).trailing_zeros();
+            if !sink {
+                mov::broadcast(cx, d, false, u64::from(leader));
+            }
+            cx.set_pred(p, 1u32.checked_shl(leader).unwrap_or(0));
+        })
     });
     Ok(())
 }

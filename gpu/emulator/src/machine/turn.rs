@@ -10,6 +10,9 @@ use crate::error::{Finding, Ub};
 /// Instructions a group runs before lanes that wait for it at a join are let go.
 const RELEASE_AFTER: u64 = 20_000;
 
+/// What a yield (`nanosleep`) counts as, in instructions.
+const YIELDED: u64 = 200;
+
 /// What a turn came to.
 #[derive(Debug)]
 pub enum Turn {
@@ -71,20 +74,26 @@ pub fn run(w: &mut Warp, around: Around<'_>, budget: u64) -> Turn {
             }
             GroupEnd::Yields => {
                 cx.w.turn += 1;
+                release_after_spinning(cx.w, at);
                 break;
             }
             GroupEnd::Spent => {
                 cx.w.turn += 1;
                 idle = 0;
-                let spun = cx.w.groups.get(at).is_some_and(|g| g.spun >= RELEASE_AFTER);
-                if spun && cx.w.release_parked() {
-                    cx.w.groups.iter_mut().for_each(|g| g.spun = 0);
-                }
+                release_after_spinning(cx.w, at);
             }
         }
     }
     cx.w.clock += ran;
     Turn::Ran(ran)
+}
+
+/// Lets lanes go that wait at a join for a group that has spun for long.
+fn release_after_spinning(w: &mut Warp, at: usize) {
+    let spun = w.groups.get(at).is_some_and(|g| g.spun >= RELEASE_AFTER);
+    if spun && w.release_parked() {
+        w.groups.iter_mut().for_each(|g| g.spun = 0);
+    }
 }
 
 enum GroupEnd {
@@ -189,7 +198,8 @@ fn run_group(cx: &mut Cx<'_>, at: usize, budget: u64, ran: &mut u64) -> GroupEnd
             }
             Step::Yield => {
                 cx.w.groups[at].pc = pc + 1;
-                cx.w.groups[at].spun += n;
+                // Who yields in a loop spins, a few instructions at a time.
+                cx.w.groups[at].spun += n + YIELDED;
                 cx.w.groups[at].wait = Wait::Ready;
                 *ran += n;
                 return GroupEnd::Yields;

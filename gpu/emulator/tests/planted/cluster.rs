@@ -27,6 +27,19 @@ fn remote_reads_need_the_cluster_barrier() {
 fn a_cta_exits_while_its_memory_is_read() {
     let f = PAIR.finds(&exchange(SYNC, ""), Ub::UseAfterFree, "ret");
     assert!(f.message.contains("exits while"), "{f}");
+    // Rank 1 has exited when rank 0 comes to read.
+    let late = |end: &str| {
+        format!(
+            "mad.lo.u32 %r1, %r0, 4, %r15;\nst.shared.u32 [%r1], %r0;\n\
+             mapa.shared::cluster.u32 %r4, %r1, 1;\n{SYNC}\nsetp.ne.u32 %p1, %r14, 0;\n\
+             @%p1 bra END;\nmov.u32 %r2, 0;\nL:\nadd.u32 %r2, %r2, 1;\n\
+             setp.lt.u32 %p2, %r2, 3000;\n@%p2 bra L;\nld.shared::cluster.u32 %r5, [%r4];\n\
+             END:\n{end}"
+        )
+    };
+    PAIR.clean(&late(SYNC));
+    let f = PAIR.finds(&late(""), Ub::UseAfterFree, "ld.shared::cluster");
+    assert!(f.message.contains("has exited"), "{f}");
     // A relaxed arrival alone says nothing of what came before it; waiting is what counts.
     PAIR.clean(&exchange(SYNC, SYNC));
 }

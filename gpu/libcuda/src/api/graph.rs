@@ -1,7 +1,7 @@
 //! Graphs: by capture of a stream, and replay.
 
 use std::ffi::c_void;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::{entry_points, put};
 use crate::abi::*;
@@ -11,24 +11,24 @@ entry_points! {
     fn cuStreamBeginCapture_v2(stream: Handle, mode: u32) {
         let _ = mode;
         let stream = initialised()?.stream(stream)?;
-        let mut capture = stream.capture.lock().expect("no panic holds this lock");
-        if capture.is_some() {
+        if stream.capturing().is_some() {
             return Err(ERROR_ILLEGAL_STATE);
         }
-        *capture = Some(Vec::new());
+        let new = Arc::new(Mutex::new(Some(Vec::new())));
+        *stream.capture.lock().expect("no panic holds this lock") = Some(new);
         Ok(())
     }
 
     fn cuStreamEndCapture(stream: Handle, graph: *mut Handle) {
         let driver = initialised()?;
-        let stream = driver.stream(stream)?;
-        let taken = stream.capture.lock().expect("no panic holds this lock").take();
-        put(graph, driver.graphs.insert(Arc::new(taken.ok_or(ERROR_ILLEGAL_STATE)?)))
+        // Streams that joined the capture leave it with this.
+        let capture = driver.stream(stream)?.capturing().ok_or(ERROR_ILLEGAL_STATE)?;
+        let works = capture.lock().expect("no panic holds this lock").take();
+        put(graph, driver.graphs.insert(Arc::new(works.unwrap_or_default())))
     }
 
     fn cuStreamIsCapturing(stream: Handle, status: *mut u32) {
-        let stream = initialised()?.stream(stream)?;
-        let capturing = stream.capture.lock().expect("no panic holds this lock").is_some();
+        let capturing = initialised()?.stream(stream)?.capturing().is_some();
         put(status, u32::from(capturing))
     }
 
@@ -40,8 +40,7 @@ entry_points! {
         dependencies: *mut *const c_void,
         count: *mut usize,
     ) {
-        let capture = initialised()?.stream(stream)?.capture;
-        let capturing = capture.lock().expect("no panic holds this lock").is_some();
+        let capturing = initialised()?.stream(stream)?.capturing().is_some();
         put(status, u32::from(capturing))?;
         for optional in [id.cast::<u64>(), graph.cast(), dependencies.cast(), count.cast()] {
             if !optional.is_null() {

@@ -1,12 +1,12 @@
 //! Streams, events with emulated time, host callbacks.
 
 use std::ffi::c_void;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 
 use super::{entry_points, put};
 use crate::abi::*;
-use crate::state::{R, Stream, initialised};
+use crate::state::{Capture, Event, R, Stream, initialised};
 
 /// An event that was never recorded.
 const NEVER: u64 = u64::MAX;
@@ -22,9 +22,13 @@ fn create(stream: *mut Handle, flags: u32, priority: i32) -> R {
 fn record(event: Handle, stream: Handle) -> R {
     let driver = initialised()?;
     let event = driver.events.get(event)?;
-    let device = driver.stream(stream)?.device;
+    let (device, capture) = {
+        let stream = driver.stream(stream)?;
+        (stream.device, stream.capturing())
+    };
+    *event.capture.lock().expect("no panic holds this lock") = capture;
     driver.enqueue(stream, move || {
-        event.store(driver.now_ns(device), Relaxed);
+        event.at.store(driver.now_ns(device), Relaxed);
         Ok(())
     })
 }
@@ -51,11 +55,19 @@ entry_points! {
     }
 
     fn cuStreamWaitEvent(stream: Handle, event: Handle, flags: u32) {
-        // Work runs when it is enqueued: what the event stands for has already run.
+        // Work runs when it is enqueued: what the event stands for has already run, or is captured.
         let _ = flags;
         let driver = initialised()?;
-        driver.stream(stream)?;
-        driver.events.get(event).map(|_| ())
+        let stream = driver.stream(stream)?;
+        let event = driver.events.get(event)?;
+        let capture = event.capture.lock().expect("no panic holds this lock").clone();
+        let lasts = |c: &Capture| c.lock().expect("no panic holds this lock").is_some();
+        if let Some(capture) = capture.filter(lasts)
+            && stream.capturing().is_none()
+        {
+            *stream.capture.lock().expect("no panic holds this lock") = Some(capture);
+        }
+        Ok(())
     }
 
     fn cuStreamGetFlags(stream: Handle, flags: *mut u32) {
@@ -100,8 +112,9 @@ entry_points! {
     }
 
     fn cuEventCreate(event: *mut Handle, flags: u32) {
-        let _ = flags;
-        put(event, initialised()?.events.insert(Arc::new(AtomicU64::new(NEVER))))
+        let timed = flags & EVENT_DISABLE_TIMING == 0;
+        let new = Event { at: AtomicU64::new(NEVER), timed, capture: Mutex::default() };
+        put(event, initialised()?.events.insert(Arc::new(new)))
     }
 
     fn cuEventDestroy_v2(event: Handle) { initialised()?.events.remove(event).map(|_| ()) }
@@ -127,11 +140,12 @@ entry_points! {
 
     fn cuEventElapsedTime(milliseconds: *mut f32, start: Handle, end: Handle) {
         let driver = initialised()?;
-        let at = |event| driver.events.get(event).map(|e| e.load(Relaxed));
+        let at = |event| {
+            let event = driver.events.get(event)?;
+            let at = event.at.load(Relaxed);
+            if at == NEVER || !event.timed { Err(ERROR_INVALID_HANDLE) } else { Ok(at) }
+        };
         let (start, end) = (at(start)?, at(end)?);
-        if start == NEVER || end == NEVER {
-            return Err(ERROR_INVALID_HANDLE);
-        }
         put(milliseconds, (end as f64 - start as f64) as f32 / 1e6)
     }
 
