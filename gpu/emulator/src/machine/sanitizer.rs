@@ -75,7 +75,7 @@ impl Seen {
 const PENDING: u32 = u32::MAX;
 
 /// One access that a byte remembers; clock 0 stands for none.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Access {
     thread: u32,
     clock: u32,
@@ -287,18 +287,17 @@ impl Sanitizer {
 
     /// What is wrong with an earlier access and this one.
     fn conflict(&self, who: Who, access: Access, what: &str, now: &str) -> Option<Problem> {
-        let other = self.name(access.thread);
-        if !self.ordered(who, access) {
-            let kind = if access.clock == PENDING || access.thread >= self.threads {
-                Ub::AsyncNotWaited
-            } else {
-                Ub::SharedRace
-            };
-            let message =
-                format!("{now} is not ordered after the {what} by {other} at line {}", access.line);
-            return Some((kind, message));
+        if self.ordered(who, access) {
+            return None;
         }
-        None
+        let kind = if access.clock == PENDING || access.thread >= self.threads {
+            Ub::AsyncNotWaited
+        } else {
+            Ub::SharedRace
+        };
+        let (other, line) = (self.name(access.thread), access.line);
+        let message = format!("{now} is not ordered after the {what} by {other} at line {line}");
+        Some((kind, message))
     }
 
     /// Whether the asynchronous proxy may see a write of the generic one.
@@ -319,9 +318,12 @@ impl Sanitizer {
     pub fn read(&mut self, who: Who, (cta, first, n): Range, pending: bool) -> Option<Problem> {
         let clock = if pending { PENDING } else { self.now(who.warp) };
         let mut problem = None;
+        // Neighbours mostly have the same history.
+        let mut fine = None;
         for i in first..(first + n).min(self.cells[cta].len()) {
             let cell = self.cells[cta][i];
-            if problem.is_none() {
+            if problem.is_none() && fine != Some(cell.write) {
+                fine = Some(cell.write);
                 if self.uninit && cell.write.clock == 0 {
                     let message = "shared memory that nobody wrote".to_owned();
                     problem = Some((Ub::Uninitialized, message));
@@ -355,10 +357,12 @@ impl Sanitizer {
                 Access { thread, clock, line: who.line, proxy: true }
             }
         };
-        let mut problem = None;
+        let (mut problem, mut fine) = (None, None);
         for i in first..(first + n).min(self.cells[cta].len()) {
             let cell = self.cells[cta][i];
-            if problem.is_none() && self.races {
+            let history = Some((cell.write, cell.reads));
+            if problem.is_none() && self.races && fine != history {
+                fine = history;
                 let same = matches!(writer, Writer::Again)
                     && !cell.write.proxy
                     && cell.write.clock != PENDING;
