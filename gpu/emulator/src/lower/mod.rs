@@ -242,7 +242,8 @@ fn reachable(program: &Program, entry: usize) -> Vec<usize> {
 /// Registers a thread starts with, where ptxas knows and so obeys `setmaxnreg`.
 fn launch_registers(entry: &ast::Function) -> Option<u32> {
     let threads = entry.tuning.reqntid.or(entry.tuning.maxntid)?.iter().product::<u32>().max(1);
-    let most = (65_536 / threads.next_multiple_of(128)) & !7;
+    let ctas = entry.tuning.minnctapersm.unwrap_or(1).max(1);
+    let most = (65_536 / threads.next_multiple_of(128) / ctas) & !7;
     Some(entry.tuning.maxnreg.unwrap_or(most).min(most).min(255) & !7)
 }
 

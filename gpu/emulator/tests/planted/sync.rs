@@ -150,6 +150,9 @@ fn registers_that_nobody_gives_back() {
     bed.clean(&body(24));
     let f = bed.finds(&body(40), Ub::Deadlock, "setmaxnreg");
     assert!(f.message.contains("waits for registers, to have 240 a thread"), "{f}");
+    // Where two CTAs are to fit, 256 threads start with 128 registers each.
+    let two = Bed { block: 256, directives: ".maxntid 256\n.minnctapersm 2", ..BED };
+    two.clean(&body(40).replace("240", "160"));
     // More from a dec, and warps of one warpgroup that do not agree.
     bed.finds("setmaxnreg.dec.sync.aligned.u32 200;", Ub::BarrierMisuse, "setmaxnreg");
     let split = "setp.ge.u32 %p1, %r0, 32;\n@%p1 bra B;\nsetmaxnreg.dec.sync.aligned.u32 160;\n\
