@@ -4,11 +4,10 @@
 //!
 //! `cargo bench -p fathom-benches --bench emulated_gemm` (needs NVRTC)
 
-use std::time::{Duration, Instant};
-
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use fathom_benches::time;
 use fathom_conformance::emulated::{self, Fp8Gemm};
-use fathom_emulator::Settings;
+use fathom_emulator::{Checks, Settings};
 use fathom_gpu::compile::{Compiler, FP8_GEMM_1D2D};
 use fathom_numerics::gemm::{Fp8Operand, GemmConfig, cast_bf16, gemm_fp8};
 use fathom_numerics::philox::Philox;
@@ -21,21 +20,6 @@ fn normal(stream: u64) -> Array2<f32> {
     let mut values = vec![0.0; SIZE * SIZE];
     Philox::new(0, stream).normals(0, &mut values);
     Array2::from_shape_vec((SIZE, SIZE), values).unwrap()
-}
-
-/// CPU time of this thread so far, on Linux.
-fn cpu_time() -> Option<Duration> {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
-    text.split(' ').next()?.parse().ok().map(Duration::from_nanos)
-}
-
-/// How long `work` takes: by the clock, or by the thread's CPU time where it is all on this thread.
-fn time(alone: bool, work: impl FnOnce()) -> Duration {
-    let (start, cpu) = (Instant::now(), cpu_time());
-    work();
-    let elapsed = start.elapsed();
-    let used = cpu.and_then(|before| Some(cpu_time()? - before));
-    used.filter(|_| alone).unwrap_or(elapsed)
 }
 
 fn gemms(c: &mut Criterion) {
@@ -62,6 +46,12 @@ fn gemms(c: &mut Criterion) {
     let found = kernel.output().unwrap();
     let expected = cast_bf16(exact().view());
     assert!(expected.iter().zip(found).all(|(e, f)| e.to_bits() == f), "the kernel's bits");
+
+    let checked = time(true, || {
+        let settings = Settings { threads: 1, checks: Checks::ALL, ..Settings::default() };
+        assert!(kernel.run(settings).unwrap().findings.is_empty());
+    });
+    println!("one thread, all checks: {checked:.1?}");
 
     let mut group = c.benchmark_group("FP8 GEMM 1024^3");
     group.sample_size(10).throughput(Throughput::Elements(2 * (SIZE * SIZE * SIZE) as u64));
