@@ -1,10 +1,10 @@
 //! What all subcommands print with: outcomes, tables, JSON, progress bars.
 
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use fathom_reference::files;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// How a command ended that was able to do its work; the exit code follows.
@@ -51,16 +51,8 @@ pub fn print_json(value: &impl serde::Serialize) -> io::Result<()> {
 /// # Errors
 /// A sentence with the path.
 pub fn write_file(path: &Path, bytes: &[u8]) -> std::result::Result<(), String> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let write = || -> io::Result<()> {
-        // Readable by all, like a file that the shell creates.
-        let mode = std::fs::Permissions::from_mode(0o644);
-        let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().map_err(|e| format!("cannot write {}: {e}", path.display()))
+    files::replace(path, |file, _| file.write_all(bytes))
+        .map_err(|e| format!("cannot write {}: {e}", path.display()))
 }
 
 /// A progress bar on stderr; nothing is drawn where that is no terminal.

@@ -184,6 +184,10 @@ fn a_run_killed_at_random_moments_ends_with_the_bits_of_one_left_alone() {
         assert!(newest + EVERY >= last, "checkpoint {newest} after step {last}");
     }
     assert!(killed > 0, "no run was slow enough to be killed");
+    // What a process leaves that is killed while it writes the model.
+    let left = bench.out("killed").join("model/.writing-left");
+    fs::create_dir_all(left.parent().unwrap()).unwrap();
+    fs::write(left, "half a file").unwrap();
     bench.run("killed", &["--resume"]);
     assert_same_run(&bench, "alone", "killed");
 }

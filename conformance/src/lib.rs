@@ -28,6 +28,8 @@ pub mod workload;
 use std::io::{self, Write};
 use std::path::Path;
 
+use fathom_reference::files;
+
 /// Writes a file beside its target and renames it, so that no half-written file is ever seen.
 ///
 /// # Errors
@@ -38,14 +40,5 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
         _ => Path::new("."),
     };
     std::fs::create_dir_all(folder)?;
-    let mut beside = tempfile::NamedTempFile::new_in(folder)?;
-    beside.write_all(bytes)?;
-    // A temporary file is private; what is published has the usual permissions.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        beside.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
-    }
-    beside.persist(path)?;
-    Ok(())
+    files::replace(path, |file, _| file.write_all(bytes))
 }

@@ -15,6 +15,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod eval;
+pub mod files;
 pub mod generate;
 pub mod inspect;
 pub mod layers;

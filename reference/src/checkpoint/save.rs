@@ -1,5 +1,6 @@
 //! Writing a model in Hugging Face's layout, shard after shard.
 
+use std::io::Write;
 use std::path::Path;
 
 use fathom_trace::{DType, Parallel};
@@ -13,7 +14,7 @@ use crate::model::{Model, ParamId, ParamKind, ParamSpec, Params, Part, convert};
 use crate::ops::Op;
 use crate::ops::quantize::{BlockFormat, QuantizeBlock, ScaleType};
 use crate::precision::{Mode, Recipe};
-use crate::{EngineError, OpError, Tensor};
+use crate::{EngineError, OpError, Tensor, files};
 
 /// Element types of saved weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -254,12 +255,7 @@ pub fn split(spec: &ParamSpec, tensor: &Tensor) -> Vec<(String, Tensor)> {
 
 /// Writes JSON beside the file, then renames it.
 fn write_json(path: &Path, value: &Value) -> Result<(), TensorsError> {
-    use std::io::Write;
-    let io = |source| TensorsError::Io { path: path.to_owned(), source };
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut beside = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
-    serde_json::to_writer_pretty(&mut beside, value).map_err(|e| io(e.into()))?;
-    beside.write_all(b"\n").map_err(io)?;
-    beside.persist(path).map_err(|e| io(e.error))?;
-    Ok(())
+    let text = format!("{value:#}\n");
+    files::replace(path, |file, _| file.write_all(text.as_bytes()))
+        .map_err(|source| TensorsError::Io { path: path.to_owned(), source })
 }

@@ -9,7 +9,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
 use super::mapped::map;
-use crate::Tensor;
+use crate::{Tensor, files};
 
 /// Why a file of tensors cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -110,19 +110,16 @@ impl TensorsFile {
 /// # Panics
 /// Where a tensor's element type is none of safetensors'.
 pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), TensorsError> {
-    let io = |source| TensorsError::Io { path: path.to_owned(), source };
     let views = tensors.iter().map(|(name, t)| {
         let dtype = serde_json::from_value(t.dtype().name().into()).expect("one vocabulary");
         let view = TensorView::new(dtype, t.shape().to_vec(), t.bytes()).expect("dense");
         (name.as_str(), view)
     });
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let beside = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder).map_err(io)?;
-    safetensors::serialize_to_file(views, Some(metadata), beside.path())
-        .map_err(|e| TensorsError::Format { path: path.to_owned(), message: e.to_string() })?;
-    let file = std::fs::File::open(beside.path()).map_err(io)?;
-    file.sync_all().map_err(io)?;
-    beside.persist(path).map_err(|e| io(e.error))?;
-    Ok(())
+    files::replace(path, |file, beside| {
+        let written = safetensors::serialize_to_file(views, Some(metadata), beside);
+        written.map_err(std::io::Error::other)?;
+        file.sync_all()
+    })
+    .map_err(|source| TensorsError::Io { path: path.to_owned(), source })
 }

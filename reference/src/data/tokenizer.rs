@@ -7,6 +7,7 @@
 //! ([`Tokenizer::split_joined`]).
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use fathom_numerics::philox::Philox;
@@ -21,6 +22,7 @@ use tokenizers::{
 };
 
 use super::DataError;
+use crate::files;
 
 /// Special tokens of a trained tokenizer; their ids are their places.
 pub const SPECIAL_TOKENS: [&str; 4] = ["<|eos|>", "<|fim_begin|>", "<|fim_hole|>", "<|fim_end|>"];
@@ -237,15 +239,8 @@ impl Tokenizer {
     /// # Errors
     /// [`DataError::Io`].
     pub fn save(&self, path: &Path) -> Result<(), DataError> {
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
-        let folder = folder.unwrap_or(Path::new("."));
-        let write = || {
-            let file = tempfile::NamedTempFile::new_in(folder)?;
-            std::fs::write(file.path(), &self.json)?;
-            file.persist(path)?;
-            Ok(())
-        };
-        write().map_err(DataError::io(path))
+        files::replace(path, |file, _| file.write_all(self.json.as_bytes()))
+            .map_err(DataError::io(path))
     }
 
     /// The content of `tokenizer.json`.

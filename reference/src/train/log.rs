@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::config::LogConfig;
 use super::tensorboard::EventWriter;
 use super::trainer::StepLog;
+use crate::files;
 
 /// Writes the logs of a run.
 #[derive(Debug)]
@@ -119,9 +120,7 @@ fn reopen(path: &Path, step: u64) -> io::Result<File> {
         kept.push('\n');
     }
     if kept != old {
-        let beside = path.with_extension("jsonl.writing");
-        fs::write(&beside, &kept)?;
-        fs::rename(&beside, path)?;
+        files::replace(path, |file, _| file.write_all(kept.as_bytes()))?;
     }
     OpenOptions::new().create(true).append(true).open(path)
 }

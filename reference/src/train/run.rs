@@ -19,11 +19,11 @@ use serde_json::json;
 use super::log::Logs;
 use super::state::Header;
 use super::{Divergence, StepLog, StepOutcome, TrainConfig, TrainError, Trainer};
-use crate::Tensor;
 use crate::backend::Backend;
 use crate::checkpoint::{hf, training};
 use crate::generate::{Sampling, Settings, generate};
 use crate::model::Params;
+use crate::{Tensor, files};
 
 /// What a run tells while it goes on.
 #[derive(Debug)]
@@ -176,6 +176,7 @@ impl<B: Backend> Run<B> {
     ) -> Result<Run<B>, TrainError> {
         let out = place.out.clone();
         fs::create_dir_all(&out).map_err(|e| folder(&out, &e))?;
+        files::sweep(&out).map_err(|e| folder(&out, &e))?;
         let toml = out.join("run.toml");
         fs::write(&toml, trainer.config.to_toml()).map_err(|e| folder(&toml, &e))?;
         trainer.loader.tokenizer().save(&out.join("tokenizer.json"))?;
@@ -322,6 +323,9 @@ impl<B: Backend> Run<B> {
     fn export(&self, path: &Path, values: Option<Vec<Tensor>>) -> Result<(), TrainError> {
         let Trainer { backend, model, params, config, loader, .. } = &self.trainer;
         let shard_bytes = config.checkpoint.shard_bytes;
+        if path.exists() {
+            files::sweep(path).map_err(|e| folder(path, &e))?;
+        }
         match values {
             None => hf::save(path, model, backend, params, shard_bytes)?,
             Some(values) => {
