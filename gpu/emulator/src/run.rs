@@ -107,8 +107,17 @@ pub fn run_file(path: &Path, gpu: &str, settings: Settings) -> Result<Outcome, E
 
     let device = Device::new(Preset::named(gpu)?);
     device.configure(settings);
-    let module = Module::load(&device, &ptx)?;
-    let function = module.function(&launch.entry)?;
+    // Errors of the text name its file, and a name that is not there both.
+    let of_file = |e: Error| match e {
+        Error::Ptx(text) => {
+            let place = format!("--> {}:", ptx_path.display());
+            Error::Ptx(text.replacen("--> ptx:", &place, 1))
+        }
+        Error::NotFound { .. } => fail(path, format!("entry: {}: {e}", ptx_path.display())),
+        e => e,
+    };
+    let module = Module::load(&device, &ptx).map_err(of_file)?;
+    let function = module.function(&launch.entry).map_err(of_file)?;
     let declared = function.params();
     if declared.len() != launch.params.len() {
         let what = format!("params: expected {}, found {}", declared.len(), launch.params.len());
@@ -117,6 +126,10 @@ pub fn run_file(path: &Path, gpu: &str, settings: Settings) -> Result<Outcome, E
     let mut params = vec![0; function.param_bytes()];
     let mut outputs = Vec::new();
     for (param, place) in launch.params.iter().zip(&declared) {
+        if fathom_ptx::types::Type::parse(&param.ptx_type).is_none() {
+            let what = format!("params: {}: no PTX type is {}", param.name, param.ptx_type);
+            return Err(fail(path, what));
+        }
         let expected = tensors.tensor(&format!("out.{}", param.name)).ok();
         let input = tensors.tensor(&param.name).ok();
         let value = match (&input, &expected, launch.arguments.get(&param.name)) {

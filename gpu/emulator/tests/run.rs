@@ -68,6 +68,19 @@ fn a_launch_file_runs_and_compares() {
     write(folder.path(), [0.0; 4], "[1, 1]");
     let error = run_file(file, "a100", Settings::default()).unwrap_err();
     assert!(matches!(&error, Error::File { file, .. } if file.ends_with("axpy.json")), "{error}");
+
+    // Broken PTX is named by file, line and column.
+    write(folder.path(), [0.0; 4], "[1, 1, 1]");
+    std::fs::write(folder.path().join("axpy.ptx"), PTX.replace("fma.rn", "fma.xx")).unwrap();
+    let error = run_file(file, "a100", Settings::default()).unwrap_err().to_string();
+    assert!(error.contains("axpy.ptx:22:5"), "{error}");
+    for (from, to) in [("\"u32\"", "\"u9\""), ("\"entry\": \"axpy\"", "\"entry\": \"nope\"")] {
+        write(folder.path(), [0.0; 4], "[1, 1, 1]");
+        let json = std::fs::read_to_string(file).unwrap().replace(from, to);
+        std::fs::write(file, json).unwrap();
+        let error = run_file(file, "a100", Settings::default()).unwrap_err();
+        assert!(matches!(&error, Error::File { file, .. } if file.ends_with("json")), "{error}");
+    }
 }
 
 #[test]
