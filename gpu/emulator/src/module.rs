@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use fathom_ptx::ast;
 use fathom_ptx::types::Space;
+use fathom_ptx::{Options, parse_with};
 
 use crate::device::Device;
 use crate::error::{Error, Unsupported};
@@ -35,7 +36,13 @@ impl Program {
         if let Some(program) = cache.get(&hash).and_then(Weak::upgrade) {
             return Ok(program);
         }
-        let ast = fathom_ptx::parse(text).map_err(|e| Error::Ptx(e.to_string()))?;
+        // An instruction that the table does not know is refused with the kernel that holds it.
+        let ast = fathom_ptx::parse(text)
+            .or_else(|e| match e.message.starts_with("unknown instruction") {
+                true => parse_with(text, Options { keep_unknown: true }),
+                false => Err(e),
+            })
+            .map_err(|e| Error::Ptx(e.to_string()))?;
         let code = ast.functions.iter().map(|_| OnceLock::new()).collect();
         let lines = text.lines().map(|l| l.trim().to_owned()).collect();
         let program = Arc::new(Program { ast, lines, code });

@@ -174,3 +174,27 @@ fn no_text_makes_it_panic() {
     // Enough of them get past the parser for the test to mean something.
     assert!(parsed * 5 > tried, "{parsed} of {tried} texts parse");
 }
+
+#[test]
+fn an_unknown_instruction_is_refused_with_its_kernel_alone() {
+    let device = Device::new(Preset::named("h800").unwrap());
+    let text = ".version 9.0\n.target sm_90\n.address_size 64\n\
+        .visible .entry good(.param .u64 out)\n{\n.reg .b64 %rd<2>;\n.reg .b32 %r<2>;\n\
+        ld.param.u64 %rd0, [out];\nmov.u32 %r0, 7;\nst.global.u32 [%rd0], %r0;\nret;\n}\n\
+        .visible .entry bad()\n{\n.reg .pred %p0;\n.reg .b32 %r<2>;\n@!%p0 addd.u32 %r0, %r1, 1;\nret;\n}\n";
+    let module = Module::load(&device, text).unwrap();
+    let out = device.upload(&[0u32]).unwrap();
+    let launch = |name: &str, params: Params| {
+        let config = LaunchConfig::new([1, 1, 1], [1, 1, 1], params.into_bytes());
+        device.launch(&module.function(name).unwrap(), &config)
+    };
+    assert!(launch("good", Params::new().with(out)).unwrap().findings.is_empty());
+    assert_eq!(device.download::<u32>(out, 1).unwrap(), [7]);
+    let error = launch("bad", Params::new()).expect_err("unknown").to_string();
+    for part in ["bad: line 17", "addd.u32", "nearest is `add"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    // Everything else that is wrong is wrong when the module is loaded.
+    let broken = text.replace("addd.u32 %r0, %r1, 1", "add.u32 %r0, %r1");
+    assert!(Module::load(&device, &broken).is_err());
+}

@@ -384,7 +384,10 @@ impl<'a> Lower<'a> {
                 Statement::Unsupported(unknown) => {
                     self.line = unknown.pos.line;
                     let word = unknown.text.split_whitespace().find(|w| !w.starts_with('@'));
-                    return unsupported(format!("the instruction {}", word.unwrap_or_default()));
+                    let word = word.unwrap_or_default();
+                    let help = unknown.reason.lines().find_map(|l| l.split_once("= help: "));
+                    let help = help.map(|(_, h)| format!(" ({h})")).unwrap_or_default();
+                    return unsupported(format!("the instruction {word}{help}"));
                 }
                 _ => continue,
             };
