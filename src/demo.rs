@@ -15,8 +15,8 @@ use fathom_reference::eval::Evaluator;
 use fathom_reference::generate::{Sampling, Settings, generate};
 use fathom_reference::ops::ReferenceEngine;
 use fathom_reference::precision::Mode;
-use fathom_reference::train::TrainConfig;
 use fathom_reference::train::run::{self, Event, Place};
+use fathom_reference::train::{Setting, TrainConfig};
 use fathom_simulator::config::Scenario;
 use fathom_simulator::events::Detail;
 use fathom_simulator::first_principles::FirstPrinciples;
@@ -146,7 +146,7 @@ fn train_and_generate(out: &Path) -> Result<bool, Box<dyn std::error::Error>> {
     if out.exists() {
         std::fs::remove_dir_all(out)?;
     }
-    let set = [format!("steps={STEPS}"), "log.sample_every=0".to_owned()];
+    let set = [format!("steps={STEPS}"), "log.sample_every=0".to_owned()].map(|s| Setting::set(&s));
     let bar = output::progress(STEPS, "   train");
     let place = Place { out: out.to_owned(), resume: false };
     let mut losses = Vec::new();

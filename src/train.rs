@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use fathom_reference::backend::Reference;
 use fathom_reference::train::run::{self, Event, Place};
-use fathom_reference::train::{StepLog, TrainConfig, TrainError};
+use fathom_reference::train::{Setting, StepLog, TrainConfig, TrainError};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use crate::output::{self, Outcome};
@@ -17,7 +18,7 @@ use crate::record::RecordArgs;
 #[command(after_help = "Examples:
   fathom train                                   the built-in preset on the built-in text
   fathom train --steps 100 --precision bf16 --out runs/bf16
-  fathom train --data book.txt --out runs/book
+  fathom train --data book.txt --validate 0.02 --out runs/book
   fathom train --config run.toml --out runs/a
   fathom train --out runs/a --resume             go on where it stopped, to the bit
   fathom train --set recipe.fp8.gradient_block=[128,128] --set optim.clip=0.5
@@ -38,7 +39,8 @@ pub struct Args {
     /// Folder of the run
     #[arg(long, value_name = "DIR", default_value = "fathom-run")]
     out: PathBuf,
-    /// Go on from the newest checkpoint in the folder (begin where there is none)
+    /// Go on with the run in the folder: its run.toml, its newest checkpoint. Where there is no run
+    /// yet, --config or --preset begins one
     #[arg(long)]
     resume: bool,
     /// Steps of the run
@@ -53,6 +55,9 @@ pub struct Args {
     /// Text, JSONL or Parquet to train on, by the file's extension; folders are searched for text
     #[arg(long, value_name = "FILE", num_args = 1..)]
     data: Vec<PathBuf>,
+    /// Measure the loss on what training never sees: a share of the documents (0.02), or files
+    #[arg(long, value_name = "SHARE|FILE", num_args = 1..)]
+    validate: Vec<PathBuf>,
     /// Override a key of the run, for instance optim.clip=0.5; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -71,13 +76,21 @@ pub fn run(args: &Args) -> output::Result {
 
 fn train(args: &Args) -> output::Result {
     let config = configuration(args)?;
-    let stop = interrupts()?;
+    let interrupts = interrupts()?;
     let mut screen = Screen::new(args.json);
     let place = Place { out: args.out.clone(), resume: args.resume };
-    let stopped = || stop.load(Ordering::Relaxed) > 0;
+    let stopped = || interrupts.stop.load(Ordering::SeqCst);
+    let mut tell = |event: &Event<'_>| {
+        match event {
+            Event::Saving => interrupts.saving.store(true, Ordering::SeqCst),
+            Event::Checkpoint { .. } => interrupts.saving.store(false, Ordering::SeqCst),
+            _ => {}
+        }
+        screen.show(event);
+    };
     let recording = args.record.open()?;
     let backend = recording.wrap(Reference);
-    let result = run::run(config, backend, &place, &stopped, &mut |event| screen.show(event));
+    let result = run::run(config, backend, &place, &stopped, &mut tell);
     screen.finish();
     args.record.close(&recording)?;
     let summary = match result {
@@ -97,6 +110,9 @@ fn train(args: &Args) -> output::Result {
         let speed = summary.tokens_per_second;
         println!("loss {first:.4} at first, {last:.4} over the last 50 steps; {speed:.0} tokens/s");
     }
+    if let Some(loss) = summary.validation_loss {
+        println!("loss {loss:.4} on what is held out");
+    }
     if let Some(model) = &summary.model {
         println!("model      {}", model.display());
     }
@@ -109,35 +125,71 @@ fn train(args: &Args) -> output::Result {
     Ok(Outcome::Holds)
 }
 
-/// The run: of the file or preset named, else of the checkpoint to go on from, else `tiny`.
+/// The run: of the file or preset named, else `tiny`; with `--resume` that of the folder, which the
+/// flags must not contradict.
 fn configuration(args: &Args) -> Result<TrainConfig, TrainError> {
     let mut set = Vec::new();
-    set.extend(args.steps.map(|n| format!("steps={n}")));
-    set.extend(args.precision.as_ref().map(|mode| format!("recipe.mode={mode:?}")));
-    set.extend(args.seed.map(|n| format!("seed={n}")));
-    set.extend(args.set.iter().cloned());
-    let config = match (&args.config, &args.preset) {
-        (Some(path), _) => TrainConfig::read(path, &set)?,
-        (None, Some(name)) => TrainConfig::preset(name, &set)?,
-        (None, None) => match args.resume.then(|| run::saved_config(&args.out)).transpose()? {
-            Some(Some(config)) => config.with(&set)?,
-            _ => TrainConfig::preset("tiny", &set)?,
-        },
+    set.extend(args.steps.map(|n| Setting::flag("--steps", "steps", n)));
+    set.extend(args.precision.as_ref().map(|m| Setting::flag("--precision", "recipe.mode", m)));
+    set.extend(args.seed.map(|n| Setting::flag("--seed", "seed", n)));
+    set.extend(args.set.iter().map(|assignment| Setting::set(assignment)));
+    let flags = |config: TrainConfig| config.with_files(&args.data).with_validation(&args.validate);
+    let named = || match (&args.config, &args.preset) {
+        (Some(path), _) => Some(TrainConfig::read(path, &set)),
+        (None, Some(name)) => Some(TrainConfig::preset(name, &set)),
+        (None, None) => None,
     };
-    Ok(config.with_files(&args.data))
+    if args.resume {
+        let asked = |saved: &TrainConfig| Ok(flags(named().unwrap_or_else(|| saved.with(&set))?));
+        if let Some(config) = run::resumed_config(&args.out, asked)? {
+            return Ok(config);
+        }
+        if named().is_none() {
+            let message = format!(
+                "expected a run to go on with ({}), found none; begin one without --resume, or name \
+                 what to begin with --config or --preset",
+                run::CONFIG
+            );
+            return Err(TrainError::Folder { path: args.out.clone(), message });
+        }
+    }
+    Ok(flags(named().unwrap_or_else(|| TrainConfig::preset("tiny", &set))?))
 }
 
-/// Counts Ctrl-C and SIGTERM; the second one ends the process at once.
-fn interrupts() -> Result<Arc<AtomicUsize>, ctrlc::Error> {
-    let count = Arc::new(AtomicUsize::new(0));
-    let handler = Arc::clone(&count);
+/// Signals of one request that arrive within this time count as one: `timeout` signals the process
+/// and then its group, and some terminals do likewise.
+const ONE_REQUEST: Duration = Duration::from_secs(1);
+
+/// What Ctrl-C and SIGTERM ask for.
+#[derive(Default)]
+struct Interrupts {
+    /// The run is to stop with a checkpoint.
+    stop: AtomicBool,
+    /// A checkpoint is being written, which nothing interrupts.
+    saving: AtomicBool,
+}
+
+/// Listens for Ctrl-C and SIGTERM: the first stops with a checkpoint; one that comes later, while no
+/// checkpoint is being written, ends the process at once.
+fn interrupts() -> Result<Arc<Interrupts>, ctrlc::Error> {
+    let interrupts = Arc::new(Interrupts::default());
+    let handler = Arc::clone(&interrupts);
+    let mut first: Option<Instant> = None;
     ctrlc::set_handler(move || {
-        if handler.fetch_add(1, Ordering::Relaxed) > 0 {
-            std::process::exit(130);
+        handler.stop.store(true, Ordering::SeqCst);
+        match first {
+            None => {
+                first = Some(Instant::now());
+                eprintln!("stopping with a checkpoint; once more ends at once");
+            }
+            Some(first) if first.elapsed() < ONE_REQUEST => {}
+            Some(_) if handler.saving.load(Ordering::SeqCst) => {
+                eprintln!("the checkpoint is being written; the run ends when it is there");
+            }
+            Some(_) => std::process::exit(130),
         }
-        eprintln!("stopping with a checkpoint; once more ends at once");
     })?;
-    Ok(count)
+    Ok(interrupts)
 }
 
 /// What is shown while the run goes on: a bar on a terminal, lines now and then elsewhere.
@@ -145,6 +197,8 @@ struct Screen {
     bar: ProgressBar,
     json: bool,
     length: Option<u64>,
+    /// The newest loss on what is held out, in words.
+    held_out: String,
 }
 
 /// Steps between two lines where there is no terminal.
@@ -152,7 +206,7 @@ const LINE_EVERY: u64 = 10;
 
 impl Screen {
     fn new(json: bool) -> Screen {
-        Screen { bar: ProgressBar::hidden(), json, length: None }
+        Screen { bar: ProgressBar::hidden(), json, length: None, held_out: String::new() }
     }
 
     fn say(&self, text: &str) {
@@ -173,11 +227,19 @@ impl Screen {
                     if *step > 0 { format!(", on after step {step}") } else { String::new() };
                 self.say(&format!("{parameters} parameters, data {}{from}", &data[..12]));
             }
+            Event::TakenOver { claim } => {
+                eprintln!("warning: the lock of {claim}, which has ended, is taken over");
+            }
             Event::Refused { path, reason } => {
                 eprintln!("warning: checkpoint {} is not used: {reason}", path.display());
             }
             Event::Step(log) => self.step(log),
             Event::Skipped(found) => eprintln!("warning: update skipped: {found}"),
+            Event::Validation(log) => {
+                self.held_out = format!(" held out {:.4}", log.loss);
+                self.say(&format!("step {}: loss {:.4} on what is held out", log.step, log.loss));
+            }
+            Event::Saving => {}
             Event::Sample { step, text } => self.say(&format!("step {step}: {text:?}")),
             Event::Checkpoint { step, path } => {
                 self.say(&format!("step {step}: checkpoint {}", path.display()));
@@ -198,7 +260,8 @@ impl Screen {
 
     fn step(&mut self, log: &StepLog) {
         let mtp: String = log.mtp_loss.iter().map(|loss| format!(" mtp {loss:.3}")).collect();
-        let text = format!("loss {:.4}{mtp} {:.0} tokens/s", log.loss, log.tokens_per_second);
+        let (loss, held_out) = (log.loss, &self.held_out);
+        let text = format!("loss {loss:.4}{mtp}{held_out} {:.0} tokens/s", log.tokens_per_second);
         if self.bar.is_hidden() {
             if log.step == 1 || log.step.is_multiple_of(LINE_EVERY) {
                 self.say(&format!("step {} {text}", log.step));

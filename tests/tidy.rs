@@ -172,7 +172,8 @@ fn no_large_blob_is_committed() {
 fn metadata() -> Value {
     let version = Command::new("rustc").arg("-vV").output().unwrap();
     let version = String::from_utf8(version.stdout).unwrap();
-    let host = version.lines().find_map(|l| l.strip_prefix("host: ")).expect("rustc names its host");
+    let host =
+        version.lines().find_map(|l| l.strip_prefix("host: ")).expect("rustc names its host");
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--locked", "--offline"])
         .args(["--filter-platform", host])

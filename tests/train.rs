@@ -90,6 +90,24 @@ impl Bench {
         command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
+    /// Refused as bad input; the message, and the folder is as it was before.
+    fn refused(&self, name: &str, more: &[&str]) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fathom"));
+        command.arg("train").arg("--out").arg(self.out(name)).args(more);
+        self.refuses(name, &mut command)
+    }
+
+    fn refuses(&self, name: &str, command: &mut Command) -> String {
+        let folder = self.out(name);
+        let look = || if folder.exists() { files(&folder) } else { BTreeMap::new() };
+        let before = look();
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(before == look(), "the folder changed: {stderr}");
+        stderr
+    }
+
     /// Steps of the checkpoints, ascending.
     fn checkpoints(&self, name: &str) -> Vec<u64> {
         let Ok(entries) = fs::read_dir(self.out(name).join("checkpoints")) else { return vec![] };
@@ -239,6 +257,100 @@ fn an_interrupt_writes_a_checkpoint_and_a_resumed_run_goes_on_past_damage() {
     assert!(model.join("tokenizer.json").is_file());
 }
 
+/// Killed before its first checkpoint, a run goes on as itself: not as the default preset, not with
+/// other values, and not twice at once.
+#[test]
+fn a_resumed_run_is_the_folders_own() {
+    let bench = Bench::new();
+    bench.run("alone", &["--steps", "8", "--set", "checkpoint.every=0"]);
+    let message = bench.refused("nothing", &["--resume"]);
+    assert!(message.contains("expected a run to go on with (run.toml)"), "{message}");
+
+    let never = ["--steps", "8", "--set", "checkpoint.every=0"];
+    let mut child = bench.command("killed", &never).stderr(Stdio::null()).spawn().unwrap();
+    while bench.steps("killed").is_empty() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    // Stopped, it still holds the folder.
+    let stop = Command::new("kill").args(["-STOP", &child.id().to_string()]).status().unwrap();
+    assert!(stop.success());
+    let message = bench.refused("killed", &["--resume"]);
+    let holder = format!("process {}", child.id());
+    assert!(message.contains("another run is in this folder") && message.contains(&holder));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(bench.checkpoints("killed"), [0u64; 0], "it was to be killed before");
+
+    let message = bench.refuses("killed", &mut bench.command("killed", &never));
+    assert!(message.contains("no checkpoint yet") && message.contains("--resume"), "{message}");
+    let more = ["--resume", "--steps", "9", "--precision", "bf16"];
+    let message = bench.refused("killed", &more);
+    for part in ["steps is 8 there and 9", "recipe.mode is \"fp8\" there and \"bf16\"", "run.toml"]
+    {
+        assert!(message.contains(part), "{message}");
+    }
+    let mut resume = Command::new(env!("CARGO_BIN_EXE_fathom"));
+    resume.arg("train").arg("--resume").arg("--out").arg(bench.out("killed"));
+    let output = resume.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    assert!(stderr.contains(&format!("the lock of {holder}")), "{stderr}");
+    assert_same_run(&bench, "alone", "killed");
+}
+
+#[test]
+fn without_a_whole_checkpoint_nothing_is_begun_anew() {
+    let bench = Bench::new();
+    bench.run("run", &[]);
+    let checkpoints = bench.out("run").join("checkpoints");
+    for step in ["step-00000036", "step-00000040"] {
+        fs::write(checkpoints.join(step).join("checkpoint.json"), "{}").unwrap();
+    }
+    let message = bench.refused("run", &["--resume"]);
+    for part in ["found 2 damaged", "step-00000036", "step-00000040"] {
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+/// `timeout` signals a process and its group within microseconds.
+#[test]
+fn two_signals_of_one_request_are_one() {
+    let bench = Bench::new();
+    let more = ["--steps", "4000", "--set", "checkpoint.every=0"];
+    let mut child = bench.command("stopped", &more).stderr(Stdio::null()).spawn().unwrap();
+    while bench.steps("stopped").len() < 2 {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let id = child.id().to_string();
+    let both = format!("kill -TERM {id}; kill -TERM {id}; kill -INT {id}");
+    assert!(Command::new("sh").args(["-c", &both]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(bench.checkpoints("stopped").len(), 1);
+}
+
+/// The loss on what is held out is measured on the same sequences in every run, is logged, and
+/// changes nothing of the training.
+#[test]
+fn validation_changes_no_bit_of_the_run() {
+    let bench = Bench::new();
+    let held = bench.out("held.txt");
+    fs::write(&held, "line 7 of 49\nline 8 of 64\n".repeat(30)).unwrap();
+    bench.run("alone", &[]);
+    let validate = ["--validate", held.to_str().unwrap(), "--set", "data.validation.every=15"];
+    let output = bench.run("measured", &[&validate[..], &["--json"]].concat());
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let text = fs::read_to_string(bench.out("measured").join("train.jsonl")).unwrap();
+    let lines = text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+    let lines: Vec<Value> = lines.filter(|l| l["kind"] == "validation").collect();
+    assert_eq!(lines.iter().map(|l| l["step"].as_u64().unwrap()).collect::<Vec<_>>(), [15, 30, 40]);
+    let losses: Vec<f64> = lines.iter().map(|l| l["loss"].as_f64().unwrap()).collect();
+    assert!(losses[2] < losses[0], "{losses:?}");
+    assert_eq!(summary["validation_loss"].as_f64(), Some(losses[2]));
+    let [alone, measured] = ["alone", "measured"].map(|name| files(&bench.out(name).join("model")));
+    assert!(alone == measured, "the model differs");
+    assert_eq!(bench.steps("alone"), bench.steps("measured"));
+}
+
 #[test]
 fn bad_input_names_its_place_and_leaves_nothing() {
     let bench = Bench::new();
@@ -257,7 +369,39 @@ fn bad_input_names_its_place_and_leaves_nothing() {
     );
     let message = run(&["--set", "model.vocab_size=100"]);
     assert!(message.contains("model.vocab_size: expected at least 270"), "{message}");
+    for (set, part) in [
+        ("schedule.batch=5", "expected a multiple of grad_shards = 2"),
+        ("schedule.batch=0", "expected a multiple of grad_shards = 2"),
+        ("grad_shards=256", "grad_shards = 256"),
+        ("schedule.learning_rate=-1", "schedule.learning_rate: expected >= 0, found -1"),
+        ("schedule.mtp_lambda=-3", "schedule.mtp_lambda: expected >= 0, found -3"),
+        ("tokens=-5", "tokens: expected above 0, found -5"),
+        ("optim.clip=nan", "expected a finite number, found NaN"),
+        ("data.validation.share=1.5", "data.validation.share: expected 0 to below 1, found 1.5"),
+        ("data.validation.share=1e-9", "raise data.validation.share"),
+    ] {
+        let message = run(&["--set", set]);
+        assert!(message.contains(part), "{set}: {message}");
+    }
     fs::write(bench.out("run.toml"), "steps = 3\n\n[optim]\nclipp = 1\n").unwrap();
     let message = run(&[]);
     assert!(message.contains("run.toml:4: optim.clipp: unknown field"), "{message}");
+    // What a complete file lacks is told at once, with the line.
+    let text = "preset = \"none\"\nname = \"a\"\nsteps = 3\n[schedule]\nlearning_rate = 1e-3\n";
+    fs::write(bench.out("run.toml"), text).unwrap();
+    let message = run(&[]);
+    for key in ["seed", "seq_len", "micro_batch", "grad_shards", "schedule.batch", "vocab_size"] {
+        assert!(message.contains(key), "{key}: {message}");
+    }
+}
+
+/// Sections that the program's own complete files also have do not make a file complete.
+#[test]
+fn a_file_without_preset_stands_on_tiny() {
+    let bench = Bench::new();
+    let text = "name = \"a\"\nseed = 3\nsteps = 1\n[model]\npreset = \"small\"\nvocab_size = 1024\n\
+        [recipe]\nmode = \"fp32\"\n[schedule]\nlearning_rate = 1e-3\nbatch = 4\n";
+    fs::write(bench.out("run.toml"), text).unwrap();
+    bench.run("run", &["--set", "seq_len=16", "--set", "log.sample_every=0"]);
+    assert_eq!(bench.checkpoints("run"), [1]);
 }

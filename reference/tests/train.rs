@@ -2,11 +2,11 @@
 
 use fathom_reference::Tensor;
 use fathom_reference::backend::Reference;
-use fathom_reference::train::{StepLog, StepOutcome, TrainConfig, TrainError, Trainer};
+use fathom_reference::train::{Setting, StepLog, StepOutcome, TrainConfig, TrainError, Trainer};
 
 /// A run small enough for a test: sequences of 32, a vocabulary of bytes.
 fn config(set: &[&str]) -> TrainConfig {
-    let mut all: Vec<String> = [
+    let mut all: Vec<Setting> = [
         "steps=4",
         "seq_len=32",
         "micro_batch=4",
@@ -17,9 +17,9 @@ fn config(set: &[&str]) -> TrainConfig {
         "data.tokenizer.vocab_size=280",
         "data.tokenizer.train_bytes=20000",
     ]
-    .map(String::from)
+    .map(Setting::set)
     .to_vec();
-    all.extend(set.iter().map(|s| (*s).to_owned()));
+    all.extend(set.iter().map(|s| Setting::set(s)));
     TrainConfig::preset("tiny", &all).unwrap_or_else(|e| panic!("{e}"))
 }
 

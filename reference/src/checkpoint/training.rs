@@ -40,6 +40,15 @@ pub enum CheckpointError {
     /// A file of tensors.
     #[error(transparent)]
     Tensors(#[from] TensorsError),
+    /// There are checkpoints, and none of them is whole.
+    #[error("{}: expected a whole checkpoint, found {} damaged: {}",
+            folder.display(), damages.len(), damages.join("; "))]
+    NoneWhole {
+        /// The folder of checkpoints.
+        folder: PathBuf,
+        /// What is wrong with each, the newest first.
+        damages: Vec<String>,
+    },
 }
 
 /// What a checkpoint holds.
@@ -239,21 +248,31 @@ pub fn read(path: &Path) -> Result<Saved, CheckpointError> {
     Ok(Saved { step: index.body.step, header: index.body.header, tensors })
 }
 
-/// The newest checkpoint that is whole; `refused` is told of each one that is not.
+/// The newest checkpoint that is whole, `None` where there are none at all; `refused` is told of
+/// each one that is damaged and newer.
 ///
 /// # Errors
-/// [`CheckpointError::Io`] where the folder cannot be listed.
+/// [`CheckpointError::Io`] where the folder cannot be listed, [`CheckpointError::NoneWhole`] where
+/// there are checkpoints but none can be used: to begin anew would lose what they hold.
 pub fn latest(
     folder: &Path,
     refused: &mut dyn FnMut(&Path, &CheckpointError),
 ) -> Result<Option<Saved>, CheckpointError> {
-    for (_, path) in list(folder)? {
-        match read(&path) {
+    let mut damages = Vec::new();
+    let listed = list(folder)?;
+    for (_, path) in &listed {
+        match read(path) {
             Ok(saved) => return Ok(Some(saved)),
-            Err(error) => refused(&path, &error),
+            Err(error) => {
+                refused(path, &error);
+                damages.push(error.to_string());
+            }
         }
     }
-    Ok(None)
+    if listed.is_empty() {
+        return Ok(None);
+    }
+    Err(CheckpointError::NoneWhole { folder: folder.to_owned(), damages })
 }
 
 #[cfg(test)]
@@ -322,6 +341,14 @@ mod tests {
             assert_eq!(read, saved(1));
             assert!(refused.len() == 1 && refused[0].contains(reason), "{refused:?}");
             assert!(refused[0].contains(file), "{refused:?}");
+            // Without the one before nothing is left to go on from, and both are named.
+            damage(&folder.path().join("step-00000001").join(file));
+            let error = latest(folder.path(), &mut |_, _| ()).unwrap_err();
+            assert!(
+                matches!(&error, CheckpointError::NoneWhole { damages, .. }
+                if damages.len() == 2 && damages.iter().all(|d| d.contains(reason))),
+                "{error}"
+            );
         }
     }
 }

@@ -27,6 +27,8 @@ pub struct DataConfig {
     pub fim_rate: f64,
     /// Share of joined tokens (punctuation with line breaks) that is split.
     pub split_rate: f64,
+    /// What is held out to measure the loss on.
+    pub validation: ValidationConfig,
 }
 
 impl Default for DataConfig {
@@ -39,7 +41,55 @@ impl Default for DataConfig {
             mask_documents: false,
             fim_rate: 0.1,
             split_rate: 0.1,
+            validation: ValidationConfig::default(),
         }
+    }
+}
+
+/// What is held out to measure the loss on: TOML section `[data.validation]`. Without a share and
+/// sources there is no validation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ValidationConfig {
+    /// Share of the sources' documents that is held out of training, chosen by their hash: the same
+    /// documents whatever the seed.
+    pub share: f64,
+    /// Sources of their own, in place of a share.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<SourceConfig>,
+    /// Steps between two measurements; 0: only at the end.
+    pub every: u64,
+    /// Sequences measured, the same every time; fewer where one pass over the documents gives fewer.
+    pub sequences: usize,
+}
+
+impl Default for ValidationConfig {
+    fn default() -> Self {
+        ValidationConfig { share: 0.0, sources: Vec::new(), every: 50, sequences: 32 }
+    }
+}
+
+impl ValidationConfig {
+    /// Whether anything is measured.
+    pub fn is_on(&self) -> bool {
+        self.share > 0.0 || !self.sources.is_empty()
+    }
+
+    fn check(&self) -> Result<(), DataError> {
+        let wrong = |key: &str, expected: &str, found: String| {
+            Err(DataError::setting(&format!("validation.{key}"), expected, found))
+        };
+        if !(0.0..1.0).contains(&self.share) {
+            return wrong("share", "0 to below 1", self.share.to_string());
+        }
+        if self.share > 0.0 && !self.sources.is_empty() {
+            let found = format!("share {} and {} sources", self.share, self.sources.len());
+            return wrong("share", "a share or sources, not both", found);
+        }
+        if self.sequences == 0 {
+            return wrong("sequences", "at least 1", "0".into());
+        }
+        check_sources("validation.sources", &self.sources)
     }
 }
 
@@ -208,31 +258,36 @@ impl DataConfig {
                 return Err(DataError::setting(&format!("duplicates.{key}"), "1 to 1024", n));
             }
         }
-        if self.sources.len() > 256 {
-            return Err(DataError::setting("sources", "at most 256", self.sources.len()));
-        }
-        for (i, source) in self.sources.iter().enumerate() {
-            let key = |name: &str| format!("sources[{i}].{name}");
-            if !(source.weight > 0.0 && source.weight.is_finite()) {
-                return Err(DataError::setting(&key("weight"), "above 0", source.weight));
-            }
-            if !(4..=1 << 30).contains(&source.max_document_bytes) {
-                let found = source.max_document_bytes;
-                return Err(DataError::setting(&key("max_document_bytes"), "4 to 2^30", found));
-            }
-            match (source.format, &source.path) {
-                (Format::Builtin, Some(path)) => {
-                    let expected = "no path with format = \"builtin\"";
-                    return Err(DataError::setting(&key("path"), expected, path.display()));
-                }
-                (Format::Builtin, None) | (_, Some(_)) => {}
-                (_, None) => {
-                    return Err(DataError::setting(&key("path"), "a file or folder", "nothing"));
-                }
-            }
-        }
-        Ok(())
+        check_sources("sources", &self.sources)?;
+        self.validation.check()
     }
+}
+
+fn check_sources(list: &str, sources: &[SourceConfig]) -> Result<(), DataError> {
+    if sources.len() > 256 {
+        return Err(DataError::setting(list, "at most 256", sources.len()));
+    }
+    for (i, source) in sources.iter().enumerate() {
+        let key = |name: &str| format!("{list}[{i}].{name}");
+        if !(source.weight > 0.0 && source.weight.is_finite()) {
+            return Err(DataError::setting(&key("weight"), "above 0", source.weight));
+        }
+        if !(4..=1 << 30).contains(&source.max_document_bytes) {
+            let found = source.max_document_bytes;
+            return Err(DataError::setting(&key("max_document_bytes"), "4 to 2^30", found));
+        }
+        match (source.format, &source.path) {
+            (Format::Builtin, Some(path)) => {
+                let expected = "no path with format = \"builtin\"";
+                return Err(DataError::setting(&key("path"), expected, path.display()));
+            }
+            (Format::Builtin, None) | (_, Some(_)) => {}
+            (_, None) => {
+                return Err(DataError::setting(&key("path"), "a file or folder", "nothing"));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn tokenizer_specials() -> usize {

@@ -1,4 +1,4 @@
-//! Removal of duplicates while sources are indexed.
+//! Removal of duplicates while sources are indexed, and of the part that is held out.
 //!
 //! Exact: blake3 of the text, of which 16 bytes a document are kept. Near: MinHash signatures of
 //! `bands x rows` 32-bit hashes over shingles of `shingle_words` lower-cased words (a shorter
@@ -14,9 +14,39 @@ use std::collections::{HashMap, HashSet};
 use super::config::Duplicates;
 use super::source::Document;
 
-/// Drops duplicates, and hashes what is kept.
+/// Which of the documents a loader is for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Part {
+    /// Those that are not held out.
+    Training {
+        /// Share of the documents that is held out.
+        held_out: f64,
+    },
+    /// Those that are.
+    HeldOut {
+        /// Share of the documents that is held out.
+        held_out: f64,
+    },
+}
+
+impl Part {
+    /// Whether a document of this hash belongs to the part: held out are those whose first eight
+    /// bytes, as a share of their range, lie below `held_out`.
+    fn has(self, hash: &blake3::Hash) -> bool {
+        let first = u64::from_le_bytes(*hash.as_bytes().first_chunk().expect("32 bytes"));
+        let place = first as f64 / 2f64.powi(64);
+        match self {
+            Part::Training { held_out } => place >= held_out,
+            Part::HeldOut { held_out } => place < held_out,
+        }
+    }
+}
+
+/// Drops duplicates and the other part, and hashes what is kept.
 pub(super) struct Filter {
     config: Duplicates,
+    /// The part that is kept.
+    pub part: Part,
     exact: HashSet<[u8; 16]>,
     near: Near,
     content: blake3::Hasher,
@@ -25,9 +55,10 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    pub fn new(config: &Duplicates) -> Filter {
+    pub fn new(config: &Duplicates, part: Part) -> Filter {
         Filter {
             config: config.clone(),
+            part,
             exact: HashSet::new(),
             near: Near { bands: vec![HashMap::new(); config.bands], signatures: Vec::new() },
             content: blake3::Hasher::new(),
@@ -35,7 +66,7 @@ impl Filter {
         }
     }
 
-    /// Whether a document is neither empty nor a duplicate.
+    /// Whether a document is of this part and neither empty nor a duplicate.
     pub fn keep(&mut self, document: &Document) -> bool {
         if document.is_empty() {
             return false;
@@ -50,6 +81,9 @@ impl Filter {
         }
         if self.config.near && !self.near.insert(&self.config, document) {
             self.dropped[1] += 1;
+            return false;
+        }
+        if !self.part.has(&hash) {
             return false;
         }
         self.content.update(hash.as_bytes());
@@ -163,7 +197,7 @@ mod tests {
     #[test]
     fn exact_and_near_duplicates_go_and_others_stay() {
         let config = Duplicates { near: true, ..Duplicates::default() };
-        let mut filter = Filter::new(&config);
+        let mut filter = Filter::new(&config, Part::Training { held_out: 0.0 });
         let long = words(0..400);
         assert!(filter.keep(&document(&long)));
         assert!(!filter.keep(&document(&long)));
@@ -175,7 +209,7 @@ mod tests {
         assert!(!filter.keep(&document("Two  Words")));
         assert!(!filter.keep(&document("")));
         assert_eq!(filter.dropped, [1, 3]);
-        let mut exact = Filter::new(&Duplicates::default());
+        let mut exact = Filter::new(&Duplicates::default(), Part::Training { held_out: 0.0 });
         assert!(exact.keep(&document("Two words")) && exact.keep(&document("Two  Words")));
     }
 

@@ -4,7 +4,7 @@ use fathom_numerics::philox::Philox;
 use serde::{Deserialize, Serialize};
 
 use super::config::{DataConfig, Format, SourceConfig};
-use super::duplicates::Filter;
+use super::duplicates::{Filter, Part};
 use super::order::{Purpose, noise};
 use super::source::{Document, Source};
 use super::{DataError, Tokenizer};
@@ -79,22 +79,65 @@ impl Loader {
     /// # Errors
     /// [`DataError`] naming setting, or file and line.
     pub fn open(config: &DataConfig, seq_len: usize, seed: u64) -> Result<Loader, DataError> {
+        let part = Part::Training { held_out: config.validation.share };
+        Loader::open_part(config, seq_len, seed, part, None)
+    }
+
+    /// The sequences on which the loss is measured: at most `validation.sequences`, of one pass over
+    /// what is held out; none where nothing is. They depend on neither seed nor rearrangements.
+    ///
+    /// # Errors
+    /// As [`Loader::open`].
+    pub fn held_out(&self) -> Result<Vec<Batch>, DataError> {
+        let validation = &self.config.validation;
+        if !validation.is_on() {
+            return Ok(Vec::new());
+        }
+        let mut config = DataConfig { fim_rate: 0.0, split_rate: 0.0, ..self.config.clone() };
+        let part = if validation.sources.is_empty() {
+            Part::HeldOut { held_out: validation.share }
+        } else {
+            config.sources = validation.sources.clone();
+            Part::Training { held_out: 0.0 }
+        };
+        let tokenizer = Some(self.tokenizer.clone());
+        let mut loader = Loader::open_part(&config, self.seq_len, 0, part, tokenizer)?;
+        let mut sequences = vec![loader.next()?];
+        // A sequence that ends in a source's second pass repeats what was measured.
+        while sequences.len() < validation.sequences {
+            let next = loader.next()?;
+            if loader.cursors.iter().any(|c| c.epoch > 0) {
+                break;
+            }
+            sequences.push(next);
+        }
+        Ok(sequences)
+    }
+
+    fn open_part(
+        config: &DataConfig,
+        seq_len: usize,
+        seed: u64,
+        part: Part,
+        tokenizer: Option<Tokenizer>,
+    ) -> Result<Loader, DataError> {
         config.check()?;
         if seq_len == 0 {
             return Err(DataError::setting("seq_len", "at least 1", seq_len));
         }
         let builtin = [SourceConfig::new(Format::Builtin, None)];
         let configs = if config.sources.is_empty() { &builtin } else { &config.sources[..] };
-        let mut filter = Filter::new(&config.duplicates);
+        let mut filter = Filter::new(&config.duplicates, part);
         let mut sources = Vec::new();
         for source in configs {
             sources.push(Source::open(source, &mut filter)?);
             filter.end_source(&format!("{:?} {}", source.format, source.weight));
         }
         let order = (seed, config.shuffle);
-        let tokenizer = match &config.tokenizer.file {
-            Some(path) => Tokenizer::load(path)?,
-            None => {
+        let tokenizer = match (tokenizer, &config.tokenizer.file) {
+            (Some(tokenizer), _) => tokenizer,
+            (None, Some(path)) => Tokenizer::load(path)?,
+            (None, None) => {
                 let texts = sample(&mut sources, order, config.tokenizer.train_bytes)?;
                 Tokenizer::train(texts.into_iter(), config.tokenizer.vocab_size)?
             }

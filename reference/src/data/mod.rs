@@ -27,7 +27,9 @@ pub mod tokenizer;
 
 use std::path::PathBuf;
 
-pub use config::{DataConfig, Duplicates, Format, SourceConfig, Split, TokenizerConfig};
+pub use config::{
+    DataConfig, Duplicates, Format, SourceConfig, Split, TokenizerConfig, ValidationConfig,
+};
 pub use loader::{Loader, LoaderState, SourceState};
 pub use text::read_text;
 pub use tokenizer::{TextStream, Tokenizer};

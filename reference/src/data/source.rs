@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::config::{Format, SourceConfig};
-use super::duplicates::Filter;
+use super::duplicates::{Filter, Part};
 use super::order::{Purpose, noise, permute};
 use super::{DataError, builtin, text};
 
@@ -122,7 +122,11 @@ impl Source {
         source.documents = source.blocks.iter().map(|b| b.documents.len() as u64).sum();
         if source.documents == 0 {
             let expected = "at least one document that is not empty";
-            let found = "none (or duplicates of earlier ones only)";
+            let found = match filter.part {
+                Part::Training { held_out: 0.0 } => "none (or duplicates of earlier ones only)",
+                Part::Training { .. } => "none that is not held out or a duplicate of earlier ones",
+                Part::HeldOut { .. } => "none that is held out; raise data.validation.share",
+            };
             return Err(DataError::Content {
                 path: config.path.clone().unwrap_or_else(|| "(built-in corpus)".into()),
                 place: "everywhere".into(),

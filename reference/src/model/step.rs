@@ -44,6 +44,17 @@ impl Batch {
         batch
     }
 
+    /// Sequences, one behind the other.
+    pub fn join(sequences: &[Batch]) -> Batch {
+        let mut batch = Batch::default();
+        for sequence in sequences {
+            batch.tokens.extend(&sequence.tokens);
+            batch.targets.extend(&sequence.targets);
+            batch.segments.extend(&sequence.segments);
+        }
+        batch
+    }
+
     /// Rows that have a target.
     pub fn predicted(&self) -> usize {
         self.targets.iter().filter(|&&t| t >= 0).count()

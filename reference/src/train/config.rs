@@ -27,12 +27,10 @@ pub enum TrainConfigError {
         source: std::io::Error,
     },
     /// A key is wrong.
-    #[error("{file}:{line}: {key}: {message}")]
+    #[error("{place}: {key}: {message}")]
     Key {
-        /// The file, or `preset NAME`.
-        file: String,
-        /// Line in it, from 1.
-        line: usize,
+        /// File and line, the flag that set the key, or what else it comes from.
+        place: String,
         /// The dotted key.
         key: String,
         /// What is allowed, what was found, and the nearest name.
@@ -86,7 +84,8 @@ pub struct TrainConfig {
 pub struct ScheduleConfig {
     /// Learning rate.
     pub learning_rate: Schedule,
-    /// Sequences of a step, rounded to a multiple of `grad_shards`.
+    /// Sequences of a step: a multiple of `grad_shards`, to which the values along a ramp are
+    /// rounded.
     pub batch: Schedule,
     /// Gamma: how far a step moves the selection biases.
     #[serde(default = "gamma")]
@@ -158,6 +157,10 @@ pub struct LogConfig {
     pub sample_tokens: usize,
     /// What it begins with.
     pub sample_prompt: String,
+    /// What logits are divided by; 0: always the most probable token.
+    pub sample_temperature: f64,
+    /// Share of the probability from which tokens are drawn, the most probable first.
+    pub sample_top_p: f64,
 }
 
 impl Default for LogConfig {
@@ -168,6 +171,8 @@ impl Default for LogConfig {
             sample_every: 100,
             sample_tokens: 48,
             sample_prompt: "The".into(),
+            sample_temperature: 0.8,
+            sample_top_p: 0.95,
         }
     }
 }
@@ -272,6 +277,40 @@ impl TrainConfig {
                 return wrong(&format!("optim.{key}"), format!("expected >= 0, found {value}"));
             }
         }
-        self.schedules().map(|_| ())
+        if let Some(tokens) = self.tokens
+            && !(tokens > 0.0 && tokens.is_finite())
+        {
+            return wrong("tokens", format!("expected above 0, found {tokens}"));
+        }
+        let (t, p) = (self.log.sample_temperature, self.log.sample_top_p);
+        if !(t >= 0.0 && t.is_finite()) {
+            return wrong("log.sample_temperature", format!("expected >= 0, found {t}"));
+        }
+        if !(p > 0.0 && p <= 1.0) {
+            return wrong("log.sample_top_p", format!("expected above 0, to 1, found {p}"));
+        }
+        self.schedules()?;
+        let s = &self.schedule;
+        for (key, schedule) in [
+            ("learning_rate", &s.learning_rate),
+            ("bias_update_speed", &s.bias_update_speed),
+            ("balance_loss", &s.balance_loss),
+            ("mtp_lambda", &s.mtp_lambda),
+        ] {
+            if let Some(x) = schedule.stated().into_iter().find(|x| *x < 0.0) {
+                return wrong(&format!("schedule.{key}"), format!("expected >= 0, found {x}"));
+            }
+        }
+        let shards = self.grad_shards as f64;
+        let uneven = |x: &f64| *x < shards || x % shards != 0.0;
+        if let Some(x) = s.batch.stated().into_iter().find(uneven) {
+            let message = format!(
+                "expected a multiple of grad_shards = {}, so that every shard gets as many \
+                 sequences; found {x}",
+                self.grad_shards
+            );
+            return wrong("schedule.batch", message);
+        }
+        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! The logs of a run: `train.jsonl`, one JSON object a line, and TensorBoard's event files.
 //!
-//! Lines have a `kind`: `start`, `step`, `sample`, `checkpoint`, `diverged`, `end`. A resumed run
+//! Lines have a `kind`: `start`, `step`, `validation`, `sample`, `checkpoint`, `diverged`, `end`. A resumed run
 //! first drops the lines of steps that come after its checkpoint, so that the file always tells one
 //! run without a gap.
 
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::config::LogConfig;
 use super::tensorboard::EventWriter;
-use super::trainer::StepLog;
+use super::trainer::{StepLog, ValidationLog};
 use crate::files;
 
 /// Writes the logs of a run.
@@ -87,6 +87,20 @@ impl Logs {
             };
             scalars.extend(loads.iter().enumerate().map(share));
         }
+        let path = events.path().to_owned();
+        events.scalars(log.step, &scalars).map_err(|e| (path, e))
+    }
+
+    /// Writes the loss on what is held out.
+    ///
+    /// # Errors
+    /// As [`Logs::open`].
+    pub fn validation(&mut self, log: &ValidationLog) -> Result<(), (PathBuf, io::Error)> {
+        self.line("validation", serde_json::to_value(log).expect("plain data"))?;
+        let Some(events) = &mut self.events else { return Ok(()) };
+        let mut scalars = vec![("loss/validation".to_owned(), log.loss)];
+        let mtp = log.mtp_loss.iter().enumerate();
+        scalars.extend(mtp.map(|(d, &loss)| (format!("loss/validation_mtp_{}", d + 1), loss)));
         let path = events.path().to_owned();
         events.scalars(log.step, &scalars).map_err(|e| (path, e))
     }

@@ -14,6 +14,7 @@
 pub mod compare;
 mod config;
 pub mod divergence;
+pub mod lock;
 pub mod log;
 mod read;
 pub mod run;
@@ -26,8 +27,8 @@ pub use config::{
     CheckpointConfig, LogConfig, Plan, ScheduleConfig, Schedules, TrainConfig, TrainConfigError,
 };
 pub use divergence::Divergence;
-pub use read::PRESETS;
-pub use trainer::{StepLog, StepOutcome, Trainer};
+pub use read::{PRESETS, Setting};
+pub use trainer::{StepLog, StepOutcome, Trainer, ValidationLog};
 
 use std::path::PathBuf;
 

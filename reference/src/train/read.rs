@@ -10,7 +10,7 @@ use toml::{Table, Value};
 
 use super::config::{TrainConfig, TrainConfigError};
 use crate::config::{ModelConfig, preset_names};
-use crate::data::{Format, SourceConfig};
+use crate::data::{DataError, Format, SourceConfig};
 use crate::precision::{Mode, Recipe};
 
 /// The embedded runs.
@@ -22,96 +22,183 @@ pub const PRESETS: &[(&str, &str)] = &[
     ("deepseek-v3-sft", include_str!("../../presets/train/deepseek-v3-sft.toml")),
 ];
 
-/// A configuration text and where it is from.
+/// A value that wins over the file: `--set KEY=VALUE`, or a flag of its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Setting {
+    /// As it was typed: `--steps 5`. Errors name it.
+    pub flag: String,
+    /// The dotted key and its value as TOML: `steps=5`.
+    pub assignment: String,
+}
+
+impl Setting {
+    /// `--set KEY=VALUE`.
+    pub fn set(assignment: &str) -> Setting {
+        Setting { flag: format!("--set {assignment}"), assignment: assignment.to_owned() }
+    }
+
+    /// A flag of its own, for instance `--steps`, with a number or word for the dotted key.
+    pub fn flag(flag: &str, key: &str, value: impl std::fmt::Display) -> Setting {
+        Setting { flag: format!("{flag} {value}"), assignment: format!("{key}={value}") }
+    }
+
+    /// Whether it made the value of a dotted key, or of what lies around or in it.
+    fn made(&self, key: &str) -> bool {
+        let Some((own, _)) = self.assignment.split_once('=') else { return false };
+        let inside = |outer: &str, inner: &str| {
+            let rest = inner.strip_prefix(outer);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        inside(own.trim(), key) || inside(key, own.trim())
+    }
+}
+
+/// A configuration text, where it is from, and what wins over it.
 struct Source<'a> {
-    file: String,
+    /// The file; or what the text was made from, which then has no lines.
+    name: String,
     text: &'a str,
+    lines: bool,
     folder: PathBuf,
+    set: &'a [Setting],
 }
 
 impl Source<'_> {
+    /// An error about a key: at the flag that made it, or at its line.
     fn wrong(&self, key: &str, message: impl Into<String>) -> TrainConfigError {
-        let line = line_of_key(self.text, key);
-        let (file, key) = (self.file.clone(), key.to_owned());
-        TrainConfigError::Key { file, line, key, message: message.into() }
+        let place = match self.set.iter().rfind(|setting| setting.made(key)) {
+            Some(setting) => setting.flag.clone(),
+            None if self.lines => format!("{}:{}", self.name, line_of_key(self.text, key)),
+            None => self.name.clone(),
+        };
+        TrainConfigError::Key { place, key: key.to_owned(), message: message.into() }
     }
 }
 
 impl TrainConfig {
-    /// Reads a file; `set` are assignments `key.path=value` that win over it.
+    /// Reads a file; `set` wins over it.
     ///
     /// # Errors
     /// [`TrainConfigError`] naming file, line and key.
-    pub fn read(path: &Path, set: &[String]) -> Result<TrainConfig, TrainConfigError> {
+    pub fn read(path: &Path, set: &[Setting]) -> Result<TrainConfig, TrainConfigError> {
         let io = |source| TrainConfigError::Io { path: path.to_owned(), source };
         let text = std::fs::read_to_string(path).map_err(io)?;
         let folder = path.parent().unwrap_or(Path::new("")).to_owned();
-        resolve(&Source { file: path.display().to_string(), text: &text, folder }, set)
+        let name = path.display().to_string();
+        resolve(&Source { name, text: &text, lines: true, folder, set })
     }
 
-    /// An embedded run with assignments.
+    /// An embedded run with settings over it.
     ///
     /// # Errors
     /// As [`TrainConfig::read`].
-    pub fn preset(name: &str, set: &[String]) -> Result<TrainConfig, TrainConfigError> {
+    pub fn preset(name: &str, set: &[Setting]) -> Result<TrainConfig, TrainConfigError> {
         let text = format!("preset = {name:?}\n");
-        resolve(&Source { file: "--preset".into(), text: &text, folder: PathBuf::new() }, set)
+        let (name, folder) = (format!("--preset {name}"), PathBuf::new());
+        resolve(&Source { name, text: &text, lines: false, folder, set })
     }
 
-    /// This configuration with assignments.
+    /// This configuration with settings over it.
     ///
     /// # Errors
     /// As [`TrainConfig::read`].
-    pub fn with(&self, set: &[String]) -> Result<TrainConfig, TrainConfigError> {
-        let file = "the checkpoint's configuration".to_owned();
-        resolve(&Source { file, text: &self.to_toml(), folder: PathBuf::new() }, set)
+    pub fn with(&self, set: &[Setting]) -> Result<TrainConfig, TrainConfigError> {
+        let (name, folder) = (format!("run '{}'", self.name), PathBuf::new());
+        resolve(&Source { name, text: &self.to_toml(), lines: false, folder, set })
+    }
+
+    /// The dotted keys whose values differ in `other`, each with this and the other value as JSON
+    /// (`none` where a key is absent).
+    pub fn differences(&self, other: &TrainConfig) -> Vec<(String, String, String)> {
+        let [own, other] = [self, other].map(|c| serde_json::to_value(c).expect("plain data"));
+        let mut found = Vec::new();
+        differences("", Some(&own), Some(&other), &mut found);
+        found
     }
 
     /// This configuration with files (or folders of text) as its data, where any are given.
     pub fn with_files(mut self, files: &[PathBuf]) -> TrainConfig {
-        if files.is_empty() {
-            return self;
+        if !files.is_empty() {
+            self.data.sources = files.iter().map(|path| file_source(path)).collect();
         }
-        let source = |path: &PathBuf| {
-            let format = match path.extension().and_then(|e| e.to_str()) {
-                Some("jsonl" | "ndjson") => Format::Jsonl,
-                Some("parquet") => Format::Parquet,
-                _ => Format::Text,
-            };
-            SourceConfig::new(format, Some(absolute(Path::new(""), path)))
-        };
-        self.data.sources = files.iter().map(source).collect();
         self
     }
 
-    /// The configuration as TOML that [`TrainConfig::read`] reads again.
+    /// This configuration with what is held out, where anything is given: one number, a share of the
+    /// documents, or files.
+    pub fn with_validation(mut self, given: &[PathBuf]) -> TrainConfig {
+        let share = |path: &PathBuf| path.to_str().and_then(|s| s.parse::<f64>().ok());
+        let validation = &mut self.data.validation;
+        match given {
+            [] => {}
+            [one] if share(one).is_some() => {
+                validation.share = share(one).expect("just seen");
+                validation.sources = Vec::new();
+            }
+            files => {
+                validation.share = 0.0;
+                validation.sources = files.iter().map(|path| file_source(path)).collect();
+            }
+        }
+        self
+    }
+
+    /// The configuration, complete, as TOML that [`TrainConfig::read`] reads again.
     pub fn to_toml(&self) -> String {
         let json = serde_json::to_value(self).expect("plain data");
         let value = to_toml(&json).expect("a table");
-        toml::to_string(&value).expect("a table of tables")
+        let text = toml::to_string(&value).expect("a table of tables");
+        format!("preset = {COMPLETE:?}\n{text}")
     }
 }
 
-fn resolve(source: &Source<'_>, set: &[String]) -> Result<TrainConfig, TrainConfigError> {
+/// The preset of a file that says everything itself.
+const COMPLETE: &str = "none";
+
+fn differences(
+    key: &str,
+    own: Option<&Json>,
+    other: Option<&Json>,
+    found: &mut Vec<(String, String, String)>,
+) {
+    match (own, other) {
+        (own, other) if own == other => {}
+        (Some(Json::Object(own)), Some(Json::Object(other))) => {
+            let added = other.keys().filter(|k| !own.contains_key(*k));
+            for name in own.keys().chain(added) {
+                let inner = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+                differences(&inner, own.get(name), other.get(name), found);
+            }
+        }
+        (own, other) => {
+            let words = |v: Option<&Json>| v.map_or_else(|| "none".into(), Json::to_string);
+            found.push((key.to_owned(), words(own), words(other)));
+        }
+    }
+}
+
+fn resolve(source: &Source<'_>) -> Result<TrainConfig, TrainConfigError> {
     let mut table: Table = source.text.parse().map_err(|e: toml::de::Error| {
         let start = e.span().map_or(0, |s| s.start);
-        let line = line_of(source.text, start);
-        let (file, message) = (source.file.clone(), e.message().to_owned());
-        TrainConfigError::Key { file, line, key: "TOML".into(), message }
+        let place = format!("{}:{}", source.name, line_of(source.text, start));
+        TrainConfigError::Key { place, key: "TOML".into(), message: e.message().to_owned() }
     })?;
-    let assigned = Source { file: "--set".into(), text: "", folder: source.folder.clone() };
-    for assignment in set {
-        assign(&mut table, assignment).map_err(|m| assigned.wrong(assignment, m))?;
+    for setting in source.set {
+        assign(&mut table, &setting.assignment).map_err(|message| {
+            let (place, key) = (setting.flag.clone(), setting.assignment.clone());
+            TrainConfigError::Key { place, key, message }
+        })?;
     }
-    // A file that to_toml wrote says everything itself.
-    let whole = ["name", "seed", "model", "recipe", "schedule"];
+    if let Some((key, value)) = not_finite("", &Value::Table(table.clone())) {
+        return Err(source.wrong(&key, format!("expected a finite number, found {value}")));
+    }
     let base = match table.remove("preset") {
+        Some(Value::String(name)) if name == COMPLETE => None,
         Some(Value::String(name)) => Some(preset_text(source, &name)?),
         Some(other) => {
             let message = format!("expected a preset's name, found {}", other.type_str());
             return Err(source.wrong("preset", message));
         }
-        None if whole.iter().all(|key| table.contains_key(*key)) => None,
         None => Some(preset_text(source, "tiny")?),
     };
     if let Some(base) = base {
@@ -123,24 +210,94 @@ fn resolve(source: &Source<'_>, set: &[String]) -> Result<TrainConfig, TrainConf
     let recipe = resolve_recipe(source, recipe)?;
     let mut json = to_json(&Value::Table(table));
     json["recipe"] = recipe;
-    let mut config: TrainConfig = serde_path_to_error::deserialize(json).map_err(|e| {
-        let message = e.inner().to_string();
-        let key = offending_key(&e.path().to_string(), &message);
-        located(source, set, &key, &explain(&message))
-    })?;
-    config.check().map_err(|(key, message)| located(source, set, &key, &message))?;
-    config.model.check(Path::new(&source.file)).map_err(|e| match e {
+    let mut config = deserialize(source, json)?;
+    config.check().map_err(|(key, message)| source.wrong(&key, message))?;
+    config.model.check(Path::new(&source.name)).map_err(|e| match e {
         crate::config::ConfigError::Value { place, expected, found, .. } => {
             let message = format!("expected {expected}, found {found}");
-            located(source, set, &format!("model.{}", own_name(&place)), &message)
+            source.wrong(&format!("model.{}", own_name(&place)), message)
         }
-        other => located(source, set, "model", &other.to_string()),
+        other => source.wrong("model", other.to_string()),
     })?;
-    config.data.check().map_err(|e| located(source, set, "data", &e.to_string()))?;
-    let paths = config.data.sources.iter_mut().filter_map(|s| s.path.as_mut());
-    let others = [config.data.tokenizer.file.as_mut(), config.checkpoint.initial.as_mut()];
+    config.data.check().map_err(|e| match e {
+        DataError::Setting { key, expected, found } => {
+            source.wrong(&format!("data.{key}"), format!("expected {expected}, found {found}"))
+        }
+        other => source.wrong("data", other.to_string()),
+    })?;
+    let data = &mut config.data;
+    let sources = data.sources.iter_mut().chain(&mut data.validation.sources);
+    let paths = sources.filter_map(|s| s.path.as_mut());
+    let others = [data.tokenizer.file.as_mut(), config.checkpoint.initial.as_mut()];
     paths.chain(others.into_iter().flatten()).for_each(|p| *p = absolute(&source.folder, p));
     Ok(config)
+}
+
+/// The resolved values as a configuration. Keys that are missing are told all at once: each is
+/// filled with the preset `tiny`'s value to see what else is missing.
+fn deserialize(source: &Source<'_>, mut json: Json) -> Result<TrainConfig, TrainConfigError> {
+    let mut missing: Vec<String> = Vec::new();
+    loop {
+        let e = match serde_path_to_error::deserialize::<_, TrainConfig>(json.clone()) {
+            Ok(config) if missing.is_empty() => return Ok(config),
+            Ok(_) => {
+                let message = format!("missing, as are {}", missing[1..].join(", "));
+                let alone = missing.len() == 1;
+                let message = if alone { "missing".into() } else { message };
+                let message =
+                    format!("{message} (preset = {COMPLETE:?}: nothing stands in for them)");
+                return Err(source.wrong(&missing[0], message));
+            }
+            Err(e) => e,
+        };
+        let message = e.inner().to_string();
+        let key = offending_key(&e.path().to_string(), &message);
+        let pointer = format!("/{}", key.replace('.', "/"));
+        let is_missing = message.starts_with("missing field");
+        let filling = if is_missing { example().pointer(&pointer).cloned() } else { None };
+        match filling {
+            Some(value) if !missing.contains(&key) => {
+                let parent = pointer.rsplit_once('/').map_or("", |(parent, _)| parent);
+                let name = key.rsplit('.').next().expect("split gives at least one");
+                let at = json.pointer_mut(parent).and_then(Json::as_object_mut);
+                at.expect("serde named the parent").insert(name.to_owned(), value);
+                missing.push(key);
+            }
+            _ => return Err(source.wrong(&key, explain(&message))),
+        }
+    }
+}
+
+/// A whole configuration to take single values from.
+fn example() -> Json {
+    let config = TrainConfig::preset("tiny", &[]).expect("embedded presets are read by a test");
+    serde_json::to_value(config).expect("plain data")
+}
+
+/// The first number that is infinite or NaN, which JSON could not carry, with its dotted key.
+fn not_finite(key: &str, value: &Value) -> Option<(String, f64)> {
+    match value {
+        Value::Float(x) if !x.is_finite() => Some((key.to_owned(), *x)),
+        Value::Array(items) => items
+            .iter()
+            .enumerate()
+            .find_map(|(i, value)| not_finite(&format!("{key}[{i}]"), value)),
+        Value::Table(table) => table.iter().find_map(|(name, value)| {
+            let dot = if key.is_empty() { "" } else { "." };
+            not_finite(&format!("{key}{dot}{name}"), value)
+        }),
+        _ => None,
+    }
+}
+
+/// A source of a file's extension; anything else is text.
+fn file_source(path: &Path) -> SourceConfig {
+    let format = match path.extension().and_then(|e| e.to_str()) {
+        Some("jsonl" | "ndjson") => Format::Jsonl,
+        Some("parquet") => Format::Parquet,
+        _ => Format::Text,
+    };
+    SourceConfig::new(format, Some(absolute(Path::new(""), path)))
 }
 
 /// A path as the file means it: from its own folder. Absolute, so that a resumed run finds it.
@@ -162,24 +319,9 @@ fn own_name(key: &str) -> &str {
     }
 }
 
-/// An error about a key: at the assignment that made it, or at its line.
-fn located(source: &Source<'_>, set: &[String], key: &str, message: &str) -> TrainConfigError {
-    let made = set.iter().find(|s| {
-        s.split_once('=')
-            .is_some_and(|(path, _)| key == path || key.starts_with(&format!("{path}.")))
-    });
-    match made {
-        Some(assignment) => {
-            let (file, key) = (format!("--set {assignment}"), key.to_owned());
-            TrainConfigError::Key { file, line: 1, key, message: message.into() }
-        }
-        None => source.wrong(key, message),
-    }
-}
-
 fn preset_text(source: &Source<'_>, name: &str) -> Result<&'static str, TrainConfigError> {
     let found = PRESETS.iter().find(|(n, _)| *n == name).map(|(_, text)| *text);
-    let names: Vec<&str> = PRESETS.iter().map(|(n, _)| *n).collect();
+    let names: Vec<&str> = PRESETS.iter().map(|(n, _)| *n).chain([COMPLETE]).collect();
     found.ok_or_else(|| source.wrong("preset", unknown_name(name, &names)))
 }
 
@@ -390,8 +532,9 @@ mod tests {
     use super::*;
 
     fn read(text: &str, set: &[&str]) -> Result<TrainConfig, TrainConfigError> {
-        let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
-        resolve(&Source { file: "run.toml".into(), text, folder: PathBuf::new() }, &set)
+        let set: Vec<Setting> = set.iter().map(|s| Setting::set(s)).collect();
+        let (name, folder) = ("run.toml".into(), PathBuf::new());
+        resolve(&Source { name, text, lines: true, folder, set: &set })
     }
 
     fn error(text: &str, set: &[&str]) -> String {
@@ -417,7 +560,7 @@ mod tests {
     fn what_a_mode_says_gives_way_to_single_keys() {
         let config = read("[recipe]\nmode = \"fp32\"\nrecompute_norms = true\n", &[]).unwrap();
         assert_eq!(config.recipe, Recipe { recompute_norms: true, ..Recipe::new(Mode::Fp32) });
-        let bf16 = config.with(&["recipe.mode=\"bf16\"".into()]).unwrap();
+        let bf16 = config.with(&[Setting::set("recipe.mode=\"bf16\"")]).unwrap();
         assert_eq!(bf16.recipe.mode, Mode::Bf16);
         let config =
             read("[model]\npreset = \"small\"\nlayers = 3\n", &["optim.clip=0.5"]).unwrap();
@@ -445,7 +588,18 @@ mod tests {
         let e = error("seq_len = = 3\n", &[]);
         assert!(e.starts_with("run.toml:1: TOML:"), "{e}");
         let e = error("", &["optim.beta1=2.0"]);
-        assert!(e.starts_with("--set optim.beta1=2.0:1: optim.beta1: expected 0 to 1"), "{e}");
+        assert!(e.starts_with("--set optim.beta1=2.0: optim.beta1: expected 0 to 1"), "{e}");
+        let e = error("", &["recipe.mode=\"fp9\""]);
+        assert!(e.starts_with("--set recipe.mode=\"fp9\": recipe.mode: unknown name"), "{e}");
+        let e = error("", &["schedule.batch=[{ value = 8, until = 3 }]"]);
+        assert!(e.contains("]: schedule.batch[0].until: unknown field"), "{e}");
+        let e = error("", &["data.fim_rate=2"]);
+        assert!(e.starts_with("--set data.fim_rate=2: data.fim_rate: expected 0 to 1"), "{e}");
+        let e = error("[optim]\nclip = nan\n", &[]);
+        assert!(
+            e.starts_with("run.toml:2: optim.clip: expected a finite number, found NaN"),
+            "{e}"
+        );
         let e = error("[model]\nheads = 0\n", &[]);
         assert!(e.starts_with("run.toml:2: model.heads: expected at least 1"), "{e}");
     }
@@ -489,7 +643,7 @@ mod tests {
             let yarn = config.model.rope.yarn.unwrap();
             assert_eq!((yarn.factor, yarn.beta_slow, yarn.beta_fast), (40.0, 1.0, 32.0));
         }
-        let sft = TrainConfig::preset("deepseek-v3-sft", &["steps=201".into()]).unwrap();
+        let sft = TrainConfig::preset("deepseek-v3-sft", &[Setting::set("steps=201")]).unwrap();
         let rate = |step| {
             let point = super::super::schedule::Point { step, tokens: 0 };
             sft.schedules().unwrap().at(point).learning_rate

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! OUT/run.toml             the configuration, complete
+//! OUT/run.lock             who is at work here; empty while nobody is
 //! OUT/tokenizer.json
 //! OUT/train.jsonl          one line a step
 //! OUT/tensorboard/         event files
@@ -11,14 +12,15 @@
 //! ```
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::json;
 
+use super::lock::Lock;
 use super::log::Logs;
-use super::state::Header;
-use super::{Divergence, StepLog, StepOutcome, TrainConfig, TrainError, Trainer};
+use super::{Divergence, StepLog, StepOutcome, TrainConfig, TrainError, Trainer, ValidationLog};
 use crate::backend::Backend;
 use crate::checkpoint::{hf, training};
 use crate::generate::{Sampling, Settings, generate};
@@ -39,6 +41,11 @@ pub enum Event<'a> {
         /// Hash of the data.
         data: String,
     },
+    /// The folder was claimed by a run that was killed (`process 12 on host`).
+    TakenOver {
+        /// Whose claim it was.
+        claim: &'a str,
+    },
     /// A checkpoint that cannot be used; the one before it is tried.
     Refused {
         /// The checkpoint.
@@ -50,6 +57,8 @@ pub enum Event<'a> {
     Step(&'a StepLog),
     /// A step's update was left out.
     Skipped(&'a Divergence),
+    /// The loss on what is held out was measured.
+    Validation(&'a ValidationLog),
     /// A text of the model.
     Sample {
         /// After this step.
@@ -57,6 +66,8 @@ pub enum Event<'a> {
         /// The text, prompt included.
         text: &'a str,
     },
+    /// A checkpoint is about to be written.
+    Saving,
     /// A checkpoint was written.
     Checkpoint {
         /// After this step.
@@ -94,6 +105,8 @@ pub struct Summary {
     pub first_loss: Option<f64>,
     /// Mean loss of the last 50 steps done here.
     pub last_loss: Option<f64>,
+    /// Loss on what is held out, at the end.
+    pub validation_loss: Option<f64>,
     /// Seconds that the steps took.
     pub seconds: f64,
     /// Tokens a second over all steps done here.
@@ -109,7 +122,7 @@ pub struct Summary {
 /// Runs `config` to its end or until `stop` says so; either way a checkpoint is written.
 ///
 /// # Errors
-/// [`TrainError`].
+/// [`TrainError`]. Until the first step nothing of a run that the folder holds is changed.
 pub fn run<B: Backend>(
     config: TrainConfig,
     backend: B,
@@ -117,19 +130,18 @@ pub fn run<B: Backend>(
     stop: &dyn Fn() -> bool,
     tell: &mut dyn FnMut(&Event<'_>),
 ) -> Result<Summary, TrainError> {
-    let checkpoints = place.out.join("checkpoints");
+    let out = &place.out;
+    // Bad data or a bad model leaves no folder behind: a new one is made once the trainer stands.
+    let lock = match out.is_dir() {
+        true => Some(Lock::acquire(out)?),
+        false => None,
+    };
     let saved = match place.resume {
-        true => training::latest(&checkpoints, &mut |path, reason| {
+        true => training::latest(&out.join("checkpoints"), &mut |path, reason| {
             tell(&Event::Refused { path, reason: reason.to_string() });
         })?,
         false => {
-            if let Some((step, _)) = training::list(&checkpoints)?.first() {
-                let message = format!(
-                    "holds a run's checkpoints up to step {step}; go on with --resume or name \
-                     another folder with --out"
-                );
-                return Err(TrainError::Folder { path: place.out.clone(), message });
-            }
+            expect_no_run(out)?;
             None
         }
     };
@@ -138,7 +150,19 @@ pub fn run<B: Backend>(
         Some(saved) => Trainer::resume(config, backend, saved)?,
         None => Trainer::new(config, backend)?,
     };
-    let mut run = Run::start(trainer, place, resumed_from)?;
+    let lock = match lock {
+        Some(lock) => lock,
+        None => {
+            fs::create_dir_all(out).map_err(|e| folder(out, &e))?;
+            let lock = Lock::acquire(out)?;
+            expect_no_run(out)?;
+            lock
+        }
+    };
+    if let Some(claim) = &lock.stale {
+        tell(&Event::TakenOver { claim });
+    }
+    let mut run = Run::start(trainer, place, resumed_from, lock)?;
     let event = Event::Start {
         step: run.trainer.steps,
         steps: run.trainer.config.steps,
@@ -150,13 +174,47 @@ pub fn run<B: Backend>(
     run.end(tell)
 }
 
-/// The configuration of the newest whole checkpoint in a run's folder.
+/// Refuses a folder that holds a run, which a new one would overwrite.
+fn expect_no_run(out: &Path) -> Result<(), TrainError> {
+    let holds = match training::list(&out.join("checkpoints"))?.first() {
+        Some((step, _)) => format!("a run's checkpoints up to step {step}"),
+        None if out.join(CONFIG).exists() => format!("a run ({CONFIG}, no checkpoint yet)"),
+        None => return Ok(()),
+    };
+    let message = format!("holds {holds}; go on with --resume or name another folder with --out");
+    Err(TrainError::Folder { path: out.to_owned(), message })
+}
+
+/// Name of the configuration in a run's folder.
+pub const CONFIG: &str = "run.toml";
+
+/// The configuration with which the run in `out` goes on: that of its `run.toml`, `None` where there
+/// is none. `asked` makes the configuration that the caller asks for from it; it must be the same.
 ///
 /// # Errors
-/// [`TrainError`].
-pub fn saved_config(out: &Path) -> Result<Option<TrainConfig>, TrainError> {
-    let saved = training::latest(&out.join("checkpoints"), &mut |_, _| ())?;
-    saved.map(|saved| Ok(Header::of(&saved)?.config)).transpose()
+/// [`TrainError::Folder`] with every key that differs and both values.
+pub fn resumed_config(
+    out: &Path,
+    asked: impl FnOnce(&TrainConfig) -> Result<TrainConfig, TrainError>,
+) -> Result<Option<TrainConfig>, TrainError> {
+    let path = out.join(CONFIG);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let config = TrainConfig::read(&path, &[])?;
+    let differences = config.differences(&asked(&config)?);
+    if differences.is_empty() {
+        return Ok(Some(config));
+    }
+    let words = differences
+        .iter()
+        .map(|(key, own, asked)| format!("{key} is {own} there and {asked} on the command line"));
+    let message = format!(
+        "--resume goes on with this file, but {}; leave the flags out, or edit the file to change \
+         the run",
+        words.collect::<Vec<_>>().join(", ")
+    );
+    Err(TrainError::Folder { path, message })
 }
 
 struct Run<B: Backend> {
@@ -166,6 +224,10 @@ struct Run<B: Backend> {
     losses: Vec<f64>,
     /// The step of the newest checkpoint.
     saved: Option<u64>,
+    /// Step and loss of the newest validation.
+    validated: Option<(u64, f64)>,
+    /// The folder is this run's until the end.
+    _lock: Lock,
 }
 
 impl<B: Backend> Run<B> {
@@ -173,12 +235,14 @@ impl<B: Backend> Run<B> {
         trainer: Trainer<B>,
         place: &Place,
         resumed_from: Option<u64>,
+        mut lock: Lock,
     ) -> Result<Run<B>, TrainError> {
         let out = place.out.clone();
-        fs::create_dir_all(&out).map_err(|e| folder(&out, &e))?;
+        lock.begin();
         files::sweep(&out).map_err(|e| folder(&out, &e))?;
-        let toml = out.join("run.toml");
-        fs::write(&toml, trainer.config.to_toml()).map_err(|e| folder(&toml, &e))?;
+        let (toml, text) = (out.join(CONFIG), trainer.config.to_toml());
+        files::replace(&toml, |file, _| file.write_all(text.as_bytes()))
+            .map_err(|e| folder(&toml, &e))?;
         trainer.loader.tokenizer().save(&out.join("tokenizer.json"))?;
         let parameters = trainer.model.specs.iter().map(|s| s.elements()).sum();
         let mut logs = Logs::open(&out, &trainer.config.log, trainer.steps).map_err(log_error)?;
@@ -201,13 +265,22 @@ impl<B: Backend> Run<B> {
             parameters,
             first_loss: None,
             last_loss: None,
+            validation_loss: None,
             seconds: 0.0,
             tokens_per_second: 0.0,
             skipped: 0,
             checkpoint: None,
             model: None,
         };
-        Ok(Run { trainer, logs, summary, losses: Vec::new(), saved: resumed_from })
+        Ok(Run {
+            trainer,
+            logs,
+            summary,
+            losses: Vec::new(),
+            saved: resumed_from,
+            validated: None,
+            _lock: lock,
+        })
     }
 
     fn steps(
@@ -248,6 +321,9 @@ impl<B: Backend> Run<B> {
             let config = &self.trainer.config;
             let due = |every: u64| every > 0 && log.step.is_multiple_of(every);
             let (sample, checkpoint) = (due(config.log.sample_every), due(config.checkpoint.every));
+            if due(config.data.validation.every) {
+                self.validate(tell)?;
+            }
             if sample {
                 self.sample(tell)?;
             }
@@ -260,10 +336,22 @@ impl<B: Backend> Run<B> {
         Ok(())
     }
 
+    fn validate(&mut self, tell: &mut dyn FnMut(&Event<'_>)) -> Result<(), TrainError> {
+        let Some(log) = self.trainer.validate()? else { return Ok(()) };
+        self.logs.validation(&log).map_err(log_error)?;
+        tell(&Event::Validation(&log));
+        self.validated = Some((log.step, log.loss));
+        Ok(())
+    }
+
     fn end(mut self, tell: &mut dyn FnMut(&Event<'_>)) -> Result<Summary, TrainError> {
         if self.saved != Some(self.trainer.steps) {
             self.checkpoint(tell)?;
         }
+        if !self.summary.stopped && self.validated.map(|v| v.0) != Some(self.trainer.steps) {
+            self.validate(tell)?;
+        }
+        self.summary.validation_loss = self.validated.map(|v| v.1);
         let trainer = &self.trainer;
         let last = &self.losses[self.losses.len().saturating_sub(50)..];
         self.summary.first_loss = self.losses.first().copied();
@@ -286,6 +374,7 @@ impl<B: Backend> Run<B> {
     fn checkpoint(&mut self, tell: &mut dyn FnMut(&Event<'_>)) -> Result<(), TrainError> {
         let config = &self.trainer.config.checkpoint;
         let checkpoints = self.summary.out.join("checkpoints");
+        tell(&Event::Saving);
         let saved = self.trainer.save()?;
         let path = training::write(&checkpoints, &saved, config.shard_bytes)?;
         training::rotate(&checkpoints, config.keep)?;
@@ -297,7 +386,8 @@ impl<B: Backend> Run<B> {
         Ok(())
     }
 
-    /// Greedy decoding of the prompt: the same at every resume.
+    /// A text behind the prompt. It is drawn with the run's seed and the step, so that a resumed
+    /// run writes the same.
     fn sample(&mut self, tell: &mut dyn FnMut(&Event<'_>)) -> Result<(), TrainError> {
         let Trainer { backend, model, params, config, loader, .. } = &self.trainer;
         let tokenizer = loader.tokenizer();
@@ -308,7 +398,11 @@ impl<B: Backend> Run<B> {
         let weights = model.weights(backend, params)?;
         let settings = Settings {
             tokens: config.log.sample_tokens,
-            sampling: Sampling { temperature: 0.0, top_p: 1.0, seed: 0 },
+            sampling: Sampling {
+                temperature: config.log.sample_temperature,
+                top_p: config.log.sample_top_p,
+                seed: config.seed.wrapping_add(self.trainer.steps),
+            },
             speculative: false,
             stop: vec![tokenizer.eos()],
         };

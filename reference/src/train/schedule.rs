@@ -133,6 +133,16 @@ pub struct Resolved {
 }
 
 impl Schedule {
+    /// The numbers that it states: values, and both ends of every ramp.
+    pub fn stated(&self) -> Vec<f64> {
+        match self {
+            Schedule::Constant(value) => vec![*value],
+            Schedule::Pieces(pieces) => {
+                pieces.iter().flat_map(|p| [p.value, p.from, p.to]).flatten().collect()
+            }
+        }
+    }
+
     /// Checks the pieces; `steps` is the length of the run, where it is known in steps.
     ///
     /// # Errors

@@ -40,7 +40,24 @@ pub struct Trainer<B: Backend> {
     pub steps: u64,
     /// Tokens trained on.
     pub tokens: u64,
+    /// Micro-batches of what is held out; none where nothing is.
+    validation: Vec<Batch>,
     schedules: Schedules,
+}
+
+/// The loss on what is held out: a line of `train.jsonl`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ValidationLog {
+    /// After this step.
+    pub step: u64,
+    /// Mean cross-entropy of the main model.
+    pub loss: f64,
+    /// That of each MTP module.
+    pub mtp_loss: Vec<f64>,
+    /// Predicted tokens.
+    pub predicted: usize,
+    /// Seconds that it took.
+    pub seconds: f64,
 }
 
 /// What a step reports: a line of `train.jsonl`.
@@ -118,8 +135,8 @@ impl<B: Backend> Trainer<B> {
 
     /// A run without values: parameters and moments are still to be set.
     pub(super) fn prepare(mut config: TrainConfig, backend: B) -> Result<Trainer<B>, TrainError> {
-        let file = format!("run '{}'", config.name);
-        let key = |(key, message)| TrainConfigError::Key { file, line: 1, key, message };
+        let place = format!("run '{}'", config.name);
+        let key = |(key, message)| TrainConfigError::Key { place, key, message };
         let schedules = config.schedules().map_err(key)?;
         let loader = Loader::open(&config.data, config.seq_len, config.seed)?;
         if loader.vocab_size() > config.model.vocab_size {
@@ -130,6 +147,8 @@ impl<B: Backend> Trainer<B> {
             );
             return Err(TrainError::Setting { key: "model.vocab_size".into(), message });
         }
+        let held_out = loader.held_out()?;
+        let validation = held_out.chunks(config.micro_batch).map(Batch::join).collect();
         config.model.eos_token_ids = vec![loader.tokenizer().eos()];
         let recipe = config.recipe.clone();
         let model = Model::new(&config.model, recipe, Parallel::default(), 0)?;
@@ -148,8 +167,45 @@ impl<B: Backend> Trainer<B> {
             loader,
             steps,
             tokens,
+            validation,
             schedules,
         })
+    }
+
+    /// The loss on what is held out; `None` where nothing is.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn validate(&self) -> Result<Option<ValidationLog>, TrainError> {
+        if self.validation.is_empty() {
+            return Ok(None);
+        }
+        let begin = Instant::now();
+        let (model, backend) = (&self.model, &self.backend);
+        let weights = model.weights(backend, &self.params)?;
+        let depth = model.mtp.len();
+        let (mut main, mut predicted) = (0.0, 0);
+        let mut mtp = vec![(0.0, 0); depth];
+        for batch in &self.validation {
+            let device = model.batch(backend, batch)?;
+            let settings = StepSettings::of(batch, depth, 0.0);
+            let forward = model.forward(backend, &weights, &device, &settings, false)?;
+            let report = model.report(backend, &forward)?;
+            main += report.main;
+            predicted += batch.predicted();
+            for (d, (sum, rows)) in mtp.iter_mut().enumerate() {
+                *sum += report.mtp[d];
+                *rows += batch.predicted_mtp(d + 1);
+            }
+        }
+        let mean = |sum: f64, n: usize| if n == 0 { 0.0 } else { sum / n as f64 };
+        Ok(Some(ValidationLog {
+            step: self.steps,
+            loss: mean(main, predicted),
+            mtp_loss: mtp.into_iter().map(|(sum, n)| mean(sum, n)).collect(),
+            predicted,
+            seconds: begin.elapsed().as_secs_f64(),
+        }))
     }
 
     /// Whether the run has reached its end.
@@ -243,15 +299,10 @@ impl<B: Backend> Trainer<B> {
             let mut left = per_shard;
             while left > 0 {
                 let take = left.min(self.config.micro_batch);
-                let mut batch = Batch::default();
-                for _ in 0..take {
-                    let sequence = self.loader.next()?;
-                    batch.tokens.extend(sequence.tokens);
-                    batch.targets.extend(sequence.targets);
-                    batch.segments.extend(sequence.segments);
-                }
+                let sequences: Vec<Batch> =
+                    (0..take).map(|_| self.loader.next()).collect::<Result<_, _>>()?;
                 left -= take;
-                micro_batches.push(batch);
+                micro_batches.push(Batch::join(&sequences));
             }
             shards.push(micro_batches);
         }
