@@ -1,11 +1,14 @@
 //! The command-line program: parsing and printing, one file per subcommand, no logic.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod check;
+mod completions;
 mod conform;
 mod demo;
 mod diagnose;
 mod doctor;
+#[allow(unsafe_code)]
+mod embedded;
 mod emulate;
 mod eval;
 mod generate;
@@ -17,6 +20,7 @@ mod replay;
 mod runs;
 mod search;
 mod simulate;
+mod sweep;
 mod train;
 
 use std::process::ExitCode;
@@ -48,6 +52,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Check(check::Args),
+    Completions(completions::Args),
     Conform(conform::Args),
     Simulate(Box<simulate::Args>),
     Search(search::Args),
@@ -58,20 +63,26 @@ enum Command {
     Kernels(kernels::Args),
     Eval(eval::Args),
     Generate(generate::Args),
+    Man(completions::ManArgs),
     Model(model::Args),
     Replay(replay::Args),
     Runs(runs::Args),
+    Sweep(sweep::Args),
     Train(train::Args),
 }
 
 fn main() -> ExitCode {
     // A reader that has seen enough (`| head`) ends the program; it is no error.
     sigpipe::reset();
+    if let Some(library) = embedded::libcuda() {
+        fathom_libcuda::private::embed(library);
+    }
     if let Some(code) = emulate::as_ptxas() {
         return code;
     }
     let outcome = match Cli::parse().command {
         Command::Check(args) => check::run(&args),
+        Command::Completions(args) => completions::run(&args),
         Command::Conform(args) => conform::run(&args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Search(args) => search::run(&args),
@@ -82,9 +93,11 @@ fn main() -> ExitCode {
         Command::Kernels(args) => kernels::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Man(args) => completions::man(&args),
         Command::Model(args) => model::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Runs(args) => runs::run(&args),
+        Command::Sweep(args) => sweep::run(&args),
         Command::Train(args) => train::run(&args),
     };
     match outcome {

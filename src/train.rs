@@ -29,13 +29,6 @@ end, model/ for `fathom eval` and `fathom generate`. All keys of run.toml: docs/
 Exit codes: 0 trained to the end, or stopped with a checkpoint; 1 loss or gradient was not finite;
 2 bad input.")]
 pub struct Args {
-    /// The run (TOML)
-    #[arg(long, value_name = "FILE.toml", conflicts_with = "preset")]
-    config: Option<PathBuf>,
-    /// Built-in run: tiny, deepseek-v3, deepseek-v3-32k, deepseek-v3-128k or deepseek-v3-sft
-    /// [default: tiny]
-    #[arg(long, value_name = "NAME")]
-    preset: Option<String>,
     /// Folder of the run
     #[arg(long, value_name = "DIR", default_value = "fathom-run")]
     out: PathBuf,
@@ -43,15 +36,34 @@ pub struct Args {
     /// yet, --config or --preset begins one
     #[arg(long)]
     resume: bool,
+    #[command(flatten)]
+    flags: RunFlags,
+    /// Seed of initial weights and data order
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Print one JSON document at the end, and nothing else, on stdout
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    record: RecordArgs,
+}
+
+/// What a run is made of: shared with `fathom sweep`.
+#[derive(clap::Args)]
+pub struct RunFlags {
+    /// The run (TOML)
+    #[arg(long, value_name = "FILE.toml", conflicts_with = "preset")]
+    config: Option<PathBuf>,
+    /// Built-in run: tiny, deepseek-v3, deepseek-v3-32k, deepseek-v3-128k or deepseek-v3-sft
+    /// [default: tiny]
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
     /// Steps of the run
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
     /// Precision mode: fp8, bf16, fp32 or f64
     #[arg(long, value_name = "MODE")]
     precision: Option<String>,
-    /// Seed of initial weights and data order
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
     /// Text, JSONL or Parquet to train on, by the file's extension; folders are searched for text
     #[arg(long, value_name = "FILE", num_args = 1..)]
     data: Vec<PathBuf>,
@@ -61,11 +73,39 @@ pub struct Args {
     /// Override a key of the run, for instance optim.clip=0.5; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Print one JSON document at the end, and nothing else, on stdout
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    record: RecordArgs,
+}
+
+impl RunFlags {
+    /// What the flags set, and `more` after it.
+    pub fn settings(&self, more: &[Setting]) -> Vec<Setting> {
+        let mut set = Vec::new();
+        set.extend(self.steps.map(|n| Setting::flag("--steps", "steps", n)));
+        set.extend(self.precision.as_ref().map(|m| Setting::flag("--precision", "recipe.mode", m)));
+        set.extend(self.set.iter().map(|assignment| Setting::set(assignment)));
+        set.extend(more.iter().cloned());
+        set
+    }
+
+    /// The run of the file or preset named; `None` where neither is.
+    pub fn named(&self, set: &[Setting]) -> Option<Result<TrainConfig, TrainError>> {
+        let config = match (&self.config, &self.preset) {
+            (Some(path), _) => TrainConfig::read(path, set),
+            (None, Some(name)) => TrainConfig::preset(name, set),
+            (None, None) => return None,
+        };
+        Some(config.map(|config| self.with_data(config)).map_err(TrainError::from))
+    }
+
+    /// A configuration with the data that the flags name.
+    pub fn with_data(&self, config: TrainConfig) -> TrainConfig {
+        config.with_files(&self.data).with_validation(&self.validate)
+    }
+
+    /// The run of the file or preset named, else `tiny`.
+    pub fn configuration(&self, set: &[Setting]) -> Result<TrainConfig, TrainError> {
+        let tiny = || Ok(self.with_data(TrainConfig::preset("tiny", set)?));
+        self.named(set).unwrap_or_else(tiny)
+    }
 }
 
 /// Runs the command, on a thread of the pool: a small parallel loop then begins at once, where one
@@ -79,13 +119,9 @@ fn train(args: &Args) -> output::Result {
     let interrupts = interrupts()?;
     let mut screen = Screen::new(args.json);
     let place = Place { out: args.out.clone(), resume: args.resume };
-    let stopped = || interrupts.stop.load(Ordering::SeqCst);
+    let stopped = || interrupts.stopped();
     let mut tell = |event: &Event<'_>| {
-        match event {
-            Event::Saving => interrupts.saving.store(true, Ordering::SeqCst),
-            Event::Checkpoint { .. } => interrupts.saving.store(false, Ordering::SeqCst),
-            _ => {}
-        }
+        interrupts.hear(event);
         screen.show(event);
     };
     let recording = args.record.open()?;
@@ -125,26 +161,17 @@ fn train(args: &Args) -> output::Result {
     Ok(Outcome::Holds)
 }
 
-/// The run: of the file or preset named, else `tiny`; with `--resume` that of the folder, which the
-/// flags must not contradict.
+/// The run of the flags; with `--resume` that of the folder, which the flags must not contradict.
 fn configuration(args: &Args) -> Result<TrainConfig, TrainError> {
-    let mut set = Vec::new();
-    set.extend(args.steps.map(|n| Setting::flag("--steps", "steps", n)));
-    set.extend(args.precision.as_ref().map(|m| Setting::flag("--precision", "recipe.mode", m)));
-    set.extend(args.seed.map(|n| Setting::flag("--seed", "seed", n)));
-    set.extend(args.set.iter().map(|assignment| Setting::set(assignment)));
-    let flags = |config: TrainConfig| config.with_files(&args.data).with_validation(&args.validate);
-    let named = || match (&args.config, &args.preset) {
-        (Some(path), _) => Some(TrainConfig::read(path, &set)),
-        (None, Some(name)) => Some(TrainConfig::preset(name, &set)),
-        (None, None) => None,
-    };
+    let seed = args.seed.map(|n| Setting::flag("--seed", "seed", n));
+    let (flags, set) = (&args.flags, args.flags.settings(seed.as_slice()));
     if args.resume {
-        let asked = |saved: &TrainConfig| Ok(flags(named().unwrap_or_else(|| saved.with(&set))?));
+        let of_folder = |saved: &TrainConfig| Ok(flags.with_data(saved.with(&set)?));
+        let asked = |saved: &TrainConfig| flags.named(&set).unwrap_or_else(|| of_folder(saved));
         if let Some(config) = run::resumed_config(&args.out, asked)? {
             return Ok(config);
         }
-        if named().is_none() {
+        if flags.named(&set).is_none() {
             let message = format!(
                 "expected a run to go on with ({}), found none; begin one without --resume, or name \
                  what to begin with --config or --preset",
@@ -153,7 +180,7 @@ fn configuration(args: &Args) -> Result<TrainConfig, TrainError> {
             return Err(TrainError::Folder { path: args.out.clone(), message });
         }
     }
-    Ok(flags(named().unwrap_or_else(|| TrainConfig::preset("tiny", &set))?))
+    flags.configuration(&set)
 }
 
 /// Signals of one request that arrive within this time count as one: `timeout` signals the process
@@ -162,16 +189,32 @@ const ONE_REQUEST: Duration = Duration::from_secs(1);
 
 /// What Ctrl-C and SIGTERM ask for.
 #[derive(Default)]
-struct Interrupts {
+pub struct Interrupts {
     /// The run is to stop with a checkpoint.
     stop: AtomicBool,
     /// A checkpoint is being written, which nothing interrupts.
     saving: AtomicBool,
 }
 
+impl Interrupts {
+    /// Whether the run is to stop.
+    pub fn stopped(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    /// Hears of what the run does.
+    pub fn hear(&self, event: &Event<'_>) {
+        match event {
+            Event::Saving => self.saving.store(true, Ordering::SeqCst),
+            Event::Checkpoint { .. } => self.saving.store(false, Ordering::SeqCst),
+            _ => {}
+        }
+    }
+}
+
 /// Listens for Ctrl-C and SIGTERM: the first stops with a checkpoint; one that comes later, while no
 /// checkpoint is being written, ends the process at once.
-fn interrupts() -> Result<Arc<Interrupts>, ctrlc::Error> {
+pub fn interrupts() -> Result<Arc<Interrupts>, ctrlc::Error> {
     let interrupts = Arc::new(Interrupts::default());
     let handler = Arc::clone(&interrupts);
     let mut first: Option<Instant> = None;

@@ -83,3 +83,21 @@ fn the_simulator_refuses_bad_input_with_2_and_a_reason() {
         assert!(out.stdout.is_empty(), "{args}");
     }
 }
+
+#[test]
+fn completions_and_manual_pages_name_every_command() {
+    let fathom = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_fathom")).args(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for shell in ["bash", "zsh", "fish"] {
+        let text = fathom(&["completions", shell]);
+        assert!(text.contains("simulate") && text.contains("sweep"), "{shell}");
+    }
+    assert!(fathom(&["man"]).contains(".TH fathom 1"));
+    let folder = tempfile::tempdir().unwrap();
+    fathom(&["man", "--dir", folder.path().to_str().unwrap()]);
+    let page = std::fs::read_to_string(folder.path().join("fathom-train.1")).unwrap();
+    assert!(page.contains("resume"), "{page}");
+}

@@ -46,6 +46,28 @@ fn emulate(args: &[&str]) -> std::process::Output {
     Command::new(env!("CARGO_BIN_EXE_fathom")).arg("emulate").args(args).output().unwrap()
 }
 
+/// Copied away from everything it was built with, the program still has its driver.
+#[test]
+fn the_program_brings_its_driver_wherever_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("fathom");
+    std::fs::copy(env!("CARGO_BIN_EXE_fathom"), &copy).unwrap();
+    let run = |library: Option<&str>| {
+        let mut command = Command::new(&copy);
+        command.args(["emulate", "--gpu", "h100", "--"]).arg(&copy).args(["doctor", "--json"]);
+        library.map(|path| command.env("FATHOM_LIBCUDA", path));
+        command.output().unwrap()
+    };
+    let output = run(None);
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(stdout.contains("H100") && stdout.contains("(emulated)"), "{stdout}");
+    let output = run(Some("/nowhere/libcuda.so"));
+    assert_eq!(output.status.code(), Some(2));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("FATHOM_LIBCUDA=/nowhere/libcuda.so: expected"), "{stderr}");
+}
+
 #[test]
 fn a_cuda_python_program_runs_unchanged() {
     let Some(python) = python() else { return };

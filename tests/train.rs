@@ -351,6 +351,44 @@ fn validation_changes_no_bit_of_the_run() {
     assert_eq!(bench.steps("alone"), bench.steps("measured"));
 }
 
+/// A grid of two keys and two seeds, stopped in its midst: the same command goes on, and the table
+/// is that of a sweep left alone.
+#[test]
+fn a_sweep_goes_on_where_it_stopped() {
+    let bench = Bench::new();
+    let sweep = |name: &str, steps: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fathom"));
+        command.arg("sweep").arg("--config").arg(bench.out("run.toml"));
+        command.arg("--data").arg(bench.out("text.txt")).arg("--out").arg(bench.out(name));
+        command.args(["--grid", "schedule.learning_rate=1e-3,1e-2", "--grid", "optim.clip=0,1"]);
+        command.args(["--seeds", "1,2", "--json", "--steps", steps]).stdin(Stdio::null());
+        command
+    };
+    let whole = sweep("whole", "12").output().unwrap();
+    assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
+    let table: Value = serde_json::from_slice(&whole.stdout).unwrap();
+    let rows = table["rows"].as_array().unwrap();
+    assert_eq!((rows.len(), rows[0]["seeds"].as_array().unwrap().len()), (4, 2));
+    let score = |row: &Value| row["loss"]["mean"].as_f64().unwrap();
+    let best = rows.iter().map(score).fold(f64::INFINITY, f64::min);
+    assert_eq!(score(&table["best"]), best);
+    let picture = fs::read_to_string(bench.out("whole").join("sweep.svg")).unwrap();
+    assert_eq!((picture.matches("<polyline").count(), picture.matches("<circle").count()), (2, 4));
+
+    let mut child = sweep("stopped", "12").stdout(Stdio::null()).spawn().unwrap();
+    while !bench.out("stopped").join("learning_rate=1e-3_clip=1_seed=1").exists() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let again = sweep("stopped", "12").output().unwrap();
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    assert_eq!(serde_json::from_slice::<Value>(&again.stdout).unwrap(), table);
+    // Other steps are another sweep.
+    let message = bench.refuses("stopped", sweep("stopped", "13").stdout(Stdio::null()));
+    assert!(message.contains("steps is 12 there and 13"), "{message}");
+}
+
 #[test]
 fn bad_input_names_its_place_and_leaves_nothing() {
     let bench = Bench::new();

@@ -10,6 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::sync::OnceLock;
 
 use fathom_emulator::{Finding, KernelRecord};
 use serde::{Deserialize, Serialize};
@@ -88,10 +89,18 @@ impl Choices {
 pub enum PrepareError {
     /// The library was not built, or was moved.
     #[error("{LIBRARY}: expected beside the program or in deps/ below it ({}), found none; build it \
-             with `cargo build --release -p fathom-libcuda`", folder.display())]
+             with `cargo build --release -p fathom-libcuda`, or set FATHOM_LIBCUDA to its path",
+            folder.display())]
     NoLibrary {
         /// The program's folder.
         folder: PathBuf,
+    },
+    /// FATHOM_LIBCUDA names no file.
+    #[error("FATHOM_LIBCUDA={}: expected the emulated driver's library, found no such file",
+            path.display())]
+    NotThere {
+        /// What it names.
+        path: PathBuf,
     },
     /// The file system refused.
     #[error("{}: {source}", path.display())]
@@ -116,7 +125,41 @@ impl Drop for Prepared {
     }
 }
 
-/// Makes the private folder, from the library that was built with the running program.
+static EMBEDDED: OnceLock<&'static [u8]> = OnceLock::new();
+
+/// Tells of the library that the running program holds in itself; [`prepare`] then needs no file.
+pub fn embed(library: &'static [u8]) {
+    // Told twice, it is the same library.
+    let _ = EMBEDDED.set(library);
+}
+
+/// Where the library comes from.
+enum Library {
+    File(PathBuf),
+    Bytes(&'static [u8]),
+}
+
+/// The file that FATHOM_LIBCUDA names, else what the program holds in itself, else the newest one
+/// beside it.
+fn library(program: &Path) -> Result<Library, PrepareError> {
+    if let Some(path) = std::env::var_os("FATHOM_LIBCUDA").map(PathBuf::from) {
+        return match path.is_file() {
+            true => Ok(Library::File(path)),
+            false => Err(PrepareError::NotThere { path }),
+        };
+    }
+    if let Some(bytes) = EMBEDDED.get() {
+        return Ok(Library::Bytes(bytes));
+    }
+    let beside = program.parent().unwrap_or(Path::new(".")).to_owned();
+    // Test programs stand in deps/ themselves.
+    let places = [beside.join(LIBRARY), beside.join("deps").join(LIBRARY)];
+    let newest = |p: &PathBuf| std::fs::metadata(p).and_then(|m| m.modified()).ok();
+    let found = places.into_iter().filter(|p| p.is_file()).max_by_key(newest);
+    found.map(Library::File).ok_or(PrepareError::NoLibrary { folder: beside })
+}
+
+/// Makes the private folder, from the library that belongs to the running program.
 ///
 /// # Errors
 /// [`PrepareError`].
@@ -126,13 +169,7 @@ pub fn prepare(choices: Choices) -> Result<Prepared, PrepareError> {
         move |source| PrepareError::Io { path, source }
     };
     let program = std::env::current_exe().map_err(io(Path::new("the running program")))?;
-    let beside = program.parent().unwrap_or(Path::new(".")).to_owned();
-    // Test programs stand in deps/ themselves.
-    let places = [beside.join(LIBRARY), beside.join("deps").join(LIBRARY)];
-    let newest = |p: &PathBuf| std::fs::metadata(p).and_then(|m| m.modified()).ok();
-    let library = places.into_iter().filter(|p| p.is_file()).max_by_key(newest);
-    let library = library.ok_or(PrepareError::NoLibrary { folder: beside })?;
-
+    let library = library(&program)?;
     let name = format!("fathom-emulate-{}", std::process::id());
     let folder = std::env::temp_dir().join(name);
     let _ = std::fs::remove_dir_all(&folder);
@@ -140,7 +177,11 @@ pub fn prepare(choices: Choices) -> Result<Prepared, PrepareError> {
     std::fs::create_dir_all(&summary).map_err(io(&summary))?;
     let prepared =
         Prepared { folder: folder.clone(), choices: Choices { summary: Some(summary), ..choices } };
-    std::fs::copy(&library, folder.join("libcuda.so.1")).map_err(io(&library))?;
+    let target = folder.join("libcuda.so.1");
+    match library {
+        Library::File(path) => std::fs::copy(&path, &target).map(|_| ()).map_err(io(&path))?,
+        Library::Bytes(bytes) => std::fs::write(&target, bytes).map_err(io(&target))?,
+    }
     #[cfg(unix)]
     {
         let link = |target: &Path, name: &str| {

@@ -4,11 +4,12 @@
 //! Runs with one `name` are one group, seeds apart. The difference to the baseline is taken seed by
 //! seed, since runs of one seed see the same data in the same order from the same weights.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::Value;
+
+use super::plot::{self, Axis, Line};
 
 /// Why a run cannot be compared.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +35,7 @@ pub enum CompareError {
 }
 
 /// A run as its log tells it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Run {
     /// `name` of its configuration.
     pub name: String,
@@ -42,6 +43,12 @@ pub struct Run {
     pub seed: u64,
     /// Main loss of every step, in order.
     pub losses: Vec<f64>,
+    /// Loss on what was held out, at its last measurement.
+    pub validation: Option<f64>,
+    /// Whether it came to its end.
+    pub ended: bool,
+    /// Why it ended before, where loss or gradient was not finite.
+    pub diverged: Option<String>,
 }
 
 impl Run {
@@ -59,7 +66,7 @@ impl Run {
         let text = std::fs::read_to_string(&path).map_err(|e| {
             wrong(None, format!("{e}; expected the log of a run of `fathom train`"))
         })?;
-        let mut run = Run { name: String::new(), seed: 0, losses: Vec::new() };
+        let mut run = Run::default();
         for (i, line) in text.lines().enumerate() {
             let value: Value = serde_json::from_str(line)
                 .map_err(|e| wrong(Some(i + 1), format!("expected a JSON object: {e}")))?;
@@ -69,6 +76,8 @@ impl Run {
                     run.name = config["name"].as_str().unwrap_or("run").to_owned();
                     run.seed = config["seed"].as_u64().unwrap_or(0);
                 }
+                // A step whose update was left out has no finite loss.
+                Some("step") if value["skipped"] == true => {}
                 Some("step") => {
                     let loss = value["loss"].as_f64().ok_or_else(|| {
                         wrong(
@@ -78,6 +87,9 @@ impl Run {
                     })?;
                     run.losses.push(loss);
                 }
+                Some("validation") => run.validation = value["loss"].as_f64(),
+                Some("end") => run.ended = value["summary"]["stopped"] == false,
+                Some("diverged") => run.diverged = value["reason"].as_str().map(str::to_owned),
                 _ => {}
             }
         }
@@ -106,7 +118,8 @@ pub struct Spread {
 }
 
 impl Spread {
-    fn of(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
+    /// That of values; `None` where there are none.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
         let values: Vec<f64> = values.into_iter().collect();
         (!values.is_empty()).then(|| Spread {
             mean: values.iter().sum::<f64>() / values.len() as f64,
@@ -178,61 +191,27 @@ fn groups(runs: &[Run]) -> Vec<(&str, Vec<&Run>)> {
     groups
 }
 
-/// Lines of the picture: readable on white and on dark ground, and apart for colour-blind readers.
-const COLOURS: [&str; 7] =
-    ["#2a78d6", "#c2571a", "#1a8f6b", "#8a5cc9", "#b98a00", "#c43d7a", "#6b7280"];
 /// Steps of the moving mean that a line shows.
 const WINDOW: usize = 10;
-const WIDTH: f64 = 860.0;
-const HEIGHT: f64 = 420.0;
-const LEFT: f64 = 56.0;
-const TOP: f64 = 16.0;
-const PLOT_WIDTH: f64 = WIDTH - LEFT - 150.0;
-const PLOT_HEIGHT: f64 = HEIGHT - TOP - 44.0;
 
 /// The loss over the steps as SVG: a line a group, the mean of its seeds under a moving mean of
 /// 10 steps, in a band from the smallest to the largest seed.
 pub fn svg(runs: &[Run]) -> String {
     let curves: Vec<(&str, Vec<Spread>)> =
         groups(runs).into_iter().map(|(name, runs)| (name, curve(&runs))).collect();
-    let steps = curves.iter().map(|(_, c)| c.len()).max().unwrap_or(1).max(2);
-    let finite = || curves.iter().flat_map(|(_, c)| c).filter(|s| s.mean.is_finite());
-    let low = finite().map(|s| s.min).fold(f64::INFINITY, f64::min);
-    let high = finite().map(|s| s.max).fold(f64::NEG_INFINITY, f64::max);
-    let (low, high) = if low < high { (low, high) } else { (0.0, 1.0) };
-    let tick = tick(high - low);
-    let (low, high) = ((low / tick).floor() * tick, (high / tick).ceil() * tick);
-    let x = |step: f64| LEFT + PLOT_WIDTH * step / steps as f64;
-    let y = |loss: f64| TOP + PLOT_HEIGHT * (high - loss) / (high - low);
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
-         font-family=\"system-ui, sans-serif\" font-size=\"12\">\n<style>\
-         .ground{{fill:#ffffff}}.ink{{fill:#24292f}}.grid{{stroke:#d0d7de}}\
-         @media(prefers-color-scheme:dark){{.ground{{fill:#0d1117}}.ink{{fill:#c9d1d9}}\
-         .grid{{stroke:#30363d}}}}</style>\n\
-         <rect class=\"ground\" width=\"{WIDTH}\" height=\"{HEIGHT}\"/>\n"
-    );
-    axes(&mut out, steps, (low, high, tick), &x, &y);
-    for ((name, curve), colour) in curves.iter().zip(COLOURS.iter().cycle()) {
-        let place = |(i, loss): (usize, f64)| format!("{:.1},{:.1}", x(i as f64 + 1.0), y(loss));
-        let points = |of: fn(&Spread) -> f64| {
-            let all = curve.iter().enumerate().filter(|(_, s)| s.mean.is_finite());
-            all.map(|(i, s)| place((i, of(s)))).collect::<Vec<_>>()
-        };
-        let mut band = points(|s| s.max);
-        band.extend(points(|s| s.min).into_iter().rev());
-        let (band, line) = (band.join(" "), points(|s| s.mean).join(" "));
-        let _ = writeln!(
-            out,
-            "<g><title>{name}</title><polygon points=\"{band}\" fill=\"{colour}\" \
-             opacity=\"0.15\"/><polyline points=\"{line}\" fill=\"none\" stroke=\"{colour}\" \
-             stroke-width=\"1.6\"/></g>",
-            name = escape(name)
-        );
-    }
-    legend(&mut out, &curves);
-    out.push_str("</svg>\n");
-    out
+    let steps = curves.iter().map(|(_, c)| c.len()).max().unwrap_or(1).max(2) as f64;
+    let place = |(i, spread): (usize, Spread)| ((i as f64 + 1.0) / steps, spread);
+    let line = |(name, curve): (&str, Vec<Spread>)| Line {
+        name: name.to_owned(),
+        points: curve.into_iter().enumerate().map(place).collect(),
+    };
+    let every = plot::tick(steps).max(1.0);
+    let ticks = (0..).map(|i| f64::from(i) * every).take_while(|step| *step <= steps);
+    let axis = Axis {
+        label: "step".into(),
+        ticks: ticks.map(|step| (step / steps, step.to_string())).collect(),
+    };
+    plot::svg(&curves.into_iter().map(line).collect::<Vec<_>>(), &axis, "loss")
 }
 
 /// The seeds' spread at every step, under the moving mean.
@@ -248,79 +227,12 @@ fn curve(runs: &[&Run]) -> Vec<Spread> {
     (0..steps).filter_map(spread).collect()
 }
 
-/// Distance of grid lines: 1, 2 or 5 times a power of ten, some six over `range`.
-fn tick(range: f64) -> f64 {
-    let rough = range / 6.0;
-    let power = 10f64.powf(rough.log10().floor());
-    [1.0, 2.0, 5.0, 10.0].into_iter().map(|t| t * power).find(|&t| t >= rough).unwrap_or(power)
-}
-
-fn axes(
-    out: &mut String,
-    steps: usize,
-    (low, high, every): (f64, f64, f64),
-    x: &dyn Fn(f64) -> f64,
-    y: &dyn Fn(f64) -> f64,
-) {
-    let lines = ((high - low) / every).round() as usize;
-    let digits = if every < 1.0 { (-every.log10().floor()) as usize } else { 0 };
-    for i in 0..=lines {
-        let loss = low + i as f64 * every;
-        let (y, right) = (y(loss), LEFT + PLOT_WIDTH);
-        let _ = writeln!(
-            out,
-            "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{right}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>\
-             <text class=\"ink\" x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{loss:.digits$}</text>",
-            LEFT - 8.0,
-            y + 4.0
-        );
-    }
-    let every = tick(steps as f64).max(1.0);
-    let mut step = 0.0;
-    while step <= steps as f64 {
-        let _ = writeln!(
-            out,
-            "<text class=\"ink\" x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{step}</text>",
-            x(step),
-            TOP + PLOT_HEIGHT + 18.0
-        );
-        step += every;
-    }
-    let (middle, centre) = (LEFT + PLOT_WIDTH / 2.0, TOP + PLOT_HEIGHT / 2.0);
-    let _ = writeln!(
-        out,
-        "<text class=\"ink\" x=\"{middle}\" y=\"{}\" text-anchor=\"middle\">step</text>\
-         <text class=\"ink\" x=\"14\" y=\"{centre}\" text-anchor=\"middle\" \
-         transform=\"rotate(-90 14 {centre})\">loss</text>",
-        HEIGHT - 6.0
-    );
-}
-
-fn legend(out: &mut String, curves: &[(&str, Vec<Spread>)]) {
-    for (i, ((name, _), colour)) in curves.iter().zip(COLOURS.iter().cycle()).enumerate() {
-        let (x, y) = (LEFT + PLOT_WIDTH + 16.0, TOP + 12.0 + 20.0 * i as f64);
-        let _ = writeln!(
-            out,
-            "<line x1=\"{x}\" x2=\"{}\" y1=\"{y}\" y2=\"{y}\" stroke=\"{colour}\" \
-             stroke-width=\"3\"/><text class=\"ink\" x=\"{}\" y=\"{}\">{}</text>",
-            x + 18.0,
-            x + 24.0,
-            y + 4.0,
-            escape(name)
-        );
-    }
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn run(name: &str, seed: u64, losses: &[f64]) -> Run {
-        Run { name: name.into(), seed, losses: losses.to_vec() }
+        Run { name: name.into(), seed, losses: losses.to_vec(), ..Run::default() }
     }
 
     #[test]
@@ -347,7 +259,8 @@ mod tests {
         let good = "{\"kind\":\"start\",\"config\":{\"name\":\"a\",\"seed\":7}}\n\
                     {\"kind\":\"step\",\"step\":1,\"loss\":2.5}\n{\"kind\":\"end\"}\n";
         std::fs::write(&path, good).unwrap();
-        assert_eq!(Run::read(folder.path()).unwrap(), run("a", 7, &[2.5]));
+        let read = Run::read(folder.path()).unwrap();
+        assert_eq!(read, run("a", 7, &[2.5]));
         std::fs::write(&path, format!("{good}{{\"kind\":\"step\",\"loss\":null}}\n")).unwrap();
         let error = Run::read(folder.path()).unwrap_err().to_string();
         assert!(error.ends_with("train.jsonl:4: expected a number 'loss', found null"), "{error}");

@@ -16,10 +16,12 @@ mod config;
 pub mod divergence;
 pub mod lock;
 pub mod log;
+mod plot;
 mod read;
 pub mod run;
 pub mod schedule;
 pub mod state;
+pub mod sweep;
 pub mod tensorboard;
 mod trainer;
 
