@@ -32,14 +32,16 @@ use std::borrow::Cow;
 use fathom_trace::{DType, TensorMeta};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, CowArray, Ix2, s};
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::example::{Example, shape};
 use super::real::{FLOATS, Real, compute_dtype, in_real, maximum, tree_sum, tree_sum_rows};
 use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;
 
 /// Sizes of an attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Heads {
     /// Query heads.
@@ -53,7 +55,7 @@ pub struct Heads {
 }
 
 /// Causal attention.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Attention {
     /// Heads and their widths.
@@ -70,7 +72,7 @@ pub struct Attention {
 }
 
 /// Gradient of [`Attention`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AttentionBackward {
     /// Heads and their widths.
@@ -148,6 +150,18 @@ impl Op for Attention {
     const NAME: &'static str = "attention";
     const INPUTS: &'static [Role] = &[input("q"), input("k"), input("v")];
     const OUTPUTS: &'static [&'static str] = &["o", "lse"];
+
+    fn example() -> Example {
+        let (t, s, heads, kv_heads, qk, v) = (4, 5, 4, 2, 4, 3);
+        let shape = Heads { heads, kv_heads, qk, v };
+        let (segments, keys) = (vec![2, 2], vec![3, 2]);
+        Example::new(Attention { shape, scale: 0.5, segments, keys, block_kv: 2 })
+            .input("q", DType::BF16, shape![t, heads * qk])
+            .input("k", DType::BF16, shape![s, kv_heads * qk])
+            .input("v", DType::BF16, shape![s, kv_heads * v])
+            .output("o", shape![t, heads * v])
+            .output("lse", shape![t, heads])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(q), Some(k), Some(v)] = inputs else { unreachable!("mandatory") };
@@ -293,6 +307,22 @@ impl Op for AttentionBackward {
     const INPUTS: &'static [Role] =
         &[input("q"), input("k"), input("v"), input("o"), input("lse"), input("do")];
     const OUTPUTS: &'static [&'static str] = &["dq", "dk", "dv"];
+
+    fn example() -> Example {
+        let (t, s, heads, kv_heads, qk, v) = (4, 5, 4, 2, 4, 3);
+        let shape = Heads { heads, kv_heads, qk, v };
+        let (segments, keys) = (vec![2, 2], vec![3, 2]);
+        Example::new(AttentionBackward { shape, scale: 0.5, segments, keys, block_kv: 2 })
+            .input("q", DType::BF16, shape![t, heads * qk])
+            .input("k", DType::BF16, shape![s, kv_heads * qk])
+            .input("v", DType::BF16, shape![s, kv_heads * v])
+            .input("o", DType::BF16, shape![t, heads * v])
+            .input("lse", DType::F32, shape![t, heads])
+            .input("do", DType::BF16, shape![t, heads * v])
+            .output("dq", shape![t, heads * qk])
+            .output("dk", shape![s, kv_heads * qk])
+            .output("dv", shape![s, kv_heads * v])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(q), Some(k), Some(v), Some(o), Some(lse), Some(d_o)] = inputs else {

@@ -10,8 +10,10 @@
 //! tokens in order. Sources: arXiv 2412.19437, equations 17 to 20; 2405.04434, section 2.2.3.
 
 use fathom_trace::{DType, TensorMeta};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::example::{Example, shape};
 use super::attention::spans;
 use super::real::{REALS, Real, in_real, tree_sum};
 use super::router::top;
@@ -19,7 +21,7 @@ use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
 
 /// A balance loss and its gradient.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BalanceLoss {
     /// Experts a token.
@@ -36,6 +38,15 @@ impl Op for BalanceLoss {
     const NAME: &'static str = "balance_loss";
     const INPUTS: &'static [Role] = &[input("scores"), optional("indices")];
     const OUTPUTS: &'static [&'static str] = &["loss", "dscores"];
+
+    fn example() -> Example {
+        let (t, experts, top_k, segments) = (4, 4, 2, 2);
+        Example::new(BalanceLoss { top_k, weight: 0.5, segments: vec![3, 1], devices: 2 })
+            .positive("scores", DType::F32, shape![t, experts])
+            .indices("indices", shape![t, top_k], &[0, 2, 1, 0, 3, 2, 0, 1])
+            .output("loss", shape![segments])
+            .output("dscores", shape![t, experts])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(scores), indices] = inputs else { unreachable!("mandatory") };

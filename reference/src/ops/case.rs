@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use fathom_trace::TensorMeta;
+use fathom_trace::{DType, TensorMeta};
 
-use super::{DynOp, OpError, metas};
+use super::{DynOp, OpError, Role, entry_of, metas};
 use crate::Tensor;
 
 /// Outputs by role.
@@ -23,17 +23,22 @@ impl Case {
     /// The inputs in the order of the op's roles.
     ///
     /// # Errors
-    /// [`OpError::Unexpected`] for a tensor that is no input of the op.
+    /// [`OpError::Roles`] for tensors that are no input of the op, and then also for inputs that
+    /// are absent.
     pub fn ordered_inputs(&self) -> Result<Vec<Option<Tensor>>, OpError> {
         let roles = self.op.inputs();
-        if let Some(role) = self.inputs.keys().find(|k| roles.iter().all(|r| r.name != **k)) {
-            return Err(OpError::Unexpected {
-                role: role.clone(),
-                op: self.op.name(),
-                expected: roles.iter().map(|r| r.name).collect(),
-            });
+        let inputs = roles.iter().map(|r| self.inputs.get(r.name).cloned()).collect();
+        let known: Vec<&str> = roles.iter().map(|r| r.name).collect();
+        let found = self.inputs.keys().map(String::as_str);
+        let unknown: Vec<&str> = found.filter(|name| !known.contains(name)).collect();
+        if unknown.is_empty() {
+            return Ok(inputs);
         }
-        Ok(roles.iter().map(|r| self.inputs.get(r.name).cloned()).collect())
+        let mut error = OpError::unknown_roles(self.op.name(), &unknown, &known);
+        if let OpError::Roles { missing, .. } = &mut error {
+            *missing = expected_of_absent(&*self.op, &metas(roles, &inputs));
+        }
+        Err(error)
     }
 
     /// What comes out: roles, dtypes and shapes.
@@ -43,6 +48,50 @@ impl Case {
     pub fn infer(&self) -> Result<Vec<TensorMeta>, OpError> {
         self.op.infer(&metas(self.op.inputs(), &self.ordered_inputs()?))
     }
+}
+
+/// The mandatory inputs that are absent, each with what the op expects there: its rules are asked
+/// with something wrong in the input's place. Where a shape is not fixed by what is there, it
+/// stands in the words of the rule or of the op's example.
+pub(super) fn expected_of_absent(op: &dyn DynOp, inputs: &[Option<TensorMeta>]) -> Vec<String> {
+    let absent = |(role, found): (&Role, &Option<_>)| !role.optional && found.is_none();
+    let absent: Vec<bool> = op.inputs().iter().zip(inputs).map(absent).collect();
+    let mut tried = inputs.to_vec();
+    let mut said: Vec<[Option<String>; 2]> = vec![[None, None]; inputs.len()];
+    for (i, role) in op.inputs().iter().enumerate().filter(|(i, _)| absent[*i]) {
+        tried[i] = Some(TensorMeta { role: role.name.into(), dtype: DType::Bool, shape: vec![] });
+    }
+    let place = |role: &str| op.inputs().iter().position(|r| r.name == role).filter(|i| absent[*i]);
+    // Each rule that is asked twice about the same tensor has no further answer.
+    for _ in 0..3 * inputs.len() {
+        match op.infer(&tried) {
+            Err(OpError::DType { role, expected, .. }) => {
+                let Some(i) = place(&role) else { break };
+                let first = expected.split(" or ").next().and_then(DType::from_name);
+                let (Some(input), Some(dtype)) = (&mut tried[i], first) else { break };
+                input.dtype = dtype;
+                said[i][0] = Some(expected);
+            }
+            Err(OpError::Shape { role, expected, .. }) => {
+                let Some(i) = place(&role) else { break };
+                let sizes = serde_json::from_str(&expected);
+                said[i][1] = Some(expected);
+                let (Some(input), Ok(sizes)) = (&mut tried[i], sizes) else { break };
+                input.shape = sizes;
+            }
+            _ => break,
+        }
+    }
+    let example = entry_of(op.name()).map(|entry| (entry.example)());
+    let words = |(i, [dtype, shape]): (usize, &[Option<String>; 2])| {
+        let name = op.inputs()[i].name;
+        let like = example.as_ref().ok().map(|example| &example.inputs[i]);
+        let dtype = dtype.clone().or(like.map(|l| format!("{} for instance", l.dtype)));
+        let shape = shape.clone().or(like.map(|l| l.shape.words.to_owned()));
+        let known: Vec<String> = [dtype, shape].into_iter().flatten().collect();
+        format!("'{name}' ({})", known.join(", "))
+    };
+    said.iter().enumerate().filter(|(i, _)| absent[*i]).map(words).collect()
 }
 
 /// Whatever computes a case: the reference, a GPU, the emulated driver, a hypothesis.

@@ -1,9 +1,11 @@
 //! Exchanges between ranks. Each names its group; with one member it is the identity, and only
 //! then can the host compute it. `meta` records them for any group.
 
-use fathom_trace::{Group, TensorMeta};
+use fathom_trace::{DType, Group, GroupKind, TensorMeta};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::example::{Example, Shape, ceil, shape};
 use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;
 
@@ -20,9 +22,9 @@ pub(super) fn alone(op: &'static str, group: Group) -> Result<(), OpError> {
 }
 
 macro_rules! collectives {
-    ($($(#[$doc:meta])* $name:ident $op:literal $shape:expr, $sent:expr;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident $op:literal $shape:expr, $sent:expr, $y:expr;)*) => {$(
         $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
         #[serde(deny_unknown_fields)]
         pub struct $name {
             /// The ranks that take part.
@@ -33,6 +35,14 @@ macro_rules! collectives {
             const NAME: &'static str = $op;
             const INPUTS: &'static [Role] = &[input("x")];
             const OUTPUTS: &'static [&'static str] = &["y"];
+
+            fn example() -> Example {
+                let (rows, columns, size) = (3, 4, 1);
+                let y: fn(usize, usize, usize) -> Shape = $y;
+                Example::new($name { group: Group { kind: GroupKind::Dp, size } })
+                    .input("x", DType::BF16, shape![rows, columns])
+                    .output("y", y(rows, columns, size))
+            }
 
             fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
                 let [Some(x)] = inputs else { unreachable!("mandatory") };
@@ -65,13 +75,18 @@ macro_rules! collectives {
 
 collectives! {
     /// Every rank gets the sum over ranks (a ring sends 2 (n - 1) / n of the bytes).
-    AllReduce "all_reduce" |rows, _| rows, |bytes, n| 2 * bytes * (n - 1) / n;
+    AllReduce "all_reduce" |rows, _| rows, |bytes, n| 2 * bytes * (n - 1) / n,
+        |rows, columns, _| shape![rows, columns];
     /// Every rank gets its share of the sum's rows.
-    ReduceScatter "reduce_scatter" |rows, n| rows.div_ceil(n), |bytes, n| bytes * (n - 1) / n;
+    ReduceScatter "reduce_scatter" |rows, n| rows.div_ceil(n), |bytes, n| bytes * (n - 1) / n,
+        |rows, columns, size| shape![ceil(rows, size), columns];
     /// Every rank gets the rows of all, in order of rank.
-    AllGather "all_gather" |rows, n| rows * n, |bytes, n| bytes * (n - 1);
+    AllGather "all_gather" |rows, n| rows * n, |bytes, n| bytes * (n - 1),
+        |rows, columns, size| shape![rows * size, columns];
     /// To the next pipeline stage (or the one before, in the backward).
-    Send "send" |rows, _| rows, |bytes, n| if n > 1 { bytes } else { 0 };
+    Send "send" |rows, _| rows, |bytes, n| if n > 1 { bytes } else { 0 },
+        |rows, columns, _| shape![rows, columns];
     /// From the pipeline stage before; `x` gives the shape that arrives.
-    Recv "recv" |rows, _| rows, |_, _| 0;
+    Recv "recv" |rows, _| rows, |_, _| 0,
+        |rows, columns, _| shape![rows, columns];
 }

@@ -11,8 +11,10 @@
 use fathom_trace::{DType, TensorMeta};
 use ndarray::{ArrayView2, s};
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::example::{Example, shape};
 use super::gemm::{Gemm, Layout, product, product_into};
 use super::real::{FLOATS, Real, compute_dtype, in_real, maximum, tree_sum_rows};
 use super::{Op, OpError, Role, input, rules};
@@ -22,12 +24,12 @@ use crate::Tensor;
 const ROWS: usize = 128;
 
 /// Head and cross-entropy, a loss a row.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CrossEntropy {}
 
 /// Gradient of `scale` times the sum of [`CrossEntropy`]'s losses.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CrossEntropyBackward {
     /// Weight of each row: one over the number of predicted tokens of the whole step, say.
@@ -94,6 +96,16 @@ impl Op for CrossEntropy {
     const INPUTS: &'static [Role] = &[input("x"), input("weight"), input("targets")];
     const OUTPUTS: &'static [&'static str] = &["loss", "lse"];
 
+    fn example() -> Example {
+        let (t, hidden, vocab) = (3, 4, 5);
+        Example::new(CrossEntropy {})
+            .input("x", DType::BF16, shape![t, hidden])
+            .input("weight", DType::BF16, shape![vocab, hidden])
+            .indices("targets", shape![t], &[2, -1, 0])
+            .output("loss", shape![t])
+            .output("lse", shape![t])
+    }
+
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [t, ..] = check(Self::NAME, inputs)?;
         let compute = compute_dtype(inputs[0].as_ref().expect("mandatory").dtype);
@@ -136,6 +148,18 @@ impl Op for CrossEntropyBackward {
     const INPUTS: &'static [Role] =
         &[input("x"), input("weight"), input("targets"), input("lse"), input("acc")];
     const OUTPUTS: &'static [&'static str] = &["dx", "dw"];
+
+    fn example() -> Example {
+        let (t, hidden, vocab) = (3, 4, 5);
+        Example::new(CrossEntropyBackward { scale: 0.5, out: DType::BF16, segments: vec![2, 1] })
+            .input("x", DType::BF16, shape![t, hidden])
+            .input("weight", DType::BF16, shape![vocab, hidden])
+            .indices("targets", shape![t], &[2, -1, 0])
+            .input("lse", DType::F32, shape![t])
+            .input("acc", DType::F32, shape![vocab, hidden])
+            .output("dx", shape![t, hidden])
+            .output("dw", shape![vocab, hidden])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [t, hidden, vocab] = check(Self::NAME, inputs)?;

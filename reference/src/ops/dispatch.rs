@@ -13,15 +13,17 @@
 //! `received` rows. With one rank the exchange is the identity, and only then can the host compute
 //! it. A token goes once to each rank that it needs (`copies_sent` in all), as DeepEP does it.
 
-use fathom_trace::{DType, Group, TensorMeta};
+use fathom_trace::{DType, Group, GroupKind, TensorMeta};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::example::{Example, shape};
 use super::real::{FLOATS, Real, in_real};
 use super::{Op, OpError, Role, collective, input, rules};
 use crate::Tensor;
 
 /// Orders slots by expert.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DispatchPlan {
     /// Experts on all ranks.
@@ -29,7 +31,7 @@ pub struct DispatchPlan {
 }
 
 /// Brings tokens to rows.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Dispatch {
     /// Choices a token.
@@ -45,7 +47,7 @@ pub struct Dispatch {
 }
 
 /// Sums rows into tokens.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Combine {
     /// Choices a token.
@@ -66,6 +68,15 @@ impl Op for DispatchPlan {
     const NAME: &'static str = "dispatch_plan";
     const INPUTS: &'static [Role] = &[input("indices")];
     const OUTPUTS: &'static [&'static str] = &["rows", "inverse", "counts"];
+
+    fn example() -> Example {
+        let (t, top_k, experts) = (3, 2, 4);
+        Example::new(DispatchPlan { experts })
+            .indices("indices", shape![t, top_k], &[0, 2, 1, 0, 2, -1])
+            .output("rows", shape![t * top_k])
+            .output("inverse", shape![t * top_k])
+            .output("counts", shape![experts])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(indices)] = inputs else { unreachable!("mandatory") };
@@ -130,6 +141,15 @@ impl Op for Dispatch {
     const INPUTS: &'static [Role] = &[input("x"), input("rows")];
     const OUTPUTS: &'static [&'static str] = &["y"];
 
+    fn example() -> Example {
+        let (t, columns, top_k, received) = (3, 4, 2, 6);
+        let group = Group { kind: GroupKind::Ep, size: 1 };
+        Example::new(Dispatch { top_k, received, copies_sent: 0, slots: false, group })
+            .input("x", DType::BF16, shape![t, columns])
+            .indices("rows", shape![t * top_k], &[0, 3, 2, 1, 4, 5])
+            .output("y", shape![received, columns])
+    }
+
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(x), Some(rows)] = inputs else { unreachable!("mandatory") };
         rules::rank(x, 2, "[t, columns]")?;
@@ -173,6 +193,15 @@ impl Op for Combine {
     const NAME: &'static str = "combine";
     const INPUTS: &'static [Role] = &[input("y"), input("inverse")];
     const OUTPUTS: &'static [&'static str] = &["x"];
+
+    fn example() -> Example {
+        let (rows, columns, tokens, top_k) = (6, 4, 3, 2);
+        let group = Group { kind: GroupKind::Ep, size: 1 };
+        Example::new(Combine { top_k, tokens, copies_sent: 0, slots: false, out: DType::BF16, group })
+            .input("y", DType::BF16, shape![rows, columns])
+            .indices("inverse", shape![tokens * top_k], &[0, 3, 2, 1, 4, 5])
+            .output("x", shape![tokens, columns])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(y), Some(inverse)] = inputs else { unreachable!("mandatory") };

@@ -9,15 +9,17 @@
 use std::cmp::Ordering;
 
 use fathom_trace::{DType, TensorMeta};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::example::{Example, shape};
 use super::attention::spans;
 use super::real::{REALS, Real, in_real};
 use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;
 
 /// Drops what devices have no room for.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DropTokens {
     /// Blocks of experts that share their room; the number of experts for each by itself.
@@ -34,6 +36,16 @@ impl Op for DropTokens {
     const NAME: &'static str = "drop_tokens";
     const INPUTS: &'static [Role] = &[input("indices"), input("scores")];
     const OUTPUTS: &'static [&'static str] = &["indices", "dropped"];
+
+    fn example() -> Example {
+        let (t, top_k, experts, devices) = (4, 1, 4, 2);
+        let (segments, exempt) = (vec![3, 1], vec![1]);
+        Example::new(DropTokens { devices, factor: 0.5, segments, exempt })
+            .indices("indices", shape![t, top_k], &[0, 1, 0, 3])
+            .positive("scores", DType::F32, shape![t, experts])
+            .output("indices", shape![t, top_k])
+            .output("dropped", shape![devices])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(indices), Some(scores)] = inputs else { unreachable!("mandatory") };

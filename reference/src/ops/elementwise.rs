@@ -2,14 +2,16 @@
 //! `scatter_add_rows`. Each sum and each conversion is rounded once, to nearest even.
 
 use fathom_trace::{DType, TensorMeta};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::example::{Example, shape};
 use super::real::{FLOATS, Real, compute_dtype, in_real};
 use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
 
 /// `y = (a + b) + c`, the sums in F32 (F64), rounded to `out` once.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Add {
     /// Element type of `y`.
@@ -17,7 +19,7 @@ pub struct Add {
 }
 
 /// `y` is `x` in another element type.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cast {
     /// Element type of `y`.
@@ -25,12 +27,12 @@ pub struct Cast {
 }
 
 /// `y` \[t, columns of a, b and c side by side\], one element type.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConcatColumns {}
 
 /// `y` is columns `offset .. offset + width` of `x`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SliceColumns {
     /// First column.
@@ -40,7 +42,7 @@ pub struct SliceColumns {
 }
 
 /// Row t of `y` is row `ids[t]` of `table`: an embedding.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GatherRows {
     /// Element type of `y`.
@@ -48,7 +50,7 @@ pub struct GatherRows {
 }
 
 /// Row `ids[t]` of the result gets row t of `x` added, t ascending, from `acc`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScatterAddRows {
     /// Element type of the result; the sums are rounded to it once.
@@ -63,6 +65,16 @@ impl Op for Add {
     const NAME: &'static str = "add";
     const INPUTS: &'static [Role] = &[input("a"), input("b"), optional("c")];
     const OUTPUTS: &'static [&'static str] = &["y"];
+
+    fn example() -> Example {
+        let (t, columns) = (3, 5);
+        let x = || shape![t, columns];
+        Example::new(Add { out: DType::BF16 })
+            .input("a", DType::BF16, x())
+            .input("b", DType::BF16, x())
+            .input("c", DType::BF16, x())
+            .output("y", x())
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(a), b, c] = inputs else { unreachable!("mandatory") };
@@ -101,6 +113,13 @@ impl Op for Cast {
     const INPUTS: &'static [Role] = &[input("x")];
     const OUTPUTS: &'static [&'static str] = &["y"];
 
+    fn example() -> Example {
+        let (t, columns) = (3, 5);
+        Example::new(Cast { out: DType::BF16 })
+            .input("x", DType::F32, shape![t, columns])
+            .output("y", shape![t, columns])
+    }
+
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(x)] = inputs else { unreachable!("mandatory") };
         rules::dtype(x, FLOATS)?;
@@ -125,6 +144,15 @@ impl Op for ConcatColumns {
     const NAME: &'static str = "concat_columns";
     const INPUTS: &'static [Role] = &[input("a"), input("b"), optional("c")];
     const OUTPUTS: &'static [&'static str] = &["y"];
+
+    fn example() -> Example {
+        let (t, a, b, c) = (2, 3, 1, 4);
+        Example::new(ConcatColumns {})
+            .input("a", DType::BF16, shape![t, a])
+            .input("b", DType::BF16, shape![t, b])
+            .input("c", DType::BF16, shape![t, c])
+            .output("y", shape![t, a + b + c])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(a), ..] = inputs else { unreachable!("mandatory") };
@@ -161,6 +189,13 @@ impl Op for SliceColumns {
     const NAME: &'static str = "slice_columns";
     const INPUTS: &'static [Role] = &[input("x")];
     const OUTPUTS: &'static [&'static str] = &["y"];
+
+    fn example() -> Example {
+        let (t, columns, width) = (2, 7, 3);
+        Example::new(SliceColumns { offset: 2, width })
+            .input("x", DType::BF16, shape![t, columns])
+            .output("y", shape![t, width])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(x)] = inputs else { unreachable!("mandatory") };
@@ -203,6 +238,14 @@ impl Op for GatherRows {
     const INPUTS: &'static [Role] = &[input("table"), input("ids")];
     const OUTPUTS: &'static [&'static str] = &["y"];
 
+    fn example() -> Example {
+        let (t, rows, columns) = (3, 4, 5);
+        Example::new(GatherRows { out: DType::F32 })
+            .input("table", DType::BF16, shape![rows, columns])
+            .indices("ids", shape![t], &[3, 0, 3])
+            .output("y", shape![t, columns])
+    }
+
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(table), Some(ids)] = inputs else { unreachable!("mandatory") };
         rules::dtype(table, FLOATS)?;
@@ -234,6 +277,15 @@ impl Op for ScatterAddRows {
     const NAME: &'static str = "scatter_add_rows";
     const INPUTS: &'static [Role] = &[input("x"), input("ids"), input("acc")];
     const OUTPUTS: &'static [&'static str] = &["y"];
+
+    fn example() -> Example {
+        let (t, rows, columns) = (3, 4, 5);
+        Example::new(ScatterAddRows { out: DType::F32 })
+            .input("x", DType::BF16, shape![t, columns])
+            .indices("ids", shape![t], &[1, 3, 1])
+            .input("acc", DType::F32, shape![rows, columns])
+            .output("y", shape![rows, columns])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(x), Some(ids), Some(acc)] = inputs else { unreachable!("mandatory") };

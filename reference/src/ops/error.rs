@@ -4,7 +4,8 @@
 #[derive(Debug, thiserror::Error)]
 pub enum OpError {
     /// No op has this name.
-    #[error("unknown op '{found}'; known are {}", super::op_names().join(", "))]
+    #[error("unknown op '{found}'{}; known are {}", meant(found, &super::op_names()),
+            super::op_names().join(", "))]
     Unknown {
         /// The name given.
         found: String,
@@ -19,23 +20,25 @@ pub enum OpError {
         /// What is wrong there.
         message: String,
     },
-    /// An input is absent.
-    #[error("tensor '{role}': {op} needs it, and it is absent")]
-    Missing {
-        /// The input's role.
-        role: String,
+    /// Parameters are absent, or there are some that the op does not have.
+    #[error("params of {op}: {}", both(missing, unknown))]
+    Keys {
         /// The op.
         op: &'static str,
+        /// Each with its type.
+        missing: Vec<String>,
+        /// Each with the parameter that may be meant.
+        unknown: Vec<String>,
     },
-    /// A tensor is there that the op does not take.
-    #[error("tensor '{role}': {op} has no such tensor; it has {}", expected.join(", "))]
-    Unexpected {
-        /// The tensor's name.
-        role: String,
+    /// Inputs are absent, or there are tensors that the op does not take.
+    #[error("tensors of {op}: {}", both(missing, unknown))]
+    Roles {
         /// The op.
         op: &'static str,
-        /// The roles it knows.
-        expected: Vec<&'static str>,
+        /// Each with what the op expects there.
+        missing: Vec<String>,
+        /// Each with the role that may be meant, or all there are.
+        unknown: Vec<String>,
     },
     /// A tensor's element type is wrong.
     #[error("tensor '{role}': expected dtype {expected}, found {found}")]
@@ -65,4 +68,41 @@ pub enum OpError {
         /// What is not defined, and what to do instead.
         message: String,
     },
+}
+
+impl OpError {
+    /// An input of this role is absent.
+    pub(super) fn missing(op: &'static str, role: &str) -> OpError {
+        OpError::Roles { op, missing: vec![format!("'{role}'")], unknown: Vec::new() }
+    }
+
+    /// There are tensors that the op does not have; `found` and `known` as the file names them.
+    pub fn unknown_roles(op: &'static str, found: &[&str], known: &[&str]) -> OpError {
+        let hint = |name: &&str| match nearest(name, known) {
+            Some(known) => format!("'{name}' (did you mean '{known}'?)"),
+            None => format!("'{name}' (there are {})", known.join(", ")),
+        };
+        OpError::Roles { op, missing: Vec::new(), unknown: found.iter().map(hint).collect() }
+    }
+}
+
+/// What is missing, then what is unknown.
+fn both(missing: &[String], unknown: &[String]) -> String {
+    let part = |word: &str, names: &[String]| match names {
+        [] => None,
+        names => Some(format!("{word} {}", names.join(", "))),
+    };
+    let parts = [part("missing", missing), part("unknown", unknown)];
+    parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
+}
+
+/// A question for the name that may be meant, or nothing.
+fn meant(found: &str, known: &[&str]) -> String {
+    nearest(found, known).map_or(String::new(), |name| format!(", did you mean '{name}'?"))
+}
+
+/// The name with the smallest edit distance, where that is small enough to be meant.
+pub fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    let best = known.iter().map(|k| (strsim::levenshtein(name, k), *k)).min_by_key(|(d, _)| *d)?;
+    (best.0 <= 1 + name.len() / 3).then_some(best.1)
 }

@@ -19,8 +19,10 @@ use fathom_numerics::gemm::{self, Accumulate, Fp8Operand, GemmConfig, ScaleBlock
 use fathom_numerics::quant::{self, QuantConfig, Quantized, ScaleKind};
 use fathom_trace::{DType, TensorMeta};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, ArrayViewMut3, s};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::example::{Example, ceil, shape};
 use super::attention::spans;
 use super::quantize::{BlockFormat, ScaleType};
 use super::real::{FLOATS, Real};
@@ -71,7 +73,7 @@ fn undefined(op: &'static str, error: &impl std::fmt::Display) -> OpError {
 }
 
 /// Weights as both GEMMs read them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct QuantizeWeight {
     /// Rows and columns that share a scale.
@@ -84,6 +86,16 @@ impl Op for QuantizeWeight {
     const NAME: &'static str = "quantize_weight";
     const INPUTS: &'static [Role] = &[input("w")];
     const OUTPUTS: &'static [&'static str] = &["q", "scale", "q_t", "scale_t"];
+
+    fn example() -> Example {
+        let (n, k, block) = (3, 6, [2, 4]);
+        Example::new(QuantizeWeight { block: block.map(Some), scale: ScaleType::Pow2 })
+            .input("w", DType::F32, shape![n, k])
+            .output("q", shape![n, k])
+            .output("scale", shape![ceil(n, block[0]), ceil(k, block[1])])
+            .output("q_t", shape![k, n])
+            .output("scale_t", shape![ceil(k, block[1]), ceil(n, block[0])])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(w)] = inputs else { unreachable!("mandatory") };
@@ -177,7 +189,7 @@ fn kept(
 }
 
 /// Transposes and casts, segment by segment.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TransposeQuantize {
     /// Columns of `x`.
@@ -204,6 +216,23 @@ impl Op for TransposeQuantize {
     const NAME: &'static str = "transpose_quantize";
     const INPUTS: &'static [Role] = &[input("x"), optional("x_scale")];
     const OUTPUTS: &'static [&'static str] = &["q", "scale"];
+
+    fn example() -> Example {
+        let (r, columns, from, block) = (6, 4, [1, 2], [1, 2]);
+        let (taken, tiles) = (5, 3);
+        Example::new(TransposeQuantize {
+            columns,
+            from: from.map(Some),
+            block: block.map(Some),
+            format: BlockFormat::E4m3,
+            scale: ScaleType::Pow2,
+            segments: vec![3, 2],
+        })
+        .input("x", DType::F8E4M3, shape![r, columns])
+        .positive("x_scale", DType::F32, shape![ceil(r, from[0]), ceil(columns, from[1])])
+        .output("q", shape![columns, taken])
+        .output("scale", shape![ceil(columns, block[0]), tiles])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(x), scale] = inputs else { unreachable!("mandatory") };
@@ -249,7 +278,7 @@ impl Op for TransposeQuantize {
 }
 
 /// The values of codes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Dequantize {
     /// Columns of the result.
@@ -264,6 +293,14 @@ impl Op for Dequantize {
     const NAME: &'static str = "dequantize";
     const INPUTS: &'static [Role] = &[input("q"), input("scale")];
     const OUTPUTS: &'static [&'static str] = &["x"];
+
+    fn example() -> Example {
+        let (r, columns, block) = (3, 6, [1, 4]);
+        Example::new(Dequantize { columns, block: block.map(Some), out: DType::BF16 })
+            .input("q", DType::F8E4M3, shape![r, columns])
+            .positive("scale", DType::F32, shape![ceil(r, block[0]), ceil(columns, block[1])])
+            .output("x", shape![r, columns])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(q), scale] = inputs else { unreachable!("mandatory") };
@@ -286,7 +323,7 @@ impl Op for Dequantize {
 }
 
 /// One FP8 product an expert: rows of a in order of expert.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GroupedGemmFp8 {
     /// Rows of each expert; rows behind them give zeros.
@@ -305,6 +342,23 @@ impl Op for GroupedGemmFp8 {
     const NAME: &'static str = "grouped_gemm_fp8";
     const INPUTS: &'static [Role] = &[input("a"), input("a_scale"), input("b"), input("b_scale")];
     const OUTPUTS: &'static [&'static str] = &["d"];
+
+    fn example() -> Example {
+        let (rows, experts, n, k) = (6, 3, 4, 160);
+        let (a_tile, b_block) = ([1, 128], [128, 128]);
+        Example::new(GroupedGemmFp8 {
+            counts: vec![2, 0, 3],
+            a_tile: a_tile.map(Some),
+            b_block: b_block.map(Some),
+            promotion_interval: Some(128),
+            out: DType::BF16,
+        })
+        .input("a", DType::F8E4M3, shape![rows, k])
+        .positive("a_scale", DType::F32, shape![ceil(rows, a_tile[0]), ceil(k, a_tile[1])])
+        .input("b", DType::F8E4M3, shape![experts, n, k])
+        .positive("b_scale", DType::F32, shape![experts, ceil(n, b_block[0]), ceil(k, b_block[1])])
+        .output("d", shape![rows, n])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(a), Some(a_scale), Some(b), Some(b_scale)] = inputs else {
@@ -396,7 +450,7 @@ fn k_part<'a>(
 }
 
 /// Weight gradients from transposed casts.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WgradFp8 {
     /// Lengths that cut k; scales begin anew in each.
@@ -416,6 +470,24 @@ impl Op for WgradFp8 {
     const INPUTS: &'static [Role] =
         &[input("dy"), input("dy_scale"), input("x"), input("x_scale"), input("acc")];
     const OUTPUTS: &'static [&'static str] = &["d"];
+
+    fn example() -> Example {
+        let (m, n, k, tiles) = (3, 4, 170, 3);
+        let (dy_block, x_block) = ([1, 128], [1, 128]);
+        Example::new(WgradFp8 {
+            segments: vec![130, 40],
+            grouped: false,
+            dy_block: dy_block.map(Some),
+            x_block: x_block.map(Some),
+            promotion_interval: Some(128),
+        })
+        .input("dy", DType::F8E4M3, shape![m, k])
+        .positive("dy_scale", DType::F32, shape![ceil(m, dy_block[0]), tiles])
+        .input("x", DType::F8E4M3, shape![n, k])
+        .positive("x_scale", DType::F32, shape![ceil(n, x_block[0]), tiles])
+        .input("acc", DType::F32, shape![m, n])
+        .output("d", shape![m, n])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(dy), Some(dy_scale), Some(x), Some(x_scale), Some(acc)] = inputs else {

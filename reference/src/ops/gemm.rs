@@ -14,14 +14,16 @@ use fathom_trace::{DType, TensorMeta};
 use half::bf16;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::example::{Example, shape};
 use super::real::{FLOATS, Real, compute_dtype, in_real};
 use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
 
 /// How the operands lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Layout {
     /// a\[m, k\], b\[n, k\]: the forward of a Linear.
@@ -66,7 +68,7 @@ impl Layout {
 }
 
 /// `d = a b (+ c)`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Gemm {
     /// How the operands lie.
@@ -94,6 +96,15 @@ impl Op for Gemm {
     const NAME: &'static str = "gemm";
     const INPUTS: &'static [Role] = &[input("a"), input("b"), optional("c")];
     const OUTPUTS: &'static [&'static str] = &["d"];
+
+    fn example() -> Example {
+        let (m, n, k) = (3, 4, 20);
+        Example::new(Gemm { layout: Layout::Nt, out: DType::BF16, segments: Vec::new() })
+            .input("a", DType::BF16, shape![m, k])
+            .input("b", DType::BF16, shape![n, k])
+            .input("c", DType::F32, shape![m, n])
+            .output("d", shape![m, n])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(a), Some(b), c] = inputs else { unreachable!("mandatory") };

@@ -13,13 +13,15 @@ use fathom_numerics::gemm::{self, Accumulate, Fp8Operand, GemmConfig, Promote, S
 use fathom_numerics::mma::{Accumulator, Fraction, Output};
 use fathom_trace::{DType, TensorMeta};
 use ndarray::Array2;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::example::{Example, ceil, shape};
 use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
 
 /// Parameters of `gemm_fp8`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GemmFp8 {
     /// Whose tensor core: `sm_90` (13 fraction bits) or `sm_100` (25).
@@ -55,7 +57,7 @@ fn is_default<T: Default + PartialEq>(x: &T) -> bool {
 }
 
 /// Architectures whose FP8 tensor core `gemm_fp8` knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Arch {
     /// Hopper: 13 fraction bits, results kept as E8M13.
@@ -67,7 +69,7 @@ pub enum Arch {
 }
 
 /// The output's format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OutputType {
     /// FP32.
@@ -77,7 +79,7 @@ pub enum OutputType {
 }
 
 /// What becomes of the old value c.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AccumulateInto {
     /// There is none.
@@ -90,7 +92,7 @@ pub enum AccumulateInto {
 }
 
 /// How a partial sum enters the FP32 accumulator.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Promotion {
     /// `fma(scale_a * scale_b, partial, acc)`.
@@ -103,7 +105,7 @@ pub enum Promotion {
 }
 
 /// A parametric tensor core: see `fathom_numerics::mma::Accumulator`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AccumulatorParams {
     /// Products a step.
@@ -119,7 +121,7 @@ pub struct AccumulatorParams {
 }
 
 /// A rounding mode, as PTX spells it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RoundingMode {
     /// To nearest, ties to even.
@@ -202,6 +204,18 @@ impl Op for GemmFp8 {
         &[input("a"), input("a_scale"), input("b"), input("b_scale"), optional("c")];
     const OUTPUTS: &'static [&'static str] = &["d"];
 
+    fn example() -> Example {
+        let (m, n, k) = (4, 6, 160);
+        let (a_tile, b_block) = ([1, 128], [128, 128]);
+        Example::new(GemmFp8::hopper(m, n, k, OutputType::Bf16))
+            .input("a", DType::F8E4M3, shape![m, k])
+            .positive("a_scale", DType::F32, shape![ceil(m, a_tile[0]), ceil(k, a_tile[1])])
+            .input("b", DType::F8E4M3, shape![n, k])
+            .positive("b_scale", DType::F32, shape![ceil(n, b_block[0]), ceil(k, b_block[1])])
+            .absent("c", DType::F32, shape![m, n])
+            .output("d", shape![m, n])
+    }
+
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(a), Some(a_scale), Some(b), Some(b_scale), c] = inputs else {
             unreachable!("checked by the table");
@@ -232,11 +246,11 @@ impl Op for GemmFp8 {
         }
         match (self.accumulate, c) {
             (AccumulateInto::Overwrite, Some(_)) => {
-                let expected = vec!["a", "a_scale", "b", "b_scale"];
-                return Err(OpError::Unexpected { role: "c".into(), op: Self::NAME, expected });
+                let message = "accumulate is overwrite, which takes no c".to_owned();
+                return Err(OpError::Undefined { op: Self::NAME, message });
             }
             (AccumulateInto::Overwrite, None) => {}
-            (_, None) => return Err(OpError::Missing { role: "c".into(), op: Self::NAME }),
+            (_, None) => return Err(OpError::missing(Self::NAME, "c")),
             (_, Some(c)) => {
                 rules::dtype(c, &[DType::F32])?;
                 rules::shape(c, &[self.m, self.n])?;

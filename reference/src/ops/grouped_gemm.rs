@@ -8,8 +8,10 @@ use fathom_trace::{DType, TensorMeta};
 use half::bf16;
 use ndarray::{ArrayView3, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::example::{Example, shape};
 use super::attention::spans;
 use super::gemm::{Layout, bf16_into, operand_dtypes, product_into};
 use super::real::{Real, compute_dtype, in_real};
@@ -17,7 +19,7 @@ use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
 
 /// One product an expert.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GroupedGemm {
     /// How the operands lie.
@@ -61,6 +63,15 @@ impl Op for GroupedGemm {
     const NAME: &'static str = "grouped_gemm";
     const INPUTS: &'static [Role] = &[input("a"), input("b"), optional("c")];
     const OUTPUTS: &'static [&'static str] = &["d"];
+
+    fn example() -> Example {
+        let (rows, experts, n, k) = (6, 3, 4, 20);
+        Example::new(GroupedGemm { layout: Layout::Nt, out: DType::BF16, counts: vec![2, 0, 3] })
+            .input("a", DType::BF16, shape![rows, k])
+            .input("b", DType::BF16, shape![experts, n, k])
+            .input("c", DType::F32, shape![rows, n])
+            .output("d", shape![rows, n])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(a), Some(b), c] = inputs else { unreachable!("mandatory") };

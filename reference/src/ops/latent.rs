@@ -18,18 +18,20 @@
 //! The absorbing products are chains of fma over ascending k in F32 (F64), rounded once.
 //! Source: arXiv 2405.04434, section 2.1.2 and appendix C.
 
-use fathom_trace::TensorMeta;
+use fathom_trace::{DType, TensorMeta};
 use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::example::{Example, shape};
 use super::attention::{Heads, cached_head, values};
 use super::real::{FLOATS, Real, compute_dtype, in_real};
 use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;
 
 /// Absorbs the keys' up-projection into queries.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MlaAbsorbQuery {
     /// Query heads.
@@ -43,7 +45,7 @@ pub struct MlaAbsorbQuery {
 }
 
 /// Applies the values' up-projection to the attention over latents.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MlaAbsorbValue {
     /// Query heads.
@@ -55,7 +57,7 @@ pub struct MlaAbsorbValue {
 }
 
 /// Attention over the latent cache.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AttentionLatent {
     /// Query heads.
@@ -69,7 +71,7 @@ pub struct AttentionLatent {
 }
 
 /// Attention over a cache of keys and values.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AttentionCached {
     /// Heads and their widths.
@@ -81,12 +83,12 @@ pub struct AttentionCached {
 }
 
 /// Rows of `a`, then rows of `b`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConcatRows {}
 
 /// Rows `offset .. offset + rows` of `x`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SliceRows {
     /// First row.
@@ -116,6 +118,14 @@ impl Op for MlaAbsorbQuery {
     const NAME: &'static str = "mla_absorb_query";
     const INPUTS: &'static [Role] = &[input("q"), input("w")];
     const OUTPUTS: &'static [&'static str] = &["y"];
+
+    fn example() -> Example {
+        let (t, r, heads, nope, rope, v) = (3, 5, 2, 4, 2, 3);
+        Example::new(MlaAbsorbQuery { heads, nope, rope, v })
+            .input("q", DType::BF16, shape![t, heads * (nope + rope)])
+            .input("w", DType::F32, shape![heads * (nope + v), r])
+            .output("y", shape![t, heads * (r + rope)])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(q), Some(w)] = inputs else { unreachable!("mandatory") };
@@ -155,6 +165,14 @@ impl Op for MlaAbsorbValue {
     const INPUTS: &'static [Role] = &[input("o"), input("w")];
     const OUTPUTS: &'static [&'static str] = &["y"];
 
+    fn example() -> Example {
+        let (t, r, heads, nope, v) = (3, 5, 2, 4, 3);
+        Example::new(MlaAbsorbValue { heads, nope, v })
+            .input("o", DType::BF16, shape![t, heads * r])
+            .input("w", DType::F32, shape![heads * (nope + v), r])
+            .output("y", shape![t, heads * v])
+    }
+
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(o), Some(w)] = inputs else { unreachable!("mandatory") };
         let [t, _] = check(o, w, self.heads, |r| self.heads * r, self.nope + self.v)?;
@@ -188,6 +206,14 @@ impl Op for AttentionLatent {
     const NAME: &'static str = "attention_latent";
     const INPUTS: &'static [Role] = &[input("q"), input("cache")];
     const OUTPUTS: &'static [&'static str] = &["o"];
+
+    fn example() -> Example {
+        let (t, s, heads, rank, rope) = (2, 5, 2, 4, 2);
+        Example::new(AttentionLatent { heads, rank, scale: 0.5, block_kv: 2 })
+            .input("q", DType::BF16, shape![t, heads * (rank + rope)])
+            .input("cache", DType::BF16, shape![s, rank + rope])
+            .output("o", shape![t, heads * rank])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(q), Some(cache)] = inputs else { unreachable!("mandatory") };
@@ -237,6 +263,15 @@ impl Op for AttentionCached {
     const NAME: &'static str = "attention_cached";
     const INPUTS: &'static [Role] = &[input("q"), input("cache")];
     const OUTPUTS: &'static [&'static str] = &["o"];
+
+    fn example() -> Example {
+        let (t, s, heads, kv_heads, qk, v) = (2, 5, 4, 2, 4, 3);
+        let shape = Heads { heads, kv_heads, qk, v };
+        Example::new(AttentionCached { shape, scale: 0.5, block_kv: 2 })
+            .input("q", DType::BF16, shape![t, heads * qk])
+            .input("cache", DType::BF16, shape![s, kv_heads * (qk + v)])
+            .output("o", shape![t, heads * v])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(q), Some(cache)] = inputs else { unreachable!("mandatory") };
@@ -295,6 +330,14 @@ impl Op for ConcatRows {
     const INPUTS: &'static [Role] = &[input("a"), input("b")];
     const OUTPUTS: &'static [&'static str] = &["y"];
 
+    fn example() -> Example {
+        let (a, b, columns) = (3, 1, 4);
+        Example::new(ConcatRows {})
+            .input("a", DType::BF16, shape![a, columns])
+            .input("b", DType::BF16, shape![b, columns])
+            .output("y", shape![a + b, columns])
+    }
+
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(a), Some(b)] = inputs else { unreachable!("mandatory") };
         rules::rank(a, 2, "[rows, columns]")?;
@@ -320,6 +363,13 @@ impl Op for SliceRows {
     const NAME: &'static str = "slice_rows";
     const INPUTS: &'static [Role] = &[input("x")];
     const OUTPUTS: &'static [&'static str] = &["y"];
+
+    fn example() -> Example {
+        let (height, rows, columns) = (5, 2, 4);
+        Example::new(SliceRows { offset: 1, rows })
+            .input("x", DType::BF16, shape![height, columns])
+            .output("y", shape![rows, columns])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(x)] = inputs else { unreachable!("mandatory") };

@@ -7,16 +7,18 @@
 //!
 //! Backward: the shared key's gradient is the sum over heads in ascending order, rotated back.
 
-use fathom_trace::TensorMeta;
+use fathom_trace::{DType, TensorMeta};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::example::{Example, shape};
 use super::real::{FLOATS, Real, compute_dtype, in_real};
 use super::rope::{check_tables, rotate, table_rows};
 use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;
 
 /// Assembles keys and values.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MlaKv {
     /// Query heads.
@@ -34,7 +36,7 @@ pub struct MlaKv {
 }
 
 /// Gradient of [`MlaKv`]; the same parameters.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MlaKvBackward {
     /// Query heads.
@@ -54,6 +56,18 @@ impl Op for MlaKv {
     const INPUTS: &'static [Role] =
         &[input("kv"), input("latent"), input("cos"), input("sin"), input("positions")];
     const OUTPUTS: &'static [&'static str] = &["k", "v"];
+
+    fn example() -> Example {
+        let (t, length, heads, nope, rope, v, offset) = (3, 5, 2, 4, 4, 3, 2);
+        Example::new(MlaKv { heads, nope, rope, v, offset, interleaved: true })
+            .input("kv", DType::BF16, shape![t, heads * (nope + v)])
+            .input("latent", DType::BF16, shape![t, offset + rope])
+            .input("cos", DType::F32, shape![length, rope / 2])
+            .input("sin", DType::F32, shape![length, rope / 2])
+            .indices("positions", shape![t], &[4, 0, 2])
+            .output("k", shape![t, heads * (nope + rope)])
+            .output("v", shape![t, heads * v])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(kv), Some(latent), Some(cos), Some(sin), Some(positions)] = inputs else {
@@ -118,6 +132,18 @@ impl Op for MlaKvBackward {
         &[input("dk"), input("dv"), input("cos"), input("sin"), input("positions")];
     const OUTPUTS: &'static [&'static str] = &["dkv", "dshared"];
 
+    fn example() -> Example {
+        let (t, length, heads, nope, rope, v) = (3, 5, 2, 4, 4, 3);
+        Example::new(MlaKvBackward { heads, nope, rope, v, interleaved: true })
+            .input("dk", DType::BF16, shape![t, heads * (nope + rope)])
+            .input("dv", DType::BF16, shape![t, heads * v])
+            .input("cos", DType::F32, shape![length, rope / 2])
+            .input("sin", DType::F32, shape![length, rope / 2])
+            .indices("positions", shape![t], &[4, 0, 2])
+            .output("dkv", shape![t, heads * (nope + v)])
+            .output("dshared", shape![t, rope])
+    }
+
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(dk), Some(dv), Some(cos), Some(sin), Some(positions)] = inputs else {
             unreachable!("mandatory")
@@ -172,8 +198,6 @@ impl Op for MlaKvBackward {
 
 #[cfg(test)]
 mod tests {
-    use fathom_trace::DType;
-
     use super::*;
 
     #[test]

@@ -12,13 +12,15 @@ use fathom_numerics::formats::Format;
 use fathom_numerics::mma::{Arch, Instr, Mma as Instruction};
 use fathom_trace::{DType, TensorMeta};
 use ndarray::Array2;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::example::{Example, shape};
 use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
 
 /// Parameters of `mma`; sizes and types repeat what the qualifier says and must agree with it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Mma {
     /// `sm_70`, `sm_75`, `sm_80`, `sm_89`, `sm_90`, `sm_100` or `sm_120`.
@@ -137,6 +139,30 @@ impl Op for Mma {
         &[input("a"), input("b"), input("c"), optional("scale_a"), optional("scale_b")];
     const OUTPUTS: &'static [&'static str] = &["d"];
 
+    fn example() -> Example {
+        let (m, n, k, block) = (64, 8, 32, 32);
+        let words = |word: &str| word.to_owned();
+        Example::new(Mma {
+            arch: words("sm_90"),
+            instr: words("wgmma"),
+            qualifier: words("m64n8k32.f32.e4m3.e4m3"),
+            m,
+            n,
+            k,
+            a: words("e4m3"),
+            b: words("e4m3"),
+            d: words("f32"),
+            scale: None,
+            block: None,
+        })
+        .input("a", DType::F8E4M3, shape![m, k])
+        .input("b", DType::F8E4M3, shape![k, n])
+        .input("c", DType::F32, shape![m, n])
+        .absent("scale_a", DType::F8E8M0, shape![m, k / block])
+        .absent("scale_b", DType::F8E8M0, shape![k / block, n])
+        .output("d", shape![m, n])
+    }
+
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let mma = self.instruction()?;
         let [Some(a), Some(b), Some(c), scale_a, scale_b] = inputs else {
@@ -160,13 +186,12 @@ impl Op for Mma {
             }
             (None, None, None) => {}
             (Some(_), a, _) => {
-                let role = if a.is_none() { "scale_a" } else { "scale_b" }.to_owned();
-                return Err(OpError::Missing { role, op: Self::NAME });
+                let role = if a.is_none() { "scale_a" } else { "scale_b" };
+                return Err(OpError::missing(Self::NAME, role));
             }
             (None, a, _) => {
-                let role = if a.is_some() { "scale_a" } else { "scale_b" }.to_owned();
-                let expected = vec!["a", "b", "c"];
-                return Err(OpError::Unexpected { role, op: Self::NAME, expected });
+                let role = if a.is_some() { "scale_a" } else { "scale_b" };
+                return Err(OpError::unknown_roles(Self::NAME, &[role], &["a", "b", "c"]));
             }
         }
         Ok(vec![rules::meta("d", stored_as(mma.types.d), &c.shape)])

@@ -3,7 +3,8 @@
 //! FLOPs and bytes, and its arithmetic.
 //!
 //! To add an op: copy a neighbour's file, add it to [`OPS`]. Backends, record and replay, case
-//! files, `check` and `conform` are generic over this table and need no change.
+//! files, `check` and `conform` are generic over this table and need no change. An [`Example`] of
+//! it is documented and tested with all others.
 
 pub mod attention;
 pub mod balance;
@@ -14,6 +15,7 @@ pub mod dispatch;
 pub mod drop_tokens;
 pub mod elementwise;
 mod error;
+pub mod example;
 pub mod fp8;
 pub mod gemm;
 pub mod gemm_fp8;
@@ -22,6 +24,7 @@ pub mod latent;
 pub mod mla_kv;
 pub mod mma;
 pub mod optim;
+mod params;
 pub mod quantize;
 pub mod real;
 pub mod rms_norm;
@@ -38,7 +41,9 @@ use serde_json::Value;
 use crate::Tensor;
 
 pub use case::{Case, Engine, EngineError, Outputs, ReferenceEngine};
-pub use error::OpError;
+pub use error::{OpError, nearest};
+pub use example::Example;
+pub use params::Param;
 
 /// An input's place in an op.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +79,7 @@ pub struct Cost {
 
 /// An op's definition; the value holds its parameters.
 pub trait Op:
-    Serialize + DeserializeOwned + Clone + std::fmt::Debug + Send + Sync + 'static
+    Serialize + DeserializeOwned + schemars::JsonSchema + Clone + std::fmt::Debug + Send + Sync + 'static
 {
     /// Name in the table, in case files and traces.
     const NAME: &'static str;
@@ -82,6 +87,9 @@ pub trait Op:
     const INPUTS: &'static [Role];
     /// Outputs in order.
     const OUTPUTS: &'static [&'static str];
+
+    /// A small complete case: `fathom case` shows it, the page on case files is drawn from it.
+    fn example() -> Example;
 
     /// The dtype and shape rules: checks the inputs (one entry a role, in order) and says what
     /// comes out.
@@ -153,10 +161,10 @@ impl<T: Op> DynOp for T {
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         assert_eq!(inputs.len(), T::INPUTS.len(), "{}: one entry a role", T::NAME);
-        for (role, found) in T::INPUTS.iter().zip(inputs) {
-            if found.is_none() && !role.optional {
-                return Err(OpError::Missing { role: role.name.to_owned(), op: T::NAME });
-            }
+        let absent = |(role, found): &(&Role, &Option<_>)| found.is_none() && !role.optional;
+        if T::INPUTS.iter().zip(inputs).any(|pair| absent(&pair)) {
+            let missing = case::expected_of_absent(self, inputs);
+            return Err(OpError::Roles { op: T::NAME, missing, unknown: Vec::new() });
         }
         Op::infer(self, inputs)
     }
@@ -204,14 +212,38 @@ pub struct OpEntry {
     pub inputs: &'static [Role],
     /// As [`Op::OUTPUTS`].
     pub outputs: &'static [&'static str],
+    /// As [`Op::example`].
+    pub example: fn() -> Example,
+    schema: fn() -> Value,
     parse: fn(&Value) -> Result<Box<dyn DynOp>, OpError>,
 }
 
 const fn entry<T: Op>() -> OpEntry {
-    OpEntry { name: T::NAME, inputs: T::INPUTS, outputs: T::OUTPUTS, parse: parse::<T> }
+    OpEntry {
+        name: T::NAME,
+        inputs: T::INPUTS,
+        outputs: T::OUTPUTS,
+        example: T::example,
+        schema: params::schema::<T>,
+        parse: parse::<T>,
+    }
+}
+
+impl OpEntry {
+    /// What the op is, in the words of its parameter struct.
+    pub fn words(&self) -> String {
+        (self.schema)()["description"].as_str().unwrap_or_default().replace('\n', " ")
+    }
+
+    /// The parameters in the order in which they are written, parts of a nested one behind it.
+    pub fn params(&self) -> Vec<Param> {
+        params::describe(&(self.schema)(), &(self.example)().op.params(), self.parse)
+    }
 }
 
 fn parse<T: Op>(params: &Value) -> Result<Box<dyn DynOp>, OpError> {
+    params::check_keys(T::NAME, &params::schema::<T>(), params)?;
+    params::check_sizes(T::NAME, params)?;
     let op: T = serde_path_to_error::deserialize(params).map_err(|e| OpError::Params {
         op: T::NAME,
         path: e.path().to_string(),
@@ -280,14 +312,19 @@ pub fn op_names() -> Vec<&'static str> {
     OPS.iter().map(|e| e.name).collect()
 }
 
+/// The table's row of this name.
+///
+/// # Errors
+/// [`OpError::Unknown`].
+pub fn entry_of(name: &str) -> Result<&'static OpEntry, OpError> {
+    let entry = OPS.iter().find(|e| e.name == name);
+    entry.ok_or_else(|| OpError::Unknown { found: name.to_owned() })
+}
+
 /// The op of this name with these parameters.
 ///
 /// # Errors
-/// [`OpError::Unknown`] and [`OpError::Params`].
+/// [`OpError::Unknown`], [`OpError::Keys`] and [`OpError::Params`].
 pub fn op_from(name: &str, params: &Value) -> Result<Box<dyn DynOp>, OpError> {
-    let entry = OPS
-        .iter()
-        .find(|e| e.name == name)
-        .ok_or_else(|| OpError::Unknown { found: name.to_owned() })?;
-    (entry.parse)(params)
+    (entry_of(name)?.parse)(params)
 }

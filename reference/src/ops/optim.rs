@@ -8,8 +8,10 @@
 use fathom_numerics::reduce::{RowTree, tensor_sum_of_squares, tree_sum};
 use fathom_trace::{DType, TensorMeta};
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::example::{Example, shape};
 use super::real::{FLOATS, REALS, Real, compute_dtype, in_real};
 use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;
@@ -23,7 +25,7 @@ const CHUNK: usize = 1 << 14;
 /// Element `slot` of `partials` becomes the sum of the squares of x: blocks of 65,536 elements,
 /// each over 256 lanes of 4 (`RowTree::cta(256).with_vector(4)`, chains of fma), the blocks' sums
 /// by the halving tree.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SumOfSquares {
     /// Which partial sum.
@@ -32,7 +34,7 @@ pub struct SumOfSquares {
 
 /// The norm of all tensors and what gradients are multiplied by: `norm` = root of the halving
 /// tree's sum over `partials`, `factor` = min(1, max_norm / (norm + 1e-6)); NaN where the norm is.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClipFactor {
     /// Largest norm that is left as it is; none: the factor is 1 for every finite norm.
@@ -49,7 +51,7 @@ pub struct ClipFactor {
 /// ```
 ///
 /// m' and v' enter w' as computed and are rounded to their tensors' type when stored.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AdamW {
     /// Decay of the first moment.
@@ -67,7 +69,7 @@ pub struct AdamW {
 }
 
 /// `e' = e + rate * (w - e)`: an exponential moving average with decay 1 - rate.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Ema {
     /// Share of the new value.
@@ -93,6 +95,14 @@ impl Op for SumOfSquares {
     const NAME: &'static str = "sum_of_squares";
     const INPUTS: &'static [Role] = &[input("x"), input("partials")];
     const OUTPUTS: &'static [&'static str] = &["partials"];
+
+    fn example() -> Example {
+        let (n, tensors) = (20, 3);
+        Example::new(SumOfSquares { slot: 1 })
+            .input("x", DType::F32, shape![n])
+            .positive("partials", DType::F32, shape![tensors])
+            .output("partials", shape![tensors])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(x), Some(partials)] = inputs else { unreachable!("mandatory") };
@@ -127,6 +137,14 @@ impl Op for ClipFactor {
     const NAME: &'static str = "clip_factor";
     const INPUTS: &'static [Role] = &[input("partials")];
     const OUTPUTS: &'static [&'static str] = &["norm", "factor"];
+
+    fn example() -> Example {
+        let tensors = 3;
+        Example::new(ClipFactor { max_norm: Some(0.125) })
+            .positive("partials", DType::F32, shape![tensors])
+            .output("norm", shape![1])
+            .output("factor", shape![1])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(partials)] = inputs else { unreachable!("mandatory") };
@@ -173,6 +191,20 @@ impl Op for AdamW {
     const INPUTS: &'static [Role] =
         &[input("w"), input("m"), input("v"), input("grad"), input("factor")];
     const OUTPUTS: &'static [&'static str] = &["w", "m", "v"];
+
+    fn example() -> Example {
+        let n = 20;
+        let (beta1, beta2, eps, decay) = (0.9, 0.95, 1e-8, 0.9999);
+        Example::new(AdamW { beta1, beta2, eps, decay, step_size: 1e-3, correction: 0.5 })
+            .input("w", DType::F32, shape![n])
+            .input("m", DType::BF16, shape![n])
+            .positive("v", DType::BF16, shape![n])
+            .input("grad", DType::F32, shape![n])
+            .positive("factor", DType::F32, shape![1])
+            .output("w", shape![n])
+            .output("m", shape![n])
+            .output("v", shape![n])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(w), Some(m), Some(v), Some(grad), Some(factor)] = inputs else {
@@ -238,6 +270,14 @@ impl Op for Ema {
     const NAME: &'static str = "ema";
     const INPUTS: &'static [Role] = &[input("e"), input("w")];
     const OUTPUTS: &'static [&'static str] = &["e"];
+
+    fn example() -> Example {
+        let n = 20;
+        Example::new(Ema { rate: 0.25 })
+            .input("e", DType::F32, shape![n])
+            .input("w", DType::F32, shape![n])
+            .output("e", shape![n])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(e), Some(w)] = inputs else { unreachable!("mandatory") };

@@ -10,13 +10,15 @@ use fathom_numerics::formats::{Format, bf16, f16};
 use fathom_numerics::quant::{self, QuantConfig, QuantError, Quantized, ScaleKind, Source};
 use fathom_trace::{DType, TensorMeta};
 use ndarray::ArrayView2;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::example::{Example, ceil, shape};
 use super::{Op, OpError, Role, input, rules};
 use crate::{Element, Tensor};
 
 /// Parameters of `quantize_tile`: a scale for every 1 x `tile`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct QuantizeTile {
     /// `e4m3`, `e5m2` or `e5m6`.
@@ -30,7 +32,7 @@ pub struct QuantizeTile {
 }
 
 /// Parameters of `quantize_block`: a scale for every `block[0]` x `block[1]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct QuantizeBlock {
     /// `e4m3` or `e5m2`.
@@ -44,7 +46,7 @@ pub struct QuantizeBlock {
 }
 
 /// Formats that a tile can be cast to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TileFormat {
     /// OCP FP8 E4M3.
@@ -56,7 +58,7 @@ pub enum TileFormat {
 }
 
 /// Formats that a block can be cast to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BlockFormat {
     /// OCP FP8 E4M3.
@@ -66,7 +68,7 @@ pub enum BlockFormat {
 }
 
 /// Which values a scale may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ScaleType {
     /// Any FP32.
@@ -140,6 +142,15 @@ impl Op for QuantizeTile {
     const INPUTS: &'static [Role] = &[input("x")];
     const OUTPUTS: &'static [&'static str] = &["q", "scale"];
 
+    fn example() -> Example {
+        let (m, k, tile) = (3, 160, 128);
+        let (format, scale) = (TileFormat::E4m3, ScaleType::Pow2);
+        Example::new(QuantizeTile { format, tile, scale, amax_floor: 1e-4 })
+            .input("x", DType::BF16, shape![m, k])
+            .output("q", shape![m, k])
+            .output("scale", shape![m, ceil(k, tile)])
+    }
+
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(x)] = inputs else { unreachable!("checked by the table") };
         check(Self::NAME, x, [1, self.tile], self.amax_floor)?;
@@ -179,6 +190,15 @@ impl Op for QuantizeBlock {
     const NAME: &'static str = "quantize_block";
     const INPUTS: &'static [Role] = &[input("x")];
     const OUTPUTS: &'static [&'static str] = &["q", "scale"];
+
+    fn example() -> Example {
+        let (m, k, block) = (3, 160, [2, 128]);
+        let (format, scale) = (BlockFormat::E4m3, ScaleType::F32);
+        Example::new(QuantizeBlock { format, block: block.map(Some), scale, amax_floor: 1e-4 })
+            .input("x", DType::BF16, shape![m, k])
+            .output("q", shape![m, k])
+            .output("scale", shape![ceil(m, block[0]), ceil(k, block[1])])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(x)] = inputs else { unreachable!("checked by the table") };

@@ -11,14 +11,16 @@
 
 use fathom_trace::{DType, TensorMeta};
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::example::{Example, shape};
 use super::real::{FLOATS, Real, compute_dtype, in_real, tree_sum_rows};
 use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
 
 /// RMSNorm of a range of columns.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RmsNorm {
     /// Added to the mean square.
@@ -32,7 +34,7 @@ pub struct RmsNorm {
 }
 
 /// Gradient of [`RmsNorm`] for its input.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RmsNormBackward {
     /// First column of `x` that takes part.
@@ -44,7 +46,7 @@ pub struct RmsNormBackward {
 }
 
 /// Gradient of [`RmsNorm`] for its weight, added to what was there.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RmsNormWgrad {
     /// First column of `x` that takes part.
@@ -70,6 +72,15 @@ impl Op for RmsNorm {
     const NAME: &'static str = "rms_norm";
     const INPUTS: &'static [Role] = &[input("x"), input("weight")];
     const OUTPUTS: &'static [&'static str] = &["y", "rstd"];
+
+    fn example() -> Example {
+        let (t, columns, width) = (3, 6, 4);
+        Example::new(RmsNorm { eps: 1e-6, offset: 1, width, out: DType::BF16 })
+            .input("x", DType::BF16, shape![t, columns])
+            .input("weight", DType::F32, shape![width])
+            .output("y", shape![t, width])
+            .output("rstd", shape![t])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(x), Some(weight)] = inputs else { unreachable!("mandatory") };
@@ -112,6 +123,17 @@ impl Op for RmsNormBackward {
     const INPUTS: &'static [Role] =
         &[input("dy"), input("x"), input("weight"), input("rstd"), optional("residual")];
     const OUTPUTS: &'static [&'static str] = &["dx"];
+
+    fn example() -> Example {
+        let (t, columns, width) = (3, 6, 4);
+        Example::new(RmsNormBackward { offset: 1, width, out: DType::BF16 })
+            .input("dy", DType::BF16, shape![t, width])
+            .input("x", DType::BF16, shape![t, columns])
+            .input("weight", DType::F32, shape![width])
+            .positive("rstd", DType::F32, shape![t])
+            .input("residual", DType::BF16, shape![t, width])
+            .output("dx", shape![t, width])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(dy), Some(x), Some(weight), Some(rstd), residual] = inputs else {
@@ -171,6 +193,16 @@ impl Op for RmsNormWgrad {
     const NAME: &'static str = "rms_norm_wgrad";
     const INPUTS: &'static [Role] = &[input("dy"), input("x"), input("rstd"), input("acc")];
     const OUTPUTS: &'static [&'static str] = &["dw"];
+
+    fn example() -> Example {
+        let (t, columns, width) = (3, 6, 4);
+        Example::new(RmsNormWgrad { offset: 1, width })
+            .input("dy", DType::BF16, shape![t, width])
+            .input("x", DType::BF16, shape![t, columns])
+            .positive("rstd", DType::F32, shape![t])
+            .input("acc", DType::F32, shape![width])
+            .output("dw", shape![width])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(dy), Some(x), Some(rstd), Some(acc)] = inputs else { unreachable!("mandatory") };

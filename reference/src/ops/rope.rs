@@ -8,14 +8,16 @@
 
 use fathom_trace::{DType, TensorMeta};
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::example::{Example, shape};
 use super::real::{FLOATS, Real, compute_dtype, in_real};
 use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;
 
 /// Rotation of the last columns of every head.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rope {
     /// Columns of a head.
@@ -80,6 +82,16 @@ impl Op for Rope {
     const NAME: &'static str = "rope";
     const INPUTS: &'static [Role] = &[input("x"), input("cos"), input("sin"), input("positions")];
     const OUTPUTS: &'static [&'static str] = &["y"];
+
+    fn example() -> Example {
+        let (t, length, heads, head_dim, start) = (3, 5, 2, 6, 2);
+        Example::new(Rope { head_dim, start, interleaved: true, inverse: false })
+            .input("x", DType::BF16, shape![t, heads * head_dim])
+            .input("cos", DType::F32, shape![length, (head_dim - start) / 2])
+            .input("sin", DType::F32, shape![length, (head_dim - start) / 2])
+            .indices("positions", shape![t], &[4, 0, 2])
+            .output("y", shape![t, heads * head_dim])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(x), Some(cos), Some(sin), Some(positions)] = inputs else {

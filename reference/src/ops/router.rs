@@ -13,14 +13,16 @@
 //! Source: arXiv 2412.19437, equations 12 to 16; 2408.15664 for the bias.
 
 use fathom_trace::{DType, TensorMeta};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::example::{Example, shape};
 use super::real::{REALS, Real, in_real, maximum, tree_sum};
 use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
 
 /// How logits become affinities.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Score {
     /// Each expert by itself, as in V3.
@@ -30,7 +32,7 @@ pub enum Score {
 }
 
 /// Chooses experts.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Router {
     /// Experts a token.
@@ -50,7 +52,7 @@ pub struct Router {
 }
 
 /// Gradient of [`Router`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RouterBackward {
     /// How logits became affinities.
@@ -114,6 +116,24 @@ impl Op for Router {
     const NAME: &'static str = "router";
     const INPUTS: &'static [Role] = &[input("logits"), optional("bias")];
     const OUTPUTS: &'static [&'static str] = &["scores", "indices", "weights"];
+
+    fn example() -> Example {
+        let (t, experts, top_k) = (3, 8, 2);
+        Example::new(Router {
+            top_k,
+            n_group: 2,
+            topk_group: 1,
+            group_top: 2,
+            score: Score::Sigmoid,
+            normalize: true,
+            scale: 2.5,
+        })
+        .input("logits", DType::F32, shape![t, experts])
+        .input("bias", DType::F32, shape![experts])
+        .output("scores", shape![t, experts])
+        .output("indices", shape![t, top_k])
+        .output("weights", shape![t, top_k])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(logits), bias] = inputs else { unreachable!("mandatory") };
@@ -186,6 +206,16 @@ impl Op for RouterBackward {
     const INPUTS: &'static [Role] =
         &[input("dweights"), input("scores"), input("indices"), optional("dscores")];
     const OUTPUTS: &'static [&'static str] = &["dlogits"];
+
+    fn example() -> Example {
+        let (t, experts, top_k) = (3, 8, 2);
+        Example::new(RouterBackward { score: Score::Sigmoid, normalize: true, scale: 2.5 })
+            .input("dweights", DType::F32, shape![t, top_k])
+            .positive("scores", DType::F32, shape![t, experts])
+            .indices("indices", shape![t, top_k], &[4, 6, 0, 3, 7, 5])
+            .input("dscores", DType::F32, shape![t, experts])
+            .output("dlogits", shape![t, experts])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(dweights), Some(scores), Some(indices), dscores] = inputs else {

@@ -9,14 +9,16 @@
 
 use fathom_trace::{DType, TensorMeta};
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::example::{Example, shape};
 use super::real::{FLOATS, Real, compute_dtype, in_real, tree_sum_rows};
 use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
 
 /// SwiGLU.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Swiglu {
     /// Element type of `y`.
@@ -24,7 +26,7 @@ pub struct Swiglu {
 }
 
 /// Gradient of [`Swiglu`]; `dweight` is empty where there is no weight.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SwigluBackward {
     /// Element type of `dx`.
@@ -47,6 +49,14 @@ impl Op for Swiglu {
     const NAME: &'static str = "swiglu";
     const INPUTS: &'static [Role] = &[input("x"), optional("weight")];
     const OUTPUTS: &'static [&'static str] = &["y"];
+
+    fn example() -> Example {
+        let (r, i) = (3, 4);
+        Example::new(Swiglu { out: DType::BF16 })
+            .input("x", DType::BF16, shape![r, 2 * i])
+            .positive("weight", DType::F32, shape![r])
+            .output("y", shape![r, i])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(x), weight] = inputs else { unreachable!("mandatory") };
@@ -85,6 +95,16 @@ impl Op for SwigluBackward {
     const NAME: &'static str = "swiglu_backward";
     const INPUTS: &'static [Role] = &[input("dy"), input("x"), optional("weight")];
     const OUTPUTS: &'static [&'static str] = &["dx", "dweight"];
+
+    fn example() -> Example {
+        let (r, i) = (3, 4);
+        Example::new(SwigluBackward { out: DType::BF16 })
+            .input("dy", DType::BF16, shape![r, i])
+            .input("x", DType::BF16, shape![r, 2 * i])
+            .positive("weight", DType::F32, shape![r])
+            .output("dx", shape![r, 2 * i])
+            .output("dweight", shape![r])
+    }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(dy), Some(x), weight] = inputs else { unreachable!("mandatory") };
