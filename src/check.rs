@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use fathom_conformance::check::{self, FileReport, Status, Tolerance};
+use fathom_conformance::junit;
 use fathom_reference::ops::ReferenceEngine;
 use serde_json::json;
 
@@ -15,8 +16,11 @@ use crate::output::{self, Outcome};
   fathom check cases/ --json               every *.safetensors below a folder, as JSON
   fathom check cases/ --save-outputs out/  keep what was computed
   fathom check cases/ --tolerance ulp=1    for kernels that promise less than every bit
+  fathom check cases/ --junit junit.xml --github
+                                           for continuous integration: docs/ci.md
 
-How to write a case file from PyTorch: docs/case-files.md.")]
+In the table, `file` is what the case file holds, `contract` what was computed. A case file to
+start from: fathom case example OP. How to write one from PyTorch: docs/case-files.md.")]
 pub struct Args {
     /// Case files, or folders that are walked recursively
     #[arg(required = true, value_name = "PATH")]
@@ -30,6 +34,12 @@ pub struct Args {
     /// Accept a distance: `ulp=N` an element, or `rel=X` (2-norm) a tensor; default: every bit
     #[arg(long, value_name = "ulp=N|rel=X", default_value = "ulp=0", hide_default_value = true)]
     tolerance: Tolerance,
+    /// Write the verdicts as JUnit XML, a test a file
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+    /// Print an annotation for GitHub Actions on stderr for every file that does not pass
+    #[arg(long)]
+    github: bool,
 }
 
 /// Runs the command.
@@ -47,6 +57,12 @@ pub fn run(args: &Args) -> output::Result {
         bar.inc(1);
     }
     bar.finish_and_clear();
+    if let Some(path) = &args.junit {
+        output::write_file(path, junit::document(&[check::junit(&reports)]).as_bytes())?;
+    }
+    if args.github {
+        check::annotations(&reports).iter().for_each(|annotation| eprintln!("{annotation}"));
+    }
     if args.json {
         output::print_json(&json!({ "files": reports }))?;
     } else {
@@ -75,12 +91,10 @@ fn print_table(reports: &[FileReport]) {
             rows.push(row);
         }
         for d in &report.tensors {
-            let first = d.first.as_ref().map_or("-".to_owned(), |f| {
-                format!("{:?} expected {} got {}", f.index, f.expected, f.got)
-            });
-            let max_ulp = match d.max_ulp {
-                u64::MAX => "NaN".to_owned(),
-                ulp => ulp.to_string(),
+            let first = d.first.as_ref().map_or("-".to_owned(), ToString::to_string);
+            let max_ulp = match d.nan_mismatches {
+                0 => d.max_ulp.to_string(),
+                _ => "NaN".to_owned(),
             };
             rows.push(vec![
                 report.file.clone(),
@@ -93,6 +107,12 @@ fn print_table(reports: &[FileReport]) {
                 first,
             ]);
         }
+        for name in &report.not_compared {
+            let mut row = vec![report.file.clone(), op.clone(), status.clone(), name.clone()];
+            row.resize(7, "-".to_owned());
+            row.push("not in the file, not compared".to_owned());
+            rows.push(row);
+        }
     }
     let header =
         ["file", "op", "status", "tensor", "elements", "mismatches", "max ulp", "first mismatch"];
@@ -103,6 +123,10 @@ fn print_table(reports: &[FileReport]) {
         if count(status) > 0 {
             words += &format!(", {} {word}", count(status));
         }
+    }
+    match reports.iter().filter(|r| r.compares_nothing()).count() {
+        0 => {}
+        n => words += &format!("; {n} of those that pass hold no element"),
     }
     println!("{words}");
 }

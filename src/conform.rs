@@ -1,8 +1,11 @@
 //! `fathom conform`: our kernels against the reference on drawn cases, on a GPU or without one.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use fathom_conformance::conform::{self, OpReport, Options};
+use fathom_conformance::github::Annotation;
+use fathom_conformance::junit::{self, Suite, TestCase};
 use fathom_emulator::{Checks, Preset};
 use fathom_gpu::driver::{self, Driver};
 use fathom_gpu::{CudaEngine, DeviceKind, Gpu};
@@ -19,6 +22,7 @@ use crate::output::{self, Outcome};
   fathom conform                                   every kernel, on the GPU if there is one
   fathom conform --only gemm_fp8 --cases 100 --seed 7
   fathom conform --device emulated --check races,uninit,sync
+  fathom conform --junit junit.xml --github        for continuous integration: docs/ci.md
 
 A disagreement is simplified and written as a case file; `fathom diagnose FILE` says which
 arithmetic it betrays. How to add a kernel: docs/kernels.md.")]
@@ -47,6 +51,12 @@ pub struct Args {
     /// Print one JSON document instead of a table
     #[arg(long)]
     json: bool,
+    /// Write the verdicts as JUnit XML, a test an op
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+    /// Print an annotation for GitHub Actions on stderr for every op that disagrees
+    #[arg(long)]
+    github: bool,
 }
 
 fn device(text: &str) -> Result<DeviceKind, String> {
@@ -78,6 +88,12 @@ pub fn run(args: &Args) -> output::Result {
         reports.push(conform::run(suite, &engine, &ReferenceEngine, &options, &|| bar.inc(1))?);
     }
     bar.finish_and_clear();
+    if let Some(path) = &args.junit {
+        output::write_file(path, junit::document(&[conform::junit(&reports)]).as_bytes())?;
+    }
+    if args.github {
+        conform::annotations(&reports).iter().for_each(|annotation| eprintln!("{annotation}"));
+    }
     if args.json {
         output::print_json(&json!({
             "device": kind.name(),
@@ -102,12 +118,38 @@ fn on_the_emulated_driver(args: &Args) -> output::Result {
     if !summary.findings.is_empty() {
         eprintln!("fathom: {} findings of the emulated device:", summary.findings.len());
         summary.findings.iter().for_each(|f| eprintln!("{f}"));
+        report_findings(args, &summary.findings)?;
     }
     Ok(match status.code() {
         Some(0) if summary.findings.is_empty() => Outcome::Holds,
         Some(0 | 1) => Outcome::Fails,
         _ => Outcome::BadInput,
     })
+}
+
+/// Adds what the emulated device found to the reports that the run itself has written.
+fn report_findings(args: &Args, findings: &[String]) -> Result<(), Box<dyn std::error::Error>> {
+    let title = "a finding of the emulated device".to_owned();
+    if args.github {
+        for message in findings {
+            let (title, message) = (title.clone(), message.clone());
+            eprintln!("{}", Annotation { file: None, title, message });
+        }
+    }
+    let Some(path) = &args.junit else { return Ok(()) };
+    let test = |(number, finding): (usize, &String)| TestCase {
+        class: "emulated device".to_owned(),
+        name: format!("finding {}", number + 1),
+        file: None,
+        time: Duration::ZERO,
+        outcome: junit::Outcome::Failure(finding.clone()),
+    };
+    let tests = findings.iter().enumerate().map(test).collect();
+    let suite = Suite { name: "sanitizers".to_owned(), tests };
+    // Where the run ended before its verdicts, the findings stand alone.
+    let written = std::fs::read_to_string(path).unwrap_or_default();
+    let text = junit::append(&written, &suite).unwrap_or_else(|| junit::document(&[suite]));
+    Ok(output::write_file(path, text.as_bytes())?)
 }
 
 fn print(engine: &str, reports: &[OpReport]) {
@@ -118,20 +160,9 @@ fn print(engine: &str, reports: &[OpReport]) {
     });
     let header = ["op", "cases", "agree", "elements"];
     println!("{}", output::table(&header, &[1, 2, 3], rows.collect()));
-    for (report, failure) in reports.iter().filter_map(|r| Some((r, r.failure.as_ref()?))) {
-        println!("{} disagrees: case {}, {}", report.op, failure.case, failure.what);
-        for d in failure.tensors.iter().filter(|d| d.mismatches > 0) {
-            let first = d.first.as_ref().expect("there is a mismatch");
-            println!(
-                "  {}: {} of {} elements differ, the first at {:?}: expected {}, got {}",
-                d.name, d.mismatches, d.elements, first.index, first.expected, first.got
-            );
-        }
-        if let Some(error) = &failure.error {
-            println!("  {error}");
-        }
-        if let Some(file) = &failure.file {
-            println!("  kept: fathom diagnose {}", file.display());
+    for report in reports {
+        if let Some(complaint) = report.complaint() {
+            println!("{} disagrees: {}", report.op, complaint.replace('\n', "\n  "));
         }
     }
 }

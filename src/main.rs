@@ -1,6 +1,7 @@
 //! The command-line program: parsing and printing, one file per subcommand, no logic.
 #![deny(unsafe_code)]
 
+mod case;
 mod check;
 mod completions;
 mod conform;
@@ -51,6 +52,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Case(case::Args),
     Check(check::Args),
     Completions(completions::Args),
     Conform(conform::Args),
@@ -81,6 +83,7 @@ fn main() -> ExitCode {
         return code;
     }
     let outcome = match Cli::parse().command {
+        Command::Case(args) => case::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Conform(args) => conform::run(&args),

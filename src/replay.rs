@@ -115,14 +115,8 @@ fn print_table(backend: &str, ops: &[OpSummary], reports: &[FileReport]) {
         for d in &report.tensors {
             if let Some(first) = &d.first {
                 println!(
-                    "{}: {} differs in {} of {} elements, first at {:?}: expected {} got {}",
-                    report.file,
-                    d.name,
-                    d.mismatches,
-                    d.elements,
-                    first.index,
-                    first.expected,
-                    first.got
+                    "{}: {} differs in {} of {} elements, first at {first}",
+                    report.file, d.name, d.mismatches, d.elements
                 );
             }
         }

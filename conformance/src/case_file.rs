@@ -16,14 +16,20 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use fathom_reference::ops::op_from;
+use fathom_reference::ops::{nearest, op_from};
 use fathom_reference::{Case, OpError, Outputs, Tensor};
-use fathom_trace::DType;
+use fathom_trace::{DType, TensorMeta};
 use safetensors::SafeTensors;
 use serde_json::{Map, Value, json};
 
 /// The prefix of expected outputs.
 pub const OUT: &str = "out.";
+
+/// The largest size of a dimension; only a tensor without elements could have a larger one.
+const LARGEST_SIZE: usize = i32::MAX as usize;
+
+/// The largest output that a file may ask for, in bytes: 64 GiB.
+const LARGEST_OUTPUT: u128 = 1 << 36;
 
 /// A case with what its file expects.
 #[derive(Debug)]
@@ -125,11 +131,13 @@ pub fn parse(bytes: &[u8], path: &Path) -> Result<CaseFile, CaseFileError> {
         header.metadata().clone().unwrap_or_default().into_iter().collect();
 
     let mut take = |key: &'static str, expected: &'static str| {
-        metadata.remove(key).ok_or(CaseFileError::Metadata {
-            path: path.to_owned(),
-            key,
-            expected,
-            found: "nothing".to_owned(),
+        metadata.remove(key).ok_or_else(|| {
+            let keys: Vec<&str> = metadata.keys().map(String::as_str).collect();
+            let found = match nearest(key, &keys) {
+                Some(other) => format!("'{other}'; is that a misspelling?"),
+                None => "nothing".to_owned(),
+            };
+            CaseFileError::Metadata { path: path.to_owned(), key, expected, found }
         })
     };
     let name = take("op", "the name of an op")?;
@@ -142,8 +150,9 @@ pub fn parse(bytes: &[u8], path: &Path) -> Result<CaseFile, CaseFileError> {
     })?;
     let op = op_from(&name, &params).map_err(op_error)?;
 
-    let mut inputs = BTreeMap::new();
+    let mut case = Case { op, inputs: BTreeMap::new() };
     let mut expected = Outputs::new();
+    let mut unknown = Vec::new();
     for (name, view) in file.tensors() {
         let spelled = view.dtype().to_string();
         let dtype = DType::from_name(&spelled).ok_or_else(|| {
@@ -153,28 +162,60 @@ pub fn parse(bytes: &[u8], path: &Path) -> Result<CaseFile, CaseFileError> {
                 found: spelled,
             })
         })?;
+        if view.shape().iter().any(|&size| size > LARGEST_SIZE) {
+            let expected = format!("sizes of at most {LARGEST_SIZE}");
+            let (role, found) = (name, view.shape().to_vec());
+            return Err(op_error(OpError::Shape { role, expected, found }));
+        }
         let tensor = Tensor::from_bytes(dtype, view.shape(), view.data());
         match name.strip_prefix(OUT) {
-            Some(role) => expected.insert(role.to_owned(), tensor),
-            None => inputs.insert(name, tensor),
-        };
+            Some(role) if case.op.outputs().contains(&role) => {
+                expected.insert(role.to_owned(), tensor);
+            }
+            None if case.op.inputs().iter().any(|r| r.name == name) => {
+                case.inputs.insert(name, tensor);
+            }
+            _ => unknown.push(name),
+        }
     }
-    let file = CaseFile { case: Case { op, inputs }, expected, metadata };
+    check_names(&case, unknown).map_err(op_error)?;
+    let file = CaseFile { case, expected, metadata };
     check_outputs(&file).map_err(op_error)?;
     Ok(file)
+}
+
+/// No tensor is unknown; where one is, says also which inputs are absent: it may be meant for one.
+fn check_names(case: &Case, mut unknown: Vec<String>) -> Result<(), OpError> {
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    unknown.sort();
+    let found: Vec<&str> = unknown.iter().map(String::as_str).collect();
+    let inputs = case.op.inputs().iter().map(|r| r.name.to_owned());
+    let known: Vec<String> =
+        inputs.chain(case.op.outputs().iter().map(|role| format!("{OUT}{role}"))).collect();
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    let mut error = OpError::unknown_roles(case.op.name(), &found, &known);
+    if let OpError::Roles { missing, .. } = &mut error {
+        *missing = case.absent_inputs();
+    }
+    Err(error)
 }
 
 /// The expected outputs have the roles, dtypes and shapes that the op announces.
 fn check_outputs(file: &CaseFile) -> Result<(), OpError> {
     let announced = file.case.infer()?;
+    for TensorMeta { role, dtype, shape } in &announced {
+        let elements = shape.iter().try_fold(1u128, |product, &size| product.checked_mul(size as _));
+        if elements.is_none_or(|n| n.saturating_mul(dtype.size() as u128) > LARGEST_OUTPUT) {
+            let op = file.case.op.name();
+            let limit = LARGEST_OUTPUT >> 30;
+            let message = format!("output '{role}' {shape:?} of {dtype} exceeds {limit} GiB");
+            return Err(OpError::Undefined { op, message });
+        }
+    }
     for (role, tensor) in &file.expected {
-        let Some(meta) = announced.iter().find(|m| m.role == *role) else {
-            return Err(OpError::Unexpected {
-                role: format!("{OUT}{role}"),
-                op: file.case.op.name(),
-                expected: file.case.op.outputs().to_vec(),
-            });
-        };
+        let meta = announced.iter().find(|m| m.role == *role).expect("names are checked");
         let role = format!("{OUT}{role}");
         if tensor.dtype() != meta.dtype {
             let (expected, found) = (meta.dtype.to_string(), tensor.dtype().to_string());

@@ -1,12 +1,16 @@
 //! Checking case files: find them, recompute, compare, keep what was computed.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use fathom_reference::ops::ReferenceEngine;
 use fathom_reference::{Engine, EngineError, Outputs};
 use serde::Serialize;
 
 use crate::case_file::{self, CaseFile, CaseFileError, OUT};
 use crate::compare::{Difference, compare, relative};
+use crate::github::Annotation;
+use crate::junit::{self, Suite, TestCase};
 
 /// What counts as agreement; bits unless said otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -160,13 +164,81 @@ pub struct FileReport {
     pub status: Status,
     /// Every expected output.
     pub tensors: Vec<Difference>,
+    /// Outputs of the op that the file does not hold while it holds others: not compared.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_compared: Vec<String>,
     /// Why there is no verdict.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// How long it took; no part of the JSON, which is the same for the same files.
+    #[serde(skip)]
+    pub time: Duration,
+}
+
+impl FileReport {
+    /// Whether it passes without a single element that was compared.
+    pub fn compares_nothing(&self) -> bool {
+        self.status == Status::Pass && self.tensors.iter().all(|d| d.elements == 0)
+    }
+
+    /// Why the file does not pass, in a line a tensor; `None` where it does, or expects nothing.
+    fn complaint(&self) -> Option<String> {
+        match self.status {
+            Status::Pass | Status::Computed => None,
+            Status::Fail => {
+                let failing = self.tensors.iter().filter(|d| d.mismatches > 0);
+                Some(failing.map(Difference::words).collect::<Vec<_>>().join("\n"))
+            }
+            Status::Error | Status::Unsupported => self.error.clone(),
+        }
+    }
+}
+
+/// The reports as a suite of JUnit tests, a test a file.
+pub fn junit(reports: &[FileReport]) -> Suite {
+    let test = |report: &FileReport| TestCase {
+        class: report.op.clone().unwrap_or_else(|| "unreadable".to_owned()),
+        name: report.file.clone(),
+        file: Some(report.file.clone()),
+        time: report.time,
+        outcome: match (report.status, report.complaint()) {
+            (Status::Computed, _) => {
+                junit::Outcome::Skipped("the file holds no output to compare".to_owned())
+            }
+            (Status::Fail, Some(text)) => junit::Outcome::Failure(text),
+            (_, Some(text)) => junit::Outcome::Error(text),
+            (_, None) => junit::Outcome::Pass,
+        },
+    };
+    Suite { name: "fathom check".to_owned(), tests: reports.iter().map(test).collect() }
+}
+
+/// An annotation for every file that does not pass.
+pub fn annotations(reports: &[FileReport]) -> Vec<Annotation> {
+    let annotation = |report: &FileReport| {
+        let title = match report.status {
+            Status::Fail => format!("{} differs", report.op.as_deref().unwrap_or_default()),
+            _ => "no verdict".to_owned(),
+        };
+        Some(Annotation { file: Some(report.file.clone()), title, message: report.complaint()? })
+    };
+    reports.iter().filter_map(annotation).collect()
 }
 
 /// Checks one case file on an engine; saves the outputs below `save`, where given.
 pub fn check(
+    target: &Target,
+    engine: &dyn Engine,
+    tolerance: Tolerance,
+    save: Option<&Path>,
+) -> FileReport {
+    let begin = Instant::now();
+    let mut report = checked(target, engine, tolerance, save);
+    report.time = begin.elapsed();
+    report
+}
+
+fn checked(
     target: &Target,
     engine: &dyn Engine,
     tolerance: Tolerance,
@@ -177,7 +249,9 @@ pub fn check(
         op: None,
         status: Status::Error,
         tensors: Vec::new(),
+        not_compared: Vec::new(),
         error: None,
+        time: Duration::ZERO,
     };
     let file = match case_file::read(&target.path) {
         Ok(file) => file,
@@ -203,19 +277,30 @@ pub fn check(
         report.error = Some(error.to_string());
         return report;
     }
-    (report.status, report.tensors) = judge(&file, &outputs, tolerance);
+    // What the reference gives is the contract; what a backend gives is only its own.
+    let whose = if engine.name() == ReferenceEngine.name() { "contract" } else { "backend" };
+    (report.status, report.tensors) = judge(&file, whose, &outputs, tolerance);
+    if !file.expected.is_empty() {
+        let absent = file.case.op.outputs().iter().filter(|r| !file.expected.contains_key(**r));
+        report.not_compared = absent.map(|role| format!("{OUT}{role}")).collect();
+    }
     report
 }
 
-fn judge(file: &CaseFile, outputs: &Outputs, tolerance: Tolerance) -> (Status, Vec<Difference>) {
+fn judge(
+    file: &CaseFile,
+    whose: &'static str,
+    outputs: &Outputs,
+    tolerance: Tolerance,
+) -> (Status, Vec<Difference>) {
     let mut status = if file.expected.is_empty() { Status::Computed } else { Status::Pass };
     let mut tensors = Vec::new();
     for (role, expected) in &file.expected {
         let got = &outputs[role];
-        let difference = compare(&format!("{OUT}{role}"), expected, got);
+        let difference = compare(&format!("{OUT}{role}"), [("file", expected), (whose, got)]);
         let agrees = match tolerance {
             Tolerance::Bits => difference.mismatches == 0,
-            Tolerance::Ulp(n) => difference.max_ulp <= n,
+            Tolerance::Ulp(n) => difference.max_ulp <= n && difference.nan_mismatches == 0,
             Tolerance::Relative(x) => relative(expected, got) <= x,
         };
         if !agrees {

@@ -3,7 +3,8 @@
 use fathom_reference::Tensor;
 use fathom_trace::DType;
 use half::{bf16, f16};
-use serde::Serialize;
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
 
 /// How two tensors of one dtype and shape differ.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -16,52 +17,96 @@ pub struct Difference {
     pub mismatches: usize,
     /// The largest [`ulp_distance`] between two elements.
     pub max_ulp: u64,
+    /// Elements that are NaN in one of the tensors and a number in the other.
+    pub nan_mismatches: usize,
     /// The first element, row-major, whose bits differ.
     pub first: Option<First>,
 }
 
+impl Difference {
+    /// `out.d: 3 of 64 elements differ, at most 2 ulp, the first at [0, 1]: file 0x3f80, ..`.
+    pub fn words(&self) -> String {
+        let Difference { name, elements, mismatches, .. } = self;
+        let Some(first) = &self.first else {
+            return format!("{name}: all {elements} elements agree");
+        };
+        let distance = match self.nan_mismatches {
+            0 => format!("at most {} ulp", self.max_ulp),
+            n => format!("{n} of them a NaN on one side only"),
+        };
+        format!("{name}: {mismatches} of {elements} elements differ, {distance}, the first at {first}")
+    }
+}
+
 /// The first element that differs.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct First {
     /// Coordinates, row-major.
     pub index: Vec<usize>,
-    /// The bits that the file expects, `0x` and as many digits as the dtype has.
-    pub expected: String,
-    /// The bits that were computed.
-    pub got: String,
+    /// Whose bits, and the bits: `0x` and as many digits as the dtype has.
+    pub sides: [(&'static str, String); 2],
 }
 
-/// Compares `got` with `expected`.
+impl std::fmt::Display for First {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [(a, a_bits), (b, b_bits)] = &self.sides;
+        write!(f, "{:?}: {a} {a_bits}, {b} {b_bits}", self.index)
+    }
+}
+
+/// `{"index": .., "file": .., "contract": ..}`, each side under its own name. The keys `expected`
+/// and `got` of version 0.1 stand beside them for one version.
+impl Serialize for First {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("index", &self.index)?;
+        for (name, bits) in &self.sides {
+            map.serialize_entry(name, bits)?;
+        }
+        for (name, (_, bits)) in ["expected", "got"].iter().zip(&self.sides) {
+            map.serialize_entry(name, bits)?;
+        }
+        map.end()
+    }
+}
+
+/// Compares two tensors, each with a word for whose it is: `file`, `contract`, `kernel`.
 ///
 /// # Panics
 /// Where dtype or shape differ: case files are checked when they are read.
-pub fn compare(name: &str, expected: &Tensor, got: &Tensor) -> Difference {
-    assert_eq!((expected.dtype(), expected.shape()), (got.dtype(), got.shape()), "{name}");
+pub fn compare(name: &str, sides: [(&'static str, &Tensor); 2]) -> Difference {
+    let [(a_name, a), (b_name, b)] = sides;
+    assert_eq!((a.dtype(), a.shape()), (b.dtype(), b.shape()), "{name}");
     let mut difference = Difference {
         name: name.to_owned(),
-        elements: got.len(),
+        elements: a.len(),
         mismatches: 0,
         max_ulp: 0,
+        nan_mismatches: 0,
         first: None,
     };
-    if expected.bytes() == got.bytes() {
+    if a.bytes() == b.bytes() {
         return difference;
     }
-    let dtype = got.dtype();
-    for i in 0..got.len() {
-        let (e, g) = (expected.bits(i), got.bits(i));
-        if e == g {
+    let dtype = a.dtype();
+    for i in 0..a.len() {
+        let (x, y) = (a.bits(i), b.bits(i));
+        if x == y {
             continue;
         }
         difference.mismatches += 1;
-        difference.max_ulp = difference.max_ulp.max(ulp_distance(dtype, e, g));
+        difference.nan_mismatches += usize::from(is_nan(dtype, x) != is_nan(dtype, y));
+        difference.max_ulp = difference.max_ulp.max(ulp_distance(dtype, x, y));
         difference.first.get_or_insert_with(|| First {
-            index: coordinates(got.shape(), i),
-            expected: hex(dtype, e),
-            got: hex(dtype, g),
+            index: coordinates(a.shape(), i),
+            sides: [(a_name, hex(dtype, x)), (b_name, hex(dtype, y))],
         });
     }
     difference
+}
+
+fn is_nan(dtype: DType, bits: u64) -> bool {
+    value(dtype, bits).is_some_and(f64::is_nan)
 }
 
 /// An element's bits in hexadecimal, as many digits as the dtype has.
@@ -84,8 +129,7 @@ pub fn coordinates(shape: &[usize], mut index: usize) -> Vec<usize> {
 /// `u64::MAX` where one of them is a NaN and the other is not; two NaNs are as far apart as their
 /// codes.
 pub fn ulp_distance(dtype: DType, a: u64, b: u64) -> u64 {
-    let is_nan = |bits| value(dtype, bits).is_some_and(f64::is_nan);
-    if is_nan(a) != is_nan(b) {
+    if is_nan(dtype, a) != is_nan(dtype, b) {
         return u64::MAX;
     }
     let position = |bits: u64| -> i128 {
@@ -128,6 +172,10 @@ pub fn value(dtype: DType, bits: u64) -> Option<f64> {
 /// Infinite where an element is NaN or infinite in one tensor and another value in the other; a
 /// zero expectation that is met gives 0. Packed codes count as 0 where equal, else as infinite.
 pub fn relative(expected: &Tensor, got: &Tensor) -> f64 {
+    // Over the largest magnitude, so that no square is lost below the smallest number.
+    let finite = |t: &Tensor, i| value(t.dtype(), t.bits(i)).map_or(0.0, f64::abs);
+    let both = (0..got.len()).flat_map(|i| [finite(expected, i), finite(got, i)]);
+    let top = both.filter(|x| x.is_finite()).fold(0.0, f64::max);
     let (mut error, mut norm) = (0.0f64, 0.0f64);
     for i in 0..got.len() {
         let (e, g) = (expected.bits(i), got.bits(i));
@@ -143,8 +191,10 @@ pub fn relative(expected: &Tensor, got: &Tensor) -> f64 {
             }
             return f64::INFINITY;
         }
-        error += (gv - ev) * (gv - ev);
-        norm += ev * ev;
+        if gv != ev {
+            error += (gv / top - ev / top).powi(2);
+        }
+        norm += if ev == 0.0 { 0.0 } else { (ev / top).powi(2) };
     }
     if error == 0.0 { 0.0 } else { (error / norm).sqrt() }
 }
@@ -175,11 +225,30 @@ mod tests {
         let a = Tensor::from_vec(&[2, 3], vec![0.0f32; 6]);
         let mut b = a.clone();
         b.as_mut_slice::<f32>()[4] = -0.0;
-        let d = compare("out.d", &a, &b);
+        let d = compare("out.d", [("file", &a), ("contract", &b)]);
         assert_eq!((d.mismatches, d.max_ulp), (1, 1));
         let first = d.first.unwrap();
         assert_eq!(first.index, [1, 1]);
-        assert_eq!((first.expected.as_str(), first.got.as_str()), ("0x00000000", "0x80000000"));
+        assert_eq!(first.to_string(), "[1, 1]: file 0x00000000, contract 0x80000000");
+        let json = serde_json::to_value(&first).unwrap();
+        let expected = serde_json::json!({
+            "index": [1, 1],
+            "file": "0x00000000",
+            "contract": "0x80000000",
+            "expected": "0x00000000",
+            "got": "0x80000000",
+        });
+        assert_eq!(json, expected);
+    }
+
+    /// The squares of such differences are zero in binary64: they passed any tolerance.
+    #[test]
+    fn tiny_and_huge_numbers_differ_too() {
+        for (e, g) in [(1e-170f64, 2e-170), (5e-324, 1e-323), (1e300, 2e300), (-1e308, 1e308)] {
+            let [e, g] = [e, g].map(|x| Tensor::from_vec(&[1], vec![x]));
+            assert!(relative(&e, &g) >= 1.0, "{}", relative(&e, &g));
+            assert_eq!(relative(&e, &e), 0.0);
+        }
     }
 
     #[test]

@@ -2,8 +2,10 @@
 //!
 //! - [`case_file`]: reading and writing cases, the project's common test format.
 //! - [`compare`]: two tensors, bit by bit.
+//! - [`catalog`]: the ops as documentation shows them, and their example cases.
 //! - [`check`]: whole folders of case files against an engine.
 //! - [`conform`]: an engine against the reference on drawn cases.
+//! - [`junit`], [`github`]: verdicts as continuous integration reads them.
 //! - [`record`]: the op calls of a run as case files, and the op trace.
 //! - [`replay`]: a recording against an engine.
 //! - [`demo`]: built-in cases of the demonstration.
@@ -15,12 +17,15 @@
 #![forbid(unsafe_code)]
 
 pub mod case_file;
+pub mod catalog;
 pub mod check;
 pub mod compare;
 pub mod conform;
 pub mod demo;
 pub mod diagnose;
 pub mod emulated;
+pub mod github;
+pub mod junit;
 pub mod record;
 pub mod replay;
 pub mod workload;

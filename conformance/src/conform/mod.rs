@@ -14,14 +14,17 @@ pub mod values;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use fathom_reference::{Case, Engine, EngineError, Outputs};
+use fathom_reference::{Case, Engine, EngineError, Outputs, Tensor};
 use proptest::strategy::{BoxedStrategy, Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use serde::Serialize;
 
 use crate::case_file::{self, CaseFile, CaseFileError, OUT};
 use crate::compare::{Difference, compare};
+use crate::github::Annotation;
+use crate::junit::{self, Suite as JunitSuite, TestCase};
 
 /// A drawn case and what was drawn, in words.
 #[derive(Debug)]
@@ -73,6 +76,43 @@ pub struct OpReport {
     pub elements: usize,
     /// The first disagreement; the op's further cases are not run after it.
     pub failure: Option<Failure>,
+    /// How long its cases took; no part of the JSON.
+    #[serde(skip)]
+    pub time: Duration,
+}
+
+impl OpReport {
+    /// What disagrees, in a few lines; `None` where nothing does.
+    pub fn complaint(&self) -> Option<String> {
+        let failure = self.failure.as_ref()?;
+        let mut lines = vec![format!("case {}, {}", failure.case, failure.what)];
+        let differing = failure.tensors.iter().filter(|d| d.mismatches > 0);
+        lines.extend(differing.map(Difference::words));
+        lines.extend(failure.error.clone());
+        lines.extend(failure.file.as_ref().map(|f| format!("kept: fathom diagnose {}", f.display())));
+        Some(lines.join("\n"))
+    }
+}
+
+/// The reports as a suite of JUnit tests, a test an op.
+pub fn junit(reports: &[OpReport]) -> JunitSuite {
+    let test = |report: &OpReport| TestCase {
+        class: "fathom conform".to_owned(),
+        name: report.op.to_owned(),
+        file: report.failure.as_ref().and_then(|f| Some(f.file.as_ref()?.display().to_string())),
+        time: report.time,
+        outcome: report.complaint().map_or(junit::Outcome::Pass, junit::Outcome::Failure),
+    };
+    JunitSuite { name: "fathom conform".to_owned(), tests: reports.iter().map(test).collect() }
+}
+
+/// An annotation for every op that disagrees.
+pub fn annotations(reports: &[OpReport]) -> Vec<Annotation> {
+    let annotation = |report: &OpReport| {
+        let title = format!("{} disagrees with the reference", report.op);
+        Some(Annotation { file: None, title, message: report.complaint()? })
+    };
+    reports.iter().filter_map(annotation).collect()
 }
 
 /// A case on which an engine disagrees with the reference.
@@ -135,7 +175,15 @@ pub fn run(
     options: &Options,
     progress: &dyn Fn(),
 ) -> Result<OpReport, ConformError> {
-    let mut report = OpReport { op: suite.op, cases: 0, passed: 0, elements: 0, failure: None };
+    let begin = Instant::now();
+    let mut report = OpReport {
+        op: suite.op,
+        cases: 0,
+        passed: 0,
+        elements: 0,
+        failure: None,
+        time: Duration::ZERO,
+    };
     for index in 0..options.cases {
         let mut runner = runner(suite.op, options.seed, index);
         let strategy = (suite.strategy)(index);
@@ -154,6 +202,7 @@ pub fn run(
         progress();
         break;
     }
+    report.time = begin.elapsed();
     Ok(report)
 }
 
@@ -197,9 +246,11 @@ fn judge(
     let expected = reference.run(case)?;
     match engine.run(case) {
         Ok(outputs) => {
-            let pairs =
-                expected.iter().map(|(role, e)| (format!("{OUT}{role}"), e, &outputs[role]));
-            let differences = pairs.map(|(name, e, got)| compare(&name, e, got)).collect();
+            let difference = |(role, contract): (&String, &Tensor)| {
+                let sides = [("contract", contract), ("kernel", &outputs[role])];
+                compare(&format!("{OUT}{role}"), sides)
+            };
+            let differences = expected.iter().map(difference).collect();
             Ok(Verdict::Compared(differences, outputs))
         }
         Err(error @ EngineError::Failed { .. }) => Ok(Verdict::Failed(error.to_string())),

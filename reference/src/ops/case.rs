@@ -23,22 +23,22 @@ impl Case {
     /// The inputs in the order of the op's roles.
     ///
     /// # Errors
-    /// [`OpError::Roles`] for tensors that are no input of the op, and then also for inputs that
-    /// are absent.
+    /// [`OpError::Roles`] for tensors that are no input of the op.
     pub fn ordered_inputs(&self) -> Result<Vec<Option<Tensor>>, OpError> {
-        let roles = self.op.inputs();
-        let inputs = roles.iter().map(|r| self.inputs.get(r.name).cloned()).collect();
-        let known: Vec<&str> = roles.iter().map(|r| r.name).collect();
+        let known: Vec<&str> = self.op.inputs().iter().map(|r| r.name).collect();
         let found = self.inputs.keys().map(String::as_str);
         let unknown: Vec<&str> = found.filter(|name| !known.contains(name)).collect();
-        if unknown.is_empty() {
-            return Ok(inputs);
+        if !unknown.is_empty() {
+            return Err(OpError::unknown_roles(self.op.name(), &unknown, &known));
         }
-        let mut error = OpError::unknown_roles(self.op.name(), &unknown, &known);
-        if let OpError::Roles { missing, .. } = &mut error {
-            *missing = expected_of_absent(&*self.op, &metas(roles, &inputs));
-        }
-        Err(error)
+        Ok(known.iter().map(|name| self.inputs.get(*name).cloned()).collect())
+    }
+
+    /// The mandatory inputs that are absent, each with the dtype and shape that the op expects.
+    pub fn absent_inputs(&self) -> Vec<String> {
+        let roles = self.op.inputs();
+        let found = roles.iter().map(|r| self.inputs.get(r.name).map(|t| t.meta(r.name)));
+        expected_of_absent(&*self.op, &found.collect::<Vec<_>>())
     }
 
     /// What comes out: roles, dtypes and shapes.

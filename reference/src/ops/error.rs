@@ -76,9 +76,11 @@ impl OpError {
         OpError::Roles { op, missing: vec![format!("'{role}'")], unknown: Vec::new() }
     }
 
-    /// There are tensors that the op does not have; `found` and `known` as the file names them.
+    /// There are tensors that the op does not have; `known` are those it has.
     pub fn unknown_roles(op: &'static str, found: &[&str], known: &[&str]) -> OpError {
-        let hint = |name: &&str| match nearest(name, known) {
+        // Outputs stand among the names of a file with a prefix.
+        let suffix = |name: &str| known.iter().find(|k| k.ends_with(&format!(".{name}"))).copied();
+        let hint = |name: &&str| match suffix(name).or_else(|| nearest(name, known)) {
             Some(known) => format!("'{name}' (did you mean '{known}'?)"),
             None => format!("'{name}' (there are {})", known.join(", ")),
         };
@@ -103,6 +105,9 @@ fn meant(found: &str, known: &[&str]) -> String {
 
 /// The name with the smallest edit distance, where that is small enough to be meant.
 pub fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
-    let best = known.iter().map(|k| (strsim::levenshtein(name, k), *k)).min_by_key(|(d, _)| *d)?;
-    (best.0 <= 1 + name.len() / 3).then_some(best.1)
+    let distances = known.iter().map(|k| (strsim::levenshtein(name, k), *k));
+    let (distance, best) = distances.min_by_key(|(distance, _)| *distance)?;
+    // One letter for another is no misspelling.
+    let alike = distance < name.len().max(best.len());
+    (alike && distance <= 1 + name.len() / 3).then_some(best)
 }
