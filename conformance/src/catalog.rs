@@ -114,7 +114,17 @@ fn dtypes(op: &dyn DynOp, metas: &[Option<TensorMeta>], i: usize) -> Option<Stri
     if each.iter().all(|(dtype, dtypes)| dtypes[..] == [dtype.clone()]) {
         return Some(format!("as {role}"));
     }
-    let words = each.iter().map(|(dtype, dtypes)| format!("{} with {dtype}", dtypes.join(", ")));
+    // Those that want the same stand together: `F32 with F32, BF16; F64 with F64`.
+    let mut groups: Vec<(Vec<String>, Vec<String>)> = Vec::new();
+    for (dtype, dtypes) in each {
+        match groups.iter_mut().find(|(same, _)| *same == dtypes) {
+            Some((_, with)) => with.push(dtype),
+            None => groups.push((dtypes, vec![dtype])),
+        }
+    }
+    let words = groups.iter().map(|(dtypes, with)| {
+        format!("{} with {role} {}", dtypes.join(", "), with.join(", "))
+    });
     Some(words.collect::<Vec<_>>().join("; "))
 }
 

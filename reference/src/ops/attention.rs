@@ -94,7 +94,10 @@ impl Heads {
         op: &'static str,
         [q, k, v]: [&TensorMeta; 3],
         (segments, keys): (&[usize], &[usize]),
+        block_kv: usize,
     ) -> Result<usize, OpError> {
+        rules::at_least_one(op, "block_kv", block_kv)?;
+        rules::at_least_one(op, "shape.kv_heads", self.kv_heads)?;
         rules::dtype(q, FLOATS)?;
         rules::rank(q, 2, "[t, heads * qk]")?;
         let t = q.shape[0];
@@ -165,7 +168,7 @@ impl Op for Attention {
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(q), Some(k), Some(v)] = inputs else { unreachable!("mandatory") };
-        let t = self.shape.check(Self::NAME, [q, k, v], (&self.segments, &self.keys))?;
+        let t = self.shape.check(Self::NAME, [q, k, v], (&self.segments, &self.keys), self.block_kv)?;
         Ok(vec![
             rules::meta("o", q.dtype, &[t, self.shape.heads * self.shape.v]),
             rules::meta("lse", compute_dtype(q.dtype), &[t, self.shape.heads]),
@@ -328,7 +331,7 @@ impl Op for AttentionBackward {
         let [Some(q), Some(k), Some(v), Some(o), Some(lse), Some(d_o)] = inputs else {
             unreachable!("mandatory")
         };
-        let t = self.shape.check(Self::NAME, [q, k, v], (&self.segments, &self.keys))?;
+        let t = self.shape.check(Self::NAME, [q, k, v], (&self.segments, &self.keys), self.block_kv)?;
         for tensor in [o, d_o] {
             rules::dtype(tensor, &[q.dtype])?;
             rules::shape(tensor, &[t, self.shape.heads * self.shape.v])?;

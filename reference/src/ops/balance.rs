@@ -58,7 +58,7 @@ impl Op for BalanceLoss {
         }
         let (t, experts) = (scores.shape[0], scores.shape[1]);
         let split: usize = self.segments.iter().sum();
-        if split != t || self.devices == 0 || experts % self.devices != 0 {
+        if split != t || experts == 0 || self.devices == 0 || experts % self.devices != 0 {
             let message = format!(
                 "segments {:?} must add up to t = {t}, devices {} divide experts {experts}",
                 self.segments, self.devices

@@ -46,6 +46,7 @@ macro_rules! collectives {
 
             fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
                 let [Some(x)] = inputs else { unreachable!("mandatory") };
+                rules::at_least_one(Self::NAME, "group.size", self.group.size)?;
                 let rows: fn(usize, usize) -> usize = $shape;
                 let Some((&first, rest)) = x.shape.split_first() else {
                     return rules::rank(x, 1, "at least one dimension").map(|()| Vec::new());

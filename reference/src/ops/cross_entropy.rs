@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::example::{Example, shape};
 use super::gemm::{Gemm, Layout, product, product_into};
-use super::real::{FLOATS, Real, compute_dtype, in_real, maximum, tree_sum_rows};
+use super::real::{FLOATS, Real, compute_dtype, in_real, maximum, stored, tree_sum_rows};
 use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;
 
@@ -169,6 +169,7 @@ impl Op for CrossEntropyBackward {
         rules::shape(lse, &[t])?;
         rules::dtype(acc, &[compute])?;
         rules::shape(acc, &[vocab, hidden])?;
+        stored(Self::NAME, self.out, compute)?;
         if self.segments.iter().sum::<usize>() != t {
             let message = format!("segments {:?} must add up to t = {t}", self.segments);
             return Err(OpError::Undefined { op: Self::NAME, message });

@@ -18,9 +18,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::example::{Example, shape};
-use super::real::{FLOATS, Real, in_real};
+use super::real::{FLOATS, Real, compute_dtype, in_real, stored};
 use super::{Op, OpError, Role, collective, input, rules};
 use crate::Tensor;
+
+/// Far more experts than a layer has: `counts` is as long as the parameter says.
+const MAX_EXPERTS: usize = 1 << 24;
 
 /// Orders slots by expert.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -80,6 +83,10 @@ impl Op for DispatchPlan {
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(indices)] = inputs else { unreachable!("mandatory") };
+        if self.experts > MAX_EXPERTS {
+            let message = format!("expected at most {MAX_EXPERTS}, found {}", self.experts);
+            return Err(OpError::Params { op: Self::NAME, path: "experts".into(), message });
+        }
         rules::dtype(indices, &[DType::I32])?;
         rules::rank(indices, 2, "[t, top_k]")?;
         let slots = indices.shape[0] * indices.shape[1];
@@ -152,6 +159,7 @@ impl Op for Dispatch {
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(x), Some(rows)] = inputs else { unreachable!("mandatory") };
+        rules::at_least_one(Self::NAME, "top_k", self.top_k)?;
         rules::rank(x, 2, "[t, columns]")?;
         rules::dtype(rows, &[DType::I32])?;
         rules::shape(rows, &[x.shape[0] * self.top_k])?;
@@ -178,8 +186,12 @@ impl Op for Dispatch {
         let per = if self.slots { 1 } else { self.top_k };
         let length = if self.slots { x.len() } else { x.shape()[0] };
         let width = x.bytes().len() / length.max(1);
+        let Some(rows) = rows.as_slice::<i32>().get(..self.received) else {
+            let message = format!("received {} exceeds the {} rows", self.received, rows.len());
+            return Err(OpError::Undefined { op: Self::NAME, message });
+        };
         let mut y = Vec::with_capacity(self.received * width);
-        for &slot in &rows.as_slice::<i32>()[..self.received] {
+        for &slot in rows {
             let row = index(Self::NAME, slot, length * per)? / per;
             y.extend_from_slice(&x.bytes()[row * width..][..width]);
         }
@@ -205,7 +217,9 @@ impl Op for Combine {
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(y), Some(inverse)] = inputs else { unreachable!("mandatory") };
+        rules::at_least_one(Self::NAME, "top_k", self.top_k)?;
         rules::dtype(y, FLOATS)?;
+        stored(Self::NAME, self.out, compute_dtype(y.dtype))?;
         rules::dtype(inverse, &[DType::I32])?;
         rules::shape(inverse, &[self.tokens * self.top_k])?;
         if self.slots {

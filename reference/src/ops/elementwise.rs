@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::example::{Example, shape};
-use super::real::{FLOATS, Real, compute_dtype, in_real};
+use super::real::{FLOATS, Real, compute_dtype, in_real, loaded, stored};
 use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
 
@@ -57,6 +57,12 @@ pub struct ScatterAddRows {
     pub out: DType,
 }
 
+/// The rule for a conversion: F32 to any, BF16 to F32, F64 to F32, and back to itself.
+fn castable(op: &'static str, from: DType, to: DType) -> Result<(), OpError> {
+    let widens = from == DType::F32 && to == DType::F64;
+    stored(op, to, if widens { DType::F64 } else { compute_dtype(from) })
+}
+
 fn elements(tensor: &TensorMeta) -> u64 {
     tensor.shape.iter().map(|&d| d as u64).product()
 }
@@ -79,10 +85,12 @@ impl Op for Add {
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(a), b, c] = inputs else { unreachable!("mandatory") };
         rules::dtype(a, FLOATS)?;
+        let compute = compute_dtype(a.dtype);
         for other in [b, c].into_iter().flatten() {
-            rules::dtype(other, FLOATS)?;
+            loaded(other, compute)?;
             rules::shape(other, &a.shape)?;
         }
+        stored(Self::NAME, self.out, compute)?;
         Ok(vec![rules::meta("y", self.out, &a.shape)])
     }
 
@@ -123,6 +131,7 @@ impl Op for Cast {
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(x)] = inputs else { unreachable!("mandatory") };
         rules::dtype(x, FLOATS)?;
+        castable(Self::NAME, x.dtype, self.out)?;
         Ok(vec![rules::meta("y", self.out, &x.shape)])
     }
 
@@ -215,7 +224,7 @@ impl Op for SliceColumns {
         let [Some(x)] = &inputs[..] else { unreachable!("mandatory") };
         let (t, size) = (x.shape()[0], x.dtype().size());
         let mut y = Vec::with_capacity(t * self.width * size);
-        for row in x.bytes().chunks(x.shape()[1] * size) {
+        for row in x.bytes().chunks((x.shape()[1] * size).max(1)) {
             y.extend_from_slice(&row[self.offset * size..][..self.width * size]);
         }
         Ok(vec![Tensor::from_bytes(x.dtype(), &[t, self.width], &y)])
@@ -252,6 +261,7 @@ impl Op for GatherRows {
         rules::rank(table, 2, "[rows, columns]")?;
         rules::dtype(ids, &[DType::I32])?;
         rules::rank(ids, 1, "[t]")?;
+        castable(Self::NAME, table.dtype, self.out)?;
         Ok(vec![rules::meta("y", self.out, &[ids.shape[0], table.shape[1]])])
     }
 
@@ -293,9 +303,11 @@ impl Op for ScatterAddRows {
         rules::rank(x, 2, "[t, columns]")?;
         rules::dtype(ids, &[DType::I32])?;
         rules::shape(ids, &x.shape[..1])?;
-        rules::dtype(acc, FLOATS)?;
+        let compute = compute_dtype(x.dtype);
+        loaded(acc, compute)?;
         rules::rank(acc, 2, "[rows, columns]")?;
         rules::shape(acc, &[acc.shape[0], x.shape[1]])?;
+        stored(Self::NAME, self.out, compute)?;
         Ok(vec![rules::meta("y", self.out, &acc.shape)])
     }
 

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::example::{Example, ceil, shape};
 use super::attention::spans;
 use super::quantize::{BlockFormat, ScaleType};
-use super::real::{FLOATS, Real};
+use super::real::{FLOATS, Real, stored};
 use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
 
@@ -41,6 +41,12 @@ fn extent(block: Block) -> ScaleBlock {
 fn scales(block: Block, rows: usize, k: usize) -> [usize; 2] {
     let (a, b) = extent(block).scales(rows, k);
     [a, b]
+}
+
+/// Refuses blocks without extent.
+fn extents(op: &'static str, blocks: &[(&str, Block)]) -> Result<(), OpError> {
+    let sizes = blocks.iter().flat_map(|(path, block)| block.iter().map(move |size| (path, size)));
+    sizes.into_iter().try_for_each(|(path, size)| rules::at_least_one(op, path, size.unwrap_or(1)))
 }
 
 fn format(dtype: DType) -> Format {
@@ -99,6 +105,7 @@ impl Op for QuantizeWeight {
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(w)] = inputs else { unreachable!("mandatory") };
+        extents(Self::NAME, &[("block", self.block)])?;
         rules::dtype(w, &[DType::F32])?;
         let [leading @ .., n, k] = &w.shape[..] else {
             return rules::rank(w, 2, "[n, k] or [experts, n, k]").map(|()| Vec::new());
@@ -236,6 +243,7 @@ impl Op for TransposeQuantize {
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(x), scale] = inputs else { unreachable!("mandatory") };
+        extents(Self::NAME, &[("from", self.from), ("block", self.block)])?;
         let [rows, columns] = kept(x, scale.as_ref(), self.columns, self.from)?;
         let taken: usize = self.segments.iter().sum();
         if taken > rows {
@@ -304,6 +312,7 @@ impl Op for Dequantize {
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(q), scale] = inputs else { unreachable!("mandatory") };
+        extents(Self::NAME, &[("block", self.block)])?;
         let shape = kept(q, scale.as_ref(), self.columns, self.block)?;
         rules::dtype(&rules::meta("out", self.out, &[]), &FLOATS[..2])?;
         Ok(vec![rules::meta("x", self.out, &shape)])
@@ -364,6 +373,8 @@ impl Op for GroupedGemmFp8 {
         let [Some(a), Some(a_scale), Some(b), Some(b_scale)] = inputs else {
             unreachable!("mandatory")
         };
+        extents(Self::NAME, &[("a_tile", self.a_tile), ("b_block", self.b_block)])?;
+        stored(Self::NAME, self.out, DType::F32)?;
         rules::dtype(a, CODES)?;
         rules::rank(a, 2, "[rows, k]")?;
         rules::dtype(b, CODES)?;
@@ -493,6 +504,7 @@ impl Op for WgradFp8 {
         let [Some(dy), Some(dy_scale), Some(x), Some(x_scale), Some(acc)] = inputs else {
             unreachable!("mandatory")
         };
+        extents(Self::NAME, &[("dy_block", self.dy_block), ("x_block", self.x_block)])?;
         let k: usize = self.segments.iter().sum();
         for (codes, scale, block) in [(dy, dy_scale, self.dy_block), (x, x_scale, self.x_block)] {
             rules::dtype(codes, CODES)?;

@@ -20,7 +20,7 @@ use super::example::{Example, ceil, shape};
 use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
 
-/// Parameters of `gemm_fp8`.
+/// `d = a b^T` of scaled FP8 operands, as the tensor core computes it; c may be added.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GemmFp8 {

@@ -217,6 +217,7 @@ impl Op for AttentionLatent {
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(q), Some(cache)] = inputs else { unreachable!("mandatory") };
+        rules::at_least_one(Self::NAME, "block_kv", self.block_kv)?;
         rules::dtype(q, FLOATS)?;
         rules::rank(q, 2, "[t, heads * (r + rope)]")?;
         rules::dtype(cache, &[q.dtype])?;
@@ -276,6 +277,7 @@ impl Op for AttentionCached {
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(q), Some(cache)] = inputs else { unreachable!("mandatory") };
         let Heads { heads, kv_heads, qk, v } = self.shape;
+        rules::at_least_one(Self::NAME, "block_kv", self.block_kv)?;
         rules::dtype(q, FLOATS)?;
         rules::rank(q, 2, "[t, heads * qk]")?;
         rules::shape(q, &[q.shape[0], heads * qk])?;

@@ -73,6 +73,7 @@ impl Op for MlaKv {
         let [Some(kv), Some(latent), Some(cos), Some(sin), Some(positions)] = inputs else {
             unreachable!("mandatory")
         };
+        rules::at_least_one(Self::NAME, "v", self.v)?;
         rules::dtype(kv, FLOATS)?;
         rules::rank(kv, 2, "[t, heads * (nope + v)]")?;
         let t = kv.shape[0];
@@ -148,6 +149,7 @@ impl Op for MlaKvBackward {
         let [Some(dk), Some(dv), Some(cos), Some(sin), Some(positions)] = inputs else {
             unreachable!("mandatory")
         };
+        rules::at_least_one(Self::NAME, "rope", self.rope)?;
         rules::dtype(dk, FLOATS)?;
         rules::rank(dk, 2, "[t, heads * (nope + rope)]")?;
         let t = dk.shape[0];

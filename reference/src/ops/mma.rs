@@ -19,7 +19,8 @@ use super::example::{Example, shape};
 use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
 
-/// Parameters of `mma`; sizes and types repeat what the qualifier says and must agree with it.
+/// One tensor-core instruction on a batch of tiles, `d = a b + c`. Sizes and types repeat what the
+/// qualifier says and must agree with it.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Mma {

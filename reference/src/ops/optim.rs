@@ -211,7 +211,7 @@ impl Op for AdamW {
             unreachable!("mandatory")
         };
         rules::dtype(w, REALS)?;
-        let moments: &[DType] = if w.dtype == DType::F64 { &[DType::F64] } else { FLOATS };
+        let moments: &[DType] = if w.dtype == DType::F64 { &[DType::F64] } else { &FLOATS[..2] };
         for moment in [m, v] {
             rules::dtype(moment, moments)?;
             rules::shape(moment, &w.shape)?;

@@ -17,7 +17,7 @@ use super::example::{Example, ceil, shape};
 use super::{Op, OpError, Role, input, rules};
 use crate::{Element, Tensor};
 
-/// Parameters of `quantize_tile`: a scale for every 1 x `tile`.
+/// Casts to FP8 (or E5M6) with a scale for every 1 x `tile`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct QuantizeTile {
@@ -31,7 +31,7 @@ pub struct QuantizeTile {
     pub amax_floor: f32,
 }
 
-/// Parameters of `quantize_block`: a scale for every `block[0]` x `block[1]`.
+/// Casts to FP8 with a scale for every `block[0]` x `block[1]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct QuantizeBlock {
@@ -86,12 +86,17 @@ fn config(format: Format, scale: ScaleType, amax_floor: f32) -> QuantConfig {
 }
 
 /// What both casts ask of their input and parameters.
-fn check(op: &'static str, x: &TensorMeta, block: [usize; 2], floor: f32) -> Result<(), OpError> {
+fn check(
+    op: &'static str,
+    x: &TensorMeta,
+    (path, block): (&str, [usize; 2]),
+    floor: f32,
+) -> Result<(), OpError> {
     rules::dtype(x, &[DType::F32, DType::BF16, DType::F16])?;
     rules::rank(x, 2, "[m, k]")?;
     let wrong = |path: &str, message: String| OpError::Params { op, path: path.into(), message };
     if block.contains(&0) {
-        return Err(wrong("block", format!("expected extents of at least 1, found {block:?}")));
+        return Err(wrong(path, "expected at least 1, found 0".to_owned()));
     }
     if !(floor > 0.0 && floor.is_finite()) {
         let message = format!("expected a positive finite number, found {floor:e}");
@@ -153,7 +158,7 @@ impl Op for QuantizeTile {
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(x)] = inputs else { unreachable!("checked by the table") };
-        check(Self::NAME, x, [1, self.tile], self.amax_floor)?;
+        check(Self::NAME, x, ("tile", [1, self.tile]), self.amax_floor)?;
         let (m, k) = (x.shape[0], x.shape[1]);
         let q = match self.format {
             TileFormat::E4m3 => rules::meta("q", DType::F8E4M3, &[m, k]),
@@ -203,7 +208,7 @@ impl Op for QuantizeBlock {
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(x)] = inputs else { unreachable!("checked by the table") };
         let [rows, columns] = self.block.map(|extent| extent.unwrap_or(usize::MAX));
-        check(Self::NAME, x, [rows, columns], self.amax_floor)?;
+        check(Self::NAME, x, ("block", [rows, columns]), self.amax_floor)?;
         let dtype = match self.format {
             BlockFormat::E4m3 => DType::F8E4M3,
             BlockFormat::E5m2 => DType::F8E5M2,

@@ -8,10 +8,11 @@ use std::borrow::Cow;
 use fathom_numerics::elementary;
 use fathom_numerics::gemm::inorder;
 use fathom_numerics::reduce;
-use fathom_trace::DType;
+use fathom_trace::{DType, TensorMeta};
 use half::bf16;
 use ndarray::{ArrayView2, ArrayViewMut2};
 
+use super::{OpError, rules};
 use crate::Tensor;
 use crate::tensor::Element;
 
@@ -249,6 +250,27 @@ pub const FLOATS: &[DType] = &[DType::F32, DType::BF16, DType::F64];
 
 /// Dtypes that an op computes in.
 pub const REALS: &[DType] = &[DType::F32, DType::F64];
+
+/// Dtypes that are widened to `compute` on load, and that its results can be rounded to.
+fn beside(compute: DType) -> [DType; 2] {
+    if compute == DType::F64 { [DType::F64, DType::F32] } else { [DType::F32, DType::BF16] }
+}
+
+/// The rule for an input of whatever dtype [`Real::load`] takes where the op computes in `compute`.
+pub fn loaded(tensor: &TensorMeta, compute: DType) -> Result<(), OpError> {
+    rules::dtype(tensor, &beside(compute))
+}
+
+/// The rule for a parameter `out`: what [`Real::store`] can round results in `compute` to.
+pub fn stored(op: &'static str, out: DType, compute: DType) -> Result<(), OpError> {
+    let allowed = beside(compute);
+    if allowed.contains(&out) {
+        return Ok(());
+    }
+    let [a, b] = allowed;
+    let message = format!("expected {a} or {b}, since the op computes in {compute}, found {out}");
+    Err(OpError::Params { op, path: "out".to_owned(), message })
+}
 
 /// Runs `$body` with `$real` as the type in which an op computes on inputs of `$dtype`.
 macro_rules! in_real {

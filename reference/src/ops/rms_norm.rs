@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::example::{Example, shape};
-use super::real::{FLOATS, Real, compute_dtype, in_real, tree_sum_rows};
+use super::real::{FLOATS, Real, compute_dtype, in_real, loaded, stored, tree_sum_rows};
 use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
 
@@ -55,7 +55,13 @@ pub struct RmsNormWgrad {
     pub width: usize,
 }
 
-fn columns(x: &TensorMeta, offset: usize, width: usize) -> Result<usize, OpError> {
+fn columns(
+    op: &'static str,
+    x: &TensorMeta,
+    offset: usize,
+    width: usize,
+) -> Result<usize, OpError> {
+    rules::at_least_one(op, "width", width)?;
     rules::dtype(x, FLOATS)?;
     rules::rank(x, 2, "[t, columns]")?;
     if x.shape[1] < offset + width {
@@ -84,10 +90,11 @@ impl Op for RmsNorm {
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(x), Some(weight)] = inputs else { unreachable!("mandatory") };
-        let t = columns(x, self.offset, self.width)?;
+        let t = columns(Self::NAME, x, self.offset, self.width)?;
         let compute = compute_dtype(x.dtype);
         rules::dtype(weight, &[compute])?;
         rules::shape(weight, &[self.width])?;
+        stored(Self::NAME, self.out, compute)?;
         Ok(vec![rules::meta("y", self.out, &[t, self.width]), rules::meta("rstd", compute, &[t])])
     }
 
@@ -139,18 +146,19 @@ impl Op for RmsNormBackward {
         let [Some(dy), Some(x), Some(weight), Some(rstd), residual] = inputs else {
             unreachable!("mandatory")
         };
-        let t = columns(x, self.offset, self.width)?;
+        let t = columns(Self::NAME, x, self.offset, self.width)?;
         let compute = compute_dtype(x.dtype);
-        rules::dtype(dy, FLOATS)?;
+        loaded(dy, compute)?;
         rules::shape(dy, &[t, self.width])?;
         rules::dtype(weight, &[compute])?;
         rules::shape(weight, &[self.width])?;
         rules::dtype(rstd, &[compute])?;
         rules::shape(rstd, &[t])?;
         if let Some(residual) = residual {
-            rules::dtype(residual, FLOATS)?;
+            loaded(residual, compute)?;
             rules::shape(residual, &[t, self.width])?;
         }
+        stored(Self::NAME, self.out, compute)?;
         Ok(vec![rules::meta("dx", self.out, &[t, self.width])])
     }
 
@@ -206,9 +214,9 @@ impl Op for RmsNormWgrad {
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(dy), Some(x), Some(rstd), Some(acc)] = inputs else { unreachable!("mandatory") };
-        let t = columns(x, self.offset, self.width)?;
+        let t = columns(Self::NAME, x, self.offset, self.width)?;
         let compute = compute_dtype(x.dtype);
-        rules::dtype(dy, FLOATS)?;
+        loaded(dy, compute)?;
         rules::shape(dy, &[t, self.width])?;
         rules::dtype(rstd, &[compute])?;
         rules::shape(rstd, &[t])?;

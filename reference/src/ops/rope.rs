@@ -97,7 +97,13 @@ impl Op for Rope {
         let [Some(x), Some(cos), Some(sin), Some(positions)] = inputs else {
             unreachable!("mandatory")
         };
+        rules::at_least_one(Self::NAME, "head_dim", self.head_dim)?;
+        if self.start > self.head_dim {
+            let message = format!("expected at most head_dim {}, found {}", self.head_dim, self.start);
+            return Err(OpError::Params { op: Self::NAME, path: "start".into(), message });
+        }
         rules::dtype(x, FLOATS)?;
+        rules::rank(x, 2, "[t, heads * head_dim]")?;
         rules::rank(x, 2, "[t, heads * head_dim]")?;
         if !x.shape[1].is_multiple_of(self.head_dim) {
             let expected = format!("[t, heads * {}]", self.head_dim);
@@ -124,7 +130,7 @@ impl Op for Rope {
             let (cos, sin) = (R::load(&cos), R::load(&sin));
             let mut y =
                 if dtype == DType::BF16 { R::load(&x).into_owned() } else { x.into_vec::<R>() };
-            y.par_chunks_mut(shape[1]).zip(rows).with_min_len(64).for_each(|(y, p)| {
+            y.par_chunks_mut(shape[1].max(1)).zip(rows).with_min_len(64).for_each(|(y, p)| {
                 let (cos, sin) = (&cos[p * half..][..half], &sin[p * half..][..half]);
                 for head in y.chunks_mut(self.head_dim) {
                     rotate(&mut head[self.start..], cos, sin, self.interleaved, self.inverse);

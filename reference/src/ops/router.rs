@@ -146,7 +146,9 @@ impl Op for Router {
         }
         let reachable = experts / self.n_group.max(1) * self.topk_group.min(self.n_group);
         let group = experts.checked_div(self.n_group).unwrap_or(0);
-        if group * self.n_group != experts || self.top_k > reachable || self.group_top > group {
+        if experts == 0
+            || group * self.n_group != experts
+            || self.top_k > reachable || self.group_top > group {
             let message = format!(
                 "{experts} experts in {} groups (best {} of each), of which {} are reachable, \
                  cannot give {} a token",
@@ -226,6 +228,11 @@ impl Op for RouterBackward {
         rules::dtype(dweights, &[scores.dtype])?;
         rules::rank(dweights, 2, "[t, top_k]")?;
         rules::shape(dweights, &[scores.shape[0], dweights.shape[1]])?;
+        for tensor in [scores, dweights] {
+            if tensor.shape[1] == 0 {
+                rules::rank(tensor, 0, "[t, at least 1]")?;
+            }
+        }
         rules::dtype(indices, &[DType::I32])?;
         rules::shape(indices, &dweights.shape)?;
         if let Some(dscores) = dscores {
@@ -246,6 +253,11 @@ impl Op for RouterBackward {
         };
         let (experts, top_k) = (scores.shape()[1], indices.shape()[1]);
         let shape = scores.shape();
+        let strange = |&&i: &&i32| usize::try_from(i).map_or(true, |i| i >= experts);
+        if let Some(i) = indices.as_slice::<i32>().iter().find(strange) {
+            let message = format!("expert {i} of {experts}");
+            return Err(OpError::Undefined { op: Self::NAME, message });
+        }
         Ok(in_real!(scores.dtype(), R => {
             let all = scores.as_slice::<R>();
             let mut dlogits = match dscores {

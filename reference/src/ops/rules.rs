@@ -49,6 +49,18 @@ pub fn rank(tensor: &TensorMeta, rank: usize, words: &str) -> Result<(), OpError
     })
 }
 
+/// A parameter that counts something is not 0.
+///
+/// # Errors
+/// [`OpError::Params`].
+pub fn at_least_one(op: &'static str, path: &str, value: usize) -> Result<(), OpError> {
+    if value > 0 {
+        return Ok(());
+    }
+    let message = "expected at least 1, found 0".to_owned();
+    Err(OpError::Params { op, path: path.to_owned(), message })
+}
+
 /// A tensor's description.
 pub fn meta(role: &str, dtype: DType, shape: &[usize]) -> TensorMeta {
     TensorMeta { role: role.to_owned(), dtype, shape: shape.to_vec() }

@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::example::{Example, shape};
-use super::real::{FLOATS, Real, compute_dtype, in_real, tree_sum_rows};
+use super::real::{FLOATS, Real, compute_dtype, in_real, loaded, stored, tree_sum_rows};
 use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
 
@@ -61,6 +61,7 @@ impl Op for Swiglu {
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(x), weight] = inputs else { unreachable!("mandatory") };
         let shape = check(x, weight.as_ref())?;
+        stored(Self::NAME, self.out, compute_dtype(x.dtype))?;
         Ok(vec![rules::meta("y", self.out, &shape)])
     }
 
@@ -109,7 +110,8 @@ impl Op for SwigluBackward {
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(dy), Some(x), weight] = inputs else { unreachable!("mandatory") };
         let [r, i] = check(x, weight.as_ref())?;
-        rules::dtype(dy, FLOATS)?;
+        loaded(dy, compute_dtype(x.dtype))?;
+        stored(Self::NAME, self.out, compute_dtype(x.dtype))?;
         rules::shape(dy, &[r, i])?;
         let weights = if weight.is_some() { r } else { 0 };
         Ok(vec![
