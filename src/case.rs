@@ -107,7 +107,13 @@ fn print_entry(entry: &Entry) {
     println!("{}\n", output::table(&header, &[], rows.collect()));
     let rows = entry.params.iter().map(|p| {
         let default = p.default.as_ref().map_or("-".to_owned(), ToString::to_string);
-        vec![p.name.clone(), p.kind.clone(), default, p.words.clone()]
+        // The parts of a nested parameter have rows of their own.
+        let kind = match (p.kind.starts_with('{'), p.kind.ends_with("null")) {
+            (true, true) => "object or null".to_owned(),
+            (true, false) => "object".to_owned(),
+            (false, _) => p.kind.clone(),
+        };
+        vec![p.name.clone(), kind, default, p.words.clone()]
     });
     let header = ["parameter", "type", "default", ""];
     println!("{}\n", output::table(&header, &[], rows.collect()));

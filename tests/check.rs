@@ -92,7 +92,9 @@ fn a_flipped_bit_fails_with_its_coordinates() {
         let hex = |key: &str| {
             u64::from_str_radix(&found["first"][key].as_str().unwrap()[2..], 16).unwrap()
         };
-        assert_eq!((hex("expected") ^ hex("got")).count_ones(), 1);
+        assert_eq!((hex("file") ^ hex("contract")).count_ones(), 1);
+        // The keys of version 0.1, kept for one version.
+        assert_eq!((hex("expected"), hex("got")), (hex("file"), hex("contract")));
         assert!(tensors.iter().all(|t| t["name"] == **name || t["mismatches"] == 0));
     }
 }
@@ -161,5 +163,169 @@ fn a_tolerance_accepts_no_more_than_it_says() {
     for (tolerance, code) in [("ulp=1", 1), ("ulp=2", 0), ("rel=1e-3", 0), ("rel=1e-12", 1)] {
         let output = fathom(&["check", text(&flipped), "--tolerance", tolerance]);
         assert_eq!(output.status.code(), Some(code), "{tolerance}");
+    }
+    // A NaN for a number is within no tolerance, not even the largest that can be written.
+    let changed = scratch.path().join("nan.safetensors");
+    edited(&flipped, &changed, |_, bytes| bytes[start..start + 4].fill(0xFF));
+    for tolerance in ["ulp=18446744073709551615", "rel=1e300"] {
+        let output = fathom(&["check", text(&changed), "--tolerance", tolerance]);
+        assert_eq!(output.status.code(), Some(1), "{tolerance}");
+        assert!(String::from_utf8_lossy(&output.stdout).contains(" NaN "), "{tolerance}");
+    }
+}
+
+/// A copy of a case file with another header and other data.
+fn edited(from: &Path, to: &Path, edit: impl Fn(&mut Value, &mut Vec<u8>)) {
+    let bytes = std::fs::read(from).unwrap();
+    let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: Value = serde_json::from_slice(&bytes[8..8 + len]).unwrap();
+    let mut data = bytes[8 + len..].to_vec();
+    edit(&mut header, &mut data);
+    let mut header = header.to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    std::fs::write(to, [&(header.len() as u64).to_le_bytes(), &header[..], &data].concat()).unwrap();
+}
+
+/// Written by `fathom case example`.
+fn example(op: &str, folder: &Path, name: &str) -> PathBuf {
+    let path = folder.join(name);
+    let output = fathom(&["case", "example", op, "--out", text(&path)]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    path
+}
+
+/// Four files - one that passes, one that differs, one without outputs, one that is none - as
+/// continuous integration reads them; their names hold what XML and GitHub escape.
+#[test]
+fn continuous_integration_gets_junit_and_annotations() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path().join("cases");
+    std::fs::create_dir(&folder).unwrap();
+    let good = example("swiglu", &folder, "a pass.safetensors");
+    let differs = folder.join("b<&\">%,:\u{1}.safetensors");
+    edited(&good, &differs, |_, data| *data.last_mut().unwrap() ^= 1);
+    edited(&good, &folder.join("c.safetensors"), |header, data| {
+        // Of the two-byte tensors the output stands first, the input fills its place.
+        let y = header.as_object_mut().unwrap().remove("out.y").unwrap();
+        let at = |i: usize| y["data_offsets"][i].as_u64().unwrap() as usize;
+        assert_eq!(at(0), 12, "behind the weights");
+        data.drain(at(0)..at(1));
+        header["x"]["data_offsets"] = serde_json::json!([12, data.len()]);
+    });
+    std::fs::write(folder.join("d.safetensors"), "none").unwrap();
+    let junit = scratch.path().join("junit.xml");
+    let args = ["check", text(&folder), "--json", "--github", "--junit", text(&junit)];
+    let output = fathom(&args);
+    assert_eq!(output.status.code(), Some(2));
+    let statuses: Vec<Value> =
+        json(&output)["files"].as_array().unwrap().iter().map(|f| f["status"].clone()).collect();
+    assert_eq!(statuses, ["pass", "fail", "computed", "error"]);
+
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    let annotations: Vec<&str> = stderr.lines().filter(|l| l.starts_with("::error ")).collect();
+    assert_eq!(annotations.len(), 2, "{stderr}");
+    assert!(annotations[0].contains("b<&\">%25%2C%3A\u{1}.safetensors,title=swiglu differs::out."));
+    assert!(annotations[0].contains("1 of "), "{stderr}");
+    assert!(annotations[1].contains("d.safetensors,title=no verdict::"), "{stderr}");
+
+    let xml = std::fs::read_to_string(&junit).unwrap();
+    let counts = r#"tests="4" failures="1" errors="1" skipped="1""#;
+    assert!(xml.contains(counts), "{xml}");
+    assert!(xml.contains("b&lt;&amp;&quot;&gt;%,:\u{FFFD}.safetensors\" file="), "{xml}");
+    assert_eq!(xml.matches("<testcase classname=\"swiglu\"").count(), 3);
+    assert!(xml.contains("<testcase classname=\"unreadable\""), "{xml}");
+
+    let nowhere = scratch.path().join("no/such/folder/junit.xml");
+    let output = fathom(&["check", text(&good), "--junit", text(&nowhere)]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("junit.xml"));
+}
+
+#[test]
+fn what_a_file_leaves_out_is_said() {
+    let scratch = tempfile::tempdir().unwrap();
+    let good = example("clip_factor", scratch.path(), "good.safetensors");
+    // The last output leaves the file.
+    let partial = scratch.path().join("partial.safetensors");
+    edited(&good, &partial, |header, data| {
+        let factor = header.as_object_mut().unwrap().remove("out.factor").unwrap();
+        let norm = header["out.norm"]["data_offsets"].clone();
+        assert_eq!(factor["data_offsets"][0], 0, "in front of norm");
+        data.drain(..4);
+        for name in ["out.norm", "partials"] {
+            for end in header[name]["data_offsets"].as_array_mut().unwrap() {
+                *end = (end.as_u64().unwrap() - 4).into();
+            }
+        }
+        assert_ne!(header["out.norm"]["data_offsets"], norm);
+    });
+    let output = fathom(&["check", text(&partial), "--json"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(json(&output)["files"][0]["not_compared"], serde_json::json!(["out.factor"]));
+    let output = fathom(&["check", text(&partial)]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("not in the file, not compared"));
+
+    // Two tokens less than one: outputs that hold nothing agree, and that is said.
+    let empty = scratch.path().join("empty.safetensors");
+    let cast = example("cast", scratch.path(), "cast.safetensors");
+    edited(&cast, &empty, |header, data| {
+        data.clear();
+        for name in ["x", "out.y"] {
+            header[name]["shape"] = serde_json::json!([0, 5]);
+            header[name]["data_offsets"] = serde_json::json!([0, 0]);
+        }
+    });
+    let output = fathom(&["check", text(&empty)]);
+    assert_eq!(output.status.code(), Some(0));
+    let words = "1 pass, 0 fail; 1 of those that pass hold no element";
+    assert!(String::from_utf8_lossy(&output.stdout).contains(words));
+}
+
+#[test]
+fn the_table_names_both_sides() {
+    let scratch = tempfile::tempdir().unwrap();
+    let good = example("gemm_fp8", scratch.path(), "good.safetensors");
+    let bad = scratch.path().join("bad.safetensors");
+    edited(&good, &bad, |header, data| {
+        let at = header["out.d"]["data_offsets"][0].as_u64().unwrap() as usize;
+        data[at] ^= 1;
+    });
+    let output = fathom(&["check", text(&bad)]);
+    assert_eq!(output.status.code(), Some(1));
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(stdout.contains("[0, 0]: file 0x") && stdout.contains(", contract 0x"), "{stdout}");
+}
+
+#[test]
+fn ops_are_listed_shown_and_their_examples_check() {
+    let list = json(&fathom(&["case", "list", "--json"]));
+    let ops = list["ops"].as_array().unwrap();
+    assert!(ops.len() > 40);
+    let table = fathom(&["case", "list"]);
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    assert!(table.contains("a, a_scale, b, b_scale, [c]"), "{table}");
+    let scratch = tempfile::tempdir().unwrap();
+    for op in ops {
+        let name = op["op"].as_str().unwrap();
+        example(name, scratch.path(), &format!("{name}.safetensors"));
+    }
+    let output = fathom(&["check", text(scratch.path()), "--json"]);
+    assert_eq!(output.status.code(), Some(0));
+    let files = json(&output)["files"].as_array().unwrap().clone();
+    assert_eq!(files.len(), ops.len());
+    assert!(files.iter().zip(ops).all(|(file, op)| file["op"] == op["op"]));
+    let output = fathom(&["replay", text(scratch.path())]);
+    assert_eq!(output.status.code(), Some(0));
+
+    let show = fathom(&["case", "show", "quantize_tile"]);
+    let show = String::from_utf8_lossy(&show.stdout).into_owned();
+    for part in ["F32, BF16, F16", "[m, ceil(k, tile)]", "e4m3 or e5m2 or e5m6", "Lower bound"] {
+        assert!(show.contains(part), "'{part}' is not in: {show}");
+    }
+    assert_eq!(json(&fathom(&["case", "show", "gemm", "--json"]))["params"][2]["default"], serde_json::json!([]));
+    for command in ["show", "example"] {
+        let output = fathom(&["case", command, "gemm_fp"]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("did you mean 'gemm_fp8'?"));
     }
 }

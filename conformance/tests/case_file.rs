@@ -96,12 +96,19 @@ fn refusals_name_file_tensor_expected_and_found() {
         &with_header(&good, |h| h["__metadata__"]["params"] = json!("{")),
         &["metadata 'params'", "JSON object"],
     );
+    let misspelt = with_header(&good, |h| {
+        let params = h["__metadata__"].as_object_mut().unwrap().remove("params").unwrap();
+        h["__metadata__"]["parms"] = params;
+    });
+    says(&misspelt, &["metadata 'params'", "found 'parms'; is that a misspelling?"]);
     says(
         &with_header(&good, |h| h["__metadata__"]["op"] = json!("gem")),
         &["unknown op 'gem'", "known are", "mma"],
     );
     says(&with_params(&good, "k", &json!("sixteen")), &["params of mma, at 'k'", "sixteen"]);
-    says(&with_params(&good, "kk", &json!(1)), &["params of mma", "unknown field `kk`"]);
+    says(&with_params(&good, "kk", &json!(1)), &["params of mma: unknown 'kk' (did you mean 'k'?)"]);
+    let huge = &json!(1u64 << 40);
+    says(&with_params(&good, "k", huge), &["at 'k'", "expected at most 2147483647"]);
     says(&with_params(&good, "k", &json!(32)), &["at 'k'", "expected 16", "found 32"]);
     says(&with_params(&good, "arch", &json!("sm_91")), &["at 'arch'", "sm_91", "sm_90"]);
 
@@ -111,9 +118,12 @@ fn refusals_name_file_tensor_expected_and_found() {
             h[to] = tensor;
         })
     };
-    says(&rename("c", "cc"), &["tensor 'cc'", "mma has no such tensor", "a, b, c"]);
-    says(&rename("out.d", "out.e"), &["tensor 'out.e'", "it has d"]);
-    says(&rename("c", "scale_a"), &["tensor 'c'", "absent"]);
+    let missing = "tensors of mma: missing 'c' (F32";
+    says(&rename("c", "cc"), &[missing, "unknown 'cc' (did you mean 'c'?)"]);
+    says(&rename("c", "zzz"), &[missing, "unknown 'zzz' (there are a, b, c, ", "out.d)"]);
+    says(&rename("out.d", "out.e"), &["unknown 'out.e' (did you mean 'out.d'?)"]);
+    says(&rename("out.d", "d"), &["unknown 'd' (did you mean 'out.d'?)"]);
+    says(&rename("c", "scale_a"), &[missing]);
     let edit = |name: &'static str, key: &'static str, value: Value| {
         with_header(&good, move |h| h[name][key] = value.clone())
     };
@@ -122,6 +132,26 @@ fn refusals_name_file_tensor_expected_and_found() {
     says(&edit("out.d", "shape", json!([8, 64])), &["'out.d'", "[64, 8]", "[8, 64]"]);
     says(&edit("out.d", "dtype", json!("I32")), &["'out.d'", "expected dtype F32", "found I32"]);
     says(&edit("out.d", "dtype", json!("C64")), &["bad.safetensors"]);
+}
+
+/// A file without elements that asks for an output of terabytes.
+#[test]
+fn an_output_out_of_proportion_is_refused() {
+    let empty = |shape: &[usize]| Tensor::zeros(fathom_trace::DType::F32, shape);
+    let refused = |rows: usize, expected: &str| {
+        let (a, b) = (empty(&[rows, 0]), empty(&[rows, 0]));
+        let tensors = BTreeMap::from([("a".to_owned(), &a), ("b".to_owned(), &b)]);
+        let metadata =
+            [("op", "gemm"), ("params", r#"{"layout": "nt", "out": "F32"}"#)];
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("case.safetensors");
+        case_file::write_tensors(&path, tensors, &metadata.into()).unwrap();
+        let message = case_file::read(&path).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message}");
+    };
+    refused(1 << 20, "output 'd' [1048576, 1048576] of F32 exceeds 64 GiB");
+    refused(1 << 40, "expected shape sizes of at most 2147483647");
 }
 
 proptest! {
