@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::input::{self, MESSAGE, VALUE, shorten};
 use crate::{KernelRecord, OpRecord};
 
 /// A kind of record that a trace file holds.
@@ -121,13 +122,15 @@ pub fn read<R: Record>(input: impl BufRead, path: &Path) -> Result<Vec<R>, Trace
     let first = first.map_err(io_error)?;
     match serde_json::from_str::<Header>(&first) {
         Ok(h) if h.fathom_trace == R::KIND && h.version == R::VERSION => {}
-        _ => return Err(wrong(0, expected, shorten(&first))),
+        _ => return Err(wrong(0, expected, shorten(&first, VALUE))),
     }
     let mut records = Vec::new();
     for (number, line) in lines {
         let line = line.map_err(io_error)?;
-        let record = serde_json::from_str(&line)
-            .map_err(|e| wrong(number, format!("a record of kind '{}'", R::KIND), e.to_string()))?;
+        let record = serde_json::from_str(&line).map_err(|e| {
+            let expected = format!("a record of kind '{}'", R::KIND);
+            wrong(number, expected, shorten(&e.to_string(), MESSAGE))
+        })?;
         records.push(record);
     }
     Ok(records)
@@ -138,15 +141,7 @@ pub fn read<R: Record>(input: impl BufRead, path: &Path) -> Result<Vec<R>, Trace
 /// # Errors
 /// As [`read`].
 pub fn read_file<R: Record>(path: &Path) -> Result<Vec<R>, TraceError> {
-    let file = std::fs::File::open(path)
-        .map_err(|source| TraceError::Io { path: path.to_owned(), source })?;
+    let file =
+        input::open(path).map_err(|source| TraceError::Io { path: path.to_owned(), source })?;
     read(io::BufReader::new(file), path)
-}
-
-fn shorten(line: &str) -> String {
-    let mut text: String = line.chars().take(80).collect();
-    if text.len() < line.len() {
-        text.push('…');
-    }
-    text
 }

@@ -6,11 +6,13 @@
 //! - [`KernelRecord`]: what one kernel launch executed. The emulator writes it, the simulator's
 //!   kernel-time model reads it.
 //! - [`jsonl`]: the file format of both. `schema/` holds their JSON schemas.
+//! - [`input`]: how every room reads input files, of these and all other formats.
 //!
 //! This room depends on no other room of the workspace and knows no arithmetic.
 #![forbid(unsafe_code)]
 
 mod dtype;
+pub mod input;
 pub mod jsonl;
 mod kernel;
 mod op;
