@@ -78,7 +78,7 @@ pub fn run(args: &Args) -> output::Result {
             let file = catalog::example(entry_of(op)?)?;
             let path = out.clone().unwrap_or_else(|| format!("{op}.safetensors").into());
             case_file::write(&path, &file)?;
-            println!("{}: fathom check {0}", path.display());
+            outln!("{}: fathom check {0}", path.display());
         }
     }
     Ok(Outcome::Holds)
@@ -91,11 +91,11 @@ fn print_list(entries: &[Entry]) {
     };
     let row = |e: &Entry| vec![e.op.to_owned(), roles(&e.inputs), roles(&e.outputs)];
     let header = ["op", "inputs, [optional]", "outputs"];
-    println!("{}", output::table(&header, &[], entries.iter().map(row).collect()));
+    outln!("{}", output::table(&header, &[], entries.iter().map(row).collect()));
 }
 
 fn print_entry(entry: &Entry) {
-    println!("{}: {}\n", entry.op, entry.words);
+    outln!("{}: {}\n", entry.op, entry.words);
     let row = |prefix: &str, t: &TensorEntry| {
         let optional = if t.optional { " (optional)" } else { "" };
         let role = format!("{prefix}{}{optional}", t.role);
@@ -104,7 +104,7 @@ fn print_entry(entry: &Entry) {
     let inputs = entry.inputs.iter().map(|t| row("", t));
     let rows = inputs.chain(entry.outputs.iter().map(|t| row(case_file::OUT, t)));
     let header = ["tensor", "dtype", "shape", "example"];
-    println!("{}\n", output::table(&header, &[], rows.collect()));
+    outln!("{}\n", output::table(&header, &[], rows.collect()));
     let rows = entry.params.iter().map(|p| {
         let default = p.default.as_ref().map_or("-".to_owned(), ToString::to_string);
         // The parts of a nested parameter have rows of their own.
@@ -116,6 +116,6 @@ fn print_entry(entry: &Entry) {
         vec![p.name.clone(), kind, default, p.words.clone()]
     });
     let header = ["parameter", "type", "default", ""];
-    println!("{}\n", output::table(&header, &[], rows.collect()));
-    println!("params of the example: {}", entry.example);
+    outln!("{}\n", output::table(&header, &[], rows.collect()));
+    outln!("params of the example: {}", entry.example);
 }

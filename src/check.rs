@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use fathom_conformance::check::{self, FileReport, Status, Tolerance};
 use fathom_conformance::junit;
+use fathom_reference::files;
 use fathom_reference::ops::ReferenceEngine;
 use serde_json::json;
 
@@ -45,8 +46,10 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> output::Result {
     let targets = check::list(&args.paths)?;
-    if args.save_outputs.is_some() {
+    if let Some(folder) = &args.save_outputs {
         check::distinct_names(&targets)?;
+        let saved: Vec<_> = targets.iter().map(|t| folder.join(&t.relative)).collect();
+        files::keep_apart(targets.iter().map(|t| &t.path), &saved)?;
     }
     let bar = output::progress(targets.len(), "check");
     let mut reports = Vec::new();
@@ -61,7 +64,7 @@ pub fn run(args: &Args) -> output::Result {
         output::write_file(path, junit::document(&[check::junit(&reports)]).as_bytes())?;
     }
     if args.github {
-        check::annotations(&reports).iter().for_each(|annotation| eprintln!("{annotation}"));
+        check::annotations(&reports).iter().for_each(|annotation| errln!("{annotation}"));
     }
     if args.json {
         output::print_json(&json!({ "files": reports }))?;
@@ -69,7 +72,7 @@ pub fn run(args: &Args) -> output::Result {
         print_table(&reports);
     }
     for error in reports.iter().filter_map(|r| r.error.as_ref()) {
-        eprintln!("error: {error}");
+        errln!("error: {error}");
     }
     Ok(match () {
         () if reports.iter().any(|r| matches!(r.status, Status::Error | Status::Unsupported)) => {
@@ -116,7 +119,7 @@ fn print_table(reports: &[FileReport]) {
     }
     let header =
         ["file", "op", "status", "tensor", "elements", "mismatches", "max ulp", "first mismatch"];
-    println!("{}", output::table(&header, &[4, 5, 6], rows));
+    outln!("{}", output::table(&header, &[4, 5, 6], rows));
     let count = |status| reports.iter().filter(|r| r.status == status).count();
     let mut words = format!("{} pass, {} fail", count(Status::Pass), count(Status::Fail));
     for (status, word) in [(Status::Computed, "computed"), (Status::Error, "in error")] {
@@ -128,5 +131,5 @@ fn print_table(reports: &[FileReport]) {
         0 => {}
         n => words += &format!("; {n} of those that pass hold no element"),
     }
-    println!("{words}");
+    outln!("{words}");
 }

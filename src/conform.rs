@@ -92,7 +92,7 @@ pub fn run(args: &Args) -> output::Result {
         output::write_file(path, junit::document(&[conform::junit(&reports)]).as_bytes())?;
     }
     if args.github {
-        conform::annotations(&reports).iter().for_each(|annotation| eprintln!("{annotation}"));
+        conform::annotations(&reports).iter().for_each(|annotation| errln!("{annotation}"));
     }
     if args.json {
         output::print_json(&json!({
@@ -116,8 +116,8 @@ fn on_the_emulated_driver(args: &Args) -> output::Result {
         Choices { gpu: args.gpu.clone(), check: args.check.clone(), ..Choices::default() };
     let (status, summary) = private::run_again(choices)?;
     if !summary.findings.is_empty() {
-        eprintln!("fathom: {} findings of the emulated device:", summary.findings.len());
-        summary.findings.iter().for_each(|f| eprintln!("{f}"));
+        errln!("fathom: {} findings of the emulated device:", summary.findings.len());
+        summary.findings.iter().for_each(|f| errln!("{f}"));
         report_findings(args, &summary.findings)?;
     }
     Ok(match status.code() {
@@ -133,7 +133,7 @@ fn report_findings(args: &Args, findings: &[String]) -> Result<(), Box<dyn std::
     if args.github {
         for message in findings {
             let (title, message) = (title.clone(), message.clone());
-            eprintln!("{}", Annotation { file: None, title, message });
+            errln!("{}", Annotation { file: None, title, message });
         }
     }
     let Some(path) = &args.junit else { return Ok(()) };
@@ -153,16 +153,16 @@ fn report_findings(args: &Args, findings: &[String]) -> Result<(), Box<dyn std::
 }
 
 fn print(engine: &str, reports: &[OpReport]) {
-    println!("{engine} against the reference, bit by bit");
+    outln!("{engine} against the reference, bit by bit");
     let rows = reports.iter().map(|r| {
         let [cases, passed] = [r.cases, r.passed].map(|n| n.to_string());
         vec![r.op.to_owned(), cases, passed, r.elements.to_string()]
     });
     let header = ["op", "cases", "agree", "elements"];
-    println!("{}", output::table(&header, &[1, 2, 3], rows.collect()));
+    outln!("{}", output::table(&header, &[1, 2, 3], rows.collect()));
     for report in reports {
         if let Some(complaint) = report.complaint() {
-            println!("{} disagrees: {}", report.op, complaint.replace('\n', "\n  "));
+            outln!("{} disagrees: {}", report.op, complaint.replace('\n', "\n  "));
         }
     }
 }

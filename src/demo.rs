@@ -35,8 +35,9 @@ pub struct Args {
 
 /// A step: a title, the command that repeats it, and what it found.
 fn step(number: usize, title: &str, command: &str) {
-    let program = std::env::args().next().unwrap_or_else(|| "fathom".to_owned());
-    println!("\n{number}. {title}\n   $ {program} {command}\n");
+    let program = std::env::args_os().next().unwrap_or_else(|| "fathom".into());
+    let program = program.display();
+    outln!("\n{number}. {title}\n   $ {program} {command}\n");
 }
 
 /// Runs the command.
@@ -48,7 +49,7 @@ pub fn run(args: &Args) -> output::Result {
     time_a_cluster(&args.dir)?;
     holds &= emulate_a_kernel()?;
     holds &= train_and_generate(&args.dir.join("run"))?;
-    println!("\nThe demonstration took {:.1} s.", started.elapsed().as_secs_f64());
+    outln!("\nThe demonstration took {:.1} s.", started.elapsed().as_secs_f64());
     Ok(if holds { Outcome::Holds } else { Outcome::Fails })
 }
 
@@ -65,7 +66,7 @@ fn check_gemm(dir: &Path) -> Result<bool, Box<dyn std::error::Error>> {
     let target = Target { relative: PathBuf::from("gemm.safetensors"), path };
     let report = check::check(&target, &ReferenceEngine, Tolerance::Bits, None);
     for d in &report.tensors {
-        println!("   {}: {} elements, {} mismatches", d.name, d.elements, d.mismatches);
+        outln!("   {}: {} elements, {} mismatches", d.name, d.elements, d.mismatches);
     }
     Ok(report.status == Status::Pass)
 }
@@ -75,8 +76,8 @@ fn explain_planted(dir: &Path) -> Result<bool, Box<dyn std::error::Error>> {
     let command = format!("diagnose {}", path.display());
     step(2, "The same GEMM from a kernel with another arithmetic: which one was it?", &command);
     let diagnosis = diagnose::diagnose(&case_file::read(&path)?, &|_| ())?;
-    println!("   {} of {} elements differ;", diagnosis.mismatches, diagnosis.elements);
-    println!("   {}", diagnosis.verdict);
+    outln!("   {} of {} elements differ;", diagnosis.mismatches, diagnosis.elements);
+    outln!("   {}", diagnosis.verdict);
     Ok(diagnosis.explained && diagnosis.verdict.contains("promotion interval 64"))
 }
 
@@ -95,13 +96,13 @@ fn time_a_cluster(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let sim = simulate(&scenario, &model, Detail::Instructions)?;
     output::write_file(&path, html::page(&sim, &model)?.as_bytes())?;
     let r = &sim.report;
-    println!(
+    outln!(
         "   a step takes {:.2} s (published: 19.93 s): {:.1} B tokens a day, {:.0} K$ a trillion tokens",
         r.step_time_s,
         r.tokens_per_day / 1e9,
         r.cost.usd_per_trillion_tokens / 1e3
     );
-    println!("   {} events in {:.1} ms; the page: {}", r.events, r.wall_s * 1e3, path.display());
+    outln!("   {} events in {:.1} ms; the page: {}", r.events, r.wall_s * 1e3, path.display());
     Ok(())
 }
 
@@ -111,7 +112,7 @@ fn emulate_a_kernel() -> Result<bool, Box<dyn std::error::Error>> {
     step(4, "Our FP8 GEMM kernel on an emulated H800, as this machine need not have one", command);
     let found = nvrtc::find().zip(nvrtc::cache_dir());
     let Some((nvrtc, cache)) = found else {
-        println!(
+        outln!(
             "   skipped: NVRTC, NVIDIA's run-time compiler, is not here. `fathom kernels fetch-nvrtc`\n   \
              downloads it with pip, once. What a missing barrier looks like, on a kernel in PTX:"
         );
@@ -119,14 +120,14 @@ fn emulate_a_kernel() -> Result<bool, Box<dyn std::error::Error>> {
     };
     let run = demo::kernel(&Compiler::new(&nvrtc, &cache.join("kernels"))?)?;
     let (m, n, k) = demo::KERNEL_SHAPE;
-    println!(
+    outln!(
         "   {m} x {n} x {k}: {} elements, {} mismatches, {} findings, {:.1} M thread instructions",
         run.elements,
         run.mismatches,
         run.findings.len(),
         run.thread_instructions as f64 / 1e6
     );
-    println!("   without the barrier before its TMA store, the race check says:");
+    outln!("   without the barrier before its TMA store, the race check says:");
     let found = show_first(&run.without_barrier);
     Ok(found && run.mismatches == 0 && run.findings.is_empty())
 }
@@ -160,12 +161,10 @@ fn train_and_generate(out: &Path) -> Result<bool, Box<dyn std::error::Error>> {
     bar.finish_and_clear();
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
     let (first, last) = (mean(&losses[..5]), mean(&losses[STEPS - 5..]));
-    println!(
-        "   loss {first:.3} over the first five steps, {last:.3} over the last five of {STEPS}"
-    );
+    outln!("   loss {first:.3} over the first five steps, {last:.3} over the last five of {STEPS}");
     let folder = out.join("model");
     let prompt = "The ";
-    println!("   $ fathom generate --model {} --prompt '{prompt}' --speculative", folder.display());
+    outln!("   $ fathom generate --model {} --prompt '{prompt}' --speculative", folder.display());
     let evaluator = Evaluator::open(&folder, Mode::Fp32)?;
     let tokenizer = Tokenizer::load(&folder.join("tokenizer.json"))?;
     let weights = evaluator.model.weights(&evaluator.backend, &evaluator.params)?;
@@ -177,8 +176,8 @@ fn train_and_generate(out: &Path) -> Result<bool, Box<dyn std::error::Error>> {
         generate(model, backend, &weights, &ids, &settings, &mut |_| ())
     };
     let (plain, drafted) = (continued(false)?, continued(true)?);
-    println!("   {:?}", format!("{prompt}{}", tokenizer.decode(&drafted.tokens)));
-    println!(
+    outln!("   {:?}", format!("{prompt}{}", tokenizer.decode(&drafted.tokens)));
+    outln!(
         "   with the MTP module's drafts: {} of {} held, the same tokens as without: {}",
         drafted.accepted,
         drafted.drafted,
@@ -190,8 +189,8 @@ fn train_and_generate(out: &Path) -> Result<bool, Box<dyn std::error::Error>> {
 /// Prints the first finding; says whether there is one.
 fn show_first(findings: &[String]) -> bool {
     match findings.first() {
-        Some(first) => first.lines().for_each(|line| println!("     {line}")),
-        None => println!("     nothing, though it should"),
+        Some(first) => first.lines().for_each(|line| outln!("     {line}")),
+        None => outln!("     nothing, though it should"),
     }
     !findings.is_empty()
 }

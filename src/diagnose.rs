@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use fathom_conformance::diagnose::{diagnose, page};
 use fathom_conformance::{case_file, write_atomically};
+use fathom_reference::files;
 
 use crate::output::{self, Outcome};
 
@@ -29,6 +30,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> output::Result {
+    files::keep_apart([&args.case], &args.html)?;
     let file = case_file::read(&args.case)?;
     let bar = indicatif::ProgressBar::new_spinner();
     let progress = |tried| bar.set_message(format!("{tried} hypotheses"));
@@ -43,16 +45,19 @@ pub fn run(args: &Args) -> output::Result {
     if args.json {
         output::print_json(&diagnosis)?;
     } else {
-        println!("{}\n", diagnosis.verdict);
+        outln!("{}\n", diagnosis.verdict);
         let rows = diagnosis
             .hypotheses
             .iter()
             .map(|h| vec![h.words(), h.agree.to_string(), h.agree_of_mismatched.to_string()]);
         let header = ["hypothesis", "agree", "of the differing"];
-        println!("{}", output::table(&header, &[1, 2], rows.collect()));
-        println!(
+        outln!("{}", output::table(&header, &[1, 2], rows.collect()));
+        outln!(
             "{} of {} elements examined, {} differ from the contract, {} hypotheses tried",
-            diagnosis.examined, diagnosis.elements, diagnosis.mismatches, diagnosis.tried
+            diagnosis.examined,
+            diagnosis.elements,
+            diagnosis.mismatches,
+            diagnosis.tried
         );
     }
     Ok(if diagnosis.mismatches == 0 { Outcome::Holds } else { Outcome::Fails })

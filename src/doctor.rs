@@ -29,16 +29,16 @@ pub fn run(args: &Args) -> output::Result {
         }))?;
         return Ok(Outcome::Holds);
     }
-    println!("threads     {threads}");
-    println!("exact GEMM  {isa}");
+    outln!("threads     {threads}");
+    outln!("exact GEMM  {isa}");
     match &driver {
-        Driver::Absent { reason } => println!("GPU driver  none ({reason}); use the emulated one"),
-        Driver::Unusable { reason, .. } => println!("GPU driver  unusable: {reason}"),
+        Driver::Absent { reason } => outln!("GPU driver  none ({reason}); use the emulated one"),
+        Driver::Unusable { reason, .. } => outln!("GPU driver  unusable: {reason}"),
         Driver::Present { version, devices, emulated } => {
             let whose = if *emulated { "emulated" } else { "NVIDIA" };
-            println!("GPU driver  {whose}, CUDA {}.{}", version / 1000, version % 1000 / 10);
+            outln!("GPU driver  {whose}, CUDA {}.{}", version / 1000, version % 1000 / 10);
             for d in devices {
-                println!(
+                outln!(
                     "            {}, sm_{}{}, {} SMs, {:.1} GB",
                     d.name,
                     d.compute_capability.0,
@@ -50,9 +50,9 @@ pub fn run(args: &Args) -> output::Result {
         }
     }
     match nvrtc {
-        Some(path) => println!("NVRTC       {path}"),
+        Some(path) => outln!("NVRTC       {path}"),
         None => {
-            println!("NVRTC       not found; `fathom kernels fetch-nvrtc` downloads it with pip")
+            outln!("NVRTC       not found; `fathom kernels fetch-nvrtc` downloads it with pip")
         }
     }
     Ok(Outcome::Holds)

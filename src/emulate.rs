@@ -4,9 +4,9 @@ mod launch;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use fathom_libcuda::private::{self, Choices, Summary};
+use fathom_reference::files;
 use serde_json::json;
 
 use crate::output::{self, Outcome};
@@ -63,6 +63,8 @@ pub fn run(args: &Args) -> output::Result {
     if let Some(Command::Run(args)) = &args.one {
         return launch::run(args);
     }
+    let program = PathBuf::from(&args.command[0]);
+    files::keep_apart([&program], args.summary.iter().chain(&args.trace))?;
     fathom_emulator::Preset::named(&args.gpu)?;
     fathom_emulator::Checks::parse(&args.check)?;
     let choices = Choices {
@@ -91,7 +93,7 @@ pub fn run(args: &Args) -> output::Result {
             .map_err(|e| format!("{}: {e}", path.display()))?;
     }
     if !status.success() {
-        eprintln!("fathom: {} ended with {status}", args.command[0].to_string_lossy());
+        errln!("fathom: {} ended with {status}", args.command[0].to_string_lossy());
     }
     let clean = summary.findings.is_empty() && summary.errors.is_empty();
     Ok(if status.success() && clean { Outcome::Holds } else { Outcome::Fails })
@@ -99,7 +101,7 @@ pub fn run(args: &Args) -> output::Result {
 
 /// Under the name `ptxas` the program stands in for NVIDIA's assembler: the PTX itself, with a NUL
 /// after it, is the 'cubin' that the emulated driver loads.
-pub fn as_ptxas() -> Option<ExitCode> {
+pub fn as_ptxas() -> Option<u8> {
     let mut args = std::env::args_os();
     let program = PathBuf::from(args.next()?);
     if program.file_stem()? != "ptxas" {
@@ -107,32 +109,32 @@ pub fn as_ptxas() -> Option<ExitCode> {
     }
     let args: Vec<OsString> = args.collect();
     if args.iter().any(|a| a == "--version") {
-        println!("ptxas: stand-in of the emulated driver");
-        println!("Cuda compilation tools, release 13.0, V13.0.0");
-        return Some(ExitCode::SUCCESS);
+        outln!("ptxas: stand-in of the emulated driver");
+        outln!("Cuda compilation tools, release 13.0, V13.0.0");
+        return Some(0);
     }
     let output = args.iter().position(|a| a == "-o").and_then(|i| args.get(i + 1));
     let input = args.iter().find(|a| PathBuf::from(a).extension().is_some_and(|e| e == "ptx"));
     let (Some(input), Some(output)) = (input, output) else {
-        eprintln!("ptxas: expected FILE.ptx and -o FILE");
-        return Some(ExitCode::from(2));
+        errln!("ptxas: expected FILE.ptx and -o FILE");
+        return Some(2);
     };
     let packed = std::fs::read(input).map(|mut text| {
         text.push(0);
         text
     });
     match packed.and_then(|packed| std::fs::write(output, packed)) {
-        Ok(()) => Some(ExitCode::SUCCESS),
+        Ok(()) => Some(0),
         Err(error) => {
-            eprintln!("ptxas: {}: {error}", input.to_string_lossy());
-            Some(ExitCode::from(2))
+            errln!("ptxas: {}: {error}", input.to_string_lossy());
+            Some(2)
         }
     }
 }
 
 /// The summary goes to stderr: stdout is the command's.
 fn print_summary(summary: &Summary, profile: bool) {
-    eprintln!(
+    errln!(
         "fathom: {} launches of {} kernels, {} thread instructions, {:.3} tensor-core GFLOP",
         summary.launches,
         summary.kernels.len(),
@@ -164,20 +166,20 @@ fn print_summary(summary: &Summary, profile: bool) {
             "bank conflicts",
             "barrier waits",
         ];
-        eprintln!("{}", output::table(&header, &[1, 2, 3, 4, 5, 6, 7, 8], rows.collect()));
+        errln!("{}", output::table(&header, &[1, 2, 3, 4, 5, 6, 7, 8], rows.collect()));
     }
     if !summary.approximate.is_empty() {
         let list: Vec<_> = summary.approximate.iter().map(|(m, n)| format!("{m} ({n})")).collect();
-        eprintln!(
+        errln!(
             "fathom: approximate instructions, whose bits hardware does not promise: {}",
             list.join(", ")
         );
     }
     if !summary.findings.is_empty() {
-        eprintln!("fathom: {} findings:", summary.findings.len());
-        summary.findings.iter().for_each(|f| eprintln!("{f}"));
+        errln!("fathom: {} findings:", summary.findings.len());
+        summary.findings.iter().for_each(|f| errln!("{f}"));
     }
     if !summary.errors.is_empty() {
-        eprintln!("fathom: {} launches could not run (see above)", summary.errors.len());
+        errln!("fathom: {} launches could not run (see above)", summary.errors.len());
     }
 }

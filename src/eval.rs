@@ -6,6 +6,7 @@ use fathom_reference::backend::{Backend, Reference};
 use fathom_reference::checkpoint::tensors;
 use fathom_reference::data::{Tokenizer, read_text};
 use fathom_reference::eval::{Evaluator, Wanted, Windows, read_tokens};
+use fathom_reference::files;
 use fathom_reference::precision::Mode;
 use serde_json::json;
 
@@ -63,6 +64,8 @@ pub fn mode(name: &str) -> Result<Mode, String> {
 
 /// Runs the command.
 pub fn run(args: &Args) -> output::Result {
+    let inputs = [&args.model].into_iter().chain(&args.tokens).chain(&args.text);
+    files::keep_apart(inputs, args.record.outputs().chain(&args.save))?;
     let recording = args.record.open()?;
     let backend = recording.wrap(Reference);
     let evaluator = Evaluator::open_on(backend, &args.model, args.precision)?;
@@ -92,9 +95,9 @@ fn tokens<B: Backend>(args: &Args, evaluator: &Evaluator<B>) -> output::Result {
             "precision": args.precision.name(),
         }))?;
     } else {
-        println!("loss {:.6} over {} tokens", evaluation.loss, evaluation.predicted);
+        outln!("loss {:.6} over {} tokens", evaluation.loss, evaluation.predicted);
         for (d, loss) in evaluation.mtp_loss.iter().enumerate() {
-            println!("MTP {} loss {loss:.6}", d + 1);
+            outln!("MTP {} loss {loss:.6}", d + 1);
         }
     }
     Ok(Outcome::Holds)
@@ -109,7 +112,7 @@ fn text<B: Backend>(args: &Args, evaluator: &Evaluator<B>, path: &Path) -> outpu
     if args.json {
         output::print_json(&score)?;
     } else {
-        println!(
+        outln!(
             "loss {:.6}, perplexity {:.3}, {:.4} bits a byte ({} tokens, {} bytes predicted; \
              windows of {}, stride {})",
             score.loss,

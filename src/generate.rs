@@ -1,11 +1,11 @@
 //! `fathom generate`: text behind a prompt, plainly or with the MTP module's drafts.
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 
 use fathom_reference::backend::{Backend, Reference};
 use fathom_reference::data::{TextStream, Tokenizer};
 use fathom_reference::eval::{Evaluator, read_prompt};
+use fathom_reference::files;
 use fathom_reference::generate::{Generation, Sampling, Settings, generate};
 use fathom_reference::precision::Mode;
 use serde_json::json;
@@ -62,6 +62,8 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> output::Result {
+    let inputs = [&args.model].into_iter().chain(&args.prompt_tokens);
+    files::keep_apart(inputs, args.record.outputs())?;
     let recording = args.record.open()?;
     let backend = recording.wrap(Reference);
     let evaluator = Evaluator::open_on(backend, &args.model, args.precision)?;
@@ -94,10 +96,9 @@ fn continue_prompt<B: Backend>(args: &Args, evaluator: &Evaluator<B>) -> output:
     };
     let weights = model.weights(&evaluator.backend, &evaluator.params)?;
     let mut stream = tokenizer.as_ref().map(TextStream::new);
-    let mut written = Ok(());
     let mut each = |token: u32| {
-        if !args.json && written.is_ok() {
-            written = match &mut stream {
+        if !args.json {
+            match &mut stream {
                 Some(stream) => show(&stream.push(token)),
                 None => show(&format!("{token} ")),
             };
@@ -108,18 +109,16 @@ fn continue_prompt<B: Backend>(args: &Args, evaluator: &Evaluator<B>) -> output:
         output::print_json(&document(&out, prompt.len(), tokenizer.as_ref(), args.precision))?;
         return Ok(Outcome::Holds);
     }
-    written?;
-    show(&stream.map(TextStream::finish).unwrap_or_default())?;
-    println!();
+    show(&stream.map(TextStream::finish).unwrap_or_default());
+    outln!();
     figures(&out, prompt.len(), args.precision);
     Ok(Outcome::Holds)
 }
 
 /// Text on stdout, at once.
-fn show(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
+fn show(text: &str) {
+    out!("{text}");
+    output::flush();
 }
 
 fn document(
@@ -140,16 +139,16 @@ fn document(
 
 fn figures(out: &Generation, prompt_tokens: usize, precision: Mode) {
     let rate = |tokens: usize, seconds: f64| tokens as f64 / seconds.max(1e-9);
-    eprintln!(
+    errln!(
         "prompt {prompt_tokens} tokens, {:.1} tokens/s; generated {} tokens, {:.1} tokens/s ({})",
         rate(prompt_tokens, out.prompt_s),
         out.tokens.len(),
         rate(out.tokens.len().saturating_sub(1), out.decode_s),
         precision.name(),
     );
-    eprintln!("KV cache {} bytes a token", out.kv_bytes_per_token);
+    errln!("KV cache {} bytes a token", out.kv_bytes_per_token);
     if let (Some(acceptance), Some(tokens)) = (out.acceptance_rate(), out.tokens_per_step()) {
-        eprintln!(
+        errln!(
             "acceptance rate {:.1} % ({} of {} drafts), {tokens:.2} tokens a step",
             100.0 * acceptance,
             out.accepted,
@@ -157,6 +156,6 @@ fn figures(out: &Generation, prompt_tokens: usize, precision: Mode) {
         );
     }
     if let Some(speedup) = out.speedup() {
-        eprintln!("speed-up {speedup:.2}x over plain decoding, measured on the last tokens");
+        errln!("speed-up {speedup:.2}x over plain decoding, measured on the last tokens");
     }
 }

@@ -22,10 +22,10 @@ pub fn run(args: &Args) -> output::Result {
     match args.command {
         Command::FetchNvrtc => {
             if nvrtc::find().is_none() {
-                eprintln!("downloading {} with pip", nvrtc::PACKAGE);
+                errln!("downloading {} with pip", nvrtc::PACKAGE);
             }
             let found = nvrtc::fetch()?;
-            println!("NVRTC is at {}", found.library.display());
+            outln!("NVRTC is at {}", found.library.display());
             Ok(Outcome::Holds)
         }
     }

@@ -1,5 +1,10 @@
 //! The command-line program: parsing and printing, one file per subcommand, no logic.
 #![deny(unsafe_code)]
+// `output` prints: these macros panic where stdout or stderr is full.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+#[macro_use]
+mod output;
 
 mod case;
 mod check;
@@ -15,7 +20,6 @@ mod eval;
 mod generate;
 mod kernels;
 mod model;
-mod output;
 mod record;
 mod replay;
 mod runs;
@@ -24,6 +28,7 @@ mod simulate;
 mod sweep;
 mod train;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -80,9 +85,16 @@ fn main() -> ExitCode {
         fathom_libcuda::private::embed(library);
     }
     if let Some(code) = emulate::as_ptxas() {
-        return code;
+        return ended(code, output::finish());
     }
-    let outcome = match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(usage) => {
+            let printed = usage.print().and_then(|()| io::stdout().flush());
+            return ended(usage.exit_code() as u8, printed.as_ref().err());
+        }
+    };
+    let outcome = match cli.command {
         Command::Case(args) => case::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Completions(args) => completions::run(&args),
@@ -103,12 +115,24 @@ fn main() -> ExitCode {
         Command::Sweep(args) => sweep::run(&args),
         Command::Train(args) => train::run(&args),
     };
-    match outcome {
-        Ok(Outcome::Holds) => ExitCode::SUCCESS,
-        Ok(Outcome::Fails) => ExitCode::from(1),
-        Ok(Outcome::BadInput) => ExitCode::from(2),
+    let code = match outcome {
+        Ok(Outcome::Holds) => 0,
+        Ok(Outcome::Fails) => 1,
+        Ok(Outcome::BadInput) => 2,
         Err(error) => {
-            eprintln!("error: {error}");
+            errln!("error: {error}");
+            2
+        }
+    };
+    ended(code, output::finish())
+}
+
+/// A result that could not be printed is none, whatever it was.
+fn ended(code: u8, printing: Option<&io::Error>) -> ExitCode {
+    match printing {
+        None => ExitCode::from(code),
+        Some(error) => {
+            errln!("error: stdout: {error}");
             ExitCode::from(2)
         }
     }

@@ -62,7 +62,7 @@ fn saved_type(name: &str) -> Result<SavedType, String> {
 struct Inspect {
     /// A preset's name, a config.json, or a folder in Hugging Face's layout
     #[arg(required = true, value_name = "MODEL")]
-    models: Vec<String>,
+    models: Vec<PathBuf>,
     /// Sequence length that FLOPs and activations are counted at
     #[arg(long, value_name = "N", default_value_t = 4096,
           value_parser = clap::value_parser!(u32).range(1..))]
@@ -102,7 +102,7 @@ fn inspect(args: &Inspect) -> output::Result {
         let policies = inspect::by_policy(&config, args.precision, sequences, sequence)?;
         columns.push(column(&figures, &policies));
         documents.push(json!({
-            "model": name,
+            "model": name.display().to_string(),
             "precision": args.precision.name(),
             "config": config,
             "figures": figures,
@@ -121,11 +121,11 @@ fn inspect(args: &Inspect) -> output::Result {
         let values = columns.iter().map(|column| column[i].1.clone());
         std::iter::once(name.clone()).chain(values).collect()
     });
-    let names = args.models.iter().map(String::as_str);
-    let header: Vec<&str> = std::iter::once("").chain(names).collect();
+    let names: Vec<String> = args.models.iter().map(|name| name.display().to_string()).collect();
+    let header: Vec<&str> = std::iter::once("").chain(names.iter().map(String::as_str)).collect();
     let right: Vec<usize> = (1..header.len()).collect();
-    println!("{}", output::table(&header, &right, rows.collect()));
-    println!(
+    outln!("{}", output::table(&header, &right, rows.collect()));
+    outln!(
         "{}; FLOPs at sequence {sequence}, activations of {sequences} x {sequence} tokens",
         args.precision.name()
     );
@@ -175,26 +175,25 @@ fn column(found: &Inspection, policies: &[Policy]) -> Vec<(String, String)> {
 }
 
 /// The configuration of a preset, of a file, or of a folder (its tensors' shapes are checked).
-fn read(model: &str) -> Result<ModelConfig, Box<dyn std::error::Error>> {
-    if preset_names().contains(&model) {
-        return Ok(ModelConfig::preset(model)?);
+fn read(model: &Path) -> Result<ModelConfig, Box<dyn std::error::Error>> {
+    if let Some(name) = model.to_str().filter(|name| preset_names().contains(name)) {
+        return Ok(ModelConfig::preset(name)?);
     }
-    let path = PathBuf::from(model);
-    if !path.is_dir() {
-        if !path.exists() {
-            let known = preset_names().join(", ");
+    if !model.is_dir() {
+        if !model.exists() {
+            let (model, known) = (model.display(), preset_names().join(", "));
             return Err(
                 format!("'{model}' is no file, folder or preset; presets are {known}").into()
             );
         }
-        return Ok(ModelConfig::from_hf_file(&path)?);
+        return Ok(ModelConfig::from_hf_file(model)?);
     }
-    if has_weights(&path) {
-        let checkpoint = HfCheckpoint::open(&path)?;
+    if has_weights(model) {
+        let checkpoint = HfCheckpoint::open(model)?;
         checkpoint.check_shapes()?;
         return Ok(checkpoint.config);
     }
-    Ok(ModelConfig::from_hf_file(&path.join("config.json"))?)
+    Ok(ModelConfig::from_hf_file(&model.join("config.json"))?)
 }
 
 fn has_weights(folder: &Path) -> bool {

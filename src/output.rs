@@ -1,11 +1,65 @@
-//! What all subcommands print with: outcomes, tables, JSON, progress bars.
+//! What all subcommands print with: lines, outcomes, tables, JSON, progress bars.
+//!
+//! `println!` panics where stdout is full, and a command that panics while it prints may lose what
+//! it has done. [`outln!`] and [`errln!`] print in its place: the first failure of stdout is kept,
+//! the command goes on to its end, and [`finish`] tells `main`. Nobody can be told of stderr's.
 
+use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use fathom_reference::files;
 use indicatif::{ProgressBar, ProgressStyle};
+
+/// Why stdout took no more.
+static FAILED: OnceLock<io::Error> = OnceLock::new();
+
+/// Writes to stdout, unless that has failed before.
+pub fn print(text: fmt::Arguments<'_>) {
+    if FAILED.get().is_none()
+        && let Err(error) = io::stdout().lock().write_fmt(text)
+    {
+        let _ = FAILED.set(error);
+    }
+}
+
+/// Writes to stderr.
+pub fn print_err(text: fmt::Arguments<'_>) {
+    let _ = io::stderr().lock().write_fmt(text);
+}
+
+/// Hands on what stdout still holds back.
+pub fn flush() {
+    if FAILED.get().is_none()
+        && let Err(error) = io::stdout().lock().flush()
+    {
+        let _ = FAILED.set(error);
+    }
+}
+
+/// Flushes stdout; the first error of all that was printed, if there was one.
+pub fn finish() -> Option<&'static io::Error> {
+    flush();
+    FAILED.get()
+}
+
+/// Prints on stdout.
+macro_rules! out {
+    ($($arg:tt)*) => { $crate::output::print(format_args!($($arg)*)) };
+}
+
+/// Prints a line on stdout.
+macro_rules! outln {
+    () => { $crate::output::print(format_args!("\n")) };
+    ($($arg:tt)*) => { $crate::output::print(format_args!("{}\n", format_args!($($arg)*))) };
+}
+
+/// Prints a line on stderr.
+macro_rules! errln {
+    ($($arg:tt)*) => { $crate::output::print_err(format_args!("{}\n", format_args!($($arg)*))) };
+}
 
 /// How a command ended that was able to do its work; the exit code follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,11 +92,10 @@ pub fn table(header: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> Table 
 /// Prints one JSON document on stdout.
 ///
 /// # Errors
-/// Those of stdout.
-pub fn print_json(value: &impl serde::Serialize) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, value)?;
-    out.write_all(b"\n")
+/// A value that JSON has no form for.
+pub fn print_json(value: &impl serde::Serialize) -> serde_json::Result<()> {
+    outln!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
 }
 
 /// Writes a file beside its target and renames it: an interrupted run leaves the old file or the

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use fathom_conformance::record::{Options, RecordError, Recording, Written};
 
 /// Flags that record a run; flatten them into a subcommand's arguments, then
+/// `files::keep_apart(inputs, args.record.outputs())?`,
 /// `let recording = args.record.open()?;`, run on `recording.wrap(backend)`, and
 /// `args.record.close(&recording)?` at the end.
 #[derive(clap::Args, Clone, Debug)]
@@ -42,6 +43,11 @@ impl RecordArgs {
         })
     }
 
+    /// What a recording writes: its folder and the op trace's file.
+    pub fn outputs(&self) -> impl Iterator<Item = &PathBuf> {
+        self.record.iter().chain(&self.op_trace)
+    }
+
     /// Ends the recording and says on stderr what it wrote.
     ///
     /// # Errors
@@ -50,10 +56,10 @@ impl RecordArgs {
         let Written { cases, bytes, ops } = recording.finish()?;
         if let Some(folder) = &self.record {
             let megabytes = bytes as f64 / 1e6;
-            eprintln!("recorded {cases} cases ({megabytes:.1} MB) in {}", folder.display());
+            errln!("recorded {cases} cases ({megabytes:.1} MB) in {}", folder.display());
         }
         if let Some(file) = &self.op_trace {
-            eprintln!("traced {ops} ops in {}", file.display());
+            errln!("traced {ops} ops in {}", file.display());
         }
         Ok(())
     }

@@ -87,7 +87,7 @@ pub fn run(args: &Args) -> output::Result {
         print_table(&engine.name(), &ops, &reports);
     }
     for error in bad.iter().filter_map(|r| r.error.as_ref()).take(SHOWN) {
-        eprintln!("error: {error}");
+        errln!("error: {error}");
     }
     Ok(match () {
         () if ops.iter().any(|op| op.error > 0) => Outcome::BadInput,
@@ -110,11 +110,11 @@ fn print_table(backend: &str, ops: &[OpSummary], reports: &[FileReport]) {
     };
     let header = ["op", "cases", "pass", "fail", "no kernel", "error", "elements", "mismatches"];
     let right: Vec<usize> = (1..header.len()).collect();
-    println!("{}", output::table(&header, &right, ops.iter().map(row).collect()));
+    outln!("{}", output::table(&header, &right, ops.iter().map(row).collect()));
     for report in reports.iter().filter(|r| r.status == Status::Fail).take(SHOWN) {
         for d in &report.tensors {
             if let Some(first) = &d.first {
-                println!(
+                outln!(
                     "{}: {} differs in {} of {} elements, first at {first}",
                     report.file, d.name, d.mismatches, d.elements
                 );
@@ -122,5 +122,5 @@ fn print_table(backend: &str, ops: &[OpSummary], reports: &[FileReport]) {
         }
     }
     let pass: usize = ops.iter().map(|op| op.pass).sum();
-    println!("{pass} of {} cases agree in every bit on {backend}", reports.len());
+    outln!("{pass} of {} cases agree in every bit on {backend}", reports.len());
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use fathom_reference::files;
 use fathom_reference::train::compare::{self, Run, Spread};
 use serde_json::json;
 
@@ -35,6 +36,8 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> output::Result {
+    let logs: Vec<PathBuf> = args.runs.iter().map(|folder| folder.join("train.jsonl")).collect();
+    files::keep_apart(&logs, &args.svg)?;
     let runs = args.runs.iter().map(|folder| Run::read(folder)).collect::<Result<Vec<_>, _>>()?;
     let rows = compare::compare(&runs, args.last as usize, args.baseline.as_deref())?;
     if let Some(path) = &args.svg {
@@ -61,7 +64,7 @@ pub fn run(args: &Args) -> output::Result {
     });
     let against = args.baseline.as_ref().map_or("-".into(), |name| format!("to {name}"));
     let header = ["run", "seeds", "steps", "loss", "min", "max", against.as_str(), "min", "max"];
-    println!("{}", output::table(&header, &[1, 2, 3, 4, 5, 6, 7, 8], cells.collect()));
-    println!("loss: mean of the last {} steps; mean, smallest and largest seed", args.last);
+    outln!("{}", output::table(&header, &[1, 2, 3, 4, 5, 6, 7, 8], cells.collect()));
+    outln!("loss: mean of the last {} steps; mean, smallest and largest seed", args.last);
     Ok(Outcome::Holds)
 }

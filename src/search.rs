@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> output::Result {
 
 fn print(found: &SearchResult, rows: usize) {
     if found.front.is_empty() {
-        println!("No legal layout fits in memory: all {} are too large.", found.considered);
+        outln!("No legal layout fits in memory: all {} are too large.", found.considered);
     } else {
         let header = [
             "B tokens/day",
@@ -83,13 +83,13 @@ fn print(found: &SearchResult, rows: usize) {
             "recompute",
         ];
         let cells = found.front.iter().take(rows).map(row).collect();
-        println!("{}", output::table(&header, &[0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12, 13], cells));
+        outln!("{}", output::table(&header, &[0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12, 13], cells));
         let hidden = found.front.len().saturating_sub(rows);
         if hidden > 0 {
-            println!("and {hidden} more on the front (--rows, --json)");
+            outln!("and {hidden} more on the front (--rows, --json)");
         }
     }
-    println!(
+    outln!(
         "\n{} layouts considered ({} more combinations are illegal): {} simulated, {} pruned as \
          dominated, {} do not fit; {:.2} s",
         found.considered,

@@ -12,6 +12,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use fathom_reference::files;
 use fathom_simulator::SimError;
 use fathom_simulator::config::Scenario;
 use fathom_simulator::events::Detail;
@@ -117,6 +118,10 @@ pub fn scenario(
 
 fn step(args: &Args) -> output::Result {
     let scenario = scenario(args.file.as_deref(), args.preset.as_deref(), &args.set)?;
+    let loads = scenario.expert_load.trace.iter().map(PathBuf::from).collect::<Vec<_>>();
+    let inputs = args.file.iter().chain(args.cost.files()).chain(&loads);
+    let outputs = [&args.write_op_trace, &args.write_kernel_times, &args.trace, &args.report];
+    files::keep_apart(inputs, outputs.into_iter().flatten())?;
     let detail = if args.trace.is_some() { Detail::Parts } else { Detail::Instructions };
     let model = args.cost.model()?;
     let named = |e| named(args.file.as_deref(), args.preset.as_deref(), e);
@@ -179,8 +184,8 @@ struct Document<'a> {
 fn print(sim: &Simulation, run: &WholeRun) {
     let (r, s) = (&sim.report, &sim.scenario);
     let p = &s.parallel;
-    println!("{}", r.name);
-    println!(
+    outln!("{}", r.name);
+    outln!(
         "{} x {}; pp {} tp {} cp {} ep {} dp {} zero {}; {} with {} micro-batches\n",
         s.cluster.gpus,
         s.cluster.gpu.name,
@@ -193,7 +198,7 @@ fn print(sim: &Simulation, run: &WholeRun) {
         s.schedule.name(),
         s.micro_batches(),
     );
-    let line = |name: &str, value: String| println!("  {name:<34}{value}");
+    let line = |name: &str, value: String| outln!("  {name:<34}{value}");
     line("step", format!("{:.3} s", r.step_time_s));
     line("throughput", format!("{:.1} tokens/s a GPU", r.tokens_per_s_per_gpu));
     line("tokens a day", format!("{:.2} B", r.tokens_per_day / 1e9));
@@ -240,7 +245,7 @@ fn print(sim: &Simulation, run: &WholeRun) {
     if let Some(assumption) = &run.assumption {
         line("", format!("assumed: {assumption}"));
     }
-    println!("\nwhere the step goes, mean over ranks:\n");
+    outln!("\nwhere the step goes, mean over ranks:\n");
     let b = &r.breakdown_s;
     let parts = [
         ("forward", b.forward),
@@ -254,21 +259,21 @@ fn print(sim: &Simulation, run: &WholeRun) {
     for (name, seconds) in parts {
         let share = seconds / r.step_time_s;
         let bar = "#".repeat((share * 50.0).round() as usize);
-        println!("  {name:<34}{seconds:>8.3} s {:>5.1} %  {bar}", 100.0 * share);
+        outln!("  {name:<34}{seconds:>8.3} s {:>5.1} %  {bar}", 100.0 * share);
     }
     let (rank, bytes) = sim.memory.fullest();
     let peak = &sim.memory.ranks[rank].peak;
-    println!(
+    outln!(
         "\nmemory, fullest rank ({rank}): {:.1} of {:.0} GB\n",
         bytes / 1e9,
         r.memory_capacity_gb
     );
     for (name, bytes) in peak.named() {
         let bar = "#".repeat((50.0 * bytes / sim.memory.capacity_bytes).round() as usize);
-        println!("  {name:<34}{:>8.2} GB  {bar}", bytes / 1e9);
+        outln!("  {name:<34}{:>8.2} GB  {bar}", bytes / 1e9);
     }
     if let Some(complaint) = &r.memory_complaint {
-        println!("\n{complaint}");
+        outln!("\n{complaint}");
     }
-    println!("\n{} events in {:.1} ms", r.events, r.wall_s * 1e3);
+    outln!("\n{} events in {:.1} ms", r.events, r.wall_s * 1e3);
 }

@@ -80,11 +80,11 @@ fn sweep(args: &Args) -> output::Result {
         match run::run(config, Reference, &place, &stopped, &mut tell) {
             Ok(summary) if summary.stopped => {
                 bar.finish_and_clear();
-                println!("stopped; the same command goes on where it stopped");
+                outln!("stopped; the same command goes on where it stopped");
                 return Ok(Outcome::Holds);
             }
             Ok(_) => {}
-            Err(TrainError::Diverged(found)) => bar.suspend(|| eprintln!("{}: {found}", run.name)),
+            Err(TrainError::Diverged(found)) => bar.suspend(|| errln!("{}: {found}", run.name)),
             Err(error) => return Err(format!("{}: {error}", run.name).into()),
         }
         done += steps;
@@ -131,8 +131,8 @@ fn report(args: &Args, rows: &[Row]) -> output::Result {
     let mut header: Vec<&str> = args.grid.iter().map(|axis| axis.key.as_str()).collect();
     header.extend(["seeds", "loss", "min", "max", "held out", "min", "max", ""]);
     let right: Vec<usize> = (0..header.len() - 1).collect();
-    println!("{}", output::table(&header, &right, cells.collect()));
-    println!("loss: mean of the last {} steps; mean, smallest and largest seed", args.last);
-    println!("picture {}", args.out.join("sweep.svg").display());
+    outln!("{}", output::table(&header, &right, cells.collect()));
+    outln!("loss: mean of the last {} steps; mean, smallest and largest seed", args.last);
+    outln!("picture {}", args.out.join("sweep.svg").display());
     Ok(outcome)
 }

@@ -131,7 +131,7 @@ fn train(args: &Args) -> output::Result {
     args.record.close(&recording)?;
     let summary = match result {
         Err(TrainError::Diverged(found)) => {
-            eprintln!("error: {found}");
+            errln!("error: {found}");
             return Ok(Outcome::Fails);
         }
         result => result?,
@@ -141,22 +141,22 @@ fn train(args: &Args) -> output::Result {
         return Ok(Outcome::Holds);
     }
     let end = if summary.stopped { "stopped after" } else { "trained" };
-    println!("{end} {} steps, {} tokens", summary.steps, summary.tokens);
+    outln!("{end} {} steps, {} tokens", summary.steps, summary.tokens);
     if let (Some(first), Some(last)) = (summary.first_loss, summary.last_loss) {
         let speed = summary.tokens_per_second;
-        println!("loss {first:.4} at first, {last:.4} over the last 50 steps; {speed:.0} tokens/s");
+        outln!("loss {first:.4} at first, {last:.4} over the last 50 steps; {speed:.0} tokens/s");
     }
     if let Some(loss) = summary.validation_loss {
-        println!("loss {loss:.4} on what is held out");
+        outln!("loss {loss:.4} on what is held out");
     }
     if let Some(model) = &summary.model {
-        println!("model      {}", model.display());
+        outln!("model      {}", model.display());
     }
     if let Some(checkpoint) = &summary.checkpoint {
-        println!("checkpoint {}", checkpoint.display());
+        outln!("checkpoint {}", checkpoint.display());
     }
     if summary.stopped {
-        println!("go on with --out {} --resume", args.out.display());
+        outln!("go on with --out {} --resume", args.out.display());
     }
     Ok(Outcome::Holds)
 }
@@ -223,11 +223,11 @@ pub fn interrupts() -> Result<Arc<Interrupts>, ctrlc::Error> {
         match first {
             None => {
                 first = Some(Instant::now());
-                eprintln!("stopping with a checkpoint; once more ends at once");
+                errln!("stopping with a checkpoint; once more ends at once");
             }
             Some(first) if first.elapsed() < ONE_REQUEST => {}
             Some(_) if handler.saving.load(Ordering::SeqCst) => {
-                eprintln!("the checkpoint is being written; the run ends when it is there");
+                errln!("the checkpoint is being written; the run ends when it is there");
             }
             Some(_) => std::process::exit(130),
         }
@@ -255,7 +255,7 @@ impl Screen {
     fn say(&self, text: &str) {
         if self.bar.is_hidden() {
             if !self.json {
-                eprintln!("{text}");
+                errln!("{text}");
             }
         } else {
             self.bar.println(text);
@@ -271,13 +271,13 @@ impl Screen {
                 self.say(&format!("{parameters} parameters, data {}{from}", &data[..12]));
             }
             Event::TakenOver { claim } => {
-                eprintln!("warning: the lock of {claim}, which has ended, is taken over");
+                errln!("warning: the lock of {claim}, which has ended, is taken over");
             }
             Event::Refused { path, reason } => {
-                eprintln!("warning: checkpoint {} is not used: {reason}", path.display());
+                errln!("warning: checkpoint {} is not used: {reason}", path.display());
             }
             Event::Step(log) => self.step(log),
-            Event::Skipped(found) => eprintln!("warning: update skipped: {found}"),
+            Event::Skipped(found) => errln!("warning: update skipped: {found}"),
             Event::Validation(log) => {
                 self.held_out = format!(" held out {:.4}", log.loss);
                 self.say(&format!("step {}: loss {:.4} on what is held out", log.step, log.loss));

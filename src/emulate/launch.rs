@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> output::Result {
     Ok(if ran.holds() { Outcome::Holds } else { Outcome::Fails })
 }
 
-fn print_json(ran: &Ran) -> std::io::Result<()> {
+fn print_json(ran: &Ran) -> serde_json::Result<()> {
     let outputs = ran.compared.iter().map(|c| {
         let first = c.first.as_ref().map(|(index, expected, found)| {
             json!({ "index": index, "expected": expected, "found": found })
@@ -76,32 +76,32 @@ fn print_json(ran: &Ran) -> std::io::Result<()> {
 }
 
 fn print(ran: &Ran, profile: bool) {
-    print!("{}", ran.report.printed);
+    out!("{}", ran.report.printed);
     let record = &ran.report.record;
-    println!(
+    outln!(
         "{}: {} thread instructions, {:.3} tensor-core GFLOP",
         record.kernel,
         record.thread_instructions,
         record.tensor_core_flops as f64 / 1e9
     );
     for c in &ran.compared {
-        println!("{}: {} elements, {} mismatches", c.name, c.elements, c.differing);
+        outln!("{}: {} elements, {} mismatches", c.name, c.elements, c.differing);
         if let Some((index, expected, found)) = &c.first {
-            println!("  the first at {index}: expected {expected}, found {found}");
+            outln!("  the first at {index}: expected {expected}, found {found}");
         }
     }
     if ran.compared.is_empty() {
-        println!("nothing was compared: the case file expects no output");
+        outln!("nothing was compared: the case file expects no output");
     }
     for (instruction, count) in &record.approximate {
-        println!("{count} x {instruction}: approximate, its bits are not guaranteed");
+        outln!("{count} x {instruction}: approximate, its bits are not guaranteed");
     }
     if profile {
         print_profile(record);
     }
     if !ran.report.findings.is_empty() {
-        println!("{} findings:", ran.report.findings.len());
-        ran.report.findings.iter().for_each(|f| println!("{f}"));
+        outln!("{} findings:", ran.report.findings.len());
+        ran.report.findings.iter().for_each(|f| outln!("{f}"));
     }
 }
 
@@ -121,7 +121,7 @@ fn print_profile(record: &KernelRecord) {
     });
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let right: Vec<usize> = (1..header.len()).collect();
-    println!("{}", output::table(&header, &right, rows.collect()));
+    outln!("{}", output::table(&header, &right, rows.collect()));
     let counts = [
         ("global bytes read", record.global_bytes_read),
         ("global bytes written", record.global_bytes_written),
@@ -135,5 +135,5 @@ fn print_profile(record: &KernelRecord) {
     ];
     let rows = counts.into_iter().chain(record.tensor_core.iter().map(|(n, c)| (n.as_str(), *c)));
     let rows = rows.map(|(name, count)| vec![name.to_owned(), count.to_string()]).collect();
-    println!("{}", output::table(&["memory, barriers, tensor cores", "count"], &[1], rows));
+    outln!("{}", output::table(&["memory, barriers, tensor cores", "count"], &[1], rows));
 }

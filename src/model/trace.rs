@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use fathom_reference::backend::Load;
+use fathom_reference::files;
 use fathom_reference::model::workload::{self, Workload};
 use fathom_reference::parallel::Parallel;
 use fathom_reference::precision::{Mode, Recipe};
@@ -23,7 +24,7 @@ pipeline.")]
 pub struct Args {
     /// A preset's name, a config.json, or a folder in Hugging Face's layout
     #[arg(value_name = "MODEL")]
-    model: String,
+    model: PathBuf,
     /// Tensor-parallel ranks
     #[arg(long, value_name = "N", default_value_t = 1)]
     tp: usize,
@@ -64,6 +65,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> output::Result {
+    files::keep_apart([&args.model], &args.op_trace)?;
     let config = super::read(&args.model)?;
     let Args { tp, pp, ep, dp, cp, rank, sequence, .. } = *args;
     let parallel = Parallel { tp, pp, ep, dp, cp };
@@ -102,7 +104,7 @@ pub fn run(args: &Args) -> output::Result {
         row
     };
     let header = ["component", "ops", "GFLOP", "GB moved", "GB sent"];
-    println!("{}", output::table(&header, &[1, 2, 3, 4], shares.iter().map(row).collect()));
-    println!("{} ops of rank {rank}, recorded in {seconds:.3} s", records.len());
+    outln!("{}", output::table(&header, &[1, 2, 3, 4], shares.iter().map(row).collect()));
+    outln!("{} ops of rank {rank}, recorded in {seconds:.3} s", records.len());
     Ok(Outcome::Holds)
 }

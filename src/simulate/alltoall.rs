@@ -114,13 +114,13 @@ pub fn run(args: &Args) -> output::Result {
         return Ok(Outcome::Holds);
     }
     let us = |s: f64| format!("{:>10.1} us", s * 1e6);
-    println!("alone              {}", us(t.seconds));
-    println!("scale-out stage    {}", us(t.scale_out_s));
-    println!("forwarding stage   {}", us(t.scale_up_s));
-    println!("under computation  {}", us(under));
-    println!("nodes a token      {:>10.3}", t.nodes_per_token);
-    println!("tokens received    {:>10.0}", t.received);
-    println!("logical bandwidth  {:>10.1} GB/s", t.logical_bytes_per_s / 1e9);
-    println!("through a NIC      {:>10.1} GB/s", t.wire_bytes_per_s / 1e9);
+    outln!("alone              {}", us(t.seconds));
+    outln!("scale-out stage    {}", us(t.scale_out_s));
+    outln!("forwarding stage   {}", us(t.scale_up_s));
+    outln!("under computation  {}", us(under));
+    outln!("nodes a token      {:>10.3}", t.nodes_per_token);
+    outln!("tokens received    {:>10.0}", t.received);
+    outln!("logical bandwidth  {:>10.1} GB/s", t.logical_bytes_per_s / 1e9);
+    outln!("through a NIC      {:>10.1} GB/s", t.wire_bytes_per_s / 1e9);
     Ok(Outcome::Holds)
 }

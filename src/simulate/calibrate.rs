@@ -74,11 +74,11 @@ fn fit(args: &Args, path: &std::path::Path) -> Result<(), Box<dyn std::error::Er
         output::print_json(&json!({"gemms": table.len(), "constants": fitted}))?;
         return Ok(());
     }
-    println!("fitted on {} GEMMs on {sms} SMs of {}", table.len(), gpu.name);
-    println!("mma_efficiency    {:>9.3}", fitted.mma_efficiency);
-    println!("promotion_cycles  {:>9.3}", fitted.promotion_cycles);
-    println!("tile_cycles       {:>9.1}", fitted.tile_cycles);
-    println!("contention        {:>9.3}", fitted.contention);
+    outln!("fitted on {} GEMMs on {sms} SMs of {}", table.len(), gpu.name);
+    outln!("mma_efficiency    {:>9.3}", fitted.mma_efficiency);
+    outln!("promotion_cycles  {:>9.3}", fitted.promotion_cycles);
+    outln!("tile_cycles       {:>9.1}", fitted.tile_cycles);
+    outln!("contention        {:>9.3}", fitted.contention);
     Ok(())
 }
 
@@ -95,30 +95,30 @@ fn kernels(args: &Args, path: &std::path::Path) -> Result<(), Box<dyn std::error
         return Ok(());
     }
     let rows = times.iter().map(|(name, s)| vec![name.clone(), format!("{:.2}", s * 1e6)]);
-    println!("{}", output::table(&["kernel", "us"], &[1], rows.collect()));
+    outln!("{}", output::table(&["kernel", "us"], &[1], rows.collect()));
     Ok(())
 }
 
 fn print(s: &TraceSummary) {
     let ms = |x: f64| format!("{:.3}", x * 1e3);
-    println!("{}, {} SMs: {} kernels", s.device, s.sms, s.kernels);
-    println!("span           {:>10} ms", ms(s.span_s));
-    println!("compute busy   {:>10} ms", ms(s.compute_busy_s));
-    println!("communication  {:>10} ms", ms(s.communication_s));
-    println!("  payload      {:>10} ms", ms(s.payload_s));
-    println!("  rendezvous   {:>10} ms", ms(s.rendezvous_s));
-    println!("hidden         {:>10} %\n", format!("{:.1}", s.hidden_fraction * 100.0));
+    outln!("{}, {} SMs: {} kernels", s.device, s.sms, s.kernels);
+    outln!("span           {:>10} ms", ms(s.span_s));
+    outln!("compute busy   {:>10} ms", ms(s.compute_busy_s));
+    outln!("communication  {:>10} ms", ms(s.communication_s));
+    outln!("  payload      {:>10} ms", ms(s.payload_s));
+    outln!("  rendezvous   {:>10} ms", ms(s.rendezvous_s));
+    outln!("hidden         {:>10} %\n", format!("{:.1}", s.hidden_fraction * 100.0));
     let streams = s.streams.iter().map(|x| {
         let kind = if x.communicates { "communication" } else { "compute" };
         vec![x.stream.to_string(), kind.to_string(), x.kernels.to_string(), ms(x.busy_s)]
     });
-    println!("{}\n", output::table(&["stream", "", "kernels", "ms"], &[2, 3], streams.collect()));
+    outln!("{}\n", output::table(&["stream", "", "kernels", "ms"], &[2, 3], streams.collect()));
     let phases = s
         .phases
         .iter()
         .map(|p| vec![p.name.clone(), p.count.to_string(), ms(p.mean_s), ms(p.mean_busy_s)]);
     let header = ["annotation", "count", "mean ms", "busy ms"];
-    println!("{}\n", output::table(&header, &[1, 2, 3], phases.collect()));
+    outln!("{}\n", output::table(&header, &[1, 2, 3], phases.collect()));
     let gemms = s.gemms.iter().map(|g| {
         let us = |x: f64| format!("{x:.1}");
         vec![
@@ -131,5 +131,5 @@ fn print(s: &TraceSummary) {
         ]
     });
     let header = ["GEMM under", "place", "count", "CTAs", "mean us", "min us"];
-    println!("{}", output::table(&header, &[1, 2, 3, 4, 5], gemms.collect()));
+    outln!("{}", output::table(&header, &[1, 2, 3, 4, 5], gemms.collect()));
 }

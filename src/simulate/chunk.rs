@@ -86,11 +86,11 @@ fn question(args: &Args) -> Result<ChunkQuestion, Box<dyn std::error::Error>> {
 
 fn print(r: &ChunkReport) {
     let ms = |s: f64| format!("{:.3}", s * 1e3);
-    println!("span                {:>9} ms", ms(r.span_s));
-    println!("compute busy        {:>9} ms on {} SMs", ms(r.compute_busy_s), r.compute_sms);
-    println!("gaps of kernels     {:>9} ms", ms(r.gaps_s));
-    println!("communication       {:>9} ms", ms(r.communication_s));
-    println!("hidden              {:>9} %\n", format!("{:.1}", r.hidden_fraction * 100.0));
+    outln!("span                {:>9} ms", ms(r.span_s));
+    outln!("compute busy        {:>9} ms on {} SMs", ms(r.compute_busy_s), r.compute_sms);
+    outln!("gaps of kernels     {:>9} ms", ms(r.gaps_s));
+    outln!("communication       {:>9} ms", ms(r.communication_s));
+    outln!("hidden              {:>9} %\n", format!("{:.1}", r.hidden_fraction * 100.0));
     let rows = r.phases.iter().map(|p| vec![p.phase.clone(), ms(p.mean_s)]).collect();
-    println!("{}", output::table(&["phase", "mean ms a layer"], &[1], rows));
+    outln!("{}", output::table(&["phase", "mean ms a layer"], &[1], rows));
 }

@@ -129,13 +129,13 @@ pub fn run(args: &Args) -> output::Result {
         return Ok(Outcome::Holds);
     }
     let us = |s: f64| s * 1e6;
-    println!("time        {:>10.1} us  {tflops:.0} TFLOPS on {} SMs", us(t.seconds), model.sms);
-    println!("MMA         {:>10.1} us", us(t.mma_s));
-    println!("promotion   {:>10.1} us", us(t.promotion_s));
-    println!("epilogue    {:>10.1} us", us(t.epilogue_s));
-    println!("tiles       {:>10} waves of 128 x {}", t.waves, t.block_n);
+    outln!("time        {:>10.1} us  {tflops:.0} TFLOPS on {} SMs", us(t.seconds), model.sms);
+    outln!("MMA         {:>10.1} us", us(t.mma_s));
+    outln!("promotion   {:>10.1} us", us(t.promotion_s));
+    outln!("epilogue    {:>10.1} us", us(t.epilogue_s));
+    outln!("tiles       {:>10} waves of 128 x {}", t.waves, t.block_n);
     if t.memory_bound {
-        println!("bound by memory or L2 bandwidth");
+        outln!("bound by memory or L2 bandwidth");
     }
     Ok(Outcome::Holds)
 }

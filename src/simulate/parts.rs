@@ -48,6 +48,11 @@ pub struct CostArgs {
 }
 
 impl CostArgs {
+    /// The files that it is read from.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.constants.iter().chain(&self.op_trace).chain(&self.kernel_times)
+    }
+
     /// The cost model.
     pub fn model(&self) -> Result<FirstPrinciples, SimError> {
         let model = match &self.op_trace {
@@ -69,10 +74,10 @@ impl CostArgs {
         let Some(file) = &self.kernel_times else { return Ok(()) };
         let unknown = model.unknown_measured(s)?;
         for (op, shape) in unknown.iter().take(5) {
-            eprintln!("{}: no kernel '{op}' of '{shape}' in this scenario", file.display());
+            errln!("{}: no kernel '{op}' of '{shape}' in this scenario", file.display());
         }
         if unknown.len() > 5 {
-            eprintln!("{}: and {} more", file.display(), unknown.len() - 5);
+            errln!("{}: and {} more", file.display(), unknown.len() - 5);
         }
         Ok(())
     }

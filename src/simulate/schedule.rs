@@ -1,6 +1,5 @@
 //! `fathom simulate schedule`: a pipeline schedule as streams, drawing, checks and comparison.
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::ValueEnum;
@@ -91,31 +90,29 @@ pub fn run(args: &Args) -> output::Result {
         output::write_file(path, draw::svg(&schedule, &timeline).as_bytes())?;
     }
     if args.json {
-        let mut out = io::stdout().lock();
-        serde_json::to_writer(&mut out, &schedule)?;
-        out.write_all(b"\n")?;
+        outln!("{}", serde_json::to_string(&schedule)?);
         return Ok(Outcome::Holds);
     }
     print(args, &schedule, &timeline);
-    println!("\nAll schedules with {stages} stages and {micro_batches} micro-batches:\n");
+    outln!("\nAll schedules with {stages} stages and {micro_batches} micro-batches:\n");
     print_comparison(&compare::table(shape, durations));
     Ok(Outcome::Holds)
 }
 
 fn print(args: &Args, schedule: &Schedule, timeline: &Timeline) {
-    println!("{}", draw::text(schedule, timeline, args.columns));
-    println!("{}", draw::LEGEND);
+    outln!("{}", draw::text(schedule, timeline, args.columns));
+    outln!("{}", draw::LEGEND);
     if args.ops {
-        println!("\n{}", draw::ops_text(schedule));
+        outln!("\n{}", draw::ops_text(schedule));
     }
     let span = |v: &[f64]| {
         let low = v.iter().copied().fold(f64::INFINITY, f64::min);
         (low, v.iter().copied().fold(0.0, f64::max))
     };
     let (low, high) = span(&timeline.bubble);
-    println!("\nchecked: every chunk runs once, inputs come first, no deadlock");
-    println!("makespan {}, bubble {low:.4} to {high:.4} a rank", timeline.makespan);
-    println!("activations alive, most at once, by rank: {:?}", timeline.activations_peak);
+    outln!("\nchecked: every chunk runs once, inputs come first, no deadlock");
+    outln!("makespan {}, bubble {low:.4} to {high:.4} a rank", timeline.makespan);
+    outln!("activations alive, most at once, by rank: {:?}", timeline.activations_peak);
 }
 
 fn print_comparison(rows: &[Row]) {
@@ -149,6 +146,6 @@ fn print_comparison(rows: &[Row]) {
             format!("{:.1}", 100.0 * r.bubble_fraction),
         ],
     };
-    println!("{}", output::table(&header, &[1, 2, 3, 4, 6, 7], rows.iter().map(cells).collect()));
-    println!("\nweights: stages a rank holds; activations: chunks alive on the fullest rank.");
+    outln!("{}", output::table(&header, &[1, 2, 3, 4, 6, 7], rows.iter().map(cells).collect()));
+    outln!("\nweights: stages a rank holds; activations: chunks alive on the fullest rank.");
 }

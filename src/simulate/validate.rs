@@ -35,12 +35,12 @@ pub fn run(args: &Args) -> output::Result {
     if args.json {
         output::print_json(&v)?;
     } else if args.markdown {
-        print!("{}", v.markdown());
+        out!("{}", v.markdown());
     } else {
         let mut sections: Vec<&str> = v.rows.iter().map(|r| r.section).collect();
         sections.dedup();
         for section in sections {
-            println!("{section}");
+            outln!("{section}");
             let rows = v.rows.iter().filter(|r| r.section == section).map(|r| {
                 let mark = match (r.goal.is_some(), r.met) {
                     (true, false) => format!("missed {}", r.goal_text()),
@@ -59,13 +59,13 @@ pub fn run(args: &Args) -> output::Result {
                 ]
             });
             let header = ["", "published", "ours", "", "error", "goal", ""];
-            println!("{}\n", output::table(&header, &[1, 2, 4], rows.collect()));
+            outln!("{}\n", output::table(&header, &[1, 2, 4], rows.collect()));
         }
-        println!("{} of {} figures with a goal are within it", v.met, v.goals);
+        outln!("{} of {} figures with a goal are within it", v.met, v.goals);
         for r in v.rows.iter().filter(|r| !r.met) {
-            println!("  missed: {}: {} ({})", r.section, r.figure, r.error_text());
+            outln!("  missed: {}: {} ({})", r.section, r.figure, r.error_text());
             if !r.note.is_empty() {
-                println!("    {}", r.note);
+                outln!("    {}", r.note);
             }
         }
     }

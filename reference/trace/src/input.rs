@@ -70,7 +70,8 @@ pub fn open(path: &Path) -> io::Result<File> {
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let file = open(path)?;
     let bytes = file.metadata()?.len();
-    let too_large = |found: String| refuse(format!("expected at most {limit} bytes, found {found}"));
+    let too_large =
+        |found: String| refuse(format!("expected at most {limit} bytes, found {found}"));
     if bytes > limit {
         return Err(too_large(bytes.to_string()));
     }
