@@ -72,7 +72,7 @@ pub fn run(args: &Args) -> output::Result {
         print_table(&reports);
     }
     for error in reports.iter().filter_map(|r| r.error.as_ref()) {
-        errln!("error: {error}");
+        output::error(error);
     }
     Ok(match () {
         () if reports.iter().any(|r| matches!(r.status, Status::Error | Status::Unsupported)) => {

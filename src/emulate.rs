@@ -4,6 +4,7 @@ mod launch;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 
 use fathom_libcuda::private::{self, Choices, Summary};
 use fathom_reference::files;
@@ -21,6 +22,9 @@ use crate::output::{self, Outcome};
   fathom emulate --check memory,races,uninit,sync -- ./gemm_test
   fathom emulate --gpu h100 --profile --trace traces/ -- python3 my_test.py
   fathom emulate run kernels/axpy.json
+
+Exit code: the command's own (128 and the signal where one ended it); 1 where that is 0 and there were
+findings, or launches that could not run.
 
 Nothing is installed: the library lies in a private folder for as long as the command runs."
 )]
@@ -96,7 +100,20 @@ pub fn run(args: &Args) -> output::Result {
         errln!("fathom: {} ended with {status}", args.command[0].to_string_lossy());
     }
     let clean = summary.findings.is_empty() && summary.errors.is_empty();
-    Ok(if status.success() && clean { Outcome::Holds } else { Outcome::Fails })
+    Ok(match code(status) {
+        0 if clean => Outcome::Holds,
+        0 => Outcome::Fails,
+        other => Outcome::Ended(other),
+    })
+}
+
+/// The code of a command as a shell gives it: 128 and the signal's number where one ended it.
+fn code(status: ExitStatus) -> u8 {
+    #[cfg(unix)]
+    if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
+        return 128u8.saturating_add(signal as u8);
+    }
+    status.code().map_or(1, |code| code as u8)
 }
 
 /// Under the name `ptxas` the program stands in for NVIDIA's assembler: the PTX itself, with a NUL
@@ -119,7 +136,7 @@ pub fn as_ptxas() -> Option<u8> {
         errln!("ptxas: expected FILE.ptx and -o FILE");
         return Some(2);
     };
-    let packed = std::fs::read(input).map(|mut text| {
+    let packed = files::read(input.as_ref(), files::TEXT_BYTES).map(|mut text| {
         text.push(0);
         text
     });

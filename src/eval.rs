@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use fathom_reference::backend::{Backend, Reference};
-use fathom_reference::checkpoint::tensors;
+use fathom_reference::checkpoint::{HfCheckpoint, tensors};
 use fathom_reference::data::{Tokenizer, read_text};
 use fathom_reference::eval::{Evaluator, Wanted, Windows, read_tokens};
 use fathom_reference::files;
@@ -25,6 +25,9 @@ pub struct Args {
     /// Folder in Hugging Face's layout (config.json, model.safetensors, ...)
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    /// Leave MTP modules out, whatever config.json announces
+    #[arg(long)]
+    without_mtp: bool,
     /// Token sequences: a JSON list of lists of ids
     #[arg(long, value_name = "FILE", required_unless_present = "text", conflicts_with = "text")]
     tokens: Option<PathBuf>,
@@ -68,7 +71,9 @@ pub fn run(args: &Args) -> output::Result {
     files::keep_apart(inputs, args.record.outputs().chain(&args.save))?;
     let recording = args.record.open()?;
     let backend = recording.wrap(Reference);
-    let evaluator = Evaluator::open_on(backend, &args.model, args.precision)?;
+    let checkpoint = HfCheckpoint::open_as(&args.model, args.without_mtp)?;
+    let evaluator = Evaluator::load(backend, &checkpoint, args.precision)?;
+    drop(checkpoint);
     let outcome = match &args.text {
         Some(path) => text(args, &evaluator, path),
         None => tokens(args, &evaluator),
@@ -86,21 +91,38 @@ fn tokens<B: Backend>(args: &Args, evaluator: &Evaluator<B>) -> output::Result {
     if let Some(path) = &args.save {
         tensors::write(path, &evaluation.tensors)?;
     }
+    let losses = [evaluation.loss].into_iter().chain(evaluation.mtp_loss.iter().copied());
+    let finite = losses.sum::<f64>().is_finite();
+    let not_finite = if finite { None } else { evaluation.not_finite() };
     if args.json {
-        output::print_json(&json!({
+        let mut document = json!({
             "loss": evaluation.loss,
             "perplexity": evaluation.loss.exp(),
             "mtp_loss": evaluation.mtp_loss,
             "predicted": evaluation.predicted,
             "precision": args.precision.name(),
-        }))?;
+        });
+        if let Some(found) = &not_finite {
+            document["not_finite"] = json!(found);
+        }
+        output::print_json(&document)?;
     } else {
         outln!("loss {:.6} over {} tokens", evaluation.loss, evaluation.predicted);
         for (d, loss) in evaluation.mtp_loss.iter().enumerate() {
             outln!("MTP {} loss {loss:.6}", d + 1);
         }
     }
-    Ok(Outcome::Holds)
+    Ok(outcome(&args.model, finite, not_finite))
+}
+
+/// A loss that is not finite is no evaluation; says what was not finite first.
+fn outcome(model: &Path, finite: bool, not_finite: Option<String>) -> Outcome {
+    if finite {
+        return Outcome::Holds;
+    }
+    let found = not_finite.unwrap_or_else(|| "the loss alone is not finite".to_owned());
+    output::error(&format_args!("{}: {found}", model.display()));
+    Outcome::Fails
 }
 
 fn text<B: Backend>(args: &Args, evaluator: &Evaluator<B>, path: &Path) -> output::Result {
@@ -124,5 +146,5 @@ fn text<B: Backend>(args: &Args, evaluator: &Evaluator<B>, path: &Path) -> outpu
             score.stride
         );
     }
-    Ok(Outcome::Holds)
+    Ok(outcome(&args.model, score.loss.is_finite(), score.not_finite))
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use fathom_reference::backend::{Backend, Reference};
+use fathom_reference::checkpoint::HfCheckpoint;
 use fathom_reference::data::{TextStream, Tokenizer};
 use fathom_reference::eval::{Evaluator, read_prompt};
 use fathom_reference::files;
@@ -25,6 +26,9 @@ pub struct Args {
     /// Folder in Hugging Face's layout (config.json, model.safetensors, tokenizer.json, ...)
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    /// Leave MTP modules out, whatever config.json announces
+    #[arg(long, conflicts_with = "speculative")]
+    without_mtp: bool,
     /// Text to continue; special tokens in it are read as such
     #[arg(long, value_name = "TEXT", conflicts_with = "prompt_tokens")]
     prompt: Option<String>,
@@ -66,7 +70,9 @@ pub fn run(args: &Args) -> output::Result {
     files::keep_apart(inputs, args.record.outputs())?;
     let recording = args.record.open()?;
     let backend = recording.wrap(Reference);
-    let evaluator = Evaluator::open_on(backend, &args.model, args.precision)?;
+    let checkpoint = HfCheckpoint::open_as(&args.model, args.without_mtp)?;
+    let evaluator = Evaluator::load(backend, &checkpoint, args.precision)?;
+    drop(checkpoint);
     let outcome = continue_prompt(args, &evaluator)?;
     args.record.close(&recording)?;
     Ok(outcome)

@@ -90,10 +90,20 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(usage) => {
+            let (text, code) = (usage.to_string(), usage.exit_code() as u8);
+            let readable = output::readable(&text);
+            if usage.use_stderr() && readable != text {
+                output::print_err(format_args!("{readable}"));
+                return ExitCode::from(code);
+            }
             let printed = usage.print().and_then(|()| io::stdout().flush());
-            return ended(usage.exit_code() as u8, printed.as_ref().err());
+            return ended(code, printed.as_ref().err());
         }
     };
+    if let Err(error) = threads() {
+        output::error(&error);
+        return ExitCode::from(2);
+    }
     let outcome = match cli.command {
         Command::Case(args) => case::run(&args),
         Command::Check(args) => check::run(&args),
@@ -119,12 +129,30 @@ fn main() -> ExitCode {
         Ok(Outcome::Holds) => 0,
         Ok(Outcome::Fails) => 1,
         Ok(Outcome::BadInput) => 2,
+        Ok(Outcome::Ended(code)) => code,
         Err(error) => {
-            errln!("error: {error}");
+            output::error(&error);
             2
         }
     };
     ended(code, output::finish())
+}
+
+/// Most threads that `RAYON_NUM_THREADS` may ask for.
+const MOST_THREADS: usize = 1024;
+
+/// Refuses a number of threads that the pool would hang on or pass over.
+fn threads() -> Result<(), String> {
+    let Some(asked) = std::env::var_os("RAYON_NUM_THREADS") else { return Ok(()) };
+    let number = asked.to_str().and_then(|text| text.trim().parse::<usize>().ok());
+    match number {
+        Some(0..=MOST_THREADS) => Ok(()),
+        _ if asked.is_empty() => Ok(()),
+        _ => {
+            let found = asked.display();
+            Err(format!("RAYON_NUM_THREADS: expected 0 to {MOST_THREADS} threads, found '{found}'"))
+        }
+    }
 }
 
 /// A result that could not be printed is none, whatever it was.
@@ -132,7 +160,7 @@ fn ended(code: u8, printing: Option<&io::Error>) -> ExitCode {
     match printing {
         None => ExitCode::from(code),
         Some(error) => {
-            errln!("error: stdout: {error}");
+            output::error(&format_args!("stdout: {error}"));
             ExitCode::from(2)
         }
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use fathom_reference::checkpoint::HfCheckpoint;
 use fathom_reference::checkpoint::hf::{self, SavedType};
 use fathom_reference::config::{ModelConfig, preset_names};
+use fathom_reference::files;
 use fathom_reference::inspect::{self, Inspection, Policy};
 use fathom_reference::precision::{Mode, Recipe};
 use serde_json::json;
@@ -39,12 +40,20 @@ struct Convert {
     /// Folder to write to
     #[arg(value_name = "OUT")]
     to: PathBuf,
+    /// Leave MTP modules out, whatever config.json announces
+    #[arg(long)]
+    without_mtp: bool,
     /// Element type of the weights: f32, bf16 or fp8
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = saved_type)]
     weights: SavedType,
     /// Bytes of a file, at most
-    #[arg(long, value_name = "BYTES", default_value_t = 5e9)]
-    shard_size: f64,
+    #[arg(long, value_name = "BYTES", default_value = "5e9", value_parser = shard_size)]
+    shard_size: usize,
+}
+
+fn shard_size(text: &str) -> Result<usize, String> {
+    let bytes = text.parse::<f64>().ok().filter(|bytes| (1.0..=1e15).contains(bytes));
+    bytes.map(|bytes| bytes as usize).ok_or_else(|| "expected 1 to 1e15 bytes".to_owned())
 }
 
 fn saved_type(name: &str) -> Result<SavedType, String> {
@@ -71,6 +80,9 @@ struct Inspect {
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..))]
     micro_batch: u32,
+    /// Leave MTP modules out, whatever the configuration announces
+    #[arg(long)]
+    without_mtp: bool,
     /// Precision mode that memory is counted in
     #[arg(long, value_name = "MODE", default_value = "fp8", value_parser = crate::eval::mode)]
     precision: Mode,
@@ -85,8 +97,9 @@ pub fn run(args: &Args) -> output::Result {
         Command::Inspect(args) => inspect(args),
         Command::Trace(args) => trace::run(args),
         Command::Convert(args) => {
-            let Convert { from, to, weights, shard_size } = args;
-            hf::convert_folder(from, to, *weights, *shard_size as usize)?;
+            let Convert { from, to, weights, shard_size, without_mtp } = args;
+            files::keep_apart([from], [to])?;
+            hf::convert_folder(from, to, *weights, *shard_size, *without_mtp)?;
             Ok(Outcome::Holds)
         }
     }
@@ -97,7 +110,7 @@ fn inspect(args: &Inspect) -> output::Result {
     let mut documents = Vec::new();
     let mut columns = Vec::new();
     for name in &args.models {
-        let config = read(name)?;
+        let config = read(name, args.without_mtp)?;
         let figures = inspect::inspect(&config, Recipe::new(args.precision), sequence)?;
         let policies = inspect::by_policy(&config, args.precision, sequences, sequence)?;
         columns.push(column(&figures, &policies));
@@ -175,7 +188,15 @@ fn column(found: &Inspection, policies: &[Policy]) -> Vec<(String, String)> {
 }
 
 /// The configuration of a preset, of a file, or of a folder (its tensors' shapes are checked).
-fn read(model: &Path) -> Result<ModelConfig, Box<dyn std::error::Error>> {
+fn read(model: &Path, without_mtp: bool) -> Result<ModelConfig, Box<dyn std::error::Error>> {
+    let mut config = announced(model, without_mtp)?;
+    if without_mtp {
+        config.mtp_depth = 0;
+    }
+    Ok(config)
+}
+
+fn announced(model: &Path, without_mtp: bool) -> Result<ModelConfig, Box<dyn std::error::Error>> {
     if let Some(name) = model.to_str().filter(|name| preset_names().contains(name)) {
         return Ok(ModelConfig::preset(name)?);
     }
@@ -189,7 +210,7 @@ fn read(model: &Path) -> Result<ModelConfig, Box<dyn std::error::Error>> {
         return Ok(ModelConfig::from_hf_file(model)?);
     }
     if has_weights(model) {
-        let checkpoint = HfCheckpoint::open(model)?;
+        let checkpoint = HfCheckpoint::open_as(model, without_mtp)?;
         checkpoint.check_shapes()?;
         return Ok(checkpoint.config);
     }

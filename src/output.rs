@@ -10,8 +10,24 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use fathom_reference::files;
+use fathom_reference::files::{self, VALUE, shorten};
 use indicatif::{ProgressBar, ProgressStyle};
+
+/// Prints on stdout.
+macro_rules! out {
+    ($($arg:tt)*) => { $crate::output::print(format_args!($($arg)*)) };
+}
+
+/// Prints a line on stdout.
+macro_rules! outln {
+    () => { $crate::output::print(format_args!("\n")) };
+    ($($arg:tt)*) => { $crate::output::print(format_args!("{}\n", format_args!($($arg)*))) };
+}
+
+/// Prints a line on stderr.
+macro_rules! errln {
+    ($($arg:tt)*) => { $crate::output::print_err(format_args!("{}\n", format_args!($($arg)*))) };
+}
 
 /// Why stdout took no more.
 static FAILED: OnceLock<io::Error> = OnceLock::new();
@@ -30,6 +46,26 @@ pub fn print_err(text: fmt::Arguments<'_>) {
     let _ = io::stderr().lock().write_fmt(text);
 }
 
+/// Characters of a word and of a line that an error shows whole: any file's path, and no value of a
+/// hundred thousand characters.
+const WORD: usize = 400;
+const LINE: usize = 4000;
+
+/// An error as it is shown: what is longer than anybody reads loses its middle.
+pub fn readable(text: &str) -> String {
+    let word = |word: &str| match word.chars().count() > WORD {
+        true => shorten(word, VALUE),
+        false => word.to_owned(),
+    };
+    let line = |line: &str| line.split(' ').map(word).collect::<Vec<_>>().join(" ");
+    text.split('\n').map(|l| shorten(&line(l), LINE)).collect::<Vec<_>>().join("\n")
+}
+
+/// Prints an error on stderr.
+pub fn error(error: &dyn fmt::Display) {
+    errln!("error: {}", readable(&error.to_string()));
+}
+
 /// Hands on what stdout still holds back.
 pub fn flush() {
     if FAILED.get().is_none()
@@ -45,22 +81,6 @@ pub fn finish() -> Option<&'static io::Error> {
     FAILED.get()
 }
 
-/// Prints on stdout.
-macro_rules! out {
-    ($($arg:tt)*) => { $crate::output::print(format_args!($($arg)*)) };
-}
-
-/// Prints a line on stdout.
-macro_rules! outln {
-    () => { $crate::output::print(format_args!("\n")) };
-    ($($arg:tt)*) => { $crate::output::print(format_args!("{}\n", format_args!($($arg)*))) };
-}
-
-/// Prints a line on stderr.
-macro_rules! errln {
-    ($($arg:tt)*) => { $crate::output::print_err(format_args!("{}\n", format_args!($($arg)*))) };
-}
-
 /// How a command ended that was able to do its work; the exit code follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -70,6 +90,8 @@ pub enum Outcome {
     Fails,
     /// Part of the input was bad, and has been reported: 2.
     BadInput,
+    /// The command that was run ended with a code of its own, which is passed on.
+    Ended(u8),
 }
 
 /// A command's result; an error is printed and exits with 2.

@@ -87,7 +87,7 @@ pub fn run(args: &Args) -> output::Result {
         print_table(&engine.name(), &ops, &reports);
     }
     for error in bad.iter().filter_map(|r| r.error.as_ref()).take(SHOWN) {
-        errln!("error: {error}");
+        output::error(error);
     }
     Ok(match () {
         () if ops.iter().any(|op| op.error > 0) => Outcome::BadInput,

@@ -54,7 +54,7 @@ fn the_simulator_refuses_bad_input_with_2_and_a_reason() {
     let v3 = "--preset deepseek-v3-h800-2048 --json --set";
     for (args, part) in [
         ("simulate /no/such.toml".into(), "/no/such.toml: No such file"),
-        ("simulate /".into(), "/: Is a directory"),
+        ("simulate /".into(), "/: expected a file, found a folder"),
         ("simulate --preset deepseek-v3-h80-2048".into(), "did you mean 'deepseek-v3-h800-2048'?"),
         (format!("simulate {v3} parallel.ppp=4"), "did you mean `pp`?"),
         (format!("simulate {v3} training.total_tokens=nan"), "expected 0.0 to 1e24, found NaN"),
@@ -74,7 +74,7 @@ fn the_simulator_refuses_bad_input_with_2_and_a_reason() {
         ),
         ("simulate schedule --kind dualpip --stages 4 --micro-batches 8".into(), "dualpipe"),
         ("simulate calibrate".into(), "required arguments were not provided"),
-        ("simulate calibrate --gemms / --gpu h800".into(), "/: Is a directory"),
+        ("simulate calibrate --gemms / --gpu h800".into(), "/: expected a file, found a folder"),
     ] {
         let out = fathom(&args.split(' ').collect::<Vec<_>>());
         let error = String::from_utf8(out.stderr).unwrap();

@@ -27,11 +27,11 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use fathom_reference::backend::{Backend, Call, Hook, Place, Recorder, input_metas, op_record};
+use fathom_reference::files::Beside;
 use fathom_reference::ops::op_names;
 use fathom_reference::{DynOp, EngineError, Tensor};
 use fathom_trace::OpRecord;
 use fathom_trace::jsonl::Writer;
-use tempfile::NamedTempFile;
 
 use crate::case_file::{self, CaseFileError, OUT};
 
@@ -104,7 +104,7 @@ pub type Recorded<B> = Recorder<B, Recording>;
 struct State {
     /// Calls so far of every step.
     calls: BTreeMap<u64, u64>,
-    trace: Option<Writer<OpRecord, BufWriter<NamedTempFile>>>,
+    trace: Option<Writer<OpRecord, BufWriter<Beside>>>,
     written: Written,
 }
 
@@ -150,7 +150,7 @@ impl Recording {
         if let (Some(trace), Some(path)) = (state.trace.take(), &self.options.op_trace) {
             let io = |source| RecordError::Io { path: path.clone(), source };
             let file = trace.finish().map_err(io)?.into_inner();
-            file.map_err(|e| io(e.into_error()))?.persist(path).map_err(|e| io(e.error))?;
+            file.map_err(|e| io(e.into_error()))?.finish().map_err(io)?;
         }
         Ok(state.written)
     }
@@ -164,16 +164,9 @@ impl Recording {
     }
 }
 
-fn begin_trace(path: &Path) -> Result<Writer<OpRecord, BufWriter<NamedTempFile>>, RecordError> {
+fn begin_trace(path: &Path) -> Result<Writer<OpRecord, BufWriter<Beside>>, RecordError> {
     let io = |source| RecordError::Io { path: path.to_owned(), source };
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o644));
-    }
-    let file = builder.prefix(".op-trace-").tempfile_in(folder).map_err(io)?;
+    let file = Beside::begin(path).map_err(io)?;
     Writer::new(BufWriter::new(file)).map_err(io)
 }
 

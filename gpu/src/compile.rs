@@ -13,6 +13,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::ptr;
 
+use fathom_reference::files;
 use libloading::Library;
 
 use crate::nvrtc::Nvrtc;
@@ -174,10 +175,7 @@ impl Compiler {
 
     fn keep(&self, path: &Path, ptx: &str) -> std::io::Result<()> {
         std::fs::create_dir_all(&self.cache)?;
-        let mut beside = tempfile::NamedTempFile::new_in(&self.cache)?;
-        beside.write_all(ptx.as_bytes())?;
-        beside.persist(path)?;
-        Ok(())
+        files::replace(path, |file, _| file.write_all(ptx.as_bytes()))
     }
 
     /// One NVRTC program from start to end: PTX and log.

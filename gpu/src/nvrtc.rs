@@ -106,7 +106,11 @@ pub fn fetch() -> Result<Nvrtc, FetchError> {
         move |source| FetchError::Io { path, source }
     };
     std::fs::create_dir_all(&cache).map_err(io(&cache))?;
-    let beside = tempfile::tempdir_in(&cache).map_err(io(&cache))?;
+    let mut builder = tempfile::Builder::new();
+    // What the umask leaves of it: others may share the cache.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+    let beside = builder.tempdir_in(&cache).map_err(io(&cache))?;
     let output = Command::new("python3")
         .args(["-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"])
         .args(["--only-binary=:all:", "--no-compile", "--target"])

@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::files::{self, MESSAGE, VALUE, shorten};
 use crate::ops::router::Score;
+
+mod limits;
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -259,12 +262,12 @@ impl ModelConfig {
     /// [`ConfigError`] naming file and key.
     pub fn from_hf_file(path: &Path) -> Result<ModelConfig, ConfigError> {
         let io = |source| ConfigError::Io { path: path.to_owned(), source };
-        let text = std::fs::read_to_string(path).map_err(io)?;
+        let text = files::read_text(path, files::CONFIG_BYTES).map_err(io)?;
         let json = serde_json::from_str(&text).map_err(|e| ConfigError::Value {
             path: path.to_owned(),
             place: "the file".into(),
             expected: "JSON".into(),
-            found: e.to_string(),
+            found: shorten(&e.to_string(), MESSAGE),
         })?;
         ModelConfig::from_hf(&json, path)
     }
@@ -303,10 +306,6 @@ impl ModelConfig {
             Some(depth) => depth,
             None => keys.usize_or("num_mtp_layers", 0)?,
         };
-        let eos_token_ids = match &json["eos_token_id"] {
-            Value::Array(ids) => ids.iter().filter_map(Value::as_u64).map(|i| i as u32).collect(),
-            other => other.as_u64().map(|i| i as u32).into_iter().collect(),
-        };
         let config = ModelConfig {
             vocab_size: keys.usize("vocab_size")?,
             hidden_size: keys.usize("hidden_size")?,
@@ -321,7 +320,7 @@ impl ModelConfig {
             },
             intermediate_size: keys.usize("intermediate_size")?,
             // MTP modules are layers behind the last.
-            moe: (moe.first_dense < layers + mtp_depth).then_some(moe),
+            moe: (moe.first_dense < layers.saturating_add(mtp_depth)).then_some(moe),
             mtp_depth,
             mtp_kind: MtpKind::Sequential,
             rope: keys.rope()?,
@@ -329,8 +328,8 @@ impl ModelConfig {
             rms_norm_eps: keys.f64_or("rms_norm_eps", 1e-6)?,
             tie_word_embeddings: keys.bool_or("tie_word_embeddings", false)?,
             initializer_range: keys.f64_or("initializer_range", 0.02)?,
-            bos_token_id: json["bos_token_id"].as_u64().map(|i| i as u32),
-            eos_token_ids,
+            bos_token_id: keys.token_ids("bos_token_id")?.first().copied(),
+            eos_token_ids: keys.token_ids("eos_token_id")?,
         };
         config.check(path)?;
         Ok(config)
@@ -426,64 +425,6 @@ impl ModelConfig {
     pub fn is_moe(&self, layer: usize) -> bool {
         self.moe.as_ref().is_some_and(|m| layer >= m.first_dense)
     }
-
-    /// Refuses sizes that contradict each other.
-    pub(crate) fn check(&self, path: &Path) -> Result<(), ConfigError> {
-        let wrong = |place: &str, expected: String, found: String| {
-            Err(ConfigError::Value {
-                path: path.to_owned(),
-                place: place.to_owned(),
-                expected,
-                found,
-            })
-        };
-        let sizes = [
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("num_hidden_layers", self.layers),
-            ("num_attention_heads", self.heads),
-            ("intermediate_size", self.intermediate_size),
-        ];
-        if let Some((name, _)) = sizes.into_iter().find(|(_, n)| *n == 0) {
-            return wrong(name, "at least 1".into(), "0".into());
-        }
-        match self.attention {
-            AttentionConfig::Mla { qk_rope_head_dim, .. } if qk_rope_head_dim % 2 != 0 => {
-                return wrong(
-                    "qk_rope_head_dim",
-                    "an even number".into(),
-                    qk_rope_head_dim.to_string(),
-                );
-            }
-            AttentionConfig::Gqa { kv_heads, .. }
-                if kv_heads == 0 || !self.heads.is_multiple_of(kv_heads) =>
-            {
-                return wrong(
-                    "kv_heads",
-                    format!("a divisor of {}", self.heads),
-                    kv_heads.to_string(),
-                );
-            }
-            _ => {}
-        }
-        if let Some(moe) = &self.moe {
-            let (e, g) = (moe.n_routed_experts, moe.n_group);
-            if g == 0 || e % g != 0 {
-                return wrong(
-                    "n_group",
-                    format!("a divisor of n_routed_experts {e}"),
-                    g.to_string(),
-                );
-            }
-            let reachable = e / g * moe.topk_group.min(g);
-            if moe.top_k == 0 || moe.top_k > reachable {
-                let expected =
-                    format!("1 to {reachable}, the experts of {} groups", moe.topk_group);
-                return wrong("num_experts_per_tok", expected, moe.top_k.to_string());
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The checkpoints' own code sums the two best of a group, whatever top_k.
@@ -502,7 +443,7 @@ impl Keys<'_> {
     fn wrong<T>(&self, key: &str, expected: &str) -> Result<T, ConfigError> {
         let found = match self.json.get(key) {
             None => "nothing".to_owned(),
-            Some(value) => value.to_string(),
+            Some(value) => shorten(&value.to_string(), VALUE),
         };
         let place = format!("{}{key}", self.prefix);
         Err(ConfigError::Value {
@@ -545,6 +486,20 @@ impl Keys<'_> {
 
     fn f64_or(&self, key: &str, default: f64) -> Result<f64, ConfigError> {
         Ok(self.opt_f64(key)?.unwrap_or(default))
+    }
+
+    /// One token id, several, or none.
+    fn token_ids(&self, key: &str) -> Result<Vec<u32>, ConfigError> {
+        let values = match self.json.get(key).unwrap_or(&Value::Null) {
+            Value::Null => &[],
+            Value::Array(several) => &several[..],
+            one => std::slice::from_ref(one),
+        };
+        let id = |value: &Value| u32::try_from(value.as_u64()?).ok();
+        match values.iter().map(id).collect() {
+            Some(ids) => Ok(ids),
+            None => self.wrong(key, "a token id, a list of them, or null"),
+        }
     }
 
     fn bool_or(&self, key: &str, default: bool) -> Result<bool, ConfigError> {

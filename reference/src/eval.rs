@@ -8,9 +8,11 @@ use fathom_trace::{DType, Parallel};
 use crate::backend::{Backend, Reference};
 use crate::checkpoint::hf::{self, HfCheckpoint, HfError};
 use crate::data::{DataError, Tokenizer};
+use crate::files::{self, MESSAGE, shorten};
+use crate::memory::room::NoRoom;
 use crate::model::{Batch, BuildError, Forward, Model, Params, StepSettings};
 use crate::precision::{Mode, Recipe};
-use crate::{EngineError, Tensor};
+use crate::{EngineError, Tensor, memory};
 
 /// Why an evaluation failed.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +29,9 @@ pub enum EvalError {
     /// The tokenizer, or the text it is to read.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// The model is larger than the memory.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// Windows that cannot be.
     #[error("{message}")]
     Windows {
@@ -75,15 +80,30 @@ pub struct Evaluation {
     pub tensors: Vec<(String, Tensor)>,
 }
 
+impl Evaluation {
+    /// The first output that is not finite, in the order of computation: its name, the row-major
+    /// index and the number.
+    pub fn not_finite(&self) -> Option<String> {
+        let layers = self.tensors.iter().filter(|(name, _)| name.starts_with("layer_out."));
+        let others = self.tensors.iter().filter(|(name, _)| !name.starts_with("layer_out."));
+        layers.chain(others).find_map(|(name, tensor)| {
+            let (index, found) = tensor.first_not_finite()?;
+            Some(format!("{name} is not finite first: element {index} is {found}"))
+        })
+    }
+}
+
 /// Reads token sequences: a JSON list of lists of ids below `vocab`, each of at most `longest`.
 ///
 /// # Errors
 /// [`EvalError::Input`] naming sequence and place.
 pub fn read_tokens(path: &Path, vocab: usize, longest: usize) -> Result<Vec<Vec<u32>>, EvalError> {
     let wrong = |message: String| EvalError::Input { path: path.to_owned(), message };
-    let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
-    let sequences: Vec<Vec<u32>> = serde_json::from_str(&text)
-        .map_err(|e| wrong(format!("expected a JSON list of lists of token ids: {e}")))?;
+    let text = files::read_text(path, files::TEXT_BYTES).map_err(|e| wrong(e.to_string()))?;
+    let sequences: Vec<Vec<u32>> = serde_json::from_str(&text).map_err(|e| {
+        let found = shorten(&e.to_string(), MESSAGE);
+        wrong(format!("expected a JSON list of lists of token ids: {found}"))
+    })?;
     if sequences.iter().all(Vec::is_empty) {
         return Err(wrong("expected at least one token, found none".into()));
     }
@@ -117,7 +137,7 @@ pub fn read_prompt(path: &Path, vocab: usize) -> Result<Vec<u32>, EvalError> {
         Lists(Vec<Vec<u32>>),
     }
     let wrong = |message: String| EvalError::Input { path: path.to_owned(), message };
-    let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
+    let text = files::read_text(path, files::TEXT_BYTES).map_err(|e| wrong(e.to_string()))?;
     let ids = match serde_json::from_str(&text) {
         Ok(Prompt::Ids(ids)) => ids,
         Ok(Prompt::Lists(mut lists)) if lists.len() == 1 => lists.remove(0),
@@ -128,6 +148,7 @@ pub fn read_prompt(path: &Path, vocab: usize) -> Result<Vec<u32>, EvalError> {
         Err(_) => {
             // Untagged enums do not say where; a plain parse does.
             let found = serde_json::from_str::<Vec<u32>>(&text).expect_err("neither of both");
+            let found = shorten(&found.to_string(), MESSAGE);
             return Err(wrong(format!("expected a JSON list of token ids: {found}")));
         }
     };
@@ -159,9 +180,17 @@ impl<B: Backend> Evaluator<B> {
     /// # Errors
     /// [`EvalError`].
     pub fn open_on(backend: B, folder: &Path, mode: Mode) -> Result<Self, EvalError> {
-        let checkpoint = HfCheckpoint::open(folder)?;
+        Evaluator::load(backend, &HfCheckpoint::open(folder)?, mode)
+    }
+
+    /// Loads an opened checkpoint onto a backend.
+    ///
+    /// # Errors
+    /// [`EvalError`].
+    pub fn load(backend: B, checkpoint: &HfCheckpoint, mode: Mode) -> Result<Self, EvalError> {
         let recipe = Recipe::new(mode);
         let model = Model::new(&checkpoint.config, recipe, Parallel::default(), 0)?;
+        memory::evaluation(&model, false).check()?;
         let params = checkpoint.load(&model, &backend)?;
         Ok(Evaluator { backend, model, params })
     }
@@ -177,6 +206,9 @@ impl<B: Backend> Evaluator<B> {
     /// [`EvalError`].
     pub fn run(&self, sequences: &[Vec<u32>], wanted: Wanted) -> Result<Evaluation, EvalError> {
         let (model, backend) = (&self.model, &self.backend);
+        if wanted.grads {
+            memory::evaluation(model, true).check()?;
+        }
         let weights = model.weights(backend, &self.params)?;
         let batch = Batch::from_sequences(sequences);
         let device = model.batch(backend, &batch)?;
@@ -316,6 +348,10 @@ impl<B: Backend> Evaluator<B> {
         }
         let (sum, predicted) = self.score(&tokens, windows)?;
         let loss = sum / predicted as f64;
+        let not_finite = match loss.is_finite() {
+            true => None,
+            false => self.find_not_finite(&tokens, windows)?,
+        };
         let bytes = text.len() - tokenizer.token(tokens[0]).len().min(text.len() - 1);
         Ok(TextScore {
             loss,
@@ -326,7 +362,23 @@ impl<B: Backend> Evaluator<B> {
             bytes,
             context: windows.context,
             stride: windows.stride,
+            not_finite,
         })
+    }
+
+    /// The first output that is not finite, in the first window of the tokens that has one.
+    fn find_not_finite(
+        &self,
+        tokens: &[u32],
+        windows: Windows,
+    ) -> Result<Option<String>, EvalError> {
+        for (i, window) in tokens.chunks(windows.context).enumerate() {
+            let evaluation = self.run(&[window.to_vec()], Wanted::default())?;
+            if let Some(found) = evaluation.not_finite() {
+                return Ok(Some(format!("tokens from {}: {found}", i * windows.context)));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -364,7 +416,7 @@ impl Windows {
 }
 
 /// How well a model predicts a text.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct TextScore {
     /// Mean cross-entropy a predicted token, in nats.
     pub loss: f64,
@@ -382,6 +434,9 @@ pub struct TextScore {
     pub context: usize,
     /// New tokens that a window predicts.
     pub stride: usize,
+    /// Where the loss is not finite: which output was not, first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_finite: Option<String>,
 }
 
 /// Rows of sequences (each `shorter` rows less than its length) as \[sequences, longest, columns\],

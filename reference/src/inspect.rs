@@ -192,7 +192,8 @@ fn alternatives(config: &ModelConfig) -> Vec<(String, u64)> {
     named.map(|(name, heads)| (name.to_owned(), bytes(heads))).to_vec()
 }
 
-fn lasting(model: &Model) -> Memory {
+/// The lasting tensors of a training step with BF16 moments.
+pub fn lasting(model: &Model) -> Memory {
     let mut memory = Memory::default();
     let master = model.recipe.master().size() as u64;
     let low = matches!(model.recipe.mode, Mode::Fp8 | Mode::Bf16);

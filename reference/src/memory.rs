@@ -3,16 +3,23 @@
 //!
 //! Nothing is estimated: the step runs on a [`Ledger`], on [`Meta`] to predict any size, on another
 //! backend to measure. What is kept for the backward is what is alive between forward and
-//! backward.
+//! backward. [`room`] asks whether the machine has as much.
+
+pub mod room;
 
 use serde::Serialize;
 
+use self::room::Need;
 use crate::EngineError;
 use crate::backend::{Alive, Backend, Ledger, Load, Meta};
 use crate::config::ModelConfig;
+use crate::inspect::{self, Memory};
+use crate::model::workload::{TooMuch, countable};
 use crate::model::{Batch, BuildError, Model, StepSettings};
+use crate::optim::MomentType;
 use crate::parallel::Parallel;
 use crate::precision::{Mode, Recipe};
+use crate::train::TrainConfig;
 
 /// Bytes of a micro-batch beyond the lasting tensors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -33,6 +40,9 @@ pub enum MemoryError {
     /// An op refused its inputs.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The micro-batch is beyond counting.
+    #[error(transparent)]
+    TooMuch(#[from] TooMuch),
 }
 
 /// What a micro-batch of `sequences` sequences of `length` tokens holds.
@@ -45,8 +55,49 @@ pub fn predict(
     sequences: usize,
     length: usize,
 ) -> Result<Activations, MemoryError> {
+    countable(config, sequences, length, 1)?;
     let batch = Batch::from_sequences(&vec![vec![0; length]; sequences]);
     measure(config, recipe, Meta::new(0, Load::Balanced), &batch)
+}
+
+/// What a training run holds at once on one process: lasting tensors, the sets of gradients that
+/// wait for their neighbours in the tree of shards, and a micro-batch's activations at their peak.
+///
+/// # Errors
+/// [`MemoryError`].
+pub fn training(config: &TrainConfig) -> Result<Need, MemoryError> {
+    let TrainConfig { model, recipe, micro_batch, seq_len, grad_shards, optim, .. } = config;
+    let activations = predict(model, recipe, *micro_batch, *seq_len)?;
+    let model = Model::new(model, recipe.clone(), Parallel::default(), 0)?;
+    let lasting = inspect::lasting(&model);
+    let parameters: u64 = model.specs.iter().map(|spec| spec.elements() as u64).sum();
+    let master = parameters * model.recipe.master().size() as u64;
+    let sets = u64::from(grad_shards.max(&1).ilog2()) + 1;
+    let moments = match (model.recipe.mode, optim.moments) {
+        (Mode::F64, _) => 4 * lasting.moments,
+        (_, MomentType::Fp32) => 2 * lasting.moments,
+        (_, MomentType::Bf16) => lasting.moments,
+    };
+    let parts = vec![
+        ("weights", lasting.weights),
+        ("master copies", lasting.master),
+        ("gradients", lasting.gradients * sets),
+        ("moments", moments),
+        ("average of the weights", if optim.ema_decay > 0.0 { master } else { 0 }),
+        ("activations", activations.peak),
+    ];
+    Ok(Need { job: format!("training '{}'", config.name), parts })
+}
+
+/// What an evaluation holds beside its activations.
+pub fn evaluation(model: &Model, gradients: bool) -> Need {
+    let Memory { weights, master, gradients: sums, .. } = inspect::lasting(model);
+    let parts = vec![
+        ("weights", weights),
+        ("master copies", master),
+        ("gradients", if gradients { sums } else { 0 }),
+    ];
+    Need { job: "this model".into(), parts }
 }
 
 /// What a micro-batch holds on a backend, of a model with initial values.

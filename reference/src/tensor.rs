@@ -258,6 +258,20 @@ impl Tensor {
         self
     }
 
+    /// Index (row-major) and value of the first element that is NaN or infinite; none where the
+    /// elements are neither F32 nor F64.
+    pub fn first_not_finite(&self) -> Option<(usize, f64)> {
+        let first = |mut values: &mut dyn Iterator<Item = f64>| {
+            let values = &mut values;
+            values.enumerate().find(|(_, value)| !value.is_finite())
+        };
+        match self.dtype {
+            DType::F32 => first(&mut self.as_slice::<f32>().iter().map(|&x| f64::from(x))),
+            DType::F64 => first(&mut self.as_slice::<f64>().iter().copied()),
+            _ => None,
+        }
+    }
+
     /// Element `index` (row-major) as its bits, zero-extended.
     pub fn bits(&self, index: usize) -> u64 {
         match &*self.words {

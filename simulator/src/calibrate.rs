@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
+use fathom_trace::input;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -100,7 +101,7 @@ pub struct KinetoTrace {
 impl KinetoTrace {
     /// Reads a trace file, gzipped or plain.
     pub fn read(path: &Path) -> Result<KinetoTrace, SimError> {
-        let bytes = std::fs::read(path).map_err(|e| SimError::io(path, e))?;
+        let bytes = input::read(path, LIMIT).map_err(|e| SimError::io(path, e))?;
         KinetoTrace::from_bytes(&path.display().to_string(), &bytes)
     }
 

@@ -1,8 +1,8 @@
 //! The one error type of the simulator: what is wrong, where, and what to do next.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
+
+use fathom_trace::input;
 
 /// Why a simulation could not be set up or read. Every variant is the user's to mend; broken
 /// invariants panic.
@@ -60,21 +60,15 @@ const CONFIG_BYTES: u64 = 1 << 20;
 /// Text of a configuration file.
 ///
 /// # Errors
-/// [`SimError::Io`], and [`SimError::Input`] for what is too large to be a configuration.
+/// [`SimError::Io`], also for what is too large to be a configuration.
 pub fn read_text(path: &Path) -> Result<String, SimError> {
-    let file = File::open(path).map_err(|e| SimError::io(path, e))?;
-    let mut text = Vec::new();
-    let read = file.take(CONFIG_BYTES + 1).read_to_end(&mut text);
-    read.map_err(|e| SimError::io(path, e))?;
-    let refuse = |m: &str| SimError::input(path.display(), m);
-    if text.len() as u64 > CONFIG_BYTES {
-        return Err(refuse("larger than 1 MiB, expected a configuration"));
-    }
-    String::from_utf8(text).map_err(|e| {
-        let line = 1 + e.as_bytes()[..e.utf8_error().valid_up_to()]
-            .iter()
-            .filter(|&&b| b == b'\n')
-            .count();
-        refuse(&format!("line {line}: expected text in UTF-8"))
-    })
+    input::read_text(path, CONFIG_BYTES).map_err(|e| SimError::io(path, e))
+}
+
+/// Text of a table, a log or a trace.
+///
+/// # Errors
+/// [`SimError::Io`].
+pub fn read_table(path: &Path) -> Result<String, SimError> {
+    input::read_text(path, input::TEXT_BYTES).map_err(|e| SimError::io(path, e))
 }

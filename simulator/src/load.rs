@@ -11,7 +11,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::error::SimError;
+use crate::error::{SimError, read_table};
 use crate::parallel::{PlacedLayer, Placement};
 use crate::times::LayerKind;
 
@@ -75,7 +75,7 @@ impl RoutingTrace {
     /// # Errors
     /// [`SimError::Input`] with file and line.
     pub fn read(path: &Path) -> Result<RoutingTrace, SimError> {
-        let text = std::fs::read_to_string(path).map_err(|e| SimError::io(path, e))?;
+        let text = read_table(path)?;
         RoutingTrace::parse(&path.display().to_string(), &text)
     }
 

@@ -164,7 +164,7 @@ impl OpTrace {
     /// # Errors
     /// [`SimError::Input`] with file and line.
     pub fn read(path: &Path) -> Result<OpTrace, SimError> {
-        let file = std::fs::File::open(path).map_err(|e| SimError::io(path, e))?;
+        let file = fathom_trace::input::open(path).map_err(|e| SimError::io(path, e))?;
         OpTrace::parse(std::io::BufReader::new(file), path)
     }
 

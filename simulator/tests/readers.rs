@@ -148,8 +148,11 @@ fn files_too_large_or_not_text_are_refused() {
     std::fs::create_dir_all(&folder).unwrap();
     let file = folder.join("run.toml");
     for (bytes, part) in [
-        (b"= ".repeat(1 << 20), "larger than 1 MiB, expected a configuration"),
-        (b"name = \"a\"\n\xff\xfe\n".to_vec(), "line 2: expected text in UTF-8"),
+        (b"= ".repeat(1 << 20), "expected at most 1048576 bytes, found 2097152"),
+        (
+            b"name = \"a\"\n\xff\xfe\n".to_vec(),
+            "line 2: expected UTF-8 text, found byte 0xff at offset 11",
+        ),
     ] {
         std::fs::write(&file, bytes).unwrap();
         let e = Scenario::read(&file, &[]).unwrap_err().to_string();

@@ -67,7 +67,11 @@ fn print_json(ran: &Ran) -> serde_json::Result<()> {
         })
     });
     output::print_json(&json!({
-        "status": if ran.holds() { "pass" } else { "fail" },
+        "status": match ran.holds() {
+            false => "fail",
+            true if ran.compared.is_empty() => "computed",
+            true => "pass",
+        },
         "outputs": outputs.collect::<Vec<_>>(),
         "findings": ran.report.findings.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "printed": ran.report.printed,

@@ -52,6 +52,9 @@ pub struct Args {
     /// Micro-batches of the step
     #[arg(long, value_name = "N", default_value_t = 1)]
     micro_batches: usize,
+    /// Leave MTP modules out, whatever the configuration announces
+    #[arg(long)]
+    without_mtp: bool,
     /// Precision mode
     #[arg(long, value_name = "MODE", default_value = "fp8", value_parser = crate::eval::mode)]
     precision: Mode,
@@ -66,7 +69,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> output::Result {
     files::keep_apart([&args.model], &args.op_trace)?;
-    let config = super::read(&args.model)?;
+    let config = super::read(&args.model, args.without_mtp)?;
     let Args { tp, pp, ep, dp, cp, rank, sequence, .. } = *args;
     let parallel = Parallel { tp, pp, ep, dp, cp };
     if cp == 0 || !sequence.is_multiple_of(cp) || sequence == 0 {

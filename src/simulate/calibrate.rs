@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use fathom_simulator::calibrate::{KinetoTrace, TraceSummary, fit_gemms, parse_table};
 use fathom_simulator::config::WhatIf;
+use fathom_simulator::error::read_table;
 use fathom_simulator::hardware;
 use fathom_simulator::kernel_time::{Constants, KernelModel};
 use fathom_trace::KernelRecord;
@@ -62,7 +63,7 @@ pub fn run(args: &Args) -> output::Result {
 
 fn fit(args: &Args, path: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
     let file = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|e| format!("{file}: {e}"))?;
+    let text = read_table(path)?;
     let table = parse_table(&file, &text)?;
     let gpu = hardware::gpu(&args.gpu)?;
     let sms = args.sms.unwrap_or(gpu.sms);

@@ -2,9 +2,11 @@
 //! a case file. `fathom emulate run` executes one, `FATHOM_EXTRA_PTX` names a folder of them; the
 //! format is described in docs/emulator.md.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use fathom_ptx::types::Type;
+use fathom_trace::input::{self, MESSAGE, VALUE, shorten};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
@@ -14,7 +16,8 @@ use crate::launch::{LaunchConfig, LaunchReport};
 use crate::module::Module;
 use crate::preset::Preset;
 
-/// A launch file. Keys that describe how the PTX was compiled are allowed and ignored.
+/// A launch file. Keys that describe how the PTX was compiled are allowed and ignored, but for those
+/// that are nearly one of these.
 #[derive(Clone, Debug, Deserialize)]
 pub struct LaunchFile {
     /// Entry name.
@@ -43,7 +46,25 @@ pub struct LaunchFile {
     /// Tolerance of an output, as a multiple of max(1, |expected|); 0 (the bits) where absent.
     #[serde(default)]
     pub tolerance: BTreeMap<String, f64>,
+    /// All other keys.
+    #[serde(flatten)]
+    pub others: BTreeMap<String, serde_json::Value>,
 }
+
+/// The keys of a launch file that mean something.
+const KEYS: [&str; 11] = [
+    "entry",
+    "ptx",
+    "case",
+    "grid",
+    "block",
+    "threads",
+    "cluster",
+    "shared_bytes",
+    "params",
+    "arguments",
+    "tolerance",
+];
 
 /// A parameter of a launch file.
 #[derive(Clone, Debug, Deserialize)]
@@ -89,21 +110,28 @@ impl Outcome {
 /// [`Error::File`] names file and place; else as [`Module::load`] and [`Device::launch`].
 pub fn run_file(path: &Path, gpu: &str, settings: Settings) -> Result<Outcome, Error> {
     let fail = |file: &Path, what: String| Error::File { file: file.display().to_string(), what };
-    let read = |path: &Path| std::fs::read(path).map_err(|e| fail(path, e.to_string()));
-    let text = read(path)?;
+    let read = |path: &Path, limit| input::read(path, limit).map_err(|e| fail(path, e.to_string()));
+    let text = read(path, input::CONFIG_BYTES)?;
     let launch: LaunchFile =
-        serde_json::from_slice(&text).map_err(|e| fail(path, e.to_string()))?;
+        serde_json::from_slice(&text).map_err(|e| fail(path, shorten(&e.to_string(), MESSAGE)))?;
     let beside = |name: &Option<String>, extension: &str| match name {
         Some(name) => path.with_file_name(name),
         None => path.with_extension(extension),
     };
     let ptx_path = beside(&launch.ptx, "ptx");
-    let ptx = String::from_utf8(read(&ptx_path)?)
+    let ptx = String::from_utf8(read(&ptx_path, input::TEXT_BYTES)?)
         .map_err(|_| fail(&ptx_path, "expected UTF-8 text".into()))?;
     let case_path = beside(&launch.case, "safetensors");
-    let case =
-        if case_path.exists() || launch.case.is_some() { read(&case_path)? } else { empty() };
-    let tensors = SafeTensors::deserialize(&case).map_err(|e| fail(&case_path, e.to_string()))?;
+    let case = match case_path.exists() || launch.case.is_some() {
+        true => read(&case_path, u64::MAX - 1)?,
+        false => empty(),
+    };
+    let tensors = SafeTensors::deserialize(&case)
+        .map_err(|e| fail(&case_path, format!("expected a safetensors file: {e}")))?;
+    launch.refuse_misspelt(&tensors).map_err(|wrong| match wrong {
+        Misspelt::Launch(what) => fail(path, what),
+        Misspelt::Case(what) => fail(&case_path, what),
+    })?;
 
     let device = Device::new(Preset::named(gpu)?);
     device.configure(settings);
@@ -126,18 +154,32 @@ pub fn run_file(path: &Path, gpu: &str, settings: Settings) -> Result<Outcome, E
     let mut params = vec![0; function.param_bytes()];
     let mut outputs = Vec::new();
     for (param, place) in launch.params.iter().zip(&declared) {
-        if fathom_ptx::types::Type::parse(&param.ptx_type).is_none() {
-            let what = format!("params: {}: no PTX type is {}", param.name, param.ptx_type);
-            return Err(fail(path, what));
-        }
+        let Some(ty) = Type::parse(&param.ptx_type) else {
+            let found = shorten(&param.ptx_type, VALUE);
+            return Err(fail(path, format!("params: {}: no PTX type is {found}", param.name)));
+        };
+        let fits = |bytes: usize| match place.bytes == bytes {
+            true => Ok(()),
+            false => {
+                let (name, declared) = (&param.name, place.bytes);
+                let what = format!("expected {declared} bytes as in the PTX, found {bytes}");
+                Err(fail(path, format!("params: {name}: {what}")))
+            }
+        };
         let expected = tensors.tensor(&format!("out.{}", param.name)).ok();
         let input = tensors.tensor(&param.name).ok();
         let value = match (&input, &expected, launch.arguments.get(&param.name)) {
-            (None, None, Some(number)) => scalar(&param.ptx_type, number)
-                .ok_or_else(|| fail(path, format!("arguments.{}: {number}", param.name)))?,
+            (None, None, Some(number)) => {
+                fits(ty.bytes() as usize)?;
+                scalar(ty, number).ok_or_else(|| {
+                    let what = format!("expected a {}, found {number}", param.ptx_type);
+                    fail(path, format!("arguments.{}: {what}", param.name))
+                })?
+            }
             // Scratch pointers and the like are zero.
             (None, None, None) => 0,
             _ => {
+                fits(8)?;
                 let bytes = input.iter().chain(&expected).map(|t| t.data().len()).max();
                 let address = device.alloc(bytes.unwrap_or(0) as u64)?;
                 if let Some(tensor) = &input {
@@ -189,12 +231,95 @@ fn empty() -> Vec<u8> {
     out
 }
 
-fn scalar(ty: &str, number: &serde_json::Number) -> Option<u64> {
-    Some(match ty {
-        "f32" => u64::from((number.as_f64()? as f32).to_bits()),
-        "f64" => number.as_f64()?.to_bits(),
-        _ => number.as_u64().or_else(|| number.as_i64().map(|v| v as u64))?,
-    })
+/// The bits of a number as a scalar of the type; `None` where it has no such value.
+fn scalar(ty: Type, number: &serde_json::Number) -> Option<u64> {
+    let bits = ty.bits().min(64);
+    let below = |value: i128| value < 1 << bits;
+    match ty {
+        Type::F32 => {
+            let value = number.as_f64()? as f32;
+            value.is_finite().then(|| u64::from(value.to_bits()))
+        }
+        Type::F64 => Some(number.as_f64()?.to_bits()),
+        Type::F16 => Some(u64::from(half::f16::from_f64(number.as_f64()?).to_bits())),
+        Type::Bf16 => Some(u64::from(half::bf16::from_f64(number.as_f64()?).to_bits())),
+        _ => {
+            let value = number.as_u64().map(i128::from).or(number.as_i64().map(i128::from))?;
+            let least = if ty.is_signed() { -(1 << (bits - 1)) } else { 0 };
+            let fits = match ty.is_signed() {
+                true => (least..-least).contains(&value),
+                false => value >= least && below(value),
+            };
+            fits.then_some(value as u64)
+        }
+    }
+}
+
+/// A name in launch file or case that nothing answers to, in which of them.
+enum Misspelt {
+    Launch(String),
+    Case(String),
+}
+
+impl LaunchFile {
+    /// Refuses keys, arguments and tensors that would be passed over without a word.
+    fn refuse_misspelt(&self, tensors: &SafeTensors<'_>) -> Result<(), Misspelt> {
+        let near = |key: &str| {
+            let most = if key.len() > 4 { 2 } else { 1 };
+            KEYS.iter().find(|known| distance(known, &key.to_lowercase()) <= most)
+        };
+        if let Some((key, near)) = self.others.keys().find_map(|key| Some((key, near(key)?))) {
+            return Err(Misspelt::Launch(format!("unknown key '{key}': did you mean '{near}'?")));
+        }
+        let names: Vec<&str> = self.params.iter().map(|p| p.name.as_str()).collect();
+        let known = || format!("expected one of the params {}", names.join(", "));
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = names.iter().find(|name| !seen.insert(**name)) {
+            return Err(Misspelt::Launch(format!("params: two are called '{twice}'")));
+        }
+        for name in tensors.names() {
+            if !seen.contains(name.strip_prefix("out.").unwrap_or(name)) {
+                let found = shorten(name, VALUE);
+                return Err(Misspelt::Case(format!("tensor '{found}': {}", known())));
+            }
+        }
+        let has = |name: &str| tensors.names().iter().any(|tensor| *tensor == name);
+        for name in self.arguments.keys() {
+            if !seen.contains(name.as_str()) {
+                return Err(Misspelt::Launch(format!("arguments.{name}: {}", known())));
+            }
+            if has(name) || has(&format!("out.{name}")) {
+                let what = "expected an argument or a tensor of this name, found both";
+                return Err(Misspelt::Launch(format!("arguments.{name}: {what}")));
+            }
+        }
+        for (name, tolerance) in &self.tolerance {
+            if !has(&format!("out.{name}")) {
+                let what = format!("expected a tensor 'out.{name}' in the case, found none");
+                return Err(Misspelt::Launch(format!("tolerance.{name}: {what}")));
+            }
+            if *tolerance < 0.0 {
+                let what = format!("expected at least 0, found {tolerance}");
+                return Err(Misspelt::Launch(format!("tolerance.{name}: {what}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Letters to change, add or leave out between two words (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().take(64).collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let changed = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
 }
 
 fn value(dtype: Dtype, bytes: &[u8]) -> Option<f64> {

@@ -83,6 +83,35 @@ fn a_launch_file_runs_and_compares() {
     }
 }
 
+/// What nothing answers to is refused by its name: keys, arguments, tolerances and tensors that are
+/// misspelt, and numbers that a parameter cannot hold.
+#[test]
+fn what_names_nothing_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), [3.5, 6.0, 8.5, 11.0], "[1, 1, 1]");
+    let file = &launch_files(folder.path()).unwrap()[0];
+    let good = std::fs::read_to_string(file).unwrap();
+    for (from, to, said) in [
+        ("\"threads\"", "\"thread\"", "unknown key 'thread': did you mean 'threads'?"),
+        ("\"target\"", "\"Shared_Byte\"", "did you mean 'shared_bytes'?"),
+        ("\"n\": 4", "\"n\": 4, \"m\": 4", "arguments.m: expected one of the params x, y, a, n"),
+        ("\"n\": 4", "\"n\": 4, \"x\": 4", "arguments.x: expected an argument or a tensor"),
+        ("\"n\": 4", "\"n\": 4294967296", "arguments.n: expected a u32, found 4294967296"),
+        ("\"n\": 4", "\"n\": -1", "arguments.n: expected a u32, found -1"),
+        ("\"a\": 2.5", "\"a\": 1e39", "arguments.a: expected a f32"),
+        ("\"u32\"", "\"u64\"", "params: n: expected 4 bytes as in the PTX, found 8"),
+        ("\"n\", \"p", "\"a\", \"p", "params: two are called 'a'"),
+        ("\"name\": \"y\"", "\"name\": \"z\"", "axpy.safetensors: tensor '"),
+        ("\"target\"", "\"tolerance\": {\"x\": 0}, \"target\"", "tolerance.x: expected a tensor"),
+        ("\"target\"", "\"tolerance\": {\"y\": -1}, \"target\"", "expected at least 0, found -1"),
+    ] {
+        std::fs::write(file, good.replacen(from, to, 1)).unwrap();
+        let error = run_file(file, "a100", Settings::default()).unwrap_err();
+        let Error::File { .. } = &error else { panic!("{error}") };
+        assert!(error.to_string().contains(said), "{error}");
+    }
+}
+
 #[test]
 fn extra_folder() {
     let Some(folder) = std::env::var_os("FATHOM_EXTRA_PTX") else {

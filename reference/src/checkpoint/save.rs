@@ -10,6 +10,8 @@ use super::hf::{FP8_BLOCK, HfCheckpoint, HfError};
 use super::tensors::{self, TensorsError};
 use crate::backend::{Backend, Reference};
 use crate::config::ModelConfig;
+use crate::data::Tokenizer;
+use crate::memory;
 use crate::model::{Model, ParamId, ParamKind, ParamSpec, Params, Part, convert};
 use crate::ops::Op;
 use crate::ops::quantize::{BlockFormat, QuantizeBlock, ScaleType};
@@ -114,11 +116,58 @@ pub fn save_as<B: Backend>(
         std::fs::remove_file(&index)
             .map_err(|source| TensorsError::Io { path: index.clone(), source })?;
     }
+    write_json(&folder.join("generation_config.json"), &generation_config(&config))?;
     Ok(write_json(&folder.join("config.json"), &config)?)
 }
 
-/// Writes the model of one folder into another, in another type or in other shards; a
-/// `tokenizer.json` goes with it.
+/// What transformers generates by: without it a model has no end of the text there.
+fn generation_config(config: &Value) -> Value {
+    json!({
+        "_from_model_config": true,
+        "bos_token_id": config["bos_token_id"],
+        "eos_token_id": config["eos_token_id"],
+        "use_cache": true,
+    })
+}
+
+/// Writes a model's tokenizer beside it: `tokenizer.json`, and `tokenizer_config.json`, which tells
+/// transformers how the end of the text and the longest input are called.
+///
+/// # Errors
+/// [`HfError`].
+pub fn save_tokenizer(
+    folder: &Path,
+    tokenizer: &Tokenizer,
+    config: &ModelConfig,
+) -> Result<(), HfError> {
+    tokenizer.save(&folder.join("tokenizer.json"))?;
+    let json: Value = serde_json::from_str(tokenizer.json()).expect("our own JSON");
+    let added = json["added_tokens"].as_array().cloned().unwrap_or_default();
+    let spelled = |id: u32| added.iter().find(|token| token["id"] == id).map(|t| &t["content"]);
+    let bos = config.bos_token_id.and_then(spelled);
+    let settings = json!({
+        "add_bos_token": false,
+        "add_eos_token": false,
+        "bos_token": bos,
+        "clean_up_tokenization_spaces": false,
+        "eos_token": spelled(tokenizer.eos()),
+        "model_max_length": config.max_position_embeddings,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    });
+    Ok(write_json(&folder.join("tokenizer_config.json"), &settings)?)
+}
+
+/// What goes with a model from folder to folder.
+const COMPANIONS: [&str; 5] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+/// Writes the model of one folder into another, in another type or in other shards, with or without
+/// its MTP modules; tokenizer and settings of generation go with it.
 ///
 /// # Errors
 /// [`HfError`]; the same folder on both sides is refused.
@@ -127,22 +176,26 @@ pub fn convert_folder(
     to: &Path,
     saved: SavedType,
     shard_bytes: usize,
+    without_mtp: bool,
 ) -> Result<(), HfError> {
     let io = |path: &Path, source| TensorsError::Io { path: path.to_owned(), source };
-    std::fs::create_dir_all(to).map_err(|e| io(to, e))?;
-    let real = |path: &Path| std::fs::canonicalize(path).map_err(|e| io(path, e));
-    if real(from)? == real(to)? {
+    let real = |path: &Path| std::fs::canonicalize(path);
+    if real(to).is_ok_and(|to| real(from).is_ok_and(|from| from == to)) {
         return Err(HfError::SameFolder { folder: to.to_owned() });
     }
-    let checkpoint = HfCheckpoint::open(from)?;
+    let checkpoint = HfCheckpoint::open_as(from, without_mtp)?;
     let recipe = Recipe::new(Mode::Fp32);
     let model = Model::new(&checkpoint.config, recipe, Parallel::default(), 0)?;
+    memory::evaluation(&model, false).check()?;
     let params = checkpoint.load(&model, &Reference)?;
     save_as(to, &model, &Reference, &params, saved, shard_bytes)?;
-    let tokenizer = from.join("tokenizer.json");
-    if tokenizer.is_file() {
-        let target = to.join("tokenizer.json");
-        std::fs::copy(&tokenizer, &target).map_err(|e| io(&target, e))?;
+    for name in COMPANIONS {
+        let (own, target) = (from.join(name), to.join(name));
+        if own.is_file() {
+            let bytes = files::read(&own, files::TEXT_BYTES).map_err(|e| io(&own, e))?;
+            files::replace(&target, |file, _| file.write_all(&bytes))
+                .map_err(|e| io(&target, e))?;
+        }
     }
     Ok(())
 }

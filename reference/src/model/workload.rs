@@ -39,6 +39,57 @@ pub enum WorkloadError {
     /// An op refused its shapes.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The step is beyond counting.
+    #[error(transparent)]
+    TooMuch(#[from] TooMuch),
+}
+
+/// A step whose tokens, op calls, or FLOPs are beyond what is counted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a step of {found}: expected at most {expected}")]
+pub struct TooMuch {
+    expected: String,
+    found: String,
+}
+
+/// Most tokens of a micro-batch on a rank.
+const MOST_TOKENS: u128 = 1 << 24;
+
+/// Most layers times micro-batches of a step, each of which is some hundred op calls.
+const MOST_LAYER_CALLS: u128 = 1 << 20;
+
+/// Refuses a step whose sizes would run over: `sequences` of `length` tokens a micro-batch, of
+/// which there are `micro_batches`.
+///
+/// # Errors
+/// [`TooMuch`].
+pub fn countable(
+    config: &ModelConfig,
+    sequences: usize,
+    length: usize,
+    micro_batches: usize,
+) -> Result<(), TooMuch> {
+    let [sequences, length, micro_batches, layers] =
+        [sequences, length, micro_batches, config.layers + config.mtp_depth].map(|n| n as u128);
+    let tokens = sequences.saturating_mul(length);
+    if tokens > MOST_TOKENS {
+        let expected = format!("{MOST_TOKENS} tokens a micro-batch");
+        return Err(TooMuch { expected, found: format!("{sequences} x {length} tokens") });
+    }
+    if layers.saturating_mul(micro_batches) > MOST_LAYER_CALLS {
+        let expected = format!("{MOST_LAYER_CALLS} layers times micro-batches");
+        let found = format!("{layers} layers and {micro_batches} micro-batches");
+        return Err(TooMuch { expected, found });
+    }
+    // Forward and backward multiply a token by every weight that it uses, and by every token.
+    let flop = tokens as f64
+        * micro_batches as f64
+        * (6.0 * config.active_at_most() as f64 + 12.0 * config.attention_width() * length as f64);
+    if flop > 2f64.powi(62) {
+        let expected = format!("{:.1e} FLOP", 2f64.powi(62));
+        return Err(TooMuch { expected, found: format!("{flop:.1e} FLOP") });
+    }
+    Ok(())
 }
 
 /// Records a step: every micro-batch's F, B and W of this rank's layers, pipeline sends and
@@ -53,6 +104,7 @@ pub fn record(
     rank: usize,
     workload: &Workload,
 ) -> Result<Vec<OpRecord>, WorkloadError> {
+    countable(config, workload.sequences, workload.sequence_length, workload.micro_batches)?;
     let model = Model::new(config, recipe.clone(), parallel, rank)?;
     let meta = Meta::new(rank, workload.load.clone());
     let params = model.shapes(&meta)?;

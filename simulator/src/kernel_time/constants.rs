@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::SimError;
+use crate::error::{SimError, read_table};
 
 /// Constants of the model, dimensionless or in clock cycles so that they carry over to other GPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -90,7 +90,7 @@ impl Constants {
     /// # Errors
     /// [`SimError::Input`] with the file and the name of the constant.
     pub fn read(path: &Path) -> Result<Constants, SimError> {
-        let text = std::fs::read_to_string(path).map_err(|e| SimError::io(path, e))?;
+        let text = read_table(path)?;
         Constants::parse(&path.display().to_string(), &text)
     }
 

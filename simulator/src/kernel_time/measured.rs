@@ -11,7 +11,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::SimError;
+use crate::error::{SimError, read_table};
 use crate::lowering::Kernel;
 
 /// One measured kernel.
@@ -38,7 +38,7 @@ impl KernelTimes {
     /// # Errors
     /// [`SimError::Input`] with file and line.
     pub fn read(path: &Path) -> Result<KernelTimes, SimError> {
-        let text = std::fs::read_to_string(path).map_err(|e| SimError::io(path, e))?;
+        let text = read_table(path)?;
         let file = path.display().to_string();
         let json = path.extension().is_some_and(|e| e == "json");
         if json {
