@@ -32,6 +32,10 @@ pub struct LayoutError {
     pub message: String,
 }
 
+/// Most ranks along one kind of parallelism, and in all.
+const MOST_RANKS: usize = 1 << 16;
+const LARGEST_WORLD: u128 = 1 << 24;
+
 /// All ranks of the layout.
 pub fn world(p: Parallel) -> usize {
     p.tp * p.cp * p.dp * p.pp
@@ -40,11 +44,18 @@ pub fn world(p: Parallel) -> usize {
 /// The coordinates of `rank`.
 ///
 /// # Errors
-/// [`LayoutError`] where a size is 0, `ep` does not divide a stage's ranks, or the rank is outside.
+/// [`LayoutError`] where a size is 0 or beyond any cluster, `ep` does not divide a stage's ranks, or the rank is outside.
 pub fn coordinates(p: Parallel, rank: usize) -> Result<Coordinates, LayoutError> {
     let wrong = |message: String| Err(LayoutError { parallel: p, message });
     if [p.tp, p.pp, p.ep, p.dp, p.cp].contains(&0) {
         return wrong("every size must be at least 1".into());
+    }
+    if let Some(size) = [p.tp, p.pp, p.ep, p.dp, p.cp].into_iter().find(|&n| n > MOST_RANKS) {
+        return wrong(format!("expected at most {MOST_RANKS} ranks of one kind, found {size}"));
+    }
+    let ranks: u128 = [p.tp, p.cp, p.dp, p.pp].map(|n| n as u128).iter().product();
+    if ranks > LARGEST_WORLD {
+        return wrong(format!("expected at most {LARGEST_WORLD} ranks, found {ranks}"));
     }
     let stage = p.tp * p.cp * p.dp;
     if !stage.is_multiple_of(p.ep) {
@@ -88,5 +99,9 @@ mod tests {
         assert_eq!(all[5].ep, 1);
         assert!(coordinates(p, 24).is_err());
         assert!(coordinates(Parallel { ep: 3, ..p }, 0).is_err());
+        let most = coordinates(Parallel { dp: usize::MAX, ..p }, 0).unwrap_err().to_string();
+        assert!(most.contains("expected at most 65536 ranks of one kind"), "{most}");
+        let all = Parallel { dp: 1 << 16, tp: 1 << 16, ..p };
+        assert!(coordinates(all, 0).unwrap_err().to_string().contains("16777216 ranks"));
     }
 }

@@ -1,12 +1,15 @@
 //! Safetensors files: read through a mapping, written beside and renamed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, IntoInnerError, Write};
 use std::path::{Path, PathBuf};
 
 use fathom_trace::DType;
 use memmap2::Mmap;
 use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
+use serde_json::{Map, json};
 
 use super::mapped::map;
 use crate::{Tensor, files};
@@ -103,23 +106,32 @@ impl TensorsFile {
 }
 
 /// Writes tensors to a file: first beside it, then renamed, so that a reader never sees half of it.
+/// Wide elements come first, so that every tensor is aligned to its element.
 ///
 /// # Errors
 /// [`TensorsError`].
-///
-/// # Panics
-/// Where a tensor's element type is none of safetensors'.
 pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), TensorsError> {
-    let views = tensors.iter().map(|(name, t)| {
-        let dtype = serde_json::from_value(t.dtype().name().into()).expect("one vocabulary");
-        let view = TensorView::new(dtype, t.shape().to_vec(), t.bytes()).expect("dense");
-        (name.as_str(), view)
-    });
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    files::replace(path, |file, beside| {
-        let written = safetensors::serialize_to_file(views, Some(metadata), beside);
-        written.map_err(std::io::Error::other)?;
-        file.sync_all()
-    })
-    .map_err(|source| TensorsError::Io { path: path.to_owned(), source })
+    let mut order: Vec<&(String, Tensor)> = tensors.iter().collect();
+    order.sort_by_key(|(name, t)| (Reverse(t.dtype().size()), name));
+    let mut header = Map::new();
+    header.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
+    let mut offset = 0;
+    for (name, tensor) in &order {
+        let (dtype, shape) = (tensor.dtype().name(), tensor.shape());
+        let end = offset + tensor.bytes().len();
+        let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": [offset, end] });
+        header.insert(name.clone(), entry);
+        offset = end;
+    }
+    let mut header = serde_json::to_vec(&header).expect("plain data");
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let write = |file: &mut File| {
+        let mut out = BufWriter::new(file);
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        order.iter().try_for_each(|(_, tensor)| out.write_all(tensor.bytes()))?;
+        out.into_inner().map_err(IntoInnerError::into_error)?.sync_all()
+    };
+    files::replace(path, |file, _| write(file))
+        .map_err(|source| TensorsError::Io { path: path.to_owned(), source })
 }
