@@ -162,3 +162,25 @@ pub fn policies(mode: Mode) -> Vec<(&'static str, Recipe)> {
     }
     policies
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The parts that `fathom train --preset deepseek-v3` would hold in one process, by the
+    /// published number of parameters (671.03 B, and 11.5 B of the MTP module).
+    #[test]
+    fn deepseek_v3_does_not_fit_and_a_small_run_does() {
+        let need = training(&TrainConfig::preset("deepseek-v3", &[]).unwrap()).unwrap();
+        let bytes = |name: &str| need.parts.iter().find(|(n, _)| *n == name).unwrap().1 as f64;
+        let parameters = 682.5e9;
+        for (name, a_parameter) in [("weights", 2.0), ("master copies", 4.0), ("moments", 4.0)] {
+            let ratio = bytes(name) / (a_parameter * parameters);
+            assert!((0.97..1.01).contains(&ratio), "{name}: {ratio}");
+        }
+        assert!(bytes("gradients") >= 4.0 * 0.99 * parameters);
+        assert!(need.check().unwrap_err().to_string().contains("training 'deepseek-v3' needs"));
+        let tiny = training(&TrainConfig::preset("tiny", &[]).unwrap()).unwrap();
+        assert!((1 << 24..1 << 32).contains(&tiny.sum()), "{tiny}");
+    }
+}

@@ -8,6 +8,7 @@ use fathom_reference::backend::Reference;
 use fathom_reference::checkpoint::hf::{self, HfCheckpoint, HfError, SavedType, split};
 use fathom_reference::checkpoint::tensors::{self, TensorsFile};
 use fathom_reference::config::{ModelConfig, MtpKind, Yarn};
+use fathom_reference::data::Tokenizer;
 use fathom_reference::model::{Model, ParamKind, Params};
 use fathom_reference::precision::{Mode, Recipe};
 use fathom_trace::{DType, Parallel};
@@ -321,5 +322,32 @@ fn what_hugging_face_cannot_say_is_not_written() {
         let error = hf::save(folder.path(), &model, &Reference, &params, 1).unwrap_err();
         assert!(matches!(error, HfError::Unspeakable { .. }), "{error}");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}
+
+/// What transformers reads beside the weights: the end of the text, for the tokenizer and for
+/// generation. Both go along when the model is converted.
+#[test]
+fn tokenizer_and_generation_have_their_settings_for_transformers() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+    save(&from, SavedType::Master, usize::MAX);
+    let tokenizer =
+        Tokenizer::train(["a text of some words, words and words"].iter(), 300).unwrap();
+    let config = ModelConfig { bos_token_id: None, ..config() };
+    hf::save_tokenizer(&from, &tokenizer, &config).unwrap();
+    hf::convert_folder(&from, &to, SavedType::Bf16, usize::MAX, true).unwrap();
+    for folder in [from, to] {
+        let read = |name: &str| -> Value {
+            serde_json::from_slice(&std::fs::read(folder.join(name)).unwrap()).unwrap()
+        };
+        let settings = read("tokenizer_config.json");
+        assert_eq!(settings["tokenizer_class"], "PreTrainedTokenizerFast");
+        let added = read("tokenizer.json")["added_tokens"].as_array().unwrap().clone();
+        let eos = added.iter().find(|t| t["content"] == settings["eos_token"]).unwrap();
+        assert_eq!(eos["id"], tokenizer.eos());
+        assert_eq!(settings["model_max_length"], config.max_position_embeddings);
+        let generation = read("generation_config.json");
+        assert_eq!(generation["eos_token_id"], read("config.json")["eos_token_id"]);
     }
 }

@@ -283,7 +283,7 @@ impl LaunchFile {
                 return Err(Misspelt::Case(format!("tensor '{found}': {}", known())));
             }
         }
-        let has = |name: &str| tensors.names().iter().any(|tensor| *tensor == name);
+        let has = |name: &str| tensors.names().contains(&name);
         for name in self.arguments.keys() {
             if !seen.contains(name.as_str()) {
                 return Err(Misspelt::Launch(format!("arguments.{name}: {}", known())));
