@@ -86,7 +86,8 @@ pub fn run(args: &Args) -> output::Result {
 
 fn print_list(entries: &[Entry]) {
     let roles = |tensors: &[TensorEntry]| {
-        let role = |t: &TensorEntry| if t.optional { format!("[{}]", t.role) } else { t.role.into() };
+        let role =
+            |t: &TensorEntry| if t.optional { format!("[{}]", t.role) } else { t.role.into() };
         tensors.iter().map(role).collect::<Vec<String>>().join(", ")
     };
     let row = |e: &Entry| vec![e.op.to_owned(), roles(&e.inputs), roles(&e.outputs)];

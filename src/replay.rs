@@ -116,7 +116,10 @@ fn print_table(backend: &str, ops: &[OpSummary], reports: &[FileReport]) {
             if let Some(first) = &d.first {
                 outln!(
                     "{}: {} differs in {} of {} elements, first at {first}",
-                    report.file, d.name, d.mismatches, d.elements
+                    report.file,
+                    d.name,
+                    d.mismatches,
+                    d.elements
                 );
             }
         }

@@ -183,7 +183,8 @@ fn edited(from: &Path, to: &Path, edit: impl Fn(&mut Value, &mut Vec<u8>)) {
     edit(&mut header, &mut data);
     let mut header = header.to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
-    std::fs::write(to, [&(header.len() as u64).to_le_bytes(), &header[..], &data].concat()).unwrap();
+    std::fs::write(to, [&(header.len() as u64).to_le_bytes(), &header[..], &data].concat())
+        .unwrap();
 }
 
 /// Written by `fathom case example`.
@@ -322,7 +323,10 @@ fn ops_are_listed_shown_and_their_examples_check() {
     for part in ["F32, BF16, F16", "[m, ceil(k, tile)]", "e4m3 or e5m2 or e5m6", "Lower bound"] {
         assert!(show.contains(part), "'{part}' is not in: {show}");
     }
-    assert_eq!(json(&fathom(&["case", "show", "gemm", "--json"]))["params"][2]["default"], serde_json::json!([]));
+    assert_eq!(
+        json(&fathom(&["case", "show", "gemm", "--json"]))["params"][2]["default"],
+        serde_json::json!([])
+    );
     for command in ["show", "example"] {
         let output = fathom(&["case", command, "gemm_fp"]);
         assert_eq!(output.status.code(), Some(2));

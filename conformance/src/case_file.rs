@@ -206,7 +206,8 @@ fn check_names(case: &Case, mut unknown: Vec<String>) -> Result<(), OpError> {
 fn check_outputs(file: &CaseFile) -> Result<(), OpError> {
     let announced = file.case.infer()?;
     for TensorMeta { role, dtype, shape } in &announced {
-        let elements = shape.iter().try_fold(1u128, |product, &size| product.checked_mul(size as _));
+        let elements =
+            shape.iter().try_fold(1u128, |product, &size| product.checked_mul(size as _));
         if elements.is_none_or(|n| n.saturating_mul(dtype.size() as u128) > LARGEST_OUTPUT) {
             let op = file.case.op.name();
             let limit = LARGEST_OUTPUT >> 30;

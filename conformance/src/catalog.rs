@@ -104,7 +104,8 @@ fn dtypes(op: &dyn DynOp, metas: &[Option<TensorMeta>], i: usize) -> Option<Stri
     if i == 0 {
         return Some(first.join(", "));
     }
-    let with = |dtype: &String| Some((dtype.clone(), refusal(op, metas, i, DType::from_name(dtype)?)?));
+    let with =
+        |dtype: &String| Some((dtype.clone(), refusal(op, metas, i, DType::from_name(dtype)?)?));
     let each: Vec<(String, Vec<String>)> = first.iter().filter_map(with).collect();
     let Some((_, one)) = each.first() else { return Some(own.to_string()) };
     if each.iter().all(|(_, dtypes)| dtypes == one) {
@@ -122,9 +123,9 @@ fn dtypes(op: &dyn DynOp, metas: &[Option<TensorMeta>], i: usize) -> Option<Stri
             None => groups.push((dtypes, vec![dtype])),
         }
     }
-    let words = groups.iter().map(|(dtypes, with)| {
-        format!("{} with {role} {}", dtypes.join(", "), with.join(", "))
-    });
+    let words = groups
+        .iter()
+        .map(|(dtypes, with)| format!("{} with {role} {}", dtypes.join(", "), with.join(", ")));
     Some(words.collect::<Vec<_>>().join("; "))
 }
 

@@ -34,7 +34,9 @@ impl Difference {
             0 => format!("at most {} ulp", self.max_ulp),
             n => format!("{n} of them a NaN on one side only"),
         };
-        format!("{name}: {mismatches} of {elements} elements differ, {distance}, the first at {first}")
+        format!(
+            "{name}: {mismatches} of {elements} elements differ, {distance}, the first at {first}"
+        )
     }
 }
 

@@ -106,7 +106,10 @@ fn refusals_name_file_tensor_expected_and_found() {
         &["unknown op 'gem'", "known are", "mma"],
     );
     says(&with_params(&good, "k", &json!("sixteen")), &["params of mma, at 'k'", "sixteen"]);
-    says(&with_params(&good, "kk", &json!(1)), &["params of mma: unknown 'kk' (did you mean 'k'?)"]);
+    says(
+        &with_params(&good, "kk", &json!(1)),
+        &["params of mma: unknown 'kk' (did you mean 'k'?)"],
+    );
     let huge = &json!(1u64 << 40);
     says(&with_params(&good, "k", huge), &["at 'k'", "expected at most 2147483647"]);
     says(&with_params(&good, "k", &json!(32)), &["at 'k'", "expected 16", "found 32"]);
@@ -141,8 +144,7 @@ fn an_output_out_of_proportion_is_refused() {
     let refused = |rows: usize, expected: &str| {
         let (a, b) = (empty(&[rows, 0]), empty(&[rows, 0]));
         let tensors = BTreeMap::from([("a".to_owned(), &a), ("b".to_owned(), &b)]);
-        let metadata =
-            [("op", "gemm"), ("params", r#"{"layout": "nt", "out": "F32"}"#)];
+        let metadata = [("op", "gemm"), ("params", r#"{"layout": "nt", "out": "F32"}"#)];
         let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned()));
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("case.safetensors");

@@ -7,9 +7,9 @@ use fathom_conformance::case_file::{self, CaseFile};
 use fathom_conformance::check::{self, FileReport, Status, Target, Tolerance};
 use fathom_conformance::record::{Options, Recording};
 use fathom_conformance::{catalog, replay};
+use fathom_reference::Tensor;
 use fathom_reference::backend::{Backend, Reference};
 use fathom_reference::ops::{OPS, OpEntry, ReferenceEngine, op_from};
-use fathom_reference::Tensor;
 use serde_json::{Value, json};
 
 fn checked(path: &Path) -> FileReport {
@@ -172,7 +172,11 @@ fn all_missing_and_unknown_names_are_said_at_once() {
     says("gem", json!({}), &["unknown op 'gem', did you mean 'gemm'?"]);
     says("cast", json!({"out": "F31"}), &["params of cast, at 'out'", "F31"]);
     says("cast", json!([]), &["params of cast"]);
-    says("quantize_tile", json!({"format": "e4m3", "tile": 1e30, "scale": "f32", "amax_floor": 1}), &["tile"]);
+    says(
+        "quantize_tile",
+        json!({"format": "e4m3", "tile": 1e30, "scale": "f32", "amax_floor": 1}),
+        &["tile"],
+    );
 
     let entry = OPS.iter().find(|e| e.name == "gemm_fp8").unwrap();
     let mut case = (entry.example)().case();

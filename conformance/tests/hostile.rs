@@ -48,9 +48,7 @@ fn other_params(params: &Value) -> Vec<Value> {
             }
             others
         }
-        Value::String(s) if s.contains('F') => {
-            DType::ALL.iter().map(|d| json!(d.name())).collect()
-        }
+        Value::String(s) if s.contains('F') => DType::ALL.iter().map(|d| json!(d.name())).collect(),
         Value::String(_) => ["nt", "nn", "tn", "softmax", "e5m2", "e5m6", "chain", "f32"]
             .map(|word| json!(word))
             .to_vec(),
@@ -105,7 +103,10 @@ fn other_inputs(case: &Case) -> Vec<(String, Case)> {
         }
         if tensor.dtype() == DType::I32 {
             for index in [-2, 5, 100, i32::MAX, i32::MIN] {
-                with(&format!("all {index}"), Some(Tensor::from_vec(shape, vec![index; tensor.len()])));
+                with(
+                    &format!("all {index}"),
+                    Some(Tensor::from_vec(shape, vec![index; tensor.len()])),
+                );
             }
         }
     }

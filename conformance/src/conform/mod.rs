@@ -89,7 +89,9 @@ impl OpReport {
         let differing = failure.tensors.iter().filter(|d| d.mismatches > 0);
         lines.extend(differing.map(Difference::words));
         lines.extend(failure.error.clone());
-        lines.extend(failure.file.as_ref().map(|f| format!("kept: fathom diagnose {}", f.display())));
+        lines.extend(
+            failure.file.as_ref().map(|f| format!("kept: fathom diagnose {}", f.display())),
+        );
         Some(lines.join("\n"))
     }
 }

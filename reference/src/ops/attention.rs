@@ -168,7 +168,8 @@ impl Op for Attention {
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
         let [Some(q), Some(k), Some(v)] = inputs else { unreachable!("mandatory") };
-        let t = self.shape.check(Self::NAME, [q, k, v], (&self.segments, &self.keys), self.block_kv)?;
+        let t =
+            self.shape.check(Self::NAME, [q, k, v], (&self.segments, &self.keys), self.block_kv)?;
         Ok(vec![
             rules::meta("o", q.dtype, &[t, self.shape.heads * self.shape.v]),
             rules::meta("lse", compute_dtype(q.dtype), &[t, self.shape.heads]),
@@ -331,7 +332,8 @@ impl Op for AttentionBackward {
         let [Some(q), Some(k), Some(v), Some(o), Some(lse), Some(d_o)] = inputs else {
             unreachable!("mandatory")
         };
-        let t = self.shape.check(Self::NAME, [q, k, v], (&self.segments, &self.keys), self.block_kv)?;
+        let t =
+            self.shape.check(Self::NAME, [q, k, v], (&self.segments, &self.keys), self.block_kv)?;
         for tensor in [o, d_o] {
             rules::dtype(tensor, &[q.dtype])?;
             rules::shape(tensor, &[t, self.shape.heads * self.shape.v])?;

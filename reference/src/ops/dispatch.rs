@@ -209,10 +209,17 @@ impl Op for Combine {
     fn example() -> Example {
         let (rows, columns, tokens, top_k) = (6, 4, 3, 2);
         let group = Group { kind: GroupKind::Ep, size: 1 };
-        Example::new(Combine { top_k, tokens, copies_sent: 0, slots: false, out: DType::BF16, group })
-            .input("y", DType::BF16, shape![rows, columns])
-            .indices("inverse", shape![tokens * top_k], &[0, 3, 2, 1, 4, 5])
-            .output("x", shape![tokens, columns])
+        Example::new(Combine {
+            top_k,
+            tokens,
+            copies_sent: 0,
+            slots: false,
+            out: DType::BF16,
+            group,
+        })
+        .input("y", DType::BF16, shape![rows, columns])
+        .indices("inverse", shape![tokens * top_k], &[0, 3, 2, 1, 4, 5])
+        .output("x", shape![tokens, columns])
     }
 
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {

@@ -12,8 +12,8 @@ use fathom_trace::{DType, TensorMeta};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::example::{Example, shape};
 use super::attention::spans;
+use super::example::{Example, shape};
 use super::real::{REALS, Real, in_real};
 use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;

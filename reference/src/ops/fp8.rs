@@ -22,8 +22,8 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, ArrayViewMut3, s};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::example::{Example, ceil, shape};
 use super::attention::spans;
+use super::example::{Example, ceil, shape};
 use super::quantize::{BlockFormat, ScaleType};
 use super::real::{FLOATS, Real, stored};
 use super::{Op, OpError, Role, input, optional, rules};

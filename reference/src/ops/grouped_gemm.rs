@@ -11,8 +11,8 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::example::{Example, shape};
 use super::attention::spans;
+use super::example::{Example, shape};
 use super::gemm::{Layout, bf16_into, operand_dtypes, product_into};
 use super::real::{Real, compute_dtype, in_real};
 use super::{Op, OpError, Role, input, optional, rules};

@@ -24,8 +24,8 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::example::{Example, shape};
 use super::attention::{Heads, cached_head, values};
+use super::example::{Example, shape};
 use super::real::{FLOATS, Real, compute_dtype, in_real};
 use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;

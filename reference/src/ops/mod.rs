@@ -79,7 +79,14 @@ pub struct Cost {
 
 /// An op's definition; the value holds its parameters.
 pub trait Op:
-    Serialize + DeserializeOwned + schemars::JsonSchema + Clone + std::fmt::Debug + Send + Sync + 'static
+    Serialize
+    + DeserializeOwned
+    + schemars::JsonSchema
+    + Clone
+    + std::fmt::Debug
+    + Send
+    + Sync
+    + 'static
 {
     /// Name in the table, in case files and traces.
     const NAME: &'static str;

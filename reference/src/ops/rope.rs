@@ -99,7 +99,8 @@ impl Op for Rope {
         };
         rules::at_least_one(Self::NAME, "head_dim", self.head_dim)?;
         if self.start > self.head_dim {
-            let message = format!("expected at most head_dim {}, found {}", self.head_dim, self.start);
+            let message =
+                format!("expected at most head_dim {}, found {}", self.head_dim, self.start);
             return Err(OpError::Params { op: Self::NAME, path: "start".into(), message });
         }
         rules::dtype(x, FLOATS)?;

@@ -148,7 +148,9 @@ impl Op for Router {
         let group = experts.checked_div(self.n_group).unwrap_or(0);
         if experts == 0
             || group * self.n_group != experts
-            || self.top_k > reachable || self.group_top > group {
+            || self.top_k > reachable
+            || self.group_top > group
+        {
             let message = format!(
                 "{experts} experts in {} groups (best {} of each), of which {} are reachable, \
                  cannot give {} a token",
