@@ -1,10 +1,12 @@
 //! `fathom demo`: a walk through what the program can do, on built-in input.
 
+use std::io::{self, BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use fathom_conformance::case_file::{self, CaseFile};
 use fathom_conformance::check::{self, Status, Target, Tolerance};
+use fathom_conformance::ships_log::ships_log;
 use fathom_conformance::workload::ModelCode;
 use fathom_conformance::{demo, diagnose};
 use fathom_gpu::compile::Compiler;
@@ -31,6 +33,9 @@ pub struct Args {
     /// Folder for the demonstration's files
     #[arg(long, value_name = "DIR", default_value = "fathom-demo")]
     dir: PathBuf,
+    /// Fetch NVRTC where it is not here, without asking
+    #[arg(long)]
+    yes: bool,
 }
 
 /// A step: a title, the command that repeats it, and what it found.
@@ -47,8 +52,8 @@ pub fn run(args: &Args) -> output::Result {
     holds &= check_gemm(&args.dir)?;
     holds &= explain_planted(&args.dir)?;
     time_a_cluster(&args.dir)?;
-    holds &= emulate_a_kernel()?;
-    holds &= train_and_generate(&args.dir.join("run"))?;
+    holds &= emulate_a_kernel(args.yes)?;
+    holds &= train_and_generate(&args.dir)?;
     outln!("\nThe demonstration took {:.1} s.", started.elapsed().as_secs_f64());
     Ok(if holds { Outcome::Holds } else { Outcome::Fails })
 }
@@ -106,15 +111,47 @@ fn time_a_cluster(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
+/// NVRTC and the cache folder. Where it is not here it is fetched: with `yes`, or if the person at
+/// the terminal agrees.
+fn nvrtc_or_ask(yes: bool) -> Option<(nvrtc::Nvrtc, PathBuf)> {
+    let cache = nvrtc::cache_dir()?;
+    if let Some(found) = nvrtc::find() {
+        return Some((found, cache));
+    }
+    let terminal = io::stdin().is_terminal() && io::stderr().is_terminal();
+    let agreed = yes
+        || terminal
+            && {
+                errln!(
+                    "   This step needs {}, NVIDIA's run-time compiler. pip downloads it once (some 90 MB)\n   \
+             into {}. Fetch it now? [Y/n]",
+                    nvrtc::PACKAGE,
+                    cache.display()
+                );
+                let mut answer = String::new();
+                let read = io::stdin().lock().read_line(&mut answer);
+                read.is_ok_and(|bytes| bytes > 0) && !answer.trim().to_lowercase().starts_with('n')
+            };
+    if !agreed {
+        return None;
+    }
+    match nvrtc::fetch() {
+        Ok(found) => Some((found, cache)),
+        Err(error) => {
+            errln!("   {error}");
+            None
+        }
+    }
+}
+
 /// Our kernel on the emulated H800, and a broken version of it under the race check.
-fn emulate_a_kernel() -> Result<bool, Box<dyn std::error::Error>> {
+fn emulate_a_kernel(yes: bool) -> Result<bool, Box<dyn std::error::Error>> {
     let command = "conform --only gemm_fp8 --device emulated --check all";
     step(4, "Our FP8 GEMM kernel on an emulated H800, as this machine need not have one", command);
-    let found = nvrtc::find().zip(nvrtc::cache_dir());
-    let Some((nvrtc, cache)) = found else {
+    let Some((nvrtc, cache)) = nvrtc_or_ask(yes) else {
         outln!(
-            "   skipped: NVRTC, NVIDIA's run-time compiler, is not here. `fathom kernels fetch-nvrtc`\n   \
-             downloads it with pip, once. What a missing barrier looks like, on a kernel in PTX:"
+            "   skipped: NVRTC, NVIDIA's run-time compiler, is not here. `fathom demo --yes` downloads it\n   \
+             with pip, once. What a missing barrier looks like, on a kernel in PTX:"
         );
         return Ok(show_first(&demo::without_barrier()?));
     };
@@ -133,25 +170,36 @@ fn emulate_a_kernel() -> Result<bool, Box<dyn std::error::Error>> {
 }
 
 /// Steps of the demonstration's training run.
-const STEPS: usize = 50;
+const STEPS: usize = 200;
+/// Entries of the log that it is trained on.
+const ENTRIES: usize = 2000;
 
-/// A DeepSeek-V3 of a million parameters trained in FP8, and what it has learned so far.
-fn train_and_generate(out: &Path) -> Result<bool, Box<dyn std::error::Error>> {
-    let command = format!("train --steps {STEPS} --out {}", out.display());
-    step(
-        5,
-        "A small DeepSeek-V3, trained in FP8 as Hopper computes, on this project's text",
-        &command,
+/// A DeepSeek-V3 of a million parameters trained in FP8 on a ship's log, and what it then writes.
+fn train_and_generate(dir: &Path) -> Result<bool, Box<dyn std::error::Error>> {
+    let (out, log) = (dir.join("run"), dir.join("ships-log.txt"));
+    let set = [
+        format!("steps={STEPS}"),
+        "data.fim_rate=0".to_owned(),
+        "model.vocab_size=512".to_owned(),
+        "data.tokenizer.vocab_size=512".to_owned(),
+        "log.sample_every=0".to_owned(),
+    ];
+    let command = format!(
+        "train --data {} --set {} --out {}",
+        log.display(),
+        set[..4].join(" --set "),
+        out.display()
     );
+    step(5, "A small DeepSeek-V3, trained in FP8 as Hopper computes, on a ship's log", &command);
     // The folder is the demonstration's own, of an earlier one.
     if out.exists() {
-        std::fs::remove_dir_all(out)?;
+        std::fs::remove_dir_all(&out)?;
     }
-    let set = [format!("steps={STEPS}"), "log.sample_every=0".to_owned()].map(|s| Setting::set(&s));
+    output::write_file(&log, ships_log(ENTRIES).as_bytes())?;
+    let config = TrainConfig::preset("tiny", &set.map(|s| Setting::set(&s)))?.with_files(&[log]);
     let bar = output::progress(STEPS, "   train");
-    let place = Place { out: out.to_owned(), resume: false };
+    let place = Place { out: out.clone(), resume: false };
     let mut losses = Vec::new();
-    let config = TrainConfig::preset("tiny", &set)?;
     run::run(config, Reference, &place, &|| false, &mut |event| {
         if let Event::Step(log) = event {
             losses.push(log.loss);
@@ -161,29 +209,44 @@ fn train_and_generate(out: &Path) -> Result<bool, Box<dyn std::error::Error>> {
     bar.finish_and_clear();
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
     let (first, last) = (mean(&losses[..5]), mean(&losses[STEPS - 5..]));
-    outln!("   loss {first:.3} over the first five steps, {last:.3} over the last five of {STEPS}");
-    let folder = out.join("model");
-    let prompt = "The ";
-    outln!("   $ fathom generate --model {} --prompt '{prompt}' --speculative", folder.display());
-    let evaluator = Evaluator::open(&folder, Mode::Fp32)?;
+    outln!(
+        "   loss {first:.3} over the first five steps, {last:.3} over the last five of {STEPS}\n"
+    );
+    let holds = write_on(&out.join("model"))?;
+    Ok(last < first && holds)
+}
+
+/// An entry by the model, drawn; and whether its own drafts change a token of greedy text.
+fn write_on(folder: &Path) -> Result<bool, Box<dyn std::error::Error>> {
+    let prompt = "Day 2001.";
+    outln!(
+        "   $ fathom generate --model {} --prompt '{prompt}' --temperature 0.6",
+        folder.display()
+    );
+    let evaluator = Evaluator::open(folder, Mode::Fp32)?;
     let tokenizer = Tokenizer::load(&folder.join("tokenizer.json"))?;
     let weights = evaluator.model.weights(&evaluator.backend, &evaluator.params)?;
     let ids = tokenizer.encode_prompt(prompt)?;
-    let continued = |speculative: bool| {
-        let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0 };
-        let settings = Settings { tokens: 24, sampling, speculative, stop: Vec::new() };
+    let continued = |temperature: f64, speculative: bool| {
+        let sampling = Sampling { temperature, top_p: 0.95, seed: 1 };
+        let stop = vec![tokenizer.eos()];
+        let settings = Settings { tokens: 96, sampling, speculative, stop };
         let (model, backend) = (&evaluator.model, &evaluator.backend);
         generate(model, backend, &weights, &ids, &settings, &mut |_| ())
     };
-    let (plain, drafted) = (continued(false)?, continued(true)?);
-    outln!("   {:?}", format!("{prompt}{}", tokenizer.decode(&drafted.tokens)));
+    let text = tokenizer.decode(&continued(0.6, false)?.tokens);
+    let entries: Vec<String> = format!("{prompt}{text}").split("\n\n").map(str::to_owned).collect();
+    // The last entry is cut off, unless it is the only one.
+    let whole = &entries[..entries.len().saturating_sub(1).max(1)];
+    whole.iter().filter(|e| !e.is_empty()).for_each(|entry| outln!("     {entry}"));
+    let (plain, drafted) = (continued(0.0, false)?, continued(0.0, true)?);
+    let same = plain.tokens == drafted.tokens;
     outln!(
-        "   with the MTP module's drafts: {} of {} held, the same tokens as without: {}",
+        "   --speculative, with the MTP module's drafts: {} of {} held, the same tokens as without: {same}",
         drafted.accepted,
         drafted.drafted,
-        plain.tokens == drafted.tokens
     );
-    Ok(last < first && plain.tokens == drafted.tokens)
+    Ok(same)
 }
 
 /// Prints the first finding; says whether there is one.

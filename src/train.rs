@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use fathom_reference::backend::Reference;
+use fathom_reference::files;
 use fathom_reference::train::run::{self, Event, Place};
 use fathom_reference::train::{Setting, StepLog, TrainConfig, TrainError};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
@@ -116,6 +117,9 @@ pub fn run(args: &Args) -> output::Result {
 
 fn train(args: &Args) -> output::Result {
     let config = configuration(args)?;
+    let flags = &args.flags;
+    let inputs = flags.data.iter().chain(&flags.config).chain(&flags.validate);
+    files::keep_apart(inputs, args.record.outputs())?;
     let interrupts = interrupts()?;
     let mut screen = Screen::new(args.json);
     let place = Place { out: args.out.clone(), resume: args.resume };

@@ -28,6 +28,7 @@ pub mod github;
 pub mod junit;
 pub mod record;
 pub mod replay;
+pub mod ships_log;
 pub mod workload;
 
 use std::io::{self, Write};

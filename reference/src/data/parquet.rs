@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
+use fathom_trace::input;
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
@@ -13,7 +14,7 @@ use super::config::SourceConfig;
 use super::source::Document;
 
 fn open(path: &Path) -> Result<SerializedFileReader<File>, DataError> {
-    let file = File::open(path).map_err(DataError::io(path))?;
+    let file = input::open_regular(path).map_err(DataError::io(path))?;
     SerializedFileReader::new(file).map_err(broken(path, "the footer"))
 }
 

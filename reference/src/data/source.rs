@@ -12,6 +12,7 @@ use super::config::{Format, SourceConfig};
 use super::duplicates::{Filter, Part};
 use super::order::{Purpose, noise, permute};
 use super::{DataError, builtin, text};
+use fathom_trace::input;
 
 /// A document as a source has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -282,7 +283,8 @@ impl Source {
         }
         let path = &self.files[place.file as usize];
         if self.open.as_ref().is_none_or(|(file, _)| *file != place.file) {
-            self.open = Some((place.file, File::open(path).map_err(DataError::io(path))?));
+            let file = input::open_regular(path).map_err(DataError::io(path))?;
+            self.open = Some((place.file, file));
         }
         let (_, file) = self.open.as_ref().expect("just opened");
         let mut bytes = vec![0; place.length as usize];

@@ -1,9 +1,9 @@
 //! Plain text and JSON lines, read front to back in bounded memory.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
+use fathom_trace::input;
 use serde_json::Value;
 
 use super::DataError;
@@ -27,7 +27,7 @@ fn content(path: &Path, line: u64, expected: &str, found: impl ToString) -> Data
 /// # Errors
 /// [`DataError`] naming the line that is no UTF-8.
 pub fn read_text(path: &Path) -> Result<String, DataError> {
-    let bytes = std::fs::read(path).map_err(DataError::io(path))?;
+    let bytes = input::read(path, input::TEXT_BYTES).map_err(DataError::io(path))?;
     String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         let bytes = e.as_bytes();
@@ -43,7 +43,7 @@ pub(super) fn documents(
     config: &SourceConfig,
     visit: &mut dyn FnMut(u64, &str) -> Result<(), DataError>,
 ) -> Result<(), DataError> {
-    let file = File::open(path).map_err(DataError::io(path))?;
+    let file = input::open_regular(path).map_err(DataError::io(path))?;
     let mut reader = BufReader::with_capacity(1 << 16, file);
     let max = config.max_document_bytes;
     let (mut document, mut start, mut at) = (String::new(), 0, 0u64);
@@ -99,7 +99,7 @@ pub(super) fn json_lines(
     config: &SourceConfig,
     visit: &mut dyn FnMut(u64, usize, Document) -> Result<(), DataError>,
 ) -> Result<(), DataError> {
-    let file = File::open(path).map_err(DataError::io(path))?;
+    let file = input::open_regular(path).map_err(DataError::io(path))?;
     let mut reader = BufReader::with_capacity(1 << 16, file);
     let (mut at, mut number, mut line) = (0, 0, Vec::new());
     loop {

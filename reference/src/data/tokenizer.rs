@@ -11,6 +11,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use fathom_numerics::philox::Philox;
+use fathom_trace::input;
 use tokenizers::decoders::byte_level::ByteLevel;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -84,7 +85,7 @@ impl Tokenizer {
     /// # Errors
     /// [`DataError`] where the file is none, is not byte-level, or knows no end of a document.
     pub fn load(path: &Path) -> Result<Tokenizer, DataError> {
-        let bytes = std::fs::read(path).map_err(DataError::io(path))?;
+        let bytes = input::read(path, input::TEXT_BYTES).map_err(DataError::io(path))?;
         Tokenizer::from_json(&bytes, path)
     }
 

@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
+use fathom_trace::input;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -63,7 +64,7 @@ impl Run {
             line,
             message,
         };
-        let text = std::fs::read_to_string(&path).map_err(|e| {
+        let text = input::read_text(&path, input::TEXT_BYTES).map_err(|e| {
             wrong(None, format!("{e}; expected the log of a run of `fathom train`"))
         })?;
         let mut run = Run::default();

@@ -39,6 +39,8 @@ use crate::checkpoint::HfError;
 use crate::checkpoint::training::CheckpointError;
 use crate::data::DataError;
 use crate::generate::GenerateError;
+use crate::memory::MemoryError;
+use crate::memory::room::NoRoom;
 use crate::model::BuildError;
 
 /// Why training cannot go on.
@@ -76,6 +78,12 @@ pub enum TrainError {
     /// Loss or gradient is not finite.
     #[error(transparent)]
     Diverged(Box<Divergence>),
+    /// What the run holds in memory cannot be told.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The machine has less memory than the run needs.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// The run's folder.
     #[error("{}: {message}", path.display())]
     Folder {

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use fathom_trace::input;
 use serde_json::Value as Json;
 use toml::{Table, Value};
 
@@ -71,7 +72,9 @@ impl Source<'_> {
             None if self.lines => format!("{}:{}", self.name, line_of_key(self.text, key)),
             None => self.name.clone(),
         };
-        TrainConfigError::Key { place, key: key.to_owned(), message: message.into() }
+        let place = input::shorten(&place, input::MESSAGE);
+        let key = input::shorten(key, input::VALUE);
+        TrainConfigError::Key { place, key, message: message.into() }
     }
 }
 
@@ -82,7 +85,7 @@ impl TrainConfig {
     /// [`TrainConfigError`] naming file, line and key.
     pub fn read(path: &Path, set: &[Setting]) -> Result<TrainConfig, TrainConfigError> {
         let io = |source| TrainConfigError::Io { path: path.to_owned(), source };
-        let text = std::fs::read_to_string(path).map_err(io)?;
+        let text = input::read_text(path, input::CONFIG_BYTES).map_err(io)?;
         let folder = path.parent().unwrap_or(Path::new("")).to_owned();
         let name = path.display().to_string();
         resolve(&Source { name, text: &text, lines: true, folder, set })
@@ -263,7 +266,10 @@ fn deserialize(source: &Source<'_>, mut json: Json) -> Result<TrainConfig, Train
                 at.expect("serde named the parent").insert(name.to_owned(), value);
                 missing.push(key);
             }
-            _ => return Err(source.wrong(&key, explain(&message))),
+            _ => {
+                let message = input::shorten(&explain(&message), input::MESSAGE);
+                return Err(source.wrong(&key, message));
+            }
         }
     }
 }
@@ -518,6 +524,7 @@ fn explain(message: &str) -> String {
 
 fn unknown_name(name: &str, known: &[&str]) -> String {
     let hint = nearest(name, known).map_or(String::new(), |n| format!("; did you mean '{n}'?"));
+    let name = input::shorten(name, input::VALUE);
     format!("unknown name '{name}'; expected one of {}{hint}", known.join(", "))
 }
 

@@ -25,7 +25,7 @@ use crate::backend::Backend;
 use crate::checkpoint::{hf, training};
 use crate::generate::{Sampling, Settings, generate};
 use crate::model::Params;
-use crate::{Tensor, files};
+use crate::{Tensor, files, memory};
 
 /// What a run tells while it goes on.
 #[derive(Debug)]
@@ -130,6 +130,7 @@ pub fn run<B: Backend>(
     stop: &dyn Fn() -> bool,
     tell: &mut dyn FnMut(&Event<'_>),
 ) -> Result<Summary, TrainError> {
+    memory::training(&config)?.check()?;
     let out = &place.out;
     // Bad data or a bad model leaves no folder behind: a new one is made once the trainer stands.
     let lock = match out.is_dir() {
