@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use fathom_conformance::diagnose::{diagnose, page};
+use fathom_conformance::diagnose::{Diagnosis, diagnose, grouped, page};
 use fathom_conformance::{case_file, write_atomically};
 use fathom_reference::files;
 
@@ -17,7 +17,7 @@ use crate::output::{self, Outcome};
 
 Exit codes: 0 the output is the contract's, 1 it is not (explained or unexplained), 2 bad input.")]
 pub struct Args {
-    /// A case file with at least one expected output (`out.<role>`)
+    /// A case file with at least one output (`out.<role>`)
     #[arg(value_name = "CASE")]
     case: PathBuf,
     /// Print one JSON document instead of text
@@ -45,20 +45,38 @@ pub fn run(args: &Args) -> output::Result {
     if args.json {
         output::print_json(&diagnosis)?;
     } else {
-        outln!("{}\n", diagnosis.verdict);
-        let rows = diagnosis
-            .hypotheses
-            .iter()
-            .map(|h| vec![h.words(), h.agree.to_string(), h.agree_of_mismatched.to_string()]);
-        let header = ["hypothesis", "agree", "of the differing"];
-        outln!("{}", output::table(&header, &[1, 2], rows.collect()));
-        outln!(
-            "{} of {} elements examined, {} differ from the contract, {} hypotheses tried",
-            diagnosis.examined,
-            diagnosis.elements,
-            diagnosis.mismatches,
-            diagnosis.tried
-        );
+        print(&diagnosis);
     }
     Ok(if diagnosis.mismatches == 0 { Outcome::Holds } else { Outcome::Fails })
+}
+
+/// The verdict, the hypotheses, and how far the file is from the contract.
+fn print(d: &Diagnosis) {
+    outln!("{}\n", d.verdict);
+    if let Some(k) = &d.k_blocks {
+        let off = k.off.iter().map(|&b| {
+            let to = format!("{}..{}", b * k.block, (b + 1) * k.block);
+            vec![b.to_string(), to, format!("{:+.4}", 1.0 + k.coefficients[b])]
+        });
+        let header = ["K block", "elements of K", "counts times"];
+        outln!("{}\n", output::table(&header, &[0, 2], off.take(16).collect()));
+    }
+    let rows = d.hypotheses.iter().map(|h| {
+        let chance = if h.deviations.is_empty() { String::new() } else { percent(h.chance) };
+        vec![h.words(), grouped(h.agree), grouped(h.agree_of_mismatched), chance]
+    });
+    let header = ["hypothesis", "agree", "of the differing", "by chance"];
+    outln!("{}", output::table(&header, &[1, 2, 3], rows.collect()));
+    outln!(
+        "{} of {} elements of the file examined, {} differ from the contract, {} hypotheses tried",
+        grouped(d.examined),
+        grouped(d.elements),
+        grouped(d.mismatches),
+        grouped(d.tried)
+    );
+}
+
+/// A share of the differing elements.
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
 }

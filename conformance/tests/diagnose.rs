@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use fathom_conformance::case_file::CaseFile;
+use fathom_conformance::case_file::{self, CaseFile};
 use fathom_conformance::diagnose::{Diagnosis, diagnose, page};
 use fathom_numerics::formats::{E4M3, Overflow, Rounding, bf16, to_bf16};
 use fathom_numerics::gemm::{self, Fp8Operand, GemmConfig, Promote, ScaleBlock};
@@ -364,4 +364,34 @@ fn a_cause_that_holds_in_a_region_is_named_for_it() {
     let found = gemm.diagnose(Tensor::from_array(Array2::from_shape_fn((M, N), mixed)));
     assert!(found.verdict.contains("promotion interval 64"), "{}", found.verdict);
     assert!(found.verdict.contains("the others with the parameters as given"), "{}", found.verdict);
+}
+
+/// Case files found by trying, with causes that their README states: each is named.
+#[test]
+fn causes_of_the_found_files_are_named() {
+    let Some(folder) = fathom_trace::shared::dir().map(|d| d.join("found/diagnose")) else {
+        return;
+    };
+    assert!(folder.is_dir(), "{} is absent: the found case files were not run", folder.display());
+    let causes = [
+        ("1_group_size", "b_scale mapped to blocks of 112 rows"),
+        ("2_zero_tile", "no floor of amax"),
+        ("6_tail_scale", "last K block with a_scale of block 0"),
+        ("7_tiny_amax", "no floor of amax"),
+        ("01-interval256-last-scale", "promotion interval 256 with the last block's scales"),
+        ("03d-a-converted-to-e5m2", "values of a converted to E5M2 first"),
+        ("24-alpha2", "output times 2"),
+        ("25-d-transposed-view", "output transposed"),
+        ("27-all-zero", "all zero"),
+    ];
+    for (name, words) in causes {
+        let file = case_file::read(&folder.join(format!("{name}.safetensors"))).unwrap();
+        let found = diagnose(&file, &|_| ()).unwrap();
+        assert!(found.explained, "{name}: {}", found.verdict);
+        assert!(
+            found.cause.as_ref().is_some_and(|c| c.name.contains(words)),
+            "{name}: expected '{words}' in: {}",
+            found.verdict
+        );
+    }
 }

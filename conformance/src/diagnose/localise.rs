@@ -1,8 +1,10 @@
 //! Where the differing elements of a matrix lie: rows, columns, tiles, lanes.
 
+use fathom_reference::Tensor;
 use serde::Serialize;
 
 use super::{Map, grouped};
+use crate::compare;
 
 /// A description of a set of elements of a matrix.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -17,6 +19,10 @@ pub struct Region {
     pub rows: (usize, usize),
     /// Columns from the first to the last, inclusive.
     pub columns: (usize, usize),
+    /// The first few of the elements: row and column.
+    pub first: Vec<(usize, usize)>,
+    /// What the file holds there, where that can be said in a few words: all NaN, rows of its own.
+    pub holds: Option<String>,
     /// What is special about the set, the most telling first; empty where nothing is.
     pub patterns: Vec<String>,
 }
@@ -43,8 +49,8 @@ const PATTERNS: [Pattern; 10] = [
 ];
 
 impl Region {
-    /// Describes the differing elements; `None` where there are none.
-    pub fn of(map: &Map) -> Option<Region> {
+    /// Describes the differing elements of the file's tensor; `None` where there are none.
+    pub fn of(map: &Map, file: &Tensor, contract: &Tensor) -> Option<Region> {
         let places: Vec<(usize, usize)> = map
             .differs
             .iter()
@@ -61,6 +67,8 @@ impl Region {
             of: map.differs.len(),
             rows,
             columns,
+            first: places.iter().take(4).copied().collect(),
+            holds: holds(map, file, contract, &places),
             patterns: Vec::new(),
         };
         let box_size = (rows.1 - rows.0 + 1) * (columns.1 - columns.0 + 1);
@@ -69,16 +77,22 @@ impl Region {
             region.patterns.push(format!("they fill {share} % of that box, nothing outside"));
         }
         for pattern in &PATTERNS {
-            if let Some(words) = classes(pattern, map, &places) {
+            if let Some(words) = classes(pattern, &region, &places) {
                 region.patterns.push(words);
             }
         }
         Some(region)
     }
 
-    /// The region in words.
-    pub fn words(&self) -> String {
-        let mut words = format!(
+    /// Whether it is a part of the matrix only: outside its rows and columns nothing differs.
+    pub fn is_part(&self) -> bool {
+        let area = (self.rows.1 - self.rows.0 + 1) * (self.columns.1 - self.columns.0 + 1);
+        area * 10 <= self.of * 9
+    }
+
+    /// The region in words: how many, which rows and columns.
+    pub fn place(&self) -> String {
+        format!(
             "({} of {} in {}) lie in rows {}..={} and columns {}..={}",
             grouped(self.elements),
             grouped(self.of),
@@ -87,7 +101,15 @@ impl Region {
             self.rows.1,
             self.columns.0,
             self.columns.1
-        );
+        )
+    }
+
+    /// The region in words, with what the file holds there and what is special about it.
+    pub fn words(&self) -> String {
+        let mut words = self.place();
+        if let Some(holds) = &self.holds {
+            words += &format!(" and are {holds}");
+        }
         for pattern in &self.patterns {
             words += "; ";
             words += pattern;
@@ -96,14 +118,15 @@ impl Region {
     }
 }
 
-/// The classes that hold every differing element, where they are at most half of the classes.
-fn classes(pattern: &Pattern, map: &Map, places: &[(usize, usize)]) -> Option<String> {
+/// The classes that hold every differing element, where they are at most half of those that the
+/// region's rows and columns have.
+fn classes(pattern: &Pattern, region: &Region, places: &[(usize, usize)]) -> Option<String> {
     let mut all = std::collections::BTreeMap::new();
-    for row in 0..map.rows {
-        *all.entry((pattern.class)(row, 0)).or_insert(0usize) += 0;
+    for row in region.rows.0..=region.rows.1 {
+        all.entry((pattern.class)(row, region.columns.0)).or_insert(0usize);
     }
-    for column in 0..map.columns {
-        all.entry((pattern.class)(0, column)).or_insert(0usize);
+    for column in region.columns.0..=region.columns.1 {
+        all.entry((pattern.class)(region.rows.0, column)).or_insert(0usize);
     }
     for &(row, column) in places {
         *all.get_mut(&(pattern.class)(row, column))? += 1;
@@ -114,5 +137,35 @@ fn classes(pattern: &Pattern, map: &Map, places: &[(usize, usize)]) -> Option<St
     if empty == 0 || hit.len() * 2 > all.len() || places.len() < 8 * empty.min(8) {
         return None;
     }
-    Some(format!("{} = {} only (of {} classes)", pattern.name, hit.join(", "), all.len()))
+    let more = if hit.len() > 8 { ", ..." } else { "" };
+    let shown = hit.iter().take(8).cloned().collect::<Vec<_>>().join(", ");
+    Some(format!("{} = {shown}{more} only (of {} classes)", pattern.name, all.len()))
+}
+
+/// What the file holds at the differing elements.
+fn holds(map: &Map, file: &Tensor, contract: &Tensor, places: &[(usize, usize)]) -> Option<String> {
+    let bits = |(r, c): (usize, usize)| file.bits(r * map.columns + c);
+    let all = |what: &dyn Fn(u64) -> bool| places.iter().all(|&p| what(bits(p)));
+    let value = |bits| compare::value(file.dtype(), bits);
+    if all(&|b| value(b).is_some_and(f64::is_nan)) {
+        return Some("all NaN".to_owned());
+    }
+    if all(&|b| value(b).map_or(b == 0, |x| x == 0.0)) {
+        return Some("all zero".to_owned());
+    }
+    let one = bits(places[0]);
+    if places.len() > 4 && all(&|b| b == one) {
+        let pattern = compare::hex(file.dtype(), one);
+        return Some(format!("all {pattern}"));
+    }
+    // Whole rows that stand elsewhere in the contract's output.
+    let rows = map.rows.max(1);
+    let width = file.bytes().len() / rows;
+    let row = |t: &Tensor, r: usize| t.bytes()[r * width..(r + 1) * width].to_vec();
+    let (first, last) = (places[0].0, places[places.len() - 1].0);
+    let count = last - first + 1;
+    let from = (0..rows - count.min(rows) + 1)
+        .find(|&r| r != first && row(contract, r) == row(file, first))?;
+    let equal = (0..count).all(|i| row(file, first + i) == row(contract, from + i));
+    equal.then(|| format!("equal to rows {from}..={} of the output", from + count - 1))
 }

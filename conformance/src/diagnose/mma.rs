@@ -7,7 +7,7 @@ use fathom_numerics::mma::{
 use fathom_reference::ops::mma::{Mma, codes};
 use fathom_reference::{Case, Tensor};
 
-use super::{Axis, Family};
+use super::hypothesis::{Change, Expanded, Family, Hypothesis, Row, Sample, each, one};
 
 /// Ways to compute the instruction.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,9 +25,88 @@ enum Addend {
     AddedAtEnd,
 }
 
+/// What varies about the instruction.
+#[derive(Clone, Debug, PartialEq)]
+struct Variant {
+    /// None: the instruction's own.
+    core: Option<Core>,
+    addend: Option<Addend>,
+}
+
+const ROWS: &[Row<Instruction, Variant>] = &[
+    Row {
+        axis: "tensor core",
+        name: "the arithmetic of {}",
+        meaning: "The result is another architecture's, or another instruction's on the same types.",
+        seen: "DeepGEMM issue #176",
+        changes: |i| others(i),
+    },
+    Row {
+        axis: "tensor core",
+        name: "{}",
+        meaning: "Products are aligned to that many bits and summed in groups of that many.",
+        seen: "DeepGEMM issue #37",
+        changes: |i| {
+            let usable = i.scale.is_none();
+            let all = parametric(i.types.d).into_iter().filter(|_| usable);
+            let core = |(name, core)| Named(name, Core::Parametric(core));
+            each(all.map(core).collect::<Vec<_>>(), |v: &mut Variant, c: Named| v.core = Some(c.1))
+        },
+    },
+    Row {
+        axis: "C",
+        name: "C ignored",
+        meaning: "The incoming accumulator does not enter: scale-d is 0.",
+        seen: "",
+        changes: |_| one(|v| v.addend = Some(Addend::Ignored)),
+    },
+    Row {
+        axis: "C",
+        name: "C added at the end, rounded to nearest",
+        meaning: "The products are summed from zero and C is added by an ordinary addition.",
+        seen: "",
+        changes: |_| one(|v| v.addend = Some(Addend::AddedAtEnd)),
+    },
+];
+
+/// The table, for documentation.
+pub(super) fn table() -> Vec<[&'static str; 3]> {
+    ROWS.iter().map(|r| [r.name, r.meaning, r.seen]).collect()
+}
+
+#[derive(Clone)]
+struct Named(String, Core);
+
+impl std::fmt::Display for Named {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Other instructions on the same types.
+fn others(given: &Instruction) -> Vec<Change<Variant>> {
+    let all = [
+        (Arch::Sm70, Instr::MmaSync),
+        (Arch::Sm75, Instr::MmaSync),
+        (Arch::Sm80, Instr::MmaSync),
+        (Arch::Sm89, Instr::MmaSync),
+        (Arch::Sm90, Instr::MmaSync),
+        (Arch::Sm90, Instr::Wgmma),
+        (Arch::Sm100, Instr::Tcgen05),
+    ];
+    let fits = |&(arch, instr): &(Arch, Instr)| {
+        let same = arch == given.row.arch && instr == given.row.instr;
+        let known = || Instruction::with_types(arch, instr, given.shape, given.types, None);
+        !same && given.scale.is_none() && known().is_some()
+    };
+    let named = |(a, i)| Named(format!("{a} {i}"), Core::Other(a, i));
+    let all: Vec<_> = all.into_iter().filter(fits).map(named).collect();
+    each(all, |v, c| v.core = Some(c.1))
+}
+
+/// The hypotheses about one instruction.
 pub(super) struct MmaFamily {
-    axes: Vec<Axis>,
-    cores: Vec<Core>,
+    expanded: Expanded<Variant>,
     given: Instruction,
     /// Operands of every batch entry: rows of A, columns of B.
     a: Vec<Vec<Operand>>,
@@ -40,46 +119,11 @@ pub(super) struct MmaFamily {
     shape: (usize, usize, usize),
 }
 
-const ADDENDS: [(Addend, &str); 2] = [
-    (Addend::Ignored, "C ignored"),
-    (Addend::AddedAtEnd, "C added at the end, rounded to nearest"),
-];
-
 impl MmaFamily {
     pub(super) fn new(op: &Mma, case: &Case) -> MmaFamily {
         let given = op.instruction().expect("checked when the case was read");
         let (m, n, k) = (op.m, op.n, op.k);
         let batches = case.inputs["c"].len() / (m * n);
-        let mut cores = Vec::new();
-        let mut names = Vec::new();
-        if given.scale.is_none() {
-            for (name, core) in parametric(given.types.d) {
-                names.push(name);
-                cores.push(Core::Parametric(core));
-            }
-            for (arch, instr) in [
-                (Arch::Sm70, Instr::MmaSync),
-                (Arch::Sm75, Instr::MmaSync),
-                (Arch::Sm80, Instr::MmaSync),
-                (Arch::Sm89, Instr::MmaSync),
-                (Arch::Sm90, Instr::MmaSync),
-                (Arch::Sm90, Instr::Wgmma),
-                (Arch::Sm100, Instr::Tcgen05),
-            ] {
-                let same = arch == given.row.arch && instr == given.row.instr;
-                if !same
-                    && Instruction::with_types(arch, instr, given.shape, given.types, None)
-                        .is_some()
-                {
-                    names.push(format!("the arithmetic of {arch} {instr}"));
-                    cores.push(Core::Other(arch, instr));
-                }
-            }
-        }
-        let axes = vec![
-            Axis { name: "tensor core", alternatives: names },
-            Axis { name: "C", alternatives: ADDENDS.iter().map(|a| a.1.to_owned()).collect() },
-        ];
         let each =
             |name: &str, format: Format, shape, along_rows, transpose: bool| -> Vec<Vec<u32>> {
                 let Some(tensor) = case.inputs.get(name) else { return vec![Vec::new(); batches] };
@@ -111,8 +155,7 @@ impl MmaFamily {
             b_codes,
             c: case.inputs["c"].clone(),
             shape: (m, n, k),
-            axes,
-            cores,
+            expanded: Expanded::new(ROWS, &given, Variant { core: None, addend: None }),
             given,
         }
     }
@@ -146,18 +189,17 @@ fn parametric(d: Format) -> Vec<(String, Accumulator)> {
 }
 
 impl Family for MmaFamily {
-    fn axes(&self) -> &[Axis] {
-        &self.axes
+    fn hypotheses(&self) -> &[Hypothesis] {
+        &self.expanded.hypotheses
     }
 
     fn cost_per_element(&self) -> u64 {
         self.shape.2 as u64
     }
 
-    fn evaluate(&self, choice: &[Option<usize>], elements: &[usize]) -> Option<Vec<u64>> {
+    fn evaluate(&self, chosen: &[usize], sample: &Sample) -> Option<Vec<u64>> {
         let (m, n, k) = self.shape;
-        let addend = choice[1].map(|c| ADDENDS[c].0);
-        let core = choice[0].map(|c| self.cores[c]);
+        let Variant { core, addend } = self.expanded.variant(chosen);
         let other = match core {
             Some(Core::Other(arch, instr)) => Some(Instruction::with_types(
                 arch,
@@ -211,6 +253,6 @@ impl Family for MmaFamily {
             };
             u64::from(bits)
         };
-        Some(elements.iter().map(element).collect())
+        Some(sample.elements.iter().map(element).collect())
     }
 }

@@ -1,5 +1,7 @@
-//! The diagnosis as a self-contained HTML page: verdict, hypotheses, map of mismatches, histogram.
+//! The diagnosis as a self-contained HTML page: verdict, cause, hypotheses, K blocks, map of
+//! mismatches, histogram.
 
+use super::hypothesis::KBlocks;
 use super::{Diagnosis, Map, grouped};
 
 const STYLE: &str = "
@@ -11,6 +13,7 @@ h1{font-size:1.3rem}h2{font-size:1.05rem;margin-top:2rem}
 .verdict.open{border-color:var(--bad)}
 table{border-collapse:collapse;width:100%}td,th{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem}dt{color:var(--soft)}dd{margin:0}
 svg{max-width:100%;height:auto;display:block}.note{color:var(--soft)}
 .frame{fill:none;stroke:var(--line)}.bad{fill:var(--bad)}.bar{fill:var(--bar)}text{fill:var(--ink);font:12px system-ui,sans-serif}
 ";
@@ -35,17 +38,17 @@ pub fn page(title: &str, d: &Diagnosis) -> String {
         tried = d.tried,
         examined = grouped(d.examined),
     );
-    html +=
-        "<h2>Hypotheses</h2><table><tr><th>arithmetic<th class=n>agree<th class=n>of the differing";
-    for h in &d.hypotheses {
+    html += &cause(d);
+    html += &hypotheses(d);
+    if let Some(k) = &d.k_blocks {
         html += &format!(
-            "<tr><td>{}<td class=n>{}<td class=n>{}",
-            escape(&h.words()),
-            grouped(h.agree),
-            grouped(h.agree_of_mismatched)
+            "<h2>Along K</h2><p class=note>Weight of each block of {} elements of K in the file; 1 is \
+             right, 0 missing, 2 twice. The weights account for {:.1} % of the difference.</p>",
+            k.block,
+            100.0 * k.accounts_for
         );
+        html += &bars(k);
     }
-    html += "</table>";
     if let Some(region) = &d.region {
         html += &format!(
             "<h2>Where {} differs from the contract</h2><p class=note>The differing elements {}.</p>",
@@ -59,6 +62,80 @@ pub fn page(title: &str, d: &Diagnosis) -> String {
         html += &histogram(&d.ulp_histogram);
     }
     html
+}
+
+/// Cause, meaning and where it was seen, as a list.
+fn cause(d: &Diagnosis) -> String {
+    let Some(cause) = &d.cause else { return String::new() };
+    let mut html = format!("<h2>Cause</h2><dl><dt>what<dd>{}", escape(&cause.name));
+    html += &format!("<dt>meaning<dd>{}", escape(&cause.meaning));
+    if !cause.seen.is_empty() {
+        html += &format!("<dt>seen in<dd>{}", escape(&cause.seen));
+    }
+    html + "</dl>"
+}
+
+fn hypotheses(d: &Diagnosis) -> String {
+    let mut html = "<h2>Hypotheses</h2><table><tr><th>arithmetic<th class=n>agree\
+                    <th class=n>of the differing<th class=n>by chance"
+        .to_owned();
+    for h in &d.hypotheses {
+        let chance = if h.deviations.is_empty() {
+            String::new()
+        } else {
+            format!("{:.1} %", 100.0 * h.chance)
+        };
+        let meanings: Vec<&str> = h.hypotheses.iter().map(|h| h.meaning).collect();
+        html += &format!(
+            "<tr title='{}'><td>{}<td class=n>{}<td class=n>{}<td class=n>{chance}",
+            escape(&meanings.join(" ")),
+            escape(&h.words()),
+            grouped(h.agree),
+            grouped(h.agree_of_mismatched)
+        );
+    }
+    html + "</table>"
+}
+
+/// A bar for each K block's weight, around the line of 1.
+fn bars(k: &KBlocks) -> String {
+    const HEIGHT: f64 = 160.0;
+    let weights: Vec<f64> = k.coefficients.iter().map(|c| 1.0 + c).collect();
+    let top = weights.iter().fold(2.0f64, |m, w| m.max(*w)).min(8.0);
+    let bottom = weights.iter().fold(0.0f64, |m, w| m.min(*w)).max(-8.0);
+    let y = |w: f64| HEIGHT * (top - w.clamp(bottom, top)) / (top - bottom);
+    let step = (600 / weights.len().max(1)).clamp(2, 40);
+    let width = step * weights.len();
+    let mut svg = format!(
+        "<svg viewBox='-40 -12 {} {}' width={} role=img aria-label='weight of each K block'>",
+        width + 60,
+        HEIGHT + 36.0,
+        width + 60
+    );
+    for line in [0.0, 1.0, 2.0] {
+        svg += &format!(
+            "<line class=frame x1=0 x2={width} y1={at:.1} y2={at:.1} /><text x=-6 y={:.1} \
+             text-anchor=end>{line}</text>",
+            y(line) + 4.0,
+            at = y(line),
+        );
+    }
+    for (b, &w) in weights.iter().enumerate() {
+        let class = if k.off.contains(&b) { "bad" } else { "bar" };
+        let (high, low) = (y(w.max(0.0)), y(w.min(0.0)));
+        svg += &format!(
+            "<rect class={class} x={} y={high:.1} width={} height={:.1}><title>K block {b}: \
+             {w:.4}</title></rect>",
+            b * step,
+            (step - 1).max(1),
+            (low - high).max(1.0)
+        );
+    }
+    let last = weights.len().saturating_sub(1);
+    svg + &format!(
+        "<text x=0 y={at}>block 0</text><text x={width} y={at} text-anchor=end>{last}</text></svg>",
+        at = HEIGHT + 18.0
+    )
 }
 
 fn heat_map(map: &Map) -> String {

@@ -1,0 +1,319 @@
+//! Which K blocks a difference comes from.
+//!
+//! An element of the contract's output is a sum of one contribution a K block, `p_b` (scales times
+//! partial sum). Where the file's output differs by a wrong weight of some blocks, the difference is
+//! `sum_b c_b p_b` with few `c_b` other than zero: -1 where a block is missing, +1 where it counts
+//! twice, `used / right - 1` where its scale is another. The `c_b` are found by least squares, over
+//! all differing elements at once, else row by row (A's scales) or column by column (B's).
+
+use super::GemmFamily;
+use super::partials::{Grid, intervals};
+use super::variant::Variant;
+use crate::diagnose::hypothesis::{Family, KBlocks, spread};
+
+/// K blocks beyond which the equations are not set up.
+const MOST_BLOCKS: usize = 512;
+/// Share of the difference that must be accounted for before anything is claimed.
+const ENOUGH: f64 = 0.98;
+/// Smallest coefficient that is taken as a deviation.
+const NOTICED: f64 = 0.02;
+/// Lines (rows or columns) that are looked at one by one.
+const LINES: usize = 6;
+
+/// Contributions of each block and the difference, element by element.
+struct Equations {
+    blocks: usize,
+    places: Vec<(usize, usize)>,
+    contributions: Vec<f64>,
+    differences: Vec<f64>,
+}
+
+/// Coefficients, and the share of the difference that they account for.
+struct Fit {
+    coefficients: Vec<f64>,
+    accounts_for: f64,
+}
+
+pub(super) fn along_k(
+    family: &GemmFamily,
+    file: &[u64],
+    contract: &[u64],
+    differing: &[usize],
+) -> Option<KBlocks> {
+    let p = &family.problem;
+    let blocks = p.k_blocks();
+    if !(2..=MOST_BLOCKS).contains(&blocks) || file.is_empty() || differing.is_empty() {
+        return None;
+    }
+    debug_assert_eq!(file.len(), contract.len());
+    let count = (8 * blocks).max(1024) * 2;
+    let chosen = family.choose(differing, p.m * p.n, count);
+    let all = equations(family, &chosen)?;
+    let mut words = String::new();
+    let mut fit = all.fit(|_| true).filter(|f| f.accounts_for >= ENOUGH);
+    if let Some(fit) = &fit {
+        words = uniform_words(&fit.coefficients, p.k);
+    } else if let Some((found, line_words)) = by_lines(family, differing) {
+        words = line_words;
+        fit = Some(found);
+    }
+    let fit = fit?;
+    let off: Vec<usize> = (0..blocks).filter(|&b| fit.coefficients[b].abs() > NOTICED).collect();
+    if off.is_empty() || words.is_empty() {
+        return None;
+    }
+    Some(KBlocks {
+        block: 128,
+        coefficients: fit.coefficients,
+        off,
+        accounts_for: fit.accounts_for,
+        words,
+    })
+}
+
+/// Sets up an equation for each chosen element that differs by a finite number.
+fn equations(family: &GemmFamily, chosen: &[usize]) -> Option<Equations> {
+    let p = &family.problem;
+    let mut elements: Vec<usize> = chosen.to_vec();
+    elements.sort_unstable();
+    elements.dedup();
+    let v = Variant::given(p);
+    // Promotion intervals longer than a block are cut to blocks: the sums differ by roundings only.
+    let mut core = v.core.clone();
+    core.interval = if 128 % core.interval == 0 { core.interval } else { 128.min(p.k) };
+    let grid = Grid::new(&elements, p.n);
+    let partials = super::partials::computed(p, &grid, &core);
+    let intervals = intervals(&core);
+    let blocks = p.k_blocks();
+    let mut equations = Equations {
+        blocks,
+        places: Vec::new(),
+        contributions: Vec::new(),
+        differences: Vec::new(),
+    };
+    for &place in &grid.places {
+        let (r, c) = (place / grid.columns.len(), place % grid.columns.len());
+        let (row, column) = (grid.rows[r], grid.columns[c]);
+        let difference =
+            f64::from(p.file[row * p.n + column]) - f64::from(p.contract[row * p.n + column]);
+        let expert = v.core.expert.of(p, row);
+        if !difference.is_finite() || difference == 0.0 || expert.is_none() {
+            continue;
+        }
+        let mut contributions = vec![0.0; blocks];
+        for (t, &interval) in intervals.iter().enumerate() {
+            let a = family.scale(&v, 0, expert, row, interval);
+            let b = family.scale(&v, 1, expert, column, interval);
+            let scale = f64::from(a) * f64::from(b);
+            contributions[interval.0 / 128] += scale * f64::from(partials[t * grid.len() + place]);
+        }
+        if contributions.iter().all(|x| x.is_finite()) {
+            equations.places.push((row, column));
+            equations.contributions.extend(contributions);
+            equations.differences.push(difference);
+        }
+    }
+    (!equations.places.is_empty()).then_some(equations)
+}
+
+impl Equations {
+    /// Least squares over the elements that are kept, normal equations by Cholesky.
+    fn fit(&self, keep: impl Fn((usize, usize)) -> bool) -> Option<Fit> {
+        let n = self.blocks;
+        let kept: Vec<usize> = (0..self.places.len()).filter(|&i| keep(self.places[i])).collect();
+        if kept.len() < n + n / 2 + 4 {
+            return None;
+        }
+        let mut matrix = vec![0.0; n * n];
+        let mut right = vec![0.0; n];
+        let mut total = 0.0;
+        for &e in &kept {
+            let p = &self.contributions[e * n..(e + 1) * n];
+            // Elements of any size count alike.
+            let size: f64 = p.iter().map(|x| x * x).sum::<f64>().max(f64::MIN_POSITIVE);
+            let (w, d) = (1.0 / size, self.differences[e]);
+            total += w * d * d;
+            for i in 0..n {
+                right[i] += w * p[i] * d;
+                for j in 0..=i {
+                    matrix[i * n + j] += w * p[i] * p[j];
+                }
+            }
+        }
+        let coefficients = cholesky(matrix, right, n)?;
+        let rest: f64 = kept
+            .iter()
+            .map(|&e| {
+                let p = &self.contributions[e * n..(e + 1) * n];
+                let size: f64 = p.iter().map(|x| x * x).sum::<f64>().max(f64::MIN_POSITIVE);
+                let d: f64 = p.iter().zip(&coefficients).map(|(p, c)| p * c).sum();
+                (self.differences[e] - d).powi(2) / size
+            })
+            .sum();
+        // As many coefficients as blocks explain some of anything: counted off.
+        let free = (kept.len() - n) as f64 / kept.len() as f64;
+        Some(Fit { coefficients, accounts_for: 1.0 - rest / (total * free).max(f64::MIN_POSITIVE) })
+    }
+}
+
+/// Solves a symmetric positive definite system, given its lower triangle.
+fn cholesky(mut m: Vec<f64>, mut x: Vec<f64>, n: usize) -> Option<Vec<f64>> {
+    let ridge = 1e-12 * (0..n).map(|i| m[i * n + i]).fold(0.0, f64::max);
+    for i in 0..n {
+        for j in 0..=i {
+            let sum: f64 = (0..j).map(|k| m[i * n + k] * m[j * n + k]).sum();
+            if i == j {
+                m[i * n + i] = (m[i * n + i] + ridge - sum).sqrt();
+                if m[i * n + i].is_nan() || m[i * n + i] == 0.0 {
+                    return None;
+                }
+            } else {
+                m[i * n + j] = (m[i * n + j] - sum) / m[j * n + j];
+            }
+        }
+    }
+    for i in 0..n {
+        let sum: f64 = (0..i).map(|k| m[i * n + k] * x[k]).sum();
+        x[i] = (x[i] - sum) / m[i * n + i];
+    }
+    for i in (0..n).rev() {
+        let sum: f64 = (i + 1..n).map(|k| m[k * n + i] * x[k]).sum();
+        x[i] = (x[i] - sum) / m[i * n + i];
+    }
+    Some(x)
+}
+
+fn span(block: usize, k: usize) -> String {
+    format!("K block {block} (elements {}..={} of K)", block * 128, (block * 128 + 127).min(k - 1))
+}
+
+/// What coefficients that hold for all elements say.
+fn uniform_words(coefficients: &[f64], k: usize) -> String {
+    let of = |what: &dyn Fn(f64) -> bool| -> Vec<usize> {
+        (0..coefficients.len()).filter(|&b| what(coefficients[b])).collect()
+    };
+    let near = |to: f64| move |c: f64| (c - to).abs() < 0.05;
+    let off = of(&|c| c.abs() > NOTICED);
+    let same = off.iter().all(|&b| near(coefficients[off[0]])(coefficients[b]));
+    if off.len() == coefficients.len() && same {
+        let factor = 1.0 + coefficients.iter().sum::<f64>() / coefficients.len() as f64;
+        return format!("all K blocks count {factor:.4} times what they should");
+    }
+    let list = |blocks: &[usize]| match blocks {
+        [one] => span(*one, k),
+        many => {
+            let shown: Vec<String> = many.iter().take(8).map(usize::to_string).collect();
+            let more = if many.len() > 8 { ", ..." } else { "" };
+            format!("K blocks {}{more}", shown.join(", "))
+        }
+    };
+    let missing = of(&near(-1.0));
+    let twice = of(&near(1.0));
+    let others: Vec<usize> =
+        off.iter().copied().filter(|b| !missing.contains(b) && !twice.contains(b)).collect();
+    let mut words = Vec::new();
+    if !missing.is_empty() {
+        words.push(format!("{} does not enter", list(&missing)));
+    }
+    if !twice.is_empty() {
+        words.push(format!("{} counts twice", list(&twice)));
+    }
+    for b in others.iter().take(4) {
+        words.push(format!("{} counts {:.4} times", list(&[*b]), 1.0 + coefficients[*b]));
+    }
+    if others.len() > 4 {
+        words.push(format!("{} further K blocks are off", others.len() - 4));
+    }
+    words.join("; ")
+}
+
+/// Fits of single rows, else of single columns: a wrong scale differs from line to line.
+fn by_lines(family: &GemmFamily, differing: &[usize]) -> Option<(Fit, String)> {
+    let p = &family.problem;
+    for which in [0, 1] {
+        let line = |e: usize| if which == 0 { e / p.n } else { e % p.n };
+        let mut lines: Vec<usize> = differing.iter().map(|&e| line(e)).collect();
+        lines.sort_unstable();
+        lines.dedup();
+        let lines: Vec<usize> = spread(lines.len(), LINES).map(|i| lines[i]).collect();
+        let across = if which == 0 { p.n } else { p.m };
+        let most = (12 * p.k_blocks()).max(512);
+        let others: Vec<usize> = spread(across, most).collect();
+        let place = |l: usize, o: usize| if which == 0 { l * p.n + o } else { o * p.n + l };
+        let chosen: Vec<usize> =
+            lines.iter().flat_map(|&l| others.iter().map(move |&o| place(l, o))).collect();
+        let Some(all) = equations(family, &chosen) else { continue };
+        let fits: Vec<(usize, Fit)> = lines
+            .iter()
+            .filter_map(|&l| {
+                let fit = all.fit(|(r, c)| if which == 0 { r == l } else { c == l })?;
+                Some((l, fit))
+            })
+            .filter(|(_, f)| f.accounts_for >= ENOUGH)
+            .collect();
+        if fits.len() * 2 <= lines.len() || fits.is_empty() {
+            continue;
+        }
+        let words = line_words(family, which, &fits);
+        let blocks = p.k_blocks();
+        // For the picture: the largest deviation of any line in each block.
+        let largest = |b: usize| {
+            let of = fits.iter().map(|f| f.1.coefficients[b]);
+            of.max_by(|x, y| x.abs().total_cmp(&y.abs())).expect("some line")
+        };
+        let accounts_for = fits.iter().map(|f| f.1.accounts_for).sum::<f64>() / fits.len() as f64;
+        let coefficients = (0..blocks).map(largest).collect();
+        return Some((Fit { coefficients, accounts_for }, words));
+    }
+    None
+}
+
+/// What differs from row to row (or column to column) is a scale: whose?
+fn line_words(family: &GemmFamily, which: usize, fits: &[(usize, Fit)]) -> String {
+    let p = &family.problem;
+    let (x, name, line) =
+        if which == 0 { (&p.a, "a_scale", "row") } else { (&p.b, "b_scale", "column") };
+    let mut votes: std::collections::BTreeMap<(usize, String), usize> = Default::default();
+    let mut off = std::collections::BTreeSet::new();
+    for (l, fit) in fits {
+        let row = (l / x.block[0]).min(x.scale_rows - 1);
+        for (b, c) in fit.coefficients.iter().enumerate().filter(|(_, c)| c.abs() > NOTICED) {
+            off.insert(b);
+            let column = (b * 128 / x.block[1]).min(x.scale_columns - 1);
+            let at = |r: usize, c: usize| f64::from(x.scales[r * x.scale_columns + c]);
+            let used = at(row, column) * (1.0 + c);
+            let tolerance = 0.01 + 0.005 / (1.0 + c).abs().max(0.05);
+            let is = |r: usize, c: usize| (at(r, c) / used - 1.0).abs() < tolerance;
+            let same_row = (0..x.scale_columns).filter(|&c| c != column && is(row, c));
+            for c in same_row {
+                *votes
+                    .entry((b, format!("that of K block {}", c * x.block[1] / 128)))
+                    .or_default() += 1;
+            }
+            for by in [-1isize, 1] {
+                let other = row.saturating_add_signed(by);
+                if other != row && other < x.scale_rows && is(other, column) {
+                    let side = if by < 0 { "the one before" } else { "the next" };
+                    *votes.entry((b, format!("that of {side} of its rows"))).or_default() += 1;
+                }
+            }
+            if (used - 1.0).abs() < tolerance {
+                *votes.entry((b, "1".to_owned())).or_default() += 1;
+            }
+        }
+    }
+    let mut words = Vec::new();
+    for &b in off.iter().take(4) {
+        let best = votes.iter().filter(|((block, _), _)| *block == b).max_by_key(|v| v.1);
+        words.push(match best {
+            Some(((_, what), &n)) if n * 2 > fits.len() => {
+                format!("in {} the {name} used is {what}", span(b, p.k))
+            }
+            _ => format!("in {} the {name} used is another, {line} by {line}", span(b, p.k)),
+        });
+    }
+    if off.len() > 4 {
+        words.push(format!("{} further K blocks are off", off.len() - 4));
+    }
+    words.join("; ")
+}
