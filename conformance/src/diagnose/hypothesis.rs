@@ -77,7 +77,14 @@ pub struct Expanded<V> {
 
 impl<V: Clone + PartialEq> Expanded<V> {
     /// Expands a table for a case; what the case states already, or an earlier row does, is left out.
-    pub fn new<C>(rows: &[Row<C, V>], case: &C, given: V) -> Expanded<V> {
+    pub fn new<'a, C: 'static>(
+        rows: impl IntoIterator<Item = &'a Row<C, V>>,
+        case: &C,
+        given: V,
+    ) -> Expanded<V>
+    where
+        V: 'static,
+    {
         let mut all = Expanded { hypotheses: Vec::new(), changes: Vec::new(), given };
         let mut seen = vec![all.given.clone()];
         for row in rows {

@@ -90,7 +90,7 @@ impl Region {
         area * 10 <= self.of * 9
     }
 
-    /// The region in words: how many, which rows and columns.
+    /// The region in words: how many, which rows and columns, what the file holds there.
     pub fn place(&self) -> String {
         format!(
             "({} of {} in {}) lie in rows {}..={} and columns {}..={}",
@@ -101,15 +101,12 @@ impl Region {
             self.rows.1,
             self.columns.0,
             self.columns.1
-        )
+        ) + &self.holds.as_ref().map_or(String::new(), |holds| format!(" and are {holds}"))
     }
 
-    /// The region in words, with what the file holds there and what is special about it.
+    /// The region in words, with what is special about it.
     pub fn words(&self) -> String {
         let mut words = self.place();
-        if let Some(holds) = &self.holds {
-            words += &format!(" and are {holds}");
-        }
         for pattern in &self.patterns {
             words += "; ";
             words += pattern;

@@ -134,18 +134,15 @@ impl Search<'_> {
             ranked.extend(self.rank(&best, &sample, tried));
             sort(&mut ranked);
         }
-        let region = ranked.iter().max_by_key(|r| r.agree_of_mismatched).map(|r| r.choice.clone());
-        let given = ranked.iter().position(|r| r.deviations.is_empty()).expect("always tried");
-        if given >= BEST {
-            ranked.swap(given, BEST - 1);
-        }
-        ranked.truncate(BEST);
+        keep_best(&mut ranked);
         let many = self.sample(2, differing, CONFIRMING_BUDGET);
         if many.elements.len() > sample.elements.len() {
             // The parameters as given stay in the list: their misses are the yardstick.
+            let region = region_of(&ranked).map(|at| ranked[at].choice.clone());
             let best = ranked.iter().take(CONFIRMED).map(|r| r.choice.clone());
-            let mut best: Vec<_> = best.chain(region).filter(|c| *c != none).collect();
-            best.dedup();
+            let mut best: Vec<_> =
+                best.filter(|c| *c != none && Some(c) != region.as_ref()).collect();
+            best.extend(region.filter(|c| *c != none));
             best.push(none);
             ranked = self.rank(&best, &many, tried);
             let (examined, mismatched) = (many.elements.len(), mismatched(&many));
@@ -211,7 +208,12 @@ impl Search<'_> {
         }
         let pairs: usize = deviations.values().map(|(f, h)| f * h).sum();
         let others = (mismatched * mismatched.saturating_sub(1)) as f64;
-        let by_chance = (pairs - agree_of_mismatched) as f64 / others;
+        // Equal everywhere and by far, as NaN for zeros, they say nothing about chance.
+        let constant = deviations.len() == 1 && deviations.keys().all(|d| d.unsigned_abs() > 2);
+        let by_chance = match constant {
+            true => 0.0,
+            false => pairs.saturating_sub(agree_of_mismatched) as f64 / others,
+        };
         let all = self.families[choice.family].hypotheses();
         let hypotheses: Vec<Hypothesis> = choice.chosen.iter().map(|&h| all[h].clone()).collect();
         Ranked {
@@ -253,11 +255,31 @@ impl Search<'_> {
     }
 }
 
-/// Where a code lies on the number line; codes of no number by their bits.
+/// Where a code lies on the number line, every NaN in one place; codes of no number by their bits.
 fn position(dtype: DType, bits: u64) -> i128 {
+    if compare::value(dtype, bits).is_some_and(f64::is_nan) {
+        return 1 << 64;
+    }
     let width = 8 * dtype.size() as u32;
     let magnitude = i128::from(bits & ((1 << (width - 1)) - 1));
     if bits >> (width - 1) == 1 { -1 - magnitude } else { magnitude }
+}
+
+/// The hypothesis that agrees with the most differing elements, the first of equals.
+fn region_of(ranked: &[Ranked]) -> Option<usize> {
+    let most = ranked.iter().map(|r| r.agree_of_mismatched).max()?;
+    ranked.iter().position(|r| r.agree_of_mismatched == most)
+}
+
+/// Keeps the best, among them the one with the most differing elements, and the parameters as given.
+fn keep_best(ranked: &mut Vec<Ranked>) {
+    let region = region_of(ranked).expect("some are tried");
+    let given = ranked.iter().position(|r| r.deviations.is_empty()).expect("always tried");
+    let mut number = 0;
+    ranked.retain(|_| {
+        number += 1;
+        number <= BEST - 2 || number - 1 == region || number - 1 == given
+    });
 }
 
 /// The most agreement first; among equals the fewest deviations, then the order of the tables.

@@ -35,7 +35,7 @@ pub(super) struct GemmFamily {
 
 impl GemmFamily {
     fn of(problem: Problem) -> GemmFamily {
-        let expanded = Expanded::new(table::ROWS, &problem, Variant::given(&problem));
+        let expanded = Expanded::new(table::rows(), &problem, Variant::given(&problem));
         GemmFamily { problem, expanded, cache: Cache::default() }
     }
 

@@ -26,6 +26,8 @@ struct Equations {
     places: Vec<(usize, usize)>,
     contributions: Vec<f64>,
     differences: Vec<f64>,
+    /// The file's elements.
+    files: Vec<f64>,
 }
 
 /// Coefficients, and the share of the difference that they account for.
@@ -90,6 +92,7 @@ fn equations(family: &GemmFamily, chosen: &[usize]) -> Option<Equations> {
         places: Vec::new(),
         contributions: Vec::new(),
         differences: Vec::new(),
+        files: Vec::new(),
     };
     for &place in &grid.places {
         let (r, c) = (place / grid.columns.len(), place % grid.columns.len());
@@ -111,6 +114,7 @@ fn equations(family: &GemmFamily, chosen: &[usize]) -> Option<Equations> {
             equations.places.push((row, column));
             equations.contributions.extend(contributions);
             equations.differences.push(difference);
+            equations.files.push(f64::from(p.file[row * p.n + column]));
         }
     }
     (!equations.places.is_empty()).then_some(equations)
@@ -126,13 +130,14 @@ impl Equations {
         }
         let mut matrix = vec![0.0; n * n];
         let mut right = vec![0.0; n];
-        let mut total = 0.0;
+        let (mut total, mut of_file) = (0.0, 0.0);
         for &e in &kept {
             let p = &self.contributions[e * n..(e + 1) * n];
             // Elements of any size count alike.
             let size: f64 = p.iter().map(|x| x * x).sum::<f64>().max(f64::MIN_POSITIVE);
             let (w, d) = (1.0 / size, self.differences[e]);
             total += w * d * d;
+            of_file += w * self.files[e] * self.files[e];
             for i in 0..n {
                 right[i] += w * p[i] * d;
                 for j in 0..=i {
@@ -150,9 +155,12 @@ impl Equations {
                 (self.differences[e] - d).powi(2) / size
             })
             .sum();
-        // As many coefficients as blocks explain some of anything: counted off.
+        // What is left must be small against the file's elements too: a file that has nothing of the
+        // product differs by the whole of it. As many coefficients as blocks explain some of
+        // anything: counted off.
         let free = (kept.len() - n) as f64 / kept.len() as f64;
-        Some(Fit { coefficients, accounts_for: 1.0 - rest / (total * free).max(f64::MIN_POSITIVE) })
+        let whole = (total.min(of_file) * free).max(f64::MIN_POSITIVE);
+        Some(Fit { coefficients, accounts_for: 1.0 - rest / whole })
     }
 }
 
@@ -213,10 +221,12 @@ fn uniform_words(coefficients: &[f64], k: usize) -> String {
         off.iter().copied().filter(|b| !missing.contains(b) && !twice.contains(b)).collect();
     let mut words = Vec::new();
     if !missing.is_empty() {
-        words.push(format!("{} does not enter", list(&missing)));
+        let verb = if missing.len() == 1 { "does" } else { "do" };
+        words.push(format!("{} {verb} not enter", list(&missing)));
     }
     if !twice.is_empty() {
-        words.push(format!("{} counts twice", list(&twice)));
+        let verb = if twice.len() == 1 { "counts" } else { "count" };
+        words.push(format!("{} {verb} twice", list(&twice)));
     }
     for b in others.iter().take(4) {
         words.push(format!("{} counts {:.4} times", list(&[*b]), 1.0 + coefficients[*b]));
