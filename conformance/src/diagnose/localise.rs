@@ -158,11 +158,13 @@ fn holds(map: &Map, file: &Tensor, contract: &Tensor, places: &[(usize, usize)])
     // Whole rows that stand elsewhere in the contract's output.
     let rows = map.rows.max(1);
     let width = file.bytes().len() / rows;
-    let row = |t: &Tensor, r: usize| t.bytes()[r * width..(r + 1) * width].to_vec();
+    fn row(t: &Tensor, r: usize, width: usize) -> &[u8] {
+        &t.bytes()[r * width..(r + 1) * width]
+    }
     let (first, last) = (places[0].0, places[places.len() - 1].0);
     let count = last - first + 1;
     let from = (0..rows - count.min(rows) + 1)
-        .find(|&r| r != first && row(contract, r) == row(file, first))?;
-    let equal = (0..count).all(|i| row(file, first + i) == row(contract, from + i));
+        .find(|&r| r != first && row(contract, r, width) == row(file, first, width))?;
+    let equal = (0..count).all(|i| row(file, first + i, width) == row(contract, from + i, width));
     equal.then(|| format!("equal to rows {from}..={} of the output", from + count - 1))
 }

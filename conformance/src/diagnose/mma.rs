@@ -43,7 +43,7 @@ const ROWS: &[Row<Instruction, Variant>] = &[
     },
     Row {
         axis: "tensor core",
-        name: "{}",
+        name: "tensor core with {}",
         meaning: "Products are aligned to that many bits and summed in groups of that many.",
         seen: "DeepGEMM issue #37",
         changes: |i| {

@@ -168,7 +168,7 @@ const ROWS: &[Row<Case, Variant>] = &[
     },
     Row {
         axis: "order",
-        name: "{}",
+        name: "order: {}",
         meaning: "x, the reciprocal root and the weight are multiplied, or cast, in another order.",
         seen: "gemma_pytorch PR #67, LMDeploy PR #2842",
         changes: |_| {
@@ -249,7 +249,7 @@ const ROWS: &[Row<Case, Variant>] = &[
     },
     Row {
         axis: "root",
-        name: "{}",
+        name: "root: {}",
         meaning: "The reciprocal root is another number: rounded, of the sum, or not taken.",
         seen: "",
         changes: |_| {

@@ -147,7 +147,7 @@ const ROWS: &[Row<Case, Variant>] = &[
     },
     Row {
         axis: "gate",
-        name: "{}",
+        name: "activation: {}",
         meaning: "The gate goes through another function than silu.",
         seen: "breakdown-minimind issue #3",
         changes: |_| {

@@ -128,7 +128,7 @@ pub(super) const ROWS: &[Row<Case, Variant>] = &[
     },
     Row {
         axis: "rescale",
-        name: "{}",
+        name: "rescaling: {}",
         meaning: "What earlier blocks left is rescaled otherwise when the maximum grows.",
         seen: "FlashAttention issue #2082",
         changes: |_| {

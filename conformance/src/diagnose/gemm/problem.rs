@@ -159,7 +159,7 @@ impl Problem {
         }
     }
 
-    /// `None` where the output is neither F32 nor BF16.
+    /// `None` where the output is neither F32 nor BF16, and without experts.
     pub(super) fn grouped_fp8(
         op: &GroupedGemmFp8,
         case: &Case,
@@ -168,6 +168,9 @@ impl Problem {
         let input = |name: &str| &case.inputs[name];
         let (a, b) = (input("a"), input("b"));
         let k = a.shape()[1];
+        if op.counts.is_empty() {
+            return None;
+        }
         Some(Problem {
             m: a.shape()[0],
             n: b.shape()[1],
@@ -186,22 +189,23 @@ impl Problem {
         })
     }
 
-    /// `None` for wgrad's layout, for F64, and for segments of K.
+    /// `None` for F64, for segments of K, and where c is added, which the tensor core chains.
     pub(super) fn plain(op: &Gemm, case: &Case, (file, contract): Numbers) -> Option<Problem> {
         let a_rows = op.layout != Layout::Tn;
-        if !op.segments.is_empty() {
+        if !op.segments.is_empty() || case.inputs.contains_key("c") {
             return None;
         }
         Problem::unscaled(op.layout, a_rows, op.out, case, Vec::new(), (file, contract))
     }
 
-    /// As [`Problem::plain`].
+    /// As [`Problem::plain`]; `None` for wgrad's layout, too.
     pub(super) fn grouped(
         op: &GroupedGemm,
         case: &Case,
         (file, contract): Numbers,
     ) -> Option<Problem> {
-        if op.layout == Layout::Tn {
+        let accumulated = case.inputs.contains_key("c");
+        if op.layout == Layout::Tn || op.counts.is_empty() || accumulated {
             return None;
         }
         Problem::unscaled(op.layout, true, op.out, case, op.counts.clone(), (file, contract))
@@ -220,16 +224,15 @@ impl Problem {
         let shape = case.inputs["a"].shape();
         let k = if a_rows { shape[1] } else { shape[0] };
         let bf16 = matches!(a.codes, Codes::Bf16(_));
-        let c = case.inputs.get("c");
         Some(Problem {
             m: a.rows,
             n: b.rows,
             k,
             a,
             b,
-            c: c.map(|c| c.as_slice::<f32>().to_vec()),
+            c: None,
             out: out(to)?,
-            accumulate: if c.is_some() { AccumulateInto::Chain } else { AccumulateInto::Overwrite },
+            accumulate: AccumulateInto::Overwrite,
             accumulator: if bf16 { Accumulator::HOPPER_16BIT } else { Accumulator::FP32_FMA },
             interval: k.max(1),
             promote: Promote::Fma,

@@ -2,6 +2,8 @@
 
 mod table;
 
+use std::sync::{Arc, Mutex};
+
 use fathom_numerics::formats::{Format, Layout, Overflow, Rounding, to_bf16, to_f16};
 use fathom_reference::Tensor;
 use fathom_reference::ops::quantize::{
@@ -168,6 +170,7 @@ pub(super) struct QuantizeFamily {
     expanded: Expanded<Variant>,
     case: Case,
     x: Vec<f32>,
+    known: Mutex<Vec<(AmaxOf, Arc<Vec<f32>>)>>,
     /// Elements of q that the file holds, before those of the scale.
     q_elements: usize,
 }
@@ -227,6 +230,7 @@ impl QuantizeFamily {
         QuantizeFamily {
             expanded: Expanded::new(table::ROWS, &case, given),
             x: values(x),
+            known: Mutex::default(),
             q_elements: file.expected.get("q").map_or(0, Tensor::len),
             case,
         }
@@ -239,16 +243,14 @@ impl Family for QuantizeFamily {
     }
 
     fn cost_per_element(&self) -> u64 {
-        // Every hypothesis goes through all of x for its amax.
         256
     }
 
     fn evaluate(&self, chosen: &[usize], sample: &Sample) -> Option<Vec<u64>> {
         let v = self.expanded.variant(chosen);
-        let x: Vec<f32> = self.x.iter().map(|&x| v.entered(x)).collect();
-        let scales = Scales::new(&v, &x, self.case.shape);
+        let scales = Scales::new(&v, &self.amax(&v), self.case.shape.1);
         let element = |&e: &usize| match e.checked_sub(self.q_elements) {
-            None => self.code(&v, &x, &scales, e),
+            None => self.code(&v, &scales, e),
             Some(e) => self.stored_scale(&v, &scales, e),
         };
         Some(sample.elements.iter().map(element).collect())
@@ -339,8 +341,23 @@ impl Variant {
     }
 }
 
+/// The larger of two maxima; a NaN among them stays.
+fn larger_of(x: f32, y: f32) -> f32 {
+    if x.is_nan() || y.is_nan() { f32::NAN } else { x.max(y) }
+}
+
 fn at_least(x: f32, floor: f32) -> f32 {
     if x.is_nan() { x } else { x.max(floor) }
+}
+
+/// What decides the amax of every block: shared by all variants that differ elsewhere.
+#[derive(Clone, PartialEq)]
+struct AmaxOf {
+    block: Block,
+    flat: bool,
+    amax: Amax,
+    input: Narrow,
+    flush_input: bool,
 }
 
 /// Scale, scale before rounding, and amax of every block of a variant.
@@ -353,25 +370,9 @@ struct Scales {
 }
 
 impl Scales {
-    fn new(v: &Variant, x: &[f32], (m, k): (usize, usize)) -> Scales {
-        let columns = k.div_ceil(v.block.columns);
-        let count = match v.flat {
-            true => (m * k).div_ceil(v.block.columns),
-            false => m.div_ceil(v.block.rows) * columns,
-        };
-        let mut scales = Scales { columns, k, block: v.block, flat: v.flat, of: Vec::new() };
-        let mut amax = vec![0.0f32; count];
-        for (i, &x) in x.iter().enumerate() {
-            let amax = &mut amax[scales.index(i / k, i % k)];
-            // `max` drops a NaN, as the contract does.
-            *amax = match v.amax {
-                Amax::Signed => amax.max(x),
-                Amax::KeepsNan if amax.is_nan() || x.is_nan() => f32::NAN,
-                _ => amax.max(x.abs()),
-            };
-        }
+    fn new(v: &Variant, amax: &[f32], k: usize) -> Scales {
         let narrow = |a: f32| if v.amax == Amax::Bf16 { to_bf16(a).to_f32() } else { a };
-        let of = |amax: f32| {
+        let of = |&amax: &f32| {
             let (scale, unrounded) = v.scale(narrow(amax));
             let floored = match v.floor {
                 Floor::At(floor) => at_least(narrow(amax), floor),
@@ -379,8 +380,13 @@ impl Scales {
             };
             (scale, unrounded, floored)
         };
-        scales.of = amax.into_iter().map(of).collect();
-        scales
+        Scales {
+            columns: k.div_ceil(v.block.columns),
+            k,
+            block: v.block,
+            flat: v.flat,
+            of: amax.iter().map(of).collect(),
+        }
     }
 
     fn index(&self, row: usize, column: usize) -> usize {
@@ -396,9 +402,55 @@ impl Scales {
 }
 
 impl QuantizeFamily {
-    fn code(&self, v: &Variant, x: &[f32], scales: &Scales, e: usize) -> u64 {
+    /// The amax of every block, computed once for all variants that share it.
+    fn amax(&self, v: &Variant) -> Arc<Vec<f32>> {
+        let key = AmaxOf {
+            block: v.block,
+            flat: v.flat,
+            amax: v.amax,
+            input: v.input,
+            flush_input: v.flush_input,
+        };
+        let known = || self.known.lock().expect("no panic holds it");
+        if let Some((_, amax)) = known().iter().find(|(k, _)| *k == key) {
+            return amax.clone();
+        }
+        let k = self.case.shape.1;
+        let larger = |amax: f32, x: &f32| {
+            let x = v.entered(*x);
+            // `max` drops a NaN, as the contract does.
+            match v.amax {
+                Amax::Signed => amax.max(x),
+                Amax::KeepsNan if amax.is_nan() || x.is_nan() => f32::NAN,
+                _ => amax.max(x.abs()),
+            }
+        };
+        let of = |x: &[f32]| x.iter().fold(0.0, larger);
+        let amax = if v.flat {
+            self.x.chunks(v.block.columns).map(of).collect()
+        } else {
+            let width = v.block.columns.min(k);
+            let band = v.block.rows.min(self.case.shape.0).saturating_mul(k);
+            let of_band = |band: &[f32]| -> Vec<f32> {
+                let rows = band.chunks(k).map(|row| row.chunks(width).map(of));
+                let mut all = vec![0.0f32; k.div_ceil(width)];
+                for row in rows {
+                    for (all, one) in all.iter_mut().zip(row) {
+                        *all = larger_of(*all, one);
+                    }
+                }
+                all
+            };
+            self.x.chunks(band).flat_map(of_band).collect()
+        };
+        let amax = Arc::new(amax);
+        known().push((key, amax.clone()));
+        amax
+    }
+
+    fn code(&self, v: &Variant, scales: &Scales, e: usize) -> u64 {
         if self.case.one_byte {
-            return u64::from(self.one_code(v, x, scales, e));
+            return u64::from(self.one_code(v, scales, e));
         }
         // Word w of a row: codes of eight elements in three words.
         let words = self.case.shape.1.div_ceil(8) * 3;
@@ -407,14 +459,14 @@ impl QuantizeFamily {
             let column = word / 3 * 8 + i;
             let inside = column < self.case.shape.1;
             let at = row * self.case.shape.1 + column;
-            let code = if inside { self.one_code(v, x, scales, at) } else { 0 };
+            let code = if inside { self.one_code(v, scales, at) } else { 0 };
             fathom_numerics::formats::E5M6::from_bits(code as u16)
         });
         debug_assert_eq!(self.case.format, Format::E5M6);
         u64::from(fathom_numerics::formats::packed::pack_e5m6(eight)[word % 3])
     }
 
-    fn one_code(&self, v: &Variant, x: &[f32], scales: &Scales, e: usize) -> u32 {
+    fn one_code(&self, v: &Variant, scales: &Scales, e: usize) -> u32 {
         let (m, k) = self.case.shape;
         let (row, column) = (e / k, e % k);
         let width = v.block.columns.min(k);
@@ -430,12 +482,13 @@ impl QuantizeFamily {
         };
         let (scale, unrounded, amax) = scales.at(row, column);
         let scale = if v.codes_by_unrounded { unrounded } else { scale };
+        let x = v.entered(self.x[e]);
         let scaled = match v.divide {
-            Divide::Ieee => x[e] / scale,
-            Divide::Reciprocal => x[e] * (1.0 / scale),
-            Divide::Inverse => x[e] * (v.largest() / amax),
-            Divide::Multiply => x[e] * scale,
-            Divide::Not => x[e],
+            Divide::Ieee => x / scale,
+            Divide::Reciprocal => x * (1.0 / scale),
+            Divide::Inverse => x * (v.largest() / amax),
+            Divide::Multiply => x * scale,
+            Divide::Not => x,
         };
         v.encoded(v.quotient.through(scaled))
     }

@@ -164,7 +164,7 @@ pub(super) const ROWS: &[Row<Case, Variant>] = &[
     },
     Row {
         axis: "scale",
-        name: "{}",
+        name: "kind of scale: {}",
         meaning: "Scales are other numbers: any FP32, powers of two (UE8M0) rounded in some \
                   direction, BF16 or FP16.",
         seen: "SGLang PR #31210, aiter PR #3212, onnxruntime PR #32122",

@@ -62,7 +62,7 @@ pub(super) const ROWS: &[Row<Problem, Variant>] = &[
     },
     Row {
         axis: "rounding",
-        name: "{}",
+        name: "rounding: {}",
         meaning: "Terms or sums of the tensor core are rounded in another direction.",
         seen: "",
         changes: |_| {

@@ -36,7 +36,7 @@ pub(super) const ROWS: &[Row<Problem, Variant>] = &[
     },
     Row {
         axis: "c",
-        name: "{}",
+        name: "order of c: {}",
         meaning: "The old value of the output enters first or last, which rounds otherwise.",
         seen: "",
         changes: |p| {

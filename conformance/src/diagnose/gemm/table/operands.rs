@@ -202,7 +202,7 @@ pub(super) const ROWS: &[Row<Problem, Variant>] = &[
     },
     Row {
         axis: "order",
-        name: "{}",
+        name: "order of K: {}",
         meaning: "K blocks are promoted in another order, which changes the roundings.",
         seen: "",
         changes: |_| {
