@@ -255,6 +255,42 @@ fn converted_operands_and_parts_of_k_are_named() {
 }
 
 #[test]
+fn slips_of_the_main_loop_are_named() {
+    let g = Gemm::new(96, 200, 640);
+    let with = |a: &dyn Fn(usize, usize) -> u8| {
+        let a = Array2::from_shape_fn((g.m, g.k), |(i, k)| a(i, k));
+        let other = Gemm { partials: partials(&a, &g.b.codes, 128), ..Gemm::new(g.m, g.n, g.k) };
+        g.found(bf16s(&other.right()))
+    };
+    let a = &g.a.codes;
+    // 16-byte chunks of 128-byte rows, exchanged by the row's number modulo 8.
+    let swizzled = |i: usize, k: usize| {
+        let (chunk, byte) = (k % 128 / 16, k % 16);
+        a[[i, k / 128 * 128 + (chunk ^ (i % 8)) * 16 + byte]]
+    };
+    named(&with(&swizzled), "a with a swizzle of 128 bytes");
+    named(&with(&|i, k| a[[i, k / 128 * 128 + k % 32]]), "a read at the first 32 elements");
+    named(&with(&|i, k| if k % 128 < 96 { 0 } else { a[[i, k]] }), "only elements 96 to 127");
+    let stale = |i: usize, k: usize| a[[i, if k >= 256 { k - 256 } else { k }]];
+    named(&with(&stale), "a read two blocks too early along K");
+
+    // Sums of all K so far, from one chain of the tensor core that is never cleared.
+    let so_far: Vec<Array2<f32>> = (1..=5)
+        .map(|blocks| {
+            let end = blocks * 128;
+            let (a, b) = (a.slice(s![.., ..end]), g.b.codes.slice(s![.., ..end]));
+            partials(&a.to_owned(), &b.to_owned(), end).remove(0)
+        })
+        .collect();
+    let sums = Gemm { partials: so_far, ..Gemm::new(g.m, g.n, g.k) }.right();
+    named(&g.found(bf16s(&sums)), "the tensor core's sum not cleared between intervals");
+
+    let right = g.right();
+    let shuffled = Array2::from_shape_fn(right.dim(), |(i, j)| right[[i, (7 * j + 3) % g.n]]);
+    named(&g.found(bf16s(&shuffled)), "columns in another order");
+}
+
+#[test]
 fn split_k_is_named() {
     let g = Gemm::new(96, 200, 1280);
     let part = |i: usize, j: usize, blocks: std::ops::Range<usize>| {

@@ -15,9 +15,9 @@ use crate::compare;
 /// Who shares one value.
 #[derive(Clone, Copy, PartialEq)]
 enum Shared {
-    ByAll,
-    ByColumn,
-    ByRow,
+    All,
+    Column,
+    Row,
 }
 
 /// A kind of change with one value for each group of elements.
@@ -31,7 +31,7 @@ struct Kind {
 
 const KINDS: [Kind; 6] = [
     Kind {
-        shared: Shared::ByAll,
+        shared: Shared::All,
         multiplied: true,
         name: "output times one factor",
         meaning: "One factor for all elements explains them: an alpha, or a scale too much or too \
@@ -39,28 +39,28 @@ const KINDS: [Kind; 6] = [
         seen: "MLX PR #2578",
     },
     Kind {
-        shared: Shared::ByAll,
+        shared: Shared::All,
         multiplied: false,
         name: "one value added to all elements",
         meaning: "One summand for all elements explains them.",
         seen: "",
     },
     Kind {
-        shared: Shared::ByColumn,
+        shared: Shared::Column,
         multiplied: false,
         name: "a value added to each column",
         meaning: "One summand a column explains them: a bias.",
         seen: "XLA issue #46110",
     },
     Kind {
-        shared: Shared::ByRow,
+        shared: Shared::Row,
         multiplied: false,
         name: "a value added to each row",
         meaning: "One summand a row explains them: a bias along the wrong dimension.",
         seen: "",
     },
     Kind {
-        shared: Shared::ByRow,
+        shared: Shared::Row,
         multiplied: true,
         name: "each row times a factor",
         meaning: "One factor a row explains them: a row's scale or routing weight wrong, left out or \
@@ -68,7 +68,7 @@ const KINDS: [Kind; 6] = [
         seen: "",
     },
     Kind {
-        shared: Shared::ByColumn,
+        shared: Shared::Column,
         multiplied: true,
         name: "each column times a factor",
         meaning: "One factor a column explains them: a column's scale wrong, left out or applied \
@@ -103,9 +103,9 @@ pub(super) fn find(file: &Tensor, contract: &Tensor) -> Option<(Hypothesis, Stri
             seen: kind.seen,
         };
         let shown = |(group, value): (&usize, &f64)| match kind.shared {
-            Shared::ByAll => format!("{value:.6}"),
-            Shared::ByColumn => format!("column {group}: {value:.6}"),
-            Shared::ByRow => format!("row {group}: {value:.6}"),
+            Shared::All => format!("{value:.6}"),
+            Shared::Column => format!("column {group}: {value:.6}"),
+            Shared::Row => format!("row {group}: {value:.6}"),
         };
         let more = if values.len() > 3 { ", ..." } else { "" };
         let some: Vec<String> = values.iter().take(3).map(shown).collect();
@@ -123,9 +123,9 @@ fn explained(
     let mut groups: BTreeMap<usize, (f64, f64, usize)> = BTreeMap::new();
     for &i in differing {
         let group = match kind.shared {
-            Shared::ByAll => 0,
-            Shared::ByColumn => i % columns,
-            Shared::ByRow => i / columns,
+            Shared::All => 0,
+            Shared::Column => i % columns,
+            Shared::Row => i / columns,
         };
         let f = bounds(file.dtype(), file.bits(i))?;
         let c = bounds(file.dtype(), contract.bits(i))?;

@@ -31,6 +31,11 @@ enum Holds {
     /// Rows, columns within a tile repeated: every tile holds the first one's.
     RowModulo(usize),
     ColumnModulo(usize),
+    /// The rows, or columns, that the file's were found to be.
+    RowsFound,
+    ColumnsFound,
+    /// The bits of the value in FP16.
+    F16Bits,
 }
 
 /// Rows and columns of the (first) output.
@@ -59,6 +64,9 @@ pub(super) struct Outputs {
     shape: Shape,
     /// The commonest bits among the differing elements, where they are most of them.
     filled_with: Option<u64>,
+    /// Which of the contract's rows (columns) each of the file's is, where most are one.
+    rows_from: Vec<Option<usize>>,
+    columns_from: Vec<Option<usize>>,
     /// How far before a differing row the row lies whose bits it repeats.
     repeats: Vec<usize>,
 }
@@ -223,6 +231,30 @@ const ROWS: &[Row<Outputs, Variant>] = &[
     },
     Row {
         axis: "output",
+        name: "rows in another order",
+        meaning: "The file's rows are rows of the contract's output, in other places.",
+        seen: "",
+        changes: |c| one_if(!c.rows_from.is_empty(), |v| v.holds = Holds::RowsFound),
+    },
+    Row {
+        axis: "output",
+        name: "columns in another order",
+        meaning: "The file's columns are columns of the contract's output, in other places.",
+        seen: "",
+        changes: |c| one_if(!c.columns_from.is_empty(), |v| v.holds = Holds::ColumnsFound),
+    },
+    Row {
+        axis: "output",
+        name: "FP16 bits in a BF16 tensor",
+        meaning: "The result is stored as FP16 where BF16 is expected.",
+        seen: "",
+        changes: |c| {
+            let bf16 = c.tensors[0].0.dtype() == DType::BF16;
+            one_if(bf16, |v| v.holds = Holds::F16Bits)
+        },
+    },
+    Row {
+        axis: "output",
         name: "output negated",
         meaning: "Every element has the other sign.",
         seen: "",
@@ -335,6 +367,32 @@ impl Outputs {
         found
     }
 
+    /// For each row (column) of the file, the contract's of the same bits; empty where fewer than
+    /// nine in ten are found, or all are in place.
+    fn found_lines(
+        (file, contract): &(Tensor, Tensor),
+        shape: Shape,
+        rows: bool,
+    ) -> Vec<Option<usize>> {
+        let (lines, across) =
+            if rows { (shape.rows, shape.columns) } else { (shape.columns, shape.rows) };
+        // One element says nothing about its line.
+        if across < 4 || file.bytes() == contract.bytes() {
+            return Vec::new();
+        }
+        let line = |t: &Tensor, l: usize| -> Vec<u64> {
+            let at = |o| if rows { l * shape.columns + o } else { o * shape.columns + l };
+            (0..across).map(|o| t.bits(at(o))).collect()
+        };
+        let known: std::collections::HashMap<Vec<u64>, usize> =
+            (0..lines).rev().map(|l| (line(contract, l), l)).collect();
+        let from: Vec<Option<usize>> =
+            (0..lines).map(|l| known.get(&line(file, l)).copied()).collect();
+        let found = from.iter().flatten().count();
+        let moved = from.iter().enumerate().filter(|(l, f)| f.is_some_and(|f| f != *l)).count();
+        if found * 10 >= lines * 9 && moved > 0 { from } else { Vec::new() }
+    }
+
     /// The bits that most of the differing elements share.
     fn filled_with(tensors: &[(Tensor, Tensor)]) -> Option<u64> {
         let (file, contract) = &tensors[0];
@@ -369,6 +427,8 @@ impl OutputFamily {
         let shape = Shape { rows, columns };
         let outputs = Outputs {
             filled_with: Outputs::filled_with(&tensors),
+            rows_from: Outputs::found_lines(&tensors[0], shape, true),
+            columns_from: Outputs::found_lines(&tensors[0], shape, false),
             repeats: Outputs::repeats(&tensors, shape),
             tensors,
             shape,
@@ -424,6 +484,16 @@ impl OutputFamily {
                 let (r, c) = (i % t, j % t);
                 place(Some((i - r + c, j - c + r)))
             }
+            Holds::RowsFound => {
+                place(self.outputs.rows_from.get(i).copied().flatten().map(|i| (i, j)))
+            }
+            Holds::ColumnsFound => {
+                place(self.outputs.columns_from.get(j).copied().flatten().map(|j| (i, j)))
+            }
+            Holds::F16Bits => match compare::value(dtype, contract.bits(at)) {
+                Some(x) => half::f16::from_f64(x).to_bits().into(),
+                None => contract.bits(at),
+            },
             Holds::RowModulo(t) => place(Some((i % t, j))),
             Holds::ColumnModulo(t) => place(Some((i, j % t))),
         }

@@ -138,11 +138,10 @@ impl Search<'_> {
         let many = self.sample(2, differing, CONFIRMING_BUDGET);
         if many.elements.len() > sample.elements.len() {
             // The parameters as given stay in the list: their misses are the yardstick.
-            let region = region_of(&ranked).map(|at| ranked[at].choice.clone());
             let best = ranked.iter().take(CONFIRMED).map(|r| r.choice.clone());
-            let mut best: Vec<_> =
-                best.filter(|c| *c != none && Some(c) != region.as_ref()).collect();
-            best.extend(region.filter(|c| *c != none));
+            let mut best: Vec<_> = best.filter(|c| *c != none).collect();
+            let region = region_of(&ranked).map(|at| ranked[at].choice.clone());
+            best.extend(region.filter(|c| *c != none && !best.contains(c)));
             best.push(none);
             ranked = self.rank(&best, &many, tried);
             let (examined, mismatched) = (many.elements.len(), mismatched(&many));

@@ -91,6 +91,7 @@ impl Evidence<'_> {
             .or_else(|| self.explained_where_differing())
             .or_else(|| self.isolated())
             .or_else(|| self.offset())
+            .or_else(|| self.strong_lead())
             .or_else(|| self.along_k())
             .unwrap_or_else(|| self.nothing())
     }
@@ -223,10 +224,23 @@ impl Evidence<'_> {
         Some(Verdict { words, cause: Some(cause), explained: false })
     }
 
+    /// The hypothesis that agrees with the most differing elements, the simplest of equals.
+    fn nearest(&self) -> Option<&Ranked> {
+        let key = |r: &&Ranked| (r.agree_of_mismatched, std::cmp::Reverse(r.deviations.len()));
+        // Of equals `max_by_key` takes the last: from the back, the first.
+        self.found.ranked.iter().rev().max_by_key(key)
+    }
+
+    /// A lead that agrees with half of the differing elements says more than weights of K blocks.
+    fn strong_lead(&self) -> Option<Verdict> {
+        let strong = self.nearest()?.agree_of_mismatched * 2 >= self.found.mismatched;
+        (strong && self.lead().is_some()).then(|| self.nothing())
+    }
+
     /// The nearest hypothesis, where it agrees beyond chance.
     fn lead(&self) -> Option<String> {
-        let Found { ranked, mismatched, tried, .. } = self.found;
-        let best = ranked.iter().max_by_key(|r| r.agree_of_mismatched)?;
+        let Found { mismatched, tried, .. } = self.found;
+        let best = self.nearest()?;
         let share = |x: usize| 100.0 * x as f64 / (*mismatched).max(1) as f64;
         best.is_lead(*mismatched, *tried).then(|| {
             format!(
@@ -241,10 +255,10 @@ impl Evidence<'_> {
     }
 
     fn nothing(&self) -> Verdict {
-        let Found { ranked, mismatched, tried, .. } = self.found;
+        let Found { mismatched, tried, .. } = self.found;
         let lead = self.lead();
         let nearest = lead.clone().unwrap_or_else(|| {
-            let best = ranked.iter().max_by_key(|r| r.agree_of_mismatched);
+            let best = self.nearest();
             let (agree, chance) = best.map_or((0, 0.0), |r| (r.agree_of_mismatched, r.chance));
             format!(
                 "none of {} hypotheses is a lead: the best agrees with {} of {} differing elements \
@@ -263,7 +277,7 @@ impl Evidence<'_> {
             grouped(self.mismatches),
             self.place()
         );
-        let best = ranked.iter().max_by_key(|r| r.agree_of_mismatched).filter(|_| lead.is_some());
+        let best = self.nearest().filter(|_| lead.is_some());
         Verdict { words, cause: best.map(Cause::of), explained: false }
     }
 }

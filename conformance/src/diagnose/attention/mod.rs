@@ -27,6 +27,8 @@ enum Mask {
     TopLeft,
     /// The last so many keys before it.
     Window(usize),
+    /// Whole KV blocks only: the query's own, if not full, is left out.
+    WholeBlocks,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,9 +58,9 @@ enum Probabilities {
 enum Exp {
     Exact,
     /// `exp2(s scale log2 e - m scale log2 e)` by one fma.
-    Exp2,
+    Binary,
     /// `exp2((s - m) log2 e)`.
-    Exp2Late,
+    BinaryLate,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -230,6 +232,7 @@ impl AttentionFamily {
             Mask::None => (0, keys),
             Mask::TopLeft => (0, (place + 1).min(keys)),
             Mask::Window(n) => ((place + 1).saturating_sub(n), place + 1),
+            Mask::WholeBlocks => (0, (place + 1) / v.block_kv * v.block_kv),
         };
         let low = if v.first_key_dropped { low.max(1) } else { low };
         let scale = match v.scale {
@@ -317,11 +320,11 @@ impl State {
                 xs.iter_mut().for_each(|x| *x -= top);
                 f32::exp_slice(xs);
             }
-            Exp::Exp2 => {
+            Exp::Binary => {
                 let e = std::f32::consts::LOG2_E;
                 xs.iter_mut().for_each(|x| *x = exp2(x.mul_add(e, -top * e)));
             }
-            Exp::Exp2Late => {
+            Exp::BinaryLate => {
                 xs.iter_mut().for_each(|x| *x = exp2((*x - top) * std::f32::consts::LOG2_E));
             }
         };

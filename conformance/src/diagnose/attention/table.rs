@@ -55,6 +55,13 @@ pub(super) const ROWS: &[Row<Case, Variant>] = &[
     },
     Row {
         axis: "mask",
+        name: "keys behind the last whole KV block dropped",
+        meaning: "The loop over KV blocks runs keys / block times, rounded down.",
+        seen: "",
+        changes: |_| one(|v| v.mask = Mask::WholeBlocks),
+    },
+    Row {
+        axis: "mask",
         name: "segments ignored",
         meaning: "Queries see the keys of earlier segments: cu_seqlens is not used.",
         seen: "",
@@ -120,8 +127,8 @@ pub(super) const ROWS: &[Row<Case, Variant>] = &[
         seen: "",
         changes: |_| {
             let all = named([
-                ("as exp2 with the scale folded in", Exp::Exp2),
-                ("as exp2 of the difference times log2 e", Exp::Exp2Late),
+                ("as exp2 with the scale folded in", Exp::Binary),
+                ("as exp2 of the difference times log2 e", Exp::BinaryLate),
             ]);
             each(all, |v, Named(_, e)| v.exp = e)
         },

@@ -104,6 +104,12 @@ impl GemmFamily {
             BlockOf::Of(n) => at / n,
             BlockOf::Reversed => last - own.min(last),
             BlockOf::Modulo(n) => own % n,
+            BlockOf::Largest => {
+                let row = (row / x.block[0]).min(rows - 1);
+                let all = &x.scales[row * columns..(row + 1) * columns];
+                let larger = |b: usize, c: usize| if all[c] > all[b] { c } else { b };
+                (0..columns).fold(0, larger)
+            }
         };
         let mut matrix = if which == 0 { 0 } else { expert.unwrap_or(0) };
         let own = row / x.block[0];
@@ -111,6 +117,13 @@ impl GemmFamily {
             RowOf::Own => own,
             RowOf::Next(by) => own.saturating_add_signed(by),
             RowOf::Always(r) => r,
+            RowOf::LastTakes(r) => {
+                if own == rows - 1 {
+                    r
+                } else {
+                    own
+                }
+            }
             RowOf::Of(n) => row / n,
             RowOf::Modulo(n) => own % n,
             RowOf::WithinExpert => {

@@ -9,7 +9,7 @@ use fathom_numerics::gemm::tensor_core::TensorCore;
 use fathom_numerics::gemm::{Accumulate, gemm_bf16_into, gemm_f16_into, inorder};
 use fathom_numerics::mma::{self, Accumulator, Output, Terms};
 use half::bf16;
-use ndarray::{Array2, ArrayView2, Axis, Slice};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
 
 use super::problem::{Codes, Operand, Problem};
 use super::variant::{Blocks, Core, Expert, Place, Scaling, Variant};
@@ -128,7 +128,7 @@ fn codes(x: &Operand, core: &Core, which: usize, k: usize, rows: &[usize]) -> Ar
     };
     let table = x.codes.is_fp8().then(|| reading.table(x.codes.format()));
     let flat = |row: usize, kk: usize| -> usize {
-        let kk = reading.along(kk, core.extent);
+        let kk = reading.along(row, kk, core.extent);
         match place {
             Place::AsGiven => row * k + kk,
             Place::Transposed => {
@@ -143,7 +143,8 @@ fn codes(x: &Operand, core: &Core, which: usize, k: usize, rows: &[usize]) -> Ar
         }
     };
     let mut all = Array2::from_shape_fn((rows.len(), core.extent), |(i, kk)| {
-        if core.blocks.weight(kk / 128) == 0 {
+        let inside = (core.within.0..core.within.1).contains(&(kk % 128));
+        if core.blocks.weight(kk / 128) == 0 || !inside {
             return 0;
         }
         let code = x.codes.at(flat(rows[i], kk));
@@ -173,13 +174,11 @@ pub(super) fn computed(p: &Problem, grid: &Grid, core: &Core) -> Vec<f32> {
         let b_rows: Vec<usize> = grid.columns.iter().map(|j| expert * p.n + j).collect();
         let a = codes(&p.a, core, 0, p.k, rows);
         let b = codes(&p.b, core, 1, p.k, &b_rows);
+        let mut part = Array2::zeros((rows.len(), width));
         for (number, &(begin, end)) in intervals.iter().enumerate() {
-            let part = product(
-                p,
-                core,
-                a.slice_axis(Axis(1), Slice::from(begin..end)),
-                b.slice_axis(Axis(1), Slice::from(begin..end)),
-            );
+            let along = Slice::from(begin..end);
+            let (a, b) = (a.slice_axis(Axis(1), along), b.slice_axis(Axis(1), along));
+            product(p, core, a, b, part.view_mut(), core.carried && number > 0);
             let at = number * grid.len() + first * width;
             all[at..at + part.len()].copy_from_slice(part.as_slice().expect("row-major"));
         }
@@ -200,37 +199,37 @@ fn by_expert<'a>(p: &Problem, of: Expert, rows: &'a [usize]) -> Vec<(usize, &'a 
     runs
 }
 
+/// One interval's sums into `d`, from zero or from what it holds.
 fn product(
     p: &Problem,
     core: &Core,
     a: ArrayView2<'_, u32>,
     b: ArrayView2<'_, u32>,
-) -> Array2<f32> {
-    let mut d = Array2::zeros((a.nrows(), b.nrows()));
+    mut d: ArrayViewMut2<'_, f32>,
+    carry: bool,
+) {
     let formats =
         (core.readings[0].format(p.a.codes.format()), core.readings[1].format(p.b.codes.format()));
     if formats.0 == Format::F32 {
         let (a, b) = (a.map(|&x| f32::from_bits(x)), b.map(|&x| f32::from_bits(x)));
-        inorder::gemm_f32(a.view(), b.t(), d.view_mut(), false);
-        return d;
+        return inorder::gemm_f32(a.view(), b.t(), d, carry);
     }
     if core.mma_sync {
-        return mma_sync(formats, a, b);
+        return d.assign(&mma_sync(formats, a, b));
     }
     if core.accumulator.output == Output::F16 {
-        return f16_accumulator(core.accumulator, formats, a, b);
+        return d.assign(&f16_accumulator(core.accumulator, formats, a, b));
     }
     let tensor_core = TensorCore::new(core.accumulator, formats.0, formats.1);
     let tensor_core = tensor_core.expect("FP32 output");
     if p.is_fp8() {
         let (a, b) = (a.map(|&x| x as u8), b.map(|&x| x as u8));
         let (a, b) = (tensor_core.pack_a(a.view()), tensor_core.pack_b(b.view()));
-        tensor_core.multiply_add(&a, &b, d.view_mut(), false);
+        tensor_core.multiply_add(&a, &b, d.view_mut(), carry);
     } else {
         let (a, b) = (tensor_core.pack_a(a), tensor_core.pack_b(b));
-        tensor_core.multiply_add(&a, &b, d.view_mut(), false);
+        tensor_core.multiply_add(&a, &b, d.view_mut(), carry);
     }
-    d
 }
 
 /// FP8 `mma.sync` on sm_90 becomes F16 instructions: of each 32 elements of K those with k mod 4 of

@@ -21,8 +21,12 @@ pub(super) enum Reading {
     Unsigned,
     /// Every two codes of K exchanged.
     PairsExchanged,
-    /// The low half byte first of packed codes, and so on: bytes reversed in each word of 4.
+    /// Every four codes of K reversed, as by another byte order.
     WordsReversed,
+    /// Every group of 32 in a block of 128 reads the block's first group.
+    FirstGroup,
+    /// Chunks of 16 bytes exchanged as a swizzle of that many bytes a row does.
+    Swizzled(usize),
 }
 
 /// Where an operand's codes are read.
@@ -45,6 +49,10 @@ pub(super) struct Core {
     pub(super) interval: usize,
     /// FP8 `mma.sync` on sm_90: F16 products in halves of each 32, added to the sum in FP32.
     pub(super) mma_sync: bool,
+    /// An interval's sum starts from the one before instead of zero.
+    pub(super) carried: bool,
+    /// The part of each block of 128 elements of K that enters.
+    pub(super) within: (usize, usize),
     /// Groups within an interval from the last to the first.
     pub(super) groups_descending: bool,
     /// Elements of K that enter; beyond K, memory behind the row's end does.
@@ -92,6 +100,8 @@ pub(super) enum BlockOf {
     Reversed,
     /// Block modulo that.
     Modulo(usize),
+    /// The block of the row's largest scale.
+    Largest,
 }
 
 /// Which row of scales a row takes.
@@ -100,6 +110,8 @@ pub(super) enum RowOf {
     Own,
     Next(isize),
     Always(usize),
+    /// The last row of scales is this one.
+    LastTakes(usize),
     /// Groups of that many rows.
     Of(usize),
     Modulo(usize),
@@ -123,7 +135,6 @@ pub(super) enum ScaleValue {
     Pow2Half,
     Reciprocal,
     Squared,
-    Times(f32),
     /// 1 in the last block.
     OneInLast,
 }
@@ -307,6 +318,8 @@ impl Variant {
                 accumulator: p.accumulator,
                 interval: p.interval,
                 mma_sync: false,
+                carried: false,
+                within: (0, 128),
                 groups_descending: false,
                 extent: p.k,
                 readings: [Reading::AsGiven; 2],
@@ -374,7 +387,6 @@ impl ScaleValue {
             }
             ScaleValue::Reciprocal => 1.0 / scale,
             ScaleValue::Squared => scale * scale,
-            ScaleValue::Times(factor) => scale * factor,
         }
     }
 }
@@ -410,9 +422,12 @@ impl Reading {
         })
     }
 
-    /// Where along K a code comes from.
-    pub(super) fn along(self, k: usize, extent: usize) -> usize {
+    /// Where along K a row's code comes from.
+    pub(super) fn along(self, row: usize, k: usize, extent: usize) -> usize {
         let from = match self {
+            Reading::FirstGroup => k / 128 * 128 + k % 32,
+            // PTX ISA, swizzling modes: the chunk's number is combined with bits of the row's.
+            Reading::Swizzled(bytes) => k ^ (row / (128 / bytes) % (bytes / 16) * 16),
             Reading::PairsExchanged => k ^ 1,
             Reading::WordsReversed => k ^ 3,
             _ => k,

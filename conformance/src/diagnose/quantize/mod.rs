@@ -71,6 +71,10 @@ enum Amax {
     Signed,
     KeepsNan,
     Bf16,
+    /// Only those many first columns of the block count.
+    First(usize),
+    /// Only every second column counts.
+    EverySecond,
 }
 
 /// The code of a NaN.
@@ -425,8 +429,12 @@ impl QuantizeFamily {
                 _ => amax.max(x.abs()),
             }
         };
-        let of = |x: &[f32]| x.iter().fold(0.0, larger);
-        let amax = if v.flat {
+        let of = |x: &[f32]| match v.amax {
+            Amax::First(n) => x.iter().take(n).fold(0.0, larger),
+            Amax::EverySecond => x.iter().step_by(2).fold(0.0, larger),
+            _ => x.iter().fold(0.0, larger),
+        };
+        let amax: Vec<f32> = if v.flat {
             self.x.chunks(v.block.columns).map(of).collect()
         } else {
             let width = v.block.columns.min(k);

@@ -242,7 +242,7 @@ pub(super) const ROWS: &[Row<Case, Variant>] = &[
         meaning: "The scale is bounded below, not amax.",
         seen: "torchao PR #4762",
         changes: |c| {
-            let all = [f32::MIN_POSITIVE, 1e-12, 1e-10, 1e-8, 1e-6, 1e-5, 1e-4, c.floor];
+            let all = [1.0, f32::MIN_POSITIVE, 1e-12, 1e-10, 1e-8, 1e-6, 1e-5, 1e-4, c.floor];
             each(all.map(|f| Named(format!("{f:e}"), f)), |v, Named(_, f)| {
                 v.floor = Floor::OfScale(f)
             })
@@ -280,6 +280,21 @@ pub(super) const ROWS: &[Row<Case, Variant>] = &[
         meaning: "The maximum passes through BF16 before the scale is made.",
         seen: "",
         changes: |_| one(|v| v.amax = Amax::Bf16),
+    },
+    Row {
+        axis: "amax",
+        name: "amax of {} of each tile",
+        meaning: "Part of the tile does not count for amax: a reduction over lanes is cut short.",
+        seen: "",
+        changes: |c| {
+            let width = c.block.columns.min(c.shape.1);
+            let firsts = [width / 4, width / 2, width * 3 / 4, width.saturating_sub(1), 32];
+            let firsts = firsts.into_iter().filter(|n| *n > 0 && *n < width);
+            let mut all: Vec<_> =
+                firsts.map(|n| Named(format!("the first {n} columns"), Amax::First(n))).collect();
+            all.push(Named("every second column".to_owned(), Amax::EverySecond));
+            each(all, |v, Named(_, a)| v.amax = a)
+        },
     },
     Row {
         axis: "block",

@@ -79,6 +79,26 @@ pub(super) const ROWS: &[Row<Problem, Variant>] = &[
         },
     },
     Row {
+        axis: "start of an interval",
+        name: "the tensor core's sum not cleared between intervals",
+        meaning: "Each promotion adds the sum of all K so far: scale-d is 1 where it should be 0.",
+        seen: "FlashInfer PR #3650",
+        changes: |p| one_if(p.interval < p.k, |v| v.core.carried = true),
+    },
+    Row {
+        axis: "part of a block",
+        name: "only elements {} to {} of each K block",
+        meaning: "Some of a block's instructions do not enter: the others overwrite them, or the loop \
+                  ends early.",
+        seen: "",
+        changes: |_| {
+            let parts = [(0, 32), (96, 128), (0, 64), (64, 128), (0, 96), (32, 128), (0, 16)];
+            each(parts.map(|(b, e)| Named(format!("{b}|{}", e - 1), (b, e))), |v, Named(_, w)| {
+                v.core.within = w
+            })
+        },
+    },
+    Row {
         axis: "order within",
         name: "groups descending within a K block",
         meaning: "The tensor core works off a K block from its last group to its first.",

@@ -11,9 +11,9 @@ pub(super) const ROWS: &[Row<Problem, Variant>] = &[
     Row {
         axis: "alpha",
         name: "output times {}",
-        meaning: "The result is scaled by a constant: an epilogue's alpha, a scale applied twice or \
-                  not at all.",
-        seen: "MLX PR #2578",
+        meaning: "The result is scaled by a constant: an epilogue's alpha, or an operand's scale (2 and \
+                  1/2 are also E4M3FNUZ taken for E4M3FN).",
+        seen: "MLX PR #2578, vLLM PR #7210",
         changes: |p| each(p.factors(), |v, alpha| v.alpha = alpha),
     },
     Row {

@@ -5,7 +5,7 @@ use fathom_numerics::formats::Format;
 use super::super::problem::Problem;
 use super::super::variant::{Blocks, Narrow, Order, Place, Reading, Variant};
 use super::{Named, numbered, operand, operands, splits, unaligned};
-use crate::diagnose::hypothesis::{Row, each};
+use crate::diagnose::hypothesis::{Row, each, one_if};
 
 pub(super) const ROWS: &[Row<Problem, Variant>] = &[
     Row {
@@ -99,6 +99,46 @@ pub(super) const ROWS: &[Row<Problem, Variant>] = &[
     },
     Row {
         axis: "operands",
+        name: "{} read at the first 32 elements of each K block",
+        meaning: "The descriptor's address is not advanced from instruction to instruction.",
+        seen: "",
+        changes: |p| {
+            operands(
+                |_| if p.is_fp8() { vec![("", ())] } else { vec![] },
+                |v, w, ()| v.core.readings[w] = Reading::FirstGroup,
+            )
+        },
+    },
+    Row {
+        axis: "operands",
+        name: "a and b read at the first 32 elements of each K block",
+        meaning: "Neither descriptor's address is advanced from instruction to instruction.",
+        seen: "",
+        changes: |p| one_if(p.is_fp8(), |v| v.core.readings = [Reading::FirstGroup; 2]),
+    },
+    Row {
+        axis: "operands",
+        name: "{} with a swizzle of {} bytes too many or too few",
+        meaning: "Shared memory is written with a swizzle and read without, or the other way round.",
+        seen: "",
+        changes: |p| {
+            operands(
+                |_| {
+                    if !p.is_fp8() {
+                        return vec![];
+                    }
+                    vec![
+                        ("128", Reading::Swizzled(128)),
+                        ("64", Reading::Swizzled(64)),
+                        ("32", Reading::Swizzled(32)),
+                    ]
+                },
+                |v, w, r| v.core.readings[w] = r,
+            )
+        },
+    },
+    Row {
+        axis: "operands",
         name: "{} transposed in memory",
         meaning: "The operand's memory is read as if the other dimension were contiguous: a missing \
                   or superfluous transpose.",
@@ -129,6 +169,9 @@ pub(super) const ROWS: &[Row<Problem, Variant>] = &[
                     vec![
                         ("one block too far along K", 128isize),
                         ("one block too early along K", -128),
+                        ("two blocks too early along K", -256),
+                        ("three blocks too early along K", -384),
+                        ("four blocks too early along K", -512),
                         ("one group of 32 too far along K", 32),
                         ("one group of 32 too early along K", -32),
                         ("16 elements too far along K", 16),

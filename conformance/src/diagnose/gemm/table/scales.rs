@@ -194,6 +194,26 @@ pub(super) const ROWS: &[Row<Problem, Variant>] = &[
     },
     Row {
         axis: "scales",
+        name: "{}_scale of the row's largest everywhere",
+        meaning: "One scale a row, the largest of its K blocks'.",
+        seen: "",
+        changes: |p| scales_where(p, many_blocks, |s| s.block = BlockOf::Largest),
+    },
+    Row {
+        axis: "scales",
+        name: "last rows with {}_scale of block of rows {}",
+        meaning: "The tail of the rows takes another block's scale: the index wrapped or was clamped.",
+        seen: "",
+        changes: |p| {
+            scales_each(
+                p,
+                |x, _| numbered(x.scale_rows - 1).map(|r| (r.to_string(), r)).collect(),
+                |s, r| s.row = RowOf::LastTakes(r),
+            )
+        },
+    },
+    Row {
+        axis: "scales",
         name: "{}_scale of the row modulo {}",
         meaning: "Scale rows repeat tile by tile: the tile's offset is missing.",
         seen: "",
@@ -353,20 +373,5 @@ pub(super) const ROWS: &[Row<Problem, Variant>] = &[
         meaning: "The scale enters squared.",
         seen: "",
         changes: |p| scales(p, |s| s.value = ScaleValue::Squared),
-    },
-    Row {
-        axis: "scale values",
-        name: "{}_scale halved",
-        meaning: "The operand counts half: E4M3FN codes taken as E4M3FNUZ, whose bias is one larger.",
-        seen: "vLLM PR #7210",
-        changes: |p| scales(p, |s| s.value = ScaleValue::Times(0.5)),
-    },
-    Row {
-        axis: "scale values",
-        name: "{}_scale doubled",
-        meaning: "The operand counts double: E4M3FNUZ codes taken as E4M3FN, whose bias is one \
-                  smaller.",
-        seen: "vLLM PR #7210",
-        changes: |p| scales(p, |s| s.value = ScaleValue::Times(2.0)),
     },
 ];
