@@ -10,16 +10,20 @@ use serde::Serialize;
 use super::hypothesis::{Family, Hypothesis, Sample, spread};
 use crate::compare;
 
-/// Multiply-adds that one hypothesis may cost in the stages of the search.
-const PAIRING_BUDGET: u64 = 1 << 19;
-const SCREENING_BUDGET: u64 = 1 << 23;
-const CONFIRMING_BUDGET: u64 = 1 << 26;
+/// What one hypothesis may cost in a stage of the search: multiply-adds, and elements.
+struct Budget {
+    products: u64,
+    elements: u64,
+}
+const PAIRING: Budget = Budget { products: 1 << 19, elements: 256 };
+const SCREENING: Budget = Budget { products: 1 << 23, elements: 4096 };
+const CONFIRMING: Budget = Budget { products: 1 << 26, elements: 1 << 16 };
 /// Single deviations that are combined into pairs: the best by agreement, and by distance.
 const PAIRED: (usize, usize) = (8, 6);
 /// Hypotheses that are reported.
 const BEST: usize = 12;
 /// Hypotheses that are counted on more elements than the screening's.
-const CONFIRMED: usize = 5;
+const CONFIRMED: usize = 8;
 /// How likely an agreement may be by chance and still be offered as a lead.
 const BY_CHANCE: f64 = 1e-3;
 /// The least share of the differing elements, beyond chance, that a lead agrees with.
@@ -113,7 +117,7 @@ impl Search<'_> {
             let all = 0..f.hypotheses().len();
             singles.extend(all.map(|h| Choice { family, chosen: vec![h] }));
         }
-        let sample = self.sample(0, differing, SCREENING_BUDGET);
+        let sample = self.sample(0, differing, &SCREENING);
         let mismatched =
             |s: &Sample| s.elements.iter().filter(|&&e| self.file[e] != self.contract[e]).count();
         let of_sample = mismatched(&sample);
@@ -127,7 +131,7 @@ impl Search<'_> {
         };
         if of_sample > 0 && !settled(&ranked) {
             let pairs = self.pairs(&ranked);
-            let small = self.sample(1, differing, PAIRING_BUDGET);
+            let small = self.sample(1, differing, &PAIRING);
             let best = self.rank(&pairs, &small, tried);
             tried += pairs.len();
             let best: Vec<Choice> = best.into_iter().take(2 * BEST).map(|r| r.choice).collect();
@@ -135,7 +139,7 @@ impl Search<'_> {
             sort(&mut ranked);
         }
         keep_best(&mut ranked);
-        let many = self.sample(2, differing, CONFIRMING_BUDGET);
+        let many = self.sample(2, differing, &CONFIRMING);
         if many.elements.len() > sample.elements.len() {
             // The parameters as given stay in the list: their misses are the yardstick.
             let best = ranked.iter().take(CONFIRMED).map(|r| r.choice.clone());
@@ -236,10 +240,10 @@ impl Search<'_> {
         unreachable!("an element of some output")
     }
 
-    fn sample(&self, id: usize, differing: &[usize], budget: u64) -> Sample {
+    fn sample(&self, id: usize, differing: &[usize], budget: &Budget) -> Sample {
         let all = self.file.len();
         let cost = self.families[0].cost_per_element().max(1);
-        let count = (budget / cost).clamp(64, 1 << 16) as usize;
+        let count = (budget.products / cost).clamp(64, budget.elements) as usize;
         let mut elements = match count >= all {
             true => (0..all).collect(),
             false => self.families[0].choose(differing, all, count),

@@ -204,7 +204,7 @@ const ROWS: &[Row<Case, Variant>] = &[
         axis: "weight",
         name: "weight {}",
         meaning: "The row's weight is left out, applied twice, another row's, or applied earlier.",
-        seen: "mlx-lm PR #508",
+        seen: "",
         changes: |c| {
             let all = [
                 Named("ignored", Weight::Ignored),

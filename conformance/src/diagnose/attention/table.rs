@@ -88,6 +88,8 @@ pub(super) const ROWS: &[Row<Case, Variant>] = &[
                 ("sqrt(width)", d.sqrt()),
                 ("1 / sqrt(128)", 1.0 / 128f32.sqrt()),
                 ("1 / sqrt(64)", 0.125),
+                ("1 / sqrt(192)", 1.0 / 192f32.sqrt()),
+                ("1 / sqrt(576)", 1.0 / 576f32.sqrt()),
             ];
             all.extend(others.map(|(n, s)| Named(n.to_owned(), Scale::Of(s))));
             each(all, |v, Named(_, s)| v.scale = s)
@@ -104,7 +106,7 @@ pub(super) const ROWS: &[Row<Case, Variant>] = &[
         axis: "P",
         name: "P {}",
         meaning: "The probabilities meet V in another format.",
-        seen: "FlashAttention issue #2716",
+        seen: "",
         changes: |c| {
             let all = named([
                 ("rounded to FP16", Probabilities::F16),
@@ -137,7 +139,7 @@ pub(super) const ROWS: &[Row<Case, Variant>] = &[
         axis: "rescale",
         name: "rescaling: {}",
         meaning: "What earlier blocks left is rescaled otherwise when the maximum grows.",
-        seen: "FlashAttention issue #2082",
+        seen: "",
         changes: |_| {
             let all = named([
                 ("the output not rescaled", Rescale::NotOutput),

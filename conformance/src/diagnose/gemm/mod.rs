@@ -22,7 +22,9 @@ use fathom_reference::ops::grouped_gemm::GroupedGemm;
 use super::hypothesis::{Expanded, Family, Hypothesis, KBlocks, Sample, spread};
 use partials::{Cache, Grid, intervals, scaled_before};
 use problem::{Out, Problem};
-use variant::{BlockOf, Blocks, Cast, End, Order, RowOf, ScaleOf, Scaling, Split, Variant};
+use variant::{
+    BlockOf, Blocks, Cast, End, Order, RowOf, ScaleLayout, ScaleOf, Scaling, Split, Variant,
+};
 
 pub(super) use table::table;
 
@@ -104,6 +106,7 @@ impl GemmFamily {
             BlockOf::Of(n) => at / n,
             BlockOf::Reversed => last - own.min(last),
             BlockOf::Modulo(n) => own % n,
+            BlockOf::ReversedIn(n) => own / n * n + (n - 1 - own % n),
             BlockOf::Largest => {
                 let row = (row / x.block[0]).min(rows - 1);
                 let all = &x.scales[row * columns..(row + 1) * columns];
@@ -124,6 +127,8 @@ impl GemmFamily {
                     own
                 }
             }
+            RowOf::TileFirst(n) => row / n * n / x.block[0],
+            RowOf::TileLast(n) => (row / n * n + n - 1) / x.block[0],
             RowOf::Of(n) => row / n,
             RowOf::Modulo(n) => own % n,
             RowOf::WithinExpert => {
@@ -137,8 +142,13 @@ impl GemmFamily {
             }
         };
         let (line, column) = (line.min(rows - 1), column.min(last));
-        let place = if of.transposed { column * rows + line } else { line * columns + column };
-        let value = x.scales[matrix * rows * columns + place];
+        let place = match of.layout {
+            ScaleLayout::AsGiven => line * columns + column,
+            ScaleLayout::Transposed(to) => column * rows.next_multiple_of(to) + line,
+            ScaleLayout::Padded(to) => line * columns.next_multiple_of(to) + column,
+        };
+        // What lies behind the scales is not known: the last one.
+        let value = x.scales[matrix * rows * columns + place.min(rows * columns - 1)];
         of.value.of(value, at / x.block[1] == last)
     }
 
@@ -200,7 +210,7 @@ impl GemmFamily {
             (Some(_), _) if chained => sum * v.alpha,
             (Some(c), _) => c[row * p.n + column] * v.beta + sum * v.alpha,
         };
-        let sum = if v.relu && sum < 0.0 { 0.0 } else { sum };
+        let sum = v.activation.of(sum);
         let sum = if let Cast::Via(narrow) = v.cast { narrow.through(sum) } else { sum };
         let sum = canonical_f32(sum);
         match (p.out, v.cast) {

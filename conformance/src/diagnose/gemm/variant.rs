@@ -102,6 +102,8 @@ pub(super) enum BlockOf {
     Modulo(usize),
     /// The block of the row's largest scale.
     Largest,
+    /// Of every so many blocks, in reverse order.
+    ReversedIn(usize),
 }
 
 /// Which row of scales a row takes.
@@ -112,6 +114,9 @@ pub(super) enum RowOf {
     Always(usize),
     /// The last row of scales is this one.
     LastTakes(usize),
+    /// The first (or last) row of its tile of that many rows.
+    TileFirst(usize),
+    TileLast(usize),
     /// Groups of that many rows.
     Of(usize),
     Modulo(usize),
@@ -145,8 +150,17 @@ pub(super) struct ScaleOf {
     pub(super) block: BlockOf,
     pub(super) row: RowOf,
     pub(super) value: ScaleValue,
-    /// As if the same memory were laid out `[columns, rows]`.
-    pub(super) transposed: bool,
+    pub(super) layout: ScaleLayout,
+}
+
+/// How the memory of scales is taken.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum ScaleLayout {
+    AsGiven,
+    /// As if laid out `[columns, rows]`, rows padded to a multiple of that.
+    Transposed(usize),
+    /// As if each row's scales were padded to a multiple of that.
+    Padded(usize),
 }
 
 /// Where in an interval its scale is read.
@@ -177,6 +191,7 @@ pub(super) enum Narrow {
     F32,
     Bf16,
     F16,
+    E4m3,
 }
 
 impl Narrow {
@@ -185,6 +200,48 @@ impl Narrow {
             Narrow::F32 => x,
             Narrow::Bf16 => to_bf16(x).to_f32(),
             Narrow::F16 => to_f16(x).to_f32(),
+            Narrow::E4m3 => {
+                let layout = Format::E4M3.layout();
+                layout.to_f32(layout.from_f32(x, Rounding::NearestEven, Overflow::Saturate))
+            }
+        }
+    }
+}
+
+/// What the result goes through before the cast.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Activation {
+    None,
+    Relu,
+    Silu,
+    Gelu,
+    ReluSquared,
+}
+
+impl Activation {
+    pub(super) fn of(self, x: f32) -> f32 {
+        let wide = f64::from(x);
+        match self {
+            Activation::None => x,
+            Activation::Relu => {
+                if x < 0.0 {
+                    0.0
+                } else {
+                    x
+                }
+            }
+            Activation::ReluSquared => {
+                if x < 0.0 {
+                    0.0
+                } else {
+                    x * x
+                }
+            }
+            Activation::Silu => (wide / (1.0 + (-wide).exp())) as f32,
+            Activation::Gelu => {
+                let inner = (2.0 / std::f64::consts::PI).sqrt() * (wide + 0.044715 * wide.powi(3));
+                (0.5 * wide * (1.0 + inner.tanh())) as f32
+            }
         }
     }
 }
@@ -301,7 +358,7 @@ pub(super) struct Variant {
     /// What c is multiplied by.
     pub(super) beta: f32,
     pub(super) alpha: f32,
-    pub(super) relu: bool,
+    pub(super) activation: Activation,
     pub(super) cast: Cast,
 }
 
@@ -311,7 +368,7 @@ impl Variant {
             block: BlockOf::Own,
             row: RowOf::Own,
             value: ScaleValue::AsGiven,
-            transposed: false,
+            layout: ScaleLayout::AsGiven,
         };
         Variant {
             core: Core {
@@ -344,7 +401,7 @@ impl Variant {
             accumulate: p.accumulate,
             beta: 1.0,
             alpha: 1.0,
-            relu: false,
+            activation: Activation::None,
             cast: Cast::Nearest,
         }
     }

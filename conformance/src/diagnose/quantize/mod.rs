@@ -51,6 +51,7 @@ enum Scale {
     OcpMx,
     Bf16,
     F16,
+    One,
 }
 
 /// Which bound amax has below.
@@ -113,6 +114,8 @@ enum Stored {
     Amax,
     Bf16,
     Unrounded,
+    /// The exponent's field as a number.
+    Exponent,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -296,6 +299,7 @@ impl Variant {
             Scale::OcpMx => power(quotient * max) / power(max),
             Scale::Bf16 => to_bf16(quotient).to_f32(),
             Scale::F16 => to_f16(quotient).to_f32(),
+            Scale::One => 1.0,
         };
         let zero = |s: f32| if self.underflow && s < f32::MIN_POSITIVE { 0.0 } else { s };
         // A power of two made of a subnormal's exponent field is zero as well.
@@ -528,6 +532,7 @@ impl QuantizeFamily {
             Stored::Amax => amax,
             Stored::Bf16 => to_bf16(scale).to_f32(),
             Stored::Unrounded => unrounded,
+            Stored::Exponent => (scale.to_bits() >> 23 & 0xFF) as f32,
         };
         u64::from(stored.to_bits())
     }

@@ -77,7 +77,7 @@ pub(super) const ROWS: &[Row<Case, Variant>] = &[
         axis: "division",
         name: "multiplication by max_of_format / amax",
         meaning: "The inverse scale is computed from amax, not from the stored scale.",
-        seen: "vLLM PR #4570",
+        seen: "",
         changes: |_| one(|v| v.divide = Divide::Inverse),
     },
     Row {
@@ -179,6 +179,7 @@ pub(super) const ROWS: &[Row<Case, Variant>] = &[
                 ("power-of-two scales of amax's exponent (OCP MX)", Scale::OcpMx),
                 ("scales rounded to BF16", Scale::Bf16),
                 ("scales rounded to FP16", Scale::F16),
+                ("scale 1 everywhere", Scale::One),
             ];
             each(all.map(|(n, s)| Named(n.to_owned(), s)), |v, Named(_, s)| v.scale = s)
         },
@@ -387,6 +388,13 @@ pub(super) const ROWS: &[Row<Case, Variant>] = &[
         meaning: "Codes are made by the power of two; the FP32 number is stored.",
         seen: "Transformers PR #46763",
         changes: |_| one(|v| v.stored = Stored::Unrounded),
+    },
+    Row {
+        axis: "stored scale",
+        name: "exponents stored for scales",
+        meaning: "The byte of UE8M0 is stored as a number instead of the power of two.",
+        seen: "",
+        changes: |_| one(|v| v.stored = Stored::Exponent),
     },
     Row {
         axis: "subnormals",

@@ -82,7 +82,7 @@ pub(super) const ROWS: &[Row<Problem, Variant>] = &[
         axis: "start of an interval",
         name: "the tensor core's sum not cleared between intervals",
         meaning: "Each promotion adds the sum of all K so far: scale-d is 1 where it should be 0.",
-        seen: "FlashInfer PR #3650",
+        seen: "",
         changes: |p| one_if(p.interval < p.k, |v| v.core.carried = true),
     },
     Row {

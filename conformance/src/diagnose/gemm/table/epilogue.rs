@@ -3,7 +3,7 @@
 use fathom_reference::ops::gemm_fp8::AccumulateInto;
 
 use super::super::problem::{Out, Problem};
-use super::super::variant::{Cast, Expert, Narrow, RowOf, Variant};
+use super::super::variant::{Activation, Cast, Expert, Narrow, RowOf, Variant};
 use super::Named;
 use crate::diagnose::hypothesis::{Row, each, one, one_if};
 
@@ -18,10 +18,25 @@ pub(super) const ROWS: &[Row<Problem, Variant>] = &[
     },
     Row {
         axis: "epilogue",
-        name: "ReLU before the cast",
-        meaning: "Negative results became zero: an epilogue of another kernel.",
+        name: "{} before the cast",
+        meaning: "The result goes through an activation: an epilogue of another kernel.",
         seen: "",
-        changes: |_| one(|v| v.relu = true),
+        changes: |_| {
+            let all = [
+                ("ReLU", Activation::Relu),
+                ("SiLU", Activation::Silu),
+                ("GELU by tanh", Activation::Gelu),
+                ("squared ReLU", Activation::ReluSquared),
+            ];
+            each(all.map(|(n, a)| Named(n.to_owned(), a)), |v, Named(_, a)| v.activation = a)
+        },
+    },
+    Row {
+        axis: "cast",
+        name: "output rounded to E4M3 on the way",
+        meaning: "The result passes through E4M3 without a scale.",
+        seen: "",
+        changes: |_| one(|v| v.cast = Cast::Via(Narrow::E4m3)),
     },
     Row {
         axis: "c",

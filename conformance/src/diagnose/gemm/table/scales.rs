@@ -1,7 +1,7 @@
 //! Which scale a K block of a row takes, and what becomes of its value.
 
 use super::super::problem::Problem;
-use super::super::variant::{BlockOf, RowOf, ScaleValue, Variant};
+use super::super::variant::{BlockOf, RowOf, ScaleLayout, ScaleValue, Variant};
 use super::{
     Named, many_blocks, many_rows, numbered, quotients, scales, scales_each, scales_where,
 };
@@ -246,7 +246,76 @@ pub(super) const ROWS: &[Row<Problem, Variant>] = &[
         name: "{}_scale transposed",
         meaning: "Scales are read as if stored with the other dimension contiguous.",
         seen: "FlashInfer PR #2614, DeepGEMM issue #33",
-        changes: |p| scales(p, |s| s.transposed = true),
+        changes: |p| scales(p, |s| s.layout = ScaleLayout::Transposed(1)),
+    },
+    Row {
+        axis: "scales",
+        name: "{}_scale {} to a multiple of {}",
+        meaning: "Scales are read with padding between their rows (or, transposed, columns), as TMA and \
+                  packed words want them, that the memory does not have.",
+        seen: "DeepGEMM issue #33",
+        changes: |p| {
+            scales_each(
+                p,
+                |x, _| {
+                    let mut all = Vec::new();
+                    for to in [4usize, 8, 16] {
+                        if !x.scale_rows.is_multiple_of(to) && x.scale_rows > 1 {
+                            let layout = ScaleLayout::Transposed(to);
+                            all.push((format!("transposed with rows padded|{to}"), layout));
+                        }
+                        if !x.scale_columns.is_multiple_of(to) && x.scale_rows > 1 {
+                            let layout = ScaleLayout::Padded(to);
+                            all.push((format!("with K blocks padded|{to}"), layout));
+                        }
+                    }
+                    all
+                },
+                |s, layout| s.layout = layout,
+            )
+        },
+    },
+    Row {
+        axis: "scales",
+        name: "{}_scale in reverse in every {} K blocks",
+        meaning: "Scales packed into a word are taken in the other byte order.",
+        seen: "",
+        changes: |p| {
+            scales_each(
+                p,
+                |x, _| {
+                    let all = [2usize, 4].into_iter().filter(|n| *n <= x.scale_columns);
+                    all.filter(|_| x.scale_columns > 1).map(|n| (n.to_string(), n)).collect()
+                },
+                |s, n| s.block = BlockOf::ReversedIn(n),
+            )
+        },
+    },
+    Row {
+        axis: "scales",
+        name: "{}_scale of the {} of each tile of {} rows",
+        meaning: "A kernel's tile spans two blocks of scales and takes one's for both.",
+        seen: "",
+        changes: |p| {
+            scales_each(
+                p,
+                |x, _| {
+                    let crosses = |t: &usize| !x.block[0].is_multiple_of(*t) && x.scale_rows > 1;
+                    let sizes = [
+                        24, 40, 48, 56, 72, 80, 88, 96, 104, 112, 120, 136, 144, 152, 160, 176,
+                        192, 208, 224, 240, 256, 320, 384, 512,
+                    ];
+                    let both = |t| {
+                        [
+                            (format!("first|{t}"), RowOf::TileFirst(t)),
+                            (format!("last|{t}"), RowOf::TileLast(t)),
+                        ]
+                    };
+                    sizes.into_iter().filter(crosses).flat_map(both).collect()
+                },
+                |s, row| s.row = row,
+            )
+        },
     },
     Row {
         axis: "scales",
