@@ -41,7 +41,14 @@ fn found(op: &str, params: &Value, inputs: &[(&str, Tensor)], out: &[(&str, Tens
         all.iter().map(|(role, t)| ((*role).to_owned(), t.clone())).collect()
     };
     let case = Case { op: op_from(op, params).unwrap(), inputs: map(inputs) };
-    diagnose(&CaseFile { case, expected: map(out), metadata: BTreeMap::new() }, &|_| ()).unwrap()
+    let file = CaseFile { case, expected: map(out), metadata: BTreeMap::new() };
+    let found = diagnose(&file, &|_| ()).unwrap();
+    // The hypotheses' own arithmetic without a deviation is the contract's.
+    let given = found.hypotheses.iter().find(|h| h.deviations.is_empty()).unwrap();
+    if found.examined == found.elements {
+        assert_eq!(given.agree, found.elements - found.mismatches, "{op}: {}", found.verdict);
+    }
+    found
 }
 
 /// The cause is named by these words, and all elements are explained.
@@ -540,6 +547,70 @@ fn experts_are_told_apart() {
     assert!(found.verdict.contains("rows 120..=135"), "{}", found.verdict);
     let owned = |i| own(i).or(Some(3));
     named(&planted(&owned, 0.0), "padding rows computed as the last expert's");
+}
+
+#[test]
+fn plain_products_are_told_apart() {
+    let (m, n, k) = (48, 40, 200);
+    for (dtype, out) in [(DType::BF16, "BF16"), (DType::BF16, "F32"), (DType::F32, "F32")] {
+        let input = |shape: &[usize], seed| {
+            let x = matrix(shape[..shape.len() - 1].iter().product(), shape[shape.len() - 1], seed);
+            let x = if dtype == DType::BF16 { bf16s(&x) } else { Tensor::from_array(x) };
+            x.reshape(shape)
+        };
+        let run = |op: &str, params: &Value, inputs: &[(&str, Tensor)]| {
+            let inputs = inputs.iter().map(|(r, t)| ((*r).to_owned(), t.clone())).collect();
+            let case = Case { op: op_from(op, params).unwrap(), inputs };
+            ReferenceEngine.run(&case).unwrap().remove("d").unwrap()
+        };
+        // The last 8 elements of K left out, where a tile of 32 does not fit.
+        let cut = |x: &Tensor| {
+            let width = x.bytes().len() / x.len();
+            let mut bytes = x.bytes().to_vec();
+            for row in bytes.chunks_mut(k * width) {
+                row[192 * width..].fill(0);
+            }
+            Tensor::from_bytes(x.dtype(), x.shape(), &bytes)
+        };
+        let params = json!({"layout": "nt", "out": out});
+        let inputs = [("a", input(&[m, k], 71)), ("b", input(&[n, k], 72))];
+        let right = run("gemm", &params, &inputs);
+        assert_eq!(found("gemm", &params, &inputs, &[("d", right)]).mismatches, 0);
+        let wrong = run("gemm", &params, &[("a", cut(&inputs[0].1)), inputs[1].clone()]);
+        let found_cut = found("gemm", &params, &inputs, &[("d", wrong)]);
+        named(&found_cut, "the tail of K below a multiple of 16 dropped");
+
+        let params = json!({"layout": "nn", "out": out, "counts": [20, 25]});
+        let inputs = [("a", input(&[m, k], 73)), ("b", input(&[2, k, n], 74))];
+        let shifted = json!({"layout": "nn", "out": out, "counts": [21, 24]});
+        let wrong = run("grouped_gemm", &shifted, &inputs);
+        let found_late = found("grouped_gemm", &params, &inputs, &[("d", wrong)]);
+        named(&found_late, "groups begin 1 row too late");
+    }
+}
+
+#[test]
+fn tiles_across_blocks_of_scales_are_named() {
+    let g = Gemm::new(64, 448, 520);
+    g.names(
+        &|i, j, b| (g.own(i, j, b).0, g.b.scales[[j / 112 * 112 / 128, b]]),
+        "b_scale of the first of each tile of 112 rows",
+    );
+    // Two deviations at once: powers of two for scales, and parts of K in BF16.
+    let down = |s: f32| s.log2().floor().exp2();
+    let d = Array2::from_shape_fn((g.m, g.n), |(i, j)| {
+        let parts = [0..3, 3..5].map(|blocks| {
+            let sum = blocks.fold(0.0f32, |acc, b| {
+                let (x, y) = g.own(i, j, b);
+                (down(x) * down(y)).mul_add(g.partials[b][[i, j]], acc)
+            });
+            to_bf16(sum).to_f32()
+        });
+        parts[0] + parts[1]
+    });
+    let found = g.found(bf16s(&d));
+    named(&found, "both scales rounded down to a power of two");
+    named(&found, "split-K by 2");
 }
 
 /// Sum of sixteen chains, then halves: the tree of the contract, written out.

@@ -130,7 +130,8 @@ fn plain(t: &Tensor, rows_first: bool) -> Option<Operand> {
     Some(Operand {
         codes,
         rows,
-        scales: vec![1.0],
+        // One for each expert.
+        scales: vec![1.0; t.shape()[..t.shape().len() - 2].iter().product()],
         scale_rows: 1,
         scale_columns: 1,
         block: [usize::MAX; 2],
