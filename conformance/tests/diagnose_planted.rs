@@ -1,5 +1,6 @@
-//! `diagnose` on faults planted by arithmetic written out here, without the code that looks for them:
-//! what kernels of the field did wrong, what no hypothesis covers, and what must give no lead.
+//! `diagnose` on faults planted by arithmetic written out here, without the code that looks for
+//! them: what kernels of the field did wrong, what no hypothesis covers, and what must give no
+//! lead.
 
 use std::collections::BTreeMap;
 

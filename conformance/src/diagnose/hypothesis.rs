@@ -2,8 +2,8 @@
 //! a change of the op's settings.
 //!
 //! A family of hypotheses (one an op, or a few) has a `Variant`: everything about the op that may
-//! deviate, as plain data. A [`Row`] changes one field of it. To add a hypothesis, copy a row; where
-//! no field of the variant fits, add one and read it where the family evaluates.
+//! deviate, as plain data. A [`Row`] changes one field of it. To add a hypothesis, copy a row;
+//! where no field of the variant fits, add one and read it where the family evaluates.
 
 use fathom_reference::Tensor;
 use serde::Serialize;
@@ -76,7 +76,8 @@ pub struct Expanded<V> {
 }
 
 impl<V: Clone + PartialEq> Expanded<V> {
-    /// Expands a table for a case; what the case states already, or an earlier row does, is left out.
+    /// Expands a table for a case; what the case states already, or an earlier row does, is left
+    /// out.
     pub fn new<'a, C: 'static>(
         rows: impl IntoIterator<Item = &'a Row<C, V>>,
         case: &C,

@@ -4,7 +4,8 @@
 //! instructions (`mma`), casts (`quantize`), RMSNorm, SwiGLU, attention, and for any output
 //! (`output`). The search recomputes the output with every single deviation, then with pairs among
 //! the best, and ranks them by the elements that agree ([`search`]). Where nothing explains all
-//! elements, [`localise`] says where the others lie, and for products which K blocks they come from.
+//! elements, [`localise`] says where the others lie, and for products which K blocks they come
+//! from.
 //!
 //! To add a hypothesis: copy a row of a table. `docs/diagnose.md` lists them.
 

@@ -1,8 +1,8 @@
 //! Values added or factors multiplied, found from the outputs alone: a bias, a scale forgotten.
 //!
 //! If the file's element is the contract's plus a value that a whole column shares, then each
-//! element bounds that value by an interval (both elements were rounded); where the intervals of all
-//! elements of a column have a point in common, and it is not 0, one value explains the column.
+//! element bounds that value by an interval (both elements were rounded); where the intervals of
+//! all elements of a column have a point in common, and it is not 0, one value explains the column.
 
 use std::collections::BTreeMap;
 

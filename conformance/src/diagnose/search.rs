@@ -274,7 +274,8 @@ fn region_of(ranked: &[Ranked]) -> Option<usize> {
     ranked.iter().position(|r| r.agree_of_mismatched == most)
 }
 
-/// Keeps the best, among them the one with the most differing elements, and the parameters as given.
+/// Keeps the best, among them the one with the most differing elements, and the parameters as
+/// given.
 fn keep_best(ranked: &mut Vec<Ranked>) {
     let region = region_of(ranked).expect("some are tried");
     let given = ranked.iter().position(|r| r.deviations.is_empty()).expect("always tried");

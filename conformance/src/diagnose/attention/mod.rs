@@ -199,7 +199,8 @@ impl AttentionFamily {
         })
     }
 
-    /// First key row of a query row's segment, its number of keys, and the query's place among them.
+    /// First key row of a query row's segment, its number of keys, and the query's place among
+    /// them.
     fn segment(&self, v: &Variant, row: usize) -> (usize, usize, usize) {
         let keys = if self.op.keys.is_empty() { &self.op.segments } else { &self.op.keys };
         let (mut query, mut key) = (0, 0);

@@ -1,9 +1,9 @@
 //! Hypotheses about a GEMM: FP8 with scales, one product or one an expert, and BF16 or F32.
 //!
-//! [`table`] lists them; [`variant`] is what they change; [`problem`] is the case. Partial sums come
-//! from the exact GEMM on a grid of rows and columns ([`partials`]) and are kept: all that comes
-//! after them (scales, order, splits, casts) is a cheap recombination. [`solve`] finds the K blocks
-//! behind a difference that no hypothesis explains.
+//! [`table`] lists them; [`variant`] is what they change; [`problem`] is the case. Partial sums
+//! come from the exact GEMM on a grid of rows and columns ([`partials`]) and are kept: all that
+//! comes after them (scales, order, splits, casts) is a cheap recombination. [`solve`] finds the K
+//! blocks behind a difference that no hypothesis explains.
 
 mod partials;
 mod problem;
@@ -41,8 +41,8 @@ impl GemmFamily {
         GemmFamily { problem, expanded, cache: Cache::default() }
     }
 
-    /// The family of a case, `outputs` giving the file's and the contract's as numbers; `None` where
-    /// the op is no product, or none that this family knows.
+    /// The family of a case, `outputs` giving the file's and the contract's as numbers; `None`
+    /// where the op is no product, or none that this family knows.
     pub(super) fn new(
         case: &Case,
         outputs: impl Fn() -> (Vec<f32>, Vec<f32>),

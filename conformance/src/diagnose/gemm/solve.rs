@@ -1,10 +1,11 @@
 //! Which K blocks a difference comes from.
 //!
 //! An element of the contract's output is a sum of one contribution a K block, `p_b` (scales times
-//! partial sum). Where the file's output differs by a wrong weight of some blocks, the difference is
-//! `sum_b c_b p_b` with few `c_b` other than zero: -1 where a block is missing, +1 where it counts
-//! twice, `used / right - 1` where its scale is another. The `c_b` are found by least squares, over
-//! all differing elements at once, else row by row (A's scales) or column by column (B's).
+//! partial sum). Where the file's output differs by a wrong weight of some blocks, the difference
+//! is `sum_b c_b p_b` with few `c_b` other than zero: -1 where a block is missing, +1 where it
+//! counts twice, `used / right - 1` where its scale is another. The `c_b` are found by least
+//! squares, over all differing elements at once, else row by row (A's scales) or column by column
+//! (B's).
 
 use super::GemmFamily;
 use super::partials::{Grid, intervals};
@@ -155,8 +156,8 @@ impl Equations {
                 (self.differences[e] - d).powi(2) / size
             })
             .sum();
-        // What is left must be small against the file's elements too: a file that has nothing of the
-        // product differs by the whole of it. As many coefficients as blocks explain some of
+        // What is left must be small against the file's elements too: a file that has nothing of
+        // the product differs by the whole of it. As many coefficients as blocks explain some of
         // anything: counted off.
         let free = (kept.len() - n) as f64 / kept.len() as f64;
         let whole = (total.min(of_file) * free).max(f64::MIN_POSITIVE);
