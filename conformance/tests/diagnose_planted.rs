@@ -408,6 +408,25 @@ fn unknown_faults_point_at_k_blocks() {
     let html = page("planted.safetensors", &found);
     assert!(html.contains("weight of each K block") && html.contains("K block 6: 1.3"));
 
+    // Half of a block missing in one warp's rows: which elements of K, and whose rows.
+    let with = |a: &dyn Fn(usize, usize) -> u8| {
+        let a = Array2::from_shape_fn((g.m, g.k), |(i, k)| a(i, k));
+        let other = Gemm { partials: partials(&a, &g.b.codes, 128), ..Gemm::new(g.m, g.n, g.k) };
+        g.found(bf16s(&other.right()))
+    };
+    let a = &g.a.codes;
+    let cut = |i: usize, k: usize| i / 16 % 4 == 1 && (320..384).contains(&k);
+    let found = with(&|i, k| if cut(i, k) { 0 } else { a[[i, k]] });
+    let words =
+        "elements 320..=351 of K count 0.00 times; elements 352..=383 of K count 0.00 times";
+    assert!(found.verdict.contains(words), "{}", found.verdict);
+    assert!(found.verdict.contains("r / 16 % 4 = 1 only"), "{}", found.verdict);
+    // Another block's elements in a block's place, in one tile.
+    let found = with(&|i, k| if i >= 64 && k / 128 == 7 { a[[i, k - 640]] } else { a[[i, k]] });
+    let words = "K block 7 (elements 896..=1023 of K) does not enter, but something else";
+    assert!(found.verdict.contains(words), "{}", found.verdict);
+    assert_eq!(found.region.unwrap().rows, (64, 95));
+
     // Another block's scale, which differs from row to row.
     let from = |b: usize| if b == 4 { 7 } else { b };
     let d = g.sums(&|i, j, b| (g.a.scales[[i, from(b)]], g.own(i, j, b).1));

@@ -8,6 +8,9 @@
 use fathom_reference::Tensor;
 use serde::Serialize;
 
+/// The axis of hypotheses about the output as a whole.
+pub const OUTPUT: &str = "the output";
+
 /// One kind of deviation, possibly with a parameter: a row of a family's table.
 pub struct Row<C: 'static, V: 'static> {
     /// What varies; two deviations of one axis are never combined.

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use fathom_reference::Tensor;
 use fathom_trace::DType;
 
-use super::hypothesis::Hypothesis;
+use super::hypothesis::{Hypothesis, OUTPUT};
 use crate::compare;
 
 /// Who shares one value.
@@ -97,7 +97,7 @@ pub(super) fn find(file: &Tensor, contract: &Tensor) -> Option<(Hypothesis, Stri
     KINDS.iter().find_map(|kind| {
         let values = explained(kind, (file, contract), columns, &differing)?;
         let hypothesis = Hypothesis {
-            axis: "output",
+            axis: OUTPUT,
             name: kind.name.to_owned(),
             meaning: kind.meaning,
             seen: kind.seen,

@@ -6,7 +6,9 @@
 use fathom_reference::Tensor;
 use fathom_trace::DType;
 
-use super::hypothesis::{Change, Expanded, Family, Hypothesis, Row, Sample, each, one, one_if};
+use super::hypothesis::{
+    Change, Expanded, Family, Hypothesis, OUTPUT, Row, Sample, each, one, one_if,
+};
 use crate::compare;
 
 /// What stands in the output instead of the contract's element of that place.
@@ -73,7 +75,7 @@ pub(super) struct Outputs {
 
 const ROWS: &[Row<Outputs, Variant>] = &[
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "all NaN",
         meaning: "The elements are NaN: a division 0/0, an overflow in between, or memory that nobody \
                   wrote and that held NaN.",
@@ -81,28 +83,28 @@ const ROWS: &[Row<Outputs, Variant>] = &[
         changes: |_| one(|v| v.holds = Holds::Nan),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "all zero",
         meaning: "The elements are zero: the kernel did not run, returned early, or wrote elsewhere.",
         seen: "FlashInfer issue #4267",
         changes: |_| one(|v| v.holds = Holds::Zero),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "one bit pattern throughout ({})",
         meaning: "Every element has the same bits: unwritten memory with its fill pattern.",
         seen: "Primus-Turbo issue #397",
         changes: |c| filled(c),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "NaNs with other bits than the canonical one",
         meaning: "NaN stands where it should, with another sign or payload.",
         seen: "",
         changes: |_| one(|v| v.holds = Holds::AnyNan),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "output transposed",
         meaning: "The result is stored column-major, or as a transposed view's memory.",
         seen: "FlashInfer issue #3103",
@@ -116,98 +118,98 @@ const ROWS: &[Row<Outputs, Variant>] = &[
         },
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "output transposed within tiles of {} x {}",
         meaning: "Each tile is stored transposed, as by a missing `.trans` of stmatrix.",
         seen: "",
         changes: |_| each([8, 16, 64, 128], |v, t| v.holds = Holds::TileTransposed(t)),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "rows one too late",
         meaning: "Row i holds what belongs into row i - 1.",
         seen: "",
         changes: |_| one(|v| v.holds = Holds::Place(|_, i, j| i.checked_sub(1).map(|i| (i, j)))),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "rows one too early",
         meaning: "Row i holds what belongs into row i + 1.",
         seen: "",
         changes: |_| one(|v| v.holds = Holds::Place(|_, i, j| Some((i + 1, j)))),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "columns one too late",
         meaning: "Column j holds what belongs into column j - 1.",
         seen: "",
         changes: |_| one(|v| v.holds = Holds::Place(|_, i, j| j.checked_sub(1).map(|j| (i, j)))),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "columns one too early",
         meaning: "Column j holds what belongs into column j + 1.",
         seen: "",
         changes: |_| one(|v| v.holds = Holds::Place(|_, i, j| Some((i, j + 1)))),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "neighbouring columns exchanged",
         meaning: "Columns 2j and 2j + 1 are exchanged: the two halves of a packed pair.",
         seen: "",
         changes: |_| one(|v| v.holds = Holds::Place(|_, i, j| Some((i, j ^ 1)))),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "rows r and r + 8 of a fragment exchanged",
         meaning: "The two row halves of a 16-row accumulator fragment are exchanged.",
         seen: "",
         changes: |_| one(|v| v.holds = Holds::Place(|_, i, j| Some((i ^ 8, j)))),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "columns c and c + 8 of a fragment exchanged",
         meaning: "Two neighbouring 8-column pieces of the accumulator are exchanged.",
         seen: "",
         changes: |_| one(|v| v.holds = Holds::Place(|_, i, j| Some((i, j ^ 8)))),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "the two 64-row halves of a 128-row tile exchanged",
         meaning: "Two math warpgroups store each other's rows.",
         seen: "",
         changes: |_| one(|v| v.holds = Holds::Place(|_, i, j| Some((i ^ 64, j)))),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "rows in reverse",
         meaning: "The rows are stored from the last to the first.",
         seen: "",
         changes: |_| one(|v| v.holds = Holds::Place(|s, i, j| Some((s.rows - 1 - i, j)))),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "every row holds row 0",
         meaning: "The row index does not enter the result.",
         seen: "",
         changes: |_| one(|v| v.holds = Holds::Place(|_, _, j| Some((0, j)))),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "every column holds column 0",
         meaning: "The column index does not enter the result.",
         seen: "",
         changes: |_| one(|v| v.holds = Holds::Place(|_, i, _| Some((i, 0)))),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "rows modulo {}",
         meaning: "Every tile of rows holds the first tile's result: the tile's row offset is missing.",
         seen: "",
         changes: |_| each([8, 16, 32, 64, 128, 256], |v, t| v.holds = Holds::RowModulo(t)),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "columns modulo {}",
         meaning: "Every tile of columns holds the first tile's result: the tile's column offset is \
                   missing.",
@@ -215,14 +217,14 @@ const ROWS: &[Row<Outputs, Variant>] = &[
         changes: |_| each([8, 16, 32, 64, 128, 256], |v, t| v.holds = Holds::ColumnModulo(t)),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "stored with {} elements from row to row",
         meaning: "The store's leading dimension is not the number of columns.",
         seen: "FlashInfer issue #3103",
         changes: |c| leading_dimensions(c),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "rows that repeat those {} rows before",
         meaning: "Rows hold other rows of the same output: stale shared memory or registers of the \
                   tile before, stored once more.",
@@ -230,21 +232,21 @@ const ROWS: &[Row<Outputs, Variant>] = &[
         changes: |c| each(c.repeats.clone(), |v, d| v.holds = Holds::RowsBefore(d)),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "rows in another order",
         meaning: "The file's rows are rows of the contract's output, in other places.",
         seen: "",
         changes: |c| one_if(!c.rows_from.is_empty(), |v| v.holds = Holds::RowsFound),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "columns in another order",
         meaning: "The file's columns are columns of the contract's output, in other places.",
         seen: "",
         changes: |c| one_if(!c.columns_from.is_empty(), |v| v.holds = Holds::ColumnsFound),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "FP16 bits in a BF16 tensor",
         meaning: "The result is stored as FP16 where BF16 is expected.",
         seen: "",
@@ -254,35 +256,35 @@ const ROWS: &[Row<Outputs, Variant>] = &[
         },
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "output negated",
         meaning: "Every element has the other sign.",
         seen: "",
         changes: |_| one(|v| v.holds = Holds::Value(|x| -x)),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "output through ReLU",
         meaning: "Negative elements became zero: an epilogue of another kernel.",
         seen: "",
         changes: |_| one(|v| v.holds = Holds::Value(|x| if x < 0.0 { 0.0 } else { x })),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "magnitude of the output",
         meaning: "The sign is lost.",
         seen: "",
         changes: |_| one(|v| v.holds = Holds::Value(f64::abs)),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "output clamped to the range of E4M3",
         meaning: "Elements beyond 448 became 448, as for a cast that follows.",
         seen: "",
         changes: |c| one_if(c.is_float(), |v| v.holds = Holds::Value(|x| x.clamp(-448.0, 448.0))),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "output clamped to the range of FP16",
         meaning: "Elements beyond 65504 became 65504.",
         seen: "",
@@ -291,14 +293,14 @@ const ROWS: &[Row<Outputs, Variant>] = &[
         },
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "subnormal outputs flushed to zero",
         meaning: "Elements below the smallest normal number became zero (ftz).",
         seen: "",
         changes: |c| one_if(c.is_float(), |v| v.holds = Holds::Value(flushed)),
     },
     Row {
-        axis: "output",
+        axis: OUTPUT,
         name: "negative zeros stored as zero",
         meaning: "A zero's sign is lost, as by adding +0.",
         seen: "",

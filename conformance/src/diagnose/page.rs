@@ -35,7 +35,7 @@ pub fn page(title: &str, d: &Diagnosis) -> String {
         op = escape(&d.op),
         elements = grouped(d.elements),
         mismatches = grouped(d.mismatches),
-        tried = d.tried,
+        tried = grouped(d.tried),
         examined = grouped(d.examined),
     );
     html += &cause(d);

@@ -7,7 +7,7 @@ use fathom_trace::DType;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::hypothesis::{Family, Hypothesis, Sample, spread};
+use super::hypothesis::{Family, Hypothesis, OUTPUT, Sample, spread};
 use crate::compare;
 
 /// What one hypothesis may cost in a stage of the search: multiply-adds, and elements.
@@ -60,6 +60,8 @@ impl Ranked {
     pub fn words(&self) -> String {
         match &self.deviations[..] {
             [] => "the parameters as given".to_owned(),
+            // What stands in the output whatever the op computes leaves nothing as given.
+            [one] if self.hypotheses[0].axis == OUTPUT => one.clone(),
             deviations => format!("{}, the rest as given", deviations.join(" and ")),
         }
     }
@@ -268,15 +270,31 @@ fn position(dtype: DType, bits: u64) -> i128 {
     if bits >> (width - 1) == 1 { -1 - magnitude } else { magnitude }
 }
 
-/// The hypothesis that agrees with the most differing elements, the first of equals.
+/// The hypothesis that agrees with the most differing elements; of equals one about the output as a
+/// whole, which says less of the op, else the first.
 fn region_of(ranked: &[Ranked]) -> Option<usize> {
     let most = ranked.iter().map(|r| r.agree_of_mismatched).max()?;
-    ranked.iter().position(|r| r.agree_of_mismatched == most)
+    let equal = |r: &&Ranked| r.agree_of_mismatched == most;
+    let of_output = |r: &Ranked| r.hypotheses.first().is_some_and(|h| h.axis == OUTPUT);
+    let found = ranked.iter().position(|r| equal(&r) && of_output(r));
+    found.or_else(|| ranked.iter().position(|r| equal(&r)))
 }
 
 /// Keeps the best, among them the one with the most differing elements, and the parameters as
 /// given.
 fn keep_best(ranked: &mut Vec<Ranked>) {
+    // A pair that does no better than one of its two says nothing more.
+    let singles: Vec<(Choice, usize)> = ranked
+        .iter()
+        .filter(|r| r.choice.chosen.len() == 1)
+        .map(|r| (r.choice.clone(), r.agree))
+        .collect();
+    ranked.retain(|r| {
+        let part = |s: &(Choice, usize)| {
+            s.0.family == r.choice.family && r.choice.chosen.contains(&s.0.chosen[0])
+        };
+        r.choice.chosen.len() < 2 || singles.iter().all(|s| !part(s) || s.1 < r.agree)
+    });
     let region = region_of(ranked).expect("some are tried");
     let given = ranked.iter().position(|r| r.deviations.is_empty()).expect("always tried");
     let mut number = 0;

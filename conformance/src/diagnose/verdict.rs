@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::grouped;
-use super::hypothesis::{Hypothesis, KBlocks};
+use super::hypothesis::{Hypothesis, KBlocks, OUTPUT};
 use super::localise::Region;
 use super::search::{Found, Ranked};
 
@@ -144,10 +144,12 @@ impl Evidence<'_> {
 
     fn explained_where_differing(&self) -> Option<Verdict> {
         let Found { ranked, mismatched, tried, .. } = self.found;
-        let part = ranked
+        let of_output = |r: &&Ranked| r.hypotheses.first().is_some_and(|h| h.axis == OUTPUT);
+        let all = ranked
             .iter()
             .filter(|r| r.agree_of_mismatched == *mismatched)
-            .find(|r| r.beyond_chance(*mismatched, *tried))?;
+            .filter(|r| r.beyond_chance(*mismatched, *tried));
+        let part = all.clone().find(of_output).or_else(|| all.clone().next())?;
         let cause = Cause::of(part);
         let words = format!(
             "the {} differing elements{} agree with: {}{}; the others with the parameters as \

@@ -5,7 +5,8 @@
 //! is `sum_b c_b p_b` with few `c_b` other than zero: -1 where a block is missing, +1 where it
 //! counts twice, `used / right - 1` where its scale is another. The `c_b` are found by least
 //! squares, over all differing elements at once, else row by row (A's scales) or column by column
-//! (B's).
+//! (B's). Where weights do not account for the difference but those of a few blocks stand out,
+//! these blocks hold something else, and their groups of 32 are fitted.
 
 use super::GemmFamily;
 use super::partials::{Grid, intervals};
@@ -16,14 +17,18 @@ use crate::diagnose::hypothesis::{Family, KBlocks, spread};
 const MOST_BLOCKS: usize = 512;
 /// Share of the difference that must be accounted for before anything is claimed.
 const ENOUGH: f64 = 0.98;
-/// Smallest coefficient that is taken as a deviation.
+/// Smallest coefficient that is taken as a deviation, and how many standard errors it must have.
 const NOTICED: f64 = 0.02;
+const OUTSTANDING: f64 = 8.0;
 /// Lines (rows or columns) that are looked at one by one.
 const LINES: usize = 6;
+/// Blocks that may stand out where the difference is not accounted for.
+const FEW: usize = 4;
 
 /// Contributions of each block and the difference, element by element.
 struct Equations {
-    blocks: usize,
+    /// Unknowns: blocks, or groups of 32 of some blocks.
+    unknowns: usize,
     places: Vec<(usize, usize)>,
     contributions: Vec<f64>,
     differences: Vec<f64>,
@@ -32,8 +37,11 @@ struct Equations {
 }
 
 /// Coefficients, and the share of the difference that they account for.
+#[derive(Clone)]
 struct Fit {
     coefficients: Vec<f64>,
+    /// Their standard errors.
+    errors: Vec<f64>,
     accounts_for: f64,
 }
 
@@ -51,17 +59,19 @@ pub(super) fn along_k(
     debug_assert_eq!(file.len(), contract.len());
     let count = (8 * blocks).max(1024) * 2;
     let chosen = family.choose(differing, p.m * p.n, count);
-    let all = equations(family, &chosen)?;
-    let mut words = String::new();
-    let mut fit = all.fit(|_| true).filter(|f| f.accounts_for >= ENOUGH);
-    if let Some(fit) = &fit {
-        words = uniform_words(&fit.coefficients, p.k);
-    } else if let Some((found, line_words)) = by_lines(family, differing) {
-        words = line_words;
-        fit = Some(found);
-    }
-    let fit = fit?;
-    let off: Vec<usize> = (0..blocks).filter(|&b| fit.coefficients[b].abs() > NOTICED).collect();
+    let whole: Vec<usize> = (0..blocks).collect();
+    let rough = equations(family, &chosen, 128, &whole)?.fit(|_| true);
+    let uniform = rough.as_ref().filter(|f| f.accounts_for >= ENOUGH);
+    let (fit, words) = match uniform {
+        Some(fit) => (fit.clone(), uniform_words(&fit.coefficients, p.k)),
+        None => by_lines(family, differing).or_else(|| {
+            let rough = rough.as_ref()?;
+            let (accounts_for, words) = outstanding(family, rough, &chosen)?;
+            Some((Fit { accounts_for, ..rough.clone() }, words))
+        })?,
+    };
+    let least = |b: usize| NOTICED.max(OUTSTANDING * fit.errors[b]);
+    let off: Vec<usize> = (0..blocks).filter(|&b| fit.coefficients[b].abs() > least(b)).collect();
     if off.is_empty() || words.is_empty() {
         return None;
     }
@@ -74,8 +84,14 @@ pub(super) fn along_k(
     })
 }
 
-/// Sets up an equation for each chosen element that differs by a finite number.
-fn equations(family: &GemmFamily, chosen: &[usize]) -> Option<Equations> {
+/// Sets up an equation for each chosen element that differs by a finite number; the unknowns are
+/// the given units of K, of so many elements each.
+fn equations(
+    family: &GemmFamily,
+    chosen: &[usize],
+    unit: usize,
+    units: &[usize],
+) -> Option<Equations> {
     let p = &family.problem;
     let mut elements: Vec<usize> = chosen.to_vec();
     elements.sort_unstable();
@@ -83,13 +99,14 @@ fn equations(family: &GemmFamily, chosen: &[usize]) -> Option<Equations> {
     let v = Variant::given(p);
     // Promotion intervals longer than a block are cut to blocks: the sums differ by roundings only.
     let mut core = v.core.clone();
-    core.interval = if 128 % core.interval == 0 { core.interval } else { 128.min(p.k) };
+    core.interval = if unit.is_multiple_of(core.interval) { core.interval } else { unit.min(p.k) };
     let grid = Grid::new(&elements, p.n);
     let partials = super::partials::computed(p, &grid, &core);
     let intervals = intervals(&core);
-    let blocks = p.k_blocks();
+    let number: std::collections::HashMap<usize, usize> =
+        units.iter().enumerate().map(|(i, &u)| (u, i)).collect();
     let mut equations = Equations {
-        blocks,
+        unknowns: units.len(),
         places: Vec::new(),
         contributions: Vec::new(),
         differences: Vec::new(),
@@ -104,12 +121,14 @@ fn equations(family: &GemmFamily, chosen: &[usize]) -> Option<Equations> {
         if !difference.is_finite() || difference == 0.0 || expert.is_none() {
             continue;
         }
-        let mut contributions = vec![0.0; blocks];
+        let mut contributions = vec![0.0; units.len()];
         for (t, &interval) in intervals.iter().enumerate() {
             let a = family.scale(&v, 0, expert, row, interval);
             let b = family.scale(&v, 1, expert, column, interval);
             let scale = f64::from(a) * f64::from(b);
-            contributions[interval.0 / 128] += scale * f64::from(partials[t * grid.len() + place]);
+            if let Some(&number) = number.get(&(interval.0 / unit)) {
+                contributions[number] += scale * f64::from(partials[t * grid.len() + place]);
+            }
         }
         if contributions.iter().all(|x| x.is_finite()) {
             equations.places.push((row, column));
@@ -124,7 +143,7 @@ fn equations(family: &GemmFamily, chosen: &[usize]) -> Option<Equations> {
 impl Equations {
     /// Least squares over the elements that are kept, normal equations by Cholesky.
     fn fit(&self, keep: impl Fn((usize, usize)) -> bool) -> Option<Fit> {
-        let n = self.blocks;
+        let n = self.unknowns;
         let kept: Vec<usize> = (0..self.places.len()).filter(|&i| keep(self.places[i])).collect();
         if kept.len() < n + n / 2 + 4 {
             return None;
@@ -146,6 +165,7 @@ impl Equations {
                 }
             }
         }
+        let diagonal: Vec<f64> = (0..n).map(|i| matrix[i * n + i]).collect();
         let coefficients = cholesky(matrix, right, n)?;
         let rest: f64 = kept
             .iter()
@@ -161,7 +181,10 @@ impl Equations {
         // anything: counted off.
         let free = (kept.len() - n) as f64 / kept.len() as f64;
         let whole = (total.min(of_file) * free).max(f64::MIN_POSITIVE);
-        Some(Fit { coefficients, accounts_for: 1.0 - rest / whole })
+        let variance = rest / (kept.len() - n) as f64;
+        let error = |d: &f64| (variance / d.max(f64::MIN_POSITIVE)).sqrt();
+        let errors = diagonal.iter().map(error).collect();
+        Some(Fit { coefficients, errors, accounts_for: 1.0 - rest / whole })
     }
 }
 
@@ -238,6 +261,42 @@ fn uniform_words(coefficients: &[f64], k: usize) -> String {
     words.join("; ")
 }
 
+/// A few blocks whose weights stand out although weights do not account for the difference: their
+/// products are replaced or cut. Says which groups of 32 elements, where that is clear, and how much
+/// of the difference that accounts for.
+fn outstanding(family: &GemmFamily, rough: &Fit, chosen: &[usize]) -> Option<(f64, String)> {
+    let k = family.problem.k;
+    let stands_out = |b: &usize| {
+        let c = rough.coefficients[*b].abs();
+        c > 0.1 && c > OUTSTANDING * rough.errors[*b]
+    };
+    let off: Vec<usize> = (0..rough.coefficients.len()).filter(stands_out).collect();
+    if off.is_empty() || off.len() > FEW || off.len() * 2 > rough.coefficients.len() {
+        return None;
+    }
+    let groups: Vec<usize> =
+        off.iter().flat_map(|b| (0..4).map(move |g| 4 * b + g)).filter(|g| g * 32 < k).collect();
+    let fine = equations(family, chosen, 32, &groups).and_then(|e| e.fit(|_| true));
+    if let Some(fine) = fine.filter(|f| f.accounts_for >= ENOUGH) {
+        let off = groups.iter().zip(&fine.coefficients).filter(|(_, c)| c.abs() > 5.0 * NOTICED);
+        let words = off.map(|(g, c)| {
+            let to = (g * 32 + 31).min(k - 1);
+            // Rounded first, so that no zero is negative.
+            let weight = ((1.0 + c) * 100.0).round() / 100.0 + 0.0;
+            format!("elements {}..={to} of K count {weight:.2} times", g * 32)
+        });
+        return Some((fine.accounts_for, words.collect::<Vec<_>>().join("; ")));
+    }
+    let words = off.iter().map(|&b| {
+        let weight = 1.0 + rough.coefficients[b];
+        match weight.abs() < 0.1 {
+            true => format!("{} does not enter, but something else in its place", span(b, k)),
+            false => format!("{} counts {weight:.2} times, and something else besides", span(b, k)),
+        }
+    });
+    Some((rough.accounts_for, words.collect::<Vec<_>>().join("; ")))
+}
+
 /// Fits of single rows, else of single columns: a wrong scale differs from line to line.
 fn by_lines(family: &GemmFamily, differing: &[usize]) -> Option<(Fit, String)> {
     let p = &family.problem;
@@ -253,7 +312,8 @@ fn by_lines(family: &GemmFamily, differing: &[usize]) -> Option<(Fit, String)> {
         let place = |l: usize, o: usize| if which == 0 { l * p.n + o } else { o * p.n + l };
         let chosen: Vec<usize> =
             lines.iter().flat_map(|&l| others.iter().map(move |&o| place(l, o))).collect();
-        let Some(all) = equations(family, &chosen) else { continue };
+        let whole: Vec<usize> = (0..p.k_blocks()).collect();
+        let Some(all) = equations(family, &chosen, 128, &whole) else { continue };
         let fits: Vec<(usize, Fit)> = lines
             .iter()
             .filter_map(|&l| {
@@ -274,7 +334,8 @@ fn by_lines(family: &GemmFamily, differing: &[usize]) -> Option<(Fit, String)> {
         };
         let accounts_for = fits.iter().map(|f| f.1.accounts_for).sum::<f64>() / fits.len() as f64;
         let coefficients = (0..blocks).map(largest).collect();
-        return Some((Fit { coefficients, accounts_for }, words));
+        let errors = vec![0.0; blocks];
+        return Some((Fit { coefficients, errors, accounts_for }, words));
     }
     None
 }
