@@ -262,8 +262,8 @@ fn uniform_words(coefficients: &[f64], k: usize) -> String {
 }
 
 /// A few blocks whose weights stand out although weights do not account for the difference: their
-/// products are replaced or cut. Says which groups of 32 elements, where that is clear, and how much
-/// of the difference that accounts for.
+/// products are replaced or cut. Says which groups of 32 elements, where that is clear, and how
+/// much of the difference that accounts for.
 fn outstanding(family: &GemmFamily, rough: &Fit, chosen: &[usize]) -> Option<(f64, String)> {
     let k = family.problem.k;
     let stands_out = |b: &usize| {
