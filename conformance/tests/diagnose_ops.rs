@@ -1,5 +1,5 @@
-//! `diagnose` on planted faults of casts, grouped and plain products, RMSNorm, SwiGLU, attention and
-//! any output, each planted without the code that looks for it.
+//! `diagnose` on planted faults of casts, grouped and plain products, RMSNorm, SwiGLU, attention
+//! and any output, each planted without the code that looks for it.
 
 mod planted;
 
