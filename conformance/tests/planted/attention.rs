@@ -64,7 +64,7 @@ const BLOCK: usize = 32;
 
 /// What a fault changes.
 struct Kernel {
-    /// Keys that row i of the query tile (64 rows from `first`) sees, given what the contract lets it.
+    /// How many keys query row i sees, given how many the contract lets it see.
     seen: fn(i: usize, contract: usize) -> usize,
     scale: f32,
     kv_head: fn(usize) -> usize,

@@ -113,7 +113,7 @@ pub fn partials(
         .collect()
 }
 
-/// The contract's promotion with scales of one's own: `acc = fma(scale(i, j, block), partial, acc)`.
+/// The contract's promotion, `acc = fma(scale(i, j, block), partial, acc)`, with any scales.
 pub fn promote(
     partials: &[Array2<f32>],
     scale: impl Fn(usize, usize, usize) -> f32,

@@ -149,7 +149,7 @@ fn no_swizzle() -> CaseFile {
     gemm.file(d)
 }
 
-/// FNUZ has bias 8, so its codes stand for half of FN's values. Loaders turn -0, FNUZ's NaN, into 0.
+/// FNUZ has bias 8: its codes stand for half of FN's values. Loaders turn -0, FNUZ's NaN, into 0.
 fn fnuz() -> CaseFile {
     let mut gemm = Gemm::blockwise(68, [64, 128, 512], Bf16);
     for codes in [&mut gemm.a, &mut gemm.b] {

@@ -53,8 +53,8 @@ fn matches(pattern: &str, word: &str) -> bool {
     })
 }
 
-/// A verdict that says that nothing explains the output, or that the op is not known, names nothing,
-/// whichever words stand in it.
+/// A verdict that says that nothing explains the output, or that the op is not known, names
+/// nothing, whichever words stand in it.
 fn denies(verdict: &str) -> bool {
     let text = verdict.to_lowercase();
     let denials = ["no hypothes", "none of the", "nothing explains", "no cause", "unexplained"];

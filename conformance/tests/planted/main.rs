@@ -1,13 +1,14 @@
 //! Faults planted by hand, by which `fathom diagnose` is judged, and controls with none.
 //!
-//! The list was written without a look at the tool or at its hypotheses, by somebody who does not
-//! work on it. It is what FP8, MoE, cast, norm and attention kernels really got wrong: each fault was
-//! looked up among public bug reports and fixes (`seen` names the repository and the number) and
-//! boiled down to the arithmetic that it does to one op; where `seen` says 'after', the
-//! report is of another op or device, or does not tell the cause in full; where it says 'from the
-//! contract', a rule of `docs/numerics.md` was broken in a way that a kernel may well break it. No
-//! fault was chosen, changed or left out for what the tool says of it; of a fault that the tool
-//! named in other words than the list's author thought of, the words were added.
+//! The list was written by somebody who does not work on the tool and had read no more of it than
+//! its public types, not its hypotheses. It is what FP8, MoE, cast, norm and attention kernels
+//! really got wrong: faults were looked up among public bug reports and fixes (`seen` names the
+//! repository and the number) and boiled down to the arithmetic that they do to one op; where
+//! `seen` says 'after', the report is of another op or device, or does not tell the cause in full;
+//! where it says 'from the contract', a rule of `docs/numerics.md` was broken in a way that a
+//! kernel may well break it. No fault was chosen, changed or left out for what the tool says of
+//! it. Where the tool named a fault in words that the author had not thought of, the words were
+//! added; where its words fitted but its cause was another, they were narrowed.
 //!
 //! A fault's arithmetic is written out in this folder, as plain loops; the formats, the tensor core
 //! and elementary functions below them are `fathom-numerics`'. Without their fault the loops give
