@@ -1,6 +1,6 @@
 //! `fathom conform`: our kernels against the reference on drawn cases, on a GPU or without one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fathom_conformance::conform::{self, OpReport, Options};
@@ -114,11 +114,15 @@ fn on_the_emulated_driver(args: &Args) -> output::Result {
     Checks::parse(&args.check)?;
     let choices =
         Choices { gpu: args.gpu.clone(), check: args.check.clone(), ..Choices::default() };
+    // Verdicts of an earlier run are not this one's, should it end before it has any.
+    if let Some(path) = args.junit.as_deref().filter(|path| path.is_file()) {
+        std::fs::remove_file(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    }
     let (status, summary) = private::run_again(choices)?;
     if !summary.findings.is_empty() {
         errln!("fathom: {} findings of the emulated device:", summary.findings.len());
         summary.findings.iter().for_each(|f| errln!("{f}"));
-        report_findings(args, &summary.findings)?;
+        report_findings(args.junit.as_deref(), args.github, &summary.findings)?;
     }
     Ok(match status.code() {
         Some(0) if summary.findings.is_empty() => Outcome::Holds,
@@ -128,15 +132,14 @@ fn on_the_emulated_driver(args: &Args) -> output::Result {
 }
 
 /// Adds what the emulated device found to the reports that the run itself has written.
-fn report_findings(args: &Args, findings: &[String]) -> Result<(), Box<dyn std::error::Error>> {
-    let title = "a finding of the emulated device".to_owned();
-    if args.github {
-        for message in findings {
-            let (title, message) = (title.clone(), message.clone());
+fn report_findings(junit: Option<&Path>, github: bool, findings: &[String]) -> Result<(), String> {
+    if github {
+        for message in findings.iter().cloned() {
+            let title = "a finding of the emulated device".to_owned();
             errln!("{}", Annotation { file: None, title, message });
         }
     }
-    let Some(path) = &args.junit else { return Ok(()) };
+    let Some(path) = junit else { return Ok(()) };
     let test = |(number, finding): (usize, &String)| TestCase {
         class: "emulated device".to_owned(),
         name: format!("finding {}", number + 1),
@@ -149,7 +152,7 @@ fn report_findings(args: &Args, findings: &[String]) -> Result<(), Box<dyn std::
     // Where the run ended before its verdicts, the findings stand alone.
     let written = std::fs::read_to_string(path).unwrap_or_default();
     let text = junit::append(&written, &suite).unwrap_or_else(|| junit::document(&[suite]));
-    Ok(output::write_file(path, text.as_bytes())?)
+    output::write_file(path, text.as_bytes())
 }
 
 fn print(engine: &str, reports: &[OpReport]) {
@@ -164,5 +167,27 @@ fn print(engine: &str, reports: &[OpReport]) {
         if let Some(complaint) = report.complaint() {
             outln!("{} disagrees: {}", report.op, complaint.replace('\n', "\n  "));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn findings_follow_the_verdicts_or_stand_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("junit.xml");
+        let findings = ["race at <a>".to_owned(), "read of memory nobody wrote".to_owned()];
+        report_findings(Some(&path), false, &findings).unwrap();
+        let alone = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(alone.matches("<testsuite ").count(), 1, "{alone}");
+        assert!(alone.contains(r#"tests="2" failures="2""#) && alone.contains("race at &lt;a&gt;"));
+        let verdicts = Suite { name: "fathom conform".to_owned(), tests: Vec::new() };
+        std::fs::write(&path, junit::document(&[verdicts])).unwrap();
+        report_findings(Some(&path), false, &findings).unwrap();
+        let both = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(both.matches("<testsuite ").count(), 2, "{both}");
+        assert_eq!(both.matches("<failure ").count(), 2, "{both}");
     }
 }

@@ -100,10 +100,11 @@ fn example_metas(example: &Example) -> Vec<Option<TensorMeta>> {
 fn dtypes(op: &dyn DynOp, metas: &[Option<TensorMeta>], i: usize) -> Option<String> {
     let own = metas[i].as_ref()?.dtype;
     let first = refusal(op, metas, 0, metas[0].as_ref()?.dtype);
-    let Some(first) = first else { return Some("any".to_owned()) };
     if i == 0 {
-        return Some(first.join(", "));
+        return Some(first.map_or("any".to_owned(), |dtypes| dtypes.join(", ")));
     }
+    let any = || DType::ALL.map(|dtype| dtype.name().to_owned()).to_vec();
+    let first = first.unwrap_or_else(any);
     let with =
         |dtype: &String| Some((dtype.clone(), refusal(op, metas, i, DType::from_name(dtype)?)?));
     let each: Vec<(String, Vec<String>)> = first.iter().filter_map(with).collect();
@@ -192,7 +193,8 @@ pub fn markdown() -> String {
         });
         let params = params.collect::<Vec<_>>().join("<br>");
         let (inputs, outputs) = (tensors(&entry.inputs), tensors(&entry.outputs));
-        text += &format!("| `{}` | {inputs} | {outputs} | {params} |\n", entry.op);
+        let (op, words) = (entry.op, entry.words);
+        text += &format!("| `{op}`: {words} | {inputs} | {outputs} | {params} |\n");
     }
     text
 }

@@ -174,10 +174,11 @@ pub fn value(dtype: DType, bits: u64) -> Option<f64> {
 /// Infinite where an element is NaN or infinite in one tensor and another value in the other; a
 /// zero expectation that is met gives 0. Packed codes count as 0 where equal, else as infinite.
 pub fn relative(expected: &Tensor, got: &Tensor) -> f64 {
-    // Over the largest magnitude, so that no square is lost below the smallest number.
+    // Over the largest magnitude where squares of it would leave the range of binary64.
     let finite = |t: &Tensor, i| value(t.dtype(), t.bits(i)).map_or(0.0, f64::abs);
     let both = (0..got.len()).flat_map(|i| [finite(expected, i), finite(got, i)]);
     let top = both.filter(|x| x.is_finite()).fold(0.0, f64::max);
+    let unit = if (1e-140..1e140).contains(&top) { 1.0 } else { top };
     let (mut error, mut norm) = (0.0f64, 0.0f64);
     for i in 0..got.len() {
         let (e, g) = (expected.bits(i), got.bits(i));
@@ -194,9 +195,9 @@ pub fn relative(expected: &Tensor, got: &Tensor) -> f64 {
             return f64::INFINITY;
         }
         if gv != ev {
-            error += (gv / top - ev / top).powi(2);
+            error += (gv / unit - ev / unit).powi(2).max(f64::MIN_POSITIVE);
         }
-        norm += if ev == 0.0 { 0.0 } else { (ev / top).powi(2) };
+        norm += if ev == 0.0 { 0.0 } else { (ev / unit).powi(2) };
     }
     if error == 0.0 { 0.0 } else { (error / norm).sqrt() }
 }
@@ -251,6 +252,8 @@ mod tests {
             assert!(relative(&e, &g) >= 1.0, "{}", relative(&e, &g));
             assert_eq!(relative(&e, &e), 0.0);
         }
+        let [e, g] = [1e-200, 2e-200].map(|x| Tensor::from_vec(&[2], vec![1.0f64, x]));
+        assert!((0.0..1e-100).contains(&relative(&e, &g)) && relative(&e, &g) > 0.0);
     }
 
     #[test]

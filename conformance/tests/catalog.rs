@@ -140,6 +140,8 @@ fn types_and_defaults_are_those_of_the_structs() {
     };
     assert_eq!(dtypes("attention"), ["F32, BF16, F64", "as q", "as q"]);
     assert_eq!(dtypes("all_gather"), ["any"]);
+    assert_eq!(dtypes("concat_columns"), ["any", "as a", "as a"]);
+    assert_eq!(dtypes("dispatch"), ["any", "I32"]);
     let rope = dtypes("rope");
     assert_eq!((&*rope[1], &*rope[3]), ("F32 with x F32, BF16; F64 with x F64", "I32"));
 }

@@ -3,7 +3,7 @@
 //!
 //! An op builds its example beside its definition. [`shape!`] keeps a shape's sizes and the words
 //! that stand in its source, so that the documentation cannot say another shape than the example
-//! has. Values are a function of the role's place alone: every example has the same bits everywhere.
+//! has. Values are a function of the role's place alone: an example has the same bits everywhere.
 
 use std::collections::BTreeMap;
 

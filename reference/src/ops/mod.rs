@@ -239,7 +239,7 @@ const fn entry<T: Op>() -> OpEntry {
 impl OpEntry {
     /// What the op is, in the words of its parameter struct.
     pub fn words(&self) -> String {
-        (self.schema)()["description"].as_str().unwrap_or_default().replace('\n', " ")
+        params::sentence(&(self.schema)())
     }
 
     /// The parameters in the order in which they are written, parts of a nested one behind it.

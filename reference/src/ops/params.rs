@@ -149,8 +149,12 @@ fn is_required(schema: &Value, name: &str) -> bool {
     schema["required"].as_array().is_some_and(|names| names.iter().any(|n| n == name))
 }
 
-fn sentence(property: &Value) -> String {
-    property["description"].as_str().unwrap_or_default().replace('\n', " ")
+/// The first paragraph of a doc comment on one line, without the brackets of its links.
+pub(super) fn sentence(schema: &Value) -> String {
+    let text = schema["description"].as_str().unwrap_or_default();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let first = first.replace('\n', " ").replace("[`", "`").replace("`]", "`");
+    first.strip_suffix(':').map_or(first.clone(), |words| format!("{words}."))
 }
 
 /// A type in words: `integer`, `[integer, ..]`, `f32 or bf16`.
