@@ -59,11 +59,12 @@ fn the_wrong_device_and_unknown_words_are_refused() {
         let stderr = text(&output.stderr);
         assert!(stderr.contains(expected), "{args:?}: {stderr}");
     }
-    // Under the emulated driver, --device cuda finds a driver that is not NVIDIA's.
+    // Under the emulated driver, --device cuda finds a driver that is not NVIDIA's; its exit code
+    // is passed on.
     let program = env!("CARGO_BIN_EXE_fathom");
     let output = fathom(&["emulate", "--", program, "conform", "--device", "cuda"]);
     let stderr = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
     let expected = "--device cuda: expected NVIDIA's driver, found the emulated driver";
     assert!(stderr.contains(expected), "{stderr}");
 }

@@ -78,7 +78,7 @@ fn a_recording_that_cannot_be_made_is_refused() {
     checkpoint(folder);
     let eval = ["eval", "--model", "model", "--tokens", "ids.json"];
     let cases: [(&[&str], &str); 3] = [
-        (&["--record", "model"], "empty or absent folder"),
+        (&["--record", "."], "empty or absent folder"),
         (&["--record", "run", "--record-op", "gem"], "unknown op 'gem'"),
         (&["--record-layer", "1"], "--record"),
     ];

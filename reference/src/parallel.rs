@@ -44,7 +44,8 @@ pub fn world(p: Parallel) -> usize {
 /// The coordinates of `rank`.
 ///
 /// # Errors
-/// [`LayoutError`] where a size is 0 or beyond any cluster, `ep` does not divide a stage's ranks, or the rank is outside.
+/// [`LayoutError`] where a size is 0 or beyond any cluster, `ep` does not divide a stage's ranks,
+/// or the rank is outside.
 pub fn coordinates(p: Parallel, rank: usize) -> Result<Coordinates, LayoutError> {
     let wrong = |message: String| Err(LayoutError { parallel: p, message });
     if [p.tp, p.pp, p.ep, p.dp, p.cp].contains(&0) {

@@ -16,8 +16,8 @@ use crate::launch::{LaunchConfig, LaunchReport};
 use crate::module::Module;
 use crate::preset::Preset;
 
-/// A launch file. Keys that describe how the PTX was compiled are allowed and ignored, but for those
-/// that are nearly one of these.
+/// A launch file. Keys that describe how the PTX was compiled are allowed and ignored, but for
+/// those that are nearly one of these.
 #[derive(Clone, Debug, Deserialize)]
 pub struct LaunchFile {
     /// Entry name.
