@@ -35,9 +35,9 @@ fn python() -> Option<String> {
     if made && has_cuda_python(&own) {
         return Some(own);
     }
-    eprintln!(
-        "SKIPPED: no Python with cuda-python, and none could be fetched (pip install \
-         cuda-bindings nvidia-cuda-nvrtc numpy, or set FATHOM_PYTHON)"
+    fathom_trace::shared::skipped(
+        "no Python with cuda-python, and none could be fetched (pip install cuda-bindings \
+         nvidia-cuda-nvrtc numpy, or set FATHOM_PYTHON)",
     );
     None
 }

@@ -1,10 +1,16 @@
-//! `fathom generate` and `fathom eval --text` as a user runs them, on the oracle checkpoint with a
-//! tokenizer of its own.
+//! `fathom generate` and `fathom eval --text` as a user runs them, on a small model of initial
+//! values with a tokenizer of its own.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use fathom_reference::backend::Reference;
+use fathom_reference::checkpoint::hf;
 use fathom_reference::data::Tokenizer;
+use fathom_reference::model::Model;
+use fathom_reference::precision::{Mode, Recipe};
+use fathom_reference::train::{Setting, TrainConfig};
+use fathom_trace::Parallel;
 use serde_json::Value;
 
 fn fathom(args: &[&str]) -> Output {
@@ -17,24 +23,23 @@ fn json(args: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// A folder with the oracle's model and a tokenizer of 512 entries.
-fn model(tokenizer: bool) -> Option<(tempfile::TempDir, PathBuf)> {
-    let Some(shared) = fathom_trace::shared::dir() else {
-        println!("SKIPPED: the oracle checkpoint (set FATHOM_SHARED)");
-        return None;
-    };
-    let oracle = shared.join("oracle/tiny-v3-mtp");
+/// A folder with a small model of initial values, MTP module included, and a tokenizer of 512
+/// entries.
+fn model(tokenizer: bool) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
-    for name in ["config.json", "model.safetensors"] {
-        std::fs::copy(oracle.join(name), folder.path().join(name)).unwrap();
-    }
+    let set = ["model.vocab_size=512", "model.hidden_size=64"].map(Setting::set);
+    let config = TrainConfig::preset("tiny", &set).unwrap().model;
+    let recipe = Recipe::new(Mode::Fp32);
+    let model = Model::new(&config, recipe, Parallel::default(), 0).unwrap();
+    let params = model.init(&Reference, 1).unwrap();
+    hf::save(folder.path(), &model, &Reference, &params, 1 << 30).unwrap();
     if tokenizer {
         let text = include_str!("../docs/data.md");
         let tokenizer = Tokenizer::train([text].iter(), 512).unwrap();
         tokenizer.save(&folder.path().join("tokenizer.json")).unwrap();
     }
     let path = folder.path().to_owned();
-    Some((folder, path))
+    (folder, path)
 }
 
 fn text(path: &Path) -> &str {
@@ -43,7 +48,7 @@ fn text(path: &Path) -> &str {
 
 #[test]
 fn plain_and_speculative_tokens_are_the_same() {
-    let Some((_folder, model)) = model(false) else { return };
+    let (_folder, model) = model(false);
     let ids = model.join("ids.json");
     std::fs::write(&ids, "[3, 1, 4, 1, 5, 9, 2, 6]").unwrap();
     let prompt = ["generate", "--model", text(&model), "--prompt-tokens", text(&ids), "--json"];
@@ -70,7 +75,7 @@ fn plain_and_speculative_tokens_are_the_same() {
 
 #[test]
 fn text_streams_to_stdout_and_figures_to_stderr() {
-    let Some((_folder, model)) = model(true) else { return };
+    let (_folder, model) = model(true);
     let args = ["generate", "--model", text(&model), "--prompt", "The cache", "--tokens", "12"];
     let document = json(&[&args[..], &["--json"]].concat());
     let output = fathom(&[&args[..], &["--speculative"]].concat());
@@ -87,7 +92,7 @@ fn text_streams_to_stdout_and_figures_to_stderr() {
 
 #[test]
 fn perplexity_of_text() {
-    let Some((_folder, model)) = model(true) else { return };
+    let (_folder, model) = model(true);
     let file = model.join("some.txt");
     std::fs::write(&file, "The cache holds what a token leaves.\nAnd more; much more.\n").unwrap();
     let args = ["eval", "--model", text(&model), "--text", text(&file), "--json"];
@@ -111,7 +116,7 @@ fn perplexity_of_text() {
 
 #[test]
 fn bad_input_exits_with_2() {
-    let Some((_folder, model)) = model(false) else { return };
+    let (_folder, model) = model(false);
     let ids = model.join("ids.json");
     std::fs::write(&ids, "[1, 99999]").unwrap();
     let base = ["generate", "--model", text(&model)];

@@ -369,10 +369,7 @@ fn a_cause_that_holds_in_a_region_is_named_for_it() {
 /// Case files found by trying, with causes that their README states: each is named.
 #[test]
 fn causes_of_the_found_files_are_named() {
-    let Some(folder) = fathom_trace::shared::dir().map(|d| d.join("found/diagnose")) else {
-        return;
-    };
-    assert!(folder.is_dir(), "{} is absent: the found case files were not run", folder.display());
+    let Some(folder) = fathom_trace::shared::need("found/diagnose") else { return };
     let causes = [
         ("1_group_size", "b_scale mapped to blocks of 112 rows"),
         ("2_zero_tile", "no floor of amax"),

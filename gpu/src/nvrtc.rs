@@ -143,7 +143,8 @@ pub fn find_or_fetch_for_tests() -> Option<Nvrtc> {
     match fetch() {
         Ok(found) => Some(found),
         Err(error) => {
-            eprintln!("SKIPPED: CUDA kernels are not compiled: {error} (or set FATHOM_NVRTC)");
+            let why = format!("CUDA kernels are not compiled: {error} (or set FATHOM_NVRTC)");
+            fathom_trace::shared::skipped(&why);
             None
         }
     }

@@ -257,11 +257,7 @@ fn good_drafts_are_accepted_and_bad_ones_are_not() {
 /// The oracle checkpoint with an MTP module: token for token, in every mode.
 #[test]
 fn drafts_change_no_token_of_the_oracle() {
-    let Some(shared) = fathom_trace::shared::dir() else {
-        println!("SKIPPED: the oracle checkpoint (set FATHOM_SHARED)");
-        return;
-    };
-    let folder = shared.join("oracle/tiny-v3-mtp");
+    let Some(folder) = fathom_trace::shared::need("oracle/tiny-v3-mtp") else { return };
     for mode in MODES {
         let Evaluator { backend, model, params } = Evaluator::open(&folder, mode).unwrap();
         let weights = model.weights(&backend, &params).unwrap();

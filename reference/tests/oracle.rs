@@ -120,8 +120,7 @@ const F64: [f64; 3] = [1e-6, 1e-5, 1e-7];
 
 #[test]
 fn plain_checkpoint() {
-    let Some(shared) = fathom_trace::shared::dir() else { return };
-    let folder = shared.join("oracle/tiny-v3");
+    let Some(folder) = fathom_trace::shared::need("oracle/tiny-v3") else { return };
     let grads = TensorsFile::open(&folder.join("oracle_grads_from_f64.safetensors")).unwrap();
     for (mode, bounds) in [(Mode::Fp32, FP32), (Mode::F64, F64)] {
         check(&open(&folder, "oracle_forward.safetensors", mode), 0.0, &grads, bounds);
@@ -130,8 +129,7 @@ fn plain_checkpoint() {
 
 #[test]
 fn mtp_checkpoint() {
-    let Some(shared) = fathom_trace::shared::dir() else { return };
-    let folder = shared.join("oracle/tiny-v3-mtp");
+    let Some(folder) = fathom_trace::shared::need("oracle/tiny-v3-mtp") else { return };
     let grads = TensorsFile::open(&folder.join("oracle_mtp_grads.safetensors")).unwrap();
     for (mode, bounds) in [(Mode::Fp32, FP32), (Mode::F64, F64)] {
         check(&open(&folder, "oracle_mtp.safetensors", mode), 0.3, &grads, bounds);

@@ -63,8 +63,8 @@ fn errors_name_the_file_and_the_event() {
 /// FIGURES section 2.
 #[test]
 fn the_published_profile_reads_as_published() {
-    let Some(shared) = fathom_trace::shared::dir() else { return };
-    let path = shared.join("traces/deepseek-v3-h800-dualpipe-chunk.json.gz");
+    let profile = "traces/deepseek-v3-h800-dualpipe-chunk.json.gz";
+    let Some(path) = fathom_trace::shared::need(profile) else { return };
     let s = KinetoTrace::read(&path).unwrap().summary();
     let ms = |seconds: f64| format!("{:.1}", seconds * 1e3);
     assert_eq!(ms(s.span_s), "129.0");

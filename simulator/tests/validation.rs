@@ -43,8 +43,8 @@ fn the_documentation_is_what_validate_prints() {
 /// The phases that are validated against are the trace's own, where it is at hand.
 #[test]
 fn the_validated_phases_are_those_of_the_profile() {
-    let Some(shared) = fathom_trace::shared::dir() else { return };
-    let trace = shared.join("traces/deepseek-v3-h800-dualpipe-chunk.json.gz");
+    let profile = "traces/deepseek-v3-h800-dualpipe-chunk.json.gz";
+    let Some(trace) = fathom_trace::shared::need(profile) else { return };
     let summary = KinetoTrace::read(&trace).unwrap().summary();
     let v = validate(&FirstPrinciples::new(ModelCode)).unwrap();
     for phase in summary.phases.iter().filter(|p| p.name.contains('(')) {

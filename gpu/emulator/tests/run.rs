@@ -115,9 +115,8 @@ fn what_names_nothing_is_refused() {
 #[test]
 fn extra_folder() {
     let Some(folder) = std::env::var_os("FATHOM_EXTRA_PTX") else {
-        eprintln!(
-            "SKIPPED: no further launches (set FATHOM_EXTRA_PTX to a folder of launch files)"
-        );
+        let why = "no further launches (set FATHOM_EXTRA_PTX to a folder of launch files)";
+        fathom_trace::shared::skipped(why);
         return;
     };
     let files = launch_files(Path::new(&folder)).unwrap();

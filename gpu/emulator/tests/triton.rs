@@ -18,8 +18,7 @@ struct Kernel {
 }
 
 fn folder() -> Option<PathBuf> {
-    let folder = fathom_trace::shared::dir()?.join("ptx");
-    folder.is_dir().then_some(folder)
+    fathom_trace::shared::need("ptx")
 }
 
 impl Kernel {

@@ -429,7 +429,7 @@ impl<B: Backend> Run<B> {
                 hf::save(path, model, backend, &Params::<B> { buffers }, shard_bytes)?;
             }
         }
-        Ok(loader.tokenizer().save(&path.join("tokenizer.json"))?)
+        Ok(hf::save_tokenizer(path, loader.tokenizer(), &config.model)?)
     }
 }
 

@@ -1,8 +1,8 @@
-//! Shared case files as this crate's tests read them: raw codes under tensor names.
+//! Case files as this crate's tests read them: raw codes under tensor names.
 
 use ndarray::{Array3, ArrayD, IxDyn};
 use safetensors::{Dtype, SafeTensors};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A case file, opened.
 pub struct CaseFile {
@@ -12,7 +12,7 @@ pub struct CaseFile {
 }
 
 impl CaseFile {
-    /// Reads a file that the shared folder vouches for.
+    /// Reads a whole file.
     pub fn open(path: &PathBuf) -> CaseFile {
         let bytes = std::fs::read(path).expect("readable");
         let (_, header) = SafeTensors::read_metadata(&bytes).expect("a safetensors header");
@@ -46,13 +46,21 @@ impl CaseFile {
     }
 }
 
-/// The case files of a folder of the shared data, sorted; empty, and a line printed, without them.
-pub fn shared_cases(folder: &str) -> Vec<PathBuf> {
-    let Some(shared) = fathom_trace::shared::dir() else {
-        println!("SKIPPED: shared cases/{folder} (set FATHOM_SHARED)");
-        return Vec::new();
-    };
-    let entries = std::fs::read_dir(shared.join("cases").join(folder)).expect("a folder of cases");
+/// The case files of a folder, sorted: the project's own small ones, cut out of the shared ones
+/// (two scenarios, two rows, one block a file), and how many they are; then the shared ones where
+/// they are at hand.
+pub fn cases(folder: &str) -> (Vec<PathBuf>, usize) {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(folder);
+    let mut files = listed(&own);
+    let count = files.len();
+    files.extend(
+        fathom_trace::shared::dir().iter().flat_map(|d| listed(&d.join("cases").join(folder))),
+    );
+    (files, count)
+}
+
+fn listed(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).expect("a folder of cases");
     let mut files: Vec<PathBuf> = entries.map(|e| e.expect("an entry").path()).collect();
     files.retain(|path| path.extension().is_some_and(|e| e == "safetensors"));
     files.sort();
