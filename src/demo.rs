@@ -191,12 +191,13 @@ fn train_and_generate(dir: &Path) -> Result<bool, Box<dyn std::error::Error>> {
         out.display()
     );
     step(5, "A small DeepSeek-V3, trained in FP8 as Hopper computes, on a ship's log", &command);
-    // The folder is the demonstration's own, of an earlier one.
-    if out.exists() {
+    // Beside the log lies the run of an earlier demonstration; any other is left alone and refused.
+    if log.exists() && out.exists() {
         std::fs::remove_dir_all(&out)?;
     }
     output::write_file(&log, ships_log(ENTRIES).as_bytes())?;
-    let config = TrainConfig::preset("tiny", &set.map(|s| Setting::set(&s)))?.with_files(&[log]);
+    let config = TrainConfig::preset("tiny", &set.map(|s| Setting::set(&s)))?
+        .with_files(std::slice::from_ref(&log))?;
     let bar = output::progress(STEPS, "   train");
     let place = Place { out: out.clone(), resume: false };
     let mut losses = Vec::new();

@@ -94,17 +94,17 @@ impl RunFlags {
             (None, Some(name)) => TrainConfig::preset(name, set),
             (None, None) => return None,
         };
-        Some(config.map(|config| self.with_data(config)).map_err(TrainError::from))
+        Some(config.map_err(TrainError::from).and_then(|config| self.with_data(config)))
     }
 
     /// A configuration with the data that the flags name.
-    pub fn with_data(&self, config: TrainConfig) -> TrainConfig {
-        config.with_files(&self.data).with_validation(&self.validate)
+    pub fn with_data(&self, config: TrainConfig) -> Result<TrainConfig, TrainError> {
+        Ok(config.with_files(&self.data)?.with_validation(&self.validate)?)
     }
 
     /// The run of the file or preset named, else `tiny`.
     pub fn configuration(&self, set: &[Setting]) -> Result<TrainConfig, TrainError> {
-        let tiny = || Ok(self.with_data(TrainConfig::preset("tiny", set)?));
+        let tiny = || self.with_data(TrainConfig::preset("tiny", set)?);
         self.named(set).unwrap_or_else(tiny)
     }
 }
@@ -170,7 +170,7 @@ fn configuration(args: &Args) -> Result<TrainConfig, TrainError> {
     let seed = args.seed.map(|n| Setting::flag("--seed", "seed", n));
     let (flags, set) = (&args.flags, args.flags.settings(seed.as_slice()));
     if args.resume {
-        let of_folder = |saved: &TrainConfig| Ok(flags.with_data(saved.with(&set)?));
+        let of_folder = |saved: &TrainConfig| flags.with_data(saved.with(&set)?);
         let asked = |saved: &TrainConfig| flags.named(&set).unwrap_or_else(|| of_folder(saved));
         if let Some(config) = run::resumed_config(&args.out, asked)? {
             return Ok(config);

@@ -143,7 +143,11 @@ const AXPY: &str = "
 ";
 
 /// Command lines that read a file, with whether an empty one is refused.
-const READERS: [&str; 20] = [
+const READERS: [&str; 24] = [
+    "check {}",
+    "diagnose {}",
+    "replay {}",
+    "train --config {} --out run",
     "simulate {}",
     "search {}",
     "simulate chunk --config {}",

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use fathom_reference::ops::{nearest, op_from};
 use fathom_reference::{Case, OpError, Outputs, Tensor};
-use fathom_trace::{DType, TensorMeta};
+use fathom_trace::{DType, TensorMeta, input};
 use safetensors::SafeTensors;
 use serde_json::{Map, Value, json};
 
@@ -27,6 +27,9 @@ pub const OUT: &str = "out.";
 
 /// The largest size of a dimension; only a tensor without elements could have a larger one.
 const LARGEST_SIZE: usize = i32::MAX as usize;
+
+/// Most bytes of a case file: it is read whole.
+const LARGEST_FILE: u64 = 64 << 30;
 
 /// The largest output that a file may ask for, in bytes: 64 GiB.
 const LARGEST_OUTPUT: u128 = 1 << 36;
@@ -88,7 +91,7 @@ pub enum CaseFileError {
 /// # Errors
 /// [`CaseFileError`] naming the file, the tensor or metadata key, what was expected and found.
 pub fn read(path: &Path) -> Result<CaseFile, CaseFileError> {
-    let bytes = std::fs::read(path)
+    let bytes = input::read(path, LARGEST_FILE)
         .map_err(|source| CaseFileError::Io { path: path.to_owned(), source })?;
     parse(&bytes, path)
 }
@@ -101,7 +104,7 @@ pub fn op_name(path: &Path) -> Result<String, CaseFileError> {
     use std::io::Read;
     let io = |source| CaseFileError::Io { path: path.to_owned(), source };
     let format = |found: String| CaseFileError::Format { path: path.to_owned(), found };
-    let mut file = io::BufReader::new(std::fs::File::open(path).map_err(io)?);
+    let mut file = io::BufReader::new(input::open_regular(path).map_err(io)?);
     let mut length = [0; 8];
     file.read_exact(&mut length).map_err(io)?;
     let mut header = Vec::new();

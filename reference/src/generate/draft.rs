@@ -6,13 +6,12 @@
 //! to n - k rest on known tokens alone; the ones behind are taken back after drafting, and come
 //! again with known tokens.
 
-use crate::EngineError;
 use crate::backend::Backend;
 use crate::model::{LatentCache, Model};
 use crate::ops::latent::ConcatRows;
 
-use super::Decoder;
 use super::sampling::Purpose;
+use super::{Decoder, GenerateError};
 
 /// The MTP modules' side of speculative decoding.
 pub(super) struct Drafter<B: Backend> {
@@ -37,7 +36,7 @@ impl<B: Backend> Drafter<B> {
         tokens: &[u32],
         hidden: &B::Buffer,
         wanted: usize,
-    ) -> Result<Vec<(u32, Vec<f64>)>, EngineError> {
+    ) -> Result<Vec<(u32, Vec<f64>)>, GenerateError> {
         let Decoder { model, backend, weights, sampling } = decoder;
         let last = tokens.len() - 1;
         let mut known = last;

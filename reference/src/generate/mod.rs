@@ -32,6 +32,14 @@ pub enum GenerateError {
     /// An op.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The model gives no distribution.
+    #[error("expected finite logits, found {found} for token {token}: the model is not usable")]
+    NotFinite {
+        /// The first token without one.
+        token: usize,
+        /// Its logit.
+        found: f32,
+    },
     /// A prompt or setting that cannot be followed.
     #[error("{what}: expected {expected}, found {found}")]
     Setting {
@@ -244,13 +252,16 @@ impl<B: Backend> Decoder<'_, B> {
         hidden: &B::Buffer,
         offset: usize,
         rows: usize,
-    ) -> Result<Vec<Vec<f64>>, EngineError> {
+    ) -> Result<Vec<Vec<f64>>, GenerateError> {
         let hidden = self.rows(hidden.clone(), offset, rows)?;
         let logits = self.model.logits(self.backend, self.weights, &hidden)?;
         let logits = crate::model::convert(self.backend.download(&logits)?, DType::F32);
         let width = logits.shape()[1];
-        let row = |row: &[f32]| self.sampling.distribution(row);
-        Ok(logits.as_slice::<f32>().chunks_exact(width).map(row).collect())
+        let row = |row: &[f32]| match row.iter().position(|x| !x.is_finite()) {
+            None => Ok(self.sampling.distribution(row)),
+            Some(token) => Err(GenerateError::NotFinite { token, found: row[token] }),
+        };
+        logits.as_slice::<f32>().chunks_exact(width).map(row).collect()
     }
 
     /// Seconds a token of plain decoding: the last tokens again, one by one.

@@ -120,16 +120,23 @@ impl TrainConfig {
     }
 
     /// This configuration with files (or folders of text) as its data, where any are given.
-    pub fn with_files(mut self, files: &[PathBuf]) -> TrainConfig {
+    ///
+    /// # Errors
+    /// [`TrainConfigError::Key`] for a path that is no UTF-8.
+    pub fn with_files(mut self, files: &[PathBuf]) -> Result<TrainConfig, TrainConfigError> {
         if !files.is_empty() {
             self.data.sources = files.iter().map(|path| file_source(path)).collect();
         }
-        self
+        utf8_paths(&self)?;
+        Ok(self)
     }
 
     /// This configuration with what is held out, where anything is given: one number, a share of the
     /// documents, or files.
-    pub fn with_validation(mut self, given: &[PathBuf]) -> TrainConfig {
+    ///
+    /// # Errors
+    /// As [`TrainConfig::with_files`].
+    pub fn with_validation(mut self, given: &[PathBuf]) -> Result<TrainConfig, TrainConfigError> {
         let share = |path: &PathBuf| path.to_str().and_then(|s| s.parse::<f64>().ok());
         let validation = &mut self.data.validation;
         match given {
@@ -143,7 +150,8 @@ impl TrainConfig {
                 validation.sources = files.iter().map(|path| file_source(path)).collect();
             }
         }
-        self
+        utf8_paths(&self)?;
+        Ok(self)
     }
 
     /// The configuration, complete, as TOML that [`TrainConfig::read`] reads again.
@@ -233,7 +241,23 @@ fn resolve(source: &Source<'_>) -> Result<TrainConfig, TrainConfigError> {
     let paths = sources.filter_map(|s| s.path.as_mut());
     let others = [data.tokenizer.file.as_mut(), config.checkpoint.initial.as_mut()];
     paths.chain(others.into_iter().flatten()).for_each(|p| *p = absolute(&source.folder, p));
+    utf8_paths(&config)?;
     Ok(config)
+}
+
+/// Refuses paths that a run.toml cannot hold.
+fn utf8_paths(config: &TrainConfig) -> Result<(), TrainConfigError> {
+    let data = &config.data;
+    let sources = data.sources.iter().chain(&data.validation.sources);
+    let paths = sources.filter_map(|s| s.path.as_ref()).chain(&data.tokenizer.file);
+    match paths.chain(&config.checkpoint.initial).find(|path| path.to_str().is_none()) {
+        None => Ok(()),
+        Some(path) => Err(TrainConfigError::Key {
+            place: path.display().to_string(),
+            key: "path".into(),
+            message: "expected UTF-8, which run.toml keeps it in; found other bytes".into(),
+        }),
+    }
 }
 
 /// The resolved values as a configuration. Keys that are missing are told all at once: each is
@@ -317,6 +341,18 @@ fn own_name(key: &str) -> &str {
     match key {
         "num_hidden_layers" => "layers",
         "num_attention_heads" => "heads",
+        "num_nextn_predict_layers" => "mtp_depth",
+        "q_lora_rank" => "attention.q_lora_rank",
+        "kv_lora_rank" => "attention.kv_lora_rank",
+        "qk_nope_head_dim" => "attention.qk_nope_head_dim",
+        "v_head_dim" => "attention.v_head_dim",
+        "n_routed_experts" => "moe.n_routed_experts",
+        "n_shared_experts" => "moe.n_shared_experts",
+        "moe_intermediate_size" => "moe.intermediate_size",
+        "topk_group" => "moe.topk_group",
+        "group_top" => "moe.group_top",
+        "routed_scaling_factor" => "moe.routed_scaling_factor",
+        "rope_theta" => "rope.theta",
         "num_experts_per_tok" => "moe.top_k",
         "n_group" => "moe.n_group",
         "kv_heads" => "attention.kv_heads",
