@@ -46,11 +46,12 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> output::Result {
     let targets = check::list(&args.paths)?;
+    let mut written: Vec<PathBuf> = args.junit.iter().cloned().collect();
     if let Some(folder) = &args.save_outputs {
         check::distinct_names(&targets)?;
-        let saved: Vec<_> = targets.iter().map(|t| folder.join(&t.relative)).collect();
-        files::keep_apart(targets.iter().map(|t| &t.path), &saved)?;
+        written.extend(targets.iter().map(|t| folder.join(&t.relative)));
     }
+    files::keep_apart(targets.iter().map(|t| &t.path), &written)?;
     let bar = output::progress(targets.len(), "check");
     let mut reports = Vec::new();
     for target in &targets {

@@ -236,6 +236,12 @@ fn continuous_integration_gets_junit_and_annotations() {
     assert_eq!(xml.matches("<testcase classname=\"swiglu\"").count(), 3);
     assert!(xml.contains("<testcase classname=\"unreadable\""), "{xml}");
 
+    // No case file gives way to the verdicts.
+    let bytes = std::fs::read(&good).unwrap();
+    let output = fathom(&["check", text(&folder), "--junit", text(&good)]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(std::fs::read(&good).unwrap() == bytes);
+
     let nowhere = scratch.path().join("no/such/folder/junit.xml");
     let output = fathom(&["check", text(&good), "--junit", text(&nowhere)]);
     assert_eq!(output.status.code(), Some(2));
