@@ -216,8 +216,8 @@ impl Interrupts {
     }
 }
 
-/// Listens for Ctrl-C and SIGTERM: the first stops with a checkpoint; one that comes later, while no
-/// checkpoint is being written, ends the process at once.
+/// Listens for Ctrl-C and SIGTERM: the first stops with a checkpoint; one that comes later, while
+/// no checkpoint is being written, ends the process at once.
 pub fn interrupts() -> Result<Arc<Interrupts>, ctrlc::Error> {
     let interrupts = Arc::new(Interrupts::default());
     let handler = Arc::clone(&interrupts);

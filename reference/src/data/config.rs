@@ -59,7 +59,8 @@ pub struct ValidationConfig {
     pub sources: Vec<SourceConfig>,
     /// Steps between two measurements; 0: only at the end.
     pub every: u64,
-    /// Sequences measured, the same every time; fewer where one pass over the documents gives fewer.
+    /// Sequences measured, the same every time; fewer where one pass over the documents gives
+    /// fewer.
     pub sequences: usize,
 }
 

@@ -83,8 +83,9 @@ impl Loader {
         Loader::open_part(config, seq_len, seed, part, None)
     }
 
-    /// The sequences on which the loss is measured: at most `validation.sequences`, of one pass over
-    /// what is held out; none where nothing is. They depend on neither seed nor rearrangements.
+    /// The sequences on which the loss is measured: at most `validation.sequences`, of one pass
+    /// over what is held out; none where nothing is. They depend on neither seed nor
+    /// rearrangements.
     ///
     /// # Errors
     /// As [`Loader::open`].

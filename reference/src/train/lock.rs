@@ -1,9 +1,9 @@
 //! One run in a folder at a time: `run.lock`.
 //!
-//! The operating system holds the lock and lets go of it when the process ends, however it ends. The
-//! file says who holds it, and is empty once a run has ended by itself; what a killed run left in it
-//! is thus a stale claim. A claim of another host is never taken over, since a file system may not
-//! share locks between hosts.
+//! The operating system holds the lock and lets go of it when the process ends, however it ends.
+//! The file says who holds it, and is empty once a run has ended by itself; what a killed run left
+//! in it is thus a stale claim. A claim of another host is never taken over, since a file system
+//! may not share locks between hosts.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};

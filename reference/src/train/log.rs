@@ -1,8 +1,8 @@
 //! The logs of a run: `train.jsonl`, one JSON object a line, and TensorBoard's event files.
 //!
-//! Lines have a `kind`: `start`, `step`, `validation`, `sample`, `checkpoint`, `diverged`, `end`. A resumed run
-//! first drops the lines of steps that come after its checkpoint, so that the file always tells one
-//! run without a gap.
+//! Lines have a `kind`: `start`, `step`, `validation`, `sample`, `checkpoint`, `diverged`, `end`. A
+//! resumed run first drops the lines of steps that come after its checkpoint, so that the file
+//! always tells one run without a gap.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};

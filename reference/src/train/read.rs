@@ -131,8 +131,8 @@ impl TrainConfig {
         Ok(self)
     }
 
-    /// This configuration with what is held out, where anything is given: one number, a share of the
-    /// documents, or files.
+    /// This configuration with what is held out, where anything is given: one number, a share of
+    /// the documents, or files.
     ///
     /// # Errors
     /// As [`TrainConfig::with_files`].

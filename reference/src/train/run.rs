@@ -189,8 +189,9 @@ fn expect_no_run(out: &Path) -> Result<(), TrainError> {
 /// Name of the configuration in a run's folder.
 pub const CONFIG: &str = "run.toml";
 
-/// The configuration with which the run in `out` goes on: that of its `run.toml`, `None` where there
-/// is none. `asked` makes the configuration that the caller asks for from it; it must be the same.
+/// The configuration with which the run in `out` goes on: that of its `run.toml`, `None` where
+/// there is none. `asked` makes the configuration that the caller asks for from it; it must be the
+/// same.
 ///
 /// # Errors
 /// [`TrainError::Folder`] with every key that differs and both values.

@@ -1,5 +1,5 @@
-//! A sweep: a run for every point of a grid over keys of the configuration and every seed, and their
-//! losses beside each other.
+//! A sweep: a run for every point of a grid over keys of the configuration and every seed, and
+//! their losses beside each other.
 //!
 //! Each run has a folder of its own in the sweep's, named after its point, so that an interrupted
 //! sweep goes on where it stopped: runs that came to their end are read, others resumed.
