@@ -143,11 +143,10 @@ const AXPY: &str = "
 ";
 
 /// Command lines that read a file, with whether an empty one is refused.
-const READERS: [&str; 24] = [
+const READERS: [&str; 23] = [
     "check {}",
     "diagnose {}",
     "replay {}",
-    "train --config {} --out run",
     "simulate {}",
     "search {}",
     "simulate chunk --config {}",
@@ -189,6 +188,13 @@ fn garbage() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
+/// Text under a name that is no UTF-8.
+fn foreign_data(folder: &Path) -> OsString {
+    let name = OsString::from_vec(b"no-\xff-text.txt".to_vec());
+    fs::write(folder.join(&name), "text enough\n".repeat(400)).unwrap();
+    name
+}
+
 #[test]
 fn bad_files_are_refused_by_every_reader() {
     let world = world();
@@ -206,6 +212,18 @@ fn bad_files_are_refused_by_every_reader() {
     let others = ["folder", "missing", "/dev/zero", "/dev/null", "ids.json/below"];
     inputs.extend(others.map(|name| (name.into(), true)));
     inputs.push((foreign, false));
+    // An empty configuration is `tiny`, and any text is data: what is left is no input of training.
+    let training = ["train --config {} --out run", "train --data {} --out run"];
+    for (line, input) in
+        training.iter().flat_map(|l| ["pipe", "/dev/zero", "missing"].map(|i| (l, i)))
+    {
+        let ran = run(folder, line, OsStr::new(input));
+        assert!(ran.code == Some(2) && ran.err.contains(input), "{line} {input}: {}", ran.err);
+    }
+    let ran = run(folder, training[0], OsStr::new("zeros"));
+    assert!(ran.code == Some(2) && ran.err.contains("zeros:1"), "{}", ran.err);
+    let ran = run(folder, training[1], &foreign_data(folder));
+    assert!(ran.code == Some(2) && ran.err.contains("expected UTF-8"), "{}", ran.err);
     for line in READERS {
         for (input, spelled) in &inputs {
             let ran = run(folder, line, input);

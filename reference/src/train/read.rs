@@ -12,6 +12,7 @@ use toml::{Table, Value};
 use super::config::{TrainConfig, TrainConfigError};
 use crate::config::{ModelConfig, preset_names};
 use crate::data::{DataError, Format, SourceConfig};
+use crate::ops::nearest;
 use crate::precision::{Mode, Recipe};
 
 /// The embedded runs.
@@ -562,12 +563,6 @@ fn unknown_name(name: &str, known: &[&str]) -> String {
     let hint = nearest(name, known).map_or(String::new(), |n| format!("; did you mean '{n}'?"));
     let name = input::shorten(name, input::VALUE);
     format!("unknown name '{name}'; expected one of {}{hint}", known.join(", "))
-}
-
-/// The name with the smallest edit distance, where that is small enough to be meant.
-fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
-    let best = known.iter().map(|k| (strsim::levenshtein(name, k), *k)).min_by_key(|(d, _)| *d)?;
-    (best.0 <= 1 + name.len() / 3).then_some(best.1)
 }
 
 #[cfg(test)]
