@@ -154,6 +154,11 @@ pub trait Family: Sync {
     fn along_k(&self, _file: &[u64], _contract: &[u64], _differing: &[usize]) -> Option<KBlocks> {
         None
     }
+
+    /// A cause that follows from where the differing elements lie, whatever they hold; and where.
+    fn by_place(&self, _differing: &[usize]) -> Option<(Hypothesis, String)> {
+        None
+    }
 }
 
 /// `count` of the numbers below `n`, evenly spread.

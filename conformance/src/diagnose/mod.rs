@@ -21,6 +21,7 @@ mod quantize;
 mod rms_norm;
 pub mod search;
 mod swiglu;
+mod tiles;
 pub mod verdict;
 
 use fathom_reference::ops::attention::Attention;
@@ -144,13 +145,20 @@ pub fn diagnose(
     let unexplained = !explained && !differing.is_empty();
     let k_blocks =
         if unexplained { families[0].along_k(&theirs, &contract, &differing) } else { None };
-    let offset = if unexplained { offsets::find(first_file, first_contract) } else { None };
+    let by_place = if unexplained { families[0].by_place(&differing) } else { None };
+    let old = ["acc", "c"].iter().find_map(|role| file.case.inputs.get(*role));
+    let offset = match unexplained {
+        true => offsets::find(first_file, first_contract)
+            .or_else(|| tiles::find(first_file, first_contract, old)),
+        false => None,
+    };
     let evidence = Evidence {
         found: &found,
         elements: theirs.len(),
         mismatches: differing.len(),
         region: region.as_ref(),
         k_blocks: k_blocks.as_ref(),
+        by_place: by_place.as_ref(),
         offset: offset.as_ref(),
         single_bits: differing.iter().all(|&i| (theirs[i] ^ contract[i]).count_ones() == 1),
     };
@@ -213,7 +221,7 @@ pub fn catalogue() -> Vec<(&'static str, Vec<[String; 3]>)> {
         ("rms_norm", rows(rms_norm::table())),
         ("swiglu", rows(swiglu::table())),
         ("attention", rows(attention::table())),
-        ("Any output", rows([output::table(), offsets::table()].concat())),
+        ("Any output", rows([output::table(), offsets::table(), tiles::table()].concat())),
     ]
 }
 

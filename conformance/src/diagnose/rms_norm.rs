@@ -173,7 +173,7 @@ const ROWS: &[Row<Case, Variant>] = &[
         seen: "gemma_pytorch PR #67, LMDeploy PR #2842",
         changes: |_| {
             let all = named([
-                ("the cast before the weight", Order::CastBetween),
+                ("rounded to BF16 by the cast before the weight", Order::CastBetween),
                 ("x times weight first", Order::WeightFirst),
                 ("root times weight first", Order::RootTimesWeight),
                 ("x divided by the root", Order::Divided),

@@ -7,6 +7,9 @@ use super::hypothesis::{Hypothesis, KBlocks, OUTPUT};
 use super::localise::Region;
 use super::search::{Found, Ranked};
 
+/// Share of the difference that weights of K blocks account for where they are its cause.
+const SETTLED: f64 = 0.98;
+
 /// The cause that the evidence names.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Cause {
@@ -29,6 +32,8 @@ pub(super) struct Evidence<'a> {
     pub(super) mismatches: usize,
     pub(super) region: Option<&'a Region>,
     pub(super) k_blocks: Option<&'a KBlocks>,
+    /// A cause that follows from where the differing elements lie, and where.
+    pub(super) by_place: Option<&'a (Hypothesis, String)>,
     /// A value or factor that explains the differing elements, and some of its values.
     pub(super) offset: Option<&'a (Hypothesis, String)>,
     /// Whether each differing element differs by one bit.
@@ -89,6 +94,7 @@ impl Evidence<'_> {
         self.agrees()
             .or_else(|| self.explained())
             .or_else(|| self.explained_where_differing())
+            .or_else(|| self.by_place())
             .or_else(|| self.isolated())
             .or_else(|| self.offset())
             .or_else(|| self.strong_lead())
@@ -187,6 +193,25 @@ impl Evidence<'_> {
         Some(Verdict { words, cause: None, explained: false })
     }
 
+    fn by_place(&self) -> Option<Verdict> {
+        let (hypothesis, place) = self.by_place?;
+        let cause = Cause {
+            name: hypothesis.name.clone(),
+            meaning: hypothesis.meaning.to_owned(),
+            seen: hypothesis.seen.to_owned(),
+            agree: self.elements - self.mismatches,
+            chance: 0.0,
+        };
+        let words = format!(
+            "all {} differing elements lie where just this shows: {}{}; {place}{}",
+            grouped(self.mismatches),
+            cause.name,
+            cause.explanation(),
+            self.place()
+        );
+        Some(Verdict { words, cause: Some(cause), explained: false })
+    }
+
     fn offset(&self) -> Option<Verdict> {
         let (hypothesis, values) = self.offset?;
         let cause = Cause {
@@ -217,8 +242,13 @@ impl Evidence<'_> {
         };
         let lead = self.lead().map_or(String::new(), |l| format!("; {l}"));
         let region = self.region.map(|r| format!("; the differing elements {}", r.words()));
+        // What all of the difference follows from is the cause, whatever moved the last bits.
+        let bits = match k.accounts_for >= SETTLED {
+            true => "within rounding, ",
+            false => "no hypothesis gives the bits, but ",
+        };
         let words = format!(
-            "no hypothesis gives the bits, but {:.1} % of the difference is that {}{}{lead}",
+            "{bits}{:.1} % of the difference is that {}{}{lead}",
             100.0 * k.accounts_for,
             k.words,
             region.unwrap_or_default()

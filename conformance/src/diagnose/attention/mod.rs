@@ -29,6 +29,8 @@ enum Mask {
     Window(usize),
     /// Whole KV blocks only: the query's own, if not full, is left out.
     WholeBlocks,
+    /// KV blocks up to that of the first row of a query tile of that many rows.
+    FirstOfTile(usize),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -131,6 +133,8 @@ struct Case {
     block_kv: usize,
     low: bool,
     qk: usize,
+    v: usize,
+    heads: usize,
     grouped: bool,
     segments: usize,
     longer_keys: bool,
@@ -166,6 +170,8 @@ impl AttentionFamily {
             block_kv: op.block_kv,
             low,
             qk: heads.qk,
+            v: heads.v,
+            heads: heads.heads,
             grouped: heads.kv_heads > 1,
             segments: op.segments.len(),
             longer_keys: !op.keys.is_empty() && op.keys != op.segments,
@@ -217,6 +223,17 @@ impl AttentionFamily {
         unreachable!("segments add up to the rows")
     }
 
+    /// Keys that a row's segment has before its first query's.
+    fn before_queries(&self, row: usize) -> usize {
+        let keys = if self.op.keys.is_empty() { &self.op.segments } else { &self.op.keys };
+        let mut end = 0;
+        let own = |(queries, _): &(&usize, &usize)| {
+            end += **queries;
+            row < end
+        };
+        self.op.segments.iter().zip(keys).find(own).map_or(0, |(queries, keys)| keys - queries)
+    }
+
     /// The output row of one head, and its lse.
     fn head(&self, v: &Variant, row: usize, head: usize) -> (Vec<f32>, f32) {
         let s = self.op.shape;
@@ -234,6 +251,11 @@ impl AttentionFamily {
             Mask::TopLeft => (0, (place + 1).min(keys)),
             Mask::Window(n) => ((place + 1).saturating_sub(n), place + 1),
             Mask::WholeBlocks => (0, (place + 1) / v.block_kv * v.block_kv),
+            Mask::FirstOfTile(n) => {
+                let query = place.saturating_sub(self.before_queries(row));
+                let end = (place - query % n + 1).next_multiple_of(v.block_kv.min(keys.max(1)));
+                (0, (place + 1).min(end))
+            }
         };
         let low = if v.first_key_dropped { low.max(1) } else { low };
         let scale = match v.scale {

@@ -62,6 +62,14 @@ pub(super) const ROWS: &[Row<Case, Variant>] = &[
     },
     Row {
         axis: "mask",
+        name: "last KV blocks of query tiles of {} rows left out: counted from the tile's first row",
+        meaning: "The loop over keys ends behind the block of the tile's first row instead of its \
+                  last.",
+        seen: "rocMLIR PR #2165",
+        changes: |_| each([16, 32, 64, 128, 256], |v, n| v.mask = Mask::FirstOfTile(n)),
+    },
+    Row {
+        axis: "mask",
         name: "segments ignored",
         meaning: "Queries see the keys of earlier segments: cu_seqlens is not used.",
         seen: "",
@@ -92,6 +100,12 @@ pub(super) const ROWS: &[Row<Case, Variant>] = &[
                 ("1 / sqrt(576)", 1.0 / 576f32.sqrt()),
             ];
             all.extend(others.map(|(n, s)| Named(n.to_owned(), Scale::Of(s))));
+            // The width with V's, with or without a rotary part, or of all heads.
+            let widths = [16, 32, 48, 80, 96, 112, 160, 224, 256, 320, 384, 512].into_iter();
+            let widths = widths.chain([c.v, c.qk + c.v, c.qk + 64, c.qk * c.heads]);
+            all.extend(widths.map(|w| {
+                Named(format!("1 / sqrt({w})"), Scale::Of(1.0 / (w as f32).sqrt()))
+            }));
             each(all, |v, Named(_, s)| v.scale = s)
         },
     },
@@ -232,7 +246,7 @@ pub(super) const ROWS: &[Row<Case, Variant>] = &[
         seen: "",
         changes: |_| {
             let all = named([
-                ("in powers of two", Kept::Log2),
+                ("as a logarithm to base 2", Kept::Log2),
                 ("without the maximum", Kept::WithoutMaximum),
                 ("is the maximum", Kept::Maximum),
                 ("is the sum", Kept::Sum),

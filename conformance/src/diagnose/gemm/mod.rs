@@ -3,11 +3,13 @@
 //! [`table`] lists them; [`variant`] is what they change; [`problem`] is the case. Partial sums
 //! come from the exact GEMM on a grid of rows and columns ([`partials`]) and are kept: all that
 //! comes after them (scales, order, splits, casts) is a cheap recombination. [`solve`] finds the K
-//! blocks behind a difference that no hypothesis explains.
+//! blocks behind a difference that no hypothesis explains, [`stages`] those of
+//! another block's data.
 
 mod partials;
 mod problem;
 mod solve;
+mod stages;
 mod table;
 mod variant;
 
@@ -23,10 +25,22 @@ use super::hypothesis::{Expanded, Family, Hypothesis, KBlocks, Sample, spread};
 use partials::{Cache, Grid, intervals, scaled_before};
 use problem::{Out, Problem};
 use variant::{
-    BlockOf, Blocks, Cast, End, Order, RowOf, ScaleLayout, ScaleOf, Scaling, Split, Variant,
+    BlockOf, Blocks, Cast, Earlier, End, Order, RowOf, ScaleLayout, ScaleOf, ScaleValue, Scaling, Split, Variant,
 };
 
-pub(super) use table::table;
+/// What is said where only padding rows differ; named by place, not by values.
+const PADDING: [&str; 3] = [
+    "rows behind the last expert's are not written as zeros",
+    "Nobody wrote the padding rows, so they hold what lay there, or somebody wrote other than zeros.",
+    "Primus-Turbo issue #397",
+];
+
+/// The table, for documentation.
+pub(super) fn table() -> Vec<[&'static str; 3]> {
+    let mut all = table::table();
+    all.push(PADDING);
+    all
+}
 
 /// The hypotheses about one product.
 pub(super) struct GemmFamily {
@@ -140,6 +154,14 @@ impl GemmFamily {
                 matrix = (matrix as isize + by).rem_euclid(experts) as usize;
                 own
             }
+            RowOf::OnlyExpert(e) => {
+                matrix = if which == 0 { 0 } else { e };
+                own
+            }
+            RowOf::Reversed => (rows - 1).saturating_sub(own),
+            RowOf::Xor(bit) => own ^ bit,
+            RowOf::Without(bit) => own & !bit,
+            RowOf::With(bit) => own | bit,
         };
         let (line, column) = (line.min(rows - 1), column.min(last));
         let place = match of.layout {
@@ -149,7 +171,14 @@ impl GemmFamily {
         };
         // What lies behind the scales is not known: the last one.
         let value = x.scales[matrix * rows * columns + place.min(rows * columns - 1)];
-        of.value.of(value, at / x.block[1] == last)
+        let earlier = match of.value {
+            ScaleValue::TimesRow(_) if line == 0 => None,
+            ScaleValue::TimesRow(Earlier::First) => Some(0),
+            ScaleValue::TimesRow(Earlier::Previous) => Some(line - 1),
+            _ => None,
+        };
+        let earlier = earlier.map(|line| x.scales[(matrix * rows + line) * columns + column]);
+        of.value.of(value, at / x.block[1] == last) * earlier.unwrap_or(1.0)
     }
 
     /// The FP32 result at each place of a grid, before c, the epilogue and the cast.
@@ -183,9 +212,10 @@ impl GemmFamily {
             if expert.is_none() {
                 continue;
             }
-            let a = scales(0, expert, row);
+            let [rows_of, columns_of] = if v.scales_exchanged { [1, 0] } else { [0, 1] };
+            let a = scales(rows_of, expert, row);
             if b_scales.as_ref().is_none_or(|b| b.0 != expert) {
-                let each = grid.columns.iter().map(|&j| scales(1, expert, j)).collect();
+                let each = grid.columns.iter().map(|&j| scales(columns_of, expert, j)).collect();
                 b_scales = Some((expert, each));
             }
             let (_, b) = b_scales.as_ref().expect("just set");
@@ -343,5 +373,23 @@ impl Family for GemmFamily {
 
     fn along_k(&self, file: &[u64], contract: &[u64], differing: &[usize]) -> Option<KBlocks> {
         solve::along_k(self, file, contract, differing)
+    }
+
+    /// Padding rows, which are zero in the contract.
+    fn by_place(&self, differing: &[usize]) -> Option<(Hypothesis, String)> {
+        let p = &self.problem;
+        let own: usize = p.counts.iter().sum();
+        let first = differing.iter().map(|e| e / p.n).min()?;
+        if p.counts.is_empty() || first < own {
+            return None;
+        }
+        let hypothesis = Hypothesis {
+            axis: "rows",
+            name: PADDING[0].to_owned(),
+            meaning: PADDING[1],
+            seen: PADDING[2],
+        };
+        let last = p.m - 1;
+        Some((hypothesis, format!("the last expert's rows end at {own}, the matrix at row {last}")))
     }
 }

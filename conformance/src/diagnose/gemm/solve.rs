@@ -10,6 +10,7 @@
 
 use super::GemmFamily;
 use super::partials::{Grid, intervals};
+use super::problem::Operand;
 use super::variant::Variant;
 use crate::diagnose::hypothesis::{Family, KBlocks, spread};
 
@@ -64,7 +65,11 @@ pub(super) fn along_k(
     let uniform = rough.as_ref().filter(|f| f.accounts_for >= ENOUGH);
     let (fit, words) = match uniform {
         Some(fit) => (fit.clone(), uniform_words(&fit.coefficients, p.k)),
-        None => by_lines(family, differing).or_else(|| {
+        None => match super::stages::along_k(family, differing) {
+            Some(replaced) => return Some(replaced),
+            None => by_lines(family, differing),
+        }
+        .or_else(|| {
             let rough = rough.as_ref()?;
             let (accounts_for, words) = outstanding(family, rough, &chosen)?;
             Some((Fit { accounts_for, ..rough.clone() }, words))
@@ -340,11 +345,48 @@ fn by_lines(family: &GemmFamily, differing: &[usize]) -> Option<(Fit, String)> {
     None
 }
 
+/// Whether every line takes the scales of one other row of scales, in all K blocks: which.
+fn other_rows(x: &Operand, name: &str, line: &str, fits: &[(usize, Fit)]) -> Option<String> {
+    if x.scale_columns < 2 {
+        return None;
+    }
+    let at = |r: usize, c: usize| f64::from(x.scales[r * x.scale_columns + c]);
+    let taken = |(l, fit): &(usize, Fit)| -> Option<(usize, usize)> {
+        let row = (l / x.block[0]).min(x.scale_rows - 1);
+        let fits_in = |r: usize| {
+            fit.coefficients.iter().zip(&fit.errors).enumerate().all(|(b, (c, error))| {
+                let column = (b * 128 / x.block[1]).min(x.scale_columns - 1);
+                let ratio = at(r, column) / at(row, column);
+                (ratio - (1.0 + c)).abs() < 0.005 * (1.0 + c).abs() + OUTSTANDING * error + 1e-4
+            })
+        };
+        let mut all = (0..x.scale_rows).filter(|&r| r != row && fits_in(r));
+        // Rows with the same scales tell nothing.
+        all.next().filter(|_| all.next().is_none()).map(|r| (row, r))
+    };
+    let mut rows = fits.iter().map(taken).collect::<Option<Vec<_>>>()?;
+    rows.dedup();
+    let shown: Vec<String> =
+        rows.iter().take(4).map(|(row, r)| format!("row {row} of it takes row {r}")).collect();
+    let same = rows.iter().all(|r| r.1 == rows[0].1);
+    let how = match same && rows.len() > 1 {
+        true => format!("row {} of it stands for all", rows[0].1),
+        false => shown.join(", "),
+    };
+    Some(format!(
+        "in all K blocks the {name} used, {line} by {line}, is that of another row, as if its rows \
+         were in another order: {how}"
+    ))
+}
+
 /// What differs from row to row (or column to column) is a scale: whose?
 fn line_words(family: &GemmFamily, which: usize, fits: &[(usize, Fit)]) -> String {
     let p = &family.problem;
     let (x, name, line) =
         if which == 0 { (&p.a, "a_scale", "row") } else { (&p.b, "b_scale", "column") };
+    if let Some(words) = other_rows(x, name, line, fits) {
+        return words;
+    }
     let mut votes: std::collections::BTreeMap<(usize, String), usize> = Default::default();
     let mut off = std::collections::BTreeSet::new();
     for (l, fit) in fits {

@@ -124,6 +124,13 @@ pub(super) enum RowOf {
     WithinExpert,
     /// Of the expert this far on.
     OfExpert(isize),
+    /// Of that expert for all.
+    OnlyExpert(usize),
+    Reversed,
+    /// With that bit of the row's number flipped, cleared, or set.
+    Xor(usize),
+    Without(usize),
+    With(usize),
 }
 
 /// What becomes of a scale's value.
@@ -142,6 +149,15 @@ pub(super) enum ScaleValue {
     Squared,
     /// 1 in the last block.
     OneInLast,
+    /// Times another row's, in the rows that have an earlier one.
+    TimesRow(Earlier),
+}
+
+/// Which earlier row of scales.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Earlier {
+    First,
+    Previous,
 }
 
 /// The scale of an operand's row and K block.
@@ -347,6 +363,8 @@ pub(super) struct Variant {
     pub(super) core: Core,
     pub(super) scaling: Scaling,
     pub(super) scales: [ScaleOf; 2],
+    /// Rows take b's scales and columns a's.
+    pub(super) scales_exchanged: bool,
     /// Where a scale is read in an interval that spans blocks.
     pub(super) end: End,
     pub(super) partial: Narrow,
@@ -386,6 +404,7 @@ impl Variant {
             },
             scaling: Scaling::AtPromotion(p.promote),
             scales: [scale; 2],
+            scales_exchanged: false,
             end: End::First,
             partial: Narrow::F32,
             accumulator: Narrow::F32,
@@ -412,7 +431,8 @@ impl ScaleValue {
         let exponent = f32::from_bits(scale.to_bits() & 0x7F80_0000);
         let exact = scale == exponent;
         match self {
-            ScaleValue::AsGiven => scale,
+            // The other row's scale is multiplied in where rows are known.
+            ScaleValue::AsGiven | ScaleValue::TimesRow(_) => scale,
             ScaleValue::One => 1.0,
             ScaleValue::OneInLast => {
                 if last {

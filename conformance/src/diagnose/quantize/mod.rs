@@ -110,6 +110,10 @@ enum From {
 enum Stored {
     AsGiven,
     Reciprocal,
+    /// `max_of_format / amax`.
+    Inverse,
+    /// That of the last of the blocks that share it.
+    Last,
     Transposed,
     Amax,
     Bf16,
@@ -523,12 +527,23 @@ impl QuantizeFamily {
             let same_number = extent.div_ceil(given) == extent.div_ceil(own);
             n.saturating_mul(if same_number { own } else { given }).min(extent - 1)
         };
-        let row = place(i, given.rows, v.block.rows, m);
-        let column = place(j, given.columns, v.block.columns, k);
+        let (row, column) = match v.stored {
+            Stored::Last => {
+                let end = |n: usize, given: usize, extent: usize| {
+                    n.saturating_mul(given).saturating_add(given - 1).min(extent - 1)
+                };
+                (end(i, given.rows, m), end(j, given.columns, k))
+            }
+            _ => (
+                place(i, given.rows, v.block.rows, m),
+                place(j, given.columns, v.block.columns, k),
+            ),
+        };
         let (scale, unrounded, amax) = scales.at(row, column);
         let stored = match v.stored {
-            Stored::AsGiven | Stored::Transposed => scale,
+            Stored::AsGiven | Stored::Transposed | Stored::Last => scale,
             Stored::Reciprocal => 1.0 / scale,
+            Stored::Inverse => v.largest() / amax,
             Stored::Amax => amax,
             Stored::Bf16 => to_bf16(scale).to_f32(),
             Stored::Unrounded => unrounded,

@@ -363,6 +363,34 @@ pub(super) const ROWS: &[Row<Case, Variant>] = &[
     },
     Row {
         axis: "stored scale",
+        name: "the inverse scale, max_of_format / amax, stored",
+        meaning: "What is stored is the number that multiplies x, made of amax by a division of its \
+                  own.",
+        seen: "tritonbench PR #1145",
+        changes: |_| one(|v| v.stored = Stored::Inverse),
+    },
+    Row {
+        axis: "block and stored scale",
+        name: "amax over {}, the last one's scale stored",
+        meaning: "Parts of a block find amax each for itself; their scales overwrite each other.",
+        seen: "",
+        changes: |c| {
+            let (rows, columns) = (c.block.rows.min(c.shape.0), c.block.columns.min(c.shape.1));
+            let parts = [2, 4, 8].into_iter().flat_map(|n| {
+                let of_rows = (rows % n == 0).then(|| (rows / n, columns));
+                [of_rows, (columns % n == 0).then(|| (rows, columns / n))]
+            });
+            let named = parts.flatten().map(|(rows, columns)| {
+                Named(format!("{rows} x {columns}"), Block { rows, columns })
+            });
+            each(named.collect::<Vec<_>>(), |v, Named(_, b)| {
+                v.block = b;
+                v.stored = Stored::Last;
+            })
+        },
+    },
+    Row {
+        axis: "stored scale",
         name: "scales stored transposed",
         meaning: "Scales lie with the other dimension contiguous, as TMA wants them.",
         seen: "DeepGEMM issues #33 and #289",

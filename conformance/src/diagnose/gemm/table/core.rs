@@ -152,6 +152,20 @@ pub(super) const ROWS: &[Row<Problem, Variant>] = &[
         changes: |p| spanning(p, End::Counted),
     },
     Row {
+        axis: "promotion interval",
+        name: "promotion every {}, scales indexed by the number of the promotion",
+        meaning: "The loop's counter indexes the scales although several iterations lie in one of \
+                  their blocks.",
+        seen: "TileOPs PR #1666",
+        changes: |p| {
+            let fits = |i: &usize| p.is_fp8() && *i < p.a.block[1].max(p.b.block[1]).min(p.k);
+            each([32, 64].into_iter().filter(fits), |v, i| {
+                v.core.interval = i;
+                v.end = End::Counted;
+            })
+        },
+    },
+    Row {
         axis: "scaling",
         name: "promotion by {}",
         meaning: "Scale and partial sum enter the accumulator by another sequence of operations.",

@@ -149,6 +149,16 @@ pub(super) const ROWS: &[Row<Problem, Variant>] = &[
     },
     Row {
         axis: "scales",
+        name: "b_scale of expert {} for every expert",
+        meaning: "The scales' stride from expert to expert is missing, or one expert's are broadcast.",
+        seen: "",
+        changes: |p| {
+            let experts = if p.is_fp8() && p.counts.len() > 1 { p.counts.len().min(64) } else { 0 };
+            each(0..experts, |v, e| v.scales[1].row = RowOf::OnlyExpert(e))
+        },
+    },
+    Row {
+        axis: "scales",
         name: "a_scale counted from the expert's first row",
         meaning: "The group's row offset is missing in the index of a's scales.",
         seen: "",

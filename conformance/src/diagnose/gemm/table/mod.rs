@@ -65,6 +65,11 @@ fn scales_each<P: Clone + Send + Sync + 'static>(
     each(all.collect::<Vec<_>>(), |v, Named(_, (w, x, set))| set(&mut v.scales[w], x))
 }
 
+/// One change of both operands' scales.
+fn both(v: &mut Variant, set: impl Fn(&mut ScaleOf)) {
+    v.scales.iter_mut().for_each(set);
+}
+
 /// A change of how either operand is read.
 fn operands<P: Copy + Send + Sync + 'static>(
     parameters: impl Fn(usize) -> Vec<(&'static str, P)>,

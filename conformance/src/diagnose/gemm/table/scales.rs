@@ -1,9 +1,9 @@
 //! Which scale a K block of a row takes, and what becomes of its value.
 
 use super::super::problem::Problem;
-use super::super::variant::{BlockOf, RowOf, ScaleLayout, ScaleValue, Variant};
+use super::super::variant::{BlockOf, Earlier, RowOf, ScaleLayout, ScaleValue, Variant};
 use super::{
-    Named, many_blocks, many_rows, numbered, quotients, scales, scales_each, scales_where,
+    Named, both, many_blocks, many_rows, numbered, quotients, scales, scales_each, scales_where,
 };
 use crate::diagnose::hypothesis::{Row, each, one_if};
 
@@ -380,6 +380,143 @@ pub(super) const ROWS: &[Row<Problem, Variant>] = &[
             each(named, |v, Named(_, by)| {
                 v.scales.iter_mut().for_each(|s| s.block = BlockOf::Next(by))
             })
+        },
+    },
+    Row {
+        axis: "scales",
+        name: "both scales of the K block modulo {}",
+        meaning: "The K index of both scales starts again: each slice of split-K, or each round of the \
+                  pipeline, counts its blocks from 0.",
+        seen: "",
+        changes: |p| {
+            let blocks = p.a.scale_columns.min(p.b.scale_columns);
+            let fits = |n: &usize| p.is_fp8() && *n < blocks;
+            let halves = [blocks / 2, blocks.div_ceil(3), blocks / 4].into_iter();
+            let all = [2, 3, 4, 5, 6, 8].into_iter().chain(halves.filter(|n| *n > 1));
+            each(all.filter(fits), |v, n| both(v, |s| s.block = BlockOf::Modulo(n)))
+        },
+    },
+    Row {
+        axis: "scales",
+        name: "both scales of the {} of every {} K blocks",
+        meaning: "Neighbouring K blocks share the first or last one's scales of both operands.",
+        seen: "TIRx-kernels PR #5",
+        changes: |p| {
+            let blocks = p.a.scale_columns.min(p.b.scale_columns);
+            let sizes = [2, 3, 4, 8].into_iter().filter(|n| p.is_fp8() && *n < blocks);
+            let named = sizes.flat_map(|n| {
+                let first = Named(format!("first|{n}"), BlockOf::FirstOf(n));
+                [first, Named(format!("last|{n}"), BlockOf::LastOf(n))]
+            });
+            each(named.collect::<Vec<_>>(), |v, Named(_, of)| both(v, |s| s.block = of))
+        },
+    },
+    Row {
+        axis: "scales",
+        name: "both scales in reverse along K",
+        meaning: "Scales of both operands run against K.",
+        seen: "",
+        changes: |p| {
+            let blocks = p.a.scale_columns.min(p.b.scale_columns);
+            one_if(p.is_fp8() && blocks > 1, |v| both(v, |s| s.block = BlockOf::Reversed))
+        },
+    },
+    Row {
+        axis: "scales",
+        name: "the last K block without either scale",
+        meaning: "The tail of K is added as the tensor core left it: its promotion is skipped.",
+        seen: "FBGEMM issue #6159",
+        changes: |p| {
+            let sense = p.is_fp8() && many_blocks(&p.a) && many_blocks(&p.b);
+            one_if(sense, |v| both(v, |s| s.value = ScaleValue::OneInLast))
+        },
+    },
+    Row {
+        axis: "scales",
+        name: "{}_scale rows {}",
+        meaning: "Rows of scales stand in another order than the rows of data: one of them was \
+                  reordered on load.",
+        seen: "SGLang PR #35703",
+        changes: |p| {
+            scales_each(
+                p,
+                |x, _| {
+                    let all = [
+                        ("in reverse order", RowOf::Reversed),
+                        ("exchanged with their neighbours", RowOf::Xor(1)),
+                        ("r and r + 2 exchanged", RowOf::Xor(2)),
+                        ("r and r + 4 exchanged", RowOf::Xor(4)),
+                        ("r and r + 8 exchanged", RowOf::Xor(8)),
+                    ];
+                    let all = all.into_iter().filter(|_| many_rows(x));
+                    all.map(|(n, r)| (n.to_owned(), r)).collect()
+                },
+                |s, row| s.row = row,
+            )
+        },
+    },
+    Row {
+        axis: "scales",
+        name: "{}_scale of row r for rows r and r + {}",
+        meaning: "The rows that one lane holds share the first one's scale; in a fragment of 16 rows \
+                  they are 8 apart.",
+        seen: "",
+        changes: |p| {
+            scales_each(
+                p,
+                |x, _| {
+                    let fits = |n: &usize| *n < x.scale_rows;
+                    let all = [1usize, 2, 4, 8, 16, 32, 64].into_iter().filter(fits);
+                    all.map(|n| (n.to_string(), n)).collect()
+                },
+                |s, n| s.row = RowOf::Without(n),
+            )
+        },
+    },
+    Row {
+        axis: "scales",
+        name: "{}_scale of row r + {} for rows r and r + {}",
+        meaning: "The rows that one lane holds share the last one's scale; in a fragment of 16 rows \
+                  they are 8 apart.",
+        seen: "",
+        changes: |p| {
+            scales_each(
+                p,
+                |x, _| {
+                    let fits = |n: &usize| *n < x.scale_rows;
+                    let all = [1usize, 2, 4, 8, 16, 32, 64].into_iter().filter(fits);
+                    all.map(|n| (format!("{n}|{n}"), n)).collect()
+                },
+                |s, n| s.row = RowOf::With(n),
+            )
+        },
+    },
+    Row {
+        axis: "scales",
+        name: "a_scale and b_scale exchanged",
+        meaning: "Rows are multiplied by b's scales and columns by a's: the two pointers are crossed.",
+        seen: "PyTorch (ROCm) PR #2739",
+        changes: |p| one_if(p.is_fp8() && p.counts.is_empty(), |v| v.scales_exchanged = true),
+    },
+    Row {
+        axis: "scale values",
+        name: "{}_scale times that of the {} row block once more",
+        meaning: "The product of scales is not reset from one tile of rows to the next: another row's \
+                  scale is multiplied in as well.",
+        seen: "CUTLASS issue #3596",
+        changes: |p| {
+            scales_each(
+                p,
+                |x, _| {
+                    let all = [
+                        ("first", ScaleValue::TimesRow(Earlier::First)),
+                        ("previous", ScaleValue::TimesRow(Earlier::Previous)),
+                    ];
+                    let all = all.into_iter().filter(|_| many_rows(x));
+                    all.map(|(n, v)| (n.to_owned(), v)).collect()
+                },
+                |s, value| s.value = value,
+            )
         },
     },
     Row {
