@@ -370,12 +370,11 @@ fn unknown_faults_point_at_k_blocks() {
     let a = &g.a.codes;
     let cut = |i: usize, k: usize| i / 16 % 4 == 1 && (320..384).contains(&k);
     let found = with(&|i, k| if cut(i, k) { 0 } else { a[[i, k]] });
-    let words =
-        "elements 320..=351 of K count 0.00 times; elements 352..=383 of K count 0.00 times";
+    let words = "in K block 2, elements 320..=383 of K count 0.00 times";
     assert!(found.verdict.contains(words), "{}", found.verdict);
     assert!(found.verdict.contains("r / 16 % 4 = 1 only"), "{}", found.verdict);
-    // Another block's elements in a block's place, in one tile.
-    let found = with(&|i, k| if i >= 64 && k / 128 == 7 { a[[i, k - 640]] } else { a[[i, k]] });
+    // Other elements in a block's place, in one tile.
+    let found = with(&|i, k| if i >= 64 && k / 128 == 7 { a[[i, 1919 - k]] } else { a[[i, k]] });
     let words = "K block 7 (elements 896..=1023 of K) does not enter, but something else";
     assert!(found.verdict.contains(words), "{}", found.verdict);
     assert_eq!(found.region.unwrap().rows, (64, 95));
@@ -386,6 +385,79 @@ fn unknown_faults_point_at_k_blocks() {
     let found = g.found(bf16s(&d));
     let words = "in K block 4 (elements 512..=639 of K) the a_scale used is that of K block 7";
     assert!(found.verdict.contains(words), "{}", found.verdict);
+}
+
+#[test]
+fn data_of_other_stages_and_tiles_is_named() {
+    let g = Gemm::new(160, 256, 640);
+    let (a, b) = (&g.a.codes, &g.b.codes);
+    // The tile of these rows and columns from other codes, all others as they should be.
+    let tile = |a: &Array2<u8>, b: &Array2<u8>, rows: [usize; 2], columns: [usize; 2]| {
+        let other = Gemm { partials: partials(a, b, 128), ..Gemm::new(g.m, g.n, g.k) };
+        let (mut d, other) = (g.right(), other.right());
+        let own = s![rows[0]..rows[1], columns[0]..columns[1]];
+        d.slice_mut(own).assign(&other.slice(own));
+        g.found(bf16s(&d))
+    };
+    let says = |found: Diagnosis, words: &str| {
+        assert!(found.verdict.contains(words), "expected '{words}' in: {}", found.verdict);
+    };
+    let stage = |x: &Array2<u8>, from: usize, to: usize| {
+        let in_stage = |k: usize| if k / 128 == to { k % 128 + from * 128 } else { k };
+        Array2::from_shape_fn(x.dim(), |(i, k)| x[[i, in_stage(k)]])
+    };
+    says(
+        tile(&stage(a, 0, 4), &stage(b, 0, 4), [0, 64], [128, 256]),
+        "in K block 4 (elements 512..=639 of K) the data of A and B is stale, of block 0",
+    );
+    says(
+        tile(a, &stage(b, 3, 2), [64, 128], [0, 128]),
+        "in K block 2 (elements 256..=383 of K) the data of B is ahead, already of block 3",
+    );
+    // The first stage still holds the tile before: its columns' last K block.
+    let before = |j: usize, k: usize| match k < 128 && j >= 128 {
+        true => b[[j - 128, 512 + k]],
+        false => b[[j, k]],
+    };
+    let held = Array2::from_shape_fn(b.dim(), |(j, k)| before(j, k));
+    says(
+        tile(&stage(a, 4, 0), &held, [0, 160], [128, 256]),
+        "the data of B is another tile's, 128 columns before, and ahead, already of block 4",
+    );
+    let rows = Array2::from_shape_fn(a.dim(), |(i, k)| match k / 128 == 1 && i >= 64 {
+        true => a[[i - 64, k]],
+        false => a[[i, k]],
+    });
+    says(
+        tile(&rows, b, [64, 128], [0, 256]),
+        "in K block 1 (elements 128..=255 of K) the data of A is another tile's, 64 rows before",
+    );
+    // A tile's accumulators from the tile of rows before.
+    let mut d = g.right();
+    let first = d.slice(s![..64, ..]).to_owned();
+    let mut second = d.slice_mut(s![64..128, ..]);
+    second += &first;
+    says(g.found(bf16s(&d)), "the sum added is that of 64 rows before");
+}
+
+#[test]
+fn scales_are_looked_up_among_all_rows() {
+    let g = Gemm::new(96, 256, 640);
+    // Rows of activations gathered, their scales not.
+    let moved = |i: usize| (i * 5 + 3) % 96;
+    let found = g.found(bf16s(&g.sums(&|i, j, b| (g.a.scales[[moved(i), b]], g.own(i, j, b).1))));
+    assert!(found.verdict.contains("the a_scale used, row by row"), "{}", found.verdict);
+    // Both scales of the tile that another order of launch would have.
+    let tile = |i: usize, j: usize| (i / 32 + j / 128 + 1) % 3 * 32 + i % 32;
+    let d = g.sums(&|i, j, b| (g.a.scales[[tile(i, j), b]], g.b.scales[[1 - j / 128, b]]));
+    let found = g.found(bf16s(&d));
+    assert!(found.verdict.contains("those of another place"), "{}", found.verdict);
+    g.names(&|i, j, b| g.own(i & !8, j, b), "a_scale of row r for rows r and r + 8");
+    g.names(
+        &|i, j, b| g.own(i, j, if b == 1 { 2 } else { b }),
+        "both scales of block 2 in block 1",
+    );
+    g.names(&|i, j, b| g.own(i, j, b % 3), "both scales of the K block modulo 3");
 }
 
 #[test]

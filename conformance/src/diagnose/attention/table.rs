@@ -103,9 +103,9 @@ pub(super) const ROWS: &[Row<Case, Variant>] = &[
             // The width with V's, with or without a rotary part, or of all heads.
             let widths = [16, 32, 48, 80, 96, 112, 160, 224, 256, 320, 384, 512].into_iter();
             let widths = widths.chain([c.v, c.qk + c.v, c.qk + 64, c.qk * c.heads]);
-            all.extend(widths.map(|w| {
-                Named(format!("1 / sqrt({w})"), Scale::Of(1.0 / (w as f32).sqrt()))
-            }));
+            all.extend(
+                widths.map(|w| Named(format!("1 / sqrt({w})"), Scale::Of(1.0 / (w as f32).sqrt()))),
+            );
             each(all, |v, Named(_, s)| v.scale = s)
         },
     },

@@ -25,7 +25,8 @@ use super::hypothesis::{Expanded, Family, Hypothesis, KBlocks, Sample, spread};
 use partials::{Cache, Grid, intervals, scaled_before};
 use problem::{Out, Problem};
 use variant::{
-    BlockOf, Blocks, Cast, Earlier, End, Order, RowOf, ScaleLayout, ScaleOf, ScaleValue, Scaling, Split, Variant,
+    BlockOf, Blocks, Cast, Earlier, End, Order, RowOf, ScaleLayout, ScaleOf, ScaleValue, Scaling,
+    Split, Variant,
 };
 
 /// What is said where only padding rows differ; named by place, not by values.

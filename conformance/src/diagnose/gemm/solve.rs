@@ -23,6 +23,8 @@ const NOTICED: f64 = 0.02;
 const OUTSTANDING: f64 = 8.0;
 /// Lines (rows or columns) that are looked at one by one.
 const LINES: usize = 6;
+/// Rows within a block of columns that are looked at one by one.
+const PATCHES: usize = 8;
 /// Blocks that may stand out where the difference is not accounted for.
 const FEW: usize = 4;
 
@@ -67,7 +69,7 @@ pub(super) fn along_k(
         Some(fit) => (fit.clone(), uniform_words(&fit.coefficients, p.k)),
         None => match super::stages::along_k(family, differing) {
             Some(replaced) => return Some(replaced),
-            None => by_lines(family, differing),
+            None => by_lines(family, differing).or_else(|| by_tiles(family, differing)),
         }
         .or_else(|| {
             let rough = rough.as_ref()?;
@@ -238,6 +240,10 @@ fn uniform_words(coefficients: &[f64], k: usize) -> String {
     }
     let list = |blocks: &[usize]| match blocks {
         [one] => span(*one, k),
+        [one, other] => format!("K blocks {one} and {other}"),
+        [first, .., last] if last - first + 1 == blocks.len() => {
+            format!("K blocks {first} to {last}")
+        }
         many => {
             let shown: Vec<String> = many.iter().take(8).map(usize::to_string).collect();
             let more = if many.len() > 8 { ", ..." } else { "" };
@@ -283,12 +289,20 @@ fn outstanding(family: &GemmFamily, rough: &Fit, chosen: &[usize]) -> Option<(f6
         off.iter().flat_map(|b| (0..4).map(move |g| 4 * b + g)).filter(|g| g * 32 < k).collect();
     let fine = equations(family, chosen, 32, &groups).and_then(|e| e.fit(|_| true));
     if let Some(fine) = fine.filter(|f| f.accounts_for >= ENOUGH) {
+        // Rounded first, so that no zero is negative; neighbours of one weight are one run.
+        let weight = |c: &f64| ((1.0 + c) * 100.0).round() / 100.0 + 0.0;
         let off = groups.iter().zip(&fine.coefficients).filter(|(_, c)| c.abs() > 5.0 * NOTICED);
-        let words = off.map(|(g, c)| {
-            let to = (g * 32 + 31).min(k - 1);
-            // Rounded first, so that no zero is negative.
-            let weight = ((1.0 + c) * 100.0).round() / 100.0 + 0.0;
-            format!("elements {}..={to} of K count {weight:.2} times", g * 32)
+        let all: Vec<(usize, f64)> = off.map(|(&g, c)| (g, weight(c))).collect();
+        let runs = all.chunk_by(|x, y| x.0 + 1 == y.0 && x.0 / 4 == y.0 / 4 && x.1 == y.1);
+        let words = runs.map(|run| {
+            let (first, last) = (run[0].0, run[run.len() - 1].0);
+            format!(
+                "in K block {}, elements {}..={} of K count {:.2} times",
+                first / 4,
+                first * 32,
+                (last * 32 + 31).min(k - 1),
+                run[0].1
+            )
         });
         return Some((fine.accounts_for, words.collect::<Vec<_>>().join("; ")));
     }
@@ -343,6 +357,69 @@ fn by_lines(family: &GemmFamily, differing: &[usize]) -> Option<(Fit, String)> {
         return Some((Fit { coefficients, errors, accounts_for }, words));
     }
     None
+}
+
+/// Fits of single rows within the columns that share b's scales: whose scales is each tile's
+/// product made of, where both may be another's?
+fn by_tiles(family: &GemmFamily, differing: &[usize]) -> Option<(Fit, String)> {
+    let p = &family.problem;
+    let (a, b) = (&p.a, &p.b);
+    if !p.is_fp8() || !p.counts.is_empty() || a.scale_columns < 2 || b.scale_columns < 2 {
+        return None;
+    }
+    let width = b.block[0].min(p.n);
+    let mut patches: Vec<(usize, usize)> = spread(differing.len(), 64)
+        .map(|i| (differing[i] / p.n, differing[i] % p.n / width))
+        .collect();
+    patches.sort_unstable();
+    patches.dedup();
+    let patches: Vec<(usize, usize)> = spread(patches.len(), PATCHES).map(|i| patches[i]).collect();
+    let columns = |j: usize| j * width..((j + 1) * width).min(p.n);
+    let places = |&(i, j): &(usize, usize)| columns(j).map(move |c| i * p.n + c);
+    let chosen: Vec<usize> = patches.iter().flat_map(places).collect();
+    let whole: Vec<usize> = (0..p.k_blocks()).collect();
+    let all = equations(family, &chosen, 128, &whole)?;
+    let (mut words, mut last) = (Vec::new(), None);
+    for &(i, j) in &patches {
+        let fit = all.fit(|(r, c)| r == i && columns(j).contains(&c))?;
+        if fit.accounts_for < ENOUGH {
+            return None;
+        }
+        let (r, s) = scales_taken(family, (i, j), &fit)?;
+        words.push(format!(
+            "row {i} in columns {}..={} takes row {r} of a_scale and row {s} of b_scale",
+            columns(j).start,
+            columns(j).end - 1
+        ));
+        last = Some(fit);
+    }
+    words.truncate(4);
+    let words = format!(
+        "in all K blocks the scales used, tile by tile, are those of another place: {}",
+        words.join("; ")
+    );
+    Some((last?, words))
+}
+
+/// The rows of a's and b's scales whose products a patch's fit has in every K block, if just one
+/// pair of rows has.
+fn scales_taken(family: &GemmFamily, (i, j): (usize, usize), fit: &Fit) -> Option<(usize, usize)> {
+    let (a, b) = (&family.problem.a, &family.problem.b);
+    let at = |x: &Operand, row: usize, block: usize| {
+        let column = (block * 128 / x.block[1]).min(x.scale_columns - 1);
+        f64::from(x.scales[row * x.scale_columns + column])
+    };
+    let own = ((i / a.block[0]).min(a.scale_rows - 1), j.min(b.scale_rows - 1));
+    let is = |(r, s): (usize, usize)| {
+        fit.coefficients.iter().zip(&fit.errors).enumerate().all(|(block, (c, error))| {
+            let right = at(a, own.0, block) * at(b, own.1, block);
+            let ratio = at(a, r, block) * at(b, s, block) / right;
+            (ratio - (1.0 + c)).abs() < 0.005 * (1.0 + c).abs() + OUTSTANDING * error + 1e-4
+        })
+    };
+    let pairs = (0..a.scale_rows).flat_map(|r| (0..b.scale_rows).map(move |s| (r, s)));
+    let mut found = pairs.filter(|pair| is(*pair));
+    found.next().filter(|_| found.next().is_none())
 }
 
 /// Whether every line takes the scales of one other row of scales, in all K blocks: which.

@@ -4,7 +4,8 @@
 //! If K block `b` of an element's row and column is replaced by blocks `f` of A and `g` of B, the
 //! element differs by `scale_b (a_f . b_g - a_b . b_b)`: no unknown is left to fit. All `b`, `f`
 //! and `g` of which one is right or both are the same are tried on a sample of differing elements,
-//! and as long as the rest becomes smaller, another such replacement is taken.
+//! and those of tiles so many rows or columns away; as long as the rest becomes smaller, another
+//! such replacement is taken.
 
 use rayon::prelude::*;
 
@@ -23,11 +24,27 @@ const MOST_REPLACED: usize = 8;
 /// Share of the difference's square that may be left.
 const LEFT: f64 = 0.01;
 
-/// A K block and the blocks that its data of A and of B come from.
+/// Where the data of a K block comes from.
+#[derive(Clone, Copy)]
+enum From {
+    /// These blocks of A and of B.
+    Blocks([usize; 2]),
+    /// A block of both, the rows being those of the numbered tile.
+    Tile(usize, usize),
+}
+
+/// A K block with other data than its own.
 #[derive(Clone, Copy)]
 struct Replaced {
     block: usize,
-    from: [usize; 2],
+    from: From,
+}
+
+/// Another tile: whose rows (A's, else B's) are how far away.
+#[derive(Clone, Copy)]
+struct Tile {
+    of_a: bool,
+    by: isize,
 }
 
 /// One differing element.
@@ -37,15 +54,21 @@ struct Element {
     scales: Vec<f64>,
     /// Dot products of block f of A with block g of B, `[f][g]`.
     dots: Vec<f64>,
+    /// Those of block f of both with the rows of each other tile, `[tile][f]`; NaN outside.
+    others: Vec<f64>,
     /// One over the sum of the squared contributions: elements of any size count alike.
     weight: f64,
 }
 
 impl Element {
     fn change(&self, of: Replaced) -> f64 {
-        let (n, [f, g]) = (self.scales.len(), of.from);
+        let n = self.scales.len();
         let own = self.dots[of.block * n + of.block];
-        self.scales[of.block] * (self.dots[f * n + g] - own)
+        let other = match of.from {
+            From::Blocks([f, g]) => self.dots[f * n + g],
+            From::Tile(tile, f) => self.others[tile * n + f],
+        };
+        self.scales[of.block] * (other - own)
     }
 }
 
@@ -56,8 +79,9 @@ pub(super) fn along_k(family: &GemmFamily, differing: &[usize]) -> Option<KBlock
         return None;
     }
     let chosen: Vec<usize> = spread(differing.len(), SAMPLE).map(|i| differing[i]).collect();
-    let mut elements: Vec<Element> =
-        chosen.par_iter().filter_map(|&e| element(family, e / p.n, e % p.n)).collect();
+    let tiles = tiles(p.m, p.n);
+    let of = |e: &usize| element(family, &tiles, e / p.n, e % p.n);
+    let mut elements: Vec<Element> = chosen.par_iter().filter_map(of).collect();
     if elements.len() < FEWEST {
         return None;
     }
@@ -71,7 +95,7 @@ pub(super) fn along_k(family: &GemmFamily, differing: &[usize]) -> Option<KBlock
             elements.iter().map(|e| e.weight * (e.difference - e.change(of)).powi(2)).sum()
         };
         let open = (0..blocks).filter(|b| found.iter().all(|f| f.block != *b));
-        let all: Vec<Replaced> = open.flat_map(|block| replacements(block, blocks)).collect();
+        let all: Vec<Replaced> = open.flat_map(|b| replacements(b, blocks, tiles.len())).collect();
         let lefts: Vec<f64> = all.par_iter().map(|&of| left(of)).collect();
         let best = (0..all.len()).min_by(|&x, &y| lefts[x].total_cmp(&lefts[y]))?;
         // A replacement that leaves most of the difference is none.
@@ -86,7 +110,7 @@ pub(super) fn along_k(family: &GemmFamily, differing: &[usize]) -> Option<KBlock
     found.sort_by_key(|f| f.block);
     let off: Vec<usize> = found.iter().map(|f| f.block).collect();
     let coefficient = |b: usize| if off.contains(&b) { -1.0 } else { 0.0 };
-    let words: Vec<String> = found.iter().map(|f| words(*f, p.k)).collect();
+    let words: Vec<String> = found.iter().map(|f| words(*f, &tiles, p.k)).collect();
     Some(KBlocks {
         block: 128,
         coefficients: (0..blocks).map(coefficient).collect(),
@@ -96,21 +120,46 @@ pub(super) fn along_k(family: &GemmFamily, differing: &[usize]) -> Option<KBlock
     })
 }
 
-/// Another block of A, of B, or the same other block of both.
-fn replacements(block: usize, blocks: usize) -> impl Iterator<Item = Replaced> {
+/// Another block of A, of B, or the same other block of both; or any block of another tile's.
+fn replacements(block: usize, blocks: usize, tiles: usize) -> impl Iterator<Item = Replaced> {
     let others = (0..blocks).filter(move |&f| f != block);
     let each = move |f| [[f, block], [block, f], [f, f]];
-    others.flat_map(each).map(move |from| Replaced { block, from })
+    let of_tiles = (0..tiles).flat_map(move |t| (0..blocks).map(move |f| From::Tile(t, f)));
+    let all = others.flat_map(each).map(From::Blocks).chain(of_tiles);
+    all.map(move |from| Replaced { block, from })
 }
 
-fn words(of: Replaced, k: usize) -> String {
-    let [f, g] = of.from;
-    let (from, whose) = match (f != of.block, g != of.block) {
-        (true, true) => (f, "A and B"),
-        (true, false) => (f, "A"),
-        _ => (g, "B"),
+/// Distances at which kernels' other tiles begin.
+fn tiles(m: usize, n: usize) -> Vec<Tile> {
+    let mut all = Vec::new();
+    for (of_a, extent) in [(true, m), (false, n)] {
+        let near = [16, 48].into_iter().chain((32..=256).step_by(32));
+        for by in near.chain((384..=2048).step_by(128)).filter(|&by| by < extent) {
+            all.extend([-(by as isize), by as isize].map(|by| Tile { of_a, by }));
+        }
+    }
+    all
+}
+
+fn words(of: Replaced, tiles: &[Tile], k: usize) -> String {
+    let (from, whose) = match of.from {
+        From::Blocks([f, g]) => match (f != of.block, g != of.block) {
+            (true, true) => (f, "A and B".to_owned()),
+            (true, false) => (f, "A".to_owned()),
+            _ => (g, "B".to_owned()),
+        },
+        From::Tile(tile, f) => {
+            let Tile { of_a, by } = tiles[tile];
+            let (whose, lines) = if of_a { ("A", "rows") } else { ("B", "columns") };
+            let side = if by < 0 { "before" } else { "behind" };
+            (f, format!("{whose} is another tile's, {} {lines} {side}, and", by.unsigned_abs()))
+        }
     };
-    let when = if from < of.block { "stale, of block" } else { "ahead, already of block" };
+    let when = match from.cmp(&of.block) {
+        std::cmp::Ordering::Less => "stale, of block",
+        std::cmp::Ordering::Equal => "of the same block",
+        std::cmp::Ordering::Greater => "ahead, already of block",
+    };
     let blocks = format!(
         "K block {} (elements {}..={} of K)",
         of.block,
@@ -132,7 +181,7 @@ fn block_of(x: &Operand, row: usize, block: usize, k: usize) -> Vec<f64> {
     (block * 128..(block * 128 + 128).min(k)).map(value).collect()
 }
 
-fn element(family: &GemmFamily, row: usize, column: usize) -> Option<Element> {
+fn element(family: &GemmFamily, tiles: &[Tile], row: usize, column: usize) -> Option<Element> {
     let p = &family.problem;
     let v = Variant::given(p);
     let at = row * p.n + column;
@@ -153,7 +202,17 @@ fn element(family: &GemmFamily, row: usize, column: usize) -> Option<Element> {
     // The tail's block is shorter: what it would read of a longer one is cut.
     let dot = |x: &[f64], y: &[f64]| -> f64 { x.iter().zip(y).map(|(x, y)| x * y).sum() };
     let dots: Vec<f64> = a.iter().flat_map(|x| b.iter().map(|y| dot(x, y))).collect();
+    let of_tile = |tile: &Tile| -> Vec<f64> {
+        let (line, extent) = if tile.of_a { (row, p.m) } else { (column, p.n) };
+        let Some(line) = line.checked_add_signed(tile.by).filter(|l| *l < extent) else {
+            return vec![f64::NAN; n];
+        };
+        let (x, row) = if tile.of_a { (&p.a, line) } else { (&p.b, expert * p.n + line) };
+        let own = if tile.of_a { &b } else { &a };
+        (0..n).map(|f| dot(&block_of(x, row, f, p.k), &own[f])).collect()
+    };
+    let others = tiles.iter().flat_map(of_tile).collect();
     let size: f64 = (0..n).map(|b| (scales[b] * dots[b * n + b]).powi(2)).sum();
     let usable = difference.is_finite() && size.is_finite() && size > 0.0;
-    usable.then(|| Element { difference, scales, dots, weight: 1.0 / size })
+    usable.then(|| Element { difference, scales, dots, others, weight: 1.0 / size })
 }

@@ -534,10 +534,9 @@ impl QuantizeFamily {
                 };
                 (end(i, given.rows, m), end(j, given.columns, k))
             }
-            _ => (
-                place(i, given.rows, v.block.rows, m),
-                place(j, given.columns, v.block.columns, k),
-            ),
+            _ => {
+                (place(i, given.rows, v.block.rows, m), place(j, given.columns, v.block.columns, k))
+            }
         };
         let (scale, unrounded, amax) = scales.at(row, column);
         let stored = match v.stored {

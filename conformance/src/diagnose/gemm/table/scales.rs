@@ -413,6 +413,23 @@ pub(super) const ROWS: &[Row<Problem, Variant>] = &[
     },
     Row {
         axis: "scales",
+        name: "both scales of block {} in block {}",
+        meaning: "A single K block takes a neighbour's or the first block's scales of both operands.",
+        seen: "",
+        changes: |p| {
+            let blocks = p.a.scale_columns.min(p.b.scale_columns);
+            let near = |b: usize, from: usize| blocks <= 8 || from == 0 || b.abs_diff(from) == 1;
+            let pairs = numbered(if p.is_fp8() { blocks } else { 0 })
+                .flat_map(|b| numbered(blocks).map(move |from| (b, from)))
+                .filter(|&(b, from)| b != from && b + 1 < blocks && near(b, from))
+                .map(|(b, from)| Named(format!("{from}|{b}"), (b, from)));
+            each(pairs.collect::<Vec<_>>(), |v, Named(_, (b, from))| {
+                both(v, |s| s.block = BlockOf::OneTakes(b, from))
+            })
+        },
+    },
+    Row {
+        axis: "scales",
         name: "both scales in reverse along K",
         meaning: "Scales of both operands run against K.",
         seen: "",
