@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use fathom_emulator::{Device, Element, LaunchConfig, Mode, Module, Params, Preset, TensorMap};
+use fathom_emulator::{
+    Checks, Device, Element, LaunchConfig, Mode, Module, Params, Preset, Settings, TensorMap,
+};
 use fathom_ptx::table::{FormId, forms};
 
 /// One input or output: name, type and a value for each thread.
@@ -240,10 +242,24 @@ impl Case {
         (map.address, map.encode().unwrap_or_else(|e| panic!("{}: {e:?}", self.name)))
     }
 
-    /// Runs it; what is wrong, if anything.
+    /// Runs it with and without checks; what is wrong, if anything.
     fn check(&self) -> Result<(), String> {
+        let plain = self.run(Checks::default())?;
+        let checked = self.run(Checks::ALL)?;
+        match plain.iter().zip(&checked).position(|(a, b)| a != b) {
+            None => Ok(()),
+            Some(i) => Err(format!(
+                "word {i}: {:#x} without checks, {:#x} with them",
+                plain[i], checked[i]
+            )),
+        }
+    }
+
+    /// The words that it writes, which are those wanted; none where it is refused as it should be.
+    fn run(&self, checks: Checks) -> Result<Vec<u64>, String> {
         let (source, _) = self.source();
         let device = Device::new(Preset::named("h800").map_err(|e| format!("{e:?}"))?);
+        device.configure(Settings { checks, ..Settings::default() });
         let stop = |e: &dyn std::fmt::Display| format!("{e}");
         let module = Module::load(&device, &source).map_err(|e| stop(&e))?;
         let values: Vec<u64> = self
@@ -267,7 +283,7 @@ impl Case {
         let launched = device.launch(&function, &config);
         if let Some(why) = &self.refused {
             let message = launched.err().map_or("it runs".into(), |e| e.to_string());
-            return if message.contains(why.as_str()) { Ok(()) } else { Err(message) };
+            return if message.contains(why.as_str()) { Ok(Vec::new()) } else { Err(message) };
         }
         let report = launched.map_err(|e| stop(&e))?;
         if let Some(finding) = report.findings.first() {
@@ -291,7 +307,7 @@ impl Case {
                 }
             }
         }
-        Ok(())
+        Ok(got)
     }
 }
 

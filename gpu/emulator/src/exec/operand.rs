@@ -146,7 +146,7 @@ fn element(data: &[u8; 16], i: usize, bytes: usize) -> u32 {
 }
 
 /// What part of an operand to take from shared memory, and what its elements are.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Part {
     pub descriptor: Descriptor,
     /// K is strided in memory.
@@ -260,12 +260,14 @@ impl Part {
         (whole && first.is_multiple_of(128) && d.stride.is_multiple_of(128)).then_some(first)
     }
 
-    /// The descriptor of what comes behind it along K, where the two can be read as one.
-    fn end(&self) -> Option<Descriptor> {
+    /// The part that lies behind it along K, where the two can be read as one: equal in all but
+    /// its place.
+    fn next(&self) -> Option<Part> {
         let bytes = (self.bits as usize * self.k / 8) as u64;
         let d = self.descriptor;
         let simple = !self.transposed && d.span() > 16;
-        simple.then_some(Descriptor { start: d.start + bytes, ..d })
+        let descriptor = Descriptor { start: d.start + bytes, ..d };
+        simple.then_some(Part { descriptor, ..*self })
     }
 
     /// Tells the sanitizer of all reads inside of shared memory.
@@ -315,7 +317,7 @@ pub fn side_by_side<T: Element>(cx: &mut Cx<'_>, parts: &[Part]) -> Result<Vec<T
     let stride = parts[0].k * parts.len();
     let mut tile = vec![T::default(); parts[0].rows * stride];
     let mut at = 0;
-    for run in parts.chunk_by(|a, b| a.end().is_some_and(|end| end == b.descriptor)) {
+    for run in parts.chunk_by(|a, b| a.next() == Some(*b)) {
         let k = run[0].k * run.len();
         Part { k, ..run[0] }.gather(cx, stride, &mut tile[at..])?;
         at += k;
