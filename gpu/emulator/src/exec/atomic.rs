@@ -238,7 +238,7 @@ fn atom128(
     l.emit_action(Class::Atomic, move |cx| {
         let addresses = cx.addresses(addr);
         let pair = |cx: &Cx<'_>, r: Reg, lane: usize| {
-            u128::from(u64::read(cx, r + 2)[lane]) << 64 | u128::from(u64::read(cx, r)[lane])
+            u128::from(u64::read(cx, r + 1)[lane]) << 64 | u128::from(u64::read(cx, r)[lane])
         };
         let mut out = [[0; LANES]; 2];
         for lane in cx.lanes() {
@@ -257,7 +257,7 @@ fn atom128(
             }
         }
         u64::write(cx, d, out[0]);
-        u64::write(cx, d + 2, out[1]);
+        u64::write(cx, d + 1, out[1]);
         Step::Next
     });
     Ok(())

@@ -126,6 +126,12 @@ fn place(l: &mut Lower<'_>, operand: &Operand, source: bool, bytes: u32) -> Lowe
     let wide = bytes == 8;
     let ty = if wide { Type::B64 } else { Type::B32 };
     let reg = if source { l.src(operand, ty)? } else { l.dst(operand)? };
+    if !source && l.dst_bits(operand, ty.bits()) > 32 && !wide {
+        return unsupported(format!("a result of {bytes} bytes in a 64-bit register"));
+    }
+    if !source && wide && l.dst_bits(operand, ty.bits()) <= 32 {
+        return unsupported("a result of 8 bytes in a 32-bit register");
+    }
     Ok(Place::Register(reg, wide))
 }
 
@@ -275,17 +281,10 @@ fn enter(
     }
     let caller = &code.functions[own as usize];
     let info = &code.functions[callee as usize];
-    let base = cx.base as u32 + caller.slots;
+    let base = cx.base as u32 + caller.slots.max(caller.wide_slots);
     let pred_base = cx.pred_base as u32 + caller.predicates;
     let local_base = cx.local_base + caller.local_bytes;
-    let slots = (base + info.slots) as usize;
-    if cx.w.regs.len() < slots {
-        cx.w.regs.resize(slots, bytemuck::Zeroable::zeroed());
-    }
-    let predicates = (pred_base + info.predicates) as usize;
-    if cx.w.preds.len() < predicates {
-        cx.w.preds.resize(predicates, 0);
-    }
+    cx.w.grow(base, pred_base, info);
     cx.w.grow_local(local_base + info.local_bytes);
     for &(from, offset, bytes) in args {
         let to = ((local_base + offset) / 4) as usize;

@@ -427,7 +427,7 @@ fn scalar(l: &mut Lower<'_>, ins: &Instruction, to: Type, from: Type) -> Lowered
             out[lane] =
                 if to.is_signed() { ((value << shift) as i64 >> shift) as u64 } else { value };
         }
-        write_bits(cx, d, register_bits == 64, out);
+        write_bits(cx, d, register_bits > 32, out);
         Step::Next
     });
     Ok(())

@@ -155,7 +155,7 @@ fn scatter(cx: &mut Cx<'_>, target: Target, ty: Type, words: &Words, k: usize) {
                 })
             };
             u64::write(cx, d, pair(0));
-            u64::write(cx, d + 2, pair(2));
+            u64::write(cx, d + 1, pair(2));
         }
         64 => {
             let (low, high) = (&words[2 * k], &words[2 * k + 1]);
@@ -171,7 +171,7 @@ fn scatter(cx: &mut Cx<'_>, target: Target, ty: Type, words: &Words, k: usize) {
                 let v = u64::from(word[lane] >> (at % 32)) & mask;
                 if ty.is_signed() { ((v << shift) as i64 >> shift) as u64 } else { v }
             };
-            mov::write(cx, d, target.bits == 64, std::array::from_fn(value));
+            mov::write(cx, d, target.bits > 32, std::array::from_fn(value));
         }
     }
 }
@@ -263,7 +263,7 @@ fn gather(cx: &Cx<'_>, sources: &[Reg], ty: Type) -> Words {
             32 => words[k] = u32::read(cx, reg),
             64 | 128 => {
                 for half in 0..(bits / 64) as usize {
-                    let value = u64::read(cx, reg + 2 * half as u16);
+                    let value = u64::read(cx, reg + half as u16);
                     words[2 * (k + half)] = value.map(|v| v as u32);
                     words[2 * (k + half) + 1] = value.map(|v| (v >> 32) as u32);
                 }

@@ -118,7 +118,7 @@ fn mov(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         (to, from) if ty.bits() == 128 => {
             let (d, a) = (l.dst(to)?, l.src(from, ty)?);
             l.emit(Class::Move, copy64, d, a, 0, 0);
-            l.emit(Class::Move, copy64, d + 2, a + 2, 0, 0);
+            l.emit(Class::Move, copy64, d + 1, a + 1, 0, 0);
             Ok(())
         }
         (to, Operand::Special(special)) => {
@@ -171,7 +171,7 @@ fn unpack(l: &mut Lower<'_>, parts: &[Operand], from: &Operand, ty: Type) -> Low
     let bits = ty.bits();
     l.emit_action(Class::Move, move |cx| {
         let low = read(cx, a, bits >= 64);
-        let high = if bits == 128 { read(cx, a + 2, true) } else { [0; LANES] };
+        let high = if bits == 128 { read(cx, a + 1, true) } else { [0; LANES] };
         for (i, d) in to.iter().enumerate() {
             let Some(d) = *d else { continue };
             let shift = i as u32 * width;
@@ -216,7 +216,7 @@ fn pack(l: &mut Lower<'_>, to: &Operand, parts: &[Operand], ty: Type) -> Lowered
         }
         write(cx, d, bits >= 64, words[0]);
         if bits == 128 {
-            write(cx, d + 2, true, words[1]);
+            write(cx, d + 1, true, words[1]);
         }
         Step::Next
     });

@@ -20,7 +20,7 @@ use crate::error::Unsupported;
 use crate::exec;
 use crate::machine::access::Addr;
 use crate::machine::cx::{Cx, PRED_FALSE, PRED_SINK, PRED_TRUE};
-use crate::machine::lane::{CONSTANT, Reg};
+use crate::machine::lane::{CONSTANT, Reg, SINK, WIDE};
 pub(crate) use crate::machine::op::Code;
 use crate::machine::op::{
     Action, Class, Constant, FunctionInfo, MicroOp, NO_GUARD, Object, OpFn, Step,
@@ -52,9 +52,10 @@ pub struct Lower<'a> {
     pub ops: Vec<MicroOp>,
     actions: Vec<Action>,
     pub wgmmas: Vec<exec::wgmma::Operation>,
-    constants: Vec<(Constant, u16)>,
+    constants: Vec<Constant>,
     constant_index: HashMap<Constant, u16>,
-    constant_slots: usize,
+    /// Constants so far in the file of narrow slots and of wide ones.
+    constant_slots: [u16; 2],
     pub info: FunctionInfo,
     functions: Vec<FunctionInfo>,
     function_of: BTreeMap<u32, u32>,
@@ -67,9 +68,10 @@ pub struct Lower<'a> {
     statement: usize,
     guard: (u16, bool),
     line: u32,
-    temps: u32,
-    most_temps: u32,
-    first_temp: u32,
+    /// Temporaries of the instruction, narrow and wide; the most so far; their first slots.
+    temps: [u32; 2],
+    most_temps: [u32; 2],
+    first_temp: [u32; 2],
     /// Operation index of each statement, for branch targets.
     places: Vec<u32>,
     /// Branches to patch: (operation, target statement).
@@ -111,7 +113,7 @@ pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported
         wgmmas: Vec::new(),
         constants: Vec::new(),
         constant_index: HashMap::new(),
-        constant_slots: 0,
+        constant_slots: [0; 2],
         info: FunctionInfo::default(),
         functions: Vec::new(),
         function_of,
@@ -122,9 +124,9 @@ pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported
         statement: 0,
         guard: (NO_GUARD, false),
         line: 0,
-        temps: 0,
-        most_temps: 0,
-        first_temp: 0,
+        temps: [0; 2],
+        most_temps: [0; 2],
+        first_temp: [0; 2],
         places: Vec::new(),
         branches: Vec::new(),
         returns: Vec::new(),
@@ -161,7 +163,6 @@ pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported
         actions: l.actions,
         wgmmas: l.wgmmas,
         constants: l.constants,
-        constant_slots: l.constant_slots,
         functions: l.functions,
         function_of: l.function_of,
         static_shared_bytes: static_end,
@@ -353,9 +354,8 @@ impl<'a> Lower<'a> {
         }
         self.cfg = Cfg::new(body);
         self.registers = registers::allocate(body, &self.cfg);
-        // Four slots and a predicate beyond the allocated ones take what goes to `_`.
-        self.first_temp = self.registers.slots + 4;
-        self.most_temps = 0;
+        self.first_temp = [self.registers.slots, self.registers.wide_slots];
+        self.most_temps = [0; 2];
         self.info = std::mem::take(&mut self.functions[self.index as usize]);
         self.info.start = self.ops.len() as u32;
         self.info.predicates = self.registers.predicates + 1;
@@ -393,7 +393,7 @@ impl<'a> Lower<'a> {
             };
             self.statement = i;
             self.line = ins.pos.line;
-            self.temps = 0;
+            self.temps = [0; 2];
             self.guard = match ins.guard {
                 Some(g) => (self.registers.slot[g.reg.index()], g.negated),
                 None => (NO_GUARD, false),
@@ -418,9 +418,10 @@ impl<'a> Lower<'a> {
         let info = &mut self.functions[self.index as usize];
         info.start = self.info.start;
         info.predicates = self.info.predicates;
-        info.slots = self.first_temp + self.most_temps;
-        if info.slots >= u32::from(CONSTANT) {
-            return unsupported(format!("{} live registers", info.slots));
+        [info.slots, info.wide_slots] = [0, 1].map(|i| self.first_temp[i] + self.most_temps[i]);
+        let most = info.slots.max(info.wide_slots);
+        if most >= u32::from(WIDE) {
+            return unsupported(format!("{most} live registers"));
         }
         Ok(())
     }
@@ -564,11 +565,12 @@ impl<'a> Lower<'a> {
     }
 
     /// A slot for the time of this instruction.
-    pub fn temp(&mut self, slots: u32) -> Reg {
-        let at = self.first_temp + self.temps;
-        self.temps += slots;
-        self.most_temps = self.most_temps.max(self.temps);
-        at as Reg
+    pub fn temp(&mut self, wide: bool) -> Reg {
+        let file = usize::from(wide);
+        let at = self.first_temp[file] + self.temps[file];
+        self.temps[file] += 1;
+        self.most_temps[file] = self.most_temps[file].max(self.temps[file]);
+        at as Reg | if wide { WIDE } else { 0 }
     }
 
     /// A constant of 32 or 64 bits.
@@ -579,14 +581,15 @@ impl<'a> Lower<'a> {
 
     fn intern(&mut self, constant: Constant, wide: bool) -> Reg {
         if let Some(&at) = self.constant_index.get(&constant) {
-            return at | CONSTANT;
+            return at;
         }
-        let at = self.constant_slots as u16;
-        self.constant_slots += if wide { 2 } else { 1 };
-        assert!(self.constant_slots < usize::from(CONSTANT), "fewer than 32768 constants");
-        self.constants.push((constant, at));
+        let next = &mut self.constant_slots[usize::from(wide)];
+        let at = *next | CONSTANT | if wide { WIDE } else { 0 };
+        *next += 1;
+        assert!(*next < WIDE, "fewer than 16384 constants of a width");
+        self.constants.push(constant);
         self.constant_index.insert(constant, at);
-        at | CONSTANT
+        at
     }
 
     /// Type of a register.
@@ -615,13 +618,13 @@ impl<'a> Lower<'a> {
                 let has = self.type_of(*r).bits() > 32;
                 if wide && !has {
                     // A narrow register where a wide one is asked: zero-extended.
-                    let (a, d) = (self.reg(*r), self.temp(2));
+                    let (a, d) = (self.reg(*r), self.temp(true));
                     self.emit(Class::Move, exec::mov::WIDEN, d, a, 0, 0);
                     return Ok(d);
                 }
-                // The low half of a wide register comes first only lane by lane: copy it.
+                // The low half of a wide register where a narrow one is asked.
                 if !wide && has {
-                    let (a, d) = (self.reg(*r), self.temp(1));
+                    let (a, d) = (self.reg(*r), self.temp(false));
                     self.emit(Class::Move, exec::mov::NARROW, d, a, 0, 0);
                     return Ok(d);
                 }
@@ -629,7 +632,7 @@ impl<'a> Lower<'a> {
             }
             Operand::Imm(imm) => Ok(self.constant(imm_bits(*imm, ty), wide)),
             Operand::Special(special) => {
-                let d = self.temp(2);
+                let d = self.temp(wide);
                 exec::special::lower(self, *special, d, wide)?;
                 Ok(d)
             }
@@ -641,7 +644,7 @@ impl<'a> Lower<'a> {
     /// The address of a symbol as a value.
     pub fn symbol(&mut self, symbol: Symbol, addend: i64, wide: bool) -> Lowered<Reg> {
         if let Some(offset) = self.shared_offset(symbol) {
-            let d = self.temp(2);
+            let d = self.temp(wide);
             let bits = i64::from(offset).wrapping_add(addend) as u64;
             exec::mov::shared_address(self, d, bits, wide);
             return Ok(d);
@@ -659,7 +662,7 @@ impl<'a> Lower<'a> {
             }
             Symbol::Local(_) | Symbol::Return(_) => {
                 let offset = self.frame_offset(symbol)?;
-                let d = self.temp(2);
+                let d = self.temp(wide);
                 let bits = i64::from(offset).wrapping_add(addend) as u64;
                 exec::mov::local_address(self, d, bits, wide);
                 Ok(d)
@@ -670,7 +673,7 @@ impl<'a> Lower<'a> {
             }
             Symbol::Param(_) => {
                 let offset = self.frame_offset(symbol)?;
-                let d = self.temp(2);
+                let d = self.temp(wide);
                 let bits = i64::from(offset).wrapping_add(addend) as u64;
                 exec::mov::local_address(self, d, bits, wide);
                 Ok(d)
@@ -715,7 +718,7 @@ impl<'a> Lower<'a> {
     pub fn dst(&mut self, operand: &Operand) -> Lowered<Reg> {
         match operand {
             Operand::Reg(r) => Ok(self.reg(*r)),
-            Operand::Sink => Ok(self.registers.slots as Reg),
+            Operand::Sink => Ok(SINK),
             other => unsupported(format!("destination {other:?}")),
         }
     }

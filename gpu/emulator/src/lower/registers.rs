@@ -6,16 +6,18 @@ use fathom_ptx::table::Opcode;
 use fathom_ptx::types::Type;
 
 use super::cfg::Cfg;
+use crate::machine::lane::{Reg, SINK_SLOTS, WIDE};
 
 /// Where each register of a function lies, and how large its frame is.
 #[derive(Clone, Debug, Default)]
 pub struct Registers {
     /// First slot, or number of the predicate, of each register.
-    pub slot: Vec<u16>,
-    /// Slots used by registers; temporaries follow.
+    pub slot: Vec<Reg>,
+    /// Slots of either file up to the last register; temporaries follow.
     pub slots: u32,
+    pub wide_slots: u32,
     pub predicates: u32,
-    /// Most slots live at one place.
+    /// Most registers live at one place, in units of 32 bits.
     pub pressure: u32,
 }
 
@@ -135,7 +137,7 @@ pub fn effects(ins: &Instruction) -> (Vec<RegId>, Vec<RegId>) {
     (defs, uses)
 }
 
-/// Slots that a register of this type takes; 0 for predicates.
+/// Units of 32 bits that a register of this type takes; 0 for predicates.
 pub fn width(ty: Type) -> u32 {
     match ty.bits() {
         1 => 0,
@@ -252,7 +254,7 @@ pub fn allocate(body: &Body, cfg: &Cfg) -> Registers {
     let ranges = ranges(body, cfg);
     let mut order: Vec<usize> = (0..ranges.len()).filter(|&r| ranges[r].is_some()).collect();
     order.sort_by_key(|&r| ranges[r]);
-    // One pool a width: predicates, one slot, two, four.
+    // One pool a width: predicates, registers of 32 bits, of 64, of 128.
     let mut pools = [const { Pool::new() }; 4];
     let mut place = vec![(0usize, 0u32); ranges.len()];
     let (mut live, mut pressure) = (0u32, 0u32);
@@ -283,13 +285,15 @@ pub fn allocate(body: &Body, cfg: &Cfg) -> Registers {
     }
     let (n32, n64, n128) = (pools[1].count, pools[2].count, pools[3].count);
     let slot = place.iter().map(|&(pool, index)| match pool {
-        0 | 1 => index as u16,
-        2 => (n32 + 2 * index) as u16,
-        _ => (n32 + 2 * n64 + 4 * index) as u16,
+        0 => index as Reg,
+        1 => (SINK_SLOTS + index) as Reg,
+        2 => (SINK_SLOTS + index) as Reg | WIDE,
+        _ => (SINK_SLOTS + n64 + 2 * index) as Reg | WIDE,
     });
     Registers {
         slot: slot.collect(),
-        slots: n32 + 2 * n64 + 4 * n128,
+        slots: SINK_SLOTS + n32,
+        wide_slots: SINK_SLOTS + n64 + 2 * n128,
         predicates: pools[0].count,
         pressure,
     }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use super::cluster::Cluster;
 use super::global::{Global, Strength, Touched};
-use super::lane::{CONSTANT, LANES, Reg, Slot};
+use super::lane::{CONSTANT, LANES, Reg, SINK_SLOTS, Slot, WIDE, WideSlot};
 use super::op::{Code, Step};
 use super::warp::{Wait, Warp};
 use crate::device::Settings;
@@ -20,6 +20,7 @@ pub struct Grid {
     pub code: Arc<Code>,
     pub program: Arc<Program>,
     pub constants: Vec<Slot>,
+    pub wide_constants: Vec<WideSlot>,
     pub config: LaunchConfig,
     pub cluster: [u32; 3],
     pub preset: Preset,
@@ -97,6 +98,7 @@ impl<'a> Cx<'a> {
     /// A 32-bit register.
     #[inline(always)]
     pub fn slot(&self, reg: Reg) -> &[u32; LANES] {
+        debug_assert!(reg & WIDE == 0, "register {reg:#x} has 64 bits");
         if reg & CONSTANT == 0 {
             &self.w.regs[self.base + reg as usize].0
         } else {
@@ -107,29 +109,28 @@ impl<'a> Cx<'a> {
     /// A 32-bit register to be written.
     #[inline(always)]
     pub fn slot_mut(&mut self, reg: Reg) -> &mut [u32; LANES] {
+        debug_assert!(reg & WIDE == 0, "register {reg:#x} has 64 bits");
         &mut self.w.regs[self.base + reg as usize].0
     }
 
     /// A 64-bit register.
     #[inline(always)]
     pub fn slot64(&self, reg: Reg) -> &[u64; LANES] {
-        let pair: &[Slot] = if reg & CONSTANT == 0 {
-            let i = self.base + reg as usize;
-            &self.w.regs[i..i + 2]
+        debug_assert!(reg & WIDE != 0, "register {reg:#x} has 32 bits");
+        let i = (reg & !(CONSTANT | WIDE)) as usize;
+        if reg & CONSTANT == 0 {
+            &self.w.wide_regs[self.base + i].0
         } else {
-            let i = (reg & !CONSTANT) as usize;
-            &self.grid.constants[i..i + 2]
-        };
-        let pair: &[Slot; 2] = pair.try_into().expect("two slots");
-        bytemuck::cast_ref(pair)
+            &self.grid.wide_constants[i].0
+        }
     }
 
     /// A 64-bit register to be written.
     #[inline(always)]
     pub fn slot64_mut(&mut self, reg: Reg) -> &mut [u64; LANES] {
-        let i = self.base + reg as usize;
-        let pair: &mut [Slot; 2] = (&mut self.w.regs[i..i + 2]).try_into().expect("two slots");
-        bytemuck::cast_mut(pair)
+        let sink = u32::from(reg) < SINK_SLOTS;
+        debug_assert!(reg & WIDE != 0 || sink, "register {reg:#x} has 32 bits");
+        &mut self.w.wide_regs[self.base + (reg & !WIDE) as usize].0
     }
 
     /// A predicate as a mask of lanes.

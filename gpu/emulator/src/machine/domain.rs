@@ -312,8 +312,7 @@ fn new_cluster(grid: &Grid, index: u64, base: u32) -> Cluster {
             let warps = (0..threads.div_ceil(Preset::WARP)).map(|w| {
                 let left = threads - w * 32;
                 let mask = if left >= 32 { !0 } else { (1 << left) - 1 };
-                let mut warp =
-                    Warp::new(w, mask, function.slots as usize, function.predicates as usize);
+                let mut warp = Warp::new(w, mask, function);
                 warp.grow_local(function.local_bytes);
                 Some(Box::new(warp))
             });

@@ -26,7 +26,7 @@ use crate::launch::{Launch, LaunchReport};
 use crate::preset::Preset;
 use cx::{Grid, Stats};
 use domain::Domain;
-use lane::Slot;
+use lane::{LANES, Slot, WideSlot};
 use op::{Code, Constant};
 
 static SEQUENCE: AtomicU64 = AtomicU64::new(0);
@@ -106,8 +106,9 @@ pub fn cluster_count(grid: &Grid) -> u64 {
 fn grid(launch: &Launch<'_>, code: &Arc<Code>) -> Result<Grid, Error> {
     let module = launch.function.module();
     let device = module.device();
-    let mut constants = vec![Slot([0; 32]); code.constant_slots];
-    for &(constant, at) in &code.constants {
+    let mut constants = Vec::new();
+    let mut wide_constants = Vec::new();
+    for &constant in &code.constants {
         let (bits, wide) = match constant {
             Constant::Bits { bits, wide } => (bits, wide),
             Constant::Symbol { symbol, addend, wide } => {
@@ -115,10 +116,9 @@ fn grid(launch: &Launch<'_>, code: &Arc<Code>) -> Result<Grid, Error> {
             }
         };
         if wide {
-            let pair: &mut [Slot] = &mut constants[at as usize..at as usize + 2];
-            bytemuck::cast_slice_mut::<Slot, u64>(pair).fill(bits);
+            wide_constants.push(WideSlot([bits; LANES]));
         } else {
-            constants[at as usize].0.fill(bits as u32);
+            constants.push(Slot([bits as u32; LANES]));
         }
     }
     let preset = device.preset().clone();
@@ -135,6 +135,7 @@ fn grid(launch: &Launch<'_>, code: &Arc<Code>) -> Result<Grid, Error> {
         code: code.clone(),
         program: module.program().clone(),
         constants,
+        wide_constants,
         cluster: launch.function.cluster(&config),
         preset,
         view: device.memory().view(),

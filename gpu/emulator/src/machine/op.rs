@@ -83,8 +83,9 @@ classes! {
 pub struct FunctionInfo {
     /// First operation.
     pub start: u32,
-    /// Slots and predicates of a frame.
+    /// Slots of either file, and predicates, of a frame.
     pub slots: u32,
+    pub wide_slots: u32,
     pub predicates: u32,
     /// Local memory of a frame in bytes: variables, parameters, results.
     pub local_bytes: u32,
@@ -118,9 +119,9 @@ pub struct Code {
     pub ops: Vec<MicroOp>,
     pub actions: Vec<Action>,
     pub wgmmas: Vec<wgmma::Operation>,
-    /// Constants and the slots (in [`super::cx::Grid::constants`]) at which they start.
-    pub constants: Vec<(Constant, u16)>,
-    pub constant_slots: usize,
+    /// Constants, in the order of their slots in [`super::cx::Grid::constants`] and
+    /// [`super::cx::Grid::wide_constants`].
+    pub constants: Vec<Constant>,
     /// Function 0 is the entry; the map from the module's functions is [`Code::function_of`].
     pub functions: Vec<FunctionInfo>,
     pub function_of: std::collections::BTreeMap<u32, u32>,

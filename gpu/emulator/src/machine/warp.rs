@@ -6,7 +6,10 @@
 //! that wait at a join for a group that spins on and on are let go, as Volta's independent thread
 //! scheduling would.
 
-use super::lane::Slot;
+use bytemuck::Zeroable;
+
+use super::lane::{Slot, WideSlot};
+use super::op::FunctionInfo;
 use crate::exec::wgmma::Issued;
 
 /// No join.
@@ -73,6 +76,8 @@ pub struct Warp {
     /// Lanes that exist and have not exited.
     pub live: u32,
     pub regs: Vec<Slot>,
+    /// Its 64-bit registers; a frame starts at the same slot of both files.
+    pub wide_regs: Vec<WideSlot>,
     pub preds: Vec<u32>,
     pub carry: u32,
     /// Local memory: `local_words` a lane.
@@ -98,8 +103,8 @@ pub struct Warp {
 }
 
 impl Warp {
-    /// A warp of `mask` threads about to execute instruction 0.
-    pub fn new(index: u32, mask: u32, registers: usize, predicates: usize) -> Warp {
+    /// A warp of `mask` threads about to execute instruction 0, with room for the entry's frame.
+    pub fn new(index: u32, mask: u32, entry: &FunctionInfo) -> Warp {
         let group = Group {
             pc: 0,
             mask,
@@ -111,11 +116,12 @@ impl Warp {
             wait: Wait::Ready,
             spun: 0,
         };
-        Warp {
+        let mut warp = Warp {
             index,
             live: mask,
-            regs: vec![bytemuck::Zeroable::zeroed(); registers],
-            preds: vec![0; predicates],
+            regs: Vec::new(),
+            wide_regs: Vec::new(),
+            preds: Vec::new(),
             carry: 0,
             local: Vec::new(),
             local_words: 0,
@@ -129,7 +135,21 @@ impl Warp {
             barrier_waits: 0,
             register_changes: 0,
             issued: Vec::new(),
+        };
+        warp.grow(0, 0, entry);
+        warp
+    }
+
+    /// Makes room for the registers and predicates of a frame at `base` and `pred_base`.
+    pub fn grow(&mut self, base: u32, pred_base: u32, function: &FunctionInfo) {
+        fn room<T: Clone + Zeroable>(file: &mut Vec<T>, end: u32) {
+            if file.len() < end as usize {
+                file.resize(end as usize, T::zeroed());
+            }
         }
+        room(&mut self.regs, base + function.slots);
+        room(&mut self.wide_regs, base + function.wide_slots);
+        room(&mut self.preds, pred_base + function.predicates);
     }
 
     /// Makes room for local memory up to `bytes` a lane; lanes alternate word by word.
@@ -301,7 +321,7 @@ mod tests {
 
     #[test]
     fn both_sides_meet_at_the_join() {
-        let mut warp = Warp::new(0, !0, 0, 0);
+        let mut warp = Warp::new(0, !0, &FunctionInfo::default());
         warp.split(0, 0xff, 10, 5, Some(20));
         assert_eq!(warp.groups.len(), 2);
         warp.groups[0].pc = 20;
@@ -314,7 +334,7 @@ mod tests {
 
     #[test]
     fn lanes_that_exit_are_no_longer_waited_for() {
-        let mut warp = Warp::new(0, !0, 0, 0);
+        let mut warp = Warp::new(0, !0, &FunctionInfo::default());
         warp.split(0, 0xff, 10, 20, Some(20));
         warp.arrive(0);
         assert_eq!(warp.groups.len(), 1);
@@ -325,7 +345,7 @@ mod tests {
 
     #[test]
     fn a_loop_that_lanes_leave_one_by_one_keeps_one_join() {
-        let mut warp = Warp::new(0, !0, 0, 0);
+        let mut warp = Warp::new(0, !0, &FunctionInfo::default());
         for lane in 0..31 {
             let at = warp.groups.iter().position(|g| g.pc == 0).unwrap();
             warp.split(at, 1 << lane, 9, 0, Some(9));
@@ -340,7 +360,7 @@ mod tests {
 
     #[test]
     fn released_lanes_gather_again() {
-        let mut warp = Warp::new(0, !0, 0, 0);
+        let mut warp = Warp::new(0, !0, &FunctionInfo::default());
         warp.split(0, 0xff, 10, 20, Some(20));
         let at = warp.groups.iter().position(|g| g.pc == 20).unwrap();
         warp.arrive(at);
