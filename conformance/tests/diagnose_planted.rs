@@ -422,7 +422,7 @@ fn data_of_other_stages_and_tiles_is_named() {
     let held = Array2::from_shape_fn(b.dim(), |(j, k)| before(j, k));
     says(
         tile(&stage(a, 4, 0), &held, [0, 160], [128, 256]),
-        "the data of B is another tile's, 128 columns before, and ahead, already of block 4",
+        "the data of B is another tile's, 128 columns before, of its block 4",
     );
     let rows = Array2::from_shape_fn(a.dim(), |(i, k)| match k / 128 == 1 && i >= 64 {
         true => a[[i - 64, k]],

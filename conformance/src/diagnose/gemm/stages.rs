@@ -17,7 +17,7 @@ use crate::diagnose::hypothesis::{KBlocks, spread};
 /// K blocks beyond which pairs are too many.
 const MOST_BLOCKS: usize = 64;
 /// Differing elements that are looked at, and the fewest that say something.
-const SAMPLE: usize = 64;
+const SAMPLE: usize = 32;
 const FEWEST: usize = 16;
 /// Blocks that may be replaced.
 const MOST_REPLACED: usize = 8;
@@ -142,43 +142,57 @@ fn tiles(m: usize, n: usize) -> Vec<Tile> {
 }
 
 fn words(of: Replaced, tiles: &[Tile], k: usize) -> String {
-    let (from, whose) = match of.from {
-        From::Blocks([f, g]) => match (f != of.block, g != of.block) {
-            (true, true) => (f, "A and B".to_owned()),
-            (true, false) => (f, "A".to_owned()),
-            _ => (g, "B".to_owned()),
-        },
+    let block = of.block;
+    let stage = |from: usize| if from < block { "stale, of" } else { "ahead, already of" };
+    let data = match of.from {
+        From::Blocks([f, g]) if g == block => format!("A is {} block {f}", stage(f)),
+        From::Blocks([f, g]) if f == block => format!("B is {} block {g}", stage(g)),
+        From::Blocks([f, _]) => format!("A and B is {} block {f}", stage(f)),
         From::Tile(tile, f) => {
             let Tile { of_a, by } = tiles[tile];
             let (whose, lines) = if of_a { ("A", "rows") } else { ("B", "columns") };
             let side = if by < 0 { "before" } else { "behind" };
-            (f, format!("{whose} is another tile's, {} {lines} {side}, and", by.unsigned_abs()))
+            let both = if f == block { "" } else { ", as the other operand" };
+            format!(
+                "{whose} is another tile's, {} {lines} {side}, of its block {f}{both}",
+                by.unsigned_abs()
+            )
         }
     };
-    let when = match from.cmp(&of.block) {
-        std::cmp::Ordering::Less => "stale, of block",
-        std::cmp::Ordering::Equal => "of the same block",
-        std::cmp::Ordering::Greater => "ahead, already of block",
-    };
-    let blocks = format!(
-        "K block {} (elements {}..={} of K)",
-        of.block,
-        of.block * 128,
-        (of.block * 128 + 127).min(k - 1)
-    );
-    format!("in {blocks} the data of {whose} is {when} {from}, its scales are its own")
+    let (first, last) = (block * 128, (block * 128 + 127).min(k - 1));
+    format!(
+        "in K block {block} (elements {first}..={last} of K) the data of {data}; its scales are its \
+         own"
+    )
 }
 
-/// A row's block of 128 elements as numbers.
-fn block_of(x: &Operand, row: usize, block: usize, k: usize) -> Vec<f64> {
-    let value = |kk: usize| {
-        let code = x.codes.at(row * k + kk);
-        f64::from(match &x.codes {
-            Codes::F32(_) => f32::from_bits(code),
-            codes => codes.format().layout().to_f32(code),
-        })
+/// A row's elements as numbers, block by block of 128.
+fn blocks_of(x: &Operand, row: usize, k: usize) -> Vec<Vec<f32>> {
+    let row = row * k..(row + 1) * k;
+    let values: Vec<f32> = match &x.codes {
+        Codes::Fp8(codes, format) => {
+            let of = |code: usize| format.layout().to_f32(code as u32);
+            let table: [f32; 256] = std::array::from_fn(of);
+            codes[row].iter().map(|&code| table[usize::from(code)]).collect()
+        }
+        Codes::Bf16(codes) => {
+            codes[row].iter().map(|&c| f32::from_bits(u32::from(c) << 16)).collect()
+        }
+        Codes::F32(values) => values[row].to_vec(),
     };
-    (block * 128..(block * 128 + 128).min(k)).map(value).collect()
+    values.chunks(128).map(<[f32]>::to_vec).collect()
+}
+
+/// Eight sums side by side, which is faster; a block of the tail is shorter: what it would read of a
+/// longer one is cut.
+fn dot(x: &[f32], y: &[f32]) -> f64 {
+    let mut sums = [0.0f32; 8];
+    for (x, y) in x.chunks(8).zip(y.chunks(8)) {
+        for (sum, (x, y)) in sums.iter_mut().zip(x.iter().zip(y)) {
+            *sum += x * y;
+        }
+    }
+    sums.iter().map(|&s| f64::from(s)).sum()
 }
 
 fn element(family: &GemmFamily, tiles: &[Tile], row: usize, column: usize) -> Option<Element> {
@@ -195,12 +209,8 @@ fn element(family: &GemmFamily, tiles: &[Tile], row: usize, column: usize) -> Op
             f64::from(of(0, row)) * f64::from(of(1, column))
         })
         .collect();
-    let blocks = |x: &Operand, row: usize| -> Vec<Vec<f64>> {
-        (0..n).map(|b| block_of(x, row, b, p.k)).collect()
-    };
-    let (a, b) = (blocks(&p.a, row), blocks(&p.b, expert * p.n + column));
-    // The tail's block is shorter: what it would read of a longer one is cut.
-    let dot = |x: &[f64], y: &[f64]| -> f64 { x.iter().zip(y).map(|(x, y)| x * y).sum() };
+    let a = blocks_of(&p.a, row, p.k);
+    let b = blocks_of(&p.b, expert * p.n + column, p.k);
     let dots: Vec<f64> = a.iter().flat_map(|x| b.iter().map(|y| dot(x, y))).collect();
     let of_tile = |tile: &Tile| -> Vec<f64> {
         let (line, extent) = if tile.of_a { (row, p.m) } else { (column, p.n) };
@@ -209,7 +219,7 @@ fn element(family: &GemmFamily, tiles: &[Tile], row: usize, column: usize) -> Op
         };
         let (x, row) = if tile.of_a { (&p.a, line) } else { (&p.b, expert * p.n + line) };
         let own = if tile.of_a { &b } else { &a };
-        (0..n).map(|f| dot(&block_of(x, row, f, p.k), &own[f])).collect()
+        blocks_of(x, row, p.k).iter().zip(own).map(|(x, y)| dot(x, y)).collect()
     };
     let others = tiles.iter().flat_map(of_tile).collect();
     let size: f64 = (0..n).map(|b| (scales[b] * dots[b * n + b]).powi(2)).sum();

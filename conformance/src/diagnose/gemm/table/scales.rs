@@ -414,11 +414,11 @@ pub(super) const ROWS: &[Row<Problem, Variant>] = &[
     Row {
         axis: "scales",
         name: "both scales of block {} in block {}",
-        meaning: "A single K block takes a neighbour's or the first block's scales of both operands.",
+        meaning: "A single K block takes another's scales of both operands; of many blocks, a neighbour's.",
         seen: "",
         changes: |p| {
             let blocks = p.a.scale_columns.min(p.b.scale_columns);
-            let near = |b: usize, from: usize| blocks <= 8 || from == 0 || b.abs_diff(from) == 1;
+            let near = |b: usize, from: usize| blocks <= 8 || b.abs_diff(from) == 1;
             let pairs = numbered(if p.is_fp8() { blocks } else { 0 })
                 .flat_map(|b| numbered(blocks).map(move |from| (b, from)))
                 .filter(|&(b, from)| b != from && b + 1 < blocks && near(b, from))
