@@ -131,7 +131,7 @@ fn frames_of_other_layouts_do_not_mix() {
             b += c;
             c += 5;
         }
-        if lane % 2 == 0 { even } else { b << 32 | a }
+        if lane.is_multiple_of(2) { even } else { b << 32 | a }
     };
     let want: Vec<u64> = (0..32).map(result).collect();
     check(&text, 0, &want);
@@ -156,6 +156,7 @@ fn temporaries_of_other_widths_do_not_mix() {
             mov.u32 %r3, 0;
             mov.u64 %rd1, 0x9abcdef012345678;
             mov.u64 %rd2, v;
+            mov.u64 %rd6, %rd2;
             add.u64 %rd2, %rd2, 8;
             and.b32 %r4, %r1, 4;
             setp.eq.u32 %p0, %r4, 0;
@@ -169,8 +170,8 @@ fn temporaries_of_other_widths_do_not_mix() {
             @%p2 bra ADDRESS;
             bra END;
         LOW:
-            st.local.u32 [v], %rd1;
-            ld.local.u32 %r5, [v];
+            st.local.u32 [%rd6], %rd1;
+            ld.local.u32 %r5, [%rd6];
             setp.ne.u32 %p1, %r5, 0x12345678;
             @%p1 add.u32 %r2, %r2, 1;
             add.u32 %r3, %r3, 1;
@@ -252,7 +253,7 @@ impl Writer<'_> {
 
     /// Functions differ in how many registers they have and what they return.
     fn returns(number: usize) -> &'static str {
-        if number % 2 == 0 { "b64" } else { "b32" }
+        if number.is_multiple_of(2) { "b64" } else { "b32" }
     }
 
     fn program(mut self) -> String {
@@ -393,7 +394,7 @@ fn program(tape: &[u8]) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// A lane of 32 that part and meet computes what it computes alone, in every order of turns.
     #[test]

@@ -1,4 +1,5 @@
-//! Triton-compiled kernels of the shared test data: each runs and gives the right results.
+//! Triton-compiled kernels of the shared test data: each runs, with every sanitizer and without,
+//! gives the same bits both ways, the right ones, and deserves no report.
 
 use std::path::PathBuf;
 
@@ -29,12 +30,8 @@ impl Kernel {
         let json = std::fs::read_to_string(folder.join(format!("{tag}.json"))).unwrap();
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         let device = Device::new(Preset::named("h800").unwrap());
-        let checks = if std::thread::current().name().is_some_and(|n| n.contains("clean")) {
-            Checks::ALL
-        } else {
-            Checks::default()
-        };
-        device.configure(Settings { checks, ..device.settings() });
+        // What is allocated from here on knows whether it was written.
+        device.configure(Settings { checks: Checks::ALL, ..device.settings() });
         let module = Module::load(&device, &text).unwrap();
         Some(Kernel {
             device,
@@ -45,17 +42,34 @@ impl Kernel {
         })
     }
 
-    /// Launches with these parameters and Triton's two scratch pointers.
-    fn run(&self, grid: [u32; 3], params: Params) -> LaunchReport {
+    /// Launches with these parameters and Triton's two scratch pointers, with checks and without;
+    /// `outputs` are addresses and sizes in bytes of what the kernel writes.
+    fn run(&self, grid: [u32; 3], params: Params, outputs: &[(u64, usize)]) -> LaunchReport {
         let params = params.with(0u64).with(0u64).into_bytes();
         let mut config = LaunchConfig::new(grid, [self.threads, 1, 1], params);
         config.dynamic_shared_bytes = self.shared;
-        let report = self.device.launch(&self.module.function(&self.entry).unwrap(), &config);
-        let report = report.unwrap();
-        for finding in &report.findings {
-            eprintln!("{finding}");
+        let function = self.module.function(&self.entry).unwrap();
+        let run = |checks| {
+            self.device.configure(Settings { checks, ..self.device.settings() });
+            let report = self.device.launch(&function, &config).unwrap();
+            assert_eq!(report.findings, []);
+            let read = |&(at, bytes)| self.device.download::<u8>(at, bytes).unwrap();
+            let written: Vec<Vec<u8>> = outputs.iter().map(read).collect();
+            // What is not written again would be seen.
+            for &(at, bytes) in outputs {
+                self.device.memset(at, &[0x5a], bytes as u64).unwrap();
+            }
+            (report, written)
+        };
+        let (_, checked) = run(Checks::ALL);
+        let (report, plain) = run(Checks::default());
+        assert_eq!(checked.len(), plain.len());
+        for ((checked, plain), &(at, _)) in checked.iter().zip(&plain).zip(outputs) {
+            let differs = checked.iter().zip(plain).position(|(a, b)| a != b);
+            assert_eq!(differs, None, "{}: a byte that checks change", self.entry);
+            self.device.write(at, plain).unwrap();
         }
-        assert!(report.findings.is_empty());
+        self.device.configure(Settings { checks: Checks::ALL, ..self.device.settings() });
         report
     }
 }
@@ -79,7 +93,8 @@ fn vector_add_is_exact() {
     let d = &kernel.device;
     let (px, py) = (d.upload(&x).unwrap(), d.upload(&y).unwrap());
     let out = d.alloc(4 * n as u64).unwrap();
-    kernel.run([10, 1, 1], Params::new().with(px).with(py).with(out).with(n as u32));
+    let params = Params::new().with(px).with(py).with(out).with(n as u32);
+    kernel.run([10, 1, 1], params, &[(out, 4 * n)]);
     let got: Vec<f32> = d.download(out, n).unwrap();
     for i in 0..n {
         assert_eq!(got[i].to_bits(), (x[i] + y[i]).to_bits(), "element {i}");
@@ -98,7 +113,9 @@ fn layer_norm_is_right() {
     let y = d.alloc(2 * x.len() as u64).unwrap();
     let (mean, rstd) = (d.alloc(4 * rows as u64).unwrap(), d.alloc(4 * rows as u64).unwrap());
     let params = Params::new().with(px).with(y).with(pw).with(pb).with(mean).with(rstd);
-    kernel.run([rows as u32, 1, 1], params.with(n as u32).with(n as u32).with(1e-5f32));
+    let params = params.with(n as u32).with(n as u32).with(1e-5f32);
+    let outputs = [(y, 2 * x.len()), (mean, 4 * rows), (rstd, 4 * rows)];
+    kernel.run([rows as u32, 1, 1], params, &outputs);
     let got: Vec<bf16> = d.download(y, rows * n).unwrap();
     let means: Vec<f32> = d.download(mean, rows).unwrap();
     for row in 0..rows {
@@ -127,7 +144,7 @@ fn softmax_is_right() {
     let out = d.alloc(4 * x.len() as u64).unwrap();
     let n32 = n as u32;
     let params = Params::new().with(out).with(px).with(n32).with(n32).with(rows as u32).with(n32);
-    let report = kernel.run([4, 1, 1], params);
+    let report = kernel.run([4, 1, 1], params, &[(out, 4 * x.len())]);
     assert!(report.record.approximate["ex2.approx.f32"] > 0);
     let got: Vec<f32> = d.download(out, rows * n).unwrap();
     for row in 0..rows {
@@ -157,7 +174,7 @@ fn host_threads_and_schedules_change_no_bit() {
         d.configure(settings);
         let out = d.alloc(4 * x.len() as u64).unwrap();
         let params = Params::new().with(out).with(px).with(n).with(n).with(rows as u32).with(n);
-        kernel.run([16, 1, 1], params);
+        kernel.run([16, 1, 1], params, &[(out, 4 * x.len())]);
         results.push(d.download::<u32>(out, x.len()).unwrap());
     }
     assert!(results.iter().all(|r| *r == results[0]));
@@ -193,7 +210,8 @@ fn matmul(tag: &str, preset: &str, instr: Instr, qualifier: &str, size: (usize, 
     let params = params.with(m as u32).with(n as u32).with(k as u32);
     let block = if tag.contains("f16_sm") && half_out { 128 } else { 64 };
     let grid = (m.div_ceil(block) * n.div_ceil(block)) as u32;
-    let report = kernel.run([grid, 1, 1], params.with(k as u32).with(n as u32).with(n as u32));
+    let params = params.with(k as u32).with(n as u32).with(n as u32);
+    let report = kernel.run([grid, 1, 1], params, &[(pc, m * n * bytes)]);
     assert!(report.record.tensor_core_flops >= 2 * (m * n * k) as u64);
     let step = model.shape.k;
     for i in 0..m {
@@ -256,7 +274,8 @@ fn flash(tag: &str, d: usize, block: usize) {
     let scale = 1.0 / (d as f32).sqrt();
     let params = Params::new().with(pq).with(pk).with(pv).with(out).with(lse).with(scale);
     let params = params.with((s * d) as u32).with(d as u32).with(s as u32);
-    kernel.run([s.div_ceil(block) as u32, heads as u32, 1], params);
+    let outputs = [(out, 2 * n), (lse, 4 * heads * s)];
+    kernel.run([s.div_ceil(block) as u32, heads as u32, 1], params, &outputs);
     let got: Vec<bf16> = dev.download(out, n).unwrap();
     for h in 0..heads {
         for i in 0..s {
@@ -292,21 +311,4 @@ fn flash_attention_sm80_is_right() {
 fn flash_attention_sm90_is_right() {
     flash("flash_fwd_bf16_d64_causal_sm90", 64, 64);
     flash("flash_fwd_bf16_d128_causal_sm90", 128, 128);
-}
-
-// Tests named `clean` run with every sanitizer: none of these kernels deserves a report.
-
-#[test]
-fn clean_elementwise_kernels() {
-    vector_add_is_exact();
-    layer_norm_is_right();
-    softmax_is_right();
-}
-
-#[test]
-fn clean_matmuls() {
-    let q = "m16n8k16.f32.f16.f16.f32";
-    matmul("matmul_f16_sm80", "a100", Instr::MmaSync, q, (128, 128, 64));
-    let q = "m64n64k16.f32.bf16.bf16";
-    matmul("matmul_bf16_f32out_sm90", "h800", Instr::Wgmma, q, (64, 64, 128));
 }
