@@ -161,8 +161,8 @@ fn words(of: Replaced, tiles: &[Tile], k: usize) -> String {
     };
     let (first, last) = (block * 128, (block * 128 + 127).min(k - 1));
     format!(
-        "in K block {block} (elements {first}..={last} of K) the data of {data}; its scales are its \
-         own"
+        "in K block {block} (elements {first}..={last} of K) the data of {data}; its scales are \
+         its own"
     )
 }
 
@@ -183,8 +183,8 @@ fn blocks_of(x: &Operand, row: usize, k: usize) -> Vec<Vec<f32>> {
     values.chunks(128).map(<[f32]>::to_vec).collect()
 }
 
-/// Eight sums side by side, which is faster; a block of the tail is shorter: what it would read of a
-/// longer one is cut.
+/// Eight sums side by side, which is faster; a block of the tail is shorter: what it would read of
+/// a longer one is cut.
 fn dot(x: &[f32], y: &[f32]) -> f64 {
     let mut sums = [0.0f32; 8];
     for (x, y) in x.chunks(8).zip(y.chunks(8)) {
