@@ -189,6 +189,75 @@ fn temporaries_of_other_widths_do_not_mix() {
     check(&text, 5000, &[0; 32]);
 }
 
+/// Registers that are wider than what is loaded to them, stored from them or moved through them.
+#[test]
+fn registers_of_other_widths_hold_what_they_should() {
+    let cases = [
+        ("ld.global.u32 %q, [%rd0];", [0x8899_aabb, 0]),
+        ("ld.global.s32 %q, [%rd0];", [0xffff_ffff_8899_aabb, !0]),
+        ("ld.global.u64 %q, [%rd0];", [0x8011_2233_8899_aabb, 0]),
+        ("ld.global.s64 %q, [%rd0];", [0x8011_2233_8899_aabb, !0]),
+        ("ld.global.s16 %rd1, [%rd0]; mov.b128 %q, {%rd1, %rd1};", [0xffff_ffff_ffff_aabb; 2]),
+        ("st.global.u32 [%rd0+4], %q; ld.global.u64 %q, [%rd0];", [0x0000_0005_8899_aabb, 0]),
+        (
+            "cvt.u32.s16 %rd1, %h; cvt.s64.s16 %rd2, %h; mov.b128 %q, {%rd1, %rd2};",
+            [0xffff_fffe, 0xffff_ffff_ffff_fffe],
+        ),
+        (
+            "mov.b128 %q, {%rd0, %rd1}; mov.b128 {%rd2, %rd3}, %q; sub.u64 %rd2, %rd2, %rd0;
+          mov.b128 %q, {%rd2, %rd3};",
+            [0, 5],
+        ),
+    ];
+    for (body, want) in cases {
+        let text = width_kernel(body);
+        let device = Device::new(Preset::named("h800").unwrap());
+        let module = Module::load(&device, &text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        let out = device.upload(&[0x8011_2233_8899_aabbu64, 0]).unwrap();
+        let config = LaunchConfig::new([1; 3], [1; 3], Params::new().with(out).into_bytes());
+        device.launch(&module.function("k").unwrap(), &config).unwrap();
+        assert_eq!(device.download::<u64>(out, 2).unwrap(), want, "{body}");
+    }
+}
+
+/// Ends by storing `%q`; `%q` and `%rd1` start as 5, `%h` as -2.
+fn width_kernel(body: &str) -> String {
+    let body = body.replace("; ", ";\n");
+    format!(
+        ".version 8.7\n.target sm_90a\n.address_size 64\n\
+         .func (.param .b32 r) single(.param .b32 a) {{ st.param.b32 [r], 1; ret; }}\n\
+         .func (.param .b64 r) double(.param .b32 a) {{ st.param.b64 [r], 1; ret; }}\n\
+         .visible .entry k(.param .u64 out)\n{{\n.reg .pred %p;\n.reg .b16 %h;\n\
+         .reg .b32 %r<2>;\n.reg .b64 %rd<4>;\n.reg .b128 %q;\n.shared .b64 s;\n\
+         ld.param.u64 %rd0, [out];\nmov.b64 %rd1, 5;\nmov.b128 %q, {{%rd1, %rd1}};\n\
+         mov.b16 %h, -2;\nmov.b32 %r0, 5;\n{body}\nst.global.b128 [%rd0], %q;\nret;\n}}\n"
+    )
+}
+
+/// What no register of its width can hold is refused by name, never read from another register.
+#[test]
+fn registers_of_widths_that_do_not_fit_are_refused() {
+    for (body, said) in [
+        ("call (%rd1), single, (%r0);", "a result of 4 bytes in a register of 64 bits"),
+        ("call (%r1), double, (%r0);", "a result of 8 bytes in a register of 32 bits"),
+        ("ld.global.u32 %r1, [%q];", "an address in a register of 128 bits"),
+        ("ld.shared.u32 %r1, [%h];", "an address in a register of 16 bits"),
+        ("ld.shared.u32 %r1, [%p];", "an address in a register of 1 bits"),
+        ("mov.b128 %q, 5;", "128 bits from what is no register"),
+        ("mov.b128 %q, %clock64;", "128 bits from what is no register"),
+        ("st.global.b128 [%rd0], 5;", "128 bits from what is no register"),
+        ("cvt.u64.u32 %q, %r0;", "cvt.u64.u32 to a register of 128 bits"),
+    ] {
+        let device = Device::new(Preset::named("h800").unwrap());
+        let module = Module::load(&device, &width_kernel(body)).unwrap_or_else(|e| panic!("{e}"));
+        let out = device.upload(&[0u64; 2]).unwrap();
+        let config = LaunchConfig::new([1; 3], [1; 3], Params::new().with(out).into_bytes());
+        let refused = module.function("k").and_then(|f| device.launch(&f, &config));
+        let message = refused.expect_err(body).to_string();
+        assert!(message.contains(said), "{body}: {message}");
+    }
+}
+
 /// The faults as they were found.
 #[test]
 fn found_programs_give_the_right_values() {

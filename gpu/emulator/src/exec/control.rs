@@ -123,14 +123,15 @@ fn place(l: &mut Lower<'_>, operand: &Operand, source: bool, bytes: u32) -> Lowe
     {
         return Ok(Place::Frame(l.frame_offset(*symbol)?));
     }
+    if bytes > 8 {
+        return unsupported(format!("a parameter of {bytes} bytes in a register"));
+    }
     let wide = bytes == 8;
     let ty = if wide { Type::B64 } else { Type::B32 };
     let reg = if source { l.src(operand, ty)? } else { l.dst(operand)? };
-    if !source && l.dst_bits(operand, ty.bits()) > 32 && !wide {
-        return unsupported(format!("a result of {bytes} bytes in a 64-bit register"));
-    }
-    if !source && wide && l.dst_bits(operand, ty.bits()) <= 32 {
-        return unsupported("a result of 8 bytes in a 32-bit register");
+    let bits = l.dst_bits(operand, ty.bits());
+    if !source && wide != (bits > 32) {
+        return unsupported(format!("a result of {bytes} bytes in a register of {bits} bits"));
     }
     Ok(Place::Register(reg, wide))
 }
@@ -327,7 +328,7 @@ fn builtin(l: &mut Lower<'_>, name: &str, returns: &[Operand], args: &[Operand])
         values.push((place(l, operand, true, bytes)?, bytes));
     }
     let result = match returns.first() {
-        Some(o) => Some(place(l, o, false, 4)?),
+        Some(o) => Some(place(l, o, false, if name == "malloc" { 8 } else { 4 })?),
         None => None,
     };
     match name {

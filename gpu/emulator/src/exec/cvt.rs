@@ -157,6 +157,9 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     let (Some(to), Some(from)) = (ins.mods.ty(0), ins.mods.ty(1)) else {
         return unsupported(mnemonic(ins));
     };
+    if l.dst_bits(&ins.operands[0], to.bits()) > 64 {
+        return unsupported(format!("{} to a register of 128 bits", mnemonic(ins)));
+    }
     if let Some(run) = fast(ins, to, from) {
         let a = l.src(&ins.operands[1], from)?;
         let d = l.dst(&ins.operands[0])?;

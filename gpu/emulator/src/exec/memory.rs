@@ -174,6 +174,10 @@ fn scatter(cx: &mut Cx<'_>, target: Target, ty: Type, words: &Words, k: usize) {
             mov::write(cx, d, target.bits > 32, std::array::from_fn(value));
         }
     }
+    if target.bits > 64 && bits < 128 {
+        let low = i64::read(cx, d);
+        i64::write(cx, d + 1, low.map(|v| if ty.is_signed() { v >> 63 } else { 0 }));
+    }
 }
 
 /// Kernel parameters are the same in every thread.

@@ -630,6 +630,7 @@ impl<'a> Lower<'a> {
                 }
                 Ok(self.reg(*r))
             }
+            _ if ty.bits() > 64 => unsupported("128 bits from what is no register"),
             Operand::Imm(imm) => Ok(self.constant(imm_bits(*imm, ty), wide)),
             Operand::Special(special) => {
                 let d = self.temp(wide);
@@ -766,7 +767,11 @@ impl<'a> Lower<'a> {
         let offset = a.offset;
         match a.base {
             Base::Reg(r) => {
-                let wide = self.type_of(r).bits() == 64;
+                let bits = self.type_of(r).bits();
+                let wide = match bits {
+                    32 | 64 => bits == 64,
+                    _ => return unsupported(format!("an address in a register of {bits} bits")),
+                };
                 let object = match self.points.get(r.index()) {
                     Some(Points::To(symbol)) => self.object(*symbol),
                     _ => None,
