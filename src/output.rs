@@ -1,7 +1,7 @@
 //! What all subcommands print with: lines, outcomes, tables, JSON, progress bars.
 //!
 //! `println!` panics where stdout is full, and a command that panics while it prints may lose what
-//! it has done. [`outln!`] and [`errln!`] print in its place: the first failure of stdout is kept,
+//! it has done. `outln!` and `errln!` print in its place: the first failure of stdout is kept,
 //! the command goes on to its end, and [`finish`] tells `main`. Nobody can be told of stderr's.
 
 use std::fmt;

@@ -1,7 +1,7 @@
 //! Examples: a small complete case of every op, from which `fathom case example` writes a file and
 //! from which the table of `docs/case-files.md` is drawn.
 //!
-//! An op builds its example beside its definition. [`shape!`] keeps a shape's sizes and the words
+//! An op builds its example beside its definition. `shape!` keeps a shape's sizes and the words
 //! that stand in its source, so that the documentation cannot say another shape than the example
 //! has. Values are a function of the role's place alone: an example has the same bits everywhere.
 

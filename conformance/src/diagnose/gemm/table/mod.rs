@@ -1,4 +1,4 @@
-//! The table of what GEMMs do otherwise: [`core`], [`scales`], [`operands`], [`epilogue`], and the
+//! The table of what GEMMs do otherwise: `core`, `scales`, `operands`, `epilogue`, and the
 //! changes that several rows are made of.
 
 mod core;
