@@ -62,7 +62,8 @@ fn clean(text: &str) -> String {
         out.push(c);
         rest = &rest[c.len_utf8()..];
     }
-    let marks = |line: &&str| !line.trim_start().starts_with(".loc");
+    // `.local` begins alike.
+    let marks = |line: &&str| line.split_whitespace().next() != Some(".loc");
     out.lines().filter(marks).collect::<Vec<_>>().join("\n")
 }
 
@@ -156,7 +157,9 @@ fn rename(text: &str, names: &BTreeMap<String, String>) -> String {
             word.push(c);
             continue;
         }
-        out.push_str(names.get(&word).unwrap_or(&word));
+        // Behind a dot stands a part of a directive or mnemonic (`ld.local`), never a name.
+        let name = names.get(&word).filter(|_| !out.ends_with('.'));
+        out.push_str(name.unwrap_or(&word));
         word.clear();
         quoted ^= c == '"';
         out.push(c);
@@ -327,8 +330,11 @@ mod tests {
 }
 .visible .entry k(.param .u64 p)
 {
+    .local .align 4 .b8 depot[4];
     .reg .u64 %p; .reg .u32 %v, %f;
     .loc 1 2 3
+    mov.u32 %f, 0;
+    st.local.u32 [depot], %f;
     ld.param.u64 %p, [p];
     ld.global.u32 %v, [%p];
     { .param .b32 a; .param .b32 b; st.param.b32 [a], %v; call (b), scale, (a); ld.param.b32 %v, [b]; }

@@ -119,3 +119,15 @@ fn initialisers_become_bytes_and_relocations() {
     let m = image("m");
     assert_eq!((m.relocations[1].shift, m.relocations[1].size), (8, 1));
 }
+
+/// `a<2>` declares `a0` and `a1`: Triton's conversions from E4M3 have an `a` of another width beside.
+#[test]
+fn a_family_and_a_register_may_share_a_name() {
+    let body =
+        ".reg .b32 a; .reg .b16 a<2>; mov.b32 a, 7; mov.b32 {a0, a1}, a; mov.b32 a, {a1, a0};";
+    parse(&kernel(body)).unwrap_or_else(|e| panic!("{e}"));
+    for twice in [".reg .b16 a<2>; .reg .b16 a<3>;", ".reg .b32 a; .reg .b16 a;"] {
+        let error = parse(&kernel(twice)).expect_err(twice).to_string();
+        assert!(error.contains('a') && error.contains("twice"), "{error}");
+    }
+}

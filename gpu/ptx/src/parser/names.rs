@@ -92,7 +92,6 @@ impl<'a> Names<'a> {
         let scope = self.scopes.last().expect("a function has a scope");
         scope.names.contains_key(name)
             || scope.declared.contains_key(name)
-            || scope.families.contains_key(name)
             || scope.labels.contains_key(name)
     }
 
@@ -160,7 +159,8 @@ impl<'a> Names<'a> {
         free
     }
 
-    /// Declares a register or a family of them; false where the name is taken.
+    /// Declares a register or a family of them; false where the name is taken. A family `a<2>` is
+    /// `a0` and `a1`: beside it there may be an `a`.
     pub(crate) fn register(
         &mut self,
         name: &'a str,
@@ -168,7 +168,10 @@ impl<'a> Names<'a> {
         vector: u8,
         count: Option<u32>,
     ) -> bool {
-        let free = !self.taken(name);
+        let free = match count {
+            Some(_) => !self.inner().families.contains_key(name),
+            None => !self.taken(name),
+        };
         if free {
             match count {
                 Some(n) => {
