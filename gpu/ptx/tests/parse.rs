@@ -120,7 +120,8 @@ fn initialisers_become_bytes_and_relocations() {
     assert_eq!((m.relocations[1].shift, m.relocations[1].size), (8, 1));
 }
 
-/// `a<2>` declares `a0` and `a1`: Triton's conversions from E4M3 have an `a` of another width beside.
+/// `a<2>` declares `a0` and `a1`: Triton's conversions from E4M3 have an `a` of another width
+/// beside.
 #[test]
 fn a_family_and_a_register_may_share_a_name() {
     let body =
