@@ -123,7 +123,7 @@ fn nvrtc_or_ask(yes: bool) -> Option<(nvrtc::Nvrtc, PathBuf)> {
         || terminal
             && {
                 errln!(
-                    "   This step needs {}, NVIDIA's run-time compiler. pip downloads it once (some 90 MB)\n   \
+                    "   This step needs {}, NVIDIA's run-time compiler. pip downloads it once (220 MB on the disk)\n   \
              into {}. Fetch it now? [Y/n]",
                     nvrtc::PACKAGE,
                     cache.display()

@@ -80,7 +80,7 @@ fn sweep(args: &Args) -> output::Result {
         match run::run(config, Reference, &place, &stopped, &mut tell) {
             Ok(summary) if summary.stopped => {
                 bar.finish_and_clear();
-                outln!("stopped; the same command goes on where it stopped");
+                errln!("stopped; the same command goes on where it stopped");
                 return Ok(Outcome::Holds);
             }
             Ok(_) => {}

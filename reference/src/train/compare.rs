@@ -77,8 +77,8 @@ impl Run {
                     run.name = config["name"].as_str().unwrap_or("run").to_owned();
                     run.seed = config["seed"].as_u64().unwrap_or(0);
                 }
-                // A step whose update was left out has no finite loss.
-                Some("step") if value["skipped"] == true => {}
+                // A step whose update was left out has no finite loss, and the run went on.
+                Some("step") if value["skipped"] == true => run.diverged = None,
                 Some("step") => {
                     let loss = value["loss"].as_f64().ok_or_else(|| {
                         wrong(
