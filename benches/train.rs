@@ -2,9 +2,9 @@
 //! of `models/` in every precision mode. `pytorch.py` measures PyTorch on the same files.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use fathom_config::ModelConfig;
 use fathom_numerics::philox::Philox;
 use fathom_reference::backend::Reference;
-use fathom_reference::config::ModelConfig;
 use fathom_reference::model::{Batch, Model, StepSettings};
 use fathom_reference::precision::{Mode, Recipe};
 use fathom_trace::Parallel;

@@ -4,9 +4,9 @@ mod trace;
 
 use std::path::{Path, PathBuf};
 
+use fathom_config::{ModelConfig, presets};
 use fathom_reference::checkpoint::HfCheckpoint;
 use fathom_reference::checkpoint::hf::{self, SavedType};
-use fathom_reference::config::{ModelConfig, preset_names};
 use fathom_reference::files;
 use fathom_reference::inspect::{self, Inspection, Policy};
 use fathom_reference::precision::{Mode, Recipe};
@@ -65,7 +65,7 @@ fn saved_type(name: &str) -> Result<SavedType, String> {
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   fathom model inspect deepseek-v3
-  fathom model inspect deepseek-v3 qwen2.5-72b-gqa llama-3.1-405b-gqa    side by side
+  fathom model inspect deepseek-v3 qwen2.5-72b llama-3.1-405b    side by side
   fathom model inspect DIR/config.json --json
   fathom model inspect DIR --precision fp32 --sequence 2048 --micro-batch 4")]
 struct Inspect {
@@ -197,12 +197,12 @@ fn read(model: &Path, without_mtp: bool) -> Result<ModelConfig, Box<dyn std::err
 }
 
 fn announced(model: &Path, without_mtp: bool) -> Result<ModelConfig, Box<dyn std::error::Error>> {
-    if let Some(name) = model.to_str().filter(|name| preset_names().contains(name)) {
+    if let Some(name) = model.to_str().filter(|name| presets::model_text(name).is_ok()) {
         return Ok(ModelConfig::preset(name)?);
     }
     if !model.is_dir() {
         if !model.exists() {
-            let (model, known) = (model.display(), preset_names().join(", "));
+            let (model, known) = (model.display(), presets::model_names().join(", "));
             return Err(
                 format!("'{model}' is no file, folder or preset; presets are {known}").into()
             );

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
+use fathom_config::ModelConfig;
 use fathom_reference::backend::Reference;
 use fathom_reference::checkpoint::hf;
-use fathom_reference::config::ModelConfig;
 use fathom_reference::model::Model;
 use fathom_reference::precision::{Mode, Recipe};
 use fathom_trace::Parallel;

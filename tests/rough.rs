@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use fathom_config::ModelConfig;
 use fathom_reference::Tensor;
 use fathom_reference::backend::Reference;
 use fathom_reference::checkpoint::{hf, tensors};
-use fathom_reference::config::ModelConfig;
 use fathom_reference::model::Model;
 use fathom_reference::precision::{Mode, Recipe};
 use fathom_trace::{DType, Parallel};

@@ -190,15 +190,17 @@ fn dependencies_point_one_way() {
     let allowed: BTreeMap<&str, &[&str]> = BTreeMap::from([
         ("fathom-numerics", &[][..]),
         ("fathom-trace", &[]),
-        ("fathom-reference", &["fathom-numerics", "fathom-trace"]),
+        ("fathom-config", &["fathom-trace"]),
+        ("fathom-reference", &["fathom-config", "fathom-numerics", "fathom-trace"]),
         ("fathom-gpu", &["fathom-numerics", "fathom-trace", "fathom-reference"]),
         ("fathom-ptx", &[]),
         ("fathom-emulator", &["fathom-numerics", "fathom-ptx", "fathom-trace"]),
         ("fathom-libcuda", &["fathom-emulator", "fathom-numerics", "fathom-ptx", "fathom-trace"]),
-        ("fathom-simulator", &["fathom-trace"]),
+        ("fathom-simulator", &["fathom-config", "fathom-trace"]),
         (
             "fathom-conformance",
             &[
+                "fathom-config",
                 "fathom-numerics",
                 "fathom-trace",
                 "fathom-reference",

@@ -16,7 +16,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use fathom_reference::ops::{nearest, op_from};
+use fathom_config::nearest;
+use fathom_reference::ops::op_from;
 use fathom_reference::{Case, OpError, Outputs, Tensor};
 use fathom_trace::{DType, TensorMeta, input};
 use safetensors::SafeTensors;

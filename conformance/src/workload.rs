@@ -3,15 +3,13 @@
 //! The simulator asks for a model of one layer of every kind; the model is built with these sizes
 //! and run on the backend that records, so that the work that is timed is the work that is trained.
 
+use fathom_config::{AttentionConfig, ModelConfig};
 use fathom_reference::backend::Load;
-use fathom_reference::config::{AttentionConfig, ModelConfig, MoeConfig, MtpKind, RopeConfig};
 use fathom_reference::model::workload::{Workload, record};
-use fathom_reference::ops::router::Score;
 use fathom_reference::parallel::Parallel;
 use fathom_reference::precision::{Mode, Recipe};
 use fathom_simulator::SimError;
 use fathom_simulator::config::{Precision, Recompute};
-use fathom_simulator::hardware::model::{Attention, Model, Moe};
 use fathom_simulator::workload::{OpSource, Question};
 use fathom_trace::OpRecord;
 
@@ -29,70 +27,23 @@ impl OpSource for ModelCode {
             micro_batches: 1,
             load: load(q),
         };
-        let recorded = record(&config(&q.model, q.tp), &recipe(q), parallel, 0, &workload);
+        let recorded = record(&config(&q.model, size(q.tp)), &recipe(q), parallel, 0, &workload);
         recorded.map_err(|e| SimError::Layout(format!("{} as a model: {e}", q.model.name)))
     }
 }
 
-/// The sizes of `model` as the model's code takes them. What tensor parallelism cannot split evenly
-/// is padded: key-value heads are repeated, widths rounded up.
-fn config(model: &Model, tp: u64) -> ModelConfig {
-    let size = |n: u64| n as usize;
-    let attention = match model.attention {
-        Attention::Mla {
-            q_lora_rank,
-            kv_lora_rank,
-            qk_nope_head_dim,
-            qk_rope_head_dim,
-            v_head_dim,
-        } => AttentionConfig::Mla {
-            q_lora_rank: (q_lora_rank > 0).then_some(size(q_lora_rank)),
-            kv_lora_rank: size(kv_lora_rank),
-            qk_nope_head_dim: size(qk_nope_head_dim),
-            qk_rope_head_dim: size(qk_rope_head_dim),
-            v_head_dim: size(v_head_dim),
-        },
-        Attention::Gqa { n_kv_heads, head_dim } => AttentionConfig::Gqa {
-            kv_heads: size(n_kv_heads.next_multiple_of(tp)),
-            head_dim: size(head_dim),
-        },
-    };
-    ModelConfig {
-        vocab_size: size(model.vocab_size),
-        hidden_size: size(model.hidden),
-        layers: size(model.n_layers),
-        heads: size(model.n_heads),
-        attention,
-        intermediate_size: size(model.intermediate.next_multiple_of(tp)),
-        moe: model.moe.map(|moe| experts(&moe, tp)),
-        mtp_depth: size(model.n_mtp_layers),
-        mtp_kind: MtpKind::Sequential,
-        rope: RopeConfig { theta: 10000.0, interleaved: true, yarn: None },
-        max_position_embeddings: 1 << 20,
-        rms_norm_eps: 1e-6,
-        tie_word_embeddings: model.tied_embeddings,
-        initializer_range: 0.02,
-        bos_token_id: None,
-        eos_token_ids: Vec::new(),
+/// The model that is recorded. What tensor parallelism cannot split evenly is padded: key-value
+/// heads are repeated, widths rounded up.
+fn config(model: &ModelConfig, tp: usize) -> ModelConfig {
+    let mut config = model.clone();
+    config.intermediate_size = config.intermediate_size.next_multiple_of(tp);
+    if let Some(moe) = &mut config.moe {
+        moe.intermediate_size = moe.intermediate_size.next_multiple_of(tp);
     }
-}
-
-fn experts(moe: &Moe, tp: u64) -> MoeConfig {
-    let size = |n: u64| n as usize;
-    let per_group = moe.n_routed_experts / moe.n_expert_groups.max(1);
-    MoeConfig {
-        n_routed_experts: size(moe.n_routed_experts),
-        n_shared_experts: size(moe.n_shared_experts),
-        top_k: size(moe.n_activated_experts),
-        intermediate_size: size(moe.moe_intermediate.next_multiple_of(tp)),
-        n_group: size(moe.n_expert_groups),
-        topk_group: size(moe.n_limited_groups),
-        group_top: size(per_group.min(2)),
-        routed_scaling_factor: 1.0,
-        normalize: true,
-        score: Score::Sigmoid,
-        first_dense: size(moe.n_dense_layers),
+    if let AttentionConfig::Gqa { kv_heads, .. } = &mut config.attention {
+        *kv_heads = kv_heads.next_multiple_of(tp);
     }
+    config
 }
 
 fn recipe(q: &Question) -> Recipe {
@@ -113,8 +64,9 @@ fn load(q: &Question) -> Load {
     let Some(moe) = q.model.moe.filter(|_| q.load != 1.0 && q.ep > 1) else {
         return Load::Balanced;
     };
-    let (experts, own) = (moe.n_routed_experts as f64, (moe.n_routed_experts / q.ep) as f64);
+    let own = (moe.n_routed_experts as u64 / q.ep) as f64;
+    let experts = moe.n_routed_experts as f64;
     let rest = ((experts - own * q.load) / (experts - own)).max(0.0);
-    let share = |e: u64| if (e as f64) < own { q.load } else { rest };
+    let share = |e: usize| if (e as f64) < own { q.load } else { rest };
     Load::Shares((0..moe.n_routed_experts).map(share).collect())
 }

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use fathom_config::ModelConfig;
 use fathom_conformance::check::Status;
 use fathom_conformance::record::{Options, RecordError, Recording, Written};
 use fathom_conformance::{case_file, replay};
 use fathom_reference::Tensor;
 use fathom_reference::backend::{Backend, Reference};
-use fathom_reference::config::ModelConfig;
 use fathom_reference::model::{Batch, Model, StepSettings};
 use fathom_reference::ops::ReferenceEngine;
 use fathom_reference::precision::{Mode, Recipe};

@@ -5,12 +5,12 @@
 
 use std::path::Path;
 
+use fathom_config::ModelConfig;
 use fathom_conformance::workload::ModelCode;
 use fathom_simulator::calibrate::{KinetoTrace, parse_table};
-use fathom_simulator::config::{Scenario, Source};
+use fathom_simulator::config::Scenario;
 use fathom_simulator::events::Detail;
 use fathom_simulator::first_principles::FirstPrinciples;
-use fathom_simulator::hardware::model::Model;
 use fathom_simulator::kernel_time::{Constants, KernelTimes};
 use fathom_simulator::load::RoutingTrace;
 use fathom_simulator::step::simulate;
@@ -23,8 +23,7 @@ fuzz_target!(|data: (u8, &str)| {
         0 => {
             // Behind a preset, so that the fuzzer reaches values instead of missing keys.
             let text = format!("preset = \"deepseek-v3-h800-2048\"\n{text}");
-            let source = Source { file: "fuzz.toml", text: &text, folder: None };
-            if let Ok(scenario) = Scenario::from_toml(&source, &[]) {
+            if let Ok(scenario) = Scenario::from_toml("fuzz.toml", &text, None, &[]) {
                 play(&scenario, &FirstPrinciples::new(ModelCode));
             }
         }
@@ -35,7 +34,8 @@ fuzz_target!(|data: (u8, &str)| {
         5 => drop(parse_table("fuzz.csv", text)),
         6 => drop(Constants::parse("fuzz.json", text)),
         7 => {
-            if let Ok(model) = Model::from_hf_config("config.json", text) {
+            let json = serde_json::from_str(text).unwrap_or_default();
+            if let Ok(model) = ModelConfig::shape_from_hf(&json, Path::new("config.json")) {
                 let mut s = Scenario::preset("deepseek-v3-h800-2048", &[]).expect("a preset");
                 s.parallel.ep = if model.moe.is_some() { 8 } else { 1 };
                 s.model = model;
@@ -53,7 +53,7 @@ fuzz_target!(|data: (u8, &str)| {
 
 /// Simulates what is not so large that it only costs time.
 fn play(scenario: &Scenario, model: &FirstPrinciples) {
-    if scenario.micro_batches() > 1024 || scenario.model.n_layers > 256 {
+    if scenario.micro_batches() > 1024 || scenario.model.layers > 256 {
         return;
     }
     if let Ok(sim) = simulate(scenario, model, Detail::Totals) {

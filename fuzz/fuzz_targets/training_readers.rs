@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use fathom_reference::checkpoint::tensors::TensorsFile;
-use fathom_reference::config::ModelConfig;
+use fathom_config::ModelConfig;
 use fathom_reference::data::{DataConfig, Format, Loader, SourceConfig, Tokenizer};
 use fathom_reference::train::TrainConfig;
 use libfuzzer_sys::fuzz_target;

@@ -1,8 +1,8 @@
 //! The memory of a real training step, as Linux counts it, beside what `inspect` predicts:
 //! `cargo run --release -p fathom-reference --example peak_memory`. The goal is a ratio of 1.2.
 
+use fathom_config::ModelConfig;
 use fathom_reference::backend::Reference;
-use fathom_reference::config::ModelConfig;
 use fathom_reference::inspect::{self, Policy};
 use fathom_reference::model::{Batch, Model, StepSettings};
 use fathom_reference::optim::{OptimConfig, Optimizer};

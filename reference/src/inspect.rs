@@ -2,11 +2,11 @@
 
 use serde::Serialize;
 
-use crate::config::{AttentionConfig, ModelConfig};
 use crate::memory::{self, Activations, MemoryError};
 use crate::model::{BuildError, Model, ParamKind};
 use crate::parallel::Parallel;
 use crate::precision::{Mode, Recipe};
+use fathom_config::{AttentionConfig, ModelConfig};
 
 /// Numbers of parameters.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn caches_of_other_models_are_the_published_ones() {
-        for (name, bytes) in [("qwen2.5-72b-gqa", 327_680), ("llama-3.1-405b-gqa", 516_096)] {
+        for (name, bytes) in [("qwen2.5-72b", 327_680), ("llama-3.1-405b", 516_096)] {
             assert_eq!(cache_bytes(&ModelConfig::preset(name).unwrap()), bytes);
         }
     }

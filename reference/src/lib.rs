@@ -12,7 +12,6 @@
 
 pub mod backend;
 pub mod checkpoint;
-pub mod config;
 pub mod data;
 pub mod eval;
 pub mod files;

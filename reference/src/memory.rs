@@ -12,7 +12,6 @@ use serde::Serialize;
 use self::room::Need;
 use crate::EngineError;
 use crate::backend::{Alive, Backend, Ledger, Load, Meta};
-use crate::config::ModelConfig;
 use crate::inspect::{self, Memory};
 use crate::model::workload::{TooMuch, countable};
 use crate::model::{Batch, BuildError, Model, StepSettings};
@@ -20,6 +19,7 @@ use crate::optim::MomentType;
 use crate::parallel::Parallel;
 use crate::precision::{Mode, Recipe};
 use crate::train::TrainConfig;
+use fathom_config::ModelConfig;
 
 /// Bytes of a micro-batch beyond the lasting tensors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use fathom_config::{ModelConfig, MtpKind, Yarn};
 use fathom_reference::Tensor;
 use fathom_reference::backend::Reference;
 use fathom_reference::checkpoint::hf::{self, HfCheckpoint, HfError, SavedType, split};
 use fathom_reference::checkpoint::tensors::{self, TensorsFile};
-use fathom_reference::config::{ModelConfig, MtpKind, Yarn};
 use fathom_reference::data::Tokenizer;
 use fathom_reference::model::{Model, ParamKind, Params};
 use fathom_reference::precision::{Mode, Recipe};

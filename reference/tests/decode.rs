@@ -1,8 +1,8 @@
 //! The decoding form against the training form, and the independence of a token's bits from how
 //! many tokens are decoded together.
 
+use fathom_config::ModelConfig;
 use fathom_reference::backend::{Backend, Reference};
-use fathom_reference::config::ModelConfig;
 use fathom_reference::model::{Batch, Model, StepSettings};
 use fathom_reference::precision::{Mode, Recipe};
 use fathom_trace::Parallel;

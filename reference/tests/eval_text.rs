@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
+use fathom_config::ModelConfig;
 use fathom_reference::backend::Reference;
-use fathom_reference::config::ModelConfig;
 use fathom_reference::data::{Tokenizer, read_text};
 use fathom_reference::eval::{Evaluator, Wanted, Windows};
 use fathom_reference::model::Model;

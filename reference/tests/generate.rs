@@ -4,9 +4,9 @@
 use std::cell::RefCell;
 use std::path::Path;
 
+use fathom_config::{AttentionConfig, ModelConfig};
 use fathom_reference::Tensor;
 use fathom_reference::backend::{Backend, Call, Recorder, Reference};
-use fathom_reference::config::{AttentionConfig, ModelConfig};
 use fathom_reference::eval::Evaluator;
 use fathom_reference::generate::{Generation, Sampling, Settings, generate};
 use fathom_reference::layers::Weights;

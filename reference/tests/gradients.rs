@@ -4,13 +4,12 @@
 //! between the two sides makes the loss jump, and its gradient is not that of the jump: such a
 //! sample is left out, and few may be.
 
+use fathom_config::{AttentionConfig, ModelConfig, MtpKind, Score};
 use fathom_numerics::philox::Philox;
 use fathom_reference::Tensor;
 use fathom_reference::backend::Reference;
-use fathom_reference::config::{AttentionConfig, ModelConfig, MtpKind};
 use fathom_reference::layers::{Balance, BalanceKind, Capacity};
 use fathom_reference::model::{Batch, Model, ParamKind, ParamSpec, Params, StepSettings};
-use fathom_reference::ops::router::Score;
 use fathom_reference::precision::{Mode, Recipe};
 use fathom_trace::Parallel;
 

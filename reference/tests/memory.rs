@@ -1,8 +1,8 @@
 //! What a step keeps, measured on the reference backend, against what is predicted without
 //! computing.
 
+use fathom_config::ModelConfig;
 use fathom_reference::backend::Reference;
-use fathom_reference::config::ModelConfig;
 use fathom_reference::memory;
 use fathom_reference::model::Batch;
 use fathom_reference::precision::Mode;

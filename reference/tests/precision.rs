@@ -1,7 +1,7 @@
 //! The low-precision modes: how far they are from `fp32`, and what must not change a bit.
 
+use fathom_config::ModelConfig;
 use fathom_reference::backend::{Meta, Reference};
-use fathom_reference::config::ModelConfig;
 use fathom_reference::layers::{Balance, BalanceKind};
 use fathom_reference::model::{Batch, Model, ParamKind, StepSettings};
 use fathom_reference::precision::{Fp8Recipe, Mode, Recipe};

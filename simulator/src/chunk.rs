@@ -9,18 +9,18 @@ use crate::error::SimError;
 use crate::events::chunk::{PartSpan, Side, pair};
 use crate::first_principles::FirstPrinciples;
 use crate::hardware::cluster::Cluster;
-use crate::hardware::model::Model;
 use crate::kernel_time::Work;
 use crate::lowering::Kernel;
 use crate::parallel::check;
 use crate::times::{LayerKind, LayerTimes};
 use crate::workload::LayerContext;
+use fathom_config::ModelConfig;
 
 /// A chunk to be simulated.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChunkQuestion {
     /// The model; its first MoE layer (or dense layer) stands for all.
-    pub model: Model,
+    pub model: ModelConfig,
     /// The cluster.
     pub cluster: Cluster,
     /// Tokens of the micro-batch.
@@ -187,7 +187,7 @@ mod tests {
     /// them.
     fn profiled() -> ChunkQuestion {
         ChunkQuestion {
-            model: hardware::model("deepseek-v3").unwrap(),
+            model: ModelConfig::preset("deepseek-v3").unwrap(),
             cluster: hardware::cluster("h800-64").unwrap(),
             tokens: 4096,
             ep: 64,

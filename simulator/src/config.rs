@@ -9,12 +9,13 @@
 
 use std::path::Path;
 
+use fathom_config::ModelConfig;
+use fathom_config::layered::{Setting, Source};
 use serde::{Deserialize, Serialize};
 
 use crate::cost::Pricing;
 use crate::error::{SimError, read_text};
 use crate::hardware::cluster::Cluster;
-use crate::hardware::model::Model;
 use crate::load::ExpertLoad;
 use crate::reliability::Reliability;
 use crate::schedules::ScheduleKind;
@@ -23,8 +24,7 @@ use crate::search::SearchSpace;
 pub(crate) mod limits;
 mod read;
 
-pub(crate) use read::unknown_name;
-pub use read::{SCENARIOS, Source};
+pub use read::SCENARIOS;
 
 /// Degrees of parallelism. `tp * cp * pp * dp` ranks in all; expert parallelism spans ranks of `dp
 /// * cp * tp`.
@@ -120,7 +120,7 @@ pub struct Scenario {
     /// Name for people.
     pub name: String,
     /// What is trained.
-    pub model: Model,
+    pub model: ModelConfig,
     /// Where.
     pub cluster: Cluster,
     /// Cut how.
@@ -159,24 +159,38 @@ pub struct Scenario {
 
 impl Scenario {
     /// Reads a scenario file; `set` are overrides `key.path=value` that win over the file.
+    ///
+    /// # Errors
+    /// [`SimError`] naming file, line and key, or the override.
     pub fn read(path: &Path, set: &[String]) -> Result<Self, SimError> {
         let text = read_text(path)?;
         let folder = path.parent().unwrap_or(Path::new("."));
-        read::scenario(
-            &Source { file: &path.display().to_string(), text: &text, folder: Some(folder) },
-            set,
-        )
+        Scenario::from_toml(&path.display().to_string(), &text, Some(folder), set)
     }
 
     /// The embedded scenario `name`.
+    ///
+    /// # Errors
+    /// As [`Scenario::read`].
     pub fn preset(name: &str, set: &[String]) -> Result<Self, SimError> {
         let text = read::scenario_text(name)?;
-        read::scenario(&Source { file: &format!("preset {name}"), text, folder: None }, set)
+        Scenario::from_toml(&format!("preset {name}"), text, None, set)
     }
 
-    /// A scenario from text; files it refers to are refused where `source` has no folder.
-    pub fn from_toml(source: &Source<'_>, set: &[String]) -> Result<Self, SimError> {
-        read::scenario(source, set)
+    /// A scenario from text, which errors call `name`; files it refers to are searched in `folder`
+    /// and refused where there is none.
+    ///
+    /// # Errors
+    /// As [`Scenario::read`].
+    pub fn from_toml(
+        name: &str,
+        text: &str,
+        folder: Option<&Path>,
+        set: &[String],
+    ) -> Result<Self, SimError> {
+        let set: Vec<Setting> = set.iter().map(|assignment| Setting::set(assignment)).collect();
+        let (name, folder) = (name.to_owned(), folder.map(Path::to_owned));
+        read::scenario(&Source { name, text, lines: true, folder, set: &set })
     }
 
     /// Micro-batches that a pipeline runs a step.

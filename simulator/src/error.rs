@@ -2,24 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
+use fathom_config::{ConfigError, KeyError};
 use fathom_trace::input;
 
 /// Why a simulation could not be set up or read. Every variant is the user's to mend; broken
 /// invariants panic.
 #[derive(Debug, thiserror::Error)]
 pub enum SimError {
-    /// A configuration file or preset says something that is not allowed.
-    #[error("{file}:{line}: {key}: {message}")]
-    Config {
-        /// File (or `preset NAME`) that holds the offending key.
-        file: String,
-        /// Line in it, from 1.
-        line: usize,
-        /// Dotted key, for example `parallel.pp`.
-        key: String,
-        /// What was expected, what was found, and the nearest allowed name.
-        message: String,
-    },
+    /// A scenario says something that is not allowed.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// An architecture cannot be used.
+    #[error(transparent)]
+    Architecture(#[from] ConfigError),
     /// A layout, schedule or model that cannot be combined; the sentence gives the reason.
     #[error("illegal layout: {0}")]
     Layout(String),

@@ -11,15 +11,16 @@ use fathom_trace::{Component, Group, OpRecord, Phase};
 
 use crate::config::{Precision, Recompute, Scenario};
 use crate::error::SimError;
-use crate::hardware::model::{Model, Moe};
 use crate::kernel_time::{AttentionShape, Constants, KernelModel, KernelTimes, MemoryClass, Work};
 use crate::lowering::Kernel;
+use crate::memory::{StageParameters, stage_parameters};
 use crate::network::alltoall::{AllToAll, AllToAllModel, Exchange};
 use crate::network::collectives::{Algorithm, Collective, GroupShape, p2p_s, time_s};
 use crate::parallel::{CostModel, PlacedLayer, Placement};
 use crate::schedules::ScheduleKind;
 use crate::times::{LayerKind, LayerTimes, PhaseTimes, StepTimes, TailTimes};
 use crate::workload::{LayerContext, LayerKernels, OpSource, Recorded, dispatch_token_bytes};
+use fathom_config::{ModelConfig, MoeConfig};
 
 /// Times everything from op records, data-sheet figures and [`Constants`].
 #[derive(Clone)]
@@ -33,7 +34,7 @@ pub struct FirstPrinciples {
 
 /// Kernels of a model's layers in one context; a layout asks for the same ones many times.
 struct Known {
-    model: Model,
+    model: ModelConfig,
     context: LayerContext,
     kernels: Arc<LayerKernels>,
 }
@@ -126,7 +127,7 @@ impl FirstPrinciples {
     /// Those of the source of records.
     pub fn kernels_of(
         &self,
-        model: &Model,
+        model: &ModelConfig,
         ctx: &LayerContext,
     ) -> Result<Arc<LayerKernels>, SimError> {
         let known = |k: &&Known| k.context == *ctx && k.model == *model;
@@ -279,13 +280,13 @@ impl FirstPrinciples {
 
     fn attention_forward_s(&self, s: &Scenario) -> f64 {
         let (qk_dim, v_dim) = s.model.head_dims();
-        let heads = s.training.micro_batch * s.model.n_heads / s.parallel.tp;
+        let heads = s.training.micro_batch * s.model.heads as u64 / s.parallel.tp;
         let shape = AttentionShape {
             heads: heads.div_ceil(s.parallel.cp).max(1),
             queries: s.training.seq_len,
             keys: s.training.seq_len,
-            qk_dim,
-            v_dim,
+            qk_dim: qk_dim as u64,
+            v_dim: v_dim as u64,
             causal: true,
         };
         self.kernels(s, false).attention(&shape, false)
@@ -297,7 +298,7 @@ impl FirstPrinciples {
         &self,
         s: &Scenario,
         ctx: &LayerContext,
-        moe: &Moe,
+        moe: &MoeConfig,
         exchange: Exchange,
         load: f64,
         memory_s: Option<f64>,
@@ -306,7 +307,7 @@ impl FirstPrinciples {
         // The load of one rank stretches its own part; the group waits for its slowest either way.
         let token_bytes = match exchange {
             Exchange::Dispatch => dispatch_token_bytes(&s.model, ctx.precision),
-            Exchange::Combine => 2.0 * s.model.hidden as f64,
+            Exchange::Combine => 2.0 * s.model.hidden_size as f64,
         };
         let op = AllToAll {
             exchange,
@@ -326,12 +327,11 @@ impl FirstPrinciples {
     /// `stages`.
     fn tail(&self, s: &Scenario, placement: &Placement, stages: &[usize]) -> TailTimes {
         let p = &s.parallel;
-        let (mut dense, mut expert) = (0.0, 0.0);
-        for layer in stages.iter().flat_map(|&i| &placement.stages[i]) {
-            let (d, e) = rank_params(s, layer.kind, layer.index);
-            dense += d;
-            expert += e;
-        }
+        // A head that is the embedding has no weights of its own.
+        let own = |l: &&PlacedLayer| !(s.model.tie_word_embeddings && l.kind == LayerKind::Head);
+        let placed = stages.iter().flat_map(|&i| &placement.stages[i]).filter(own);
+        let layers: Vec<PlacedLayer> = placed.copied().collect();
+        let StageParameters { dense, experts: expert } = stage_parameters(s, &layers);
         let per_node = s.cluster.gpus_per_node;
         let collective = |kind, group: GroupShape, bytes| {
             time_s(&s.cluster, kind, Algorithm::Hierarchical, group, bytes)
@@ -375,35 +375,6 @@ fn is_two_way(kind: ScheduleKind) -> bool {
     matches!(kind, ScheduleKind::DualPipe | ScheduleKind::Chimera)
 }
 
-/// Parameters of a placed layer on one rank: dense ones and routed experts'.
-fn rank_params(s: &Scenario, kind: LayerKind, index: u64) -> (f64, f64) {
-    let (m, p) = (&s.model, &s.parallel);
-    let tp = p.tp as f64;
-    let embedding = (m.vocab_size * m.hidden) as f64 / tp;
-    let layer = || {
-        let attention = m.attention_params() as f64 / tp;
-        match m.moe.filter(|_| m.is_moe_layer(index)) {
-            Some(moe) => {
-                let expert = (3 * m.hidden * moe.moe_intermediate) as f64;
-                let gate = (moe.n_routed_experts * m.hidden) as f64;
-                let shared = moe.n_shared_experts as f64 * expert;
-                (attention + gate + shared, expert * (moe.n_routed_experts as f64 / p.ep as f64))
-            }
-            None => (attention + m.dense_ffn_params() as f64 / tp, 0.0),
-        }
-    };
-    match kind {
-        LayerKind::Embedding => (embedding, 0.0),
-        LayerKind::Head => (if m.tied_embeddings { 0.0 } else { embedding }, 0.0),
-        // Embedding and head are the main model's.
-        LayerKind::Mtp => {
-            let (d, e) = layer();
-            (d + (2 * m.hidden * m.hidden) as f64 / tp, e)
-        }
-        LayerKind::Dense | LayerKind::Moe => layer(),
-    }
-}
-
 impl CostModel for FirstPrinciples {
     fn layer_times(&self, s: &Scenario, layer: PlacedLayer) -> Result<[LayerTimes; 2], SimError> {
         if s.training.precision == Precision::Fp8 && s.cluster.gpu.fp8_flops == 0.0 {
@@ -422,7 +393,8 @@ impl CostModel for FirstPrinciples {
         let p = &s.parallel;
         // Where pairs overlap, an activation and a gradient leave at once and share the NIC.
         let messages = if s.schedule.overlaps_pairs() { 2.0 } else { 1.0 };
-        let bytes = messages * 2.0 * (ctx.tokens() * s.model.hidden) as f64 / p.tp as f64;
+        let bytes =
+            messages * 2.0 * (ctx.tokens() * s.model.hidden_size as u64) as f64 / p.tp as f64;
         let same_node = p.tp * p.cp * p.dp * 2 <= s.cluster.gpus_per_node;
         let hop = p2p_s(&s.cluster, bytes, same_node);
         let turns = matches!(s.schedule, ScheduleKind::DualPipeV | ScheduleKind::ZbV);

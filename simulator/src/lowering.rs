@@ -15,10 +15,10 @@ use fathom_trace::{Component, DType, Group, GroupKind, OpRecord, Phase, TensorMe
 use serde_json::Value;
 
 use crate::config::Recompute;
-use crate::hardware::model::{Attention, Model};
 use crate::kernel_time::{AttentionShape, GemmKind, GemmShape, GroupedBy, MemoryClass, Work};
 use crate::times::LayerKind;
 use crate::workload::{LayerContext, distinct_tokens};
+use fathom_config::{AttentionConfig, ModelConfig};
 
 /// One kernel, or several alike.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,7 +42,7 @@ pub struct Kernel {
 /// Lowers the records of one layer.
 pub struct Lowering<'a> {
     /// The model.
-    pub model: &'a Model,
+    pub model: &'a ModelConfig,
     /// How the layer is cut and fed.
     pub ctx: &'a LayerContext,
 }
@@ -50,7 +50,7 @@ pub struct Lowering<'a> {
 /// What is collected for one layer.
 struct Layer<'a> {
     kind: LayerKind,
-    model: &'a Model,
+    model: &'a ModelConfig,
     ctx: &'a LayerContext,
     kernels: Vec<Kernel>,
 }
@@ -187,7 +187,7 @@ impl Layer<'_> {
             LayerKind::Moe | LayerKind::Mtp => r.component == Component::Attention,
             _ => true,
         };
-        let wide = r.inputs.first().is_some_and(|t| matrix(t).1 == self.model.hidden);
+        let wide = r.inputs.first().is_some_and(|t| matrix(t).1 == self.model.hidden_size as u64);
         if alike && recorded_whole && wide { 1.0 / self.ctx.tp as f64 } else { 1.0 }
     }
 
@@ -252,7 +252,7 @@ impl Layer<'_> {
     }
 
     fn experts(&self) -> u64 {
-        self.model.moe.map_or(0, |m| m.n_routed_experts)
+        self.model.moe.map_or(0, |m| m.n_routed_experts as u64)
     }
 
     fn gemm(&mut self, r: &OpRecord) {
@@ -329,11 +329,11 @@ impl Layer<'_> {
     fn ring(&mut self, r: &OpRecord, tokens: u64, passes: f64) {
         let cp = self.ctx.cp;
         let width = match self.model.attention {
-            Attention::Mla { kv_lora_rank, qk_rope_head_dim, .. } => {
-                kv_lora_rank + qk_rope_head_dim
+            AttentionConfig::Mla { kv_lora_rank, qk_rope_head_dim, .. } => {
+                (kv_lora_rank + qk_rope_head_dim) as u64
             }
-            Attention::Gqa { n_kv_heads, head_dim } => {
-                2 * n_kv_heads.div_ceil(self.ctx.tp) * head_dim
+            AttentionConfig::Gqa { kv_heads, head_dim } => {
+                2 * (kv_heads as u64).div_ceil(self.ctx.tp) * head_dim as u64
             }
         };
         let bytes = passes * 2.0 * (tokens * width * (cp - 1)) as f64;
@@ -413,8 +413,8 @@ impl Layer<'_> {
     fn expert_index(&mut self, r: &OpRecord) {
         let Some(moe) = self.model.moe else { return };
         let distinct = distinct_tokens(&moe, self.ctx, self.ctx.load.0);
-        let bytes = 4.0 * 8.0 * distinct * moe.n_activated_experts as f64;
-        let local = moe.n_routed_experts.div_ceil(self.ctx.ep).max(1);
+        let bytes = 4.0 * 8.0 * distinct * moe.top_k as f64;
+        let local = (moe.n_routed_experts as u64).div_ceil(self.ctx.ep).max(1);
         let class = MemoryClass::Row;
         let work = Work::Memory { bytes, class, launches: 2, max_sms: Some(local) };
         self.push(r, "index", shape_of(r), work, bytes);

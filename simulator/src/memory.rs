@@ -11,10 +11,10 @@ use serde::Serialize;
 
 use crate::config::{Precision, Recompute, Scenario};
 use crate::events::StepOutcome;
-use crate::hardware::model::Attention;
 use crate::parallel::{PlacedLayer, Placement};
 use crate::schedules::{Op, Schedule, Shape};
 use crate::times::LayerKind;
+use fathom_config::AttentionConfig;
 
 /// CUDA context, libraries and allocator slack of a rank: a round figure, stated, not fitted.
 const RUNTIME_BYTES: f64 = 2e9;
@@ -144,15 +144,15 @@ pub struct StageParameters {
 pub fn stage_parameters(s: &Scenario, layers: &[PlacedLayer]) -> StageParameters {
     let (m, p) = (&s.model, &s.parallel);
     let tp = p.tp as f64;
-    let vocabulary = (m.vocab_size * m.hidden) as f64 / tp;
+    let vocabulary = (m.vocab_size * m.hidden_size) as f64 / tp;
     let mut sum = StageParameters::default();
     let mut block = |moe_layer: bool| {
         sum.dense += m.attention_params() as f64 / tp + m.norm_params() as f64;
         match &m.moe {
             Some(moe) if moe_layer => {
-                let gate = (moe.n_routed_experts * m.hidden) as f64;
+                let gate = (moe.n_routed_experts * m.hidden_size) as f64;
                 sum.dense += (m.moe_ffn_params(moe, 0) as f64 - gate) / tp + gate;
-                let expert = (3 * m.hidden * moe.moe_intermediate) as f64;
+                let expert = (3 * m.hidden_size * moe.intermediate_size) as f64;
                 sum.experts += expert * moe.n_routed_experts as f64 / p.ep as f64;
             }
             _ => sum.dense += m.dense_ffn_params() as f64 / tp,
@@ -165,7 +165,8 @@ pub fn stage_parameters(s: &Scenario, layers: &[PlacedLayer]) -> StageParameters
             LayerKind::Moe => block(true),
             LayerKind::Mtp => {
                 block(m.moe.is_some());
-                projections += (2 * m.hidden * m.hidden) as f64 / tp + 3.0 * m.hidden as f64;
+                projections +=
+                    (2 * m.hidden_size * m.hidden_size) as f64 / tp + 3.0 * m.hidden_size as f64;
             }
             LayerKind::Embedding => embeddings += 1.0,
             LayerKind::Head => embeddings += 1.0,
@@ -182,11 +183,11 @@ pub fn stage_parameters(s: &Scenario, layers: &[PlacedLayer]) -> StageParameters
 /// output. FP8: inputs of Linears one byte an element with their scales, the input of the output
 /// projection E5M6 (12
 /// bits), the input of SwiGLU one byte. Routed experts keep the rows that arrive:
-/// `n_activated_experts` a token on
+/// `top_k` a token on
 /// average.
 pub fn activation_bytes_per_token(s: &Scenario, kind: LayerKind) -> f64 {
     let m = &s.model;
-    let (h, heads) = (m.hidden as f64, m.n_heads as f64);
+    let (h, heads) = (m.hidden_size as f64, m.heads as f64);
     let fp8 = s.training.precision == Precision::Fp8;
     let recompute = s.training.recompute;
     let linear = if fp8 { 1.0 + 4.0 / 128.0 } else { 2.0 };
@@ -201,12 +202,13 @@ pub fn activation_bytes_per_token(s: &Scenario, kind: LayerKind) -> f64 {
     // Attention: norm input and output, latents, heads, output with its log-sum-exp.
     let mut bytes = 2.0 * h + kept * linear * h;
     bytes += match m.attention {
-        Attention::Mla { q_lora_rank, kv_lora_rank, qk_rope_head_dim, .. } => {
-            let latents = 2.0 * (q_lora_rank + kv_lora_rank + qk_rope_head_dim) as f64;
+        AttentionConfig::Mla { q_lora_rank, kv_lora_rank, qk_rope_head_dim, .. } => {
+            let query = q_lora_rank.unwrap_or(0);
+            let latents = 2.0 * (query + kv_lora_rank + qk_rope_head_dim) as f64;
             latents + kept * 2.0 * heads * (2 * qk + v) as f64
         }
-        Attention::Gqa { n_kv_heads, head_dim } => {
-            2.0 * (heads + 2.0 * n_kv_heads as f64) * head_dim as f64
+        AttentionConfig::Gqa { kv_heads, head_dim } => {
+            2.0 * (heads + 2.0 * kv_heads as f64) * head_dim as f64
         }
     };
     bytes += heads * v as f64 * if fp8 { 1.5 } else { 2.0 } + 4.0 * heads;
@@ -218,12 +220,12 @@ pub fn activation_bytes_per_token(s: &Scenario, kind: LayerKind) -> f64 {
     let routed = matches!(kind, LayerKind::Moe | LayerKind::Mtp);
     bytes += match &m.moe {
         Some(moe) if routed => {
-            let width = moe.moe_intermediate as f64;
-            let rows = moe.n_activated_experts as f64;
+            let width = moe.intermediate_size as f64;
+            let rows = moe.top_k as f64;
             let gate = 4.0 * moe.n_routed_experts as f64;
             gate + rows * (linear * h + swiglu(width)) + moe.n_shared_experts as f64 * swiglu(width)
         }
-        _ => swiglu(m.intermediate as f64),
+        _ => swiglu(m.intermediate_size as f64),
     };
     bytes + mtp_extra(s, kind)
 }
@@ -231,7 +233,11 @@ pub fn activation_bytes_per_token(s: &Scenario, kind: LayerKind) -> f64 {
 /// A prediction module also keeps its concatenated inputs and its logits.
 fn mtp_extra(s: &Scenario, kind: LayerKind) -> f64 {
     let m = &s.model;
-    if kind == LayerKind::Mtp { 4.0 * m.hidden as f64 + 2.0 * m.vocab_size as f64 } else { 0.0 }
+    if kind == LayerKind::Mtp {
+        4.0 * m.hidden_size as f64 + 2.0 * m.vocab_size as f64
+    } else {
+        0.0
+    }
 }
 
 /// Bytes of activations that a chunk of a stage keeps on one rank.
@@ -261,8 +267,8 @@ pub fn standing(
     let stages: Vec<usize> =
         (0..schedule.dirs() as u8).map(|dir| schedule.stage(rank, dir)).collect();
     let deepest = stages.contains(&(schedule.stages - 1));
-    if s.model.n_mtp_layers > 0 && deepest && !stages.contains(&0) {
-        own.dense += (s.model.vocab_size * s.model.hidden) as f64 / p.tp as f64;
+    if s.model.mtp_depth > 0 && deepest && !stages.contains(&0) {
+        own.dense += (s.model.vocab_size * s.model.hidden_size) as f64 / p.tp as f64;
     }
     let dense_group = (p.dp * p.cp) as f64;
     let expert_group = ((p.tp * p.cp * p.dp) as f64 / p.ep as f64).max(1.0);
@@ -275,9 +281,8 @@ pub fn standing(
     };
     let state = 4.0 + 2.0 * if fp8 { 2.0 } else { 4.0 };
     let tokens = (s.training.micro_batch * s.training.seq_len) as f64 / (p.cp * p.tp) as f64;
-    let h = s.model.hidden as f64;
-    let rows =
-        s.model.moe.map_or(0.0, |moe| if p.ep > 1 { moe.n_activated_experts as f64 } else { 0.0 });
+    let h = s.model.hidden_size as f64;
+    let rows = s.model.moe.map_or(0.0, |moe| if p.ep > 1 { moe.top_k as f64 } else { 0.0 });
     // Dispatch FP8 or BF16 out and combine BF16 back, one set for the forward and one for the
     // backward chunk; two
     // micro-batches arriving and two leaving the pipeline rank.
@@ -365,7 +370,7 @@ mod tests {
         let total: f64 = stages.map(|p| p.dense + p.experts * s.parallel.ep as f64).sum();
         let p = s.model.parameters();
         // The final norm is not counted to the head.
-        let want = (p.total + p.mtp - s.model.hidden) as f64;
+        let want = (p.total + p.mtp - s.model.hidden_size as u64) as f64;
         assert!((total / want - 1.0).abs() < 1e-9, "{total} {want}");
     }
 

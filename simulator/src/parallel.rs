@@ -2,9 +2,9 @@
 
 use crate::config::{Precision, Scenario, limits};
 use crate::error::SimError;
-use crate::hardware::model::Attention;
 use crate::schedules::{Schedule, ScheduleShape, Shape};
 use crate::times::{LayerKind, LayerTimes, StageTimes, StepTimes};
+use fathom_config::AttentionConfig;
 
 /// A layer as placed: its kind, and its index among the transformer layers (0 for embedding and
 /// head).
@@ -51,18 +51,18 @@ impl LayerTable {
     /// Times one layer of every kind that the model has.
     pub fn new(s: &Scenario, model: &dyn CostModel) -> Result<Self, SimError> {
         let m = &s.model;
-        let dense = m.moe.map_or(m.n_layers, |moe| moe.n_dense_layers.min(m.n_layers));
+        let dense = m.moe.map_or(m.layers, |moe| moe.first_dense.min(m.layers));
         let kinds = [
             (LayerKind::Embedding, 0, 1),
             (LayerKind::Dense, 0, dense),
-            (LayerKind::Moe, dense, m.n_layers - dense),
-            (LayerKind::Mtp, m.n_layers, m.n_mtp_layers),
+            (LayerKind::Moe, dense, m.layers - dense),
+            (LayerKind::Mtp, m.layers, m.mtp_depth),
             (LayerKind::Head, 0, 1),
         ];
         let mut rows = Vec::new();
         let (mut layers, mut weights) = (0.0, LayerWeights { layer: 0.0, mtp: 0.0, head: 0.0 });
         for (kind, index, count) in kinds.into_iter().filter(|k| k.2 > 0) {
-            let times = model.layer_times(s, PlacedLayer { kind, index })?;
+            let times = model.layer_times(s, PlacedLayer { kind, index: index as u64 })?;
             let phases = [times[1].forward, times[1].backward, times[1].weight];
             let work: f64 = phases.iter().map(|p| p.attention_s + p.mlp_s).sum();
             match kind {
@@ -73,7 +73,7 @@ impl LayerTable {
             }
             rows.push((kind, times));
         }
-        weights.layer = layers / m.n_layers as f64;
+        weights.layer = layers / m.layers as f64;
         Ok(LayerTable { rows, weights })
     }
 
@@ -134,13 +134,13 @@ pub fn check(scenario: &Scenario) -> Result<(), SimError> {
     if !divides(c.gpus_per_node, c.gpus) {
         return refuse(format!("{} GPUs are not whole nodes of {}", c.gpus, c.gpus_per_node));
     }
-    if !divides(p.tp, m.n_heads) {
-        return refuse(format!("tp {} does not divide the {} attention heads", p.tp, m.n_heads));
+    if !divides(p.tp, m.heads as u64) {
+        return refuse(format!("tp {} does not divide the {} attention heads", p.tp, m.heads));
     }
-    if let Attention::Gqa { n_kv_heads, .. } = m.attention
-        && !(divides(p.tp, n_kv_heads) || divides(n_kv_heads, p.tp))
+    if let AttentionConfig::Gqa { kv_heads, .. } = m.attention
+        && !(divides(p.tp, kv_heads as u64) || divides(kv_heads as u64, p.tp))
     {
-        return refuse(format!("tp {} and the {n_kv_heads} key-value heads do not divide", p.tp));
+        return refuse(format!("tp {} and the {kv_heads} key-value heads do not divide", p.tp));
     }
     if p.tp > c.gpus_per_node {
         return refuse(format!("tp {} is wider than the {} GPUs of a node", p.tp, c.gpus_per_node));
@@ -154,7 +154,7 @@ pub fn check(scenario: &Scenario) -> Result<(), SimError> {
     }
     match &m.moe {
         Some(moe) => {
-            if !divides(p.ep, moe.n_routed_experts) {
+            if !divides(p.ep, moe.n_routed_experts as u64) {
                 return refuse(format!(
                     "ep {} does not divide the {} routed experts",
                     p.ep, moe.n_routed_experts
@@ -198,11 +198,11 @@ pub fn check(scenario: &Scenario) -> Result<(), SimError> {
     if p.pp as usize > 4096 || stages(scenario) > 4096 {
         return refuse(format!("{} stages, at most 4096", stages(scenario)));
     }
-    if (stages(scenario) as u64) > m.n_layers {
+    if stages(scenario) > m.layers {
         return refuse(format!(
             "{} stages for {} layers, every stage needs one",
             stages(scenario),
-            m.n_layers
+            m.layers
         ));
     }
     Ok(())
@@ -225,16 +225,16 @@ impl LayerWeights {
         let m = &scenario.model;
         let linear = if scenario.training.precision == Precision::Fp8 { 0.5 } else { 1.0 };
         let (qk, v) = m.head_dims();
-        let core = (m.n_heads * (qk + v)) as f64 * scenario.training.seq_len as f64 / 2.0;
+        let core = (m.heads * (qk + v)) as f64 * scenario.training.seq_len as f64 / 2.0;
         let ffn = |dense: bool| match (&m.moe, dense) {
-            (Some(moe), false) => m.moe_ffn_params(moe, moe.n_activated_experts) as f64,
+            (Some(moe), false) => m.moe_ffn_params(moe, moe.top_k) as f64,
             _ => m.dense_ffn_params() as f64,
         };
         let layer = |dense: bool| linear * (m.attention_params() as f64 + ffn(dense)) + core;
-        let n = m.n_layers as f64;
-        let dense = m.moe.map_or(m.n_layers, |moe| moe.n_dense_layers.min(m.n_layers)) as f64;
-        let head = (m.hidden * m.vocab_size) as f64;
-        let projection = linear * (2 * m.hidden * m.hidden) as f64;
+        let n = m.layers as f64;
+        let dense = m.moe.map_or(m.layers, |moe| moe.first_dense.min(m.layers)) as f64;
+        let head = (m.hidden_size * m.vocab_size) as f64;
+        let projection = linear * (2 * m.hidden_size * m.hidden_size) as f64;
         LayerWeights {
             layer: (layer(true) * dense + layer(false) * (n - dense)) / n,
             mtp: layer(false) + head + projection,
@@ -248,7 +248,7 @@ impl LayerWeights {
 /// which itself, has the least work; every stage but the last gets at least one.
 fn stage_layers(scenario: &Scenario, w: LayerWeights) -> Result<Vec<u64>, SimError> {
     let n = stages(scenario);
-    let total = scenario.model.n_layers;
+    let total = scenario.model.layers as u64;
     if let Some(given) = &scenario.stage_layers {
         if given.len() != n || given.iter().sum::<u64>() != total {
             return Err(SimError::Layout(format!(
@@ -270,7 +270,7 @@ fn stage_layers(scenario: &Scenario, w: LayerWeights) -> Result<Vec<u64>, SimErr
     };
     let mut layers = vec![1u64; n];
     let mut work = vec![w.layer; n];
-    work[n - 1] += w.head + w.mtp * scenario.model.n_mtp_layers as f64;
+    work[n - 1] += w.head + w.mtp * scenario.model.mtp_depth as f64;
     let mut rank_work: Vec<f64> =
         (0..n).map(|s| partner(s).iter().map(|&q| work[q]).sum()).collect();
     for _ in 0..total - n as u64 {
@@ -294,7 +294,7 @@ pub fn place(scenario: &Scenario, weights: LayerWeights) -> Result<Placement, Si
     let mut next = 0u64;
     let mut stages = Vec::with_capacity(layers.len());
     for count in layers {
-        let kind = |i: u64| if m.is_moe_layer(i) { LayerKind::Moe } else { LayerKind::Dense };
+        let kind = |i: u64| if m.is_moe(i as usize) { LayerKind::Moe } else { LayerKind::Dense };
         stages.push(
             (next..next + count)
                 .map(|index| PlacedLayer { kind: kind(index), index })
@@ -305,7 +305,8 @@ pub fn place(scenario: &Scenario, weights: LayerWeights) -> Result<Placement, Si
     stages[0].insert(0, PlacedLayer { kind: LayerKind::Embedding, index: 0 });
     let last = stages.last_mut().expect("at least one stage");
     last.extend(
-        (0..m.n_mtp_layers).map(|i| PlacedLayer { kind: LayerKind::Mtp, index: m.n_layers + i }),
+        (m.layers..m.layers + m.mtp_depth)
+            .map(|i| PlacedLayer { kind: LayerKind::Mtp, index: i as u64 }),
     );
     last.push(PlacedLayer { kind: LayerKind::Head, index: 0 });
     Ok(Placement { stages, ranks: scenario.parallel.pp as usize })

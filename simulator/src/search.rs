@@ -171,7 +171,7 @@ pub fn search(
         )));
     }
     let routing = RoutingTrace::of(&base.expert_load)?;
-    routing.check(base.model.moe.map_or(0, |m| m.n_routed_experts))?;
+    routing.check(base.model.moe.map_or(0, |m| m.n_routed_experts as u64))?;
     let (tables, keys) = tables(&legal, model)?;
     let limit = match base.search.memory_limit_gb {
         gb if gb > 0.0 => gb * 1e9,

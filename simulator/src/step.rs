@@ -130,7 +130,7 @@ fn check_times(times: &StepTimes) -> Result<(), SimError> {
 
 fn expert_load(s: &Scenario, p: &Placement) -> Result<Vec<Vec<f32>>, SimError> {
     let trace = RoutingTrace::of(&s.expert_load)?;
-    trace.check(s.model.moe.map_or(0, |m| m.n_routed_experts))?;
+    trace.check(s.model.moe.map_or(0, |m| m.n_routed_experts as u64))?;
     let (ep, micro_batches) = (s.parallel.ep as usize, s.micro_batches() as usize);
     Ok(load::table(&s.expert_load, &trace, p, ep, micro_batches))
 }

@@ -15,9 +15,9 @@ use serde::Serialize;
 
 use crate::config::{Precision, Recompute};
 use crate::error::SimError;
-use crate::hardware::model::{Model, Moe};
 use crate::lowering::{Kernel, Lowering};
 use crate::times::LayerKind;
+use fathom_config::{ModelConfig, MoeConfig};
 
 /// How a layer is cut and fed on one rank.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,11 +73,11 @@ pub fn miss_probability(all: u64, marked: u64, drawn: u64) -> f64 {
 /// Probability that a token of `moe` visits a place that holds `experts` consecutive experts, whole
 /// groups or a part of one,
 /// when groups and experts are drawn evenly.
-pub fn visit_probability(moe: &Moe, experts: u64) -> f64 {
-    let (groups, limited) = (moe.n_expert_groups.max(1), moe.n_limited_groups.max(1));
-    let per_group = moe.n_routed_experts / groups;
+pub fn visit_probability(moe: &MoeConfig, experts: u64) -> f64 {
+    let sizes = [moe.n_routed_experts, moe.n_group.max(1), moe.topk_group.max(1), moe.top_k];
+    let [all, groups, limited, k] = sizes.map(|n| n as u64);
+    let per_group = all / groups;
     let candidates = per_group * limited;
-    let k = moe.n_activated_experts;
     if experts < per_group {
         let chosen = limited as f64 / groups as f64;
         return chosen * (1.0 - miss_probability(candidates, experts, k));
@@ -98,18 +98,18 @@ pub fn visit_probability(moe: &Moe, experts: u64) -> f64 {
 }
 
 /// Distinct tokens that arrive at one rank of the expert group, relative load included.
-pub fn distinct_tokens(moe: &Moe, ctx: &LayerContext, load: f64) -> f64 {
-    let local = moe.n_routed_experts.div_ceil(ctx.ep).max(1);
+pub fn distinct_tokens(moe: &MoeConfig, ctx: &LayerContext, load: f64) -> f64 {
+    let local = (moe.n_routed_experts as u64).div_ceil(ctx.ep).max(1);
     // With tensor parallelism the ranks of a tp group hold the same tokens once, cut by sequence.
     let tokens = (ctx.tokens() as f64 / ctx.tp as f64) * ctx.ep as f64;
     tokens * visit_probability(moe, local) * load
 }
 
 /// Bytes of a token on its way to the experts: FP8 with a scale per 128, or BF16; with its routing.
-pub fn dispatch_token_bytes(model: &Model, precision: Precision) -> f64 {
-    let h = model.hidden as f64;
+pub fn dispatch_token_bytes(model: &ModelConfig, precision: Precision) -> f64 {
+    let h = model.hidden_size as f64;
     match precision {
-        Precision::Fp8 => h + 4.0 * (model.hidden.div_ceil(128)) as f64,
+        Precision::Fp8 => h + 4.0 * (model.hidden_size.div_ceil(128)) as f64,
         Precision::Bf16 => 2.0 * h,
     }
 }
@@ -119,7 +119,7 @@ pub fn dispatch_token_bytes(model: &Model, precision: Precision) -> f64 {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Question {
     /// One dense layer first where the model has any, one MoE layer, one prediction module.
-    pub model: Model,
+    pub model: ModelConfig,
     /// Tensor parallelism.
     pub tp: u64,
     /// Expert parallelism, over ranks of `dp`.
@@ -255,11 +255,11 @@ impl OpSource for OpTrace {
         let dense = layers.iter().copied().find(|l| !is_mtp(l) && !is_moe(l));
         let moe = layers.iter().copied().find(|l| !is_mtp(l) && is_moe(l));
         let mtp = layers.iter().copied().find(is_mtp);
-        let n_dense = q.model.moe.map_or(q.model.n_layers, |m| m.n_dense_layers);
+        let n_dense = q.model.moe.map_or(q.model.layers, |m| m.first_dense);
         let wanted = [
             (n_dense > 0, "a dense layer", dense, 0),
-            (q.model.n_layers > n_dense, "a layer with routed experts", moe, n_dense),
-            (q.model.n_mtp_layers > 0, "a prediction module", mtp, q.model.n_layers),
+            (q.model.layers > n_dense, "a layer with routed experts", moe, n_dense),
+            (q.model.mtp_depth > 0, "a prediction module", mtp, q.model.layers),
         ];
         let first = self.records.iter().find_map(|r| r.micro_batch);
         let mut picked: Vec<OpRecord> =
@@ -314,7 +314,7 @@ impl LayerKernels {
     /// Those of the source.
     pub fn record(
         source: &dyn OpSource,
-        model: &Model,
+        model: &ModelConfig,
         ctx: &LayerContext,
     ) -> Result<LayerKernels, SimError> {
         let recorded = Recorded::ask(source, model, ctx)?;
@@ -344,15 +344,15 @@ pub struct Recorded {
 }
 
 /// `model` with one layer of every kind.
-fn cut(model: &Model) -> Model {
-    let dense = model.moe.map_or(model.n_layers, |m| m.n_dense_layers.min(model.n_layers));
-    let (has_dense, has_moe) = (dense.min(1), (model.n_layers - dense).min(1));
+fn cut(model: &ModelConfig) -> ModelConfig {
+    let dense = model.moe.map_or(model.layers, |m| m.first_dense.min(model.layers));
+    let (has_dense, has_moe) = (dense.min(1), (model.layers - dense).min(1));
     // A prediction module's layer is of the last layer's kind.
-    let moe = model.moe.filter(|_| has_moe > 0 || model.n_mtp_layers > 0);
-    Model {
-        n_layers: has_dense + has_moe,
-        n_mtp_layers: model.n_mtp_layers.min(1),
-        moe: moe.map(|m| Moe { n_dense_layers: has_dense, ..m }),
+    let moe = model.moe.filter(|_| has_moe > 0 || model.mtp_depth > 0);
+    ModelConfig {
+        layers: has_dense + has_moe,
+        mtp_depth: model.mtp_depth.min(1),
+        moe: moe.map(|m| MoeConfig { first_dense: has_dense, ..m }),
         ..model.clone()
     }
 }
@@ -366,7 +366,11 @@ impl Recorded {
     ///
     /// # Errors
     /// Those of the source.
-    pub fn ask(source: &dyn OpSource, model: &Model, ctx: &LayerContext) -> Result<Self, SimError> {
+    pub fn ask(
+        source: &dyn OpSource,
+        model: &ModelConfig,
+        ctx: &LayerContext,
+    ) -> Result<Self, SimError> {
         let small = cut(model);
         let ask = |tp: u64, seq_len: u64, load: f64| {
             source.record(&Question {
@@ -384,11 +388,11 @@ impl Recorded {
             })
         };
         let (own, part) = (ctx.seq_len / ctx.cp, ctx.seq_len / ctx.cp / ctx.tp);
-        let dense = small.moe.map_or(small.n_layers, |m| m.n_dense_layers);
+        let dense = small.moe.map_or(small.layers, |m| m.first_dense);
         let routed = |r: &OpRecord| {
             let cut =
                 matches!(r.component, Component::Dispatch | Component::Mlp | Component::Combine);
-            cut && r.layer.is_some_and(|l| l as u64 >= dense)
+            cut && r.layer.is_some_and(|l| l as usize >= dense)
         };
         let mut records = Vec::new();
         let mut add = |load: f64, phases: &[Phase]| -> Result<(), SimError> {
@@ -413,8 +417,8 @@ impl Recorded {
             records,
             tokens: ctx.tokens(),
             dense: (dense > 0).then_some(0),
-            moe: (small.n_layers > dense).then_some(dense as usize),
-            mtp: (small.n_mtp_layers > 0).then_some(small.n_layers as usize),
+            moe: (small.layers > dense).then_some(dense),
+            mtp: (small.mtp_depth > 0).then_some(small.layers),
         })
     }
 

@@ -5,7 +5,7 @@ mod model_code;
 
 use std::path::Path;
 
-use fathom_simulator::config::{SCENARIOS, Scenario, Source};
+use fathom_simulator::config::{SCENARIOS, Scenario};
 use fathom_simulator::events::Detail;
 use fathom_simulator::first_principles::FirstPrinciples;
 use fathom_simulator::kernel_time::KernelTimes;
@@ -38,8 +38,7 @@ proptest! {
         preset in 0..SCENARIOS.len(), at in 0usize..2000, len in 0usize..40, how in 0u8..3, with in "[a-z0-9=.\\[\\]\"\n-]{0,12}",
     ) {
         let text = damaged(SCENARIOS[preset].1, at, len, how, &with);
-        let source = Source { file: "damaged.toml", text: &text, folder: None };
-        match Scenario::from_toml(&source, &[]) {
+        match Scenario::from_toml("damaged.toml", &text, None, &[]) {
             // What reads is simulated or refused with a reason; huge pipelines only cost time.
             Ok(s) if s.micro_batches() <= 4096 => {
                 if let Err(e) = simulate(&s, &FirstPrinciples::new(ModelCode), Detail::Totals) {
@@ -57,9 +56,9 @@ proptest! {
             "parallel.tp", "parallel.cp", "parallel.pp", "parallel.dp", "parallel.ep", "parallel.zero", "cluster.gpus",
             "cluster.gpus_per_node", "cluster.gpu.sms", "cluster.gpu.fp8_flops", "cluster.gpu.memory_bytes_per_s",
             "cluster.network.nic_bytes_per_s", "cluster.network.planes", "cluster.network.switch_ports", "comm_sms",
-            "training.seq_len", "training.micro_batch", "model.n_layers", "model.hidden", "model.vocab_size",
-            "model.moe.n_routed_experts", "model.moe.n_activated_experts", "model.moe.n_expert_groups",
-            "model.moe.n_dense_layers", "model.n_mtp_layers", "expert_load.deviation", "reliability.checkpoint_s",
+            "training.seq_len", "training.micro_batch", "model.layers", "model.hidden_size", "model.vocab_size",
+            "model.moe.n_routed_experts", "model.moe.top_k", "model.moe.n_group",
+            "model.moe.first_dense", "model.mtp_depth", "expert_load.deviation", "reliability.checkpoint_s",
             "interleave", "cluster.usd_per_gpu_hour",
         ]),
         value in prop::sample::select(vec![
@@ -102,15 +101,21 @@ proptest! {
 #[test]
 fn numbers_out_of_proportion_are_refused_at_their_line() {
     for (toml, line, part) in [
-        ("[model]\nn_heads = 0", 3, "model.n_heads: expected 1 to 65536, found 0"),
-        ("[model]\nn_layers = 0", 3, "model.n_layers: expected 1 to 4096, found 0"),
-        ("[model.moe]\nn_activated_experts = 257", 3, "expected 1 to 256, found 257"),
+        ("[model]\nheads = 0", 3, "model.heads: expected at least 1, found 0"),
+        ("[model]\nlayers = 5000", 3, "model.layers: expected at most 4096, found 5000"),
+        (
+            "[model.moe]\ntop_k = 257",
+            3,
+            "model.moe.top_k: expected 1 to 128, the experts of 4 groups",
+        ),
+        // A key of version 0.1 is read; its present name is told, at its table's line.
+        ("[model]\nn_layers = 0", 2, "model.layers: expected at least 1, found 0"),
         ("[training]\nseq_len = 0", 3, "training.seq_len: expected 1 to 16777216, found 0"),
         ("[training]\nglobal_batch = 0", 3, "expected 1 to 268435456, found 0"),
         ("training.total_tokens = -1", 2, "expected 0.0 to 1e24, found -1.0"),
-        ("training.total_tokens = nan", 2, "expected 0.0 to 1e24, found NaN"),
+        ("training.total_tokens = nan", 2, "expected a finite number, found NaN"),
         ("[cluster]\nusd_per_gpu_hour = -1", 3, "expected 0.0 to 1000000000.0, found -1.0"),
-        ("[cluster.gpu]\nbf16_achievable = nan", 3, "expected 1e-6 to 1.0, found NaN"),
+        ("[cluster.gpu]\nbf16_achievable = nan", 3, "expected a finite number, found NaN"),
         ("[cluster.gpu]\n\nscale_up_usable = 1.5", 4, "expected 1e-6 to 1.0, found 1.5"),
         ("[cluster.network]\nnic_bytes_per_s = 0", 3, "expected 1.0 to 1e24, found 0.0"),
         ("[pricing]\ncapital_usd_per_gpu = inf", 3, "found inf"),
@@ -121,8 +126,7 @@ fn numbers_out_of_proportion_are_refused_at_their_line() {
         ("interleave = 0", 2, "interleave: expected 1 to 255, found 0"),
     ] {
         let text = format!("preset = \"deepseek-v3-h800-2048\"\n{toml}\n");
-        let source = Source { file: "run.toml", text: &text, folder: None };
-        let e = Scenario::from_toml(&source, &[]).unwrap_err().to_string();
+        let e = Scenario::from_toml("run.toml", &text, None, &[]).unwrap_err().to_string();
         assert!(e.starts_with(&format!("run.toml:{line}: ")) && e.contains(part), "{toml}: {e}");
     }
 }

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
+use fathom_config::MoeConfig;
 use fathom_simulator::hardware;
-use fathom_simulator::hardware::model::Moe;
 use fathom_simulator::kernel_time::Constants;
 use fathom_simulator::network::alltoall::{AllToAll, AllToAllModel, Exchange};
 use serde_json::json;
@@ -69,9 +69,9 @@ pub struct Args {
 pub fn run(args: &Args) -> output::Result {
     let model = parts::model(&args.model, args.config.as_deref())?;
     let moe = model.moe.ok_or_else(|| format!("{} has no routed experts", model.name))?;
-    let groups = args.groups.unwrap_or(moe.n_expert_groups);
-    let limited = args.limited_groups.unwrap_or(moe.n_limited_groups.min(groups));
-    let experts = moe.n_routed_experts;
+    let groups = args.groups.unwrap_or(moe.n_group as u64);
+    let limited = args.limited_groups.unwrap_or((moe.topk_group as u64).min(groups));
+    let experts = moe.n_routed_experts as u64;
     if groups == 0 || !experts.is_multiple_of(groups) || !(1..=groups).contains(&limited) {
         return Err(
             format!("{experts} experts in {groups} groups, {limited} of them a token").into()
@@ -83,23 +83,23 @@ pub fn run(args: &Args) -> output::Result {
     if !((1.0..=1e6).contains(&args.load) && (0.0..=1.0).contains(&args.memory_share)) {
         return Err("--load lies in 1 to 1e6, --memory-share in 0 to 1".into());
     }
-    let moe = Moe { n_expert_groups: groups, n_limited_groups: limited, ..moe };
+    let moe = MoeConfig { n_group: groups as usize, topk_group: limited as usize, ..moe };
     let cluster = hardware::cluster(&args.cluster)?;
     let node = cluster.gpus_per_node;
     if args.ep > cluster.gpus || (args.ep > node && !args.ep.is_multiple_of(node)) {
         let gpus = cluster.gpus;
         return Err(format!("--ep {} on {gpus} GPUs in nodes of {node}", args.ep).into());
     }
-    let fp8 = model.hidden + 4 * model.hidden.div_ceil(128);
+    let fp8 = model.hidden_size + 4 * model.hidden_size.div_ceil(128);
     let (exchange, bytes) = match args.combine {
         false => (Exchange::Dispatch, fp8),
-        true => (Exchange::Combine, 2 * model.hidden),
+        true => (Exchange::Combine, 2 * model.hidden_size),
     };
     let op = AllToAll {
         exchange,
         ep: args.ep,
         tokens: args.tokens,
-        token_bytes: args.token_bytes.unwrap_or(bytes) as f64,
+        token_bytes: args.token_bytes.unwrap_or(bytes as u64) as f64,
         load: args.load,
         sms: args.sms,
     };

@@ -3,23 +3,19 @@
 
 use std::path::{Path, PathBuf};
 
+use fathom_config::ModelConfig;
 use fathom_conformance::workload::ModelCode;
 use fathom_simulator::SimError;
 use fathom_simulator::config::{Scenario, WhatIf};
-use fathom_simulator::error::read_text;
 use fathom_simulator::first_principles::FirstPrinciples;
-use fathom_simulator::hardware::{self, model::Model};
 use fathom_simulator::kernel_time::{Constants, KernelTimes};
 use fathom_simulator::workload::OpTrace;
 
 /// The model of a preset, or of a Hugging Face configuration where `config` is given.
-pub fn model(preset: &str, config: Option<&Path>) -> Result<Model, SimError> {
+pub fn model(preset: &str, config: Option<&Path>) -> Result<ModelConfig, SimError> {
     match config {
-        None => hardware::model(preset),
-        Some(path) => {
-            let text = read_text(path)?;
-            Model::from_hf_config(&path.display().to_string(), &text)
-        }
+        None => Ok(ModelConfig::preset(preset)?),
+        Some(path) => Ok(ModelConfig::shape_from_hf_file(path)?),
     }
 }
 

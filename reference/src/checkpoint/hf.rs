@@ -15,12 +15,12 @@ use super::tensors::{Entry, TensorsError, TensorsFile};
 
 pub use super::save::{SavedType, convert_folder, save, save_as, save_tokenizer, split};
 use crate::backend::Backend;
-use crate::config::{ConfigError, ModelConfig};
 use crate::files::{self, VALUE, shorten};
 use crate::memory::room::NoRoom;
 use crate::model::{Model, ParamKind, ParamSpec, Params, Part, convert};
 use crate::precision::{Mode, Recipe};
 use crate::{Tensor, data};
+use fathom_config::{ConfigError, ModelConfig};
 
 /// Why a checkpoint cannot be loaded or saved.
 #[derive(Debug, thiserror::Error)]

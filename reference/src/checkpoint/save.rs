@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use super::hf::{FP8_BLOCK, HfCheckpoint, HfError};
 use super::tensors::{self, TensorsError};
 use crate::backend::{Backend, Reference};
-use crate::config::ModelConfig;
 use crate::data::Tokenizer;
 use crate::memory;
 use crate::model::{Model, ParamId, ParamKind, ParamSpec, Params, Part, convert};
@@ -17,6 +16,7 @@ use crate::ops::Op;
 use crate::ops::quantize::{BlockFormat, QuantizeBlock, ScaleType};
 use crate::precision::{Mode, Recipe};
 use crate::{EngineError, OpError, Tensor, files};
+use fathom_config::ModelConfig;
 
 /// Element types of saved weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

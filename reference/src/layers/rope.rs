@@ -8,7 +8,7 @@ use fathom_numerics::elementary;
 use fathom_trace::DType;
 
 use crate::Tensor;
-use crate::config::{AttentionConfig, ModelConfig, RopeConfig, Yarn};
+use fathom_config::{AttentionConfig, ModelConfig, RopeConfig, Yarn};
 
 /// `0.1 mscale ln(factor) + 1`: YaRN's attention temperature.
 fn mscale(factor: f64, weight: f64) -> f64 {

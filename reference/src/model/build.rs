@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use crate::config::{AttentionConfig, ModelConfig, MoeConfig, MtpKind};
 use crate::layers::attention::{AttentionLayer, KeyValue};
 use crate::layers::feed_forward::FeedForward;
 use crate::layers::linear::GroupedLinear;
@@ -15,6 +14,7 @@ use crate::ops::attention::Heads;
 use crate::ops::router::Router;
 use crate::parallel::{Coordinates, LayoutError, Parallel, coordinates};
 use crate::precision::Recipe;
+use fathom_config::{AttentionConfig, ModelConfig, MoeConfig, MtpKind};
 
 /// Why a model cannot be laid out.
 #[derive(Debug, thiserror::Error)]

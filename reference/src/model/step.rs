@@ -5,7 +5,6 @@ use std::cell::RefCell;
 use fathom_trace::{Component, DType, GroupKind, Phase};
 
 use crate::backend::{Backend, Place, Result};
-use crate::config::MtpKind;
 use crate::layers::context::Rows;
 use crate::layers::linear::NormKept;
 use crate::layers::{Balance, Capacity, Context, Cx, Gradients, Weights, rope};
@@ -18,6 +17,7 @@ use crate::ops::elementwise::{GatherRows, ScatterAddRows};
 use crate::ops::gemm::{Gemm, Layout};
 use crate::parallel;
 use crate::{EngineError, Tensor};
+use fathom_config::MtpKind;
 
 /// A micro-batch on the host: rows of all sequences one after the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -10,12 +10,12 @@ use super::step::{Batch, StepSettings};
 use super::{BuildError, Model, ParamKind};
 use crate::EngineError;
 use crate::backend::{Backend, Load, Meta, Place};
-use crate::config::ModelConfig;
 use crate::layers::Gradients;
 use crate::ops::collective::{AllGather, Recv, ReduceScatter, Send};
 use crate::ops::elementwise::Cast;
 use crate::parallel::{self, Parallel};
 use crate::precision::Recipe;
+use fathom_config::ModelConfig;
 
 /// What a step consists of on one rank.
 #[derive(Clone, Debug)]

@@ -1,5 +1,7 @@
 //! Why an op cannot run on what it was given: always which tensor, what was expected, what found.
 
+use fathom_config::nearest;
+
 /// Why an op cannot run on what it was given.
 #[derive(Debug, thiserror::Error)]
 pub enum OpError {
@@ -101,13 +103,4 @@ fn both(missing: &[String], unknown: &[String]) -> String {
 /// A question for the name that may be meant, or nothing.
 fn meant(found: &str, known: &[&str]) -> String {
     nearest(found, known).map_or(String::new(), |name| format!(", did you mean '{name}'?"))
-}
-
-/// The name with the smallest edit distance, where that is small enough to be meant.
-pub fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
-    let distances = known.iter().map(|k| (strsim::levenshtein(name, k), *k));
-    let (distance, best) = distances.min_by_key(|(distance, _)| *distance)?;
-    // One letter for another is no misspelling.
-    let alike = distance < name.len().max(best.len());
-    (alike && distance <= 1 + name.len() / 3).then_some(best)
 }

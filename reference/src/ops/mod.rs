@@ -41,7 +41,7 @@ use serde_json::Value;
 use crate::Tensor;
 
 pub use case::{Case, Engine, EngineError, Outputs, ReferenceEngine};
-pub use error::{OpError, nearest};
+pub use error::OpError;
 pub use example::Example;
 pub use params::Param;
 

@@ -1,9 +1,10 @@
 //! An op's parameters as its struct declares them: names, types in words, defaults, and which keys
 //! of a JSON object are missing or unknown. All of it is read from the struct's JSON schema.
 
+use fathom_config::nearest;
 use serde_json::{Map, Value};
 
-use super::error::{OpError, nearest};
+use super::error::OpError;
 use super::{DynOp, Op};
 
 /// A parameter as documentation shows it.

@@ -12,6 +12,7 @@
 //! Gradient: through the gate values, plus `dscores` where a balance loss gave one.
 //! Source: arXiv 2412.19437, equations 12 to 16; 2408.15664 for the bias.
 
+use fathom_config::Score;
 use fathom_trace::{DType, TensorMeta};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -20,16 +21,6 @@ use super::example::{Example, shape};
 use super::real::{REALS, Real, in_real, maximum, tree_sum};
 use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
-
-/// How logits become affinities.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Score {
-    /// Each expert by itself, as in V3.
-    Sigmoid,
-    /// Over the experts, as in V2.
-    Softmax,
-}
 
 /// Chooses experts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

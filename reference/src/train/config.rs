@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::schedule::{Point, Resolved, Schedule};
-use crate::config::ModelConfig;
 use crate::data::DataConfig;
 use crate::layers::{BalanceKind, Capacity};
 use crate::optim::OptimConfig;
 use crate::precision::Recipe;
+use fathom_config::{KeyError, ModelConfig};
 
 /// Why a run's configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -27,15 +27,8 @@ pub enum TrainConfigError {
         source: std::io::Error,
     },
     /// A key is wrong.
-    #[error("{place}: {key}: {message}")]
-    Key {
-        /// File and line, the flag that set the key, or what else it comes from.
-        place: String,
-        /// The dotted key.
-        key: String,
-        /// What is allowed, what was found, and the nearest name.
-        message: String,
-    },
+    #[error(transparent)]
+    Key(#[from] KeyError),
 }
 
 /// A run.

@@ -29,7 +29,8 @@ pub use config::{
     CheckpointConfig, LogConfig, Plan, ScheduleConfig, Schedules, TrainConfig, TrainConfigError,
 };
 pub use divergence::Divergence;
-pub use read::{PRESETS, Setting};
+pub use fathom_config::layered::Setting;
+pub use read::PRESETS;
 pub use trainer::{StepLog, StepOutcome, Trainer, ValidationLog};
 
 use std::path::PathBuf;

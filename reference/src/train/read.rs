@@ -5,14 +5,14 @@
 
 use std::path::{Path, PathBuf};
 
+use fathom_config::layered::{Setting, Source, merge, offence};
+use fathom_config::{KeyError, ModelConfig, unknown_name};
 use fathom_trace::input;
 use serde_json::Value as Json;
 use toml::{Table, Value};
 
 use super::config::{TrainConfig, TrainConfigError};
-use crate::config::{ModelConfig, preset_names};
 use crate::data::{DataError, Format, SourceConfig};
-use crate::ops::nearest;
 use crate::precision::{Mode, Recipe};
 
 /// The embedded runs.
@@ -24,61 +24,6 @@ pub const PRESETS: &[(&str, &str)] = &[
     ("deepseek-v3-sft", include_str!("../../presets/train/deepseek-v3-sft.toml")),
 ];
 
-/// A value that wins over the file: `--set KEY=VALUE`, or a flag of its own.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Setting {
-    /// As it was typed: `--steps 5`. Errors name it.
-    pub flag: String,
-    /// The dotted key and its value as TOML: `steps=5`.
-    pub assignment: String,
-}
-
-impl Setting {
-    /// `--set KEY=VALUE`.
-    pub fn set(assignment: &str) -> Setting {
-        Setting { flag: format!("--set {assignment}"), assignment: assignment.to_owned() }
-    }
-
-    /// A flag of its own, for instance `--steps`, with a number or word for the dotted key.
-    pub fn flag(flag: &str, key: &str, value: impl std::fmt::Display) -> Setting {
-        Setting { flag: format!("{flag} {value}"), assignment: format!("{key}={value}") }
-    }
-
-    /// Whether it made the value of a dotted key, or of what lies around or in it.
-    fn made(&self, key: &str) -> bool {
-        let Some((own, _)) = self.assignment.split_once('=') else { return false };
-        let inside = |outer: &str, inner: &str| {
-            let rest = inner.strip_prefix(outer);
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-        };
-        inside(own.trim(), key) || inside(key, own.trim())
-    }
-}
-
-/// A configuration text, where it is from, and what wins over it.
-struct Source<'a> {
-    /// The file; or what the text was made from, which then has no lines.
-    name: String,
-    text: &'a str,
-    lines: bool,
-    folder: PathBuf,
-    set: &'a [Setting],
-}
-
-impl Source<'_> {
-    /// An error about a key: at the flag that made it, or at its line.
-    fn wrong(&self, key: &str, message: impl Into<String>) -> TrainConfigError {
-        let place = match self.set.iter().rfind(|setting| setting.made(key)) {
-            Some(setting) => setting.flag.clone(),
-            None if self.lines => format!("{}:{}", self.name, line_of_key(self.text, key)),
-            None => self.name.clone(),
-        };
-        let place = input::shorten(&place, input::MESSAGE);
-        let key = input::shorten(key, input::VALUE);
-        TrainConfigError::Key { place, key, message: message.into() }
-    }
-}
-
 impl TrainConfig {
     /// Reads a file; `set` wins over it.
     ///
@@ -87,7 +32,7 @@ impl TrainConfig {
     pub fn read(path: &Path, set: &[Setting]) -> Result<TrainConfig, TrainConfigError> {
         let io = |source| TrainConfigError::Io { path: path.to_owned(), source };
         let text = input::read_text(path, input::CONFIG_BYTES).map_err(io)?;
-        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+        let folder = Some(path.parent().unwrap_or(Path::new("")).to_owned());
         let name = path.display().to_string();
         resolve(&Source { name, text: &text, lines: true, folder, set })
     }
@@ -98,7 +43,7 @@ impl TrainConfig {
     /// As [`TrainConfig::read`].
     pub fn preset(name: &str, set: &[Setting]) -> Result<TrainConfig, TrainConfigError> {
         let text = format!("preset = {name:?}\n");
-        let (name, folder) = (format!("--preset {name}"), PathBuf::new());
+        let (name, folder) = (format!("--preset {name}"), Some(PathBuf::new()));
         resolve(&Source { name, text: &text, lines: false, folder, set })
     }
 
@@ -107,7 +52,7 @@ impl TrainConfig {
     /// # Errors
     /// As [`TrainConfig::read`].
     pub fn with(&self, set: &[Setting]) -> Result<TrainConfig, TrainConfigError> {
-        let (name, folder) = (format!("run '{}'", self.name), PathBuf::new());
+        let (name, folder) = (format!("run '{}'", self.name), Some(PathBuf::new()));
         resolve(&Source { name, text: &self.to_toml(), lines: false, folder, set })
     }
 
@@ -190,26 +135,13 @@ fn differences(
 }
 
 fn resolve(source: &Source<'_>) -> Result<TrainConfig, TrainConfigError> {
-    let mut table: Table = source.text.parse().map_err(|e: toml::de::Error| {
-        let start = e.span().map_or(0, |s| s.start);
-        let place = format!("{}:{}", source.name, line_of(source.text, start));
-        TrainConfigError::Key { place, key: "TOML".into(), message: e.message().to_owned() }
-    })?;
-    for setting in source.set {
-        assign(&mut table, &setting.assignment).map_err(|message| {
-            let (place, key) = (setting.flag.clone(), setting.assignment.clone());
-            TrainConfigError::Key { place, key, message }
-        })?;
-    }
-    if let Some((key, value)) = not_finite("", &Value::Table(table.clone())) {
-        return Err(source.wrong(&key, format!("expected a finite number, found {value}")));
-    }
+    let mut table = source.table()?;
     let base = match table.remove("preset") {
         Some(Value::String(name)) if name == COMPLETE => None,
         Some(Value::String(name)) => Some(preset_text(source, &name)?),
         Some(other) => {
             let message = format!("expected a preset's name, found {}", other.type_str());
-            return Err(source.wrong("preset", message));
+            return Err(source.wrong("preset", message).into());
         }
         None => Some(preset_text(source, "tiny")?),
     };
@@ -224,13 +156,10 @@ fn resolve(source: &Source<'_>) -> Result<TrainConfig, TrainConfigError> {
     json["recipe"] = recipe;
     let mut config = deserialize(source, json)?;
     config.check().map_err(|(key, message)| source.wrong(&key, message))?;
-    config.model.check(Path::new(&source.name)).map_err(|e| match e {
-        crate::config::ConfigError::Value { place, expected, found, .. } => {
-            let message = format!("expected {expected}, found {found}");
-            source.wrong(&format!("model.{}", own_name(&place)), message)
-        }
-        other => source.wrong("model", other.to_string()),
-    })?;
+    if let Some((key, expected, found)) = config.model.refusal() {
+        let message = format!("expected {expected}, found {found}");
+        return Err(source.wrong(&format!("model.{key}"), message).into());
+    }
     config.data.check().map_err(|e| match e {
         DataError::Setting { key, expected, found } => {
             source.wrong(&format!("data.{key}"), format!("expected {expected}, found {found}"))
@@ -241,7 +170,8 @@ fn resolve(source: &Source<'_>) -> Result<TrainConfig, TrainConfigError> {
     let sources = data.sources.iter_mut().chain(&mut data.validation.sources);
     let paths = sources.filter_map(|s| s.path.as_mut());
     let others = [data.tokenizer.file.as_mut(), config.checkpoint.initial.as_mut()];
-    paths.chain(others.into_iter().flatten()).for_each(|p| *p = absolute(&source.folder, p));
+    let folder = source.folder.as_deref().unwrap_or(Path::new(""));
+    paths.chain(others.into_iter().flatten()).for_each(|p| *p = absolute(folder, p));
     utf8_paths(&config)?;
     Ok(config)
 }
@@ -253,17 +183,17 @@ fn utf8_paths(config: &TrainConfig) -> Result<(), TrainConfigError> {
     let paths = sources.filter_map(|s| s.path.as_ref()).chain(&data.tokenizer.file);
     match paths.chain(&config.checkpoint.initial).find(|path| path.to_str().is_none()) {
         None => Ok(()),
-        Some(path) => Err(TrainConfigError::Key {
+        Some(path) => Err(TrainConfigError::Key(KeyError {
             place: path.display().to_string(),
             key: "path".into(),
             message: "expected UTF-8, which run.toml keeps it in; found other bytes".into(),
-        }),
+        })),
     }
 }
 
 /// The resolved values as a configuration. Keys that are missing are told all at once: each is
 /// filled with the preset `tiny`'s value to see what else is missing.
-fn deserialize(source: &Source<'_>, mut json: Json) -> Result<TrainConfig, TrainConfigError> {
+fn deserialize(source: &Source<'_>, mut json: Json) -> Result<TrainConfig, KeyError> {
     let mut missing: Vec<String> = Vec::new();
     loop {
         let e = match serde_path_to_error::deserialize::<_, TrainConfig>(json.clone()) {
@@ -278,8 +208,7 @@ fn deserialize(source: &Source<'_>, mut json: Json) -> Result<TrainConfig, Train
             }
             Err(e) => e,
         };
-        let message = e.inner().to_string();
-        let key = offending_key(&e.path().to_string(), &message);
+        let (key, message) = offence(&e);
         let pointer = format!("/{}", key.replace('.', "/"));
         let is_missing = message.starts_with("missing field");
         let filling = if is_missing { example().pointer(&pointer).cloned() } else { None };
@@ -291,10 +220,7 @@ fn deserialize(source: &Source<'_>, mut json: Json) -> Result<TrainConfig, Train
                 at.expect("serde named the parent").insert(name.to_owned(), value);
                 missing.push(key);
             }
-            _ => {
-                let message = input::shorten(&explain(&message), input::MESSAGE);
-                return Err(source.wrong(&key, message));
-            }
+            _ => return Err(source.refused(&e)),
         }
     }
 }
@@ -303,22 +229,6 @@ fn deserialize(source: &Source<'_>, mut json: Json) -> Result<TrainConfig, Train
 fn example() -> Json {
     let config = TrainConfig::preset("tiny", &[]).expect("embedded presets are read by a test");
     serde_json::to_value(config).expect("plain data")
-}
-
-/// The first number that is infinite or NaN, which JSON could not carry, with its dotted key.
-fn not_finite(key: &str, value: &Value) -> Option<(String, f64)> {
-    match value {
-        Value::Float(x) if !x.is_finite() => Some((key.to_owned(), *x)),
-        Value::Array(items) => items
-            .iter()
-            .enumerate()
-            .find_map(|(i, value)| not_finite(&format!("{key}[{i}]"), value)),
-        Value::Table(table) => table.iter().find_map(|(name, value)| {
-            let dot = if key.is_empty() { "" } else { "." };
-            not_finite(&format!("{key}{dot}{name}"), value)
-        }),
-        _ => None,
-    }
 }
 
 /// A source of a file's extension; anything else is text.
@@ -337,71 +247,24 @@ fn absolute(folder: &Path, path: &Path) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }
 
-/// Our name of a key that Hugging Face's configuration names otherwise.
-fn own_name(key: &str) -> &str {
-    match key {
-        "num_hidden_layers" => "layers",
-        "num_attention_heads" => "heads",
-        "num_nextn_predict_layers" => "mtp_depth",
-        "q_lora_rank" => "attention.q_lora_rank",
-        "kv_lora_rank" => "attention.kv_lora_rank",
-        "qk_nope_head_dim" => "attention.qk_nope_head_dim",
-        "v_head_dim" => "attention.v_head_dim",
-        "n_routed_experts" => "moe.n_routed_experts",
-        "n_shared_experts" => "moe.n_shared_experts",
-        "moe_intermediate_size" => "moe.intermediate_size",
-        "topk_group" => "moe.topk_group",
-        "group_top" => "moe.group_top",
-        "routed_scaling_factor" => "moe.routed_scaling_factor",
-        "rope_theta" => "rope.theta",
-        "num_experts_per_tok" => "moe.top_k",
-        "n_group" => "moe.n_group",
-        "kv_heads" => "attention.kv_heads",
-        "qk_rope_head_dim" => "attention.qk_rope_head_dim",
-        other => other,
-    }
-}
-
-fn preset_text(source: &Source<'_>, name: &str) -> Result<&'static str, TrainConfigError> {
+fn preset_text(source: &Source<'_>, name: &str) -> Result<&'static str, KeyError> {
     let found = PRESETS.iter().find(|(n, _)| *n == name).map(|(_, text)| *text);
     let names: Vec<&str> = PRESETS.iter().map(|(n, _)| *n).chain([COMPLETE]).collect();
     found.ok_or_else(|| source.wrong("preset", unknown_name(name, &names)))
 }
 
 /// `[model]`: a preset or a `config.json`, with single keys over it, or everything inline.
-fn resolve_model(source: &Source<'_>, model: Value) -> Result<Value, TrainConfigError> {
-    let Value::Table(mut model) = model else {
-        return Err(source.wrong("model", format!("expected a table, found {}", model.type_str())));
-    };
-    let mut text = |key: &str| match model.remove(key) {
-        None => Ok(None),
-        Some(Value::String(s)) => Ok(Some(s)),
-        Some(other) => {
-            let message = format!("expected a string, found {}", other.type_str());
-            Err(source.wrong(&format!("model.{key}"), message))
+fn resolve_model(source: &Source<'_>, model: Value) -> Result<Value, KeyError> {
+    match model {
+        Value::Table(model) => source.model(model, ModelConfig::from_hf_file).map(Value::Table),
+        other => {
+            Err(source.wrong("model", format!("expected a table, found {}", other.type_str())))
         }
-    };
-    let base = match (text("preset")?, text("path")?) {
-        (Some(_), Some(_)) => {
-            return Err(source.wrong("model.path", "expected preset or path, found both"));
-        }
-        (Some(name), None) => ModelConfig::preset(&name)
-            .map_err(|_| source.wrong("model.preset", unknown_name(&name, &preset_names())))?,
-        (None, Some(path)) => {
-            let path = source.folder.join(path);
-            let file = if path.is_dir() { path.join("config.json") } else { path };
-            let read = ModelConfig::from_hf_file(&file);
-            read.map_err(|e| source.wrong("model.path", e.to_string()))?
-        }
-        (None, None) => return Ok(Value::Table(model)),
-    };
-    let json = serde_json::to_value(base).expect("plain data");
-    let Some(Value::Table(base)) = to_toml(&json) else { unreachable!("a model is a table") };
-    Ok(Value::Table(merge(base, model)))
+    }
 }
 
 /// `[recipe]`: what its mode says, with single keys over it.
-fn resolve_recipe(source: &Source<'_>, recipe: Value) -> Result<Json, TrainConfigError> {
+fn resolve_recipe(source: &Source<'_>, recipe: Value) -> Result<Json, KeyError> {
     let Value::Table(recipe) = recipe else {
         let message = format!("expected a table, found {}", recipe.type_str());
         return Err(source.wrong("recipe", message));
@@ -477,101 +340,13 @@ fn to_toml(json: &Json) -> Option<Value> {
     })
 }
 
-/// `over`'s keys on top of `base`, table by table. A model that names its own preset or path, and a
-/// table of another `kind`, start anew.
-fn merge(mut base: Table, over: Table) -> Table {
-    for (key, value) in over {
-        let anew = |b: &Table, o: &Table| {
-            let named = o.contains_key("preset") || o.contains_key("path");
-            (key == "model" && named) || (o.contains_key("kind") && o.get("kind") != b.get("kind"))
-        };
-        match (base.remove(&key), value) {
-            (Some(Value::Table(b)), Value::Table(o)) if !anew(&b, &o) => {
-                base.insert(key, Value::Table(merge(b, o)));
-            }
-            (_, value) => {
-                base.insert(key, value);
-            }
-        }
-    }
-    base
-}
-
-/// Applies `a.b.c=value`; the value is TOML, or a string where it is not.
-fn assign(table: &mut Table, assignment: &str) -> Result<(), String> {
-    let (path, text) = assignment.split_once('=').ok_or("expected KEY.PATH=VALUE")?;
-    let parsed: Result<Table, _> = format!("v = {text}").parse();
-    let value = match parsed {
-        Ok(mut t) if t.len() == 1 => t.remove("v").expect("the only key"),
-        _ => Value::String(text.trim().to_owned()),
-    };
-    let keys: Vec<&str> = path.trim().split('.').collect();
-    if keys.iter().any(|k| k.is_empty()) {
-        return Err("expected KEY.PATH=VALUE".into());
-    }
-    let (last, parents) = keys.split_last().expect("split gives at least one");
-    let mut at = table;
-    for key in parents {
-        let next = at.entry(*key).or_insert_with(|| Value::Table(Table::new()));
-        at = next.as_table_mut().ok_or_else(|| format!("{key} is not a table"))?;
-    }
-    at.insert((*last).to_owned(), value);
-    Ok(())
-}
-
-/// Line, from 1, of a byte offset.
-fn line_of(text: &str, offset: usize) -> usize {
-    1 + text.as_bytes()[..offset.min(text.len())].iter().filter(|&&b| b == b'\n').count()
-}
-
-/// Line on which the dotted key is set, else that of the innermost table around it, else 1.
-fn line_of_key(text: &str, key: &str) -> usize {
-    let Ok(table) = toml::de::DeTable::parse(text) else { return 1 };
-    let mut table = Some(table.get_ref());
-    let mut line = 1;
-    for part in key.split(['.', '[']) {
-        let Some(inside) = table else { break };
-        let Some((name, value)) = inside.iter().find(|(k, _)| k.get_ref() == part) else { break };
-        line = line_of(text, name.span().start);
-        table = value.get_ref().as_table();
-    }
-    line
-}
-
-/// The dotted key that serde's error is about: for unknown and missing fields the field itself.
-fn offending_key(path: &str, message: &str) -> String {
-    let path = if path == "." { "" } else { path };
-    let quoted = |prefix| message.strip_prefix(prefix).and_then(|m| m.split('`').next());
-    match quoted("unknown field `").or(quoted("missing field `")) {
-        Some(field) if path.is_empty() => field.to_owned(),
-        Some(field) if path.rsplit('.').next() != Some(field) => format!("{path}.{field}"),
-        _ => path.to_owned(),
-    }
-}
-
-/// Serde's message, with the nearest allowed name where it lists names.
-fn explain(message: &str) -> String {
-    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    let Some((found, allowed)) = quoted.split_first() else { return message.to_owned() };
-    match nearest(found, allowed) {
-        Some(name) if message.contains("expected") => format!("{message}; did you mean `{name}`?"),
-        _ => message.to_owned(),
-    }
-}
-
-fn unknown_name(name: &str, known: &[&str]) -> String {
-    let hint = nearest(name, known).map_or(String::new(), |n| format!("; did you mean '{n}'?"));
-    let name = input::shorten(name, input::VALUE);
-    format!("unknown name '{name}'; expected one of {}{hint}", known.join(", "))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn read(text: &str, set: &[&str]) -> Result<TrainConfig, TrainConfigError> {
         let set: Vec<Setting> = set.iter().map(|s| Setting::set(s)).collect();
-        let (name, folder) = ("run.toml".into(), PathBuf::new());
+        let (name, folder) = ("run.toml".into(), Some(PathBuf::new()));
         resolve(&Source { name, text, lines: true, folder, set: &set })
     }
 

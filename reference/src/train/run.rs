@@ -347,7 +347,11 @@ impl<B: Backend> Run<B> {
     }
 
     fn end(mut self, tell: &mut dyn FnMut(&Event<'_>)) -> Result<Summary, TrainError> {
-        if self.saved != Some(self.trainer.steps) {
+        if self.saved == Some(self.trainer.steps) {
+            // A run killed between writing its last checkpoint and removing the oldest.
+            let keep = self.trainer.config.checkpoint.keep;
+            training::rotate(&self.summary.out.join("checkpoints"), keep)?;
+        } else {
             self.checkpoint(tell)?;
         }
         if !self.summary.stopped && self.validated.map(|v| v.0) != Some(self.trainer.steps) {

@@ -6,11 +6,11 @@
 
 use std::path::{Path, PathBuf};
 
+use fathom_config::layered::Setting;
 use serde::Serialize;
 
 use super::compare::{CompareError, Run, Spread};
 use super::plot::{self, Line};
-use super::read::Setting;
 
 /// A key and the values that it takes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

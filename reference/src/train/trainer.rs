@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use fathom_config::KeyError;
 use fathom_trace::Parallel;
 use serde::{Deserialize, Serialize};
 
@@ -136,7 +137,7 @@ impl<B: Backend> Trainer<B> {
     /// A run without values: parameters and moments are still to be set.
     pub(super) fn prepare(mut config: TrainConfig, backend: B) -> Result<Trainer<B>, TrainError> {
         let place = format!("run '{}'", config.name);
-        let key = |(key, message)| TrainConfigError::Key { place, key, message };
+        let key = |(key, message)| TrainConfigError::Key(KeyError { place, key, message });
         let schedules = config.schedules().map_err(key)?;
         let loader = Loader::open(&config.data, config.seq_len, config.seed)?;
         if loader.vocab_size() > config.model.vocab_size {

@@ -2,7 +2,6 @@
 //! refused with its key, before anything is computed from it.
 
 use super::Scenario;
-use crate::hardware::model::Attention;
 
 /// A whole number by key: value, least, most.
 type Size = (&'static str, u64, u64, u64);
@@ -11,8 +10,8 @@ type Number = (&'static str, f64, f64, f64);
 
 /// The first number outside its limits: key, and a message with what is allowed.
 pub(crate) fn first_outside(s: &Scenario) -> Option<(&'static str, String)> {
-    let sizes = sizes(s).into_iter().chain(model_sizes(s));
-    let mut sizes = sizes.filter(|&(_, value, least, most)| !(least..=most).contains(&value));
+    let mut sizes =
+        sizes(s).into_iter().filter(|&(_, value, least, most)| !(least..=most).contains(&value));
     if let Some((key, value, least, most)) = sizes.next() {
         return Some((key, format!("expected {least} to {most}, found {value}")));
     }
@@ -45,51 +44,6 @@ fn sizes(s: &Scenario) -> Vec<Size> {
         ("cluster.gpu.l2_bytes", c.gpu.l2_bytes, 1, 1 << 50),
         ("ramp.start_batch", s.ramp.map_or(1, |r| r.start_batch), 1, 1 << 28),
     ]
-}
-
-fn model_sizes(s: &Scenario) -> Vec<Size> {
-    let m = &s.model;
-    let mut sizes = vec![
-        ("model.n_layers", m.n_layers, 1, 1 << 12),
-        ("model.n_heads", m.n_heads, 1, 1 << 16),
-        ("model.hidden", m.hidden, 1, 1 << 17),
-        ("model.intermediate", m.intermediate, 1, 1 << 24),
-        ("model.vocab_size", m.vocab_size, 1, 1 << 24),
-        ("model.n_mtp_layers", m.n_mtp_layers, 0, 1 << 6),
-    ];
-    match m.attention {
-        Attention::Mla {
-            q_lora_rank,
-            kv_lora_rank,
-            qk_nope_head_dim,
-            qk_rope_head_dim,
-            v_head_dim,
-        } => sizes.extend([
-            // 0 projects the query directly.
-            ("model.attention.q_lora_rank", q_lora_rank, 0, 1 << 16),
-            ("model.attention.kv_lora_rank", kv_lora_rank, 1, 1 << 16),
-            ("model.attention.qk_nope_head_dim", qk_nope_head_dim, 1, 1 << 12),
-            ("model.attention.qk_rope_head_dim", qk_rope_head_dim, 1, 1 << 12),
-            ("model.attention.v_head_dim", v_head_dim, 1, 1 << 12),
-        ]),
-        Attention::Gqa { n_kv_heads, head_dim } => sizes.extend([
-            ("model.attention.n_kv_heads", n_kv_heads, 1, 1 << 16),
-            ("model.attention.head_dim", head_dim, 1, 1 << 12),
-        ]),
-    }
-    if let Some(moe) = &m.moe {
-        let experts = moe.n_routed_experts;
-        sizes.extend([
-            ("model.moe.n_routed_experts", experts, 1, 1 << 16),
-            ("model.moe.n_activated_experts", moe.n_activated_experts, 1, experts),
-            ("model.moe.n_shared_experts", moe.n_shared_experts, 0, 1 << 10),
-            ("model.moe.moe_intermediate", moe.moe_intermediate, 1, 1 << 16),
-            ("model.moe.n_expert_groups", moe.n_expert_groups, 1, experts),
-            ("model.moe.n_limited_groups", moe.n_limited_groups, 1, moe.n_expert_groups),
-            ("model.moe.n_dense_layers", moe.n_dense_layers, 0, m.n_layers),
-        ]);
-    }
-    sizes
 }
 
 /// Rates, shares and times of the machine.

@@ -1,9 +1,8 @@
 //! The embedded presets, and how a cluster file that names its GPU is resolved.
 
 use super::cluster::{Cluster, Gpu};
-use super::model::Model;
-use crate::config::unknown_name;
 use crate::error::SimError;
+use fathom_config::unknown_name;
 
 /// `(name, TOML)` of a preset.
 type Preset = (&'static str, &'static str);
@@ -22,12 +21,6 @@ pub const GPUS: &[Preset] =
 pub const CLUSTERS: &[Preset] = presets!(
     "clusters": "h800-2048", "h800-64", "h100-16384", "h200-2048", "b200-2048", "gb200-nvl72-1152",
     "a100-2048", "mi300x-1024",
-);
-
-/// Models by name.
-pub const MODELS: &[Preset] = presets!(
-    "models": "deepseek-v3", "deepseek-v2", "llama-3.1-405b", "llama-3.1-70b", "qwen2.5-72b",
-    "qwen3-235b-a22b",
 );
 
 /// The text of preset `name` of `table`; the error lists what there is.
@@ -53,12 +46,6 @@ fn table(file: &str, text: &str) -> Result<toml::Value, SimError> {
 pub fn gpu(name: &str) -> Result<Gpu, SimError> {
     let file = format!("GPU preset '{name}'");
     parse(&file, table(&file, preset_text(GPUS, "GPU", name)?)?)
-}
-
-/// The model preset `name`.
-pub fn model(name: &str) -> Result<Model, SimError> {
-    let file = format!("model preset '{name}'");
-    parse(&file, table(&file, preset_text(MODELS, "model", name)?)?)
 }
 
 /// The cluster preset `name`.
@@ -91,9 +78,6 @@ mod tests {
         for (name, _) in CLUSTERS {
             let c = cluster(name).unwrap();
             assert_eq!(c.gpus % c.gpus_per_node, 0, "{name}");
-        }
-        for (name, _) in MODELS {
-            assert!(model(name).unwrap().n_layers > 1, "{name}");
         }
     }
 

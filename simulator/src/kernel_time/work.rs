@@ -85,6 +85,8 @@ impl KernelModel {
 
 #[cfg(test)]
 mod tests {
+    use fathom_config::ModelConfig;
+
     use super::*;
     use crate::hardware;
     use crate::kernel_time::Constants;
@@ -93,7 +95,7 @@ mod tests {
     use crate::workload::{LayerContext, LayerKernels};
 
     fn v3_layer() -> Vec<Kernel> {
-        let model = hardware::model("deepseek-v3").unwrap();
+        let model = ModelConfig::preset("deepseek-v3").unwrap();
         let ctx = LayerContext::of_tokens(4096, 64);
         let kernels = LayerKernels::record(&ModelCode, &model, &ctx).unwrap();
         kernels.of(LayerKind::Moe).to_vec()
@@ -103,7 +105,7 @@ mod tests {
     /// that are computed again, attention of 2 + 5 products.
     #[test]
     fn the_kernels_carry_the_models_flops() {
-        let model = hardware::model("deepseek-v3").unwrap();
+        let model = ModelConfig::preset("deepseek-v3").unwrap();
         let moe = model.moe.unwrap();
         let active = model.attention_params() + model.moe_ffn_params(&moe, 8);
         let recomputed = 2.0 * (1536.0 * 24576.0 + 512.0 * 32768.0);

@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use super::Fabric;
 use super::flows::{Flow, drain};
 use crate::hardware::cluster::Cluster;
-use crate::hardware::model::Moe;
 use crate::kernel_time::Constants;
 use crate::workload::visit_probability;
+use fathom_config::MoeConfig;
 
 /// Bytes of routing that travel with a token: source, expert indices and weights for its activated
 /// experts.
@@ -186,13 +186,14 @@ impl<'a> AllToAllModel<'a> {
     }
 
     /// Time of `op` by itself on an idle machine, with experts of `moe` dealt evenly to the ranks.
-    pub fn alone(&self, moe: &Moe, op: &AllToAll) -> AllToAllTime {
+    pub fn alone(&self, moe: &MoeConfig, op: &AllToAll) -> AllToAllTime {
         let per_node = self.cluster.gpus_per_node.min(op.ep);
         let nodes = (op.ep / per_node).max(1);
-        let visits = visit_probability(moe, moe.n_routed_experts * per_node / op.ep);
-        let rank_visit = visit_probability(moe, (moe.n_routed_experts / op.ep).max(1));
+        let experts = moe.n_routed_experts as u64;
+        let visits = visit_probability(moe, experts * per_node / op.ep);
+        let rank_visit = visit_probability(moe, (experts / op.ep).max(1));
         let tokens = op.tokens as f64;
-        let meta = META_BYTES + META_BYTES_PER_EXPERT * moe.n_activated_experts as f64;
+        let meta = META_BYTES + META_BYTES_PER_EXPERT * moe.top_k as f64;
         let wire = op.token_bytes + meta;
         let received = tokens * op.ep as f64 * rank_visit;
         // Tokens spread randomly over nodes and ranks; the operation ends with its slowest channel.
@@ -245,7 +246,7 @@ impl<'a> AllToAllModel<'a> {
 
     /// Time of `op` under compute kernels that move so much that the memory alone would take
     /// `memory_s` for it.
-    pub fn under_compute(&self, moe: &Moe, op: &AllToAll, memory_s: f64) -> f64 {
+    pub fn under_compute(&self, moe: &MoeConfig, op: &AllToAll, memory_s: f64) -> f64 {
         let c = &self.constants;
         let alone = self.alone(moe, op).seconds;
         if self.unified {
@@ -257,15 +258,17 @@ impl<'a> AllToAllModel<'a> {
 
 #[cfg(test)]
 mod tests {
+    use fathom_config::ModelConfig;
+
     use super::*;
     use crate::hardware;
 
     /// DeepEP's test: groups are nodes, at most four of them a token (FIGURES section 3).
     fn deep_ep(ep: u64, exchange: Exchange) -> f64 {
         let cluster = hardware::cluster("h800-2048").unwrap();
-        let v3 = hardware::model("deepseek-v3").unwrap().moe.unwrap();
+        let v3 = ModelConfig::preset("deepseek-v3").unwrap().moe.unwrap();
         let nodes = (ep / 8).max(1);
-        let moe = Moe { n_expert_groups: nodes, n_limited_groups: nodes.min(4), ..v3 };
+        let moe = MoeConfig { n_group: nodes as usize, topk_group: nodes.min(4) as usize, ..v3 };
         let token_bytes = if exchange == Exchange::Dispatch { 7392.0 } else { 14336.0 };
         let op = AllToAll { exchange, ep, tokens: 4096, token_bytes, load: 1.0, sms: 20 };
         let model = AllToAllModel::new(&cluster, Constants::FITTED, false);
@@ -303,7 +306,7 @@ mod tests {
     #[test]
     fn stages_overlap_but_for_a_chunk() {
         let cluster = hardware::cluster("h800-2048").unwrap();
-        let moe = hardware::model("deepseek-v3").unwrap().moe.unwrap();
+        let moe = ModelConfig::preset("deepseek-v3").unwrap().moe.unwrap();
         let run = |tokens, unified| {
             let exchange = Exchange::Dispatch;
             let op = AllToAll { exchange, ep: 64, tokens, token_bytes: 7392.0, load: 1.0, sms: 20 };

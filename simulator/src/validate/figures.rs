@@ -3,13 +3,14 @@
 use super::Row;
 use crate::error::SimError;
 use crate::first_principles::FirstPrinciples;
-use crate::hardware::{self, cluster::TopologyKind};
+use crate::hardware::cluster::TopologyKind;
 use crate::network::collectives::decode_all_to_all_s;
 use crate::network::topology::{NetworkPrices, largest};
 use crate::schedules::ScheduleKind;
 use crate::schedules::compare::bubble_formula;
 use crate::schedules::timeline::{ChunkDurations, play};
 use crate::schedules::{Schedule, ScheduleShape};
+use fathom_config::ModelConfig;
 
 const MODEL: &str = "Model";
 const NETWORK: &str = "Network";
@@ -34,7 +35,7 @@ pub(super) fn rows(_cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
 }
 
 fn model_rows() -> Result<Vec<Row>, SimError> {
-    let v3 = hardware::model("deepseek-v3")?.parameters();
+    let v3 = ModelConfig::preset("deepseek-v3")?.parameters();
     let billion = |x: u64| x as f64 / 1e9;
     let mut rows = vec![
         Row::new(MODEL, "DeepSeek-V3 parameters", "1e9", 671.03, billion(v3.total)).digits(2),
@@ -54,7 +55,7 @@ fn model_rows() -> Result<Vec<Row>, SimError> {
         ("qwen2.5-72b", "KV cache a token, Qwen2.5-72B", 327.68),
         ("llama-3.1-405b", "KV cache a token, LLaMA-3.1-405B", 516.096),
     ] {
-        let ours = hardware::model(name)?.kv_bytes_per_token(2) as f64 / 1e3;
+        let ours = ModelConfig::preset(name)?.kv_bytes_per_token(2) as f64 / 1e3;
         rows.push(Row::new(MODEL, figure, "KB", kb, ours).digits(3));
     }
     for (name, figure, gflop, note) in [
@@ -63,7 +64,7 @@ fn model_rows() -> Result<Vec<Row>, SimError> {
         ("qwen2.5-72b", "training a token, Qwen2.5-72B", 394.0, QWEN_NOTE),
         ("llama-3.1-405b", "training a token, LLaMA-3.1-405B", 2448.0, LLAMA_NOTE),
     ] {
-        let ours = hardware::model(name)?.train_flops_per_token(4096, true) / 1e9;
+        let ours = ModelConfig::preset(name)?.train_flops_per_token(4096, true) / 1e9;
         let row = Row::new(MODEL, figure, "GFLOP", gflop, ours);
         rows.push(if note.is_empty() { row.digits(0) } else { row.note(note) });
     }

@@ -6,9 +6,10 @@ use crate::calibrate::{PROFILE_FITTING_GEMMS, parse_table};
 use crate::config::WhatIf;
 use crate::error::SimError;
 use crate::first_principles::FirstPrinciples;
-use crate::hardware::{self, model::Moe};
+use crate::hardware;
 use crate::kernel_time::{AttentionShape, GemmKind, GemmShape, KernelModel, MemoryClass};
 use crate::network::alltoall::{AllToAll, AllToAllModel, Exchange};
+use fathom_config::{ModelConfig, MoeConfig};
 
 const FITTING: &str = "Profiled chunk: GEMMs of the fitting half";
 const OTHER: &str = "Profiled chunk: the other GEMMs";
@@ -159,11 +160,11 @@ fn flash_mla(model: &KernelModel) -> Vec<Row> {
 /// DeepEP's benchmark: 4096 tokens, groups are nodes, at most four of them a token.
 fn deep_ep(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
     let cluster = hardware::cluster("h800-2048")?;
-    let v3 = hardware::model("deepseek-v3")?.moe.expect("DeepSeek-V3 has experts");
+    let v3 = ModelConfig::preset("deepseek-v3")?.moe.expect("DeepSeek-V3 has experts");
     let model = AllToAllModel::new(&cluster, cost.constants, false);
     let routed = |ep: u64| {
-        let nodes = (ep / 8).max(1);
-        Moe { n_expert_groups: nodes, n_limited_groups: nodes.min(4), ..v3 }
+        let nodes = (ep / 8).max(1) as usize;
+        MoeConfig { n_group: nodes, topk_group: nodes.min(4), ..v3 }
     };
     let run = |ep: u64, exchange: Exchange, token_bytes: f64| {
         let op = AllToAll { exchange, ep, tokens: 4096, token_bytes, load: 1.0, sms: 20 };
@@ -198,7 +199,7 @@ fn deep_ep(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
         for ((what, bytes), figure) in
             [("dispatch", 7392.0), ("combine", 14336.0)].into_iter().zip(figures)
         {
-            let ours = low_latency_s(&cluster, ep, 128 * v3.n_activated_experts, bytes) * 1e6;
+            let ours = low_latency_s(&cluster, ep, 128 * v3.top_k as u64, bytes) * 1e6;
             let row = Row::new(LATENCY, format!("EP{ep} {what}, 128 tokens"), "us", figure, ours);
             rows.push(match ep {
                 8 => row.note("bytes and latency alone"),

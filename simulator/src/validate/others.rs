@@ -5,9 +5,10 @@ use crate::config::{Parallel, Precision, Recompute, Scenario, Training};
 use crate::error::SimError;
 use crate::events::Detail;
 use crate::first_principles::FirstPrinciples;
-use crate::hardware::{self, model::Attention, model::Model};
+use crate::hardware;
 use crate::schedules::ScheduleKind;
 use crate::step::{StepReport, simulate};
+use fathom_config::{AttentionConfig, ModelConfig};
 
 const META: &str = "LLaMA-3.1-405B on H100 (arXiv 2407.21783, table 4)";
 const NEMO: &str = "NVIDIA Megatron Bridge (its performance summaries, by release)";
@@ -38,13 +39,13 @@ struct Public {
 }
 
 impl Public {
-    fn scenario(&self, model: Option<Model>) -> Result<Scenario, SimError> {
+    fn scenario(&self, model: Option<ModelConfig>) -> Result<Scenario, SimError> {
         let [tp, cp, pp, dp, ep] = self.layout;
         let mut s = Scenario::preset("llama-3.1-405b-h100-16384", &[])?;
         s.name = self.name.to_string();
         s.model = match model {
             Some(m) => m,
-            None => hardware::model(self.model)?,
+            None => ModelConfig::preset(self.model)?,
         };
         s.cluster = hardware::cluster(self.cluster)?;
         s.cluster.gpus = tp * cp * pp * dp;
@@ -68,7 +69,11 @@ impl Public {
         Ok(s)
     }
 
-    fn run(&self, cost: &FirstPrinciples, model: Option<Model>) -> Result<StepReport, SimError> {
+    fn run(
+        &self,
+        cost: &FirstPrinciples,
+        model: Option<ModelConfig>,
+    ) -> Result<StepReport, SimError> {
         Ok(simulate(&self.scenario(model)?, cost, Detail::Totals)?.report)
     }
 }
@@ -132,7 +137,7 @@ fn meta(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
 }
 
 /// A row of [`BRIDGE`] by its columns.
-fn bridge_run(line: &'static str) -> (Public, Option<Model>, [&'static str; 2], f64) {
+fn bridge_run(line: &'static str) -> (Public, Option<ModelConfig>, [&'static str; 2], f64) {
     let cell: Vec<&'static str> = line.split(',').collect();
     let number = |i: usize| cell[i].parse::<u64>().expect("a whole number");
     let precision = if cell[14] == "fp8" { Precision::Fp8 } else { Precision::Bf16 };
@@ -150,8 +155,8 @@ fn bridge_run(line: &'static str) -> (Public, Option<Model>, [&'static str; 2], 
         recompute,
         per_tensor: cell[16] == "true",
     };
-    let with_mtp = |m: Model| Model { n_mtp_layers: number(5), ..m };
-    let model = hardware::model(cell[4]).ok().map(with_mtp);
+    let with_mtp = |m: ModelConfig| ModelConfig { mtp_depth: number(5) as usize, ..m };
+    let model = ModelConfig::preset(cell[4]).ok().map(with_mtp);
     (public, model, [cell[0], cell[17]], cell[18].parse().expect("a number"))
 }
 
@@ -185,23 +190,23 @@ fn megatron_bridge(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
 /// GPT-3 style models: GELU of width 4h counted as a SwiGLU of the same multiplications.
 fn korthikanti(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
     let mut rows = Vec::new();
+    let llama = ModelConfig::preset("llama-3.1-405b")?;
     for (name, layers, hidden, heads, pp, interleave, batch, seconds) in [
         ("22B, 8 GPUs", 48, 6144, 64, 1, 1, 4, 1.10),
         ("175B, 64 GPUs", 96, 12288, 96, 8, 3, 64, 13.75),
         ("530B, 280 GPUs", 105, 20480, 128, 35, 3, 280, 37.83),
         ("1T, 512 GPUs", 128, 25600, 160, 64, 1, 512, 71.49),
     ] {
-        let model = Model {
+        let model = ModelConfig {
             name: name.to_string(),
-            n_layers: layers,
-            hidden,
-            n_heads: heads,
-            intermediate: (8 * hidden / 3).next_multiple_of(64),
+            layers,
+            hidden_size: hidden,
+            heads,
+            intermediate_size: (8 * hidden / 3usize).next_multiple_of(64),
             vocab_size: 51200,
-            n_mtp_layers: 0,
-            tied_embeddings: true,
-            attention: Attention::Gqa { n_kv_heads: heads, head_dim: hidden / heads },
-            moe: None,
+            tie_word_embeddings: true,
+            attention: AttentionConfig::Gqa { kv_heads: heads, head_dim: hidden / heads },
+            ..llama.clone()
         };
         let run = Public {
             name,

@@ -1,6 +1,8 @@
 //! Training of DeepSeek-V3: the profiled chunk, the step, the whole run.
 
 use super::{Role, Row};
+use fathom_config::ModelConfig;
+
 use crate::chunk::ChunkQuestion;
 use crate::config::{Precision, Scenario, WhatIf};
 use crate::error::SimError;
@@ -45,7 +47,7 @@ const PROFILE_PHASES_MS: [(&str, f64); 10] = [
 /// The question that the published profile answers.
 pub fn profiled_chunk() -> Result<ChunkQuestion, SimError> {
     Ok(ChunkQuestion {
-        model: hardware::model("deepseek-v3")?,
+        model: ModelConfig::preset("deepseek-v3")?,
         cluster: hardware::cluster("h800-64")?,
         tokens: 4096,
         ep: 64,
@@ -126,7 +128,7 @@ fn serving_rows(base: &Scenario, cost: &FirstPrinciples) -> Result<Vec<Row>, Sim
     let mut s = base.clone();
     (s.parallel.ep, s.parallel.dp, s.parallel.pp) = (32, 32, 1);
     let ctx = FirstPrinciples::context(&s);
-    let layers = [(LayerKind::Dense, 3.0), (LayerKind::Moe, (s.model.n_layers - 3) as f64)];
+    let layers = [(LayerKind::Dense, 3.0), (LayerKind::Moe, (s.model.layers - 3) as f64)];
     let mut seconds = 0.0;
     for (kind, count) in layers {
         let f = cost.layer(&s, &ctx, kind)?[1].forward;

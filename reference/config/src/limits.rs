@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::{AttentionConfig, ConfigError, ModelConfig, MoeConfig};
+use crate::{AttentionConfig, ConfigError, ModelConfig, MoeConfig};
 
 /// Most parameters: 26 times DeepSeek-V3's; what their bytes come to over all ranks is countable.
 const MOST_PARAMETERS: u128 = 1 << 44;
@@ -11,13 +11,16 @@ const MOST_PARAMETERS: u128 = 1 << 44;
 /// Most expert weights of all layers together: each has a name.
 const MOST_EXPERTS: usize = 1 << 20;
 
-/// A key of `config.json`, its value, and the least and the most that it may be.
+/// A dotted key, its value, and the least and the most that it may be.
 type Limited<T> = (&'static str, T, T, T);
 
 impl ModelConfig {
     /// Refuses sizes and numbers out of their limits, and sizes that contradict each other; `path`
     /// is only named in errors.
-    pub(crate) fn check(&self, path: &Path) -> Result<(), ConfigError> {
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] with the dotted key.
+    pub fn check(&self, path: &Path) -> Result<(), ConfigError> {
         let wrong = |(place, expected, found): Refusal| ConfigError::Value {
             path: path.to_owned(),
             place: place.to_owned(),
@@ -27,7 +30,8 @@ impl ModelConfig {
         self.refusal().map_or(Ok(()), |refusal| Err(wrong(refusal)))
     }
 
-    fn refusal(&self) -> Option<Refusal> {
+    /// The first number out of its limits, or the first two that contradict each other.
+    pub fn refusal(&self) -> Option<Refusal> {
         let outside = |(name, value, least, most): Limited<usize>| {
             let expected = match value {
                 _ if value < least => format!("at least {least}"),
@@ -57,11 +61,11 @@ impl ModelConfig {
         let mut sizes = vec![
             ("vocab_size", self.vocab_size, 1, 1 << 24),
             ("hidden_size", self.hidden_size, 1, WIDTH),
-            ("num_hidden_layers", self.layers, 1, 4096),
-            ("num_attention_heads", self.heads, 1, 1 << 14),
+            ("layers", self.layers, 1, 4096),
+            ("heads", self.heads, 1, 1 << 14),
             ("intermediate_size", self.intermediate_size, 1, WIDTH),
             ("max_position_embeddings", self.max_position_embeddings, 1, 1 << 30),
-            ("num_nextn_predict_layers", self.mtp_depth, 0, 64),
+            ("mtp_depth", self.mtp_depth, 0, 64),
         ];
         match self.attention {
             AttentionConfig::Mla {
@@ -71,25 +75,27 @@ impl ModelConfig {
                 qk_rope_head_dim,
                 v_head_dim,
             } => sizes.extend([
-                ("q_lora_rank", q_lora_rank.unwrap_or(1), 1, WIDTH),
-                ("kv_lora_rank", kv_lora_rank, 1, WIDTH),
-                ("qk_nope_head_dim", qk_nope_head_dim, 1, 1 << 14),
-                ("qk_rope_head_dim", qk_rope_head_dim, 2, 1 << 14),
-                ("v_head_dim", v_head_dim, 1, 1 << 14),
+                ("attention.q_lora_rank", q_lora_rank.unwrap_or(1), 1, WIDTH),
+                ("attention.kv_lora_rank", kv_lora_rank, 1, WIDTH),
+                ("attention.qk_nope_head_dim", qk_nope_head_dim, 1, 1 << 14),
+                ("attention.qk_rope_head_dim", qk_rope_head_dim, 2, 1 << 14),
+                ("attention.v_head_dim", v_head_dim, 1, 1 << 14),
             ]),
-            AttentionConfig::Gqa { kv_heads, head_dim } => sizes
-                .extend([("kv_heads", kv_heads, 1, 1 << 14), ("head_dim", head_dim, 2, 1 << 14)]),
+            AttentionConfig::Gqa { kv_heads, head_dim } => sizes.extend([
+                ("attention.kv_heads", kv_heads, 1, 1 << 14),
+                ("attention.head_dim", head_dim, 2, 1 << 14),
+            ]),
         }
         if let Some(moe) = &self.moe {
             let every_layer =
                 MOST_EXPERTS / self.layers.saturating_add(self.mtp_depth).clamp(1, 4096 + 64);
             sizes.extend([
-                ("n_routed_experts", moe.n_routed_experts, 1, every_layer.min(1 << 16)),
-                ("n_shared_experts", moe.n_shared_experts, 0, 1024),
-                ("moe_intermediate_size", moe.intermediate_size, 1, WIDTH),
-                ("n_group", moe.n_group, 1, moe.n_routed_experts),
-                ("topk_group", moe.topk_group, 1, moe.n_group),
-                ("group_top", moe.group_top, 1, moe.n_routed_experts),
+                ("moe.n_routed_experts", moe.n_routed_experts, 1, every_layer.min(1 << 16)),
+                ("moe.n_shared_experts", moe.n_shared_experts, 0, 1024),
+                ("moe.intermediate_size", moe.intermediate_size, 1, WIDTH),
+                ("moe.n_group", moe.n_group, 1, moe.n_routed_experts),
+                ("moe.topk_group", moe.topk_group, 1, moe.n_group),
+                ("moe.group_top", moe.group_top, 1, moe.n_routed_experts),
             ]);
         }
         sizes
@@ -101,21 +107,21 @@ impl ModelConfig {
         let mut numbers = vec![
             ("rms_norm_eps", self.rms_norm_eps, 0.0, 1.0),
             ("initializer_range", self.initializer_range, 0.0, 1e9),
-            ("rope_theta", self.rope.theta, 1.0, 1e15),
+            ("rope.theta", self.rope.theta, 1.0, 1e15),
         ];
         if let Some(moe) = &self.moe {
-            numbers.push(factor("routed_scaling_factor", moe.routed_scaling_factor));
+            numbers.push(factor("moe.routed_scaling_factor", moe.routed_scaling_factor));
         }
         if let Some(yarn) = &self.rope.yarn {
             let original = yarn.original_max_position_embeddings as f64;
             numbers.extend([
-                factor("rope_scaling.factor", yarn.factor),
-                ("rope_scaling.original_max_position_embeddings", original, 1.0, 1e9),
-                factor("rope_scaling.beta_fast", yarn.beta_fast),
-                factor("rope_scaling.beta_slow", yarn.beta_slow),
-                ("rope_scaling.mscale", yarn.mscale.unwrap_or(1.0), -1e9, 1e9),
-                ("rope_scaling.mscale_all_dim", yarn.mscale_all_dim.unwrap_or(1.0), -1e9, 1e9),
-                factor("rope_scaling.attention_factor", yarn.attention_factor.unwrap_or(1.0)),
+                factor("rope.yarn.factor", yarn.factor),
+                ("rope.yarn.original_max_position_embeddings", original, 1.0, 1e9),
+                factor("rope.yarn.beta_fast", yarn.beta_fast),
+                factor("rope.yarn.beta_slow", yarn.beta_slow),
+                ("rope.yarn.mscale", yarn.mscale.unwrap_or(1.0), -1e9, 1e9),
+                ("rope.yarn.mscale_all_dim", yarn.mscale_all_dim.unwrap_or(1.0), -1e9, 1e9),
+                factor("rope.yarn.attention_factor", yarn.attention_factor.unwrap_or(1.0)),
             ]);
         }
         numbers
@@ -125,13 +131,13 @@ impl ModelConfig {
     fn contradiction(&self) -> Option<Refusal> {
         let (place, expected, found) = match self.attention {
             AttentionConfig::Mla { qk_rope_head_dim, .. } if qk_rope_head_dim % 2 != 0 => {
-                ("qk_rope_head_dim", "an even number".into(), qk_rope_head_dim)
+                ("attention.qk_rope_head_dim", "an even number".into(), qk_rope_head_dim)
             }
             AttentionConfig::Gqa { head_dim, .. } if head_dim % 2 != 0 => {
-                ("head_dim", "an even number".into(), head_dim)
+                ("attention.head_dim", "an even number".into(), head_dim)
             }
             AttentionConfig::Gqa { kv_heads, .. } if !self.heads.is_multiple_of(kv_heads) => {
-                ("kv_heads", format!("a divisor of {}", self.heads), kv_heads)
+                ("attention.kv_heads", format!("a divisor of {}", self.heads), kv_heads)
             }
             _ => return self.moe.as_ref().and_then(groups),
         };
@@ -140,26 +146,15 @@ impl ModelConfig {
 
     /// The parameters of all layers, each counted as if it were dense and routed at once.
     fn parameters_at_most(&self) -> u128 {
-        self.parameters(|moe| moe.n_routed_experts)
+        self.bound(|moe| moe.n_routed_experts)
     }
 
     /// Of them, those that one token is multiplied by.
-    pub(crate) fn active_at_most(&self) -> u128 {
-        self.parameters(|moe| moe.top_k)
+    pub fn active_at_most(&self) -> u128 {
+        self.bound(|moe| moe.top_k)
     }
 
-    /// Columns of queries, keys and values over all heads and layers.
-    pub(crate) fn attention_width(&self) -> f64 {
-        let columns = match self.attention {
-            AttentionConfig::Mla { qk_nope_head_dim, qk_rope_head_dim, v_head_dim, .. } => {
-                qk_nope_head_dim + qk_rope_head_dim + v_head_dim
-            }
-            AttentionConfig::Gqa { head_dim, .. } => 2 * head_dim,
-        };
-        ((self.layers + self.mtp_depth) * self.heads * columns) as f64
-    }
-
-    fn parameters(&self, routed: impl Fn(&MoeConfig) -> usize) -> u128 {
+    fn bound(&self, routed: impl Fn(&MoeConfig) -> usize) -> u128 {
         let hidden = self.hidden_size as u128;
         let heads = self.heads as u128;
         let attention = match self.attention {
@@ -195,18 +190,18 @@ impl ModelConfig {
     }
 }
 
-/// A key, what was expected there, what was found.
-type Refusal = (&'static str, String, String);
+/// A dotted key, what was expected there, what was found.
+pub(crate) type Refusal = (&'static str, String, String);
 
 fn groups(moe: &MoeConfig) -> Option<Refusal> {
     let (e, g) = (moe.n_routed_experts, moe.n_group);
     if e % g != 0 {
-        return Some(("n_group", format!("a divisor of n_routed_experts {e}"), g.to_string()));
+        return Some(("moe.n_group", format!("a divisor of n_routed_experts {e}"), g.to_string()));
     }
     let reachable = e / g * moe.topk_group.min(g);
     let expected = format!("1 to {reachable}, the experts of {} groups", moe.topk_group);
     let reached = (1..=reachable).contains(&moe.top_k);
-    (!reached).then(|| ("num_experts_per_tok", expected, moe.top_k.to_string()))
+    (!reached).then(|| ("moe.top_k", expected, moe.top_k.to_string()))
 }
 
 #[cfg(test)]
@@ -217,30 +212,28 @@ mod tests {
     /// name.
     #[test]
     fn what_is_outside_its_limits_is_refused_by_key() {
-        for name in super::super::preset_names() {
+        for name in crate::presets::model_names() {
             ModelConfig::preset(name).unwrap();
         }
         type Set = fn(&mut ModelConfig);
         let cases: [(&str, Set); 12] = [
-            ("'num_hidden_layers': expected at most 4096, found 1000000000", |c| {
-                c.layers = 1_000_000_000
-            }),
+            ("'layers': expected at most 4096, found 1000000000", |c| c.layers = 1_000_000_000),
             ("'vocab_size'", |c| c.vocab_size = usize::MAX),
-            ("'num_nextn_predict_layers'", |c| c.mtp_depth = usize::MAX),
-            ("'n_routed_experts'", |c| c.moe.as_mut().unwrap().n_routed_experts = 1 << 60),
-            ("'topk_group': expected at most 8", |c| c.moe.as_mut().unwrap().topk_group = 9),
+            ("'mtp_depth'", |c| c.mtp_depth = usize::MAX),
+            ("'moe.n_routed_experts'", |c| c.moe.as_mut().unwrap().n_routed_experts = 1 << 60),
+            ("'moe.topk_group': expected at most 8", |c| c.moe.as_mut().unwrap().topk_group = 9),
             ("'rms_norm_eps': expected 0.0 to 1.0, found NaN", |c| c.rms_norm_eps = f64::NAN),
             ("'rms_norm_eps': expected 0.0 to 1.0, found -1e-6", |c| c.rms_norm_eps = -1e-6),
-            ("'rope_theta': expected 1.0", |c| c.rope.theta = 0.0),
-            ("'routed_scaling_factor'", |c| {
+            ("'rope.theta': expected 1.0", |c| c.rope.theta = 0.0),
+            ("'moe.routed_scaling_factor'", |c| {
                 c.moe.as_mut().unwrap().routed_scaling_factor = f64::INFINITY;
             }),
-            ("'num_attention_heads': expected at least 1, found 0", |c| c.heads = 0),
+            ("'heads': expected at least 1, found 0", |c| c.heads = 0),
             ("'the model': expected at most 17592186044416 parameters", |c| {
                 c.hidden_size = 1 << 20;
                 c.intermediate_size = 1 << 20;
             }),
-            ("'num_experts_per_tok'", |c| c.moe.as_mut().unwrap().top_k = usize::MAX),
+            ("'moe.top_k'", |c| c.moe.as_mut().unwrap().top_k = usize::MAX),
         ];
         for (part, set) in cases {
             let mut config = ModelConfig::preset("deepseek-v3").unwrap();
