@@ -55,6 +55,18 @@ fn the_reference_agrees_with_itself_on_every_suite() {
 }
 
 #[test]
+fn every_kernel_has_a_suite() {
+    for kernel in fathom_gpu::kernels::KERNELS {
+        let op = kernel.op;
+        assert!(
+            conform::suites(&[op.to_owned()]).is_ok(),
+            "the kernel of {op} has no suite: write conformance/src/conform/{op}.rs and add it to \
+             SUITES"
+        );
+    }
+}
+
+#[test]
 fn another_arithmetic_is_found_simplified_and_named() {
     let folder = tempfile::tempdir().unwrap();
     let suite = conform::suites(&["gemm_fp8".to_owned()]).unwrap()[0];

@@ -1,7 +1,9 @@
 //! From op records to kernels: which kernels a GPU library launches for an op, and where they run.
 //!
-//! The sizes are the record's; nothing is added that the op does not ask for. Three things differ
-//! between an op and its kernels:
+//! An op is lowered by its class ([`OpClass`]), which its record states; a new op of a known class
+//! is timed without a change here, a new class does not compile before [`Layer::lower`] says what
+//! it becomes. The sizes are the record's; nothing is added that the op does not ask for. Three
+//! things differ between an op and its kernels:
 //!
 //! - An exchange (`dispatch`, `combine`) leaves the network's part to [`crate::network`]; the rows
 //!   it moves inside the GPU (permutation, mapping) are kernels of the experts' half.
@@ -11,10 +13,11 @@
 //!   Only the experts' rows, which are re-tiled from what the dispatch brought, wait for the
 //!   weight-backward. This is where the published profile's kernels stand.
 
-use fathom_trace::{Component, DType, Group, GroupKind, OpRecord, Phase, TensorMeta};
+use fathom_trace::{Component, DType, Group, GroupKind, OpClass, OpRecord, Phase, TensorMeta};
 use serde_json::Value;
 
 use crate::config::Recompute;
+use crate::error::SimError;
 use crate::kernel_time::{AttentionShape, GemmKind, GemmShape, GroupedBy, MemoryClass, Work};
 use crate::times::LayerKind;
 use crate::workload::{LayerContext, distinct_tokens};
@@ -55,35 +58,14 @@ struct Layer<'a> {
     kernels: Vec<Kernel>,
 }
 
-/// Memory classes by op; what is not listed streams.
-const CLASSES: [(&str, MemoryClass); 16] = [
-    ("rms_norm", MemoryClass::Row),
-    ("rms_norm_backward", MemoryClass::Row),
-    ("rms_norm_wgrad", MemoryClass::Row),
-    ("rope", MemoryClass::Row),
-    ("mla_kv", MemoryClass::Convert),
-    ("mla_kv_backward", MemoryClass::Convert),
-    ("quantize_tile", MemoryClass::Convert),
-    ("quantize_block", MemoryClass::Convert),
-    ("quantize_weight", MemoryClass::Convert),
-    ("transpose_quantize", MemoryClass::Convert),
-    ("dequantize", MemoryClass::Convert),
-    ("swiglu", MemoryClass::Convert),
-    ("swiglu_backward", MemoryClass::Convert),
-    ("router", MemoryClass::Row),
-    ("router_backward", MemoryClass::Row),
-    ("balance_loss", MemoryClass::Row),
-];
-
-fn class_of(record: &OpRecord) -> MemoryClass {
-    // Twelve bits an element, packed: short pieces.
-    let packed = record.inputs.iter().chain(&record.outputs).any(|t| t.dtype == DType::U32);
-    if packed {
-        return MemoryClass::Row;
-    }
-    let named = CLASSES.iter().find(|(name, _)| *name == record.op);
-    named.map_or(MemoryClass::Stream, |(_, class)| *class)
-}
+/// Ops that every rank of a tensor-parallel group would do alike on the same rows.
+pub const ALIKE: [&str; 4] = ["add", "rms_norm", "rms_norm_backward", "rms_norm_wgrad"];
+/// The op that casts a weight gradient's operand, from kept codes too.
+pub const RETILING: &str = "transpose_quantize";
+/// The op that casts a product's operand where the row is at hand.
+pub const CAST: &str = "quantize_tile";
+/// The op that opens a layer.
+pub const FIRST: &str = "rms_norm";
 
 /// The first two dimensions from the end.
 fn matrix(t: &TensorMeta) -> (u64, u64) {
@@ -118,49 +100,54 @@ fn shape_of(record: &OpRecord) -> String {
 
 impl Lowering<'_> {
     /// The kernels of a layer of `kind`, given its records.
-    pub fn kernels(&self, kind: LayerKind, records: &[&OpRecord]) -> Vec<Kernel> {
+    ///
+    /// # Errors
+    /// [`SimError::Input`] for an op that no training step has.
+    pub fn kernels(&self, kind: LayerKind, records: &[&OpRecord]) -> Result<Vec<Kernel>, SimError> {
         let mut layer =
             Layer { kind, model: self.model, ctx: self.ctx, kernels: Vec::with_capacity(128) };
         for record in records {
-            layer.lower(record);
+            layer.lower(record)?;
         }
         if self.ctx.recompute == Recompute::Full {
             layer.run_forward_again();
         }
-        layer.kernels
+        Ok(layer.kernels)
     }
 }
 
 impl Layer<'_> {
-    fn lower(&mut self, r: &OpRecord) {
-        if r.group.is_some_and(|g| g.size > 1 && g.kind != GroupKind::Ep) {
-            return self.collective(r, r.group.expect("just seen"));
+    fn lower(&mut self, r: &OpRecord) -> Result<(), SimError> {
+        if let Some(group) = r.group.filter(|g| g.size > 1 && g.kind != GroupKind::Ep) {
+            self.collective(r, group);
+            return Ok(());
         }
-        match r.op.as_str() {
-            "gemm" | "gemm_fp8" | "wgrad_fp8" | "grouped_gemm" | "grouped_gemm_fp8" => self.gemm(r),
-            "attention" => self.attention(r, false),
-            "attention_backward" => self.attention(r, true),
-            "cross_entropy" => self.head_forward(r),
-            "cross_entropy_backward" => self.head_backward(r),
-            "dispatch" => self.dispatch(r),
-            "combine" => self.combine(r),
-            "dispatch_plan" => self.expert_index(r),
-            "router" => {
+        match r.class {
+            OpClass::Gemm | OpClass::GroupedGemm | OpClass::WeightGradient => self.gemm(r),
+            OpClass::Attention => self.attention(r, false),
+            OpClass::AttentionBackward => self.attention(r, true),
+            OpClass::Loss => self.head_forward(r),
+            OpClass::LossBackward => self.head_backward(r),
+            OpClass::Dispatch => self.dispatch(r),
+            OpClass::Combine => self.combine(r),
+            OpClass::DispatchPlan => self.expert_index(r),
+            OpClass::Routing => {
                 // Radix selection of groups and of experts: 16 passes of two bits over the scores.
                 let scores = r.inputs.first().map_or(0.0, |t| t.bytes() as f64);
                 self.memory_kernel(r, "select", 32.0 * scores, MemoryClass::Row, 2);
                 self.small(r, 36);
             }
-            "router_backward" => self.small(r, 26),
-            "gather_rows" | "scatter_add_rows" => {
-                // Rows are read and written (or added to), not the whole table.
-                let moved: u64 = match r.op.as_str() {
-                    "gather_rows" => 2 * r.outputs.iter().map(TensorMeta::bytes).sum::<u64>(),
-                    _ => r.inputs.first().map_or(0, |x| x.bytes() + 8 * elements(x)),
-                };
+            OpClass::RoutingBackward => self.small(r, 26),
+            // Rows are read and written (or added to), not the whole table.
+            OpClass::Gather => {
+                let moved = 2 * r.outputs.iter().map(TensorMeta::bytes).sum::<u64>();
                 self.memory_kernel(r, "", moved as f64, MemoryClass::Stream, 1);
             }
-            "rope" => {
+            OpClass::Scatter => {
+                let moved = r.inputs.first().map_or(0, |x| x.bytes() + 8 * elements(x));
+                self.memory_kernel(r, "", moved as f64, MemoryClass::Stream, 1);
+            }
+            OpClass::Rotation => {
                 // In place: only the rotated columns of a head move.
                 let (head, start) = (size(r, "head_dim"), size(r, "start"));
                 let share = match (head, start) {
@@ -172,17 +159,33 @@ impl Layer<'_> {
                 let bytes = (r.bytes_read + r.bytes_written) as f64 * share;
                 self.memory_kernel(r, "", bytes, MemoryClass::Row, 1);
             }
-            _ => {
-                let bytes = (r.bytes_read + r.bytes_written) as f64 * self.own_rows(r);
-                self.memory_kernel(r, "", bytes, class_of(r), 1);
+            OpClass::Collective | OpClass::Stream => self.moves(r, MemoryClass::Stream),
+            OpClass::Convert => self.moves(r, MemoryClass::Convert),
+            OpClass::Row => self.moves(r, MemoryClass::Row),
+            OpClass::Decode => {
+                let message = format!(
+                    "record {} is {}, an op of decoding: a training step has none",
+                    r.seq, r.op
+                );
+                return Err(SimError::input("op records", message));
             }
         }
+        Ok(())
+    }
+
+    /// One kernel that reads and writes the op's tensors once.
+    fn moves(&mut self, r: &OpRecord, class: MemoryClass) {
+        // Twelve bits an element, packed: short pieces.
+        let packed = r.inputs.iter().chain(&r.outputs).any(|t| t.dtype == DType::U32);
+        let class = if packed { MemoryClass::Row } else { class };
+        let bytes = (r.bytes_read + r.bytes_written) as f64 * self.own_rows(r);
+        self.memory_kernel(r, "", bytes, class, 1);
     }
 
     /// Sequence parallelism beside tensor parallelism: what every rank of the group would do alike
     /// (norms, residual sums) each does for its part of the rows.
     fn own_rows(&self, r: &OpRecord) -> f64 {
-        let alike = r.op.starts_with("rms_norm") || r.op == "add";
+        let alike = ALIKE.contains(&r.op.as_str());
         let recorded_whole = match self.kind {
             LayerKind::Moe | LayerKind::Mtp => r.component == Component::Attention,
             _ => true,
@@ -207,7 +210,7 @@ impl Layer<'_> {
     /// The experts' rows as they were dispatched, re-tiled for the weight gradient.
     fn is_retiling(&self, r: &OpRecord) -> bool {
         let scaled = named(&r.inputs, "x_scale").is_some();
-        r.op == "transpose_quantize" && scaled && self.is_routed(r)
+        r.op == RETILING && scaled && self.is_routed(r)
     }
 
     /// Whether the rows of `r` are the experts'.
@@ -215,9 +218,9 @@ impl Layer<'_> {
         let moe = matches!(self.kind, LayerKind::Moe | LayerKind::Mtp) && self.model.moe.is_some();
         let tokens = self.ctx.tokens() / self.ctx.tp;
         let rows = r.inputs.first().map_or(0, |t| matrix(t).0);
-        let of_experts = match r.op.as_str() {
-            op if op.starts_with("grouped") => true,
-            "wgrad_fp8" => r.params.get("grouped") == Some(&Value::Bool(true)),
+        let of_experts = match r.class {
+            OpClass::GroupedGemm => true,
+            OpClass::WeightGradient => r.params.get("grouped") == Some(&Value::Bool(true)),
             // A prediction module has a row less a sequence.
             _ => rows != tokens && rows + self.ctx.micro_batch != tokens,
         };
@@ -228,7 +231,7 @@ impl Layer<'_> {
         let is_product = matches!(work, Work::Gemm(..));
         let (component, phase) = self.place(r, is_product);
         let op = if part.is_empty() { r.op.clone() } else { format!("{}.{part}", r.op) };
-        let routed = self.is_routed(r) || matches!(r.op.as_str(), "dispatch" | "combine");
+        let routed = self.is_routed(r) || matches!(r.class, OpClass::Dispatch | OpClass::Combine);
         self.kernels.push(Kernel { op, shape, component, phase, work, bytes, routed });
     }
 
@@ -257,7 +260,7 @@ impl Layer<'_> {
 
     fn gemm(&mut self, r: &OpRecord) {
         let (Some(a), Some(b)) = (r.inputs.first(), r.inputs.get(1)) else { return };
-        let wgrad = r.op == "wgrad_fp8";
+        let wgrad = r.class == OpClass::WeightGradient;
         let b = named(&r.inputs, if wgrad { "x" } else { "b" }).unwrap_or(b);
         let layout = r.params.get("layout").and_then(Value::as_str).unwrap_or("nt");
         let transposed = layout == "tn";
@@ -266,13 +269,13 @@ impl Layer<'_> {
             "nn" => (matrix(a), matrix(b).1),
             _ => (matrix(a), matrix(b).0),
         };
-        let groups = match (r.op.starts_with("grouped"), self.is_routed(r)) {
+        let groups = match (r.class == OpClass::GroupedGemm, self.is_routed(r)) {
             (true, _) => list(r, "counts"),
             (_, true) => list(r, "segments"),
             _ => Vec::new(),
         };
         let accumulates = r.phase == Phase::W;
-        let fp8 = r.op.contains("fp8");
+        let fp8 = a.dtype.size() == 1;
         let kind = match (fp8, accumulates) {
             (true, true) => GemmKind::Fp8OneOne,
             (true, false) => GemmKind::Fp8OneTwo,

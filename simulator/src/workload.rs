@@ -10,12 +10,12 @@
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
-use fathom_trace::{Component, OpRecord, Phase, jsonl};
+use fathom_trace::{Component, OpClass, OpRecord, Phase, jsonl};
 use serde::Serialize;
 
 use crate::config::{Precision, Recompute};
 use crate::error::SimError;
-use crate::lowering::{Kernel, Lowering};
+use crate::lowering::{self, Kernel, Lowering};
 use crate::times::LayerKind;
 use fathom_config::{ModelConfig, MoeConfig};
 
@@ -235,7 +235,7 @@ fn rows(record: &OpRecord) -> u64 {
 
 /// Whether a record is of a layer with routed experts.
 fn is_routing(record: &OpRecord) -> bool {
-    matches!(record.op.as_str(), "dispatch" | "combine" | "router")
+    matches!(record.class, OpClass::Dispatch | OpClass::Combine | OpClass::Routing)
 }
 
 impl OpSource for OpTrace {
@@ -280,7 +280,7 @@ impl OpSource for OpTrace {
         }
         picked.retain(|r| r.micro_batch == first);
         let tokens = q.sequences * q.seq_len;
-        let norm = |r: &&OpRecord| r.op == "rms_norm" && r.layer.is_some_and(|l| l == 0);
+        let norm = |r: &&OpRecord| r.op == lowering::FIRST && r.layer.is_some_and(|l| l == 0);
         match picked.iter().find(norm).map(rows) {
             Some(found) if found != tokens => Err(refuse(format!(
                 "recorded with {found} tokens a micro-batch, the scenario has {tokens} on a rank"
@@ -311,7 +311,7 @@ impl LayerKernels {
     /// Asks `source` and lowers what it records.
     ///
     /// # Errors
-    /// Those of the source.
+    /// Those of the source, and ops that no training step has.
     pub fn record(
         source: &dyn OpSource,
         model: &ModelConfig,
@@ -327,7 +327,7 @@ impl LayerKernels {
             LayerKind::Mtp,
             LayerKind::Head,
         ] {
-            kinds.push((kind, lowering.kernels(kind, &recorded.of(kind))));
+            kinds.push((kind, lowering.kernels(kind, &recorded.of(kind))?));
         }
         Ok(LayerKernels { kinds })
     }
@@ -456,9 +456,9 @@ impl Recorded {
 
 /// Tokens that an op of embedding or head works on.
 fn rows_of(record: &OpRecord) -> u64 {
-    match record.op.as_str() {
+    match record.class {
         // The table comes first.
-        "gather_rows" => {
+        OpClass::Gather => {
             record.outputs.first().and_then(|t| t.shape.first()).map_or(0, |&n| n as u64)
         }
         _ => rows(record),

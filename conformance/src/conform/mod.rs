@@ -16,7 +16,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use fathom_reference::{Case, Engine, EngineError, Outputs, Tensor};
+use fathom_reference::ops::gemm_fp8::GemmFp8;
+use fathom_reference::ops::quantize::QuantizeTile;
+use fathom_reference::{Case, Engine, EngineError, Op, Outputs, Tensor};
 use proptest::strategy::{BoxedStrategy, Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use serde::Serialize;
@@ -45,8 +47,8 @@ pub struct Suite {
 
 /// The ops with a suite, in alphabetical order.
 pub const SUITES: &[Suite] = &[
-    Suite { op: "gemm_fp8", strategy: gemm_fp8::strategy },
-    Suite { op: "quantize_tile", strategy: quantize_tile::strategy },
+    Suite { op: GemmFp8::NAME, strategy: gemm_fp8::strategy },
+    Suite { op: QuantizeTile::NAME, strategy: quantize_tile::strategy },
 ];
 
 /// Tries at simplifying a case that disagrees.

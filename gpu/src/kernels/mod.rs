@@ -1,14 +1,17 @@
 //! One host file per kernel: what it takes, how it is launched, and the op that it computes.
 //!
-//! To add a kernel: write its source in `gpu/kernels`, copy the host file of a neighbour, add it to
-//! [`KERNELS`] and its cases to the suites of `fathom-conformance`. A host file has two parts: the
+//! To add a kernel: write its source in `gpu/kernels`, copy the host file of a neighbour, move its
+//! op from [`WITHOUT_KERNEL`] to [`KERNELS`] and write the suite of its cases in
+//! `conformance/src/conform`. A host file has two parts: the
 //! launch over device memory, which the backend calls, and `run`, which takes a case of the op from
 //! host to host and says which parameters the kernel does not cover.
 
 pub mod gemm_fp8;
 pub mod quantize_tile;
 
-use fathom_reference::{Case, DynOp, Engine, EngineError, Outputs, Tensor};
+use fathom_reference::ops::gemm_fp8::GemmFp8;
+use fathom_reference::ops::quantize::QuantizeTile;
+use fathom_reference::{Case, DynOp, Engine, EngineError, Op, Outputs, Tensor};
 
 use crate::device::{Gpu, GpuError};
 
@@ -39,8 +42,61 @@ pub struct KernelEntry {
 
 /// The ops that have a kernel, in alphabetical order.
 pub const KERNELS: &[KernelEntry] = &[
-    KernelEntry { op: "gemm_fp8", run: gemm_fp8::run },
-    KernelEntry { op: "quantize_tile", run: quantize_tile::run },
+    KernelEntry { op: GemmFp8::NAME, run: gemm_fp8::run },
+    KernelEntry { op: QuantizeTile::NAME, run: quantize_tile::run },
+];
+
+/// The ops that only the CPU computes so far, in alphabetical order.
+pub const WITHOUT_KERNEL: &[&str] = &[
+    "adamw",
+    "add",
+    "all_gather",
+    "all_reduce",
+    "attention",
+    "attention_backward",
+    "attention_cached",
+    "attention_latent",
+    "balance_loss",
+    "cast",
+    "clip_factor",
+    "combine",
+    "concat_columns",
+    "concat_rows",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "dequantize",
+    "dispatch",
+    "dispatch_plan",
+    "drop_tokens",
+    "ema",
+    "gather_rows",
+    "gemm",
+    "grouped_gemm",
+    "grouped_gemm_fp8",
+    "mla_absorb_query",
+    "mla_absorb_value",
+    "mla_kv",
+    "mla_kv_backward",
+    "mma",
+    "quantize_block",
+    "quantize_weight",
+    "recv",
+    "reduce_scatter",
+    "rms_norm",
+    "rms_norm_backward",
+    "rms_norm_wgrad",
+    "rope",
+    "router",
+    "router_backward",
+    "scatter_add_rows",
+    "send",
+    "slice_columns",
+    "slice_rows",
+    "sum_of_squares",
+    "swiglu",
+    "swiglu_backward",
+    "transpose_quantize",
+    "wgrad_fp8",
 ];
 
 /// The kernels as an engine: what `check`, `conform` and `diagnose` stand on.
@@ -86,5 +142,31 @@ impl Engine for CudaEngine {
             },
         })?;
         Ok(case.op.outputs().iter().map(|r| (*r).to_owned()).zip(outputs).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fathom_reference::ops::op_names;
+
+    use super::*;
+
+    #[test]
+    fn every_op_has_a_kernel_or_is_said_to_have_none() {
+        let have: Vec<&str> = KERNELS.iter().map(|k| k.op).collect();
+        assert!(have.is_sorted() && WITHOUT_KERNEL.is_sorted());
+        for op in op_names() {
+            match (have.contains(&op), WITHOUT_KERNEL.contains(&op)) {
+                (false, false) => panic!(
+                    "op {op} has no kernel: write gpu/src/kernels/{op}.rs and add it to KERNELS, \
+                     or name it in WITHOUT_KERNEL"
+                ),
+                (true, true) => panic!("op {op} has a kernel: take it out of WITHOUT_KERNEL"),
+                _ => {}
+            }
+        }
+        let all = op_names();
+        let unknown: Vec<_> = WITHOUT_KERNEL.iter().filter(|op| !all.contains(op)).collect();
+        assert!(unknown.is_empty(), "WITHOUT_KERNEL names no op of the table: {unknown:?}");
     }
 }

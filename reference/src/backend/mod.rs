@@ -23,27 +23,7 @@ pub use meta::{Load, Meta, MetaBuffer};
 pub use record::{Call, Hook, Recorder, input_metas, op_record};
 pub use reference::Reference;
 
-use crate::ops::attention::{Attention, AttentionBackward};
-use crate::ops::balance::BalanceLoss;
-use crate::ops::collective::{AllGather, AllReduce, Recv, ReduceScatter, Send};
-use crate::ops::cross_entropy::{CrossEntropy, CrossEntropyBackward};
-use crate::ops::dispatch::{Combine, Dispatch, DispatchPlan};
-use crate::ops::drop_tokens::DropTokens;
-use crate::ops::elementwise::{Add, Cast, ConcatColumns, GatherRows, ScatterAddRows, SliceColumns};
-use crate::ops::fp8::{Dequantize, GroupedGemmFp8, QuantizeWeight, TransposeQuantize, WgradFp8};
-use crate::ops::gemm::Gemm;
-use crate::ops::gemm_fp8::GemmFp8;
-use crate::ops::grouped_gemm::GroupedGemm;
-use crate::ops::latent::{
-    AttentionCached, AttentionLatent, ConcatRows, MlaAbsorbQuery, MlaAbsorbValue, SliceRows,
-};
-use crate::ops::mla_kv::{MlaKv, MlaKvBackward};
-use crate::ops::optim::{AdamW, ClipFactor, Ema, SumOfSquares};
-use crate::ops::quantize::{QuantizeBlock, QuantizeTile};
-use crate::ops::rms_norm::{RmsNorm, RmsNormBackward, RmsNormWgrad};
-use crate::ops::rope::Rope;
-use crate::ops::router::{Router, RouterBackward};
-use crate::ops::swiglu::{Swiglu, SwigluBackward};
+use crate::ops::list::for_each_op;
 use crate::{DynOp, EngineError, Tensor};
 
 /// Where in a step an op stands: what op records and error reports say beside the op.
@@ -72,23 +52,23 @@ impl Default for Place {
 pub type Result<T, E = EngineError> = std::result::Result<T, E>;
 
 macro_rules! argument {
-    (req, $buffer:ty) => { &$buffer };
-    (opt, $buffer:ty) => { Option<&$buffer> };
-    (own, $buffer:ty) => { $buffer };
-    (take, $buffer:ty) => { Option<$buffer> };
+    (shared, $buffer:ty) => { &$buffer };
+    (optional, $buffer:ty) => { Option<&$buffer> };
+    (owned, $buffer:ty) => { $buffer };
+    (optional_owned, $buffer:ty) => { Option<$buffer> };
 }
 
 macro_rules! pass {
-    (req, $x:ident) => {
+    (shared, $x:ident) => {
         Some($x.clone())
     };
-    (opt, $x:ident) => {
+    (optional, $x:ident) => {
         $x.cloned()
     };
-    (own, $x:ident) => {
+    (owned, $x:ident) => {
         Some($x)
     };
-    (take, $x:ident) => {
+    (optional_owned, $x:ident) => {
         $x
     };
 }
@@ -117,13 +97,13 @@ macro_rules! unpack {
 }
 
 macro_rules! typed_methods {
-    ($($name:ident($op:ty; $($arg:ident: $kind:tt),*) -> $n:tt;)*) => {$(
+    ($($name:ident($file:ident::$op:ident; $($arg:ident: $kind:tt),*) -> $n:tt;)*) => {$(
         #[doc = concat!("Op `", stringify!($name), "`; inputs in the order of its roles.\n\n\
             # Errors\nAs [`Backend::execute`].")]
         #[allow(clippy::too_many_arguments)]
         fn $name(
             &self,
-            op: &$op,
+            op: &crate::ops::$file::$op,
             $($arg: argument!($kind, Self::Buffer)),*
         ) -> Result<outputs!($n, Self::Buffer)> {
             let out = self.execute(op, vec![$(pass!($kind, $arg)),*])?;
@@ -197,72 +177,5 @@ pub trait Backend {
         Ok(counts.as_slice::<i32>()[local].iter().map(|&n| n as usize).collect())
     }
 
-    typed_methods! {
-        add(Add; a: req, b: req, c: opt) -> 1;
-        adamw(AdamW; w: own, m: own, v: own, grad: req, factor: req) -> 3;
-        all_gather(AllGather; x: req) -> 1;
-        all_reduce(AllReduce; x: req) -> 1;
-        attention(Attention; q: req, k: req, v: req) -> 2;
-        attention_cached(AttentionCached; q: req, cache: req) -> 1;
-        attention_latent(AttentionLatent; q: req, cache: req) -> 1;
-        attention_backward(
-            AttentionBackward; q: req, k: req, v: req, o: req, lse: req, d_o: req
-        ) -> 3;
-        balance_loss(BalanceLoss; scores: req, indices: opt) -> 2;
-        cast(Cast; x: req) -> 1;
-        clip_factor(ClipFactor; partials: req) -> 2;
-        combine(Combine; y: req, inverse: req) -> 1;
-        concat_columns(ConcatColumns; a: req, b: req, c: opt) -> 1;
-        concat_rows(ConcatRows; a: req, b: req) -> 1;
-        cross_entropy(CrossEntropy; x: req, weight: req, targets: req) -> 2;
-        cross_entropy_backward(
-            CrossEntropyBackward; x: req, weight: req, targets: req, lse: req, acc: own
-        ) -> 2;
-        dequantize(Dequantize; q: req, scale: req) -> 1;
-        dispatch(Dispatch; x: req, rows: req) -> 1;
-        dispatch_plan(DispatchPlan; indices: req) -> 3;
-        drop_tokens(DropTokens; indices: req, scores: req) -> 2;
-        ema(Ema; e: own, w: req) -> 1;
-        gather_rows(GatherRows; table: req, ids: req) -> 1;
-        gemm(Gemm; a: req, b: req, c: take) -> 1;
-        gemm_fp8(
-            GemmFp8; a: req, a_scale: req, b: req, b_scale: req, c: take
-        ) -> 1;
-        grouped_gemm(GroupedGemm; a: req, b: req, c: take) -> 1;
-        grouped_gemm_fp8(
-            GroupedGemmFp8; a: req, a_scale: req, b: req, b_scale: req
-        ) -> 1;
-        mla_absorb_query(MlaAbsorbQuery; q: req, w: req) -> 1;
-        mla_absorb_value(MlaAbsorbValue; o: req, w: req) -> 1;
-        mla_kv(MlaKv; kv: req, latent: req, cos: req, sin: req, positions: req) -> 2;
-        mla_kv_backward(
-            MlaKvBackward; dk: req, dv: req, cos: req, sin: req, positions: req
-        ) -> 2;
-        quantize_block(QuantizeBlock; x: req) -> 2;
-        quantize_tile(QuantizeTile; x: req) -> 2;
-        quantize_weight(QuantizeWeight; w: req) -> 4;
-        recv(Recv; x: req) -> 1;
-        reduce_scatter(ReduceScatter; x: req) -> 1;
-        rms_norm(RmsNorm; x: req, weight: req) -> 2;
-        rms_norm_backward(
-            RmsNormBackward; dy: req, x: req, weight: req, rstd: req, residual: opt
-        ) -> 1;
-        rms_norm_wgrad(RmsNormWgrad; dy: req, x: req, rstd: req, acc: own) -> 1;
-        rope(Rope; x: own, cos: req, sin: req, positions: req) -> 1;
-        router(Router; logits: req, bias: opt) -> 3;
-        router_backward(
-            RouterBackward; dweights: req, scores: req, indices: req, dscores: opt
-        ) -> 1;
-        scatter_add_rows(ScatterAddRows; x: req, ids: req, acc: own) -> 1;
-        send(Send; x: req) -> 1;
-        slice_columns(SliceColumns; x: req) -> 1;
-        slice_rows(SliceRows; x: req) -> 1;
-        sum_of_squares(SumOfSquares; x: req, partials: own) -> 1;
-        swiglu(Swiglu; x: req, weight: opt) -> 1;
-        swiglu_backward(SwigluBackward; dy: req, x: req, weight: opt) -> 2;
-        transpose_quantize(TransposeQuantize; x: req, x_scale: opt) -> 2;
-        wgrad_fp8(
-            WgradFp8; dy: req, dy_scale: req, x: req, x_scale: req, acc: own
-        ) -> 1;
-    }
+    for_each_op!(typed_methods);
 }

@@ -178,6 +178,7 @@ pub fn op_record(
         step: place.step,
         rank,
         op: op.name().to_owned(),
+        class: op.class(),
         params,
         inputs: inputs.into_iter().flatten().collect(),
         outputs,

@@ -29,7 +29,7 @@
 
 use std::borrow::Cow;
 
-use fathom_trace::{DType, TensorMeta};
+use fathom_trace::{DType, OpClass, TensorMeta};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, CowArray, Ix2, s};
 use rayon::prelude::*;
 use schemars::JsonSchema;
@@ -153,6 +153,7 @@ impl Op for Attention {
     const NAME: &'static str = "attention";
     const INPUTS: &'static [Role] = &[input("q"), input("k"), input("v")];
     const OUTPUTS: &'static [&'static str] = &["o", "lse"];
+    const CLASS: OpClass = OpClass::Attention;
 
     fn example() -> Example {
         let (t, s, heads, kv_heads, qk, v) = (4, 5, 4, 2, 4, 3);
@@ -311,6 +312,7 @@ impl Op for AttentionBackward {
     const INPUTS: &'static [Role] =
         &[input("q"), input("k"), input("v"), input("o"), input("lse"), input("do")];
     const OUTPUTS: &'static [&'static str] = &["dq", "dk", "dv"];
+    const CLASS: OpClass = OpClass::AttentionBackward;
 
     fn example() -> Example {
         let (t, s, heads, kv_heads, qk, v) = (4, 5, 4, 2, 4, 3);

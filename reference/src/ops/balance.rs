@@ -9,7 +9,7 @@
 //! many equal blocks, whose f is averaged and P summed: V2's device-level loss. Sums run over
 //! tokens in order. Sources: arXiv 2412.19437, equations 17 to 20; 2405.04434, section 2.2.3.
 
-use fathom_trace::{DType, TensorMeta};
+use fathom_trace::{DType, OpClass, TensorMeta};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +38,7 @@ impl Op for BalanceLoss {
     const NAME: &'static str = "balance_loss";
     const INPUTS: &'static [Role] = &[input("scores"), optional("indices")];
     const OUTPUTS: &'static [&'static str] = &["loss", "dscores"];
+    const CLASS: OpClass = OpClass::Row;
 
     fn example() -> Example {
         let (t, experts, top_k, segments) = (4, 4, 2, 2);

@@ -1,7 +1,7 @@
 //! Exchanges between ranks. Each names its group; with one member it is the identity, and only
 //! then can the host compute it. `meta` records them for any group.
 
-use fathom_trace::{DType, Group, GroupKind, TensorMeta};
+use fathom_trace::{DType, Group, GroupKind, OpClass, TensorMeta};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +33,7 @@ macro_rules! collectives {
 
         impl Op for $name {
             const NAME: &'static str = $op;
+            const CLASS: OpClass = OpClass::Collective;
             const INPUTS: &'static [Role] = &[input("x")];
             const OUTPUTS: &'static [&'static str] = &["y"];
 

@@ -8,7 +8,7 @@
 //! operands' element type for the two products: `dx = dz w`, `dw = dw + dz^T x`. Where a segment
 //! ends (`segments`), a new tensor-core group begins, as in op `gemm`.
 
-use fathom_trace::{DType, TensorMeta};
+use fathom_trace::{DType, OpClass, TensorMeta};
 use ndarray::{ArrayView2, s};
 use rayon::prelude::*;
 use schemars::JsonSchema;
@@ -95,6 +95,7 @@ impl Op for CrossEntropy {
     const NAME: &'static str = "cross_entropy";
     const INPUTS: &'static [Role] = &[input("x"), input("weight"), input("targets")];
     const OUTPUTS: &'static [&'static str] = &["loss", "lse"];
+    const CLASS: OpClass = OpClass::Loss;
 
     fn example() -> Example {
         let (t, hidden, vocab) = (3, 4, 5);
@@ -148,6 +149,7 @@ impl Op for CrossEntropyBackward {
     const INPUTS: &'static [Role] =
         &[input("x"), input("weight"), input("targets"), input("lse"), input("acc")];
     const OUTPUTS: &'static [&'static str] = &["dx", "dw"];
+    const CLASS: OpClass = OpClass::LossBackward;
 
     fn example() -> Example {
         let (t, hidden, vocab) = (3, 4, 5);

@@ -13,7 +13,7 @@
 //! `received` rows. With one rank the exchange is the identity, and only then can the host compute
 //! it. A token goes once to each rank that it needs (`copies_sent` in all), as DeepEP does it.
 
-use fathom_trace::{DType, Group, GroupKind, TensorMeta};
+use fathom_trace::{DType, Group, GroupKind, OpClass, TensorMeta};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +71,7 @@ impl Op for DispatchPlan {
     const NAME: &'static str = "dispatch_plan";
     const INPUTS: &'static [Role] = &[input("indices")];
     const OUTPUTS: &'static [&'static str] = &["rows", "inverse", "counts"];
+    const CLASS: OpClass = OpClass::DispatchPlan;
 
     fn example() -> Example {
         let (t, top_k, experts) = (3, 2, 4);
@@ -147,6 +148,7 @@ impl Op for Dispatch {
     const NAME: &'static str = "dispatch";
     const INPUTS: &'static [Role] = &[input("x"), input("rows")];
     const OUTPUTS: &'static [&'static str] = &["y"];
+    const CLASS: OpClass = OpClass::Dispatch;
 
     fn example() -> Example {
         let (t, columns, top_k, received) = (3, 4, 2, 6);
@@ -205,6 +207,7 @@ impl Op for Combine {
     const NAME: &'static str = "combine";
     const INPUTS: &'static [Role] = &[input("y"), input("inverse")];
     const OUTPUTS: &'static [&'static str] = &["x"];
+    const CLASS: OpClass = OpClass::Combine;
 
     fn example() -> Example {
         let (rows, columns, tokens, top_k) = (6, 4, 3, 2);

@@ -8,7 +8,7 @@
 
 use std::cmp::Ordering;
 
-use fathom_trace::{DType, TensorMeta};
+use fathom_trace::{DType, OpClass, TensorMeta};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,7 @@ impl Op for DropTokens {
     const NAME: &'static str = "drop_tokens";
     const INPUTS: &'static [Role] = &[input("indices"), input("scores")];
     const OUTPUTS: &'static [&'static str] = &["indices", "dropped"];
+    const CLASS: OpClass = OpClass::Stream;
 
     fn example() -> Example {
         let (t, top_k, experts, devices) = (4, 1, 4, 2);

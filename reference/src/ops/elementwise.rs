@@ -1,7 +1,7 @@
 //! Ops that move or add elements: `add`, `cast`, `concat_columns`, `gather_rows`,
 //! `scatter_add_rows`. Each sum and each conversion is rounded once, to nearest even.
 
-use fathom_trace::{DType, TensorMeta};
+use fathom_trace::{DType, OpClass, TensorMeta};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +71,7 @@ impl Op for Add {
     const NAME: &'static str = "add";
     const INPUTS: &'static [Role] = &[input("a"), input("b"), optional("c")];
     const OUTPUTS: &'static [&'static str] = &["y"];
+    const CLASS: OpClass = OpClass::Stream;
 
     fn example() -> Example {
         let (t, columns) = (3, 5);
@@ -120,6 +121,7 @@ impl Op for Cast {
     const NAME: &'static str = "cast";
     const INPUTS: &'static [Role] = &[input("x")];
     const OUTPUTS: &'static [&'static str] = &["y"];
+    const CLASS: OpClass = OpClass::Stream;
 
     fn example() -> Example {
         let (t, columns) = (3, 5);
@@ -153,6 +155,7 @@ impl Op for ConcatColumns {
     const NAME: &'static str = "concat_columns";
     const INPUTS: &'static [Role] = &[input("a"), input("b"), optional("c")];
     const OUTPUTS: &'static [&'static str] = &["y"];
+    const CLASS: OpClass = OpClass::Stream;
 
     fn example() -> Example {
         let (t, a, b, c) = (2, 3, 1, 4);
@@ -198,6 +201,7 @@ impl Op for SliceColumns {
     const NAME: &'static str = "slice_columns";
     const INPUTS: &'static [Role] = &[input("x")];
     const OUTPUTS: &'static [&'static str] = &["y"];
+    const CLASS: OpClass = OpClass::Stream;
 
     fn example() -> Example {
         let (t, columns, width) = (2, 7, 3);
@@ -246,6 +250,7 @@ impl Op for GatherRows {
     const NAME: &'static str = "gather_rows";
     const INPUTS: &'static [Role] = &[input("table"), input("ids")];
     const OUTPUTS: &'static [&'static str] = &["y"];
+    const CLASS: OpClass = OpClass::Gather;
 
     fn example() -> Example {
         let (t, rows, columns) = (3, 4, 5);
@@ -287,6 +292,7 @@ impl Op for ScatterAddRows {
     const NAME: &'static str = "scatter_add_rows";
     const INPUTS: &'static [Role] = &[input("x"), input("ids"), input("acc")];
     const OUTPUTS: &'static [&'static str] = &["y"];
+    const CLASS: OpClass = OpClass::Scatter;
 
     fn example() -> Example {
         let (t, rows, columns) = (3, 4, 5);

@@ -17,7 +17,7 @@
 use fathom_numerics::formats::Format;
 use fathom_numerics::gemm::{self, Accumulate, Fp8Operand, GemmConfig, ScaleBlock, grouped};
 use fathom_numerics::quant::{self, QuantConfig, Quantized, ScaleKind};
-use fathom_trace::{DType, TensorMeta};
+use fathom_trace::{DType, OpClass, TensorMeta};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, ArrayViewMut3, s};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -92,6 +92,7 @@ impl Op for QuantizeWeight {
     const NAME: &'static str = "quantize_weight";
     const INPUTS: &'static [Role] = &[input("w")];
     const OUTPUTS: &'static [&'static str] = &["q", "scale", "q_t", "scale_t"];
+    const CLASS: OpClass = OpClass::Convert;
 
     fn example() -> Example {
         let (n, k, block) = (3, 6, [2, 4]);
@@ -223,6 +224,7 @@ impl Op for TransposeQuantize {
     const NAME: &'static str = "transpose_quantize";
     const INPUTS: &'static [Role] = &[input("x"), optional("x_scale")];
     const OUTPUTS: &'static [&'static str] = &["q", "scale"];
+    const CLASS: OpClass = OpClass::Convert;
 
     fn example() -> Example {
         let (r, columns, from, block) = (6, 4, [1, 2], [1, 2]);
@@ -301,6 +303,7 @@ impl Op for Dequantize {
     const NAME: &'static str = "dequantize";
     const INPUTS: &'static [Role] = &[input("q"), input("scale")];
     const OUTPUTS: &'static [&'static str] = &["x"];
+    const CLASS: OpClass = OpClass::Convert;
 
     fn example() -> Example {
         let (r, columns, block) = (3, 6, [1, 4]);
@@ -351,6 +354,7 @@ impl Op for GroupedGemmFp8 {
     const NAME: &'static str = "grouped_gemm_fp8";
     const INPUTS: &'static [Role] = &[input("a"), input("a_scale"), input("b"), input("b_scale")];
     const OUTPUTS: &'static [&'static str] = &["d"];
+    const CLASS: OpClass = OpClass::GroupedGemm;
 
     fn example() -> Example {
         let (rows, experts, n, k) = (6, 3, 4, 160);
@@ -481,6 +485,7 @@ impl Op for WgradFp8 {
     const INPUTS: &'static [Role] =
         &[input("dy"), input("dy_scale"), input("x"), input("x_scale"), input("acc")];
     const OUTPUTS: &'static [&'static str] = &["d"];
+    const CLASS: OpClass = OpClass::WeightGradient;
 
     fn example() -> Example {
         let (m, n, k, tiles) = (3, 4, 170, 3);

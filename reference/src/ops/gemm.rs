@@ -10,7 +10,7 @@
 
 use fathom_numerics::gemm::{Accumulate, gemm_bf16_into};
 use fathom_numerics::mma::Accumulator;
-use fathom_trace::{DType, TensorMeta};
+use fathom_trace::{DType, OpClass, TensorMeta};
 use half::bf16;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
@@ -96,6 +96,7 @@ impl Op for Gemm {
     const NAME: &'static str = "gemm";
     const INPUTS: &'static [Role] = &[input("a"), input("b"), optional("c")];
     const OUTPUTS: &'static [&'static str] = &["d"];
+    const CLASS: OpClass = OpClass::Gemm;
 
     fn example() -> Example {
         let (m, n, k) = (3, 4, 20);

@@ -11,7 +11,7 @@
 use fathom_numerics::formats::{Format, Rounding};
 use fathom_numerics::gemm::{self, Accumulate, Fp8Operand, GemmConfig, Promote, ScaleBlock};
 use fathom_numerics::mma::{Accumulator, Fraction, Output};
-use fathom_trace::{DType, TensorMeta};
+use fathom_trace::{DType, OpClass, TensorMeta};
 use ndarray::Array2;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -203,6 +203,7 @@ impl Op for GemmFp8 {
     const INPUTS: &'static [Role] =
         &[input("a"), input("a_scale"), input("b"), input("b_scale"), optional("c")];
     const OUTPUTS: &'static [&'static str] = &["d"];
+    const CLASS: OpClass = OpClass::Gemm;
 
     fn example() -> Example {
         let (m, n, k) = (4, 6, 160);

@@ -4,7 +4,7 @@
 //! b\[r,n\] to d\[e,m,n\], added to `c`, each expert over its own rows. The arithmetic of each
 //! group is that of op `gemm`. Rows behind the last expert's (dropped slots) give zeros.
 
-use fathom_trace::{DType, TensorMeta};
+use fathom_trace::{DType, OpClass, TensorMeta};
 use half::bf16;
 use ndarray::{ArrayView3, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
@@ -63,6 +63,7 @@ impl Op for GroupedGemm {
     const NAME: &'static str = "grouped_gemm";
     const INPUTS: &'static [Role] = &[input("a"), input("b"), optional("c")];
     const OUTPUTS: &'static [&'static str] = &["d"];
+    const CLASS: OpClass = OpClass::GroupedGemm;
 
     fn example() -> Example {
         let (rows, experts, n, k) = (6, 3, 4, 20);

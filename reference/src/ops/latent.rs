@@ -18,7 +18,7 @@
 //! The absorbing products are chains of fma over ascending k in F32 (F64), rounded once.
 //! Source: arXiv 2405.04434, section 2.1.2 and appendix C.
 
-use fathom_trace::{DType, TensorMeta};
+use fathom_trace::{DType, OpClass, TensorMeta};
 use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
 use schemars::JsonSchema;
@@ -118,6 +118,7 @@ impl Op for MlaAbsorbQuery {
     const NAME: &'static str = "mla_absorb_query";
     const INPUTS: &'static [Role] = &[input("q"), input("w")];
     const OUTPUTS: &'static [&'static str] = &["y"];
+    const CLASS: OpClass = OpClass::Decode;
 
     fn example() -> Example {
         let (t, r, heads, nope, rope, v) = (3, 5, 2, 4, 2, 3);
@@ -164,6 +165,7 @@ impl Op for MlaAbsorbValue {
     const NAME: &'static str = "mla_absorb_value";
     const INPUTS: &'static [Role] = &[input("o"), input("w")];
     const OUTPUTS: &'static [&'static str] = &["y"];
+    const CLASS: OpClass = OpClass::Decode;
 
     fn example() -> Example {
         let (t, r, heads, nope, v) = (3, 5, 2, 4, 3);
@@ -206,6 +208,7 @@ impl Op for AttentionLatent {
     const NAME: &'static str = "attention_latent";
     const INPUTS: &'static [Role] = &[input("q"), input("cache")];
     const OUTPUTS: &'static [&'static str] = &["o"];
+    const CLASS: OpClass = OpClass::Decode;
 
     fn example() -> Example {
         let (t, s, heads, rank, rope) = (2, 5, 2, 4, 2);
@@ -264,6 +267,7 @@ impl Op for AttentionCached {
     const NAME: &'static str = "attention_cached";
     const INPUTS: &'static [Role] = &[input("q"), input("cache")];
     const OUTPUTS: &'static [&'static str] = &["o"];
+    const CLASS: OpClass = OpClass::Decode;
 
     fn example() -> Example {
         let (t, s, heads, kv_heads, qk, v) = (2, 5, 4, 2, 4, 3);
@@ -331,6 +335,7 @@ impl Op for ConcatRows {
     const NAME: &'static str = "concat_rows";
     const INPUTS: &'static [Role] = &[input("a"), input("b")];
     const OUTPUTS: &'static [&'static str] = &["y"];
+    const CLASS: OpClass = OpClass::Stream;
 
     fn example() -> Example {
         let (a, b, columns) = (3, 1, 4);
@@ -365,6 +370,7 @@ impl Op for SliceRows {
     const NAME: &'static str = "slice_rows";
     const INPUTS: &'static [Role] = &[input("x")];
     const OUTPUTS: &'static [&'static str] = &["y"];
+    const CLASS: OpClass = OpClass::Stream;
 
     fn example() -> Example {
         let (height, rows, columns) = (5, 2, 4);

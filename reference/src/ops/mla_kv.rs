@@ -7,7 +7,7 @@
 //!
 //! Backward: the shared key's gradient is the sum over heads in ascending order, rotated back.
 
-use fathom_trace::{DType, TensorMeta};
+use fathom_trace::{DType, OpClass, TensorMeta};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +56,7 @@ impl Op for MlaKv {
     const INPUTS: &'static [Role] =
         &[input("kv"), input("latent"), input("cos"), input("sin"), input("positions")];
     const OUTPUTS: &'static [&'static str] = &["k", "v"];
+    const CLASS: OpClass = OpClass::Convert;
 
     fn example() -> Example {
         let (t, length, heads, nope, rope, v, offset) = (3, 5, 2, 4, 4, 3, 2);
@@ -132,6 +133,7 @@ impl Op for MlaKvBackward {
     const INPUTS: &'static [Role] =
         &[input("dk"), input("dv"), input("cos"), input("sin"), input("positions")];
     const OUTPUTS: &'static [&'static str] = &["dkv", "dshared"];
+    const CLASS: OpClass = OpClass::Convert;
 
     fn example() -> Example {
         let (t, length, heads, nope, rope, v) = (3, 5, 2, 4, 4, 3);

@@ -10,7 +10,7 @@
 
 use fathom_numerics::formats::Format;
 use fathom_numerics::mma::{Arch, Instr, Mma as Instruction};
-use fathom_trace::{DType, TensorMeta};
+use fathom_trace::{DType, OpClass, TensorMeta};
 use ndarray::Array2;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -139,6 +139,7 @@ impl Op for Mma {
     const INPUTS: &'static [Role] =
         &[input("a"), input("b"), input("c"), optional("scale_a"), optional("scale_b")];
     const OUTPUTS: &'static [&'static str] = &["d"];
+    const CLASS: OpClass = OpClass::Gemm;
 
     fn example() -> Example {
         let (m, n, k, block) = (64, 8, 32, 32);

@@ -6,7 +6,7 @@
 //! masters, DeepSeek-V3 report, section 3.3.3; clipping by global norm, arXiv 1211.5063.
 
 use fathom_numerics::reduce::{RowTree, tensor_sum_of_squares, tree_sum};
-use fathom_trace::{DType, TensorMeta};
+use fathom_trace::{DType, OpClass, TensorMeta};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -95,6 +95,7 @@ impl Op for SumOfSquares {
     const NAME: &'static str = "sum_of_squares";
     const INPUTS: &'static [Role] = &[input("x"), input("partials")];
     const OUTPUTS: &'static [&'static str] = &["partials"];
+    const CLASS: OpClass = OpClass::Stream;
 
     fn example() -> Example {
         let (n, tensors) = (20, 3);
@@ -137,6 +138,7 @@ impl Op for ClipFactor {
     const NAME: &'static str = "clip_factor";
     const INPUTS: &'static [Role] = &[input("partials")];
     const OUTPUTS: &'static [&'static str] = &["norm", "factor"];
+    const CLASS: OpClass = OpClass::Stream;
 
     fn example() -> Example {
         let tensors = 3;
@@ -191,6 +193,7 @@ impl Op for AdamW {
     const INPUTS: &'static [Role] =
         &[input("w"), input("m"), input("v"), input("grad"), input("factor")];
     const OUTPUTS: &'static [&'static str] = &["w", "m", "v"];
+    const CLASS: OpClass = OpClass::Stream;
 
     fn example() -> Example {
         let n = 20;
@@ -270,6 +273,7 @@ impl Op for Ema {
     const NAME: &'static str = "ema";
     const INPUTS: &'static [Role] = &[input("e"), input("w")];
     const OUTPUTS: &'static [&'static str] = &["e"];
+    const CLASS: OpClass = OpClass::Stream;
 
     fn example() -> Example {
         let n = 20;

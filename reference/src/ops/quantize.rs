@@ -8,7 +8,7 @@
 
 use fathom_numerics::formats::{Format, bf16, f16};
 use fathom_numerics::quant::{self, QuantConfig, QuantError, Quantized, ScaleKind, Source};
-use fathom_trace::{DType, TensorMeta};
+use fathom_trace::{DType, OpClass, TensorMeta};
 use ndarray::ArrayView2;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -146,6 +146,7 @@ impl Op for QuantizeTile {
     const NAME: &'static str = "quantize_tile";
     const INPUTS: &'static [Role] = &[input("x")];
     const OUTPUTS: &'static [&'static str] = &["q", "scale"];
+    const CLASS: OpClass = OpClass::Convert;
 
     fn example() -> Example {
         let (m, k, tile) = (3, 160, 128);
@@ -195,6 +196,7 @@ impl Op for QuantizeBlock {
     const NAME: &'static str = "quantize_block";
     const INPUTS: &'static [Role] = &[input("x")];
     const OUTPUTS: &'static [&'static str] = &["q", "scale"];
+    const CLASS: OpClass = OpClass::Convert;
 
     fn example() -> Example {
         let (m, k, block) = (3, 160, [2, 128]);

@@ -9,7 +9,7 @@
 //! Weight gradient: `dw_i = dw_i + dy_i h_i`, token after token, so that it does not depend on how
 //! sequences are grouped into micro-batches. Source: Zhang and Sennrich, arXiv 1910.07467.
 
-use fathom_trace::{DType, TensorMeta};
+use fathom_trace::{DType, OpClass, TensorMeta};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -78,6 +78,7 @@ impl Op for RmsNorm {
     const NAME: &'static str = "rms_norm";
     const INPUTS: &'static [Role] = &[input("x"), input("weight")];
     const OUTPUTS: &'static [&'static str] = &["y", "rstd"];
+    const CLASS: OpClass = OpClass::Row;
 
     fn example() -> Example {
         let (t, columns, width) = (3, 6, 4);
@@ -130,6 +131,7 @@ impl Op for RmsNormBackward {
     const INPUTS: &'static [Role] =
         &[input("dy"), input("x"), input("weight"), input("rstd"), optional("residual")];
     const OUTPUTS: &'static [&'static str] = &["dx"];
+    const CLASS: OpClass = OpClass::Row;
 
     fn example() -> Example {
         let (t, columns, width) = (3, 6, 4);
@@ -201,6 +203,7 @@ impl Op for RmsNormWgrad {
     const NAME: &'static str = "rms_norm_wgrad";
     const INPUTS: &'static [Role] = &[input("dy"), input("x"), input("rstd"), input("acc")];
     const OUTPUTS: &'static [&'static str] = &["dw"];
+    const CLASS: OpClass = OpClass::Row;
 
     fn example() -> Example {
         let (t, columns, width) = (3, 6, 4);

@@ -6,7 +6,7 @@
 //! each sum rounded. Pairs are neighbours (`interleaved`, as the released checkpoints lie) or half
 //! a rotation width apart. `inverse` negates the sine: the gradient. Source: arXiv 2104.09864.
 
-use fathom_trace::{DType, TensorMeta};
+use fathom_trace::{DType, OpClass, TensorMeta};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -82,6 +82,7 @@ impl Op for Rope {
     const NAME: &'static str = "rope";
     const INPUTS: &'static [Role] = &[input("x"), input("cos"), input("sin"), input("positions")];
     const OUTPUTS: &'static [&'static str] = &["y"];
+    const CLASS: OpClass = OpClass::Rotation;
 
     fn example() -> Example {
         let (t, length, heads, head_dim, start) = (3, 5, 2, 6, 2);

@@ -13,7 +13,7 @@
 //! Source: arXiv 2412.19437, equations 12 to 16; 2408.15664 for the bias.
 
 use fathom_config::Score;
-use fathom_trace::{DType, TensorMeta};
+use fathom_trace::{DType, OpClass, TensorMeta};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -107,6 +107,7 @@ impl Op for Router {
     const NAME: &'static str = "router";
     const INPUTS: &'static [Role] = &[input("logits"), optional("bias")];
     const OUTPUTS: &'static [&'static str] = &["scores", "indices", "weights"];
+    const CLASS: OpClass = OpClass::Routing;
 
     fn example() -> Example {
         let (t, experts, top_k) = (3, 8, 2);
@@ -201,6 +202,7 @@ impl Op for RouterBackward {
     const INPUTS: &'static [Role] =
         &[input("dweights"), input("scores"), input("indices"), optional("dscores")];
     const OUTPUTS: &'static [&'static str] = &["dlogits"];
+    const CLASS: OpClass = OpClass::RoutingBackward;
 
     fn example() -> Example {
         let (t, experts, top_k) = (3, 8, 2);

@@ -7,7 +7,7 @@
 //! `dg = (d u) (z (1 + g (1 - z)))`, `dw = sum_i dy_i (silu(g_i) u_i)` (fixed tree).
 //! Source: arXiv 2002.05202.
 
-use fathom_trace::{DType, TensorMeta};
+use fathom_trace::{DType, OpClass, TensorMeta};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -49,6 +49,7 @@ impl Op for Swiglu {
     const NAME: &'static str = "swiglu";
     const INPUTS: &'static [Role] = &[input("x"), optional("weight")];
     const OUTPUTS: &'static [&'static str] = &["y"];
+    const CLASS: OpClass = OpClass::Convert;
 
     fn example() -> Example {
         let (r, i) = (3, 4);
@@ -96,6 +97,7 @@ impl Op for SwigluBackward {
     const NAME: &'static str = "swiglu_backward";
     const INPUTS: &'static [Role] = &[input("dy"), input("x"), optional("weight")];
     const OUTPUTS: &'static [&'static str] = &["dx", "dweight"];
+    const CLASS: OpClass = OpClass::Convert;
 
     fn example() -> Example {
         let (r, i) = (3, 4);

@@ -1,11 +1,12 @@
 //! The file format: JSON Lines whose first line names the kind of record and the version.
 //!
 //! ```text
-//! {"fathom_trace":"op","version":1}
-//! {"seq":0,"step":0,"rank":0,"op":"gemm_fp8", ...}
+//! {"fathom_trace":"op","version":2}
+//! {"seq":0,"step":0,"rank":0,"op":"gemm_fp8","class":"gemm", ...}
 //! ```
 //!
-//! Readers refuse other versions and unknown fields, naming file and line.
+//! Readers refuse other versions and unknown fields, naming file and line. A trace of an older
+//! version is recorded anew, which takes seconds: what it lacks cannot be guessed.
 
 use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
@@ -19,13 +20,14 @@ use crate::{KernelRecord, OpRecord};
 pub trait Record: Serialize + DeserializeOwned {
     /// The word in the header line.
     const KIND: &'static str;
-    /// The version of the record's fields; raised when a field changes its meaning.
+    /// The version of the record's fields; raised when a field comes, goes or changes its meaning.
     const VERSION: u32;
 }
 
 impl Record for OpRecord {
     const KIND: &'static str = "op";
-    const VERSION: u32 = 1;
+    /// Version 2 has `class`.
+    const VERSION: u32 = 2;
 }
 
 impl Record for KernelRecord {

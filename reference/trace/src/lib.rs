@@ -21,4 +21,4 @@ pub mod shared;
 pub use dtype::DType;
 pub use jsonl::TraceError;
 pub use kernel::{KernelRecord, RoleRecord};
-pub use op::{Component, Group, GroupKind, OpRecord, Parallel, Phase, TensorMeta};
+pub use op::{Component, Group, GroupKind, OpClass, OpRecord, Parallel, Phase, TensorMeta};

@@ -96,6 +96,54 @@ pub enum Phase {
     W,
 }
 
+/// How an op uses a GPU: which kernels it becomes and what bounds their time. Every op of the table
+/// states its own, and whoever reads a record times it by this, whatever the op is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OpClass {
+    /// One matrix product of `a` and `b`, which lie as the parameter `layout` says.
+    Gemm,
+    /// One matrix product an expert, on the rows that the parameter `counts` gives it.
+    GroupedGemm,
+    /// One product of transposed casts `dy` and `x`, whose columns the parameter `segments` cuts.
+    WeightGradient,
+    /// Causal attention over whole sequences; sizes in the parameters `shape` and `segments`.
+    Attention,
+    /// The gradient of [`OpClass::Attention`].
+    AttentionBackward,
+    /// Products and attention of decoding, over a cache of earlier tokens.
+    Decode,
+    /// The product with the head's `weight`, then softmax and loss over its columns.
+    Loss,
+    /// The gradient of [`OpClass::Loss`]: two products and a pass over the logits.
+    LossBackward,
+    /// Tokens' rows to the ranks of their experts.
+    Dispatch,
+    /// The experts' rows back to the ranks of their tokens.
+    Combine,
+    /// Counting and placing of the rows that [`OpClass::Dispatch`] moves.
+    DispatchPlan,
+    /// Selection of experts: many passes over small rows of scores.
+    Routing,
+    /// The gradient of [`OpClass::Routing`].
+    RoutingBackward,
+    /// Reads the rows of a table that an index names.
+    Gather,
+    /// Adds rows onto those of a table that an index names.
+    Scatter,
+    /// Rotates some columns of every head in place; the parameters `head_dim` and `start` say
+    /// which.
+    Rotation,
+    /// Communication along the record's group; a copy where the group has one member.
+    Collective,
+    /// Moves its bytes at the memory's pace: copies, element-wise arithmetic, transposes.
+    Stream,
+    /// Computes on the bytes that it moves: casts with block scales, SwiGLU.
+    Convert,
+    /// Moves short rows, each reduced or permuted: norms, gates.
+    Row,
+}
+
 /// A tensor's role, element type and shape, without its elements.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -127,6 +175,8 @@ pub struct OpRecord {
     pub rank: usize,
     /// Name in the op table, `gemm_fp8` for instance.
     pub op: String,
+    /// How the op uses a GPU.
+    pub class: OpClass,
     /// The op's parameters, as in a case file.
     pub params: BTreeMap<String, serde_json::Value>,
     /// Input tensors in the order of the op's roles.

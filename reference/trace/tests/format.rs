@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use fathom_trace::{
-    Component, DType, Group, GroupKind, KernelRecord, OpRecord, Phase, TensorMeta, jsonl,
+    Component, DType, Group, GroupKind, KernelRecord, OpClass, OpRecord, Phase, TensorMeta, jsonl,
 };
 
 fn op() -> OpRecord {
@@ -13,6 +13,7 @@ fn op() -> OpRecord {
         step: 0,
         rank: 7,
         op: "gemm_fp8".to_owned(),
+        class: OpClass::Gemm,
         params: BTreeMap::from([("promotion".to_owned(), serde_json::json!(128))]),
         inputs: vec![TensorMeta { role: "a".into(), dtype: DType::F8E4M3, shape: vec![64, 128] }],
         outputs: vec![TensorMeta { role: "d".into(), dtype: DType::F32, shape: vec![64, 8] }],
@@ -52,7 +53,13 @@ fn other_kinds_versions_and_fields_are_refused_with_their_line() {
     assert!(error("").to_string().starts_with("t.jsonl:1: expected the header"));
     let kernel = error("{\"fathom_trace\":\"kernel\",\"version\":1}\n");
     assert!(kernel.to_string().contains("found {\"fathom_trace\":\"kernel\""), "{kernel}");
-    assert!(error("{\"fathom_trace\":\"op\",\"version\":2}\n").to_string().contains("t.jsonl:1"));
+    for version in [1, 3] {
+        let other = error(&format!("{{\"fathom_trace\":\"op\",\"version\":{version}}}\n"));
+        let (found, expected) = (format!("\"version\":{version}"), "\"version\":2");
+        let message = other.to_string();
+        assert!(message.starts_with("t.jsonl:1: expected"), "{message}");
+        assert!(message.contains(&found) && message.contains(expected), "{message}");
+    }
 
     let good = String::from_utf8(write(&[op()])).unwrap();
     let bad = good.replace("\"flops\"", "\"flop\"");

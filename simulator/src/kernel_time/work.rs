@@ -5,7 +5,7 @@ use fathom_trace::Group;
 
 use super::{AttentionShape, GemmKind, GemmShape, KernelModel, MemoryClass};
 use crate::config::WhatIf;
-use crate::lowering::Kernel;
+use crate::lowering::{self, Kernel};
 
 /// The work of one kernel on one GPU.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,7 +39,7 @@ pub enum Work {
 /// Share of a kernel's bytes that is left when wishes of the report (section 3.5.2) are granted.
 fn bytes_left(op: &str, wishes: &WhatIf) -> f64 {
     let mut left: f64 = 1.0;
-    if op == "quantize_tile" {
+    if op == lowering::CAST {
         // Fused with the copy into shared memory, nothing is left; near memory, half the traffic;
         // with a warp-level cast the producer quantises and only the FP8 write remains of read 2,
         // write 1.
@@ -53,7 +53,7 @@ fn bytes_left(op: &str, wishes: &WhatIf) -> f64 {
             }
         }
     }
-    if wishes.transposed_reads && op == "transpose_quantize" {
+    if wishes.transposed_reads && op == lowering::RETILING {
         left = 0.0;
     }
     left
