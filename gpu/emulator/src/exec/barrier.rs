@@ -4,11 +4,13 @@ use fathom_ptx::ast::{Instruction, Operand};
 use fathom_ptx::table::Opcode;
 use fathom_ptx::types::{Flag, Op, Type};
 
+use super::members::exchange;
 use super::mov;
 use crate::error::Ub;
 use crate::lower::{Lower, Lowered, mnemonic, unsupported};
 use crate::machine::cx::Cx;
 use crate::machine::lane::{Lane, Reg};
+use crate::machine::meeting::{Answer, Brought};
 use crate::machine::op::{Class, Step};
 use crate::machine::warp::Wait;
 
@@ -39,9 +41,8 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         BarRed | BarrierRed => bar_red(l, ins),
         BarWarpSync => {
             let mask = l.src(&ins.operands[0], Type::B32)?;
-            l.emit_action(Class::Barrier, move |cx| {
-                super::shuffle::by_members(cx, Some(mask), |_, _| {})
-            });
+            let nothing = |_: &Brought, _, _| Answer::default();
+            exchange(l, ins, Class::Barrier, Some(mask), |_| Brought::NOTHING, nothing, |_, _| {});
             Ok(())
         }
         BarrierClusterArrive => {

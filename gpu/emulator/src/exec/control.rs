@@ -262,7 +262,7 @@ fn enter(
                 // Lanes with another target take their turn after this one.
                 cx.w.groups[cx.at].pc = cx.pc;
                 cx.w.split(cx.at, same, cx.pc, cx.pc, Some(cx.pc + 1));
-                return Step::Control;
+                return Step::Regrouped;
             }
             let function = first.wrapping_sub(FUNCTION_WINDOW) / 16;
             let found = u32::try_from(function).ok().and_then(|f| code.function_of.get(&f));

@@ -13,7 +13,7 @@
 //! | [`memory`] | ld, st |
 //! | [`atomic`] | atom, red |
 //! | [`control`] | branches, calls, exit, trap |
-//! | [`shuffle`] | shfl, vote, match, redux, elect |
+//! | [`shuffle`] | shfl, vote, match, redux, elect; how their lanes meet: [`members`] |
 //! | [`cp_async`] | cp.async and its groups |
 //! | [`matrix`] | ldmatrix, stmatrix, movmatrix |
 //! | [`mma`], [`wmma`], [`wgmma`] | matrix products; arithmetic: [`tensor`], wgmma's [`operand`]s |
@@ -33,6 +33,7 @@ pub mod half;
 pub mod int;
 pub mod matrix;
 pub mod mbarrier;
+pub mod members;
 pub mod memory;
 pub mod mma;
 pub mod mov;

@@ -4,10 +4,12 @@ use fathom_ptx::ast::{Instruction, Operand};
 use fathom_ptx::table::Opcode;
 use fathom_ptx::types::{Flag, Op, Type};
 
+use super::members::exchange;
 use super::mov;
 use crate::lower::{Lower, Lowered, mnemonic, unsupported};
 use crate::machine::cx::{Cx, PRED_SINK};
 use crate::machine::lane::{LANES, Lane, Reg};
+use crate::machine::meeting::{Answer, Brought};
 use crate::machine::op::{Class, Step};
 
 /// Lowers an instruction of this class.
@@ -39,31 +41,6 @@ fn pair(l: &mut Lower<'_>, operand: &Operand, sink: Reg) -> Lowered<(Reg, Reg)> 
     })
 }
 
-/// Runs `f` for the executing lanes that name one member mask after the other; lanes of a warp may
-/// name several, each the lanes it exchanges with. `f` sees the lanes of one in `cx.mask`.
-pub fn by_members(cx: &mut Cx<'_>, mask: Option<Reg>, f: impl Fn(&mut Cx<'_>, u32)) -> Step {
-    let all = cx.mask;
-    let named = match mask {
-        Some(reg) => u32::read(cx, reg),
-        None => [all; LANES],
-    };
-    let needed = cx.lanes().fold(0, |m, lane| m | named[lane]);
-    if let Some(step) = cx.converge(needed) {
-        return step;
-    }
-    let mut left = all;
-    while left != 0 {
-        let members = named[left.trailing_zeros() as usize];
-        cx.mask = left;
-        cx.mask = cx.lanes().filter(|&lane| named[lane] == members).fold(0, |m, i| m | 1 << i);
-        left &= !cx.mask;
-        cx.are_members(members);
-        f(cx, members);
-    }
-    cx.mask = all;
-    Step::Next
-}
-
 fn shfl(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     let (d, p) = pair(l, &ins.operands[0], PRED_SINK)?;
     let a = l.src(&ins.operands[1], Type::B32)?;
@@ -78,19 +55,24 @@ fn shfl(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         .flags()
         .find(|f| matches!(f, Flag::Up | Flag::Down | Flag::Bfly | Flag::Idx))
         .unwrap_or(Flag::Idx);
-    l.emit_action(Class::Shuffle, move |cx| {
-        // What a lane reads does not depend on its mask; one may be read and written at once.
-        let (x, b, c) = (u32::read(cx, a), u32::read(cx, b), u32::read(cx, c));
-        let (mut out, mut valid) = ([0; LANES], 0);
+    let bring = move |cx: &Cx<'_>| Brought {
+        words: [u32::read(cx, a), u32::read(cx, b), u32::read(cx, c)],
+        predicate: 0,
+    };
+    // What a lane reads does not depend on its mask.
+    let answer = move |brought: &Brought, _, _| {
+        let [x, b, c] = &brought.words;
+        let mut answer = Answer::default();
         for lane in 0..LANES {
             let (from, ok) = source(mode, lane as u32, b[lane], c[lane]);
-            out[lane] = x[from as usize];
-            valid |= u32::from(ok) << lane;
+            answer.word[lane] = x[from as usize];
+            answer.predicate |= u32::from(ok) << lane;
         }
-        by_members(cx, mask, |cx, _| {
-            u32::write(cx, d, out);
-            cx.set_pred(p, valid);
-        })
+        answer
+    };
+    exchange(l, ins, Class::Shuffle, mask, bring, answer, move |cx, answer| {
+        u32::write(cx, d, answer.word);
+        cx.set_pred(p, answer.predicate);
     });
     Ok(())
 }
@@ -127,21 +109,26 @@ fn vote(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         None => None,
     };
     let (all, any) = (ins.mods.has(Flag::All), ins.mods.has(Flag::Any));
-    l.emit_action(Class::Vote, move |cx| {
-        by_members(cx, mask, |cx, need| {
-            let who = cx.mask & need;
-            let yes = (cx.pred(a) ^ if negated { !0 } else { 0 }) & who;
-            if ballot {
-                mov::broadcast(cx, d, false, u64::from(yes));
-                return;
-            }
-            let result = match (all, any) {
-                (true, _) => yes == who,
-                (_, true) => yes != 0,
-                _ => yes == who || yes == 0,
-            };
-            cx.set_pred(p, if result { !0 } else { 0 });
-        })
+    let bring = move |cx: &Cx<'_>| {
+        let predicate = cx.pred(a) ^ if negated { !0 } else { 0 };
+        Brought { words: [[0; LANES]; 3], predicate }
+    };
+    let answer = move |brought: &Brought, who: u32, members: u32| {
+        let who = who & members;
+        let yes = brought.predicate & who;
+        let holds = match (all, any) {
+            (true, _) => yes == who,
+            (_, true) => yes != 0,
+            _ => yes == who || yes == 0,
+        };
+        Answer { word: [yes; LANES], predicate: if holds { !0 } else { 0 } }
+    };
+    exchange(l, ins, Class::Vote, mask, bring, answer, move |cx, answer| {
+        if ballot {
+            u32::write(cx, d, answer.word);
+        } else {
+            cx.set_pred(p, answer.predicate);
+        }
     });
     Ok(())
 }
@@ -153,22 +140,31 @@ fn matching(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     let a = l.src(&ins.operands[1], ty)?;
     let mask = l.src(&ins.operands[2], Type::B32)?;
     let all = ins.mods.has(Flag::All);
-    l.emit_action(Class::Vote, move |cx| {
-        by_members(cx, Some(mask), |cx, need| {
-            let who = cx.mask & need;
-            let value = mov::read(cx, a, wide);
-            let equal_to = |x: u64| {
-                (0..LANES).fold(0u32, |m, i| m | u32::from(who >> i & 1 != 0 && value[i] == x) << i)
-            };
-            if all {
-                let same = equal_to(value[cx.leader()]) == who;
-                mov::broadcast(cx, d, false, if same { u64::from(who) } else { 0 });
-                cx.set_pred(p, if same { !0 } else { 0 });
-            } else {
-                let out = std::array::from_fn(|i| equal_to(value[i]));
-                u32::write(cx, d, out);
-            }
-        })
+    let bring = move |cx: &Cx<'_>| {
+        let value = mov::read(cx, a, wide);
+        let halves = [value.map(|v| v as u32), value.map(|v| (v >> 32) as u32)];
+        Brought { words: [halves[0], halves[1], [0; LANES]], predicate: 0 }
+    };
+    let answer = move |brought: &Brought, who: u32, members: u32| {
+        let who = who & members;
+        let [low, high, _] = &brought.words;
+        let equal_to = |other: usize| {
+            let equal = |i: usize| low[i] == low[other] && high[i] == high[other];
+            (0..LANES).fold(0u32, |m, i| m | u32::from(who >> i & 1 != 0 && equal(i)) << i)
+        };
+        if all {
+            let first = who.trailing_zeros() as usize % LANES;
+            let same = equal_to(first) == who;
+            let [word, predicate] = if same { [who, !0] } else { [0; 2] };
+            return Answer { word: [word; LANES], predicate };
+        }
+        Answer { word: std::array::from_fn(equal_to), predicate: 0 }
+    };
+    exchange(l, ins, Class::Vote, Some(mask), bring, answer, move |cx, answer| {
+        u32::write(cx, d, answer.word);
+        if all {
+            cx.set_pred(p, answer.predicate);
+        }
     });
     Ok(())
 }
@@ -184,22 +180,27 @@ fn redux(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         return unsupported(mnemonic(ins));
     }
     let signed = ty.is_signed();
-    l.emit_action(Class::Vote, move |cx| {
-        let combine = |x: u32, y: u32| match op {
-            Op::Add => x.wrapping_add(y),
-            Op::And => x & y,
-            Op::Or => x | y,
-            Op::Xor => x ^ y,
-            Op::Min if signed => (x as i32).min(y as i32) as u32,
-            Op::Max if signed => (x as i32).max(y as i32) as u32,
-            Op::Min => x.min(y),
-            _ => x.max(y),
-        };
-        by_members(cx, Some(mask), |cx, _| {
-            let value = u32::read(cx, a);
-            let result = cx.lanes().map(|i| value[i]).reduce(combine).expect("a lane executes");
-            mov::broadcast(cx, d, false, u64::from(result));
-        })
+    let combine = move |x: u32, y: u32| match op {
+        Op::Add => x.wrapping_add(y),
+        Op::And => x & y,
+        Op::Or => x | y,
+        Op::Xor => x ^ y,
+        Op::Min if signed => (x as i32).min(y as i32) as u32,
+        Op::Max if signed => (x as i32).max(y as i32) as u32,
+        Op::Min => x.min(y),
+        _ => x.max(y),
+    };
+    let bring = move |cx: &Cx<'_>| Brought {
+        words: [u32::read(cx, a), [0; LANES], [0; LANES]],
+        predicate: 0,
+    };
+    let answer = move |brought: &Brought, who: u32, _| {
+        let values = (0..LANES).filter(|lane| who >> lane & 1 != 0).map(|i| brought.words[0][i]);
+        let result = values.reduce(combine).expect("a lane executes");
+        Answer { word: [result; LANES], predicate: 0 }
+    };
+    exchange(l, ins, Class::Vote, Some(mask), bring, answer, move |cx, answer| {
+        u32::write(cx, d, answer.word);
     });
     Ok(())
 }
@@ -209,15 +210,24 @@ fn elect(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     let sink = matches!(**d, Operand::Sink);
     let (d, p) = (l.dst(d)?, l.dst_pred(p)?);
     let mask = l.src(&ins.operands[1], Type::B32)?;
-    l.emit_action(Class::Vote, move |cx| {
-        by_members(cx, Some(mask), |cx, need| {
-            let leader = (need & cx.mask).trailing_zeros();
+    let answer = |_: &Brought, who: u32, members: u32| {
+        let leader = (who & members).trailing_zeros();
+        Answer { word: [leader; LANES], predicate: 1u32.checked_shl(leader).unwrap_or(0) }
+    };
+    exchange(
+        l,
+        ins,
+        Class::Vote,
+        Some(mask),
+        |_| Brought::NOTHING,
+        answer,
+        move |cx, answer| {
             if !sink {
-                mov::broadcast(cx, d, false, u64::from(leader));
+                u32::write(cx, d, answer.word);
             }
-            cx.set_pred(p, 1u32.checked_shl(leader).unwrap_or(0));
-        })
-    });
+            cx.set_pred(p, answer.predicate);
+        },
+    );
     Ok(())
 }
 

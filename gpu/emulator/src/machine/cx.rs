@@ -174,7 +174,7 @@ impl<'a> Cx<'a> {
         Step::Block
     }
 
-    /// For `.sync` and `.aligned` instructions: waits until the live lanes of `required` execute
+    /// For `.aligned` instructions: waits until the live lanes of `required` execute
     /// together. `None`: they do (or never will, which is reported).
     pub fn converge(&mut self, required: u32) -> Option<Step> {
         let need = required & self.w.live;
@@ -188,24 +188,15 @@ impl<'a> Cx<'a> {
         }
         self.w.groups[self.at].pc = self.pc;
         let before = self.w.groups.len();
-        self.w.gather(self.at);
+        self.w.gather(self.at, !0);
         if self.w.groups.len() != before {
-            return Some(Step::Control);
+            return Some(Step::Regrouped);
         }
         if self.stalled {
             self.divergence(need & !self.mask);
             return None;
         }
         Some(self.block(Wait::Lanes { mask: need }))
-    }
-
-    /// Reports executing lanes that the member mask they name leaves out.
-    pub fn are_members(&mut self, members: u32) {
-        let others = self.mask & !members;
-        if others != 0 && self.grid.settings.checks.sync {
-            let message = format!("lanes {others:#010x} execute this and are not in its mask");
-            self.report(Ub::Divergence, Some(others.trailing_zeros() as usize), None, message);
-        }
     }
 
     fn divergence(&mut self, missing: u32) {

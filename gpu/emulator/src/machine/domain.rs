@@ -239,7 +239,7 @@ fn particular(wait: Wait) -> u32 {
     match wait {
         Wait::Ready => 1,
         Wait::Cluster => 2,
-        Wait::Lanes { .. } => 3,
+        Wait::Lanes { .. } | Wait::Members { .. } => 3,
         Wait::Barrier { .. } => 4,
         Wait::Registers { .. } => 5,
         Wait::Mbarrier { .. } => 6,
@@ -251,6 +251,9 @@ fn describe_wait(wait: Wait, cluster: &Cluster, rank: u32) -> String {
         Wait::Ready => "runs without changing anything".into(),
         Wait::Barrier { id, .. } => format!("waits at barrier {id}"),
         Wait::Lanes { mask } => format!("waits for lanes {mask:#010x}"),
+        Wait::Members { missing } => {
+            format!("waits for lanes {missing:#010x} of its mask, which do not execute the like")
+        }
         Wait::Cluster => "waits at the cluster barrier".into(),
         Wait::Mbarrier { address, parity } => {
             let state = mbarrier_state(cluster, rank, address).unwrap_or_default();

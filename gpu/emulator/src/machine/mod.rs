@@ -10,6 +10,7 @@ pub mod cx;
 pub mod domain;
 pub mod global;
 pub mod lane;
+pub mod meeting;
 pub mod op;
 pub mod record;
 pub mod sanitizer;

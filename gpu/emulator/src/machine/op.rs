@@ -13,6 +13,8 @@ pub enum Step {
     Branch,
     /// The operation has changed the groups of the warp itself.
     Control,
+    /// The operation has changed the groups of the warp, and is to be executed by the new ones.
+    Regrouped,
     /// Not now: the same operation again when the group's turn comes.
     Block,
     /// Go on, but let others run first.

@@ -69,7 +69,10 @@ pub fn run(w: &mut Warp, around: Around<'_>, budget: u64) -> Turn {
                 cx.w.turn += 1;
                 idle = if ran == before { idle + 1 } else { 0 };
                 if idle >= cx.w.groups.len() {
-                    break;
+                    if !cx.w.release_members() {
+                        break;
+                    }
+                    idle = 0;
                 }
             }
             GroupEnd::Yields => {
@@ -91,7 +94,7 @@ pub fn run(w: &mut Warp, around: Around<'_>, budget: u64) -> Turn {
 /// Lets lanes go that wait at a join for a group that has spun for long.
 fn release_after_spinning(w: &mut Warp, at: usize) {
     let spun = w.groups.get(at).is_some_and(|g| g.spun >= RELEASE_AFTER);
-    if spun && w.release_parked() {
+    if spun && w.release_parked(!0) {
         w.groups.iter_mut().for_each(|g| g.spun = 0);
     }
 }
@@ -183,7 +186,7 @@ fn run_group(cx: &mut Cx<'_>, at: usize, budget: u64, ran: &mut u64) -> GroupEnd
                 *ran += n;
                 return GroupEnd::Changed;
             }
-            Step::Block => {
+            step @ (Step::Block | Step::Regrouped) => {
                 // It did not execute after all.
                 cx.stats.warps[pc as usize] -= 1;
                 if profiles {
@@ -191,9 +194,12 @@ fn run_group(cx: &mut Cx<'_>, at: usize, budget: u64, ran: &mut u64) -> GroupEnd
                 }
                 cx.stats.threads[pc as usize] -= u64::from(mask.count_ones());
                 n -= 1;
+                *ran += n;
+                if step == Step::Regrouped {
+                    return GroupEnd::Changed;
+                }
                 cx.w.groups[at].pc = pc;
                 cx.w.groups[at].spun += n;
-                *ran += n;
                 return GroupEnd::Waits;
             }
             Step::Yield => {

@@ -9,6 +9,7 @@
 use bytemuck::Zeroable;
 
 use super::lane::{Slot, WideSlot};
+use super::meeting::Meeting;
 use super::op::FunctionInfo;
 use crate::exec::wgmma::Issued;
 
@@ -35,6 +36,8 @@ pub enum Wait {
     Barrier { id: u32, generation: u64 },
     /// The lanes of this mask, at the same instruction.
     Lanes { mask: u32 },
+    /// Members of a mask, at an instruction of the same kind.
+    Members { missing: u32 },
     /// The cluster barrier's generation.
     Cluster,
     /// An mbarrier's phase.
@@ -85,6 +88,8 @@ pub struct Warp {
     pub local_words: usize,
     pub groups: Vec<Group>,
     pub joins: Vec<Join>,
+    /// Lanes that wait for other members of a mask.
+    pub meetings: Vec<Meeting>,
     pub turn: usize,
     /// Whether lanes were let go from a join before the others came: that the warp is in parts is
     /// then the schedule's doing, not the program's.
@@ -127,6 +132,7 @@ impl Warp {
             local_words: 0,
             groups: vec![group],
             joins: Vec::new(),
+            meetings: Vec::new(),
             turn: 0,
             let_go: false,
             partial_arrivals: Vec::new(),
@@ -256,11 +262,20 @@ impl Warp {
         self.leave(mask, from, NO_JOIN);
     }
 
-    /// Lets lanes that wait at a join go on alone; returns whether there were any.
-    pub fn release_parked(&mut self) -> bool {
+    /// Lets lanes go from joins that others wait for at an instruction with a member mask: those
+    /// cannot come before. Returns whether there were any.
+    pub fn release_members(&mut self) -> bool {
+        let live = self.live;
+        let missing = self.meetings.iter().fold(0, |m, meeting| m | meeting.missing(live));
+        missing != 0 && self.release_parked(missing)
+    }
+
+    /// Lets lanes that wait at a join, some of `lanes` among them, go on alone; returns whether
+    /// there were any.
+    pub fn release_parked(&mut self, lanes: u32) -> bool {
         for id in 0..self.joins.len() {
             let join = &mut self.joins[id];
-            if let Some(mut group) = join.parked.take() {
+            if let Some(mut group) = join.parked.take_if(|parked| parked.mask & lanes != 0) {
                 join.expected &= !group.mask;
                 group.join = join.parent;
                 self.groups.push(group);
@@ -271,15 +286,15 @@ impl Warp {
         false
     }
 
-    /// Merges with the group at `at` every other group that stands at the same instruction in the
-    /// same call; returns the merged mask.
-    pub fn gather(&mut self, at: usize) -> u32 {
+    /// Merges with the group at `at` every other group of these lanes that stands at the same
+    /// instruction in the same call; returns the merged mask.
+    pub fn gather(&mut self, at: usize, lanes: u32) -> u32 {
         let mut at = at;
         let mut i = 0;
         while i < self.groups.len() {
             let (a, b) = (&self.groups[at], &self.groups[i]);
             let together = i != at && a.pc == b.pc && a.frames == b.frames && a.base == b.base;
-            if !together {
+            if !together || b.mask & !lanes != 0 {
                 i += 1;
                 continue;
             }
@@ -364,12 +379,12 @@ mod tests {
         warp.split(0, 0xff, 10, 20, Some(20));
         let at = warp.groups.iter().position(|g| g.pc == 20).unwrap();
         warp.arrive(at);
-        assert!(warp.release_parked());
+        assert!(warp.release_parked(!0));
         assert_eq!(warp.groups.len(), 2);
         for group in &mut warp.groups {
             group.pc = 30;
         }
-        assert_eq!(warp.gather(1), !0);
+        assert_eq!(warp.gather(1, !0), !0);
         assert_eq!(warp.groups.len(), 1);
         assert_eq!(warp.groups[0].join, NO_JOIN);
     }

@@ -131,7 +131,8 @@ fn mbarriers_are_initialised_and_not_overfilled() {
 
 #[test]
 fn full_masks_need_full_warps() {
-    let body = "setp.lt.u32 %p1, %r0, 16;\n@%p1 shfl.sync.idx.b32 %r4, %r0, 0, 31, -1;";
+    let body = "setp.lt.u32 %p1, %r0, 16;\n@%p1 shfl.sync.idx.b32 %r4, %r0, 0, 31, -1;\n\
+                bar.sync 0;";
     finds(body, Ub::Divergence);
 }
 

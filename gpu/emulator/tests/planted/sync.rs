@@ -40,11 +40,11 @@ fn lanes_that_leave_a_long_loop_early_wait_at_the_barrier() {
 fn masks_name_the_lanes_that_execute() {
     let bed = Bed { block: 32, ..BED };
     bed.clean("setp.lt.u32 %p1, %r0, 16;\n@%p1 vote.sync.any.pred %p2, %p1, 65535;");
-    bed.finds(
-        "setp.lt.u32 %p1, %r0, 16;\n@%p1 vote.sync.any.pred %p2, %p1, -1;",
-        Ub::Divergence,
-        "vote.sync",
-    );
+    // Members that have exited are not waited for, others for ever.
+    let vote = "setp.lt.u32 %p1, %r0, 16;\n@%p1 vote.sync.any.pred %p2, %p1, -1;\n";
+    bed.clean(vote);
+    let f = bed.finds(&format!("{vote}bar.warp.sync -1;"), Ub::Deadlock, "vote.sync");
+    assert!(f.message.contains("waits for lanes 0xffff0000 of its mask"), "{f}");
     // Lanes that are not in the mask execute it.
     let f = bed.finds("shfl.sync.idx.b32 %r1, %r0, 0, 31, 255;", Ub::Divergence, "shfl.sync");
     assert!(f.message.contains("0xffffff00"), "{f}");

@@ -6,53 +6,7 @@ use std::fmt::Write;
 use fathom_emulator::{Checks, Device, LaunchConfig, Module, Params, Preset, Settings};
 use proptest::prelude::*;
 
-/// How the groups of a warp take turns.
-#[derive(Clone, Copy, Debug)]
-struct Turns {
-    seed: u64,
-    quantum: u32,
-    checks: Checks,
-}
-
-const ONE_TURN: Turns = Turns { seed: 0, quantum: 2000, checks: NO_CHECKS };
-const NO_CHECKS: Checks = Checks { memory: false, races: false, uninit: false, sync: false };
-
-fn all_turns() -> Vec<Turns> {
-    let mut list = Vec::new();
-    for checks in [NO_CHECKS, Checks::ALL] {
-        for (seed, quantum) in [(0, 2000), (0, 1), (1, 3), (7, 1), (99, 17)] {
-            list.push(Turns { seed, quantum, checks });
-        }
-    }
-    list
-}
-
-/// Runs kernel `k(.param .u64 out, .param .u32 n)` on a warp; its 32 results.
-fn run(text: &str, n: u32, turns: Turns) -> Vec<u64> {
-    let device = Device::new(Preset::named("h800").unwrap());
-    device.configure(Settings {
-        checks: turns.checks,
-        schedule_seed: turns.seed,
-        quantum: turns.quantum,
-        ..Settings::default()
-    });
-    let module = Module::load(&device, text).unwrap_or_else(|e| panic!("{e}\n{text}"));
-    let function = module.function("k").unwrap();
-    let out = device.upload(&[0u64; 32]).unwrap();
-    let params = Params::new().with(out).with(n).into_bytes();
-    let report = device.launch(&function, &LaunchConfig::new([1; 3], [32, 1, 1], params));
-    let report = report.unwrap_or_else(|e| panic!("{turns:?}: {e}\n{text}"));
-    assert_eq!(report.findings, [], "{turns:?}\n{text}");
-    device.download(out, 32).unwrap()
-}
-
-fn check(text: &str, n: u32, want: &[u64]) {
-    for turns in all_turns() {
-        assert_eq!(run(text, n, turns), want, "{turns:?}\n{text}");
-    }
-}
-
-const HEAD: &str = ".version 8.0\n.target sm_90\n.address_size 64\n";
+use crate::{HEAD, NO_CHECKS, ONE_TURN, all_turns, check, run};
 
 /// Lanes in two device functions at once: one's frame holds 64-bit registers where the other's
 /// holds 32-bit ones. A lane's halves once lay in the words of two other lanes.
