@@ -13,7 +13,7 @@ use crate::machine::cx::Cx;
 use crate::machine::global::Strength;
 use crate::machine::lane::LANES;
 use crate::machine::op::{Class, Step};
-use crate::machine::sanitizer::{Problem, Range, Sanitizer, Who, Writer};
+use crate::machine::sanitizer::{Problem, Range, Reader, Sanitizer, Who, Writer};
 
 /// Lowers a fence or membar.
 pub fn fence(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
@@ -122,7 +122,7 @@ impl Cx<'_> {
                     s.races = false;
                 }
                 problem = match (write, pending) {
-                    (false, _) => s.read(who, range, false),
+                    (false, _) => s.read(who, range, Reader::Warp),
                     (true, false) => s.write(who, range, writer),
                     (true, true) => {
                         s.copy_begins(who.warp, range);
@@ -215,7 +215,8 @@ impl Cx<'_> {
         let mut problem = None;
         self.with_sanitizer(|s, who| {
             let who = Who { proxy: true, ..who };
-            problem = s.read(who, Self::range(address, bytes), group);
+            let reader = if group { Reader::Pending } else { Reader::Warp };
+            problem = s.read(who, Self::range(address, bytes), reader);
             if group {
                 s.bulk_reads(who.warp, Self::range(address, bytes));
             }
@@ -305,7 +306,7 @@ impl Cx<'_> {
         self.with_sanitizer(|s, who| {
             let who = Who { proxy: true, ..who };
             let range = Self::range(address, 16);
-            problem = s.read(who, range, true).or_else(|| {
+            problem = s.read(who, range, Reader::Product).or_else(|| {
                 let (other, line) = s.other_layout(range, swizzle)?;
                 let name = |mode: u32| match mode {
                     0 => "no swizzle".to_owned(),
@@ -318,7 +319,6 @@ impl Cx<'_> {
                 );
                 Some((Ub::BadDescriptor, message))
             });
-            s.product_reads(who.warp, range);
         });
         self.tell(None, address, problem);
     }
@@ -335,7 +335,7 @@ impl Cx<'_> {
             s.atomic(who.warp);
             if s.uninit {
                 let races = std::mem::replace(&mut s.races, false);
-                problem = s.read(who, Self::range(address, bytes), false);
+                problem = s.read(who, Self::range(address, bytes), Reader::Warp);
                 s.races = races;
             }
         });

@@ -3,7 +3,10 @@
 //!
 //! Each of the four warps computes its 16 rows, when it commits the group that the instruction
 //! belongs to; results are there at once then, and what was not waited for only the sanitizer
-//! knows.
+//! knows. The warps begin a group together, and none leaves `wait_group` before all have committed
+//! what it waits for. So a warp may overwrite the operands behind its wait without asking its
+//! siblings: the PTX ISA does not promise that, and the pipelines of CUTLASS, FlashAttention-3 and
+//! FlashMLA rest on it.
 
 use std::cell::Cell;
 
@@ -19,11 +22,13 @@ use super::alu;
 use super::mma::{fragment, spread};
 use super::operand::{Descriptor, Element, Part, packed_b, side_by_side};
 use super::tensor::Product;
+use crate::error::Ub;
 use crate::lower::registers::names;
 use crate::lower::{Lower, Lowered, mnemonic, unsupported};
 use crate::machine::cx::{Cx, Grid};
 use crate::machine::lane::{LANES, Lane, Reg};
 use crate::machine::op::{Class, Step};
+use crate::machine::warp::Wait;
 
 /// Lowers an instruction of this class.
 pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
@@ -36,7 +41,16 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
                 if let Some(step) = cx.converge(!0) {
                     return step;
                 }
-                cx.wgmma_sync(op, left.unwrap_or(0) as usize);
+                let left = left.unwrap_or(0);
+                if op == Opcode::WgmmaWaitGroup
+                    && let Some(step) = meet(cx, Place::Wait { left })
+                {
+                    return step;
+                }
+                cx.wgmma_sync(op, left as usize);
+                if op == Opcode::WgmmaCommitGroup {
+                    commit(cx);
+                }
                 if op == Opcode::WgmmaFence || cx.w.issued.is_empty() {
                     return Step::Next;
                 }
@@ -107,7 +121,7 @@ fn mma_async(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         k,
     });
     l.emit_action(Class::Wgmma, move |cx| {
-        if let Some(step) = cx.converge(!0) {
+        if let Some(step) = cx.converge(!0).or_else(|| meet(cx, Place::Product)) {
             return step;
         }
         let issued = Issued::new(cx, number);
@@ -119,6 +133,53 @@ fn mma_async(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         Step::Next
     });
     Ok(())
+}
+
+/// Where the warps of a warpgroup meet.
+#[derive(Clone, Copy)]
+enum Place {
+    Product,
+    Wait { left: u64 },
+}
+
+/// Waits until the other warps of the warpgroup have come as far. `None`: they have, or never
+/// will, which is reported.
+fn meet(cx: &mut Cx<'_>, place: Place) -> Option<Step> {
+    let (group, own) = (cx.w.index as usize / 4, cx.w.index as usize % 4);
+    let cta = &mut cx.cluster.ctas[cx.cta];
+    let state = &mut cta.warpgroups[group];
+    let committed = state.committed[own];
+    let (all, needed) = match place {
+        Place::Product => {
+            *cx.changes += u64::from(state.begun[own] <= committed);
+            state.begun[own] = committed + 1;
+            (state.begun, committed + 1)
+        }
+        Place::Wait { left } => (state.committed, committed.saturating_sub(left)),
+    };
+    let siblings = cta.warps.iter().skip(4 * group).take(4).enumerate();
+    let missing = siblings
+        .filter(|(i, warp)| warp.is_some() && all[*i] < needed)
+        .fold(0, |mask, (i, _)| mask | 1 << i);
+    if missing == 0 {
+        cx.w.groups[cx.at].wait = Wait::Ready;
+        return None;
+    }
+    if !cx.stalled {
+        return Some(cx.block(Wait::Warpgroup { missing }));
+    }
+    let message = format!("warps {missing:#06b} of the warpgroup do not take part in this wgmma");
+    cx.report(Ub::Divergence, Some(cx.leader()), None, message);
+    None
+}
+
+/// The warp's group of wgmmas ends.
+fn commit(cx: &mut Cx<'_>) {
+    let (group, own) = (cx.w.index as usize / 4, cx.w.index as usize % 4);
+    let state = &mut cx.cluster.ctas[cx.cta].warpgroups[group];
+    state.committed[own] += 1;
+    state.begun[own] = state.committed[own];
+    *cx.changes += 1;
 }
 
 /// One wgmma.mma_async.

@@ -55,6 +55,15 @@ impl NamedBarrier {
     }
 }
 
+/// How far the four warps of a warpgroup have come with their groups of wgmmas.
+#[derive(Clone, Debug, Default)]
+pub struct Warpgroup {
+    /// Groups of which each warp has come to the first wgmma.
+    pub begun: [u64; 4],
+    /// Groups that each warp has committed.
+    pub committed: [u64; 4],
+}
+
 /// One CTA.
 pub struct Cta {
     /// Its place in the grid.
@@ -72,6 +81,7 @@ pub struct Cta {
     /// The warps; a warp is taken out while it runs.
     pub warps: Vec<Option<Box<Warp>>>,
     pub barriers: BTreeMap<u32, NamedBarrier>,
+    pub warpgroups: Vec<Warpgroup>,
     /// Threads that have not exited.
     pub live_threads: u32,
     /// Registers a thread of each warpgroup, where `setmaxnreg` takes effect.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::cluster::{Cluster, Cta};
+use super::cluster::{Cluster, Cta, Warpgroup};
 use super::cx::{Grid, Stats};
 use super::global::Global;
 use super::sanitizer::Sanitizer;
@@ -239,7 +239,7 @@ fn particular(wait: Wait) -> u32 {
     match wait {
         Wait::Ready => 1,
         Wait::Cluster => 2,
-        Wait::Lanes { .. } | Wait::Members { .. } => 3,
+        Wait::Lanes { .. } | Wait::Members { .. } | Wait::Warpgroup { .. } => 3,
         Wait::Barrier { .. } => 4,
         Wait::Registers { .. } => 5,
         Wait::Mbarrier { .. } => 6,
@@ -255,6 +255,9 @@ fn describe_wait(wait: Wait, cluster: &Cluster, rank: u32) -> String {
             format!("waits for lanes {missing:#010x} of its mask, which do not execute the like")
         }
         Wait::Cluster => "waits at the cluster barrier".into(),
+        Wait::Warpgroup { missing } => {
+            format!("waits for the wgmmas of warps {missing:#06b} of its warpgroup")
+        }
         Wait::Mbarrier { address, parity } => {
             let state = mbarrier_state(cluster, rank, address).unwrap_or_default();
             format!("waits for phase parity {parity} of the mbarrier at {address:#x}{state}")
@@ -328,6 +331,7 @@ fn new_cluster(grid: &Grid, index: u64, base: u32) -> Cluster {
                 tiles: Vec::new(),
                 warps: warps.collect(),
                 barriers: BTreeMap::new(),
+                warpgroups: vec![Warpgroup::default(); threads.div_ceil(128) as usize],
                 live_threads: threads,
                 registers: grid
                     .code

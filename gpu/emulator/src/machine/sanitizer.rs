@@ -3,7 +3,8 @@
 //! Every warp has a vector clock; barriers, mbarriers and atomics join them (happens-before). A
 //! second clock says what of it the asynchronous proxy may see: `fence.proxy.async` brings it up to
 //! date. TMA writes on behalf of the mbarrier that they complete on, so that only who waited for
-//! that one sees them; cp.async writes and wgmma reads stay pending until they are waited for.
+//! that one sees them; cp.async writes stay pending until they are waited for; wgmma reads on behalf of
+//! its warpgroup, by groups, so that who waited for a group knows of the reads of all four warps.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -101,6 +102,18 @@ struct Order {
     thread: Option<u32>,
 }
 
+/// On whose behalf bytes are read, and until when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// The warp itself, now.
+    Warp,
+    /// The warp's bulk copy, until it is waited for.
+    Pending,
+    /// A wgmma of the warp's open group, until a warp of the warpgroup has waited for that group
+    /// and says so.
+    Product,
+}
+
 /// Bytes of shared memory: CTA, first, count.
 pub type Range = (usize, usize, usize);
 
@@ -133,8 +146,8 @@ pub struct Sanitizer {
     copies: Vec<Vec<Vec<Range>>>,
     /// Bulk stores that still read shared memory.
     bulk: Vec<Vec<Vec<Range>>>,
-    /// wgmma reads of each warp.
-    products: Vec<Vec<Vec<Range>>>,
+    /// Threads that stand for the wgmma reads of each warpgroup, by its first warp.
+    products: BTreeMap<u32, u32>,
     /// Accumulator registers in flight: (group, register).
     registers: Vec<Vec<(usize, u32)>>,
     groups: Vec<usize>,
@@ -168,7 +181,7 @@ impl Sanitizer {
             atomics: Order::default(),
             copies: vec![vec![Vec::new()]; threads],
             bulk: vec![vec![Vec::new()]; threads],
-            products: vec![vec![Vec::new()]; threads],
+            products: BTreeMap::new(),
             registers: vec![Vec::new(); threads],
             groups: vec![0; threads],
             unfenced: vec![BTreeSet::new(); threads],
@@ -191,8 +204,20 @@ impl Sanitizer {
     fn name(&self, thread: u32) -> String {
         match thread < self.threads {
             true => format!("warp {} of CTA rank {}", thread % self.warps, thread / self.warps),
+            false if self.products.values().any(|&t| t == thread) => "a wgmma".into(),
             false => "an asynchronous copy".into(),
         }
+    }
+
+    /// The thread that stands for the wgmma reads of a warp's warpgroup. Its clock counts groups.
+    fn products_of(&mut self, warp: u32) -> u32 {
+        let first = warp - warp % self.warps % 4;
+        let next = self.seen.len() as u32;
+        let thread = *self.products.entry(first).or_insert(next);
+        if thread == next {
+            self.seen.push(Seen::default());
+        }
+        thread
     }
 
     fn tick(&mut self, warp: u32) {
@@ -314,9 +339,16 @@ impl Sanitizer {
         Some((Ub::MissingProxyFence, message))
     }
 
-    /// A read; remembered as pending where `pending`.
-    pub fn read(&mut self, who: Who, (cta, first, n): Range, pending: bool) -> Option<Problem> {
-        let clock = if pending { PENDING } else { self.now(who.warp) };
+    /// A read by a warp, or by `reader` on its behalf.
+    pub fn read(&mut self, who: Who, (cta, first, n): Range, reader: Reader) -> Option<Problem> {
+        let (thread, clock) = match reader {
+            Reader::Warp => (who.warp, self.now(who.warp)),
+            Reader::Pending => (who.warp, PENDING),
+            Reader::Product => {
+                (self.products_of(who.warp), self.groups[who.warp as usize] as u32 + 1)
+            }
+        };
+        let access = Access { thread, clock, line: who.line, proxy: who.proxy };
         let mut problem = None;
         // Neighbours mostly have the same history.
         let mut fine = None;
@@ -334,8 +366,7 @@ impl Sanitizer {
                 }
             }
             let reads = &mut self.cells[cta][i].reads;
-            let slot = usize::from(reads[0].clock != 0 && reads[0].thread != who.warp);
-            let access = Access { thread: who.warp, clock, line: who.line, proxy: who.proxy };
+            let slot = usize::from(reads[0].clock != 0 && reads[0].thread != thread);
             reads[slot] = access;
         }
         problem
@@ -506,11 +537,6 @@ impl Sanitizer {
         }
     }
 
-    /// A read that stays pending until its group is waited for.
-    pub fn product_reads(&mut self, warp: u32, range: Range) {
-        self.products[warp as usize].last_mut().expect("an open group").push(range);
-    }
-
     /// wgmma writes these registers until it is waited for.
     pub fn product_registers(&mut self, warp: u32, registers: impl Iterator<Item = u32>) {
         let group = self.groups[warp as usize];
@@ -545,18 +571,18 @@ impl Sanitizer {
 
     /// wgmma.commit_group.
     pub fn product_commit(&mut self, warp: u32) {
-        self.products[warp as usize].push(Vec::new());
         self.groups[warp as usize] += 1;
     }
 
-    /// wgmma.wait_group.
+    /// wgmma.wait_group: all four warps have read the operands of the groups before the last
+    /// `left`.
     pub fn product_wait(&mut self, warp: u32, left: usize) {
         let group = self.groups[warp as usize];
         self.registers[warp as usize].retain(|(g, _)| *g + left >= group);
-        let groups = &mut self.products[warp as usize];
-        let count = (groups.len() - 1).saturating_sub(left);
-        let ended: Vec<Range> = groups.drain(..count).flatten().collect();
-        self.reads_end(warp, ended);
+        let thread = self.products_of(warp) as usize;
+        let clock = &mut self.seen[warp as usize].clock;
+        clock.resize(clock.len().max(thread + 1), 0);
+        clock[thread] = clock[thread].max(group.saturating_sub(left) as u32);
     }
 
     /// A tensor copy wrote this range with a swizzle mode.
@@ -699,14 +725,14 @@ mod tests {
                 s.barrier_leave(1, 0, 0);
             }
             let expected = if barrier { None } else { Some(Ub::SharedRace) };
-            assert_eq!(kind(s.read(who(1, 2), (0, 0, 4), false)), expected);
+            assert_eq!(kind(s.read(who(1, 2), (0, 0, 4), Reader::Warp)), expected);
         }
     }
 
     #[test]
     fn what_nobody_wrote_is_uninitialised() {
         let mut s = Sanitizer::new(1, 1, 64, 0).checking(false, true);
-        assert_eq!(kind(s.read(who(0, 1), (0, 8, 4), false)), Some(Ub::Uninitialized));
+        assert_eq!(kind(s.read(who(0, 1), (0, 8, 4), Reader::Warp)), Some(Ub::Uninitialized));
     }
 
     #[test]
@@ -719,7 +745,7 @@ mod tests {
             }
             let expected = if fence { None } else { Some(Ub::MissingProxyFence) };
             let tma = Who { proxy: true, ..who(0, 2) };
-            assert_eq!(kind(s.read(tma, (0, 0, 16), false)), expected);
+            assert_eq!(kind(s.read(tma, (0, 0, 16), Reader::Warp)), expected);
         }
     }
 
@@ -730,9 +756,9 @@ mod tests {
         s.write(tma, (0, 0, 16), Writer::Mbarrier(40));
         s.completed(40);
         s.flip(40);
-        assert_eq!(kind(s.read(who(1, 3), (0, 0, 16), false)), Some(Ub::AsyncNotWaited));
+        assert_eq!(kind(s.read(who(1, 3), (0, 0, 16), Reader::Warp)), Some(Ub::AsyncNotWaited));
         s.waited(1, 40);
-        assert_eq!(kind(s.read(who(1, 3), (0, 0, 16), false)), None);
+        assert_eq!(kind(s.read(who(1, 3), (0, 0, 16), Reader::Warp)), None);
         s.waited(0, 40);
         // Overwriting it before the reader says that it is done is a race.
         assert_eq!(kind(s.write(tma, (0, 0, 16), Writer::Mbarrier(40))), Some(Ub::SharedRace));
@@ -744,8 +770,8 @@ mod tests {
         s.write(who(0, 1), (0, 0, 16), Writer::Pending);
         s.copy_begins(0, (0, 0, 16));
         s.copy_commit(0);
-        assert_eq!(kind(s.read(who(0, 2), (0, 0, 4), false)), Some(Ub::AsyncNotWaited));
+        assert_eq!(kind(s.read(who(0, 2), (0, 0, 4), Reader::Warp)), Some(Ub::AsyncNotWaited));
         s.copy_wait(0, 0, false);
-        assert_eq!(kind(s.read(who(0, 2), (0, 0, 4), false)), None);
+        assert_eq!(kind(s.read(who(0, 2), (0, 0, 4), Reader::Warp)), None);
     }
 }

@@ -38,6 +38,8 @@ pub enum Wait {
     Lanes { mask: u32 },
     /// Members of a mask, at an instruction of the same kind.
     Members { missing: u32 },
+    /// Warps of the warpgroup, as a mask, that have not come as far with their wgmmas.
+    Warpgroup { missing: u32 },
     /// The cluster barrier's generation.
     Cluster,
     /// An mbarrier's phase.
