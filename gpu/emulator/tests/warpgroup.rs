@@ -167,3 +167,95 @@ fn a_warp_that_stays_away_is_named() {
         assert!(f.message.contains("warps 0b0100 of the warpgroup"), "{f}");
     }
 }
+
+const ISSUE: &str = "wgmma.fence.sync.aligned;\n\
+    wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f0, %f1, %f2, %f3}, %da, %db, 1, 1, 1, 0, 0;\n";
+const ISSUE_FROM_REGISTERS: &str = "mov.b32 %r4, 0x3f803f80;\nmov.b32 %r5, %r4;\n\
+    mov.b32 %r6, %r4;\nmov.b32 %r7, %r4;\nwgmma.fence.sync.aligned;\n\
+    wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f0, %f1, %f2, %f3}, \
+    {%r4, %r5, %r6, %r7}, %db, 1, 1, 1, 0;\n";
+const COMMIT: &str = "wgmma.commit_group.sync.aligned;\n";
+
+/// Registers of a product that was not waited for. ptxas gives every read the finished value and
+/// puts every write behind the product. The last column is the number under which ptxas 13.5 says
+/// so (where it does not find the access dead, or renames). Plain moves, and reads of A's
+/// registers, it takes without a word.
+#[test]
+fn registers_of_a_product_under_way_have_the_values_that_ptxas_gives() {
+    let twice = "add.f32 %f4, %f0, %f0;\n";
+    let copied = "mov.f32 %f0, %f4;\n";
+    let cases: [(&[&str], f32, &str); 19] = [
+        (&[ISSUE, COMMIT, WAIT], 16.0, ""),
+        (&[ISSUE, twice, COMMIT, WAIT, copied], 32.0, "C7517"),
+        (&[ISSUE, COMMIT, twice, WAIT, copied], 32.0, "C7517"),
+        (&[ISSUE, COMMIT, "st.global.f32 [%out], %f0;\n", WAIT], 16.0, "C7517"),
+        (&[ISSUE, COMMIT, "selp.f32 %f4, %f0, %f5, %p2;\n", WAIT], 16.0, "C7517"),
+        (&[ISSUE, "mov.f32 %f4, %f0;\n", COMMIT, WAIT, copied], 16.0, ""),
+        (&[ISSUE, COMMIT, "mov.f32 %f4, %f0;\n", WAIT, copied], 16.0, ""),
+        (&[ISSUE, COMMIT, "mov.b32 %r4, %f0;\nmov.b32 %f4, %r4;\n", WAIT, copied], 16.0, ""),
+        (
+            &[ISSUE, "mov.b64 %rd1, {%f0, %f1};\n", COMMIT, WAIT, "mov.b64 {%f0, %f4}, %rd1;\n"],
+            16.0,
+            "",
+        ),
+        (
+            &[ISSUE, COMMIT, "mov.f32 %f4, %f0;\nadd.f32 %f4, %f4, %f4;\n", WAIT, copied],
+            32.0,
+            "C7517",
+        ),
+        (&[ISSUE, COMMIT, "mov.f32 %f4, %f0;\nmov.f32 %f4, 0f40A00000;\n", WAIT], 16.0, ""),
+        (
+            &[ISSUE, COMMIT, "setp.lt.u32 %p3, %w, 9;\n@%p3 mov.f32 %f4, %f0;\n", WAIT, copied],
+            16.0,
+            "C7517",
+        ),
+        (&[ISSUE, COMMIT, "mov.f32 %f0, 0f40A00000;\n", WAIT], 5.0, "C7515"),
+        (&[ISSUE, "mov.f32 %f0, 0f40A00000;\n", COMMIT, WAIT], 5.0, "C7515"),
+        (&[ISSUE_FROM_REGISTERS, "mov.b32 %r5, 0;\n", COMMIT, WAIT], 16.0, "C7513"),
+        (&[ISSUE_FROM_REGISTERS, COMMIT, "mov.b32 %r5, 0;\n", WAIT], 16.0, "C7513"),
+        (&[ISSUE_FROM_REGISTERS, "add.u32 %r3, %r5, 1;\n", COMMIT, WAIT], 16.0, ""),
+        // A part of each warp reads early, and the other does not.
+        (
+            &[
+                ISSUE,
+                "and.b32 %r2, %t, 8;\nsetp.eq.u32 %p3, %r2, 0;\nmov.f32 %f4, 0f42000000;\n\
+              @%p3 bra LATE;\n",
+                twice,
+                "LATE:\n",
+                COMMIT,
+                WAIT,
+                copied,
+            ],
+            32.0,
+            "C7517",
+        ),
+        // Two products of one group, each read before the next.
+        (
+            &[
+                "mov.f32 %f4, 0f00000000;\nmov.u32 %r2, 0;\nAGAIN:\n",
+                ISSUE,
+                "add.f32 %f4, %f4, %f0;\nadd.u32 %r2, %r2, 1;\nsetp.lt.u32 %p3, %r2, 2;\n\
+               @%p3 bra AGAIN;\n",
+                COMMIT,
+                WAIT,
+                copied,
+            ],
+            48.0,
+            "C7517",
+        ),
+    ];
+    for (parts, want, said) in cases {
+        let text = kernel(&parts.concat());
+        for turns in all_turns() {
+            let (got, findings) = run(&text, 128, turns);
+            let first: Vec<f32> = got.iter().step_by(4).copied().collect();
+            assert_eq!(first, [want; 128], "{turns:?}\n{text}");
+            let expected = turns.checks.races && !said.is_empty();
+            assert_eq!(!findings.is_empty(), expected, "{turns:?}\n{findings:?}\n{text}");
+            for f in &findings {
+                assert_eq!(f.kind, Ub::AsyncNotWaited, "{f}");
+                assert!(f.message.contains(said), "{f}\n{text}");
+            }
+        }
+    }
+}

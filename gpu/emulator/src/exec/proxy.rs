@@ -13,7 +13,7 @@ use crate::machine::cx::Cx;
 use crate::machine::global::Strength;
 use crate::machine::lane::LANES;
 use crate::machine::op::{Class, Step};
-use crate::machine::sanitizer::{Problem, Range, Reader, Sanitizer, Who, Writer};
+use crate::machine::sanitizer::{Flight, Problem, Range, Reader, Sanitizer, Who, Writer};
 
 /// Lowers a fence or membar.
 pub fn fence(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
@@ -286,7 +286,7 @@ impl Cx<'_> {
 
     /// wgmma reads A from these registers until it is waited for.
     pub fn wgmma_reads(&mut self, regs: &[u32]) {
-        self.with_sanitizer(|s, who| s.product_registers(who.warp, regs.iter().copied()));
+        self.with_sanitizer(|s, who| s.product_registers(who.warp, regs, Flight::Input));
     }
 
     /// wgmma is about to use these registers; what else wrote them must be fenced.
@@ -325,7 +325,7 @@ impl Cx<'_> {
 
     /// wgmma accumulates into these registers.
     pub fn wgmma_accumulates(&mut self, regs: &[u32]) {
-        self.with_sanitizer(|s, who| s.product_registers(who.warp, regs.iter().copied()));
+        self.with_sanitizer(|s, who| s.product_registers(who.warp, regs, Flight::Accumulator));
     }
 
     /// Shared atomic of one lane, or a strong access: taken as ordering.

@@ -2,8 +2,8 @@
 //! Warpgroup Level Matrix Multiply-Accumulate Instructions").
 //!
 //! Each of the four warps computes its 16 rows, when it commits the group that the instruction
-//! belongs to; results are there at once then, and what was not waited for only the sanitizer
-//! knows. The warps begin a group together, and none leaves `wait_group` before all have committed
+//! belongs to or before that touches the registers; results are there at once then, and what was
+//! not waited for only the sanitizer knows. The warps begin a group together, and none leaves `wait_group` before all have committed
 //! what it waits for. So a warp may overwrite the operands behind its wait without asking its
 //! siblings: the PTX ISA does not promise that, and the pipelines of CUTLASS, FlashAttention-3 and
 //! FlashMLA rest on it.
@@ -23,7 +23,6 @@ use super::mma::{fragment, spread};
 use super::operand::{Descriptor, Element, Part, packed_b, side_by_side};
 use super::tensor::Product;
 use crate::error::Ub;
-use crate::lower::registers::names;
 use crate::lower::{Lower, Lowered, mnemonic, unsupported};
 use crate::machine::cx::{Cx, Grid};
 use crate::machine::lane::{LANES, Lane, Reg};
@@ -81,7 +80,7 @@ fn mma_async(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     let from_registers = matches!(ins.operands[1], Operand::Vector(_));
     let source = if from_registers {
         let slots = fragment(l, &ins.operands[1], Type::B32, true)?;
-        Source::Registers { slots, names: names(&ins.operands[1]) }
+        Source::Registers { slots, names: l.names(&ins.operands[1]) }
     } else {
         Source::Shared(l.src(&ins.operands[1], Type::B64)?)
     };
@@ -116,7 +115,7 @@ fn mma_async(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         signs: if integer { [false; 2] } else { signs },
         transposed: [trans_a, trans_b],
         regs,
-        names: names(&ins.operands[0]),
+        names: l.names(&ins.operands[0]),
         n,
         k,
     });
@@ -133,6 +132,11 @@ fn mma_async(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         Step::Next
     });
     Ok(())
+}
+
+/// Computes what is issued and not committed, before an instruction that touches its registers.
+pub fn finish(l: &mut Lower<'_>) {
+    l.emit_action(Class::WgmmaSync, |cx| compute(cx).err().unwrap_or(Step::Next));
 }
 
 /// Where the warps of a warpgroup meet.
@@ -202,6 +206,8 @@ pub struct Issued {
     /// Which [`Operation`] of the code.
     number: usize,
     pc: u32,
+    /// The lanes that issued it.
+    mask: u32,
     /// The frame that its registers are in.
     base: usize,
     /// Descriptor of A, where that lies in shared memory.
@@ -220,6 +226,7 @@ impl Issued {
         Issued {
             number,
             pc: cx.pc,
+            mask: cx.mask,
             base: cx.base,
             a_desc: match operation.source {
                 Source::Shared(reg) => u64::read(cx, reg)[leader],
@@ -239,7 +246,7 @@ impl Issued {
         let (x, y) = (self.operation(grid), before.operation(grid));
         let arithmetic = x.product.arithmetic(&grid.preset);
         self.keep
-            && self.base == before.base
+            && (self.base, self.mask) == (before.base, before.mask)
             && (x.n, x.k, &x.regs) == (y.n, y.k, &y.regs)
             && arithmetic.is_some()
             && arithmetic == y.product.arithmetic(&grid.preset)
@@ -280,15 +287,15 @@ const MOST_CHAINED: usize = 16;
 /// one product along K, which is what the kernels are fastest at.
 fn compute(cx: &mut Cx<'_>) -> Result<(), Step> {
     let mut issued = std::mem::take(&mut cx.w.issued);
-    let (pc, base) = (cx.pc, cx.base);
+    let (pc, mask, base) = (cx.pc, cx.mask, cx.base);
     let grid = cx.grid;
     for chain in issued.chunk_by(|before, next| next.continues(before, grid)) {
         for chain in chain.chunks(MOST_CHAINED) {
-            (cx.pc, cx.base) = (chain[0].pc, chain[0].base);
+            (cx.pc, cx.mask, cx.base) = (chain[0].pc, chain[0].mask, chain[0].base);
             multiply(cx, chain)?;
         }
     }
-    (cx.pc, cx.base) = (pc, base);
+    (cx.pc, cx.mask, cx.base) = (pc, mask, base);
     issued.clear();
     cx.w.issued = issued;
     Ok(())

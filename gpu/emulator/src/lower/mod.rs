@@ -7,6 +7,7 @@
 pub mod cfg;
 pub mod objects;
 pub mod registers;
+mod unfinished;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -23,7 +24,7 @@ use crate::machine::cx::{Cx, PRED_FALSE, PRED_SINK, PRED_TRUE};
 use crate::machine::lane::{CONSTANT, Reg, SINK, WIDE};
 pub(crate) use crate::machine::op::Code;
 use crate::machine::op::{
-    Action, Class, Constant, FunctionInfo, MicroOp, NO_GUARD, Object, OpFn, Step,
+    Action, Class, Constant, FunctionInfo, MicroOp, NO_GUARD, Object, OpFn, Step, Touch,
 };
 use crate::module::Program;
 use cfg::Cfg;
@@ -80,8 +81,9 @@ pub struct Lower<'a> {
     returns: Vec<usize>,
     pub communicates: bool,
     pub uses_heap: bool,
-    touched: BTreeMap<u32, Vec<u32>>,
-    written: BTreeMap<u32, Vec<u32>>,
+    touched: BTreeMap<u32, Touch>,
+    /// Number of the function's first register among those of all functions.
+    first_name: u32,
     objects: Vec<Object>,
     /// The variable that each register of the function points into.
     points: Vec<Points>,
@@ -133,7 +135,7 @@ pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported
         communicates: false,
         uses_heap: false,
         touched: BTreeMap::new(),
-        written: BTreeMap::new(),
+        first_name: 0,
         objects: Vec::new(),
         points: Vec::new(),
         body_has_wgmma: false,
@@ -156,6 +158,7 @@ pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported
             source_line: program.line(l.line).to_owned(),
         })?;
         pressure = pressure.max(l.registers.pressure);
+        l.first_name += body.registers.len() as u32;
     }
     let local_bytes = l.functions.iter().map(|f| f.local_bytes).sum();
     Ok(Code {
@@ -171,7 +174,6 @@ pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported
         communicates: l.communicates,
         uses_heap: l.uses_heap,
         touched: l.touched,
-        written: l.written,
         objects: l.objects,
         launch_registers: launch_registers(&module.functions[entry]),
         approximate: l.approximate,
@@ -377,6 +379,10 @@ impl<'a> Lower<'a> {
         self.returns.clear();
         self.guard = (NO_GUARD, false);
         exec::control::load_register_params(self)?;
+        let early = match self.body_has_wgmma {
+            true => unfinished::statements(body, &self.cfg),
+            false => Vec::new(),
+        };
         for (i, statement) in body.statements.iter().enumerate() {
             self.places[i] = self.ops.len() as u32;
             let ins = match statement {
@@ -394,6 +400,10 @@ impl<'a> Lower<'a> {
             self.statement = i;
             self.line = ins.pos.line;
             self.temps = [0; 2];
+            if early.get(i).copied().unwrap_or(false) {
+                self.guard = (NO_GUARD, false);
+                exec::wgmma::finish(self);
+            }
             self.guard = match ins.guard {
                 Some(g) => (self.registers.slot[g.reg.index()], g.negated),
                 None => (NO_GUARD, false),
@@ -438,26 +448,25 @@ impl<'a> Lower<'a> {
 
     /// Remembers which registers an instruction touches once wgmmas may be in flight.
     fn note_touched(&mut self, ins: &Instruction, first: u32) {
-        if matches!(ins.op, Opcode::WgmmaMmaAsync) {
-            return;
-        }
-        if !self.body_has_wgmma {
+        if !self.body_has_wgmma || ins.op == Opcode::WgmmaMmaAsync {
             return;
         }
         let (defs, uses) = registers::effects(ins);
         let names = |list: &[ast::RegId]| -> Vec<u32> {
             let values = list.iter().filter(|&&r| registers::width(self.type_of(r)) > 0);
-            values.map(|r| r.index() as u32).collect()
+            values.map(|r| self.first_name + r.index() as u32).collect()
         };
-        let written = names(&defs);
-        let mut touched = written.clone();
-        touched.extend(names(&uses));
-        if !written.is_empty() {
-            self.written.insert(first, written);
+        // A move without a guard only gives a register another name.
+        let copies = ins.op == Opcode::Mov && ins.guard.is_none();
+        let touch = Touch { written: names(&defs), read: names(&uses), copies };
+        if !touch.written.is_empty() || !touch.read.is_empty() {
+            self.touched.insert(first, touch);
         }
-        if !touched.is_empty() {
-            self.touched.insert(first, touched);
-        }
+    }
+
+    /// The registers of an operand as the sanitizers know them.
+    pub fn names(&self, operand: &Operand) -> Vec<u32> {
+        registers::names(operand).into_iter().map(|r| self.first_name + r).collect()
     }
 
     fn note_communication(&mut self, ins: &Instruction) {

@@ -107,6 +107,15 @@ pub struct Object {
     pub local: bool,
 }
 
+/// Registers, as the program names them, that an operation reads and writes.
+#[derive(Clone, Debug, Default)]
+pub struct Touch {
+    pub read: Vec<u32>,
+    pub written: Vec<u32>,
+    /// It does nothing but copy what it reads to what it writes.
+    pub copies: bool,
+}
+
 /// A constant operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Constant {
@@ -136,11 +145,8 @@ pub struct Code {
     pub communicates: bool,
     /// It calls `malloc` or `free`.
     pub uses_heap: bool,
-    /// Registers, as the program names them, that an operation reads or writes, for kernels with
-    /// wgmma (which is not among them).
-    pub touched: std::collections::BTreeMap<u32, Vec<u32>>,
-    /// Those of them that it writes.
-    pub written: std::collections::BTreeMap<u32, Vec<u32>>,
+    /// What an operation does with registers, for functions with wgmma (which is not among them).
+    pub touched: std::collections::BTreeMap<u32, Touch>,
     /// Variables in shared and local memory.
     pub objects: Vec<Object>,
     /// Registers a thread has at its start, where `setmaxnreg` takes effect.

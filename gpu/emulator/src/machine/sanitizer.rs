@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::op::Touch;
 use crate::error::Ub;
 
 /// A vector clock, by thread of the sanitizer: warps first, then mbarriers.
@@ -102,6 +103,17 @@ struct Order {
     thread: Option<u32>,
 }
 
+/// What a register is to a wgmma in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flight {
+    /// Nobody else may read or write it.
+    Accumulator,
+    /// Nobody may write it.
+    Input,
+    /// A move of an accumulator: nobody may read it.
+    Copy,
+}
+
 /// On whose behalf bytes are read, and until when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reader {
@@ -148,8 +160,8 @@ pub struct Sanitizer {
     bulk: Vec<Vec<Vec<Range>>>,
     /// Threads that stand for the wgmma reads of each warpgroup, by its first warp.
     products: BTreeMap<u32, u32>,
-    /// Accumulator registers in flight: (group, register).
-    registers: Vec<Vec<(usize, u32)>>,
+    /// Registers of wgmmas in flight: their group, and what they are.
+    registers: Vec<Vec<(usize, u32, Flight)>>,
     groups: Vec<usize>,
     /// Registers written since the warp's last wgmma.fence.
     unfenced: Vec<BTreeSet<u32>>,
@@ -537,21 +549,44 @@ impl Sanitizer {
         }
     }
 
-    /// wgmma writes these registers until it is waited for.
-    pub fn product_registers(&mut self, warp: u32, registers: impl Iterator<Item = u32>) {
+    /// wgmma uses these registers until it is waited for.
+    pub fn product_registers(&mut self, warp: u32, registers: &[u32], flight: Flight) {
         let group = self.groups[warp as usize];
-        self.registers[warp as usize].extend(registers.map(|r| (group, r)));
+        self.registers[warp as usize].extend(registers.iter().map(|&r| (group, r, flight)));
     }
 
-    /// The register of these that a wgmma in flight still uses.
-    pub fn register_in_flight(&self, warp: u32, touched: &[u32]) -> Option<u32> {
-        let flying = &self.registers[warp as usize];
-        touched.iter().copied().find(|t| flying.iter().any(|(_, r)| r == t))
-    }
-
-    /// Whether a warp has wgmmas in flight.
-    pub fn has_in_flight(&self, warp: u32) -> bool {
-        !self.registers[warp as usize].is_empty()
+    /// What is wrong with an operation on registers while wgmmas are in flight. ptxas renames what
+    /// is only moved, and says so where it has to wait or to serialise.
+    pub fn registers_touched(&mut self, warp: u32, touch: &Touch) -> Option<&'static str> {
+        let flying = &mut self.registers[warp as usize];
+        if flying.is_empty() {
+            return None;
+        }
+        let written = |r: u32| touch.written.contains(&r);
+        let overwritten = flying.iter().find(|(_, r, how)| *how != Flight::Copy && written(*r));
+        let read =
+            |(_, r, how): &&(usize, u32, Flight)| *how != Flight::Input && touch.read.contains(r);
+        let source = flying.iter().filter(read).map(|(group, ..)| *group).max();
+        let problem = match (overwritten, source) {
+            (Some((_, _, Flight::Input)), _) => Some(
+                "a register that a wgmma still reads is written before it was waited for \
+                 (ptxas serialises the wgmmas: C7513)",
+            ),
+            (Some(_), _) => Some(
+                "an accumulator of a wgmma is written before it was waited for (ptxas \
+                 serialises the wgmmas: C7515)",
+            ),
+            (None, Some(_)) if !touch.copies => Some(
+                "an accumulator of a wgmma is read before it was waited for (ptxas injects \
+                 wgmma.wait_group here: C7517)",
+            ),
+            _ => None,
+        };
+        flying.retain(|(_, r, how)| *how != Flight::Copy || !written(*r));
+        if let (Some(group), true) = (source, touch.copies) {
+            flying.extend(touch.written.iter().map(|&r| (group, r, Flight::Copy)));
+        }
+        problem
     }
 
     /// A warp writes registers outside of wgmma.
@@ -578,7 +613,7 @@ impl Sanitizer {
     /// `left`.
     pub fn product_wait(&mut self, warp: u32, left: usize) {
         let group = self.groups[warp as usize];
-        self.registers[warp as usize].retain(|(g, _)| *g + left >= group);
+        self.registers[warp as usize].retain(|(g, ..)| *g + left >= group);
         let thread = self.products_of(warp) as usize;
         let clock = &mut self.seen[warp as usize].clock;
         clock.resize(clock.len().max(thread + 1), 0);

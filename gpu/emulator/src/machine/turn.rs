@@ -229,20 +229,14 @@ fn run_group(cx: &mut Cx<'_>, at: usize, budget: u64, ran: &mut u64) -> GroupEnd
 /// Reports a register that a wgmma in flight still uses.
 fn check_registers(cx: &mut Cx<'_>) {
     let code = &*cx.grid.code;
-    let Some(touched) = code.touched.get(&cx.pc) else { return };
-    let written = code.written.get(&cx.pc);
+    let Some(touch) = code.touched.get(&cx.pc) else { return };
     let mut found = None;
     cx.with_sanitizer(|s, who| {
-        if s.has_in_flight(who.warp) {
-            found = s.register_in_flight(who.warp, touched);
-        }
-        if let Some(written) = written {
-            s.registers_written(who.warp, written);
-        }
+        found = s.registers_touched(who.warp, touch);
+        s.registers_written(who.warp, &touch.written);
     });
-    if found.is_some() {
-        let message = "a register of a wgmma that was not waited for".to_owned();
-        cx.report(Ub::AsyncNotWaited, None, None, message);
+    if let Some(message) = found {
+        cx.report(Ub::AsyncNotWaited, None, None, message.to_owned());
     }
 }
 
