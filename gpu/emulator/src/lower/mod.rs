@@ -354,7 +354,7 @@ impl<'a> Lower<'a> {
         if let Some(r) = body.registers.iter().find(|r| r.vector > 1) {
             return unsupported(format!("vector register {}", r.name));
         }
-        self.cfg = Cfg::new(body);
+        self.cfg = Cfg::new(body, self.function.entry);
         self.registers = registers::allocate(body, &self.cfg);
         self.first_temp = [self.registers.slots, self.registers.wide_slots];
         self.most_temps = [0; 2];

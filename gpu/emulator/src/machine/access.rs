@@ -405,6 +405,7 @@ impl Cx<'_> {
         let end = u64::from(self.grid.shared_end);
         let begin = u64::from(super::reserved(&self.grid.preset));
         if rank < self.cluster.ctas.len() && offset >= begin && offset + bytes <= end {
+            self.was_asked_for(lane, address, bytes);
             return Ok((rank, offset as usize));
         }
         let message = if rank >= self.cluster.ctas.len() {
@@ -414,6 +415,19 @@ impl Cx<'_> {
             format!("{bytes} bytes of shared memory, which spans {begin:#x} to {end:#x}")
         };
         Err(self.fail(Ub::OutOfBounds, Some(lane), Some(address), message))
+    }
+
+    /// Reports bytes of shared memory that are there only because it is allocated in whole units.
+    fn was_asked_for(&mut self, lane: usize, address: u64, bytes: u64) {
+        let end = u64::from(self.grid.shared_asked);
+        if (address & 0xff_ffff) + bytes <= end || !self.grid.settings.checks.memory {
+            return;
+        }
+        let message = format!(
+            "{bytes} bytes of shared memory, of which the launch asks for no more than up to \
+             {end:#x}; hardware has the rest of a unit of 128 bytes"
+        );
+        self.report(Ub::OutOfBounds, Some(lane), Some(address), message);
     }
 
     /// The CTA whose shared memory all executing lanes address, and their span in it.
@@ -426,6 +440,11 @@ impl Cx<'_> {
         let fits = lo & 0xff_ffff >= u64::from(super::reserved(&self.grid.preset))
             && hi <= ((rank as u64) << 24) + u64::from(self.grid.shared_end)
             && rank < self.cluster.ctas.len();
+        if fits && hi & 0xff_ffff > u64::from(self.grid.shared_asked) {
+            for lane in self.lanes() {
+                self.was_asked_for(lane, addresses[lane], bytes);
+            }
+        }
         Ok(fits.then_some(rank))
     }
 

@@ -33,8 +33,11 @@ pub struct Grid {
     pub workspace: u64,
     /// The heap of `malloc`, where the code calls it.
     pub heap: Option<Arc<Mutex<Heap>>>,
-    /// Shared memory of a CTA up to its end, reserved part included.
+    /// Shared memory of a CTA up to its end, reserved part included; hardware allocates it in whole
+    /// units.
     pub shared_end: u32,
+    /// Up to where the kernel and its launch ask for it.
+    pub shared_asked: u32,
     /// Whether the CPU has the instructions that `exec::alu` compiles for.
     pub simd: bool,
     /// Whether several host threads run this launch.

@@ -299,7 +299,7 @@ fn permute(seed: u64, round: u64, at: u64) -> u64 {
 /// Clusters of a launch that its device holds at once.
 fn capacity(grid: &Grid) -> usize {
     let threads: u32 = grid.config.block.iter().product();
-    let shared = grid.shared_end - super::reserved(&grid.preset);
+    let shared = grid.shared_asked - super::reserved(&grid.preset);
     let blocks = grid.preset.blocks_per_sm(threads, grid.code.registers.clamp(16, 255), shared);
     let ctas: u32 = grid.cluster.iter().product();
     (blocks.max(1) * grid.preset.sm_count / ctas).max(1) as usize

@@ -126,7 +126,7 @@ fn grid(launch: &Launch<'_>, code: &Arc<Code>) -> Result<Grid, Error> {
     let settings = device.settings();
     let config = launch.config.clone();
     let shared = code.static_shared_bytes + config.dynamic_shared_bytes;
-    let shared_end = reserved(&preset) + shared;
+    let shared_asked = reserved(&preset) + shared;
     let seq = SEQUENCE.fetch_add(1, Relaxed);
     // Both may allocate, and must be there when the view is taken.
     let heap = if code.uses_heap { Some(device.heap()?) } else { None };
@@ -144,13 +144,18 @@ fn grid(launch: &Launch<'_>, code: &Arc<Code>) -> Result<Grid, Error> {
         seq,
         workspace,
         heap,
-        shared_end,
+        shared_end: shared_asked.next_multiple_of(SHARED_UNIT),
+        shared_asked,
         simd: crate::exec::alu::available(),
         parallel,
         settings,
         config,
     })
 }
+
+/// Bytes of shared memory are allocated in units of so many on sm_80 and later (PTX ISA,
+/// `%total_smem_size`).
+const SHARED_UNIT: u32 = 128;
 
 /// First usable shared address: the system's part lies below it.
 pub fn reserved(preset: &Preset) -> u32 {

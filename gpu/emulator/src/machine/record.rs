@@ -83,7 +83,7 @@ pub fn report(grid: &Grid, mut stats: Stats) -> LaunchReport {
         grid: grid.config.grid,
         block: grid.config.block,
         cluster: grid.cluster,
-        shared_bytes: u64::from(grid.shared_end - super::reserved(&grid.preset)),
+        shared_bytes: u64::from(grid.shared_asked - super::reserved(&grid.preset)),
         warp_instructions: stats.warps.iter().sum(),
         thread_instructions: stats.threads.iter().sum(),
         instructions: by_class(grid, &stats.warps),

@@ -1,6 +1,6 @@
 //! Shared memory: its variables' bounds, its barriers, what nobody wrote.
 
-use fathom_emulator::Ub;
+use fathom_emulator::{Checks, LaunchConfig, Module, Params, Ub};
 
 use crate::{BED, Bed};
 
@@ -103,4 +103,44 @@ fn matrices_start_at_multiples_of_16() {
     let bed = Bed { block: 32, ..BED };
     bed.clean(&body(0));
     bed.finds(&body(8), Ub::Misaligned, "ldmatrix");
+}
+
+/// Hardware allocates shared memory in units of 128 bytes: what lies beyond the 28 that a launch
+/// asks for and inside of the unit can be read. Compilers rely on it.
+#[test]
+fn bytes_of_the_last_unit_are_there_and_reported_where_wanted() {
+    let body = |at: u32| {
+        format!(
+            ".visible .entry k(.param .u64 p)\n{{\n.reg .b32 %r<8>;\n.reg .b64 %rd;\n\
+             mov.b32 %r0, 7;\nst.shared.u32 [dyn+16], %r0;\nst.shared.u32 [dyn+20], %r0;\n\
+             st.shared.u32 [dyn+24], %r0;\n\
+             ld.shared.v4.u32 {{%r1, %r2, %r3, %r4}}, [dyn+{at}];\nadd.u32 %r5, %r1, %r2;\n\
+             add.u32 %r5, %r5, %r3;\nld.param.u64 %rd, [p];\nst.global.u32 [%rd], %r5;\nret;\n}}\n"
+        )
+    };
+    let run = |at: u32, checks: Checks| {
+        let device = Bed { checks, ..BED }.device();
+        let text = format!(
+            ".version 8.0\n.target sm_90\n.address_size 64\n\
+             .extern .shared .align 16 .b8 dyn[];\n{}",
+            body(at)
+        );
+        let module = Module::load(&device, &text).unwrap();
+        let out = device.upload(&[0u32]).unwrap();
+        let mut config = LaunchConfig::new([1; 3], [1; 3], Params::new().with(out).into_bytes());
+        config.dynamic_shared_bytes = 28;
+        let report = device.launch(&module.function("k").unwrap(), &config).unwrap();
+        (device.download::<u32>(out, 1).unwrap()[0], report.findings)
+    };
+    let memory = Checks { memory: true, ..Checks::default() };
+    assert_eq!(run(16, Checks::default()), (21, Vec::new()));
+    let (sum, found) = run(16, memory);
+    assert_eq!((sum, found.len()), (21, 1), "{found:?}");
+    assert!(found[0].kind == Ub::OutOfBounds && !found[0].fatal, "{}", found[0]);
+    assert!(found[0].message.contains("a unit of 128 bytes"), "{}", found[0]);
+    for checks in [Checks::default(), memory] {
+        let (_, found) = run(128, checks);
+        let f = found.last().unwrap();
+        assert!(f.kind == Ub::OutOfBounds && f.fatal, "{f}");
+    }
 }

@@ -29,6 +29,35 @@ fn a_barrier_inside_of_a_branch() {
     BED.clean("setp.ge.u32 %p1, %r0, 40;\n@%p1 ret;\nbar.sync 0;");
 }
 
+/// Sides meet behind their branch though one of them could trap or leave the kernel on the way: no
+/// lane would come back from there.
+#[test]
+fn a_side_that_may_trap_or_exit_meets_the_other() {
+    let bed = Bed { block: 64, ..BED };
+    for (stop, who) in [("trap;", 100), ("exit;", 100), ("exit;", 20), ("ret;", 20), ("ret;", 100)]
+    {
+        let side = |end: &str| {
+            format!(
+                "and.b32 %r1, %r0, 31;\nsetp.gt.u32 %p1, %r1, 15;\n@!%p1 bra MEET;\n\
+                 setp.eq.u32 %p2, %r0, {who};\n@%p2 bra STOP;\nadd.u32 %r2, %r1, 1;\nMEET:\n\
+                 bar.sync 0;\nshfl.sync.idx.b32 %r3, %r1, 3, 31, -1;\n{end}\nSTOP:\n{stop}"
+            )
+        };
+        bed.clean(&side("ret;"));
+        // The rest has several ends of its own.
+        bed.clean(&side("setp.lt.u32 %p3, %r0, 40;\n@%p3 bra OTHER;\nret;\nOTHER:\nexit;"));
+    }
+    // In a function, whose return is no exit.
+    let module = ".func f(.param .b32 a)\n{\n.reg .b32 %a, %b;\n.reg .pred %p<3>;\n\
+                  ld.param.u32 %a, [a];\nand.b32 %b, %a, 31;\nsetp.gt.u32 %p0, %b, 15;\n\
+                  @!%p0 bra MEET;\nsetp.eq.u32 %p1, %a, 20;\n@%p1 bra STOP;\n\
+                  setp.eq.u32 %p2, %a, 21;\n@%p2 ret;\nMEET:\nbar.warp.sync 0x7fdfffff;\nret;\n\
+                  STOP:\nexit;\n}\n";
+    let call = "{\n.param .b32 a;\nst.param.b32 [a], %r0;\ncall f, (a);\n}\nbar.sync 0;";
+    let bed = Bed { block: 31, module, ..BED };
+    bed.clean(call);
+}
+
 #[test]
 fn lanes_that_leave_a_long_loop_early_wait_at_the_barrier() {
     let body = "setp.eq.u32 %p1, %r0, 3;\nselp.u32 %r2, 1, 30000, %p1;\nmov.u32 %r1, 0;\nL:\n\
