@@ -37,12 +37,13 @@ impl Program {
             return Ok(program);
         }
         // An instruction that the table does not know is refused with the kernel that holds it.
-        let ast = fathom_ptx::parse(text)
+        let mut ast = fathom_ptx::parse(text)
             .or_else(|e| match e.message.starts_with("unknown instruction") {
                 true => parse_with(text, Options { keep_unknown: true }),
                 false => Err(e),
             })
             .map_err(|e| Error::Ptx(e.to_string()))?;
+        lower::vectors::split(&mut ast);
         let code = ast.functions.iter().map(|_| OnceLock::new()).collect();
         let lines = text.lines().map(|l| l.trim().to_owned()).collect();
         let program = Arc::new(Program { ast, lines, code });

@@ -243,7 +243,8 @@ fn mov(slot: &Slot, mods: &Modifiers, operand: &Operand, body: &Body) -> Result<
         Operand::Reg(r) => {
             let register = &body.registers[r.index()];
             let whole = register.ty.bits() * u32::from(register.vector);
-            whole == bits && (bits != ty.bits() || compatible(register.ty, ty, bits, false))
+            let packed = register.vector > 1 || bits != ty.bits();
+            whole == bits && (packed || compatible(register.ty, ty, bits, false))
         }
         Operand::Component(r, _) => compatible(body.registers[r.index()].ty, ty, bits, false),
         Operand::Vector(list) => {

@@ -40,6 +40,31 @@ fn suffixes_are_typed() {
     assert_eq!(i.pos, Pos { line: 7, col: 1 });
 }
 
+/// ptxas takes blanks and comments in front of a suffix, not behind its dot.
+#[test]
+fn suffixes_may_stand_apart() {
+    for (apart, together) in [
+        ("lop3 .b32 %r0, %r1, 1, 2, 0x6a;", "lop3.b32 %r0, %r1, 1, 2, 0x6a;"),
+        ("ld .global\n.v2 .u32 {%r0, %r1}, [%rd0];", "ld.global.v2.u32 {%r0, %r1}, [%rd0];"),
+        ("bar /* all */ .cta .sync 0;", "bar.sync 0;"),
+        ("@!%p1 setp .lt .u32 %p0, %r0, %r1;", "@!%p1 setp.lt.u32 %p0, %r0, %r1;"),
+        ("mov.u32 %r0, %tid .y;", "mov.u32 %r0, %tid.y;"),
+        ("mov.f32 %f, v .w;", "mov.f32 %f, v.w;"),
+    ] {
+        let of = |text: &str| {
+            let registers = ".reg .b32 %r<4>; .reg .b64 %rd<2>; .reg .pred %p<2>; .reg .f32 %f;\n\
+                             .reg .v4 .f32 v;\n";
+            instruction(&format!("{registers}{text}"))
+        };
+        let (got, want) = (of(apart), of(together));
+        assert_eq!((got.op, &got.mods, &got.operands), (want.op, &want.mods, &want.operands));
+    }
+    for bad in ["lop3. b32 %r0, %r1, 1, 2, 0x6a;", "mov.u32 %r0, %tid. x;", "mov.u32 %r0, %r1 .x;"]
+    {
+        assert!(parse(&kernel(&format!(".reg .b32 %r<4>;\n{bad}"))).is_err(), "{bad}");
+    }
+}
+
 #[test]
 fn optional_operands_keep_their_place() {
     let with =

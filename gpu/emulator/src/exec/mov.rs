@@ -100,13 +100,15 @@ fn mov(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
             // Vector to vector, element by element, through copies.
             let mut moves = Vec::new();
             for (to, from) in parts.iter().zip(from) {
-                moves.push((l.dst(to)?, l.src(from, ty)?));
+                // `mov.b64` of a whole vector has the width of two elements.
+                let wide = l.dst_bits(to, ty.bits()) > 32;
+                let element = if wide { Type::B64 } else { Type::B32 };
+                moves.push((l.dst(to)?, l.src(from, element)?, wide));
             }
-            let wide = ty.bits() == 64;
             l.emit_action(Class::Move, move |cx| {
                 let values: Vec<[u64; LANES]> =
-                    moves.iter().map(|&(_, a)| read(cx, a, wide)).collect();
-                for (&(d, _), v) in moves.iter().zip(values) {
+                    moves.iter().map(|&(_, a, wide)| read(cx, a, wide)).collect();
+                for (&(d, _, wide), v) in moves.iter().zip(values) {
                     write(cx, d, wide, v);
                 }
                 Step::Next

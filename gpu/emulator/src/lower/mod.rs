@@ -8,6 +8,7 @@ pub mod cfg;
 pub mod objects;
 pub mod registers;
 mod unfinished;
+pub mod vectors;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -351,9 +352,6 @@ impl<'a> Lower<'a> {
     fn function_body(&mut self, body: &'a Body) -> Lowered {
         self.body = body;
         self.line = self.function.pos.line;
-        if let Some(r) = body.registers.iter().find(|r| r.vector > 1) {
-            return unsupported(format!("vector register {}", r.name));
-        }
         self.cfg = Cfg::new(body, self.function.entry);
         self.registers = registers::allocate(body, &self.cfg);
         self.first_temp = [self.registers.slots, self.registers.wide_slots];

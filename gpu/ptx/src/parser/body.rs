@@ -256,6 +256,7 @@ impl<'a> Parser<'a> {
         word: Token<'a>,
     ) -> Result<()> {
         let resume = (self.lexer.clone(), self.token);
+        let word = self.suffixes(word);
         let read = match self.fits(word) {
             Ok(Fits::Recognised(op)) => {
                 let what = format!("`{op}` is known but not executed");
@@ -280,6 +281,16 @@ impl<'a> Parser<'a> {
             }
             Err(e) => Err(e),
         }
+    }
+
+    /// A mnemonic with the suffixes that stand apart from it: `lop3 .b32`.
+    fn suffixes(&mut self, word: Token<'a>) -> Token<'a> {
+        let mut whole = word;
+        while self.token.kind == Kind::Directive {
+            let last = self.next();
+            whole.text = &self.source[word.start..last.start + last.text.len()];
+        }
+        whole
     }
 
     /// Keeps the text up to the semicolon.

@@ -205,7 +205,10 @@ impl<'a> Parser<'a> {
     /// An operand that begins with a name.
     fn named(&mut self, names: &mut Names<'a>, branch: bool) -> Result<Operand> {
         let token = self.next();
-        let first = self.resolve(token, names, branch)?;
+        let first = match component(self.token.text.strip_prefix('.').unwrap_or_default()) {
+            Some(lane) if self.token.kind == Kind::Directive => self.apart(token, lane, names)?,
+            _ => self.resolve(token, names, branch)?,
+        };
         if !self.token.is("|") {
             return Ok(first);
         }
@@ -213,6 +216,23 @@ impl<'a> Parser<'a> {
         let second = self.word("a second destination")?;
         let second = self.resolve(second, names, false)?;
         Ok(Operand::Pair(Box::new(first), Box::new(second)))
+    }
+
+    /// A component that stands apart from its register: `%tid .x`.
+    fn apart(&mut self, token: Token<'a>, lane: u8, names: &mut Names<'a>) -> Result<Operand> {
+        let suffix = self.next();
+        if let Some(special) = special(&format!("{}{}", token.text, suffix.text)) {
+            return Ok(Operand::Special(special));
+        }
+        match names.lookup(token.text) {
+            Some(Local::Reg(r)) if has_element(&names.body, r, lane) => {
+                Ok(Operand::Component(r, lane))
+            }
+            _ => {
+                let what = format!("`{}` has no `{}`", shorten(token.text), suffix.text);
+                Err(self.error_at(token, what))
+            }
+        }
     }
 
     fn resolve(
@@ -242,7 +262,7 @@ impl<'a> Parser<'a> {
         if let Some((vector, lane)) = token.text.rsplit_once('.')
             && let Some(Local::Reg(r)) = names.lookup(vector)
             && let Some(lane) = component(lane)
-            && names.body.registers[r.index()].vector > lane
+            && has_element(&names.body, r, lane)
         {
             return Ok(Operand::Component(r, lane));
         }
@@ -252,6 +272,11 @@ impl<'a> Parser<'a> {
         let what = if token.text.starts_with('%') { "register" } else { "name" };
         Err(self.error_at(token, format!("{what} `{}` is not declared", shorten(token.text))))
     }
+}
+
+fn has_element(body: &Body, register: RegId, lane: u8) -> bool {
+    let vector = body.registers[register.index()].vector;
+    vector > 1 && lane < vector
 }
 
 fn component(text: &str) -> Option<u8> {
