@@ -85,7 +85,8 @@ impl Preset {
         let warps = threads.div_ceil(32).max(1);
         let by_threads = Self::MAX_THREADS_PER_SM / (warps * 32);
         let per_warp = (registers.max(1) * 32).next_multiple_of(256);
-        let by_registers = Self::REGISTERS_PER_SM / per_warp / warps;
+        // Each of the four parts of an SM has a quarter of them.
+        let by_registers = (Self::REGISTERS_PER_SM / per_warp & !3) / warps;
         let shared = (shared_bytes + self.shared_bytes_reserved).next_multiple_of(128);
         let by_shared = self.shared_bytes_per_sm / shared;
         by_threads.min(by_registers).min(by_shared).min(Self::MAX_BLOCKS_PER_SM)
@@ -110,6 +111,9 @@ mod tests {
         assert_eq!(h100.blocks_per_sm(128, 32, 0), 16);
         assert_eq!(h100.blocks_per_sm(128, 255, 0), 2);
         assert_eq!(h100.blocks_per_sm(384, 168, 200 * 1024), 1);
+        // 23 warps of 88 registers, five a part: not two CTAs of eleven.
+        assert_eq!(h100.blocks_per_sm(352, 88, 0), 1);
+        assert_eq!(h100.blocks_per_sm(352, 80, 0), 2);
         assert_eq!(h100.blocks_per_sm(32, 16, 100 * 1024), 2);
     }
 }

@@ -71,6 +71,52 @@ fn a_cooperative_grid_is_resident_as_a_whole() {
     assert!(matches!(error, Error::Launch { what: COOPERATIVE_GRID, .. }), "{error}");
 }
 
+/// A kernel with 100 values live at once keeps to the registers that its bounds leave it, as ptxas
+/// does (by spilling), so that the CTAs they ask for fit. The bounds are those of ptxas 13.5.
+#[test]
+fn registers_keep_to_the_bounds_of_the_kernel() {
+    let device = h800s(1).remove(0);
+    let loads: String =
+        (0..100).map(|i| format!("ld.global.u32 %v{i}, [%rd+{}];\n", 4 * i)).collect();
+    let sums: String = (0..100).map(|i| format!("add.u32 %s, %s, %v{i};\n")).collect();
+    let kernel = |directives: &str| {
+        let text = format!(
+            ".version 8.5\n.target sm_90\n.address_size 64\n\
+             .visible .entry k(.param .u64 p)\n{directives}\n{{\n.reg .b32 %v<100>, %s;\n\
+             .reg .b64 %rd;\nld.param.u64 %rd, [p];\n{loads}mov.u32 %s, 0;\n{sums}\
+             st.global.u32 [%rd], %s;\nret;\n}}\n"
+        );
+        Module::load(&device, &text).unwrap().function("k").unwrap()
+    };
+    assert!(kernel("").attributes().registers > 100);
+    for (directives, most) in [
+        (".maxntid 1024\n.minnctapersm 1", 64),
+        (".reqntid 512\n.minnctapersm 2", 64),
+        (".maxntid 768", 80),
+        (".maxntid 640", 96),
+        (".maxntid 96\n.minnctapersm 8", 80),
+        (".maxntid 130\n.minnctapersm 4", 96),
+        (".maxntid 352\n.minnctapersm 2", 80),
+        (".maxntid 1024\n.minnctapersm 2", 32),
+        // More CTAs than an SM can hold are ignored.
+        (".maxntid 1024\n.minnctapersm 4", 64),
+        (".maxntid 256\n.maxnreg 24", 24),
+        (".maxnreg 40", 40),
+        (".maxntid 1024\n.maxnreg 100", 100),
+    ] {
+        assert_eq!(kernel(directives).attributes().registers, most, "{directives}");
+    }
+    // Without a number of threads there is nothing to bound.
+    assert!(kernel(".minnctapersm 8").attributes().registers > 100);
+    let buffer = device.upload(&[1u32; 100]).unwrap();
+    let params = Params::new().with(buffer).into_bytes();
+    let mut config = LaunchConfig::new([1; 3], [1024, 1, 1], params);
+    config.cooperative = true;
+    device.configure(Settings::default());
+    let report = device.launch(&kernel(".maxntid 1024\n.minnctapersm 1"), &config);
+    assert_eq!(report.unwrap().findings, []);
+}
+
 #[test]
 fn lanes_that_sleep_while_others_hold_what_they_want() {
     // Two of 32 lanes may enter; who has entered leaves behind the loop, where the warp meets.

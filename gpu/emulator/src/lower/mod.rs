@@ -28,6 +28,7 @@ use crate::machine::op::{
     Action, Class, Constant, FunctionInfo, MicroOp, NO_GUARD, Object, OpFn, Step, Touch,
 };
 use crate::module::Program;
+use crate::preset::Preset;
 use cfg::Cfg;
 use objects::Points;
 use registers::Registers;
@@ -171,7 +172,7 @@ pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported
         function_of: l.function_of,
         static_shared_bytes: static_end,
         local_bytes,
-        registers: pressure + 8,
+        registers: (pressure + 8).min(most_registers(&module.functions[entry])),
         communicates: l.communicates,
         uses_heap: l.uses_heap,
         touched: l.touched,
@@ -245,11 +246,31 @@ fn reachable(program: &Program, entry: usize) -> Vec<usize> {
 
 /// Registers a thread starts with, where ptxas knows and so obeys `setmaxnreg`.
 fn launch_registers(entry: &ast::Function) -> Option<u32> {
-    let threads = entry.tuning.reqntid.or(entry.tuning.maxntid)?.iter().product::<u32>().max(1);
-    let ctas = entry.tuning.minnctapersm.unwrap_or(1).max(1);
-    let most = (65_536 / threads.next_multiple_of(128) / ctas) & !7;
-    Some(entry.tuning.maxnreg.unwrap_or(most).min(most).min(255) & !7)
+    let most = registers_by_threads(entry)?;
+    Some(entry.tuning.maxnreg.unwrap_or(most).min(most) & !7)
 }
+
+/// Registers a thread may have at most: ptxas spills what is more.
+fn most_registers(entry: &ast::Function) -> u32 {
+    entry.tuning.maxnreg.or_else(|| registers_by_threads(entry)).unwrap_or(MOST_REGISTERS)
+}
+
+const MOST_REGISTERS: u32 = 255;
+
+/// With how many registers the CTAs fit that shall be on an SM, by `.maxntid` or `.reqntid` and
+/// `.minnctapersm`. Each of an SM's four parts has 16,384 registers for its quarter of the warps.
+fn registers_by_threads(entry: &ast::Function) -> Option<u32> {
+    let threads = entry.tuning.reqntid.or(entry.tuning.maxntid)?.iter().product::<u32>().max(1);
+    let warps = threads.div_ceil(Preset::WARP);
+    let asked = entry.tuning.minnctapersm.unwrap_or(1).max(1);
+    // More than fit is ignored.
+    let ctas = if asked.saturating_mul(warps) > MOST_WARPS { 1 } else { asked };
+    let a_part = (warps * ctas).div_ceil(4);
+    Some((16_384 / 32 / a_part & !7).min(MOST_REGISTERS))
+}
+
+/// Warps that an SM holds.
+const MOST_WARPS: u32 = 64;
 
 fn resolve_alias(module: &ast::Module, f: usize) -> usize {
     module.aliases.iter().find(|(a, _)| a.index() == f).map_or(f, |(_, to)| to.index())

@@ -600,7 +600,7 @@ pub const SECTIONS: &[Section] = &[
             row(
                 Cvt,
                 "cvt.rnd.bf16.atype d:~t0, a:~t1",
-                "atype=u16 u32 u64 s16 s32 s64",
+                "atype=u8 u16 u32 u64 s8 s16 s32 s64",
                 "7.8 sm_90",
                 "d = the integer a, rounded",
             ),
@@ -623,7 +623,7 @@ pub const SECTIONS: &[Section] = &[
             row(
                 Cvt,
                 "cvt.irnd.dtype.bf16 d:~t0, a:~t1",
-                "dtype=u16 u32 u64 s16 s32 s64",
+                "dtype=u8 u16 u32 u64 s8 s16 s32 s64",
                 "7.8 sm_90",
                 "d = a rounded to an integer and clamped",
             ),
@@ -669,7 +669,7 @@ pub const SECTIONS: &[Section] = &[
             row(Cvt, "cvt.rnd{.ftz}.bf16.f32 d:~t0, a:~t1", "", "7.8 sm_90", "d = a, rounded"),
             row(
                 Cvt,
-                "cvt.frnd2{.relu}{.satfinite}.type.f32 d:~t0, a:t1",
+                "cvt.frnd2{.relu}{.satfinite}.type.f32 d:~t0, a:~t1",
                 "type=f16 bf16",
                 "7.0 sm_80",
                 "d = a rounded; relu: at least 0; satfinite: clamped to the largest finite value",
