@@ -1,7 +1,7 @@
 //! `fathom emulate` with a driver-API client that nobody here wrote: cuda-python, where it is
 //! installed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Whether a Python has cuda-python, NVRTC and numpy.
@@ -40,6 +40,72 @@ fn python() -> Option<String> {
          nvidia-cuda-nvrtc numpy, or set FATHOM_PYTHON)",
     );
     None
+}
+
+/// `FATHOM_NVCC`, else `nvcc` where there is one, else that of a virtual environment beside the
+/// build, which the first run fetches with pip.
+fn nvcc() -> Option<PathBuf> {
+    let runs = |nvcc: &Path| {
+        Command::new(nvcc).arg("--version").output().is_ok_and(|o| o.status.success())
+    };
+    if let Some(nvcc) = std::env::var_os("FATHOM_NVCC").map(PathBuf::from) {
+        assert!(runs(&nvcc), "FATHOM_NVCC={} does not run", nvcc.display());
+        return Some(nvcc);
+    }
+    if runs(Path::new("nvcc")) {
+        return Some("nvcc".into());
+    }
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda-toolkit");
+    let own = || {
+        let versions = std::fs::read_dir(folder.join("lib")).ok()?.flatten();
+        let mut places = versions.map(|v| v.path().join("site-packages/nvidia/cu13/bin/nvcc"));
+        places.find(|nvcc| runs(nvcc))
+    };
+    if let Some(nvcc) = own() {
+        return Some(nvcc);
+    }
+    let ran = |program: &Path, args: &[&str]| {
+        let output = Command::new(program).args(args).output();
+        output.is_ok_and(|o| o.status.success())
+    };
+    let made = ran(Path::new("python3"), &["-m", "venv", &folder.to_string_lossy()]);
+    let install = [&["-m", "pip", "install", "-q"][..], &TOOLKIT].concat();
+    if made && ran(&folder.join("bin/python"), &install) {
+        return own();
+    }
+    fathom_trace::shared::skipped(
+        "no nvcc, and none could be fetched (pip install nvidia-cuda-nvcc nvidia-cuda-runtime \
+         nvidia-cuda-crt nvidia-nvvm nvidia-cuda-cccl, or set FATHOM_NVCC)",
+    );
+    None
+}
+
+/// The packages of a CUDA toolkit that compiles and links.
+const TOOLKIT: [&str; 5] = [
+    "nvidia-cuda-nvcc",
+    "nvidia-cuda-runtime",
+    "nvidia-cuda-crt",
+    "nvidia-nvvm",
+    "nvidia-cuda-cccl",
+];
+
+/// What nvcc builds by default: the runtime linked in, PTX packed with zstd beside machine code.
+#[test]
+fn a_program_that_nvcc_built_runs_unchanged() {
+    let Some(nvcc) = nvcc() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulate/runtime.cu");
+    let program = folder.path().join("runtime");
+    for packing in [&[][..], &["--compress-mode=speed"], &["--no-compress"]] {
+        let built =
+            Command::new(&nvcc).args(packing).arg("-o").args([&program, &source]).output().unwrap();
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        let output = emulate(&["--check", "all", "--", program.to_str().unwrap()]);
+        let words = String::from_utf8_lossy(&output.stdout);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{packing:?}: {words}{stderr}");
+        assert_eq!(words, "kernel of 4 threads\nkernel of 4 threads\n0 failures\n");
+    }
 }
 
 fn emulate(args: &[&str]) -> std::process::Output {

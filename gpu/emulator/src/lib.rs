@@ -44,6 +44,6 @@ pub use error::{Error, Finding, MemoryError, Ub, Unsupported};
 pub use fathom_trace::KernelRecord;
 pub use launch::{COOPERATIVE_GRID, Launch, LaunchConfig, LaunchReport, Params, launch_together};
 pub use memory::Memory;
-pub use module::{Attributes, Function, Module, Param, Symbol};
+pub use module::{Attributes, Function, Image, Managed, Module, Param, Symbol};
 pub use preset::Preset;
 pub use tensormap::{Element, Mode, TensorMap, TensorMapError};

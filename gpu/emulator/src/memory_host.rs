@@ -24,4 +24,16 @@ impl Device {
         let words = unsafe { std::slice::from_raw_parts(pointer.cast::<AtomicU32>(), bytes / 4) };
         self.memory().insert_host(pointer as u64, bytes as u64, words);
     }
+    /// A zeroed variable in memory of this process, which kernels reach at that address, for
+    /// good.
+    pub(crate) fn managed_variable(&self, bytes: u64, align: u64) -> u64 {
+        // In units of 16 bytes, the largest alignment of a scalar or vector.
+        let (units, align) = (bytes.div_ceil(16).max(1), align.max(16));
+        let room = vec![0u128; (units + align / 16) as usize].leak();
+        let start = room.as_mut_ptr() as u64;
+        let at = start.next_multiple_of(align);
+        // SAFETY: leaked memory, which nothing else refers to; aligned, and within the room.
+        unsafe { self.register_host(at as *mut u8, units as usize * 16) };
+        at
+    }
 }

@@ -85,16 +85,77 @@ pub struct Module(Arc<ModuleInner>);
 
 impl std::fmt::Debug for Module {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Module {:?}", self.entries())
+        write!(f, "Module {:?}", self.image().entries())
     }
 }
 
 impl Drop for ModuleInner {
     fn drop(&mut self) {
-        for symbol in self.symbols.iter().flatten() {
-            // Freed at most once: only this handle knows the address.
-            let _ = self.device.free(symbol.address);
+        for (variable, symbol) in self.program.ast.variables.iter().zip(&self.symbols) {
+            if let Some(symbol) = symbol.as_ref().filter(|_| !variable.managed) {
+                // Freed at most once: only this handle knows the address.
+                let _ = self.device.free(symbol.address);
+            }
         }
+    }
+}
+
+/// PTX text that was parsed and is on no device yet; clones are the same text.
+#[derive(Clone, Debug)]
+pub struct Image(Arc<Program>);
+
+impl Image {
+    /// Parses PTX text (a trailing NUL is fine).
+    ///
+    /// # Errors
+    /// [`Error::Ptx`] with line and column.
+    pub fn parse(text: &str) -> Result<Image, Error> {
+        Program::parse(text).map(Image)
+    }
+
+    /// Names of its kernels, in source order.
+    pub fn entries(&self) -> Vec<&str> {
+        let functions = &self.0.ast.functions;
+        functions.iter().filter(|f| f.entry && f.body.is_some()).map(|f| &*f.name).collect()
+    }
+
+    /// Its `.version`, times ten.
+    pub fn version(&self) -> u32 {
+        self.0.ast.version.0 * 10 + self.0.ast.version.1
+    }
+}
+
+/// The managed variables of a text, in memory of this process that every device reaches at the
+/// same address. They stay, since the program may hold pointers to them.
+#[derive(Clone, Debug)]
+pub struct Managed(Vec<Option<Symbol>>);
+
+impl Managed {
+    /// Places them and gives them their first values.
+    ///
+    /// # Errors
+    /// None that is known: the memory is fresh.
+    pub fn new(device: &Device, image: &Image) -> Result<Managed, Error> {
+        let mut symbols = Vec::new();
+        for variable in &image.0.ast.variables {
+            if !variable.managed {
+                symbols.push(None);
+                continue;
+            }
+            let bytes = variable.bytes();
+            let address = device.managed_variable(bytes, variable.alignment().into());
+            if let Some(image) = variable.image() {
+                device.write(address, &image.bytes)?;
+            }
+            symbols.push(Some(Symbol { address, bytes, constant: false }));
+        }
+        Ok(Managed(symbols))
+    }
+
+    /// Such a variable of the text it was made for, by name.
+    pub fn symbol(&self, image: &Image, name: &str) -> Option<Symbol> {
+        let mut named = image.0.ast.variables.iter().zip(&self.0);
+        named.find(|(variable, _)| variable.name == name).and_then(|(_, symbol)| symbol.clone())
     }
 }
 
@@ -104,10 +165,21 @@ impl Module {
     /// # Errors
     /// [`Error::Ptx`] with line and column; [`Error::Memory`] where variables do not fit.
     pub fn load(device: &Device, text: &str) -> Result<Module, Error> {
-        let program = Program::parse(text)?;
+        let image = Image::parse(text)?;
+        Self::place(device, &image, &Managed::new(device, &image)?)
+    }
+
+    /// Places the variables of a parsed text on `device`, but for the managed ones, which
+    /// several modules of one text may share.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] where variables do not fit.
+    pub fn place(device: &Device, image: &Image, managed: &Managed) -> Result<Module, Error> {
+        let program = image.0.clone();
         let mut symbols = Vec::new();
-        for variable in &program.ast.variables {
+        for (variable, shared) in program.ast.variables.iter().zip(&managed.0) {
             symbols.push(match variable.space {
+                Space::Global if variable.managed => shared.clone(),
                 Space::Global | Space::Const => {
                     let bytes = variable.bytes();
                     let kind = Kind::Variable(variable.name.clone());
@@ -130,6 +202,9 @@ impl Module {
             let Some(symbol) = symbol else { continue };
             // Without initialiser a variable is zero, as fresh memory is.
             let Some(mut image) = variable.image() else { continue };
+            if variable.managed && image.relocations.is_empty() {
+                continue;
+            }
             for r in &image.relocations {
                 let address = self.address_of(r.symbol).wrapping_add(r.addend as u64) >> r.shift;
                 let at = r.offset as usize;
@@ -161,10 +236,9 @@ impl Module {
         &self.0.program
     }
 
-    /// Names of its kernels, in source order.
-    pub fn entries(&self) -> Vec<&str> {
-        let functions = &self.0.program.ast.functions;
-        functions.iter().filter(|f| f.entry && f.body.is_some()).map(|f| &*f.name).collect()
+    /// The text it was placed from.
+    pub fn image(&self) -> Image {
+        Image(self.0.program.clone())
     }
 
     /// A kernel by name.
@@ -179,7 +253,7 @@ impl Module {
             None => Err(Error::NotFound {
                 what: "entry",
                 name: name.into(),
-                known: self.entries().join(", "),
+                known: self.image().entries().join(", "),
             }),
         }
     }

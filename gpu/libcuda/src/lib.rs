@@ -17,6 +17,10 @@ mod api;
 mod image;
 mod link;
 pub mod private;
+mod program;
+mod results;
+mod say;
+mod self_test;
 pub mod state;
 
 pub use private::{Choices, PrepareError, Prepared, Summary};

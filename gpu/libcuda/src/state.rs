@@ -8,14 +8,23 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use fathom_emulator::{
     COOPERATIVE_GRID, Checks, Device, Error, Finding, Function, KernelRecord, Launch, LaunchConfig,
-    LaunchReport, Module, Preset, Ub, launch_together,
+    LaunchReport, Preset, Ub, launch_together,
 };
 use fathom_trace::jsonl;
 
 use crate::abi::*;
 use crate::private::{self, Summary};
+use crate::program::{Callable, Kernel, Library, Loaded};
+use crate::say::say;
 
 pub(crate) type R<T = ()> = Result<T, CuResult>;
+
+/// What a client wants called when a context goes that it has stored something in: with the
+/// context, the key and the value.
+pub(crate) type Destructor = unsafe extern "C" fn(Handle, usize, usize);
+
+/// A value that a client has stored under a key in a context.
+pub(crate) type Stored = (usize, Option<Destructor>);
 
 /// Objects behind handles of one kind.
 pub(crate) struct Handles<T>(Mutex<BTreeMap<Handle, T>>);
@@ -38,12 +47,13 @@ impl<T: Clone> Handles<T> {
         self.lock().get(&handle).cloned().ok_or(ERROR_INVALID_HANDLE)
     }
 
-    pub(crate) fn set(&self, handle: Handle, value: T) {
-        self.lock().insert(handle, value);
-    }
-
     pub(crate) fn remove(&self, handle: Handle) -> R<T> {
         self.lock().remove(&handle).ok_or(ERROR_INVALID_HANDLE)
+    }
+
+    /// Handles of the objects that a condition holds for.
+    pub(crate) fn which(&self, holds: impl Fn(&T) -> bool) -> Vec<Handle> {
+        self.lock().iter().filter(|(_, value)| holds(value)).map(|(handle, _)| *handle).collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Handle, T>> {
@@ -84,15 +94,18 @@ pub(crate) struct Driver {
     pub contexts: Handles<usize>,
     pub primary: Vec<OnceLock<Handle>>,
     pub retained: Vec<AtomicU64>,
-    pub modules: Handles<Module>,
-    pub libraries: Handles<String>,
-    pub functions: Handles<Function>,
-    pub kernels: Handles<(String, String)>,
+    pub modules: Handles<Arc<Loaded>>,
+    pub storage: Mutex<BTreeMap<(Handle, usize), Stored>>,
+    pub libraries: Handles<Arc<Library>>,
+    pub functions: Handles<Arc<Callable>>,
+    pub kernels: Handles<Kernel>,
     pub streams: Handles<Stream>,
     pub events: Handles<Arc<Event>>,
     pub graphs: Handles<Arc<Vec<Work>>>,
     pub links: Handles<Arc<Mutex<Vec<String>>>>,
     pub host: Mutex<BTreeMap<usize, std::alloc::Layout>>,
+    /// The context of each allocation of device memory.
+    pub owners: Mutex<BTreeMap<DevicePtr, Handle>>,
     default_streams: Vec<Stream>,
     summary: Mutex<Summary>,
     choices: private::Choices,
@@ -126,7 +139,7 @@ const LAUNCH_NS: u64 = 2000;
 pub(crate) fn driver() -> &'static Driver {
     DRIVER.get_or_init(|| {
         Driver::new(private::Choices::from_environment()).unwrap_or_else(|error| {
-            eprintln!("fathom: {error}; emulating an h800");
+            say!("{error}; emulating an h800");
             Driver::new(private::Choices::default()).expect("the default preset exists")
         })
     })
@@ -170,6 +183,7 @@ impl Driver {
             sticky: AtomicI32::new(SUCCESS),
             contexts: Handles::new(),
             modules: Handles::new(),
+            storage: Mutex::default(),
             libraries: Handles::new(),
             functions: Handles::new(),
             kernels: Handles::new(),
@@ -178,6 +192,7 @@ impl Driver {
             graphs: Handles::new(),
             links: Handles::new(),
             host: Mutex::default(),
+            owners: Mutex::default(),
             summary: Mutex::default(),
             choices,
             unsupported: Mutex::default(),
@@ -190,6 +205,11 @@ impl Driver {
     pub(crate) fn device(&self, ordinal: i32) -> R<&Device> {
         let index = usize::try_from(ordinal).map_err(|_| ERROR_INVALID_DEVICE)?;
         self.devices.get(index).ok_or(ERROR_INVALID_DEVICE)
+    }
+
+    /// Compute capability of the devices, which are all of one kind.
+    pub(crate) fn capability(&self) -> [u32; 2] {
+        self.devices[0].preset().compute_capability
     }
 
     /// The primary context of a device.
@@ -239,6 +259,24 @@ impl Driver {
             SUCCESS => Ok(()),
             error => Err(error),
         }
+    }
+
+    /// Frees what belongs to a context, which goes or is reset: modules, device memory, and the
+    /// error that a kernel left there.
+    pub(crate) fn clear(&self, context: Handle) {
+        for module in self.modules.which(|module| module.context == context) {
+            // Another thread may have been faster.
+            let _ = self.unload(module);
+        }
+        let device = self.contexts.get(context).unwrap_or(0);
+        self.owners.lock().expect("no panic holds this lock").retain(|address, owner| {
+            let stays = *owner != context;
+            if !stays {
+                let _ = self.devices[device].free(*address);
+            }
+            stays
+        });
+        self.sticky.store(SUCCESS, Relaxed);
     }
 
     /// Emulated time of a device in nanoseconds.
@@ -298,7 +336,7 @@ impl Driver {
         let together: Vec<Launch<'_>> =
             launches.iter().map(|(function, config)| Launch { function, config }).collect();
         let reports = launch_together(&together).map_err(|error| {
-            eprintln!("fathom: {error}");
+            say!("{error}");
             self.summary.lock().expect("no panic holds this lock").errors.push(error.to_string());
             self.save_summary();
             match error {
@@ -317,11 +355,11 @@ impl Driver {
     fn ended(&self, function: &Function, report: LaunchReport) {
         let device = function.module().device();
         let index = device.index() as usize;
-        print!("{}", report.printed);
+        crate::say::print(&report.printed);
         let cycles_ns = report.cycles * 1_000_000 / u64::from(device.preset().clock_khz);
         self.advance(index, LAUNCH_NS + cycles_ns);
         for finding in &report.findings {
-            eprintln!("fathom: {finding}");
+            say!("{finding}");
         }
         let fatal = report.fatal().map(code_of);
         self.account(report.record, &report.findings);
@@ -339,7 +377,7 @@ impl Driver {
         if let Some(folder) = &self.choices.trace
             && let Err(error) = self.write_trace(folder, &record)
         {
-            eprintln!("fathom: {}: {error}", folder.display());
+            say!("{}: {error}", folder.display());
         }
         self.save_summary();
     }
@@ -359,7 +397,7 @@ impl Driver {
         if let Some(folder) = &self.choices.summary {
             let summary = self.summary.lock().expect("no panic holds this lock");
             if let Err(error) = summary.save(folder) {
-                eprintln!("fathom: {}: {error}", folder.display());
+                say!("{}: {error}", folder.display());
             }
         }
     }
@@ -369,7 +407,7 @@ impl Driver {
         let mut named = self.unsupported.lock().expect("no panic holds this lock");
         if !named.iter().any(|n| n == name) {
             named.push(name.to_owned());
-            eprintln!("fathom: the emulated driver does not support {name}");
+            say!("the emulated driver does not support {name}");
         }
     }
 }
@@ -416,6 +454,14 @@ pub(crate) fn set_context(context: Handle) {
 /// Pushes onto this thread's context stack.
 pub(crate) fn push_context(context: Handle) {
     CONTEXTS.with_borrow_mut(|stack| stack.push(context));
+}
+
+/// Runs a call with another context on top of this thread's stack.
+pub(crate) fn within<T>(context: Handle, call: impl FnOnce() -> R<T>) -> R<T> {
+    push_context(context);
+    let result = call();
+    pop_context();
+    result
 }
 
 /// Pops this thread's context stack.

@@ -1,14 +1,71 @@
 //! Contexts: one primary context a device, and a stack of current ones a thread.
 
+use std::ffi::c_void;
+
 use super::{entry_points, put};
 use crate::abi::*;
-use crate::state::{current_context, initialised, pop_context, push_context, set_context};
+use crate::state::{
+    R, current_context, initialised, pop_context, push_context, set_context, within,
+};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Checks a context's handle; 0 stands for none.
 fn known(context: Handle) -> crate::state::R {
     let driver = initialised()?;
     if context == 0 { Ok(()) } else { driver.contexts.get(context).map(|_| ()) }
+}
+
+/// The context that a client means: the current one where it names none.
+pub(super) fn of_client(context: Handle) -> R<Handle> {
+    let context = if context == 0 { current_context() } else { context };
+    initialised()?.contexts.get(context).map(|_| context).map_err(|_| ERROR_INVALID_CONTEXT)
+}
+
+/// Makes a context and puts it on the calling thread's stack.
+///
+/// # Safety
+/// `context` is the client's.
+unsafe fn create(context: *mut Handle, flags: u32, device: i32) -> R {
+    let driver = initialised()?;
+    driver.device(device)?;
+    if context.is_null() || flags & !CONTEXT_FLAGS != 0 {
+        return Err(ERROR_INVALID_VALUE);
+    }
+    let handle = driver.contexts.insert(device as usize);
+    push_context(handle);
+    // SAFETY: the client's pointer.
+    unsafe { put(context, handle) }
+}
+
+/// `CUctx_flags` that there are.
+const CONTEXT_FLAGS: u32 = 0xff;
+
+/// `CUctxCreateParams`.
+#[repr(C)]
+pub(crate) struct CtxCreateParams {
+    affinities: *const c_void,
+    affinity_count: i32,
+    cig: *const c_void,
+}
+
+/// Drops what clients have stored in a context, and tells them.
+fn forget(context: Handle) -> R {
+    let gone = {
+        let mut storage = initialised()?.storage.lock().expect("no panic holds this lock");
+        let gone: Vec<_> =
+            storage.range((context, 0)..=(context, usize::MAX)).map(|(k, v)| (*k, *v)).collect();
+        gone.iter().for_each(|(key, _)| {
+            storage.remove(key);
+        });
+        gone
+    };
+    for ((context, key), (value, destructor)) in gone {
+        if let Some(destructor) = destructor {
+            // SAFETY: the client's function, with what it stored.
+            unsafe { destructor(context, key, value) };
+        }
+    }
+    Ok(())
 }
 
 entry_points! {
@@ -28,7 +85,16 @@ entry_points! {
         Ok(())
     }
 
-    fn cuDevicePrimaryCtxReset_v2(device: i32) { initialised()?.device(device).map(|_| ()) }
+    fn cuDevicePrimaryCtxReset_v2(device: i32) {
+        let driver = initialised()?;
+        driver.device(device)?;
+        // What it kept runs first; its error goes with it.
+        let _ = driver.run_kept();
+        let context = driver.primary_context(device as usize);
+        forget(context)?;
+        driver.clear(context);
+        Ok(())
+    }
 
     fn cuDevicePrimaryCtxSetFlags_v2(device: i32, flags: u32) {
         let _ = flags;
@@ -43,15 +109,47 @@ entry_points! {
     }
 
     fn cuCtxCreate_v2(context: *mut Handle, flags: u32, device: i32) {
-        let _ = flags;
-        let driver = initialised()?;
-        driver.device(device)?;
-        let handle = driver.contexts.insert(device as usize);
-        push_context(handle);
-        put(context, handle)
+        create(context, flags, device)
     }
 
+    // Affinities divide a device between clients of MPS, which there is none of.
+    fn cuCtxCreate_v3(
+        context: *mut Handle,
+        affinities: *const c_void,
+        count: i32,
+        flags: u32,
+        device: i32,
+    ) {
+        if count != 0 || !affinities.is_null() {
+            return Err(ERROR_UNSUPPORTED_EXEC_AFFINITY);
+        }
+        create(context, flags, device)
+    }
+
+    fn cuCtxCreate_v4(context: *mut Handle, params: *const CtxCreateParams, flags: u32, device: i32) {
+        if !params.is_null() {
+            let params = &*params;
+            if params.affinity_count != 0 {
+                return Err(ERROR_UNSUPPORTED_EXEC_AFFINITY);
+            }
+            if !params.cig.is_null() {
+                return Err(ERROR_NOT_SUPPORTED);
+            }
+        }
+        create(context, flags, device)
+    }
+
+    fn cuCtxAttach(context: *mut Handle, flags: u32) {
+        let _ = flags;
+        put(context, of_client(0)?)
+    }
+
+    fn cuCtxDetach(context: Handle) { of_client(context).map(|_| ()) }
+
     fn cuCtxDestroy_v2(context: Handle) {
+        initialised()?.contexts.get(context).map_err(|_| ERROR_INVALID_CONTEXT)?;
+        forget(context)?;
+        initialised()?.clear(context);
         initialised()?.contexts.remove(context).map_err(|_| ERROR_INVALID_CONTEXT)?;
         if current_context() == context {
             pop_context();
@@ -84,6 +182,11 @@ entry_points! {
 
     fn cuCtxGetDevice(device: *mut i32) { put(device, initialised()?.current()? as i32) }
 
+    fn cuCtxGetDevice_v2(device: *mut i32, context: Handle) {
+        let context = of_client(context)?;
+        put(device, initialised()?.contexts.get(context)? as i32)
+    }
+
     fn cuCtxGetFlags(flags: *mut u32) { put(flags, 0) }
 
     fn cuCtxGetId(context: Handle, id: *mut u64) {
@@ -100,6 +203,23 @@ entry_points! {
         driver.current()?;
         driver.healthy()
     }
+
+    fn cuCtxSynchronize_v2(context: Handle) {
+        of_client(context)?;
+        initialised()?.healthy()
+    }
+
+    fn cuCtxRecordEvent(context: Handle, event: Handle) {
+        within(of_client(context)?, || super::stream::record(event, 0))
+    }
+
+    fn cuCtxWaitEvent(context: Handle, event: Handle) {
+        of_client(context)?;
+        initialised()?.events.get(event)?;
+        Ok(())
+    }
+
+    fn cuCtxResetPersistingL2Cache() { of_client(0).map(|_| ()) }
 
     fn cuCtxGetStreamPriorityRange(least: *mut i32, greatest: *mut i32) {
         put(least, 0)?;
@@ -132,6 +252,18 @@ entry_points! {
     fn cuCtxSetCacheConfig(config: u32) {
         let _ = config;
         Ok(())
+    }
+
+    fn cuCtxGetSharedMemConfig(config: *mut u32) { put(config, 1) }
+
+    fn cuCtxSetSharedMemConfig(config: u32) {
+        let _ = config;
+        of_client(0).map(|_| ())
+    }
+
+    fn cuCtxSetFlags(flags: u32) {
+        let _ = flags;
+        of_client(0).map(|_| ())
     }
 
     fn cuCtxEnablePeerAccess(peer: Handle, flags: u32) {

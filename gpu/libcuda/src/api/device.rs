@@ -8,11 +8,23 @@ use super::{entry_points, put, text};
 use crate::abi::*;
 use crate::state::{initialise, initialised};
 
-/// CUDA version that the driver claims: 13.0.
-const VERSION: i32 = 13000;
+/// CUDA version that the driver claims: 13.5, whose PTX is 9.5.
+pub(super) const VERSION: i32 = 13050;
 
-/// `CUdevice_attribute` values for a preset; 0 for what has no meaning here.
-fn attribute(p: &Preset, which: i32) -> i64 {
+/// UUID of a device.
+pub(super) fn uuid(device: i32) -> [u8; 16] {
+    let mut id = *b"fathom emulated\0";
+    id[15] = device as u8;
+    id
+}
+
+/// The PCI bus that a device has for itself; domain and device number are 0.
+pub(super) fn pci_bus(device: i32) -> i32 {
+    device + 1
+}
+
+/// `CUdevice_attribute` values of a device; 0 for what has no meaning here.
+fn attribute(p: &Preset, device: i32, which: i32) -> i64 {
     let [bx, by, bz] = Preset::MAX_BLOCK;
     let [gx, gy, gz] = Preset::MAX_GRID;
     let i = i64::from;
@@ -33,6 +45,7 @@ fn attribute(p: &Preset, which: i32) -> i64 {
         14 => 512,
         16 => i(p.sm_count),
         15 | 19 | 31 | 32 | 40 | 41 | 83 | 90 | 95 => 1,
+        33 => pci_bus(device).into(),
         36 => i(p.memory_clock_khz),
         37 => i(p.memory_bus_bits),
         38 => i(p.l2_bytes),
@@ -83,14 +96,7 @@ entry_points! {
 
     fn cuDeviceGetUuid_v2(uuid: *mut [u8; 16], device: i32) {
         initialised()?.device(device)?;
-        let mut id = *b"fathom emulated\0";
-        id[15] = device as u8;
-        put(uuid, id)
-    }
-
-    fn cuDeviceGetUuid(uuid: *mut [u8; 16], device: i32) {
-        let code = cuDeviceGetUuid_v2(uuid, device);
-        if code == SUCCESS { Ok(()) } else { Err(code) }
+        put(uuid, self::uuid(device))
     }
 
     fn cuDeviceGetLuid(luid: *mut c_char, mask: *mut u32, device: i32) {
@@ -101,7 +107,7 @@ entry_points! {
 
     fn cuDeviceGetPCIBusId(id: *mut c_char, length: i32, device: i32) {
         initialised()?.device(device)?;
-        let words = format!("0000:{:02x}:00.0\0", device + 1);
+        let words = format!("0000:{:02x}:00.0\0", pci_bus(device));
         if id.is_null() || (length as usize) < words.len() {
             return Err(ERROR_INVALID_VALUE);
         }
@@ -123,7 +129,7 @@ entry_points! {
 
     fn cuDeviceGetAttribute(value: *mut i32, which: i32, device: i32) {
         let preset = initialised()?.device(device)?.preset();
-        put(value, attribute(preset, which).try_into().unwrap_or(i32::MAX))
+        put(value, attribute(preset, device, which).try_into().unwrap_or(i32::MAX))
     }
 
     fn cuDeviceComputeCapability(major: *mut i32, minor: *mut i32, device: i32) {
@@ -166,7 +172,7 @@ entry_points! {
         let p = initialised()?.device(device)?.preset();
         let order = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14];
         for (i, which) in order.into_iter().enumerate() {
-            put(properties.add(i), attribute(p, which).try_into().unwrap_or(i32::MAX))?;
+            put(properties.add(i), attribute(p, device, which).try_into().unwrap_or(i32::MAX))?;
         }
         Ok(())
     }

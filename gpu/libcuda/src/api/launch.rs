@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use fathom_emulator::{Function, LaunchConfig};
 
 use super::entry_points;
-use super::module::function_of;
+use super::function::most_dynamic_shared;
 use crate::abi::*;
 use crate::state::{R, initialised};
 
@@ -100,13 +100,19 @@ unsafe fn launch(
 ) -> R {
     let driver = initialised()?;
     driver.error()?;
-    let function = function_of(driver, function)?;
+    let callable = driver.callable(function)?;
+    if i64::from(shape.shared_bytes) > i64::from(most_dynamic_shared(&callable)) {
+        return Err(ERROR_INVALID_VALUE);
+    }
+    let function = callable.function.clone();
     // SAFETY: the client's pointers.
     let params = unsafe { pack(&function, params, extra)? };
+    let chosen = *callable.chosen.lock().expect("no panic holds this lock");
+    let own_cluster = chosen.cluster.map(|n| n.filter(|n| *n > 0).map_or(1, |n| n as u32));
     let config = LaunchConfig {
         grid: shape.grid,
         block: shape.block,
-        cluster: attributes.cluster,
+        cluster: if attributes.cluster == [1; 3] { own_cluster } else { attributes.cluster },
         dynamic_shared_bytes: shape.shared_bytes,
         params,
         cooperative: attributes.cooperative,

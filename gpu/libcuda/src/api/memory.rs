@@ -5,7 +5,7 @@ use std::ffi::c_void;
 
 use super::{entry_points, put};
 use crate::abi::*;
-use crate::state::{Driver, R, driver, initialised};
+use crate::state::{Driver, R, current_context, driver, initialised};
 
 /// One end of a copy.
 #[derive(Clone, Copy)]
@@ -157,7 +157,18 @@ fn alloc(device: usize, bytes: usize) -> R<DevicePtr> {
     }
     let driver = initialised()?;
     driver.error()?;
-    driver.devices[device].alloc(bytes as u64).map_err(|_| ERROR_OUT_OF_MEMORY)
+    let address = driver.devices[device].alloc(bytes as u64).map_err(|_| ERROR_OUT_OF_MEMORY)?;
+    let owner = match driver.current() {
+        Ok(own) if own == device => current_context(),
+        _ => driver.primary_context(device),
+    };
+    driver.owners.lock().expect("no panic holds this lock").insert(address, owner);
+    Ok(address)
+}
+
+fn free(driver: &Driver, address: DevicePtr) -> R {
+    driver.owners.lock().expect("no panic holds this lock").remove(&address);
+    driver.devices[0].free(address).map_err(|_| ERROR_INVALID_VALUE)
 }
 
 /// The source of a 2-D or 3-D copy, by its memory type.
@@ -259,14 +270,12 @@ entry_points! {
         if address == 0 || host_free(driver, address as usize)? {
             return Ok(());
         }
-        driver.devices[0].free(address).map_err(|_| ERROR_INVALID_VALUE)
+        free(driver, address)
     }
 
     fn cuMemFreeAsync(address: DevicePtr, stream: Handle) {
         let driver = initialised()?;
-        driver.enqueue(stream, move || {
-            driver.devices[0].free(address).map_err(|_| ERROR_INVALID_VALUE)
-        })
+        driver.enqueue(stream, move || free(driver, address))
     }
 
     fn cuMemAllocManaged(address: *mut DevicePtr, bytes: usize, flags: u32) {

@@ -19,7 +19,7 @@ fn create(stream: *mut Handle, flags: u32, priority: i32) -> R {
     unsafe { put(stream, driver.streams.insert(new)) }
 }
 
-fn record(event: Handle, stream: Handle) -> R {
+pub(super) fn record(event: Handle, stream: Handle) -> R {
     let driver = initialised()?;
     let event = driver.events.get(event)?;
     let (device, capture) = {
@@ -138,7 +138,7 @@ entry_points! {
         driver.healthy()
     }
 
-    fn cuEventElapsedTime(milliseconds: *mut f32, start: Handle, end: Handle) {
+    fn cuEventElapsedTime_v2(milliseconds: *mut f32, start: Handle, end: Handle) {
         let driver = initialised()?;
         let at = |event| {
             let event = driver.events.get(event)?;
@@ -147,10 +147,5 @@ entry_points! {
         };
         let (start, end) = (at(start)?, at(end)?);
         put(milliseconds, (end as f64 - start as f64) as f32 / 1e6)
-    }
-
-    fn cuEventElapsedTime_v2(milliseconds: *mut f32, start: Handle, end: Handle) {
-        let code = cuEventElapsedTime(milliseconds, start, end);
-        if code == SUCCESS { Ok(()) } else { Err(code) }
     }
 }

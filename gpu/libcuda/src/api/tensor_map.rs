@@ -6,6 +6,7 @@ use fathom_emulator::{Element, Mode, TensorMap};
 
 use super::{entry_points, put};
 use crate::abi::*;
+use crate::say::say;
 use crate::state::R;
 
 /// What tiled and im2col maps have in common, as the client passes it.
@@ -26,7 +27,7 @@ struct Common {
 /// The arrays have as many entries as the rank (strides: one less).
 unsafe fn encode(to: *mut c_void, c: Common, box_dims: *const u32, mode: Mode) -> R {
     let refuse = |words: &str| {
-        eprintln!("fathom: cuTensorMapEncode: {words}");
+        say!("cuTensorMapEncode: {words}");
         Err(ERROR_INVALID_VALUE)
     };
     let Some(element) = Element::from_cuda(c.data_type) else {
