@@ -27,7 +27,7 @@ fn kernels(c: &mut Criterion) {
         device.configure(Settings { threads: 1, ..Settings::default() });
         let text = std::fs::read_to_string(folder.join(format!("{tag}.ptx"))).unwrap();
         let module = Module::load(&device, &text).unwrap();
-        let function = module.function(module.entries()[0]).unwrap();
+        let function = module.function(module.image().entries()[0]).unwrap();
         let x = device.upload(&vec![0x3f80u16; (2 * rows * n) as usize]).unwrap();
         let y = device.alloc(u64::from(4 * rows * n)).unwrap();
         let w = device.upload(&vec![1f32; n.max(rows) as usize]).unwrap();

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::SimError;
-use crate::hardware::cluster::Gpu;
 use crate::kernel_time::{Constants, GemmKind, GemmShape, KernelModel};
+use fathom_config::Gpu;
 
 /// Largest file that is unpacked, bytes.
 const LIMIT: u64 = 1 << 32;

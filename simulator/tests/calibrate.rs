@@ -3,8 +3,8 @@
 
 use std::io::Write;
 
+use fathom_config::Gpu;
 use fathom_simulator::calibrate::{KinetoTrace, PROFILE_FITTING_GEMMS, fit_gemms, parse_table};
-use fathom_simulator::hardware;
 use fathom_simulator::kernel_time::Constants;
 use proptest::prelude::*;
 
@@ -81,7 +81,7 @@ fn the_published_profile_reads_as_published() {
 #[test]
 fn the_fit_gives_the_constants_in_use() {
     let table = parse_table("fitting half", PROFILE_FITTING_GEMMS).unwrap();
-    let gpu = hardware::gpu("h800").unwrap();
+    let gpu = Gpu::preset("h800").unwrap();
     let c = fit_gemms(&gpu, 112, &table, Constants::FITTED).unwrap();
     let used = Constants::FITTED;
     println!("{c:?}");
@@ -107,7 +107,7 @@ fn a_table_with_a_bad_cell_says_where() {
         let e = parse_table("t.csv", &format!("{header}{row}\n")).unwrap_err().to_string();
         assert!(e.starts_with("t.csv: line 2") && e.contains(part), "{e}");
     }
-    let gpu = hardware::gpu("h800").unwrap();
+    let gpu = Gpu::preset("h800").unwrap();
     assert!(fit_gemms(&gpu, 112, &[], Constants::FITTED).is_err());
 }
 

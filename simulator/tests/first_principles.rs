@@ -1,15 +1,15 @@
 //! Properties of the kernel-time model: more hardware is never slower, parts add up, records of any
 //! backend are timed.
 
+use fathom_config::Gpu;
 use fathom_simulator::config::WhatIf;
-use fathom_simulator::hardware;
 use fathom_simulator::kernel_time::{
     AttentionShape, Constants, GemmKind, GemmShape, KernelModel, MemoryClass,
 };
 use proptest::prelude::*;
 
 fn model(gpu: &str) -> KernelModel {
-    let gpu = hardware::gpu(gpu).unwrap();
+    let gpu = Gpu::preset(gpu).unwrap();
     KernelModel::alone(&gpu, Constants::FITTED, &WhatIf::default())
 }
 
@@ -54,7 +54,7 @@ proptest! {
         for (m, n, k) in [(m + more, n, k), (m, n + more, k), (m, n, k + more)] {
             prop_assert!(time(&alone, m, n, k) >= base * (1.0 - 1e-12));
         }
-        let gpu = hardware::gpu("h800").unwrap();
+        let gpu = Gpu::preset("h800").unwrap();
         let beside = KernelModel::beside_communication(&gpu, Constants::FITTED, &WhatIf::default(), 20);
         let compute = |x: &KernelModel| x.gemm(&GemmShape::new(m, n, k), GemmKind::Bf16);
         let (a, b) = (compute(&alone), compute(&beside));
@@ -96,7 +96,7 @@ proptest! {
 /// Rows without a tile, groups without a row, and every preset that has the format.
 #[test]
 fn edges() {
-    for (name, _) in hardware::GPUS {
+    for (name, _) in fathom_config::presets::GPUS {
         let x = model(name);
         let t = x.gemm_best_block(&GemmShape::new(1, 1, 1), GemmKind::Bf16);
         assert!(t.seconds > 0.0 && t.seconds < 1e-4, "{name}: {t:?}");

@@ -1,9 +1,9 @@
 //! Every op of the model's table is timed, or refused by name; and the names that the simulator
 //! knows are the table's.
 
+use fathom_config::ModelConfig;
 use fathom_reference::backend::{Place, op_record};
 use fathom_reference::ops::{Case, OPS};
-use fathom_simulator::hardware;
 use fathom_simulator::lowering::{self, Lowering};
 use fathom_simulator::times::LayerKind;
 use fathom_simulator::workload::LayerContext;
@@ -17,7 +17,7 @@ fn record(case: &Case) -> OpRecord {
 
 #[test]
 fn every_op_becomes_kernels_that_take_bytes_or_is_refused_by_name() {
-    let model = hardware::model("deepseek-v3").unwrap();
+    let model = ModelConfig::preset("deepseek-v3").unwrap();
     let ctx = LayerContext::of_tokens(4096, 64);
     let lowering = Lowering { model: &model, ctx: &ctx };
     for op in OPS {

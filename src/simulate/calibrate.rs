@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
+use fathom_config::Gpu;
 use fathom_simulator::calibrate::{KinetoTrace, TraceSummary, fit_gemms, parse_table};
 use fathom_simulator::config::WhatIf;
 use fathom_simulator::error::read_table;
-use fathom_simulator::hardware;
 use fathom_simulator::kernel_time::{Constants, KernelModel};
 use fathom_trace::KernelRecord;
 use serde_json::json;
@@ -65,7 +65,7 @@ fn fit(args: &Args, path: &std::path::Path) -> Result<(), Box<dyn std::error::Er
     let file = path.display().to_string();
     let text = read_table(path)?;
     let table = parse_table(&file, &text)?;
-    let gpu = hardware::gpu(&args.gpu)?;
+    let gpu = Gpu::preset(&args.gpu)?;
     let sms = args.sms.unwrap_or(gpu.sms);
     if sms == 0 || sms > gpu.sms {
         return Err(format!("--sms {sms}: {} has 1 to {}", gpu.name, gpu.sms).into());
@@ -85,7 +85,7 @@ fn fit(args: &Args, path: &std::path::Path) -> Result<(), Box<dyn std::error::Er
 
 fn kernels(args: &Args, path: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
     let records: Vec<KernelRecord> = fathom_trace::jsonl::read_file(path)?;
-    let gpu = hardware::gpu(&args.gpu)?;
+    let gpu = Gpu::preset(&args.gpu)?;
     let model = KernelModel::alone(&gpu, Constants::FITTED, &WhatIf::default());
     let times: Vec<(String, f64)> =
         records.iter().map(|r| (r.kernel.clone(), model.kernel_record(r))).collect();

@@ -1,7 +1,7 @@
 //! `fathom simulate gemm`: one matrix multiplication by tiles and waves.
 
 use clap::ValueEnum;
-use fathom_simulator::hardware;
+use fathom_config::Gpu;
 use fathom_simulator::kernel_time::{Constants, GemmKind, GemmShape, KernelModel};
 use serde_json::json;
 
@@ -89,7 +89,7 @@ impl Kind {
 
 /// Runs the command.
 pub fn run(args: &Args) -> output::Result {
-    let gpu = hardware::gpu(&args.gpu)?;
+    let gpu = Gpu::preset(&args.gpu)?;
     let mut model = KernelModel::alone(&gpu, Constants::FITTED, &parts::what_if(&args.what_if)?);
     model.sms = args.sms.unwrap_or(gpu.sms);
     if model.sms == 0 || model.sms > gpu.sms {

@@ -1,46 +1,34 @@
-//! Device presets: the limits and names of a GPU, as data (`presets.toml`).
+//! Device presets: the GPUs of `fathom-config` that the emulator can be.
 
-use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
 
-use serde::Deserialize;
+use fathom_config::presets::GPUS;
+use fathom_config::{CudaDevice, Gpu};
 
 use crate::error::Error;
 
-/// Limits and identity of an emulated device. All sizes are bytes, clocks kHz.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// An emulated device: what CUDA reports of it, and what the machine needs beside.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Preset {
     /// Key of the preset, `h800` for instance.
-    #[serde(skip)]
     pub key: String,
-    /// Marketing name, with `(emulated)` after it.
-    pub name: String,
-    /// Compute capability: major, minor.
-    pub compute_capability: [u32; 2],
     /// Streaming multiprocessors.
     pub sm_count: u32,
-    /// SM clock; `clock64` counts emulated cycles of it.
-    pub clock_khz: u32,
-    /// Memory clock.
-    pub memory_clock_khz: u32,
-    /// Memory bus width in bits.
-    pub memory_bus_bits: u32,
-    /// Device memory; allocations beyond it fail.
-    pub memory_bytes: u64,
-    /// Level-2 cache.
-    pub l2_bytes: u32,
-    /// Shared memory of one SM.
-    pub shared_bytes_per_sm: u32,
-    /// Shared memory a CTA may have without opting in.
-    pub shared_bytes_per_block: u32,
-    /// Shared memory a CTA may have after opting in.
-    pub shared_bytes_per_block_optin: u32,
-    /// Shared memory the system keeps of each CTA, at its start.
-    pub shared_bytes_reserved: u32,
-    /// Largest portable cluster; 1 where there are no clusters.
-    pub max_cluster_ctas: u32,
-    /// Largest cluster with the non-portable attribute set.
-    pub max_cluster_ctas_nonportable: u32,
+    cuda: CudaDevice,
+}
+
+impl Deref for Preset {
+    type Target = CudaDevice;
+
+    fn deref(&self) -> &CudaDevice {
+        &self.cuda
+    }
+}
+
+impl DerefMut for Preset {
+    fn deref_mut(&mut self) -> &mut CudaDevice {
+        &mut self.cuda
+    }
 }
 
 impl Preset {
@@ -61,11 +49,11 @@ impl Preset {
     /// Threads of a CTA at most, in x, y, z.
     pub const MAX_BLOCK: [u32; 3] = [1024, 1024, 64];
 
-    /// Every preset, sorted by key.
+    /// Every GPU of which the project says what CUDA reports, sorted by key.
     pub fn all() -> Vec<Preset> {
-        let map: BTreeMap<String, Preset> =
-            toml::from_str(include_str!("../presets.toml")).expect("presets.toml is valid");
-        map.into_iter().map(|(key, preset)| Preset { key, ..preset }).collect()
+        let mut presets: Vec<Preset> = GPUS.iter().filter_map(|(key, _)| preset(key)).collect();
+        presets.sort_by(|a, b| a.key.cmp(&b.key));
+        presets
     }
 
     /// The preset called `key` (`h100`, `h800`, `h200`, `a100`).
@@ -91,6 +79,13 @@ impl Preset {
         let by_shared = self.shared_bytes_per_sm / shared;
         by_threads.min(by_registers).min(by_shared).min(Self::MAX_BLOCKS_PER_SM)
     }
+}
+
+fn preset(key: &str) -> Option<Preset> {
+    let gpu = Gpu::preset(key).expect("a preset of ours");
+    let mut cuda = gpu.cuda?;
+    cuda.name.push_str(" (emulated)");
+    Some(Preset { key: key.to_owned(), sm_count: gpu.sms as u32, cuda })
 }
 
 #[cfg(test)]

@@ -1,25 +1,24 @@
-//! The architectures that come with the project: TOML data with the source of its figures.
+//! The architectures and GPUs that come with the project: TOML data with the source of its figures.
 
 use std::path::Path;
 
 use crate::{ConfigError, ModelConfig, unknown_name};
 
-macro_rules! models {
-    ($($name:literal),* $(,)?) => {
-        &[$(($name, include_str!(concat!("../presets/models/", $name, ".toml")))),*]
+macro_rules! presets {
+    ($folder:literal: $($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!("../presets/", $folder, "/", $name, ".toml")))),*]
     };
 }
 
 /// Every architecture: its name and its TOML.
-pub const MODELS: &[(&str, &str)] = models!(
-    "deepseek-v3",
-    "deepseek-v2",
-    "llama-3.1-405b",
-    "llama-3.1-70b",
-    "qwen2.5-72b",
-    "qwen3-235b-a22b",
-    "small",
+pub const MODELS: &[(&str, &str)] = presets!(
+    "models": "deepseek-v3", "deepseek-v2", "llama-3.1-405b", "llama-3.1-70b", "qwen2.5-72b",
+    "qwen3-235b-a22b", "small",
 );
+
+/// Every GPU: its name and its TOML.
+pub const GPUS: &[(&str, &str)] =
+    presets!("gpus": "h800", "h100", "h200", "b200", "gb200", "a100", "mi300x");
 
 /// Names that architectures had in version 0.1.
 const FORMER: &[(&str, &str)] =
@@ -38,6 +37,16 @@ pub fn model_text(name: &str) -> Result<&'static str, String> {
     let name = FORMER.iter().find(|(former, _)| *former == name).map_or(name, |(_, now)| now);
     let found = MODELS.iter().find(|(known, _)| *known == name);
     found.map(|(_, text)| *text).ok_or_else(|| unknown_name(name, &model_names()))
+}
+
+/// The TOML of a GPU.
+///
+/// # Errors
+/// The message for an unknown name, which lists the known ones.
+pub fn gpu_text(name: &str) -> Result<&'static str, String> {
+    let known: Vec<&str> = GPUS.iter().map(|(name, _)| *name).collect();
+    let found = GPUS.iter().find(|(known, _)| *known == name);
+    found.map(|(_, text)| *text).ok_or_else(|| unknown_name(name, &known))
 }
 
 impl ModelConfig {
@@ -61,9 +70,19 @@ impl ModelConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Gpu;
 
     #[test]
-    fn every_preset_reads() {
+    fn every_preset_reads_and_makes_sense() {
+        for (name, _) in GPUS {
+            let gpu = Gpu::preset(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert!(gpu.bf16_flops > 1e14 && (0.3..1.0).contains(&gpu.bf16_achievable), "{name}");
+            assert!(gpu.fp8_flops == 0.0 || gpu.fp8_flops / gpu.bf16_flops > 1.9, "{name}");
+            // The driver counts a little more than the data sheet's round number, or less.
+            let reported =
+                gpu.cuda.map_or(1.0, |c| c.memory_bytes as f64 / gpu.memory_bytes as f64);
+            assert!((0.9..1.1).contains(&reported), "{name}");
+        }
         for (name, _) in MODELS {
             let config = ModelConfig::preset(name).unwrap_or_else(|e| panic!("{name}: {e}"));
             assert!(!config.name.is_empty() && config.layers > 1, "{name}");

@@ -119,12 +119,20 @@ fn resolve_cluster(source: &Source<'_>, mut cluster: Table) -> Result<Table, Key
         cluster = merge(base, cluster);
     }
     let gpu = match cluster.remove("gpu") {
-        Some(Value::String(name)) => preset_table(source, presets::GPUS, "cluster.gpu", &name)?,
+        Some(Value::String(name)) => {
+            preset_table(source, fathom_config::presets::GPUS, "cluster.gpu", &name)?
+        }
         Some(Value::Table(mut gpu)) => {
             match source.take_string(&mut gpu, "preset", "cluster.gpu.preset")? {
-                Some(name) => {
-                    merge(preset_table(source, presets::GPUS, "cluster.gpu.preset", &name)?, gpu)
-                }
+                Some(name) => merge(
+                    preset_table(
+                        source,
+                        fathom_config::presets::GPUS,
+                        "cluster.gpu.preset",
+                        &name,
+                    )?,
+                    gpu,
+                ),
                 None => gpu,
             }
         }

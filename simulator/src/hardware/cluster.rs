@@ -1,55 +1,8 @@
 //! A cluster as data: GPU, node, network. Units are in the names; every preset file says where its
 //! figures come from.
 
+use fathom_config::Gpu;
 use serde::{Deserialize, Serialize};
-
-/// One GPU, data-sheet figures.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Gpu {
-    /// Name for people.
-    pub name: String,
-    /// Architecture, `hopper` for instance; a label for reports.
-    pub architecture: String,
-    /// Streaming multiprocessors (compute units).
-    pub sms: u64,
-    /// Boost clock at which the data sheet counts its FLOPS, Hz.
-    pub clock_hz: f64,
-    /// Dense BF16 tensor-core peak of the whole chip, FLOP/s.
-    pub bf16_flops: f64,
-    /// Dense FP8 tensor-core peak of the whole chip, FLOP/s; 0 where the chip has none.
-    pub fp8_flops: f64,
-    /// FP32 vector peak, FLOP/s.
-    pub fp32_flops: f64,
-    /// Share of the BF16 peak that a large library GEMM sustains under the power limit (published
-    /// measurements).
-    pub bf16_achievable: f64,
-    /// The same of FP8.
-    pub fp8_achievable: f64,
-    /// FP8 partial sums must be promoted to FP32 on the vector units (Hopper), for every 128 of K.
-    pub fp8_promotion: bool,
-    /// Device memory, bytes.
-    pub memory_bytes: u64,
-    /// Peak memory bandwidth, bytes/s.
-    pub memory_bytes_per_s: f64,
-    /// Last-level cache, bytes.
-    pub l2_bytes: u64,
-    /// Bandwidth of the last-level cache, bytes/s.
-    pub l2_bytes_per_s: f64,
-    /// Scale-up link (NVLink, Infinity Fabric) of one GPU, one direction, bytes/s.
-    pub scale_up_bytes_per_s: f64,
-    /// Share of it that large copies reach.
-    pub scale_up_usable: f64,
-    /// Board power, watts.
-    pub tdp_w: f64,
-}
-
-impl Gpu {
-    /// Bytes/s of the scale-up link that large copies reach, one direction.
-    pub fn scale_up_usable_bytes_per_s(&self) -> f64 {
-        self.scale_up_bytes_per_s * self.scale_up_usable
-    }
-}
 
 /// How the NICs are joined outside the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -6,4 +6,4 @@
 pub mod cluster;
 mod presets;
 
-pub use presets::{CLUSTERS, GPUS, cluster, cluster_from_toml, gpu, preset_text};
+pub use presets::{CLUSTERS, cluster, cluster_from_toml, preset_text};

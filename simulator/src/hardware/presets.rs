@@ -1,7 +1,8 @@
 //! The embedded presets, and how a cluster file that names its GPU is resolved.
 
-use super::cluster::{Cluster, Gpu};
+use super::cluster::Cluster;
 use crate::error::SimError;
+use fathom_config::presets::gpu_text;
 use fathom_config::unknown_name;
 
 /// `(name, TOML)` of a preset.
@@ -12,10 +13,6 @@ macro_rules! presets {
         &[$(($name, include_str!(concat!("../../presets/", $folder, "/", $name, ".toml")))),*]
     };
 }
-
-/// GPUs by name.
-pub const GPUS: &[Preset] =
-    presets!("gpus": "h800", "h100", "h200", "b200", "gb200", "a100", "mi300x");
 
 /// Clusters by name.
 pub const CLUSTERS: &[Preset] = presets!(
@@ -42,12 +39,6 @@ fn table(file: &str, text: &str) -> Result<toml::Value, SimError> {
         .map_err(|e| SimError::input(file, e.to_string()))
 }
 
-/// The GPU preset `name`.
-pub fn gpu(name: &str) -> Result<Gpu, SimError> {
-    let file = format!("GPU preset '{name}'");
-    parse(&file, table(&file, preset_text(GPUS, "GPU", name)?)?)
-}
-
 /// The cluster preset `name`.
 pub fn cluster(name: &str) -> Result<Cluster, SimError> {
     cluster_from_toml(&format!("cluster preset '{name}'"), preset_text(CLUSTERS, "cluster", name)?)
@@ -59,7 +50,7 @@ pub fn cluster_from_toml(file: &str, text: &str) -> Result<Cluster, SimError> {
     if let Some(slot) = value.get_mut("gpu")
         && let Some(name) = slot.as_str()
     {
-        *slot = table(name, preset_text(GPUS, "GPU", name)?)?;
+        *slot = table(name, gpu_text(name).map_err(|message| SimError::input(file, message))?)?;
     }
     parse(file, value)
 }
@@ -70,11 +61,6 @@ mod tests {
 
     #[test]
     fn every_preset_reads_and_makes_sense() {
-        for (name, _) in GPUS {
-            let g = gpu(name).unwrap();
-            assert!(g.bf16_flops > 1e14 && g.bf16_achievable > 0.3 && g.bf16_achievable < 1.0);
-            assert!(g.fp8_flops == 0.0 || g.fp8_flops / g.bf16_flops > 1.9, "{name}");
-        }
         for (name, _) in CLUSTERS {
             let c = cluster(name).unwrap();
             assert_eq!(c.gpus % c.gpus_per_node, 0, "{name}");

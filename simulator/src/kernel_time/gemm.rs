@@ -366,14 +366,14 @@ struct Step {
 mod tests {
     use super::*;
     use crate::config::WhatIf;
-    use crate::hardware;
     use crate::kernel_time::Constants;
+    use fathom_config::Gpu;
 
     /// The configurations that the published rule gives for its table's shapes on 132 SMs, worked
     /// out by hand: waves first, then the fullest last wave.
     #[test]
     fn deep_gemm_picks_its_tiles_by_waves() {
-        let gpu = hardware::gpu("h800").unwrap();
+        let gpu = Gpu::preset("h800").unwrap();
         let model = KernelModel::alone(&gpu, Constants::FITTED, &WhatIf::default());
         for (n, k, block_n, waves) in [
             (2112, 7168, 144, 4.0),

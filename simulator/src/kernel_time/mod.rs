@@ -14,7 +14,7 @@ mod work;
 use serde::{Deserialize, Serialize};
 
 use crate::config::WhatIf;
-use crate::hardware::cluster::Gpu;
+use fathom_config::Gpu;
 
 pub use attention::AttentionShape;
 pub use constants::Constants;

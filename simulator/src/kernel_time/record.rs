@@ -41,12 +41,12 @@ impl KernelModel {
 mod tests {
     use super::*;
     use crate::config::WhatIf;
-    use crate::hardware;
     use crate::kernel_time::Constants;
+    use fathom_config::Gpu;
 
     #[test]
     fn the_scarcest_resource_sets_the_time() {
-        let gpu = hardware::gpu("h800").unwrap();
+        let gpu = Gpu::preset("h800").unwrap();
         let model = KernelModel::alone(&gpu, Constants::FITTED, &WhatIf::default());
         let ramp = Constants::FITTED.ramp_s;
         let full = KernelRecord { grid: [132, 1, 1], ..KernelRecord::default() };

@@ -88,11 +88,11 @@ mod tests {
     use fathom_config::ModelConfig;
 
     use super::*;
-    use crate::hardware;
     use crate::kernel_time::Constants;
     use crate::model_code::ModelCode;
     use crate::times::LayerKind;
     use crate::workload::{LayerContext, LayerKernels};
+    use fathom_config::Gpu;
 
     fn v3_layer() -> Vec<Kernel> {
         let model = ModelConfig::preset("deepseek-v3").unwrap();
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn wishes_only_take_time_away() {
-        let gpu = hardware::gpu("h800").unwrap();
+        let gpu = Gpu::preset("h800").unwrap();
         let none = WhatIf::default();
         let kernels = v3_layer();
         let total = |w: &WhatIf| -> f64 {

@@ -9,7 +9,7 @@ use crate::first_principles::FirstPrinciples;
 use crate::hardware;
 use crate::kernel_time::{AttentionShape, GemmKind, GemmShape, KernelModel, MemoryClass};
 use crate::network::alltoall::{AllToAll, AllToAllModel, Exchange};
-use fathom_config::{ModelConfig, MoeConfig};
+use fathom_config::{Gpu, ModelConfig, MoeConfig};
 
 const FITTING: &str = "Profiled chunk: GEMMs of the fitting half";
 const OTHER: &str = "Profiled chunk: the other GEMMs";
@@ -29,7 +29,7 @@ const BACKWARD_ROWS: [u64; 4] = [34688 / 4, 32512 / 4, 32896 / 4, 28416 / 4];
 
 /// All kernel rows.
 pub(super) fn rows(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
-    let gpu = hardware::gpu("h800")?;
+    let gpu = Gpu::preset("h800")?;
     let none = WhatIf::default();
     let beside = KernelModel::beside_communication(&gpu, cost.constants, &none, 20);
     let alone = KernelModel::alone(&gpu, cost.constants, &none);

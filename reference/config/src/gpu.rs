@@ -1,0 +1,105 @@
+//! A GPU as data: what its data sheet says, and what CUDA reports of it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ConfigError;
+use crate::presets::gpu_text;
+
+/// One GPU, data-sheet figures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gpu {
+    /// Name for people.
+    pub name: String,
+    /// Architecture, `hopper` for instance; a label for reports.
+    pub architecture: String,
+    /// Streaming multiprocessors (compute units).
+    pub sms: u64,
+    /// Boost clock at which the data sheet counts its FLOPS, Hz.
+    pub clock_hz: f64,
+    /// Dense BF16 tensor-core peak of the whole chip, FLOP/s.
+    pub bf16_flops: f64,
+    /// Dense FP8 tensor-core peak of the whole chip, FLOP/s; 0 where the chip has none.
+    pub fp8_flops: f64,
+    /// FP32 vector peak, FLOP/s.
+    pub fp32_flops: f64,
+    /// Share of the BF16 peak that a large library GEMM sustains under the power limit (published
+    /// measurements).
+    pub bf16_achievable: f64,
+    /// The same of FP8.
+    pub fp8_achievable: f64,
+    /// FP8 partial sums must be promoted to FP32 on the vector units (Hopper), for every 128 of K.
+    pub fp8_promotion: bool,
+    /// Device memory, bytes.
+    pub memory_bytes: u64,
+    /// Peak memory bandwidth, bytes/s.
+    pub memory_bytes_per_s: f64,
+    /// Last-level cache, bytes.
+    pub l2_bytes: u64,
+    /// Bandwidth of the last-level cache, bytes/s.
+    pub l2_bytes_per_s: f64,
+    /// Scale-up link (NVLink, Infinity Fabric) of one GPU, one direction, bytes/s.
+    pub scale_up_bytes_per_s: f64,
+    /// Share of it that large copies reach.
+    pub scale_up_usable: f64,
+    /// Board power, watts.
+    pub tdp_w: f64,
+    /// What CUDA reports of it, where the emulator can be it.
+    #[serde(default, skip_serializing)]
+    pub cuda: Option<CudaDevice>,
+}
+
+impl Gpu {
+    /// Bytes/s of the scale-up link that large copies reach, one direction.
+    pub fn scale_up_usable_bytes_per_s(&self) -> f64 {
+        self.scale_up_bytes_per_s * self.scale_up_usable
+    }
+}
+
+impl Gpu {
+    /// A GPU that comes with the project.
+    ///
+    /// # Errors
+    /// [`ConfigError::Preset`].
+    pub fn preset(name: &str) -> Result<Gpu, ConfigError> {
+        let text = gpu_text(name).map_err(ConfigError::Preset)?;
+        toml::from_str(text).map_err(|e| ConfigError::Value {
+            path: name.into(),
+            place: "preset".into(),
+            expected: "a GPU".into(),
+            found: e.to_string(),
+        })
+    }
+}
+
+/// What CUDA reports of a device: identity and limits. All sizes are bytes, clocks kHz.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CudaDevice {
+    /// The name that `cuDeviceGetName` gives.
+    pub name: String,
+    /// Compute capability: major, minor.
+    pub compute_capability: [u32; 2],
+    /// SM clock; `clock64` counts emulated cycles of it.
+    pub clock_khz: u32,
+    /// Memory clock.
+    pub memory_clock_khz: u32,
+    /// Memory bus width in bits.
+    pub memory_bus_bits: u32,
+    /// Device memory; allocations beyond it fail.
+    pub memory_bytes: u64,
+    /// Level-2 cache.
+    pub l2_bytes: u32,
+    /// Shared memory of one SM.
+    pub shared_bytes_per_sm: u32,
+    /// Shared memory a CTA may have without opting in.
+    pub shared_bytes_per_block: u32,
+    /// Shared memory a CTA may have after opting in.
+    pub shared_bytes_per_block_optin: u32,
+    /// Shared memory the system keeps of each CTA, at its start.
+    pub shared_bytes_reserved: u32,
+    /// Largest portable cluster; 1 where there are no clusters.
+    pub max_cluster_ctas: u32,
+    /// Largest cluster with the non-portable attribute set.
+    pub max_cluster_ctas_nonportable: u32,
+}
