@@ -165,6 +165,8 @@ pub struct Sanitizer {
     groups: Vec<usize>,
     /// Registers written since the warp's last wgmma.fence.
     unfenced: Vec<BTreeSet<u32>>,
+    /// Whether a warp has executed wgmma.fence at all.
+    has_fenced: Vec<bool>,
     /// mbarriers that were initialised and not invalidated: CTA, offset.
     live: BTreeSet<(usize, usize)>,
     pub uninit: bool,
@@ -197,6 +199,7 @@ impl Sanitizer {
             registers: vec![Vec::new(); threads],
             groups: vec![0; threads],
             unfenced: vec![BTreeSet::new(); threads],
+            has_fenced: vec![false; threads],
             live: BTreeSet::new(),
             uninit: false,
             races: false,
@@ -589,13 +592,22 @@ impl Sanitizer {
         problem
     }
 
-    /// A warp writes registers outside of wgmma.
-    pub fn registers_written(&mut self, warp: u32, registers: &[u32]) {
-        self.unfenced[warp as usize].extend(registers);
+    /// A warp writes registers outside of wgmma. Compilers sink moves, of constants above all,
+    /// below the fence, and ptxas puts them back: behind a first fence they only pass on what
+    /// their source is.
+    pub fn registers_written(&mut self, warp: u32, touch: &Touch) {
+        let moved = touch.copies && self.has_fenced[warp as usize];
+        let unfenced = &mut self.unfenced[warp as usize];
+        if moved && touch.read.iter().all(|r| !unfenced.contains(r)) {
+            unfenced.retain(|r| !touch.written.contains(r));
+        } else {
+            unfenced.extend(&touch.written);
+        }
     }
 
     /// wgmma.fence: registers written before it may be used by the products after it.
     pub fn product_fence(&mut self, warp: u32) {
+        self.has_fenced[warp as usize] = true;
         self.unfenced[warp as usize].clear();
     }
 

@@ -233,7 +233,7 @@ fn check_registers(cx: &mut Cx<'_>) {
     let mut found = None;
     cx.with_sanitizer(|s, who| {
         found = s.registers_touched(who.warp, touch);
-        s.registers_written(who.warp, &touch.written);
+        s.registers_written(who.warp, touch);
     });
     if let Some(message) = found {
         cx.report(Ub::AsyncNotWaited, None, None, message.to_owned());
