@@ -476,6 +476,43 @@ pub struct Guard {
     pub negated: bool,
 }
 
+/// Which bytes (`.b3210`) or half-words (`.h10`) a video instruction takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Selector {
+    /// Half-words.
+    pub halves: bool,
+    /// How many are named, up to 4.
+    pub count: u8,
+    /// Their numbers, 0 to 7, as written; the last is of the lowest element.
+    pub parts: [u8; 4],
+}
+
+impl Selector {
+    /// Reads `b3210`, `h1` and the like.
+    pub fn parse(text: &str) -> Option<Selector> {
+        let (halves, digits) = match text.as_bytes() {
+            [b'b', digits @ ..] => (false, digits),
+            [b'h', digits @ ..] => (true, digits),
+            _ => return None,
+        };
+        let most = if halves { 2 } else { 4 };
+        let fits = (1..=most).contains(&digits.len());
+        if !fits || !digits.iter().all(|d| (b'0'..b'8').contains(d)) {
+            return None;
+        }
+        let mut parts = [0; 4];
+        parts.iter_mut().zip(digits).for_each(|(part, digit)| *part = digit - b'0');
+        Some(Selector { halves, count: digits.len() as u8, parts })
+    }
+}
+
+impl std::fmt::Display for Selector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.halves { "h" } else { "b" })?;
+        self.parts[..usize::from(self.count)].iter().try_for_each(|part| write!(f, "{part}"))
+    }
+}
+
 /// An operand.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Operand {
@@ -484,6 +521,8 @@ pub enum Operand {
     /// One component of a vector register: `.x` (or `.r`), `.y` (`.g`), `.z` (`.b`), `.w` (`.a`)
     /// are 0 to 3.
     Component(RegId, u8),
+    /// Bytes or half-words of a register in a video instruction: `%r1.b3210`.
+    Selected(RegId, Selector),
     /// A special register.
     Special(SpecialReg),
     /// A literal.

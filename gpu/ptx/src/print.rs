@@ -334,6 +334,7 @@ impl Place<'_> {
             Operand::Component(r, lane) => {
                 write!(f, "{}.{}", self.register(*r), lane_name(*lane))
             }
+            Operand::Selected(r, selector) => write!(f, "{}.{selector}", self.register(*r)),
             Operand::Special(s) => special(f, *s),
             Operand::Imm(value) => imm(f, *value),
             Operand::Vector(list) => self.list(f, list, ['{', '}']),

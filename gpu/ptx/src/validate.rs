@@ -205,6 +205,10 @@ fn element(
             let register = &body.registers[r.index()];
             ty.is_none_or(|t| compatible(register.ty, t, t.bits() * scale, wider))
         }
+        Operand::Selected(r, selector) => {
+            ty.is_some_and(|t| compatible(body.registers[r.index()].ty, t, t.bits(), false))
+                && selects(op, slot, *selector)
+        }
         Operand::Imm(imm) if slot.kind == Kind::Src => ty.is_none_or(|t| literal(*imm, t)),
         Operand::Symbol(..) => {
             use Opcode::{Cvta, Getctarank, Isspacep, Mapa};
@@ -214,6 +218,26 @@ fn element(
         _ => false,
     };
     expect(fits, &expected(), operand, body)
+}
+
+/// Whether a video instruction takes this selector: in the destination a mask (`.b20`), in the
+/// first two sources any two half-words or four bytes of both.
+fn selects(op: Opcode, slot: &Slot, selector: Selector) -> bool {
+    let text = op.text();
+    let (halves, elements) = match text.as_bytes().last() {
+        Some(b'2') if text.starts_with('v') => (true, 2),
+        Some(b'4') if text.starts_with('v') => (false, 4),
+        _ => return false,
+    };
+    let parts = &selector.parts[..usize::from(selector.count)];
+    let fits = match slot.name.as_str() {
+        "d" => parts.windows(2).all(|p| p[0] > p[1]) && parts[0] < elements,
+        "a" | "b" => {
+            parts.len() == usize::from(elements) && parts.iter().all(|&p| p < 2 * elements)
+        }
+        _ => false,
+    };
+    selector.halves == halves && fits
 }
 
 /// Whether a register of type `reg` may stand where an instruction of type `ty`, `bits` wide,
@@ -274,6 +298,9 @@ pub(crate) fn rule(op: Opcode, mods: &Modifiers) -> Result<(), &'static str> {
     if hinted && !cached && matches!(op, Opcode::Ld | Opcode::St | Opcode::Atom | Opcode::Red) {
         return Err("cache hints are for global memory");
     }
+    if mods.has(Flag::Sat) && mods.op() == Some(Op::Add) && op.text().starts_with('v') {
+        return Err("a saturated result cannot be accumulated");
+    }
     if matches!(op, Opcode::Ld | Opcode::St | Opcode::Ldu) {
         let wide = cached
             && matches!((mods.ty(0).map(Type::bits), mods.vec()), (Some(32), 8) | (Some(64), 4));
@@ -305,6 +332,7 @@ fn describe(operand: &Operand, body: &Body) -> String {
     match operand {
         Operand::Reg(r) => register(r),
         Operand::Component(r, _) => format!("an element of {}", register(r)),
+        Operand::Selected(r, selector) => format!("`.{selector}` of {}", register(r)),
         Operand::Special(s) => format!("the special register `{}`", s.kind),
         Operand::Imm(Imm::Int(_) | Imm::Uint(_)) => "an integer".into(),
         Operand::Imm(_) => "a floating-point literal".into(),

@@ -44,6 +44,9 @@ fn copy(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     let to = l.addr(&ins.operands[0])?;
     let from = l.addr(&ins.operands[1])?;
     let Some(size) = l.literal(&ins.operands[2]) else { return unsupported(mnemonic(ins)) };
+    if !matches!(size, 4 | 8 | 16) {
+        return unsupported(format!("{} of {size} bytes: 4, 8 or 16", mnemonic(ins)));
+    }
     let mut source_size = None;
     let mut ignore = None;
     match ins.operands.get(3) {

@@ -24,6 +24,10 @@ pub fn fragment(l: &mut Lower<'_>, operand: &Operand, ty: Type, source: bool) ->
     };
     let mut out = Vec::with_capacity(list.len());
     for o in list {
+        let bits = l.dst_bits(o, ty.bits());
+        if !source && (bits > 32) != (ty.bits() > 32) {
+            return unsupported(format!("{} bits of a matrix in a register of {bits}", ty.bits()));
+        }
         out.push(if source { l.src(o, ty)? } else { l.dst(o)? });
     }
     Ok(out)

@@ -19,6 +19,7 @@
 //! | [`mma`], [`wmma`], [`wgmma`] | matrix products; arithmetic: [`tensor`], wgmma's [`operand`]s |
 //! | [`mbarrier`] | mbarrier objects |
 //! | [`tma`] | bulk and tensor copies, st.async, red.async, tensormap |
+//! | [`video`] | SIMD video instructions |
 //! | [`proxy`], [`order`] | fences; what the sanitizers want to know |
 //! | [`barrier`] | bar, barrier, cluster barriers, fences, griddepcontrol, nanosleep |
 
@@ -45,6 +46,7 @@ pub mod shuffle;
 pub mod special;
 pub mod tensor;
 pub mod tma;
+pub mod video;
 pub mod wgmma;
 pub mod wmma;
 
@@ -131,6 +133,8 @@ fn by_class(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         | RedAsync => tma::lower(l, ins),
         TensormapReplace | TensormapCpFenceproxy => tma::lower_map(l, ins),
         Ldmatrix | Stmatrix | Movmatrix => matrix::lower(l, ins),
+        Vadd2 | Vsub2 | Vavrg2 | Vabsdiff2 | Vmin2 | Vmax2 | Vset2 | Vadd4 | Vsub4 | Vavrg4
+        | Vabsdiff4 | Vmin4 | Vmax4 | Vset4 => video::lower(l, ins),
         _ => unsupported(format!("the instruction {}", mnemonic(ins))),
     }
 }

@@ -90,7 +90,9 @@ fn writes_nothing(op: Opcode) -> bool {
 
 fn registers_in(operand: &Operand, out: &mut Vec<RegId>) {
     match operand {
-        Operand::Reg(r) | Operand::Component(r, _) | Operand::Not(r) => out.push(*r),
+        Operand::Reg(r) | Operand::Component(r, _) | Operand::Selected(r, _) | Operand::Not(r) => {
+            out.push(*r)
+        }
         Operand::Vector(list) => list.iter().for_each(|o| registers_in(o, out)),
         Operand::List(list) => list.iter().for_each(|o| registers_in(o, out)),
         Operand::Address(a) => out.extend(base_register(&a.base)),

@@ -259,6 +259,12 @@ impl<'a> Parser<'a> {
         if let Some(special) = special(token.text) {
             return Ok(Operand::Special(special));
         }
+        if let Some((register, parts)) = token.text.rsplit_once('.')
+            && let Some(selector) = Selector::parse(parts)
+            && let Some(Local::Reg(r)) = names.lookup(register)
+        {
+            return Ok(Operand::Selected(r, selector));
+        }
         if let Some((vector, lane)) = token.text.rsplit_once('.')
             && let Some(Local::Reg(r)) = names.lookup(vector)
             && let Some(lane) = component(lane)

@@ -1,8 +1,12 @@
-//! Recognised, not executed: video, texture and surface instructions, fifth-generation tensor
-//! cores. Their rows take any suffix and any operand; [`crate::table::Form::recognised`] is true.
+//! SIMD video instructions; and what is recognised, not executed: scalar video, texture and surface
+//! instructions, fifth-generation tensor cores. The rows of those take any suffix and any operand;
+//! [`crate::table::Form::recognised`] is true.
 
 use super::Opcode::*;
 use super::pattern::{Section, row};
+
+const SIMD: &str = "dtype=u32 s32; atype=u32 s32; btype=u32 s32; op=add";
+const SIMD_SET: &str = "atype=u32 s32; btype=u32 s32; cmp=eq ne lt le gt ge; op=add";
 
 /// Rows of these chapters.
 pub const SECTIONS: &[Section] = &[
@@ -18,26 +22,104 @@ pub const SECTIONS: &[Section] = &[
             row(Vshr, "vshr ...", "", "2.0 sm_20", "scalar video right shift"),
             row(Vmad, "vmad ...", "", "2.0 sm_20", "scalar video multiply-add"),
             row(Vset, "vset ...", "", "2.0 sm_20", "scalar video comparison"),
-            row(Vadd2, "vadd2 ...", "", "3.0 sm_30", "addition of two half-words"),
-            row(Vsub2, "vsub2 ...", "", "3.0 sm_30", "subtraction of two half-words"),
-            row(Vavrg2, "vavrg2 ...", "", "3.0 sm_30", "average of two half-words"),
+            row(
+                Vadd2,
+                "vadd2.dtype.atype.btype{.sat}{.op} d:b32, a:b32, b:b32, c:b32",
+                SIMD,
+                "3.0 sm_30",
+                "sums of two half-words, chosen from a and b; others are from c, or all are added to c",
+            ),
+            row(
+                Vsub2,
+                "vsub2.dtype.atype.btype{.sat}{.op} d:b32, a:b32, b:b32, c:b32",
+                SIMD,
+                "3.0 sm_30",
+                "differences of two half-words, chosen from a and b; others are from c, or all are added to c",
+            ),
+            row(
+                Vavrg2,
+                "vavrg2.dtype.atype.btype{.sat}{.op} d:b32, a:b32, b:b32, c:b32",
+                SIMD,
+                "3.0 sm_30",
+                "averages, halves rounded away from zero of two half-words, chosen from a and b; others are from c, or all are added to c",
+            ),
             row(
                 Vabsdiff2,
-                "vabsdiff2 ...",
-                "",
+                "vabsdiff2.dtype.atype.btype{.sat}{.op} d:b32, a:b32, b:b32, c:b32",
+                SIMD,
                 "3.0 sm_30",
-                "absolute difference of two half-words",
+                "absolute differences of two half-words, chosen from a and b; others are from c, or all are added to c",
             ),
-            row(Vmin2, "vmin2 ...", "", "3.0 sm_30", "minimum of two half-words"),
-            row(Vmax2, "vmax2 ...", "", "3.0 sm_30", "maximum of two half-words"),
-            row(Vset2, "vset2 ...", "", "3.0 sm_30", "comparison of two half-words"),
-            row(Vadd4, "vadd4 ...", "", "3.0 sm_30", "addition of four bytes"),
-            row(Vsub4, "vsub4 ...", "", "3.0 sm_30", "subtraction of four bytes"),
-            row(Vavrg4, "vavrg4 ...", "", "3.0 sm_30", "average of four bytes"),
-            row(Vabsdiff4, "vabsdiff4 ...", "", "3.0 sm_30", "absolute difference of four bytes"),
-            row(Vmin4, "vmin4 ...", "", "3.0 sm_30", "minimum of four bytes"),
-            row(Vmax4, "vmax4 ...", "", "3.0 sm_30", "maximum of four bytes"),
-            row(Vset4, "vset4 ...", "", "3.0 sm_30", "comparison of four bytes"),
+            row(
+                Vmin2,
+                "vmin2.dtype.atype.btype{.sat}{.op} d:b32, a:b32, b:b32, c:b32",
+                SIMD,
+                "3.0 sm_30",
+                "minima of two half-words, chosen from a and b; others are from c, or all are added to c",
+            ),
+            row(
+                Vmax2,
+                "vmax2.dtype.atype.btype{.sat}{.op} d:b32, a:b32, b:b32, c:b32",
+                SIMD,
+                "3.0 sm_30",
+                "maxima of two half-words, chosen from a and b; others are from c, or all are added to c",
+            ),
+            row(
+                Vset2,
+                "vset2.atype.btype.cmp{.op} d:b32, a:b32, b:b32, c:b32",
+                SIMD_SET,
+                "3.0 sm_30",
+                "1 or 0 for comparisons of two half-words; others are from c, or all are added to c",
+            ),
+            row(
+                Vadd4,
+                "vadd4.dtype.atype.btype{.sat}{.op} d:b32, a:b32, b:b32, c:b32",
+                SIMD,
+                "3.0 sm_30",
+                "sums of four bytes, chosen from a and b; others are from c, or all are added to c",
+            ),
+            row(
+                Vsub4,
+                "vsub4.dtype.atype.btype{.sat}{.op} d:b32, a:b32, b:b32, c:b32",
+                SIMD,
+                "3.0 sm_30",
+                "differences of four bytes, chosen from a and b; others are from c, or all are added to c",
+            ),
+            row(
+                Vavrg4,
+                "vavrg4.dtype.atype.btype{.sat}{.op} d:b32, a:b32, b:b32, c:b32",
+                SIMD,
+                "3.0 sm_30",
+                "averages, halves rounded away from zero of four bytes, chosen from a and b; others are from c, or all are added to c",
+            ),
+            row(
+                Vabsdiff4,
+                "vabsdiff4.dtype.atype.btype{.sat}{.op} d:b32, a:b32, b:b32, c:b32",
+                SIMD,
+                "3.0 sm_30",
+                "absolute differences of four bytes, chosen from a and b; others are from c, or all are added to c",
+            ),
+            row(
+                Vmin4,
+                "vmin4.dtype.atype.btype{.sat}{.op} d:b32, a:b32, b:b32, c:b32",
+                SIMD,
+                "3.0 sm_30",
+                "minima of four bytes, chosen from a and b; others are from c, or all are added to c",
+            ),
+            row(
+                Vmax4,
+                "vmax4.dtype.atype.btype{.sat}{.op} d:b32, a:b32, b:b32, c:b32",
+                SIMD,
+                "3.0 sm_30",
+                "maxima of four bytes, chosen from a and b; others are from c, or all are added to c",
+            ),
+            row(
+                Vset4,
+                "vset4.atype.btype.cmp{.op} d:b32, a:b32, b:b32, c:b32",
+                SIMD_SET,
+                "3.0 sm_30",
+                "1 or 0 for comparisons of four bytes; others are from c, or all are added to c",
+            ),
         ],
     },
     Section {
