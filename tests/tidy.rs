@@ -145,11 +145,16 @@ fn links_between_pages_hold() {
             }
         }
     }
-    let index = std::fs::read_to_string(root().join("docs/README.md")).unwrap();
+    let [index, summary] = ["docs/README.md", "docs/SUMMARY.md"]
+        .map(|page| std::fs::read_to_string(root().join(page)).unwrap());
     for entry in std::fs::read_dir(root().join("docs")).unwrap().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".md") && name != "README.md" && !index.contains(&name) {
-            broken.push(format!("docs/README.md does not name {name}"));
+        if name.ends_with(".md") && !["README.md", "SUMMARY.md"].contains(&&*name) {
+            for (page, text) in [("README", &index), ("SUMMARY", &summary)] {
+                if !text.contains(&name) {
+                    broken.push(format!("docs/{page}.md does not name {name}"));
+                }
+            }
         }
     }
     assert_none("broken links", &broken);
