@@ -600,7 +600,9 @@ impl Sanitizer {
         let moved = touch.copies && self.has_fenced[warp as usize];
         let unfenced = &mut self.unfenced[warp as usize];
         if moved && touch.read.iter().all(|r| !unfenced.contains(r)) {
-            unfenced.retain(|r| !touch.written.contains(r));
+            for register in &touch.written {
+                unfenced.remove(register);
+            }
         } else {
             unfenced.extend(&touch.written);
         }
