@@ -110,7 +110,7 @@ fn meet(
     if cx.w.meetings[i].answer.is_none() {
         let missing = cx.w.meetings[i].missing(cx.w.live);
         if missing != 0 {
-            if !(cx.stalled && at_a_barrier(cx, missing)) {
+            if !at_a_barrier(cx, missing) {
                 return Err(cx.block(Wait::Members { missing }));
             }
             let message = format!(
@@ -137,9 +137,14 @@ fn meet(
     Ok(answer)
 }
 
-/// Whether one of these lanes waits at a named barrier. That is where hardware lets a warp meet as
-/// well, so it does not wait for ever.
+/// Whether these lanes wait at named barriers, which do not complete without the rest of the warp.
+/// There hardware lets a warp meet as well, so neither waits for ever.
 fn at_a_barrier(cx: &Cx<'_>, lanes: u32) -> bool {
-    let waits = |wait| matches!(wait, Wait::Barrier { .. });
-    cx.w.groups.iter().any(|g| g.mask & lanes != 0 && waits(g.wait))
+    let barriers = &cx.cluster.ctas[cx.cta].barriers;
+    let stuck = |wait| match wait {
+        Wait::Barrier { id, generation } => barriers[&id].generation == generation,
+        _ => false,
+    };
+    let there = cx.w.groups.iter().filter(|g| stuck(g.wait)).fold(0, |m, g| m | g.mask);
+    lanes & !there == 0
 }

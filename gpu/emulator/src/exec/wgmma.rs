@@ -2,11 +2,11 @@
 //! Warpgroup Level Matrix Multiply-Accumulate Instructions").
 //!
 //! Each of the four warps computes its 16 rows, when it commits the group that the instruction
-//! belongs to or before that touches the registers; results are there at once then, and what was
-//! not waited for only the sanitizer knows. The warps begin a group together, and none leaves
-//! `wait_group` before all have committed what it waits for. So a warp may overwrite the operands
-//! behind its wait without asking its siblings: the PTX ISA does not promise that, and the
-//! pipelines of CUTLASS, FlashAttention-3 and FlashMLA rest on it.
+//! belongs to or before something that touches the registers; results are there at once then, and
+//! what was not waited for only the sanitizer knows. The warps begin a group together, and none
+//! leaves `wait_group` before all have committed what it waits for. So a warp may overwrite the
+//! operands behind its wait without asking its siblings: the PTX ISA does not promise that, and
+//! the pipelines of CUTLASS, FlashAttention-3 and FlashMLA rest on it.
 
 use std::cell::Cell;
 

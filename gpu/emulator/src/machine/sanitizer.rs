@@ -3,9 +3,8 @@
 //! Every warp has a vector clock; barriers, mbarriers and atomics join them (happens-before). A
 //! second clock says what of it the asynchronous proxy may see: `fence.proxy.async` brings it up to
 //! date. TMA writes on behalf of the mbarrier that they complete on, so that only who waited for
-//! that one sees them; cp.async writes stay pending until they are waited for; wgmma reads on
-//! behalf of its warpgroup, by groups, so that who waited for a group knows of the reads of all
-//! four warps.
+//! that one sees them; cp.async writes stay pending until they are waited for. wgmma reads on
+//! behalf of its warpgroup, by groups: who waited for a group knows of the reads of all four warps.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;

@@ -84,6 +84,21 @@ fn masks_name_the_lanes_that_execute() {
     bed.finds(mma, Ub::Divergence, "mma.sync");
 }
 
+/// The rest of the warp waits at a barrier of the CTA, and another warp spins until this one is
+/// through: reported at once, and it goes on.
+#[test]
+fn a_mask_too_wide_in_front_of_a_barrier_holds_nobody_up() {
+    let body = "mov.u32 %r6, bar;\nsetp.eq.u32 %p1, %r0, 0;\nmov.b32 %r7, 0;\n\
+                @%p1 st.volatile.shared.u32 [%r6], %r7;\nbar.sync 0;\nsetp.ge.u32 %p1, %r0, 32;\n\
+                @%p1 bra SPIN;\nsetp.ge.u32 %p2, %r0, 8;\n@%p2 bra MEET;\n\
+                shfl.sync.bfly.b32 %r2, %r0, 4, 31, -1;\nMEET:\nbar.sync 1, 32;\n\
+                mov.b32 %r7, 1;\nst.volatile.shared.u32 [%r6], %r7;\nret;\nSPIN:\n\
+                ld.volatile.shared.u32 %r3, [%r6];\nsetp.eq.u32 %p2, %r3, 0;\n@%p2 bra SPIN;";
+    let found = BED.run(body);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].kind == Ub::Divergence && !found[0].fatal, "{}", found[0]);
+}
+
 #[test]
 fn mbarriers_have_one_life_at_a_time() {
     let one = Bed { block: 1, ..BED };
