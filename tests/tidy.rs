@@ -130,6 +130,42 @@ fn every_module_file_is_declared() {
     assert_none("source files that no module declares", &dead);
 }
 
+/// The code of a source file without its comments and its unit tests.
+fn code(text: &str) -> String {
+    let code = text.split("\n#[cfg(test)]\nmod ").next().unwrap_or_default();
+    let lines = code.lines().filter(|l| !l.trim_start().starts_with("//"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Arithmetic that only tests call is not the arithmetic that runs: what is tested there proves
+/// nothing. Functions that a CUDA header names as its twin have their caller on the GPU.
+#[test]
+fn every_public_function_of_numerics_is_called_by_more_than_tests() {
+    let of_tests = |p: &Path| p.components().any(|c| c.as_os_str() == "tests");
+    let all: Vec<_> = sources().into_iter().filter(|(p, _)| !of_tests(p)).collect();
+    let mut words: BTreeMap<String, usize> = BTreeMap::new();
+    let mut count = |text: &str| {
+        for word in text.split(|c: char| !c.is_alphanumeric() && c != '_') {
+            *words.entry(word.to_owned()).or_default() += 1;
+        }
+    };
+    all.iter().for_each(|(_, text)| count(&code(text)));
+    let cuda = files().into_iter().filter(|p| p.extension().is_some_and(|e| e == "cuh"));
+    cuda.for_each(|p| count(&std::fs::read_to_string(p).unwrap()));
+    let mut unused = Vec::new();
+    for (path, text) in all.iter().filter(|(p, _)| p.starts_with("reference/numerics/src")) {
+        let code = code(text);
+        let definitions = code.lines().filter_map(|l| {
+            let l = l.trim_start().strip_prefix("pub ")?;
+            let l = l.strip_prefix("const ").unwrap_or(l);
+            l.strip_prefix("fn ")?.split(['(', '<']).next()
+        });
+        let alone = definitions.filter(|name| words.get(*name) == Some(&1));
+        unused.extend(alone.map(|name| format!("{}: {name}", path.display())));
+    }
+    assert_none("public functions of numerics that only tests call", &unused);
+}
+
 /// Every page that a page links to is there, and the book's index names every page.
 #[test]
 fn links_between_pages_hold() {

@@ -8,37 +8,10 @@ use fathom_reference::{Engine, EngineError, Outputs};
 use serde::Serialize;
 
 use crate::case_file::{self, CaseFile, CaseFileError, OUT};
-use crate::compare::{Difference, compare, relative};
+pub use crate::compare::Tolerance;
+use crate::compare::{self, Difference};
 use crate::github::Annotation;
 use crate::junit::{self, Suite, TestCase};
-
-/// What counts as agreement; bits unless said otherwise.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub enum Tolerance {
-    /// Every bit.
-    #[default]
-    Bits,
-    /// At most this many units in the last place, element by element.
-    Ulp(u64),
-    /// At most this 2-norm of the difference over the 2-norm of the expected, a tensor.
-    Relative(f64),
-}
-
-impl std::str::FromStr for Tolerance {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("expected ulp=N or rel=X, found '{text}'");
-        match text.split_once('=') {
-            Some(("ulp", n)) => n.parse().map(Tolerance::Ulp).map_err(|_| wrong()),
-            Some(("rel", x)) => match x.parse::<f64>() {
-                Ok(x) if x >= 0.0 && x.is_finite() => Ok(Tolerance::Relative(x)),
-                _ => Err(wrong()),
-            },
-            _ => Err(wrong()),
-        }
-    }
-}
 
 /// A case file to check.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -279,36 +252,19 @@ fn checked(
     }
     // What the reference gives is the contract; what a backend gives is only its own.
     let whose = if engine.name() == ReferenceEngine.name() { "contract" } else { "backend" };
-    (report.status, report.tensors) = judge(&file, whose, &outputs, tolerance);
+    let sides = [("file", &file.expected), (whose, &outputs)];
+    let (agree, tensors) = compare::judge(sides, tolerance);
+    report.tensors = tensors;
+    report.status = match agree {
+        _ if file.expected.is_empty() => Status::Computed,
+        true => Status::Pass,
+        false => Status::Fail,
+    };
     if !file.expected.is_empty() {
         let absent = file.case.op.outputs().iter().filter(|r| !file.expected.contains_key(**r));
         report.not_compared = absent.map(|role| format!("{OUT}{role}")).collect();
     }
     report
-}
-
-fn judge(
-    file: &CaseFile,
-    whose: &'static str,
-    outputs: &Outputs,
-    tolerance: Tolerance,
-) -> (Status, Vec<Difference>) {
-    let mut status = if file.expected.is_empty() { Status::Computed } else { Status::Pass };
-    let mut tensors = Vec::new();
-    for (role, expected) in &file.expected {
-        let got = &outputs[role];
-        let difference = compare(&format!("{OUT}{role}"), [("file", expected), (whose, got)]);
-        let agrees = match tolerance {
-            Tolerance::Bits => difference.mismatches == 0,
-            Tolerance::Ulp(n) => difference.max_ulp <= n && difference.nan_mismatches == 0,
-            Tolerance::Relative(x) => relative(expected, got) <= x,
-        };
-        if !agrees {
-            status = Status::Fail;
-        }
-        tensors.push(difference);
-    }
-    (status, tensors)
 }
 
 /// Writes `out.<role>` tensors with the op and its parameters.

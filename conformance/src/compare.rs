@@ -1,10 +1,65 @@
 //! Comparing tensors bit by bit.
 
-use fathom_reference::Tensor;
+use fathom_reference::{Outputs, Tensor};
 use fathom_trace::DType;
 use half::{bf16, f16};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
+
+use crate::case_file::OUT;
+
+/// What counts as agreement; bits unless said otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Tolerance {
+    /// Every bit.
+    #[default]
+    Bits,
+    /// At most this many units in the last place, element by element.
+    Ulp(u64),
+    /// At most this 2-norm of the difference over the 2-norm of the expected, a tensor.
+    Relative(f64),
+}
+
+impl std::str::FromStr for Tolerance {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("expected ulp=N or rel=X, found '{text}'");
+        match text.split_once('=') {
+            Some(("ulp", n)) => n.parse().map(Tolerance::Ulp).map_err(|_| wrong()),
+            Some(("rel", x)) => match x.parse::<f64>() {
+                Ok(x) if x >= 0.0 && x.is_finite() => Ok(Tolerance::Relative(x)),
+                _ => Err(wrong()),
+            },
+            _ => Err(wrong()),
+        }
+    }
+}
+
+/// Compares an engine's outputs with what is expected of it, each side under its name: whether all
+/// agree within `tolerance`, and every expected output's difference, in order of the roles.
+///
+/// # Panics
+/// Where the second side lacks an output that the first has.
+pub fn judge(
+    [(whose, expected), (other, found)]: [(&'static str, &Outputs); 2],
+    tolerance: Tolerance,
+) -> (bool, Vec<Difference>) {
+    let mut all_agree = true;
+    let differences = expected.iter().map(|(role, expected)| {
+        let found = &found[role];
+        let sides = [(whose, expected), (other, found)];
+        let difference = compare(&format!("{OUT}{role}"), sides);
+        all_agree &= match tolerance {
+            Tolerance::Bits => difference.mismatches == 0,
+            Tolerance::Ulp(n) => difference.max_ulp <= n && difference.nan_mismatches == 0,
+            Tolerance::Relative(x) => relative(expected, found) <= x,
+        };
+        difference
+    });
+    let differences = differences.collect();
+    (all_agree, differences)
+}
 
 /// How two tensors of one dtype and shape differ.
 #[derive(Clone, Debug, PartialEq, Serialize)]

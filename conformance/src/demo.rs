@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 
 use fathom_emulator::{Checks, Device, Finding, LaunchConfig, Module, Params, Preset, Settings};
 use fathom_gpu::compile::{CompileError, Compiler, FP8_GEMM_1D2D, Source};
+use fathom_numerics::formats::Format;
 use fathom_numerics::gemm::{Fp8Operand, GemmConfig, cast_bf16, gemm_fp8};
 use fathom_numerics::philox::Philox;
 use fathom_numerics::quant::{QuantConfig, quantize_block, quantize_tile};
-use fathom_reference::ops::gemm_fp8::{GemmFp8, OutputType};
+use fathom_reference::ops::gemm_fp8::GemmFp8;
 use fathom_reference::ops::{Case, Engine, EngineError, ReferenceEngine};
 use fathom_reference::{DynOp, Tensor};
 use fathom_trace::DType;
@@ -163,7 +164,7 @@ fn with_output_of(promotion_interval: Option<usize>) -> Result<CaseFile, EngineE
         ("b".to_owned(), fp8(b.codes)),
         ("b_scale".to_owned(), Tensor::from_array(b.scales)),
     ]);
-    let stated = GemmFp8::hopper(m, n, k, OutputType::Bf16);
+    let stated = GemmFp8::hopper(m, n, k, Format::Bf16);
     let computed = GemmFp8 { promotion_interval, ..stated.clone() };
     let case = Case { op: computed.boxed(), inputs };
     let expected = ReferenceEngine.run(&case)?;

@@ -5,16 +5,16 @@ use fathom_emulator::{
     Device, Element, Error, Function, LaunchConfig, LaunchReport, Mode, Module, Params, Preset,
     Settings, TensorMap,
 };
+use fathom_gpu::kernels::gemm_fp8::plan;
 use fathom_numerics::quant::Quantized;
 
-/// The constants of `fathom_gpu::compile::FP8_GEMM_1D2D` that this launch is for: bf16 output.
-pub fn defines(n: usize, k: usize) -> [(&'static str, u64); 4] {
-    [("N", n as u64), ("K", k as u64), ("OUTPUT_F32", 0), ("STAGES", STAGES)]
-}
+/// SMs of the emulated H800.
+const SMS: usize = 132;
 
-const STAGES: u64 = 5;
-/// Stages with their barriers, and the output tile (docs/kernels.md).
-const SHARED_BYTES: u32 = STAGES as u32 * 33_296 + 32_768;
+/// The constants of `fathom_gpu::compile::FP8_GEMM_1D2D` that this launch is for: BF16 output.
+pub fn defines(n: usize, k: usize) -> [(&'static str, u64); 4] {
+    plan([1, n, k], false, SMS).defines
+}
 
 /// One launch of the kernel, as often as wanted.
 pub struct Fp8Gemm {
@@ -39,7 +39,8 @@ impl Fp8Gemm {
         assert!(k % 16 == 0 && n % 8 == 0 && m % 4 == 0, "{m} x {n} x {k}");
         let device = Device::new(Preset::named("h800")?);
         let module = Module::load(&device, ptx)?;
-        let function = module.function("fp8_gemm_1d2d")?;
+        let plan = plan([m, n, k], false, SMS);
+        let function = module.function(plan.entry)?;
         let upload = |codes: &ndarray::Array2<u8>| {
             device.upload(codes.as_standard_layout().as_slice().expect("standard layout"))
         };
@@ -50,19 +51,20 @@ impl Fp8Gemm {
         let d = device.alloc(2 * (m * n) as u64)?;
         let (codes_a, codes_b) = (upload(&a.codes)?, upload(&b.codes)?);
         let [m64, n64, k64] = [m, n, k].map(|x| x as u64);
+        let [box_a, box_b, box_scale, box_d] = plan.boxes;
+        let scales = [m64, k64.div_ceil(128)];
         let params = Params::new()
-            .with_bytes(&map(Element::U8, codes_a, [k64, m64], [128, 128], 3), 64)
-            .with_bytes(&map(Element::U8, codes_b, [k64, n64], [128, 64], 3), 64)
-            .with_bytes(&map(Element::F32, scale_a, [m64, k64.div_ceil(128)], [128, 1], 0), 64)
-            .with_bytes(&map(Element::Bf16, d, [n64, m64], [64, 64], 3), 64)
+            .with_bytes(&map(Element::U8, codes_a, [k64, m64], box_a, SWIZZLE_128B), 64)
+            .with_bytes(&map(Element::U8, codes_b, [k64, n64], box_b, SWIZZLE_128B), 64)
+            .with_bytes(&map(Element::F32, scale_a, scales, box_scale, SWIZZLE_NONE), 64)
+            .with_bytes(&map(Element::Bf16, d, [n64, m64], box_d, SWIZZLE_128B), 64)
             .with(scale_b)
             .with(d)
             .with(n64)
             .with(m as u32);
-        let tiles = 2 * m.div_ceil(256) * n.div_ceil(128);
-        let grid = [tiles.min(132) as u32, 1, 1];
-        let mut config = LaunchConfig::new(grid, [384, 1, 1], params.into_bytes());
-        config.dynamic_shared_bytes = SHARED_BYTES;
+        let fathom_gpu::launch::LaunchConfig { grid, block, shared_bytes, .. } = plan.config;
+        let mut config = LaunchConfig::new([grid, 1, 1], [block, 1, 1], params.into_bytes());
+        config.dynamic_shared_bytes = shared_bytes;
         Ok(Fp8Gemm { device, function, config, d, elements: m * n })
     }
 
@@ -84,12 +86,16 @@ impl Fp8Gemm {
     }
 }
 
-/// A dense matrix, innermost dimension first.
+/// The swizzles of a tensor map, as the driver API counts them.
+const SWIZZLE_NONE: u32 = 0;
+const SWIZZLE_128B: u32 = 3;
+
+/// A dense matrix, innermost dimension first, in boxes of rows and columns.
 fn map(
     element: Element,
     address: u64,
     dims: [u64; 2],
-    box_dims: [u32; 2],
+    (rows, columns): (u32, u32),
     swizzle: u32,
 ) -> [u8; 128] {
     let map = TensorMap {
@@ -98,7 +104,7 @@ fn map(
         address,
         dims: [dims[0], dims[1], 1, 1, 1],
         strides_bytes: [dims[0] * u64::from(element.bytes()), 0, 0, 0],
-        box_dims: [box_dims[0], box_dims[1], 1, 1, 1],
+        box_dims: [columns, rows, 1, 1, 1],
         element_strides: [1; 5],
         interleave: 0,
         swizzle,

@@ -39,14 +39,9 @@ pub const QUANTIZE_TILE: Source<'static> = source!("quant/quantize_tile.cu");
 /// The FP8 GEMM: entry `fp8_gemm_1d2d`, constants `N`, `K`, `OUTPUT_F32` (0 or 1) and `STAGES`.
 pub const FP8_GEMM_1D2D: Source<'static> = source!("gemm/sm90_fp8_gemm_1d2d.cu");
 
-/// What the kernels may include, by the path that they name.
-const HEADERS: &[Source<'static>] = &[
-    source!("common/elementary.cuh"),
-    source!("common/types.cuh"),
-    source!("mma/wgmma.cuh"),
-    source!("ptx/barrier.cuh"),
-    source!("ptx/tma.cuh"),
-];
+// What the kernels may include, by the path that they name: every `*.cuh` of `gpu/kernels`, as
+// `build.rs` found them.
+include!(concat!(env!("OUT_DIR"), "/headers.rs"));
 
 /// Options of every kernel: Hopper with its architecture-specific instructions, nothing contracted
 /// (the numerics contract), C++17.
@@ -405,6 +400,25 @@ mod tests {
             // ptxas says "serialized" where it gives up on asynchronous wgmma.
             assert!(!log.contains("warning") && !log.contains("serialized"), "{log}");
         }
+    }
+
+    #[test]
+    fn every_header_of_the_folder_is_given_to_nvrtc() {
+        let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+        let mut found = Vec::new();
+        for folder in std::fs::read_dir(&kernels).unwrap().map(|e| e.unwrap().path()) {
+            for file in std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
+                if file.extension().is_some_and(|e| e == "cuh") {
+                    let name = file.strip_prefix(&kernels).unwrap().to_str().unwrap().to_owned();
+                    found.push((name, std::fs::read_to_string(&file).unwrap()));
+                }
+            }
+        }
+        found.sort();
+        let given: Vec<_> =
+            HEADERS.iter().map(|h| (h.name.to_owned(), h.text.to_owned())).collect();
+        assert_eq!(given, found);
+        assert!(given.iter().any(|(name, _)| name == "common/reduce.cuh"));
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! The recipe: which element types a step uses, and what is kept for the backward.
 
+use fathom_numerics::formats::Format;
+use fathom_numerics::quant::ScaleKind;
 use fathom_trace::DType;
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::ops::fp8::Block;
-use crate::ops::quantize::{BlockFormat, ScaleType};
+use crate::ops::codes::Block;
+use crate::ops::quantize_weight::QuantizeWeight;
 
 /// The precision modes of the numerics contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,11 +56,23 @@ pub struct Fp8Recipe {
     /// `[128, 128]` is the report's block-wise baseline; where experts share out rows, blocks are
     /// of the rows as they lie, and each row takes its block's scale with it.
     pub gradient_block: Block,
+    /// What the scales of activations, weights and gradients may be; `mx`, in blocks of
+    /// `[1, 32]`, is a baseline.
+    pub scale: ScaleKind,
     /// Format of gradients; `e5m2` is a baseline.
-    pub gradient_format: BlockFormat,
+    #[serde(deserialize_with = "fp8_format")]
+    pub gradient_format: Format,
     /// Elements of k summed on the tensor core before promotion; none: all of them, which needs
     /// per-tensor scales.
     pub promotion_interval: Option<usize>,
+}
+
+/// A format that products take.
+fn fp8_format<'de, D: Deserializer<'de>>(from: D) -> Result<Format, D::Error> {
+    match Format::deserialize(from)? {
+        fp8 @ (Format::E4M3 | Format::E5M2) => Ok(fp8),
+        other => Err(D::Error::custom(format!("expected e4m3 or e5m2, found {other}"))),
+    }
 }
 
 impl Default for Fp8Recipe {
@@ -67,7 +82,8 @@ impl Default for Fp8Recipe {
             activation_block: tile,
             weight_block: [Some(128), Some(128)],
             gradient_block: tile,
-            gradient_format: BlockFormat::E4m3,
+            scale: ScaleKind::F32,
+            gradient_format: Format::E4M3,
             promotion_interval: Some(128),
         }
     }
@@ -84,6 +100,28 @@ impl Fp8Recipe {
             ..Fp8Recipe::default()
         }
     }
+
+    /// MXFP8 (OCP Microscaling v1.0): a power of two for every 32 elements along k of every
+    /// operand, each block's sum promoted with its scales.
+    pub fn mx() -> Fp8Recipe {
+        let block = [Some(1), Some(32)];
+        Fp8Recipe {
+            activation_block: block,
+            weight_block: block,
+            gradient_block: block,
+            scale: ScaleKind::Mx,
+            promotion_interval: Some(32),
+            ..Fp8Recipe::default()
+        }
+    }
+
+    /// The cast of a weight. Blocks that are not as many rows as columns have no transpose that
+    /// dgrad could read: it is cast from the values, as hardware with MX formats needs it.
+    pub fn weight_cast(&self) -> QuantizeWeight {
+        let [rows, columns] = self.weight_block;
+        let transpose_anew = rows != columns;
+        QuantizeWeight { block: self.weight_block, scale: self.scale, transpose_anew }
+    }
 }
 
 /// What a step computes in and keeps.
@@ -97,7 +135,7 @@ pub struct Recipe {
     pub fp8: Fp8Recipe,
     /// Scales of the activations before dispatch, of the gradients before the backward dispatch and
     /// of the attention's output, in mode `fp8`.
-    pub dispatch_scale: ScaleType,
+    pub dispatch_scale: ScaleKind,
     /// Recompute normalised activations in the backward.
     pub recompute_norms: bool,
     /// Recompute the attention's up-projections (queries, keys, values) in the backward.
@@ -121,7 +159,7 @@ impl Recipe {
         Recipe {
             mode,
             fp8: Fp8Recipe::default(),
-            dispatch_scale: ScaleType::Pow2,
+            dispatch_scale: ScaleKind::Pow2,
             recompute_norms: low,
             recompute_up_projections: low,
             recompute_swiglu: low,

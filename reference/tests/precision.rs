@@ -147,12 +147,12 @@ fn the_baselines_of_fp8_run() {
     let batches = [sequences(&[150, 90])];
     let tile = Fp8Recipe::default();
     let baselines = [
-        Fp8Recipe {
-            gradient_format: fathom_reference::ops::quantize::BlockFormat::E5m2,
-            ..tile.clone()
-        },
+        Fp8Recipe { gradient_format: fathom_numerics::formats::Format::E5M2, ..tile.clone() },
         Fp8Recipe { gradient_block: [Some(128), Some(128)], ..tile },
         Fp8Recipe { promotion_interval: None, ..Fp8Recipe::per_tensor() },
+        Fp8Recipe::mx(),
+        // Weights whose blocks are no squares.
+        Fp8Recipe { weight_block: [Some(1), Some(128)], ..Fp8Recipe::default() },
     ];
     let report = gradients(&Recipe::new(Mode::Fp8), &batches).unwrap();
     let (_, _, exact) = gradients(&Recipe::new(Mode::Fp32), &batches).unwrap();

@@ -144,6 +144,31 @@ fn loss_falls_and_the_load_is_reported() {
     assert!(log.balance_loss > 0.0 && log.balance_loss < 1e-2);
 }
 
+/// MXFP8 is selected by keys of the recipe, trains beside the report's recipe, and goes on from a
+/// checkpoint with the same bits.
+#[test]
+fn mxfp8_trains_as_the_reports_recipe_does() {
+    let mx = [
+        "recipe.fp8.activation_block=[1,32]",
+        "recipe.fp8.weight_block=[1,32]",
+        "recipe.fp8.gradient_block=[1,32]",
+        "recipe.fp8.scale=\"mx\"",
+        "recipe.fp8.promotion_interval=32",
+        "recipe.dispatch_scale=\"mx\"",
+    ];
+    assert_eq!(config(&mx).recipe.fp8, fathom_reference::precision::Fp8Recipe::mx());
+    let losses = |set: &[&str]| {
+        let mut trainer = trainer(&[&["steps=12", "schedule.learning_rate=0.003"], set].concat());
+        let losses: Vec<f64> = (0..12).map(|_| step(&mut trainer).loss).collect();
+        losses
+    };
+    let (report, mx) = (losses(&[]), losses(&mx));
+    for (a, b) in report.iter().zip(&mx) {
+        assert!(a != b && (a - b).abs() < 0.05 * a, "{report:?} {mx:?}");
+    }
+    assert!(mx[11] < 0.9 * mx[0], "{mx:?}");
+}
+
 #[test]
 fn selection_biases_move_by_gamma_against_the_load() {
     let mut trainer = trainer(&["schedule.bias_update_speed=0.25"]);

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use fathom_reference::ops::gemm_fp8::{GemmFp8, OutputType};
+use fathom_numerics::formats::Format;
+use fathom_reference::ops::gemm_fp8::GemmFp8;
 use fathom_reference::{Case, DynOp, Tensor};
 use fathom_trace::DType;
 use proptest::prelude::{any, prop_oneof};
@@ -17,7 +18,7 @@ struct Spec {
     m: usize,
     n: usize,
     k: usize,
-    output: OutputType,
+    output: Format,
     codes: Values,
     scales: Values,
     seed: u64,
@@ -36,7 +37,7 @@ pub fn strategy(index: usize) -> BoxedStrategy<Drawn> {
     let rows = || prop_oneof![2 => 1usize..=300, 1 => select(edges.clone())];
     let depths = vec![1usize, 16, 31, 33, 127, 128, 129, 512];
     let depth = prop_oneof![2 => 1usize..=640, 1 => select(depths)];
-    let output = select(vec![OutputType::Bf16, OutputType::F32]);
+    let output = select(vec![Format::Bf16, Format::F32]);
     (rows(), rows(), depth, output, any::<u64>())
         .prop_map(move |(m, n, k, output, seed)| {
             Spec { m, n, k, output, codes, scales, seed }.draw()

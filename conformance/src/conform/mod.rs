@@ -17,14 +17,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use fathom_reference::ops::gemm_fp8::GemmFp8;
-use fathom_reference::ops::quantize::QuantizeTile;
-use fathom_reference::{Case, Engine, EngineError, Op, Outputs, Tensor};
+use fathom_reference::ops::quantize_tile::QuantizeTile;
+use fathom_reference::{Case, Engine, EngineError, Op, Outputs};
 use proptest::strategy::{BoxedStrategy, Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use serde::Serialize;
 
-use crate::case_file::{self, CaseFile, CaseFileError, OUT};
-use crate::compare::{Difference, compare};
+use crate::case_file::{self, CaseFile, CaseFileError};
+use crate::compare::{self, Difference, Tolerance};
 use crate::github::Annotation;
 use crate::junit::{self, Suite as JunitSuite, TestCase};
 
@@ -193,7 +193,7 @@ pub fn run(
         let strategy = (suite.strategy)(index);
         let mut tree = strategy.new_tree(&mut runner).expect("strategies reject nothing");
         let drawn = tree.current();
-        let verdict = judge(&drawn.case, engine, reference)?;
+        let verdict = run_both(&drawn.case, engine, reference)?;
         report.cases += 1;
         report.elements += verdict.elements();
         if verdict.agrees() {
@@ -224,25 +224,27 @@ fn runner(op: &str, seed: u64, index: usize) -> TestRunner {
 
 /// What came of one case.
 enum Verdict {
-    Compared(Vec<Difference>, Outputs),
+    /// Whether every bit agrees, the outputs' differences, and what the engine gave.
+    Compared { agree: bool, differences: Vec<Difference>, outputs: Outputs },
     /// The engine failed on it.
     Failed(String),
 }
 
 impl Verdict {
     fn agrees(&self) -> bool {
-        matches!(self, Verdict::Compared(d, _) if d.iter().all(|d| d.mismatches == 0))
+        matches!(self, Verdict::Compared { agree: true, .. })
     }
 
     fn elements(&self) -> usize {
         match self {
-            Verdict::Compared(d, _) => d.iter().map(|d| d.elements).sum(),
+            Verdict::Compared { differences, .. } => differences.iter().map(|d| d.elements).sum(),
             Verdict::Failed(_) => 0,
         }
     }
 }
 
-fn judge(
+/// Runs both on a case.
+fn run_both(
     case: &Case,
     engine: &dyn Engine,
     reference: &dyn Engine,
@@ -250,12 +252,9 @@ fn judge(
     let expected = reference.run(case)?;
     match engine.run(case) {
         Ok(outputs) => {
-            let difference = |(role, contract): (&String, &Tensor)| {
-                let sides = [("contract", contract), ("kernel", &outputs[role])];
-                compare(&format!("{OUT}{role}"), sides)
-            };
-            let differences = expected.iter().map(difference).collect();
-            Ok(Verdict::Compared(differences, outputs))
+            let sides = [("contract", &expected), ("kernel", &outputs)];
+            let (agree, differences) = compare::judge(sides, Tolerance::Bits);
+            Ok(Verdict::Compared { agree, differences, outputs })
         }
         Err(error @ EngineError::Failed { .. }) => Ok(Verdict::Failed(error.to_string())),
         Err(error) => Err(error.into()),
@@ -280,7 +279,7 @@ fn simplify(
             break;
         }
         let candidate = tree.current();
-        let found = judge(&candidate.case, engine, reference)?;
+        let found = run_both(&candidate.case, engine, reference)?;
         if found.agrees() {
             moved = tree.complicate();
         } else {
@@ -300,7 +299,7 @@ fn failure(
 ) -> Result<Failure, ConformError> {
     let Drawn { what, case } = drawn;
     let (tensors, outputs) = match verdict {
-        Verdict::Compared(tensors, outputs) => (tensors, outputs),
+        Verdict::Compared { differences, outputs, .. } => (differences, outputs),
         Verdict::Failed(error) => {
             let error = Some(error);
             return Ok(Failure { case: index, what, tensors: Vec::new(), error, file: None });

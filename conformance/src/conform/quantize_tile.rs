@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use fathom_reference::ops::quantize::{QuantizeTile, ScaleType, TileFormat};
+use fathom_numerics::formats::Format;
+use fathom_numerics::quant::ScaleKind;
+use fathom_reference::ops::quantize_tile::QuantizeTile;
 use fathom_reference::{Case, DynOp, Tensor};
 use fathom_trace::DType;
 use half::bf16;
@@ -18,7 +20,7 @@ struct Spec {
     m: usize,
     k: usize,
     input: DType,
-    scale: ScaleType,
+    scale: ScaleKind,
     amax_floor: f32,
     values: Values,
     seed: u64,
@@ -29,7 +31,7 @@ pub fn strategy(index: usize) -> BoxedStrategy<Drawn> {
     let values = Values::ALL[index % Values::ALL.len()];
     let k = prop_oneof![2 => 1usize..=400, 1 => select(vec![1usize, 127, 128, 129, 256, 384])];
     let input = select(vec![DType::F32, DType::BF16]);
-    let scale = select(vec![ScaleType::F32, ScaleType::Pow2]);
+    let scale = select(vec![ScaleKind::F32, ScaleKind::Pow2]);
     // The report's floor, none to speak of, and one above everything ordinary.
     let floor = select(vec![1e-4f32, 1e-43, 1e3]);
     (1usize..=64, k, input, scale, floor, any::<u64>())
@@ -51,7 +53,7 @@ impl Spec {
             }
             _ => Tensor::from_vec(&[m, k], floats),
         };
-        let op = QuantizeTile { format: TileFormat::E4m3, tile: 128, scale, amax_floor };
+        let op = QuantizeTile { format: Format::E4M3, tile: 128, scale, amax_floor };
         let what =
             format!("{m} x {k} of {input}, {scale:?} scales, floor {amax_floor:e}, {values:?}");
         let inputs = BTreeMap::from([("x".to_owned(), x)]);

@@ -26,7 +26,8 @@ pub mod verdict;
 
 use fathom_reference::ops::attention::Attention;
 use fathom_reference::ops::mma::Mma;
-use fathom_reference::ops::quantize::{QuantizeBlock, QuantizeTile};
+use fathom_reference::ops::quantize_block::QuantizeBlock;
+use fathom_reference::ops::quantize_tile::QuantizeTile;
 use fathom_reference::ops::rms_norm::RmsNorm;
 use fathom_reference::ops::swiglu::Swiglu;
 use fathom_reference::{EngineError, Tensor};

@@ -1,11 +1,11 @@
 //! Casts to FP8: scales from the wrong maximum or rounded wrongly, codes rounded wrongly.
 
 use fathom_conformance::case_file::CaseFile;
-use fathom_numerics::formats::{E4M3, Overflow, Rounding, to_bf16};
+use fathom_numerics::formats::{E4M3, Format, Overflow, Rounding, to_bf16};
+use fathom_numerics::quant::ScaleKind;
 use fathom_reference::Tensor;
-use fathom_reference::ops::quantize::{
-    BlockFormat, QuantizeBlock, QuantizeTile, ScaleType, TileFormat,
-};
+use fathom_reference::ops::quantize_block::QuantizeBlock;
+use fathom_reference::ops::quantize_tile::QuantizeTile;
 use fathom_trace::DType;
 use ndarray::{Array2, s};
 
@@ -173,8 +173,8 @@ fn tiles(
     [Tensor::from_array(codes).reinterpret(DType::F8E4M3), Tensor::from_array(scales)]
 }
 
-fn file(x: &Array2<f32>, scale: ScaleType, [q, scales]: [Tensor; 2]) -> CaseFile {
-    let op = QuantizeTile { format: TileFormat::E4m3, tile: TILE, scale, amax_floor: FLOOR };
+fn file(x: &Array2<f32>, scale: ScaleKind, [q, scales]: [Tensor; 2]) -> CaseFile {
+    let op = QuantizeTile { format: Format::E4M3, tile: TILE, scale, amax_floor: FLOOR };
     case_file(op, &[("x", bf16_tensor(x))], &[("q", q), ("scale", scales)])
 }
 
@@ -186,38 +186,38 @@ fn activations(seed: u64, rows: usize, columns: usize) -> Array2<f32> {
 pub fn without_fault() -> CaseFile {
     let x = activations(920, 40, 500);
     let out = tiles(&x, |tile| power(quotient(tile)), |x, scale, _| nearest(x, scale));
-    file(&x, ScaleType::Pow2, out)
+    file(&x, ScaleKind::Pow2, out)
 }
 
 fn reciprocal() -> CaseFile {
     let x = activations(101, 128, 1024);
     let out = tiles(&x, quotient, |x, scale, _| E4M3::saturating(x * (1.0 / scale)).0);
-    file(&x, ScaleType::F32, out)
+    file(&x, ScaleKind::F32, out)
 }
 
 fn max_over_amax() -> CaseFile {
     let x = activations(102, 128, 1024);
     let out = tiles(&x, quotient, |x, _, top| E4M3::saturating(x * (448.0 / top.max(FLOOR))).0);
-    file(&x, ScaleType::F32, out)
+    file(&x, ScaleKind::F32, out)
 }
 
 fn floor_power() -> CaseFile {
     let x = activations(103, 64, 512);
     let below = |tile: &[f32]| f32::from_bits(quotient(tile).to_bits() & 0x7F80_0000);
-    file(&x, ScaleType::Pow2, tiles(&x, below, |x, scale, _| nearest(x, scale)))
+    file(&x, ScaleKind::Pow2, tiles(&x, below, |x, scale, _| nearest(x, scale)))
 }
 
 fn frexp_power() -> CaseFile {
     let x = activations(104, 128, 1024);
     let next = |tile: &[f32]| f32::from_bits((quotient(tile).to_bits() & 0x7F80_0000) + (1 << 23));
-    file(&x, ScaleType::Pow2, tiles(&x, next, |x, scale, _| nearest(x, scale)))
+    file(&x, ScaleKind::Pow2, tiles(&x, next, |x, scale, _| nearest(x, scale)))
 }
 
 fn max_224() -> CaseFile {
     let x = activations(105, 64, 512);
     let scale = |tile: &[f32]| amax(tile).max(FLOOR) / 224.0;
     let out = tiles(&x, scale, |x, scale, _| E4M3::saturating((x / scale).clamp(-224.0, 224.0)).0);
-    file(&x, ScaleType::F32, out)
+    file(&x, ScaleKind::F32, out)
 }
 
 fn cut() -> CaseFile {
@@ -225,7 +225,7 @@ fn cut() -> CaseFile {
     let out = tiles(&x, quotient, |x, scale, _| {
         E4M3::from_f32(x / scale, Rounding::TowardZero, Overflow::Saturate).0
     });
-    file(&x, ScaleType::F32, out)
+    file(&x, ScaleKind::F32, out)
 }
 
 /// Half a unit added to the magnitude, the rest cut.
@@ -238,7 +238,7 @@ fn ties_away() -> CaseFile {
         let value = |code: u8| f64::from(E4M3(code).to_f32().abs());
         if f64::from(q.abs()) * 2.0 >= value(down) + value(up) { up } else { down }
     };
-    file(&x, ScaleType::Pow2, tiles(&x, |tile| power(quotient(tile)), code))
+    file(&x, ScaleKind::Pow2, tiles(&x, |tile| power(quotient(tile)), code))
 }
 
 fn early_saturation() -> CaseFile {
@@ -247,19 +247,19 @@ fn early_saturation() -> CaseFile {
         let code = nearest(x, scale);
         if (x / scale).abs() >= 256.0 { code & 0x80 | 0x7E } else { code }
     };
-    file(&x, ScaleType::Pow2, tiles(&x, |tile| power(quotient(tile)), code))
+    file(&x, ScaleKind::Pow2, tiles(&x, |tile| power(quotient(tile)), code))
 }
 
 fn half_amax() -> CaseFile {
     let x = activations(109, 64, 512);
     let out = tiles(&x, |tile| quotient(&tile[..TILE / 2]), |x, scale, _| nearest(x, scale));
-    file(&x, ScaleType::F32, out)
+    file(&x, ScaleKind::F32, out)
 }
 
 fn signed_maximum() -> CaseFile {
     let x = activations(110, 64, 512);
     let scale = |tile: &[f32]| tile.iter().fold(FLOOR, |top, &x| top.max(x)) / 448.0;
-    file(&x, ScaleType::F32, tiles(&x, scale, |x, scale, _| nearest(x, scale)))
+    file(&x, ScaleKind::F32, tiles(&x, scale, |x, scale, _| nearest(x, scale)))
 }
 
 /// Padded tokens: rows of zeros, and rows that a gate has all but closed.
@@ -268,7 +268,7 @@ fn other_floor() -> CaseFile {
     x.slice_mut(s![56.., ..]).fill(0.0);
     x.slice_mut(s![40..48, ..]).mapv_inplace(|x| to_bf16(x * 1e-7).to_f32());
     let scale = |tile: &[f32]| amax(tile).max(1e-10) / 448.0;
-    file(&x, ScaleType::F32, tiles(&x, scale, |x, scale, _| nearest(x, scale)))
+    file(&x, ScaleKind::F32, tiles(&x, scale, |x, scale, _| nearest(x, scale)))
 }
 
 fn flushed() -> CaseFile {
@@ -277,14 +277,14 @@ fn flushed() -> CaseFile {
         let code = nearest(x, scale);
         if code & 0x78 == 0 { code & 0x80 } else { code }
     };
-    file(&x, ScaleType::F32, tiles(&x, quotient, code))
+    file(&x, ScaleKind::F32, tiles(&x, quotient, code))
 }
 
 fn scale_inverted() -> CaseFile {
     let x = activations(113, 64, 512);
     let [q, _] = tiles(&x, quotient, |x, scale, _| nearest(x, scale));
     let [_, inverse] = tiles(&x, |tile| 448.0 / amax(tile).max(FLOOR), |_, _, _| 0);
-    file(&x, ScaleType::F32, [q, inverse])
+    file(&x, ScaleKind::F32, [q, inverse])
 }
 
 /// 30 rows of 4 groups; launches of 16 groups cover 112 of the 120.
@@ -295,13 +295,13 @@ fn groups_not_written() -> CaseFile {
     codes.as_mut_slice::<u8>()[112 * TILE..].fill(0);
     scale.as_mut_slice::<f32>()[112..].fill(0.0);
     q = codes.reinterpret(DType::F8E4M3);
-    file(&x, ScaleType::F32, [q, scale])
+    file(&x, ScaleKind::F32, [q, scale])
 }
 
 fn twice_rounded() -> CaseFile {
     let x = activations(115, 64, 512);
     let code = |x: f32, scale: f32, _: f32| E4M3::saturating(to_bf16(x / scale).to_f32()).0;
-    file(&x, ScaleType::F32, tiles(&x, quotient, code))
+    file(&x, ScaleKind::F32, tiles(&x, quotient, code))
 }
 
 fn half_block() -> CaseFile {
@@ -313,9 +313,9 @@ fn half_block() -> CaseFile {
     let q = Array2::from_shape_fn(x.dim(), |(i, c)| nearest(x[[i, c]], scale(i / 64, c / 128)));
     let scales = Array2::from_shape_fn((1, 2), |(_, block)| scale(1, block));
     let op = QuantizeBlock {
-        format: BlockFormat::E4m3,
+        format: Format::E4M3,
         block: [Some(128), Some(128)],
-        scale: ScaleType::F32,
+        scale: ScaleKind::F32,
         amax_floor: FLOOR,
     };
     let q = Tensor::from_array(q).reinterpret(DType::F8E4M3);

@@ -1,15 +1,14 @@
 //! Outputs that no fault of the list made: a confident cause, or a K block, would be a false lead.
 
 use fathom_conformance::case_file::CaseFile;
-use fathom_numerics::formats::to_bf16;
+use fathom_numerics::formats::{Format, to_bf16};
 use fathom_reference::Tensor;
-use fathom_reference::ops::gemm_fp8::OutputType;
 use fathom_trace::DType;
 use half::bf16;
 
 use super::data::Random;
 use super::{attention, casts, elementwise, gemm, grouped};
-use OutputType::{Bf16, F32};
+use Format::{Bf16, F32};
 
 /// An output without a cause to be named.
 pub struct Control {

@@ -1,12 +1,12 @@
 //! A block-scaled FP8 GEMM whose scales, data and sums a fault can get at.
 
 use fathom_conformance::case_file::CaseFile;
-use fathom_numerics::formats::to_bf16;
+use fathom_numerics::formats::{Format, to_bf16};
 use fathom_numerics::gemm::ScaleBlock;
 use fathom_numerics::mma::Accumulator;
 use fathom_numerics::quant::{QuantConfig, quantize};
 use fathom_reference::Tensor;
-use fathom_reference::ops::gemm_fp8::{GemmFp8, OutputType};
+use fathom_reference::ops::gemm_fp8::GemmFp8;
 use fathom_trace::DType;
 use half::bf16;
 use ndarray::Array2;
@@ -28,7 +28,7 @@ pub struct Gemm {
 
 impl Gemm {
     /// 1 x 128 tiles times 128 x 128 blocks, promotion every 128.
-    pub fn blockwise(seed: u64, [m, n, k]: [usize; 3], d: OutputType) -> Gemm {
+    pub fn blockwise(seed: u64, [m, n, k]: [usize; 3], d: Format) -> Gemm {
         Gemm::of(seed, GemmFp8::hopper(m, n, k, d))
     }
 
@@ -79,8 +79,8 @@ impl Gemm {
     /// A case file of this GEMM whose output is `d`, rounded to nearest even where it is BF16.
     pub fn file(self, d: Array2<f32>) -> CaseFile {
         let d = match self.op.d {
-            OutputType::F32 => Tensor::from_array(d),
-            OutputType::Bf16 => Tensor::from_array(d.map(|&x| to_bf16(x))),
+            Format::Bf16 => Tensor::from_array(d.map(|&x| to_bf16(x))),
+            _ => Tensor::from_array(d),
         };
         self.file_of(d)
     }
@@ -103,7 +103,7 @@ impl Gemm {
 }
 
 /// The contract's output, by this file's loops.
-pub fn without_fault(d: OutputType) -> CaseFile {
+pub fn without_fault(d: Format) -> CaseFile {
     let gemm = Gemm::blockwise(900, [48, 208, 576], d);
     let d = gemm.promoted(&gemm.partials());
     gemm.file(d)

@@ -2,13 +2,13 @@
 //! without its swizzle, formats taken for others; and stores that go beside the output.
 
 use fathom_conformance::case_file::CaseFile;
-use fathom_reference::ops::gemm_fp8::OutputType;
+use fathom_numerics::formats::Format;
 use ndarray::{Array2, s};
 
 use super::data::{partials, patch};
 use super::gemm::{Gemm, HOPPER};
 use super::{Fault, Place};
-use OutputType::{Bf16, F32};
+use Format::{Bf16, F32};
 
 pub const FAULTS: &[Fault] = &[
     Fault {

@@ -1,13 +1,14 @@
 //! FP8 GEMMs whose sums are right and whose scales are not: the wrong one, or one read wrongly.
 
 use fathom_conformance::case_file::CaseFile;
+use fathom_numerics::formats::Format;
 use fathom_numerics::mma::Accumulator;
-use fathom_reference::ops::gemm_fp8::{GemmFp8, OutputType};
+use fathom_reference::ops::gemm_fp8::GemmFp8;
 
 use super::Fault;
 use super::data::{partials, promote};
 use super::gemm::Gemm;
-use OutputType::{Bf16, F32};
+use Format::{Bf16, F32};
 
 pub const FAULTS: &[Fault] = &[
     Fault {

@@ -2,16 +2,16 @@
 //! promotion, splits of K, rounding of the output.
 
 use fathom_conformance::case_file::CaseFile;
-use fathom_numerics::formats::{E4M3, to_bf16};
+use fathom_numerics::formats::{E4M3, Format, to_bf16};
 use fathom_numerics::gemm::Accumulate;
 use fathom_numerics::mma::{Accumulator, Output};
-use fathom_reference::ops::gemm_fp8::{GemmFp8, OutputType};
+use fathom_reference::ops::gemm_fp8::GemmFp8;
 use ndarray::{Array2, s};
 
 use super::data::{cut_bf16, partials, patch, product, product_bf16, promote};
 use super::gemm::{Gemm, HOPPER};
 use super::{Fault, Place};
-use OutputType::{Bf16, F32};
+use Format::{Bf16, F32};
 
 pub const FAULTS: &[Fault] = &[
     Fault {
@@ -157,7 +157,7 @@ fn promotion_32() -> CaseFile {
     gemm.file(d)
 }
 
-fn with_core(seed: u64, d: OutputType, core: &Accumulator) -> CaseFile {
+fn with_core(seed: u64, d: Format, core: &Accumulator) -> CaseFile {
     let gemm = Gemm::blockwise(seed, [64, 128, 512], d);
     let d = gemm.promoted(&partials(&gemm.a, &gemm.b, 128, core));
     gemm.file(d)

@@ -4,7 +4,8 @@ use fathom_conformance::case_file::CaseFile;
 use fathom_numerics::gemm::ScaleBlock;
 use fathom_numerics::quant::{QuantConfig, Quantized, quantize};
 use fathom_reference::Tensor;
-use fathom_reference::ops::fp8::{GroupedGemmFp8, WgradFp8};
+use fathom_reference::ops::grouped_gemm_fp8::GroupedGemmFp8;
+use fathom_reference::ops::wgrad_fp8::WgradFp8;
 use fathom_trace::DType;
 use ndarray::{Array2, s};
 

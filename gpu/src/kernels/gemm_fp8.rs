@@ -3,7 +3,10 @@
 //!
 //! Any m, n, k: rows are padded to 16 bytes, and the tensor maps' bounds hide the padding.
 
-use fathom_reference::ops::gemm_fp8::{AccumulateInto, Arch, GemmFp8, OutputType, Promotion};
+use fathom_numerics::gemm::{Accumulate, Promote};
+use fathom_numerics::mma::Arch;
+use fathom_reference::ops::codes::stored_as;
+use fathom_reference::ops::gemm_fp8::GemmFp8;
 use fathom_reference::{DynOp, Tensor};
 use fathom_trace::DType;
 
@@ -18,6 +21,45 @@ const BLOCK: usize = 128;
 const CLUSTER: usize = 2;
 /// Two warpgroups that multiply and one that copies.
 const THREADS: u32 = 384;
+
+/// The launch of one shape: all of it but addresses.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Name of the entry in [`FP8_GEMM_1D2D`].
+    pub entry: &'static str,
+    /// The constants that it is compiled for.
+    pub defines: [(&'static str, u64); 4],
+    /// Grid, cluster, shared memory.
+    pub config: LaunchConfig,
+    /// Rows and columns of the boxes in which TMA copies a, b, a_scale and a BF16 d.
+    pub boxes: [(u32, u32); 4],
+}
+
+/// How `d[m, n] = a[m, k] b[n, k]^T` is launched on a device of `sm_count` SMs.
+pub fn plan([m, n, k]: [usize; 3], output_f32: bool, sm_count: usize) -> Plan {
+    let (stages, shared_bytes) = pipeline(output_f32);
+    let block = BLOCK as u32;
+    // Persistent: a cluster for every pair of tiles, at most one CTA an SM.
+    let tiles = CLUSTER * m.div_ceil(CLUSTER * BLOCK) * n.div_ceil(BLOCK);
+    let sms = sm_count / CLUSTER * CLUSTER;
+    Plan {
+        entry: "fp8_gemm_1d2d",
+        defines: [
+            ("N", n as u64),
+            ("K", k as u64),
+            ("OUTPUT_F32", u64::from(output_f32)),
+            ("STAGES", stages),
+        ],
+        config: LaunchConfig {
+            grid: tiles.min(sms) as u32,
+            block: THREADS,
+            cluster: CLUSTER as u32,
+            shared_bytes,
+            programmatic: true,
+        },
+        boxes: [(block, block), (block / CLUSTER as u32, block), (1, block), (64, 64)],
+    }
+}
 
 /// Pipeline stages, and the bytes of shared memory that they take (the kernel's `SHARED_BYTES`).
 fn pipeline(output_f32: bool) -> (u64, u32) {
@@ -52,35 +94,15 @@ pub fn launch(
     assert_eq!([a_scale.rows, a_scale.columns], [k.div_ceil(BLOCK), m], "a_scale, transposed");
     assert_eq!([a.dtype(), b.dtype()], [DType::F8E4M3; 2], "a and b");
     let output_f32 = d.dtype() == DType::F32;
-    let (stages, shared_bytes) = pipeline(output_f32);
-    let kernel = gpu.kernel(
-        FP8_GEMM_1D2D,
-        "fp8_gemm_1d2d",
-        &[
-            ("N", n as u64),
-            ("K", k as u64),
-            ("OUTPUT_F32", u64::from(output_f32)),
-            ("STAGES", stages),
-        ],
-        shared_bytes,
-    )?;
-    let block = BLOCK as u32;
-    let map_a = gpu.tensor_map(a, (block, block), Swizzle::Bytes128)?;
-    let map_b = gpu.tensor_map(b, (block / CLUSTER as u32, block), Swizzle::Bytes128)?;
-    let map_scale = gpu.tensor_map(a_scale, (1, block), Swizzle::None)?;
+    let plan = plan([m, n, k], output_f32, gpu.description().sm_count as usize);
+    let kernel = gpu.kernel(FP8_GEMM_1D2D, plan.entry, &plan.defines, plan.config.shared_bytes)?;
+    let [box_a, box_b, box_scale, box_d] = plan.boxes;
+    let map_a = gpu.tensor_map(a, box_a, Swizzle::Bytes128)?;
+    let map_b = gpu.tensor_map(b, box_b, Swizzle::Bytes128)?;
+    let map_scale = gpu.tensor_map(a_scale, box_scale, Swizzle::None)?;
     let map_d = match output_f32 {
         true => TensorMap::unused(),
-        false => gpu.tensor_map(d, (64, 64), Swizzle::Bytes128)?,
-    };
-    // Persistent: a cluster for every pair of tiles, at most one CTA an SM.
-    let tiles = CLUSTER * m.div_ceil(CLUSTER * BLOCK) * n.div_ceil(BLOCK);
-    let sms = gpu.description().sm_count as usize / CLUSTER * CLUSTER;
-    let config = LaunchConfig {
-        grid: tiles.min(sms) as u32,
-        block: THREADS,
-        cluster: CLUSTER as u32,
-        shared_bytes,
-        programmatic: true,
+        false => gpu.tensor_map(d, box_d, Swizzle::Bytes128)?,
     };
     let args = [
         Arg::Map(&map_a),
@@ -92,7 +114,7 @@ pub fn launch(
         Arg::U64(d.pitch() as u64),
         Arg::U32(m as u32),
     ];
-    gpu.launch(&kernel, &config, &args)
+    gpu.launch(&kernel, &plan.config, &args)
 }
 
 /// The op from host to host.
@@ -109,10 +131,7 @@ pub(super) fn run(
         unreachable!("infer accepted the inputs");
     };
     covers(op, a, b).map_err(RunError::Unsupported)?;
-    let dtype = match op.d {
-        OutputType::F32 => DType::F32,
-        OutputType::Bf16 => DType::BF16,
-    };
+    let dtype = stored_as(op.d);
     if op.m == 0 || op.n == 0 || op.k == 0 {
         return Ok(vec![Tensor::zeros(dtype, &[op.m, op.n])]);
     }
@@ -131,8 +150,8 @@ fn covers(op: &GemmFp8, a: &Tensor, b: &Tensor) -> Result<(), String> {
         (op.promotion_interval == Some(BLOCK), "promotion_interval: 128"),
         (op.a_tile == [Some(1), Some(BLOCK)], "a_tile: [1, 128]"),
         (op.b_block == [Some(BLOCK); 2], "b_block: [128, 128]"),
-        (op.accumulate == AccumulateInto::Overwrite, "accumulate: overwrite"),
-        (op.promote == Promotion::Fma, "promote: fma"),
+        (op.accumulate == Accumulate::Overwrite, "accumulate: overwrite"),
+        (op.promote == Promote::Fma, "promote: fma"),
         (op.accumulator.is_none(), "no accumulator of its own"),
         (a.dtype() == DType::F8E4M3 && b.dtype() == DType::F8E4M3, "a and b of F8_E4M3"),
     ];

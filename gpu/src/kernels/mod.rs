@@ -10,7 +10,7 @@ pub mod gemm_fp8;
 pub mod quantize_tile;
 
 use fathom_reference::ops::gemm_fp8::GemmFp8;
-use fathom_reference::ops::quantize::QuantizeTile;
+use fathom_reference::ops::quantize_tile::QuantizeTile;
 use fathom_reference::{Case, DynOp, Engine, EngineError, Op, Outputs, Tensor};
 
 use crate::device::{Gpu, GpuError};

@@ -1,7 +1,9 @@
 //! `quantize_tile` by `gpu/kernels/quant/quantize_tile.cu`: F32 or BF16 to E4M3, a scale for every
 //! 1x128.
 
-use fathom_reference::ops::quantize::{QuantizeTile, ScaleType, TileFormat};
+use fathom_numerics::formats::Format;
+use fathom_numerics::quant::ScaleKind;
+use fathom_reference::ops::quantize_tile::QuantizeTile;
 use fathom_reference::{DynOp, Tensor};
 use fathom_trace::DType;
 
@@ -28,7 +30,7 @@ pub fn launch(
     x: &Matrix,
     q: &Matrix,
     scale: &Matrix,
-    kind: ScaleType,
+    kind: ScaleKind,
     amax_floor: f32,
 ) -> Result<(), GpuError> {
     let (m, k) = (x.rows, x.columns);
@@ -37,7 +39,7 @@ pub fn launch(
     assert_eq!([scale.rows, scale.columns], [k.div_ceil(TILE), m], "scale, transposed");
     assert_eq!([q.dtype(), scale.dtype()], [DType::F8E4M3, DType::F32], "q and scale");
     let input_bf16 = u64::from(x.dtype() == DType::BF16);
-    let pow2 = u64::from(kind == ScaleType::Pow2);
+    let pow2 = u64::from(kind == ScaleKind::Pow2);
     let defines = [("INPUT_BF16", input_bf16), ("POW2", pow2)];
     let kernel = gpu.kernel(QUANTIZE_TILE, "quantize_tile", &defines, 0)?;
     // A warp for every tile, at most 16 CTAs an SM.
@@ -77,8 +79,9 @@ pub(super) fn run(
     let op = op.as_any().downcast_ref::<QuantizeTile>().expect("the table names this op");
     let [Some(x)] = inputs else { unreachable!("infer accepted the inputs") };
     let rules = [
-        (op.format == TileFormat::E4m3, "format: e4m3"),
+        (op.format == Format::E4M3, "format: e4m3"),
         (op.tile == TILE, "tile: 128"),
+        (op.scale != ScaleKind::Mx, "scale: f32 or pow2"),
         (matches!(x.dtype(), DType::F32 | DType::BF16), "x of F32 or BF16"),
     ];
     if let Some((_, takes)) = rules.iter().find(|(holds, _)| !holds) {

@@ -2,16 +2,15 @@
 //!
 //! - [`tree_sum`]: the warp's butterfly, generic in width;
 //! - [`RowTree`]: a row over the lanes of a warp or CTA, then trees over lanes and warps;
-//! - [`tensor_sum`]: a tensor in blocks, each a row, then a tree over blocks;
-//! - [`shard_sum`]: the FP32 binary tree over gradient shards;
-//! - [`max_num`], [`max_nan`] and their kin: order-free, with NaN and signed zeros stated.
+//! - [`tensor_sum_of_squares`]: a tensor in blocks, each a row, then a tree over blocks;
+//! - [`max_num`]: order-free, with NaN and signed zeros stated.
 //!
 //! Every sum rounds each addition to nearest even and returns the canonical NaN for any NaN. The
 //! vectorised forms are bit-identical to [`RowTree::fold`], which states the order.
 
 use rayon::prelude::*;
 
-use crate::formats::{F32_NAN, canonical_f32};
+use crate::formats::canonical_f32;
 use crate::isa::{Isa, multiversion};
 
 /// Lanes of a warp.
@@ -252,55 +251,15 @@ multiversion! {
     }
 }
 
-/// The sum of a whole tensor: blocks of `block` elements, each added by `row`, the sums of the
-/// blocks
-/// by [`tree_sum`]. Blocks run in parallel; the order does not depend on threads.
-///
-/// # Panics
-/// If `block` is zero.
-pub fn tensor_sum(xs: &[f32], block: usize, row: RowTree) -> f32 {
-    let mut sums: Vec<f32> = xs.par_chunks(block).map(|x| row.sum(x)).collect();
-    tree_sum(&mut sums)
-}
-
-/// The sum of squares of a whole tensor, in the order of [`tensor_sum`]: the squared norm.
+/// The sum of squares of a whole tensor, its squared norm: blocks of `block` elements, each added
+/// by `row`, the sums of the blocks by [`tree_sum`]. Blocks run in parallel; the order does not
+/// depend on threads.
 ///
 /// # Panics
 /// If `block` is zero.
 pub fn tensor_sum_of_squares(xs: &[f32], block: usize, row: RowTree) -> f32 {
     let mut sums: Vec<f32> = xs.par_chunks(block).map(|x| row.sum_of_squares(x)).collect();
     tree_sum(&mut sums)
-}
-
-/// Adds up gradient shards element by element with the FP32 binary tree of neighbours, into the
-/// first: at each level shard 2i takes in shard 2i+1, and an odd one at the end moves up unchanged.
-///
-/// Shards `[k 2^j, (k+1) 2^j)` form a subtree: a rank that holds them adds them alone, the ranks'
-/// sums are added by the same tree, and the bits do not depend on the number of ranks. The other
-/// shards hold partial sums afterwards.
-///
-/// # Panics
-/// If the lengths differ.
-pub fn shard_sum(shards: &mut [&mut [f32]]) {
-    let length = shards.first().map_or(0, |s| s.len());
-    for (i, shard) in shards.iter().enumerate() {
-        assert_eq!(shard.len(), length, "shard {i} has {} elements, shard 0 {length}", shard.len());
-    }
-    let mut stride = 1;
-    while stride < shards.len() {
-        for pair in shards.chunks_mut(2 * stride) {
-            if let Some((first, rest)) = pair.split_first_mut()
-                && let Some(second) = rest.get(stride - 1)
-            {
-                first.par_iter_mut().zip(second.par_iter()).with_min_len(1 << 14).for_each(
-                    |(a, b)| {
-                        *a = canonical_f32(*a + *b);
-                    },
-                );
-            }
-        }
-        stride *= 2;
-    }
 }
 
 /// The larger; +0 above -0; of a number and a NaN the number (PTX `max.f32`, CUDA `fmaxf`); the
@@ -315,63 +274,6 @@ pub fn max_num(a: f32, b: f32) -> f32 {
         f32::from_bits(a.to_bits() & b.to_bits())
     } else {
         b
-    }
-}
-
-/// The larger; +0 above -0; the canonical NaN if either is NaN (PTX `max.NaN.f32`).
-#[inline(always)]
-pub fn max_nan(a: f32, b: f32) -> f32 {
-    if a.is_nan() || b.is_nan() { F32_NAN } else { max_num(a, b) }
-}
-
-/// The smaller; -0 below +0; of a number and a NaN the number (PTX `min.f32`, CUDA `fminf`); the
-/// canonical NaN of two.
-#[inline(always)]
-pub fn min_num(a: f32, b: f32) -> f32 {
-    -max_num(-a, -b)
-}
-
-/// The smaller; -0 below +0; the canonical NaN if either is NaN (PTX `min.NaN.f32`).
-#[inline(always)]
-pub fn min_nan(a: f32, b: f32) -> f32 {
-    if a.is_nan() || b.is_nan() { F32_NAN } else { min_num(a, b) }
-}
-
-/// The largest element by [`max_num`], from -inf: NaNs do not count, and a row of nothing else (or
-/// of
-/// nothing) gives -inf.
-pub fn row_max(row: &[f32]) -> f32 {
-    let key = largest_key(Isa::best(), row, |bits| {
-        let negative = bits >> 31 != 0;
-        let nan = bits & 0x7FFF_FFFF > 0x7F80_0000;
-        let key = if negative { !bits } else { bits | 0x8000_0000 };
-        if nan { 0 } else { key }
-    });
-    let key = key.max(!f32::NEG_INFINITY.to_bits());
-    f32::from_bits(if key >> 31 != 0 { key & 0x7FFF_FFFF } else { !key })
-}
-
-/// The largest magnitude by [`max_num`], from +0: NaNs do not count.
-pub fn row_amax(row: &[f32]) -> f32 {
-    f32::from_bits(largest_key(Isa::best(), row, |bits| {
-        let magnitude = bits & 0x7FFF_FFFF;
-        if magnitude > 0x7F80_0000 { 0 } else { magnitude }
-    }))
-}
-
-/// The largest magnitude by [`max_nan`], from +0: the canonical NaN if any element is NaN.
-pub fn row_amax_nan(row: &[f32]) -> f32 {
-    canonical_f32(f32::from_bits(largest_key(Isa::best(), row, |bits| bits & 0x7FFF_FFFF)))
-}
-
-multiversion! {
-    /// The largest of the keys of a row's bits, 0 of none.
-    fn largest_key(row: &[f32], key: impl Fn(u32) -> u32) -> u32 {
-        let mut largest = 0;
-        for x in row {
-            largest = key(x.to_bits()).max(largest);
-        }
-        largest
     }
 }
 
@@ -460,65 +362,20 @@ mod tests {
     }
 
     #[test]
-    fn shard_sum_does_not_depend_on_ranks() {
-        let shards: Vec<Vec<f32>> = (0..8).map(|s| values(700 + s)[s..].to_vec()).collect();
-        let sum = |shards: &[Vec<f32>]| {
-            let mut shards = shards.to_vec();
-            let mut views: Vec<&mut [f32]> = shards.iter_mut().map(|s| &mut s[..]).collect();
-            shard_sum(&mut views);
-            shards.swap_remove(0)
-        };
-        let whole = sum(&shards);
-        for ranks in [2, 4, 8] {
-            let partial: Vec<Vec<f32>> = shards.chunks(8 / ranks).map(&sum).collect();
-            assert_eq!(sum(&partial), whole, "{ranks} ranks");
-        }
-        let tree = |i: usize| {
-            let x = |s: usize| shards[s][i];
-            ((x(0) + x(1)) + (x(2) + x(3))) + x(4)
-        };
-        assert_eq!(sum(&shards[..5])[17], tree(17), "an odd shard moves up");
-    }
-
-    #[test]
-    fn tensor_sum_is_blocks_then_a_tree() {
+    fn a_tensors_squares_are_blocks_then_a_tree() {
         let xs = values(10_000);
-        let mut blocks: Vec<f32> = xs.chunks(1024).map(|b| RowTree::WARP.sum(b)).collect();
-        assert_eq!(tensor_sum(&xs, 1024, RowTree::WARP), tree_sum(&mut blocks));
         let mut blocks: Vec<f32> = xs.chunks(99).map(|b| RowTree::WARP.dot(b, b)).collect();
         assert_eq!(tensor_sum_of_squares(&xs, 99, RowTree::WARP), tree_sum(&mut blocks));
     }
 
     #[test]
-    fn max_and_min_state_nan_and_zeros() {
+    fn the_maximum_states_nan_and_zeros() {
         let nan = f32::from_bits(0xFFC0_1234);
-        let bits = |x: f32| x.to_bits();
         for (a, b) in [(0.0, -0.0), (-0.0, 0.0)] {
-            assert_eq!((bits(max_num(a, b)), bits(max_nan(a, b))), (0, 0));
-            assert_eq!((bits(min_num(a, b)), bits(min_nan(a, b))), (1 << 31, 1 << 31));
+            assert_eq!(max_num(a, b).to_bits(), 0);
         }
-        for (a, b) in [(nan, 1.0), (1.0, nan)] {
-            assert_eq!((max_num(a, b), min_num(a, b)), (1.0, 1.0));
-            assert_eq!((bits(max_nan(a, b)), bits(min_nan(a, b))), (0x7FFF_FFFF, 0x7FFF_FFFF));
-        }
-        assert_eq!(bits(max_num(nan, nan)), 0x7FFF_FFFF);
-        assert_eq!((max_num(-1.0, 2.0), min_num(-1.0, 2.0)), (2.0, -1.0));
-    }
-
-    #[test]
-    fn row_maxima_have_the_bits_of_their_folds() {
-        let nan = f32::from_bits(0xFFC0_1234);
-        let mut rows =
-            vec![values(1000), vec![], vec![nan], vec![nan, -0.0], vec![-0.0, 0.0, -0.0]];
-        rows.push(vec![-3.0, nan, -2.0, f32::NEG_INFINITY]);
-        rows.push(values(100).iter().map(|x| -x.abs()).collect());
-        for row in rows {
-            let max = row.iter().fold(f32::NEG_INFINITY, |m, &x| max_num(m, x));
-            let amax = row.iter().fold(0.0, |m, &x| max_num(m, x.abs()));
-            let amax_nan = row.iter().fold(0.0, |m, &x| max_nan(m, x.abs()));
-            assert_eq!(row_max(&row).to_bits(), max.to_bits(), "{row:?}");
-            assert_eq!(row_amax(&row).to_bits(), amax.to_bits(), "{row:?}");
-            assert_eq!(row_amax_nan(&row).to_bits(), amax_nan.to_bits(), "{row:?}");
-        }
+        assert_eq!((max_num(nan, 1.0), max_num(1.0, nan)), (1.0, 1.0));
+        assert_eq!(max_num(nan, nan).to_bits(), 0x7FFF_FFFF);
+        assert_eq!((max_num(-1.0, 2.0), max_num(-0.5, f32::NEG_INFINITY)), (2.0, -0.5));
     }
 }

@@ -4,11 +4,11 @@
 
 use fathom_numerics::formats::{Format, bf16, canonical_f32, f16};
 use fathom_numerics::gemm::grouped::{
-    gemm_fp8_grouped_contiguous, gemm_fp8_grouped_k, gemm_fp8_grouped_masked,
+    gemm_fp8_grouped_k, gemm_fp8_grouped_m, gemm_fp8_segmented_k,
 };
 use fathom_numerics::gemm::{
-    Accumulate, Fp8Operand, GemmConfig, GemmError, Isa, Promote, ScaleBlock, cast_bf16, gemm_bf16,
-    gemm_bf16_into, gemm_f16, gemm_fp8, gemm_fp8_into, gemm_fp8_on, gemm_tf32,
+    Accumulate, Fp8Operand, GemmConfig, GemmError, Isa, Promote, ScaleBlock, cast_bf16,
+    gemm_bf16_into, gemm_f16_into, gemm_fp8, gemm_fp8_into, gemm_fp8_on, gemm_unscaled_on,
 };
 use fathom_numerics::mma::{Accumulator, Arch, Fraction, Instr, Mma, Output};
 use fathom_numerics::quant::{QuantConfig, Quantized, quantize, quantize_block, quantize_tile};
@@ -128,14 +128,19 @@ proptest! {
             let mma = Mma::find(Arch::Sm90, Instr::Wgmma, qualifier).unwrap();
             Array2::from_shape_fn((m, n), |(i, j)| chained(&mma, &a.row(i).to_vec(), &b.row(j).to_vec(), 0))
         };
+        let (form, hopper) = (Accumulate::Overwrite, Accumulator::HOPPER_16BIT);
         let (x, y) = (a.map(|x| bf16::from_f32(*x)), b.map(|x| bf16::from_f32(*x)));
         let code = |x: &bf16| u32::from(x.to_bits());
-        prop_assert_eq!(bits(&gemm_bf16(x.view(), y.view()).unwrap()), by_instructions("m64n8k16.f32.bf16.bf16", x.map(code), y.map(code)));
+        let mut d = Array2::zeros((m, n));
+        gemm_bf16_into(x.view(), y.view(), d.view_mut(), form, &hopper).unwrap();
+        prop_assert_eq!(bits(&d), by_instructions("m64n8k16.f32.bf16.bf16", x.map(code), y.map(code)));
         let (x, y) = (a.map(|x| f16::from_f32(*x)), b.map(|x| f16::from_f32(*x)));
         let code = |x: &f16| u32::from(x.to_bits());
-        prop_assert_eq!(bits(&gemm_f16(x.view(), y.view()).unwrap()), by_instructions("m64n8k16.f32.f16.f16", x.map(code), y.map(code)));
-        let code = |x: &f32| x.to_bits();
-        prop_assert_eq!(bits(&gemm_tf32(a.view(), b.view()).unwrap()), by_instructions("m64n8k8.f32.tf32.tf32", a.map(code), b.map(code)));
+        gemm_f16_into(x.view(), y.view(), d.view_mut(), form, &hopper).unwrap();
+        prop_assert_eq!(bits(&d), by_instructions("m64n8k16.f32.f16.f16", x.map(code), y.map(code)));
+        let (a, b, tf32) = (a.map(|x| x.to_bits()), b.map(|x| x.to_bits()), Accumulator::HOPPER_TF32);
+        gemm_unscaled_on(Isa::best(), Format::Tf32, a.view(), b.view(), d.view_mut(), form, &tf32).unwrap();
+        prop_assert_eq!(bits(&d), by_instructions("m64n8k8.f32.tf32.tf32", a, b));
     }
 }
 
@@ -162,13 +167,15 @@ fn a_chained_gradient_does_not_see_the_cut() {
         }
     }
     let (x, y) = (a.map(|x| bf16::from_f32(*x)), b.map(|x| bf16::from_f32(*x)));
+    let hopper = Accumulator::HOPPER_16BIT;
     let mut grad = Array2::zeros((9, 7));
     for cut in [s![.., ..256], s![.., 256..]] {
-        let hopper = Accumulator::HOPPER_16BIT;
         gemm_bf16_into(x.slice(cut), y.slice(cut), grad.view_mut(), Accumulate::Chain, &hopper)
             .unwrap();
     }
-    assert_eq!(bits(&grad), bits(&gemm_bf16(x.view(), y.view()).unwrap()));
+    let mut whole = Array2::zeros((9, 7));
+    gemm_bf16_into(x.view(), y.view(), whole.view_mut(), Accumulate::Overwrite, &hopper).unwrap();
+    assert_eq!(bits(&grad), bits(&whole));
 }
 
 #[test]
@@ -228,43 +235,35 @@ fn every_knob_shows() {
 }
 
 #[test]
-fn contiguous_groups() {
-    let a = tile(40, 256, 21);
+fn groups_along_m() {
+    let (sizes, config) = ([16, 0, 15], GemmConfig::default());
+    let whole = quantize(
+        values(40, 256, 21).view(),
+        ScaleBlock { rows: usize::MAX, k: 128 },
+        &QuantConfig::default(),
+    )
+    .unwrap();
     let experts: Vec<Quantized> = (0..3).map(|g| weights(12, 256, 30 + g)).collect();
-    let operands: Vec<_> = experts.iter().map(Quantized::operand).collect();
-    let m_indices: Vec<i32> = (0..40).map(|i| [0, 0, 2, -1, 1][i / 8]).collect();
-    let config = GemmConfig::default();
-    let d = gemm_fp8_grouped_contiguous(&a.operand(), &operands, &m_indices, &config).unwrap();
-    for (i, &g) in m_indices.iter().enumerate() {
-        if g < 0 {
-            assert!(d.row(i).iter().all(|x| x.to_bits() == 0), "padding is +0");
-            continue;
-        }
-        let alone = gemm_fp8(&a.operand(), &operands[g as usize], &config).unwrap();
-        assert_eq!(d.row(i), alone.row(i));
-    }
-    let error =
-        gemm_fp8_grouped_contiguous(&a.operand(), &operands, &[3; 40], &config).unwrap_err();
-    assert_eq!(error, GemmError::Group { row: 0, group: 3, groups: 3 });
-}
-
-#[test]
-fn masked_groups() {
-    let activations: Vec<Quantized> = (0..2).map(|g| tile(10, 130, 40 + g)).collect();
-    let experts: Vec<Quantized> = (0..2).map(|g| weights(6, 130, 50 + g)).collect();
-    let a: Vec<_> = activations.iter().map(Quantized::operand).collect();
     let b: Vec<_> = experts.iter().map(Quantized::operand).collect();
-    let config = GemmConfig::default();
-    let d = gemm_fp8_grouped_masked(&a, &b, &[4, 10], &config).unwrap();
-    for (g, valid) in [(0, 4), (1, 10)] {
-        let alone = gemm_fp8(&a[g], &b[g], &config).unwrap();
-        assert_eq!(d.slice(s![g, ..valid, ..]), alone.slice(s![..valid, ..]));
-        assert!(d.slice(s![g, valid.., ..]).iter().all(|x| x.to_bits() == 0));
+    for a in [tile(40, 256, 21), whole] {
+        let mut d = Array2::from_elem((40, 12), 7.0);
+        gemm_fp8_grouped_m(&a.operand(), &b, &sizes, d.view_mut(), &config).unwrap();
+        for (g, rows) in [(0, 0..16), (2, 16..31)] {
+            let alone = gemm_fp8(&a.operand(), &b[g], &config).unwrap();
+            assert_eq!(d.slice(s![rows.clone(), ..]), alone.slice(s![rows, ..]), "group {g}");
+        }
+        assert!(d.slice(s![31.., ..]).iter().all(|x| x.to_bits() == 0), "nobody's rows are +0");
+        let mut grouped = |b, sizes: &[usize]| {
+            gemm_fp8_grouped_m(&a.operand(), b, sizes, d.view_mut(), &config).unwrap_err()
+        };
+        assert!(matches!(grouped(&b, &[16, 10, 15]), GemmError::GroupSizes { .. }));
+        assert!(matches!(grouped(&b[..2], &sizes), GemmError::Shape { what: "m_sizes", .. }));
     }
-    assert!(matches!(
-        gemm_fp8_grouped_masked(&a, &b, &[4, 11], &config),
-        Err(GemmError::GroupSizes { .. })
-    ));
+    // Rows that share a scale with some others cannot be dealt out.
+    let shared = quantize_block(values(256, 256, 3).view(), &QuantConfig::default()).unwrap();
+    let mut d = Array2::zeros((256, 12));
+    let error = gemm_fp8_grouped_m(&shared.operand(), &b, &sizes, d.view_mut(), &config);
+    assert!(matches!(error, Err(GemmError::Scales { operand: "a", .. })), "{error:?}");
 }
 
 #[test]
@@ -305,6 +304,17 @@ fn groups_along_k() {
         if form != Accumulate::Overwrite {
             assert_eq!(d.index_axis(Axis(0), 1), old.index_axis(Axis(0), 1), "an empty group");
         }
+        // As segments of one K they are one chain.
+        let mut d = old.index_axis(Axis(0), 0).to_owned();
+        let mut chain = d.clone();
+        let (a, b) = (a.operand(), b.operand());
+        gemm_fp8_segmented_k(&a, &b, &sizes, d.view_mut(), form, &config).unwrap();
+        for (g, (a, b)) in a_parts.iter().zip(&b_parts).enumerate() {
+            let form = if g == 0 { form } else { Accumulate::Chain };
+            let (a, b) = (a.operand(), b.operand());
+            gemm_fp8_into(&a, &b, chain.view_mut(), form, &config).unwrap();
+        }
+        assert_eq!(bits(&d), bits(&chain), "{form:?}");
     }
 }
 

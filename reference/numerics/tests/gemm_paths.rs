@@ -263,6 +263,50 @@ fn sixteen_bit_and_tf32() {
     }
 }
 
+/// FP8 codes without scales, chained onto whatever stands in D: beyond the range of the f32 lanes
+/// too, at the start and on the way.
+#[test]
+fn eight_bit_codes() {
+    let hopper = Accumulator::HOPPER_FP8;
+    let mut random = Random(5);
+    let formats = [Format::E4M3, Format::E5M2];
+    for (round, kind) in KINDS.iter().cycle().take(4 * KINDS.len()).enumerate() {
+        let format = formats[round % 2];
+        let (m, n, k) = (9, 35, [30, 700][round / 2 % 2]);
+        let (a, b) =
+            (codes(*kind, format, m, k, &mut random), codes(*kind, format, n, k, &mut random));
+        let (a, b) = (a.mapv(u32::from), b.mapv(u32::from));
+        let mut old = scales((m, n), &mut random);
+        if round % 3 == 0 {
+            old.mapv_inplace(|x| x * 1e30);
+        }
+        for accumulate in [Accumulate::Overwrite, Accumulate::Chain, Accumulate::AddAtEnd] {
+            let run = |isa| {
+                let mut d = old.clone();
+                let d_view = d.view_mut();
+                gemm_unscaled_on(isa, format, a.view(), b.view(), d_view, accumulate, &hopper)
+                    .unwrap();
+                d.mapv(f32::to_bits)
+            };
+            let want = run(Isa::Portable);
+            for isa in Isa::available() {
+                assert_eq!(run(isa), want, "{isa:?} {format:?} {kind:?} {accumulate:?} K {k}");
+            }
+        }
+    }
+    // The largest products, so many that their sum leaves that range.
+    let largest = Array2::from_elem((1, 1 << 14), Format::E5M2.layout().max_code());
+    let run = |isa| {
+        let (mut d, form) = (Array2::zeros((1, 1)), Accumulate::Overwrite);
+        let (a, b) = (largest.view(), largest.view());
+        gemm_unscaled_on(isa, Format::E5M2, a, b, d.view_mut(), form, &hopper).unwrap();
+        d[[0, 0]]
+    };
+    for isa in Isa::available() {
+        assert_eq!(run(isa), run(Isa::Portable), "{isa:?}");
+    }
+}
+
 #[test]
 fn tiles_with_every_incoming_accumulator() {
     let mut random = Random(11);

@@ -1,19 +1,12 @@
 //! Casts against their rule written out plainly, and the identities between their forms.
 
-use fathom_numerics::elementary::silu;
-use fathom_numerics::formats::{E5M6, Format, Overflow, Rounding, UE8M0, bf16, packed};
+use fathom_numerics::formats::{E5M6, Format, Overflow, Rounding, bf16, packed};
 use fathom_numerics::gemm::ScaleBlock;
 use fathom_numerics::quant::delayed::{AmaxAlgorithm, DelayedScaling};
 use fathom_numerics::quant::e5m6::quantize_tile_e5m6;
-use fathom_numerics::quant::mx::{MxRule, quantize_mx};
-use fathom_numerics::quant::swiglu::{swiglu, swiglu_quantize, swiglu_transpose_quantize};
-use fathom_numerics::quant::transpose::{
-    requantize_transposed, requantize_transposed_e5m6, requantize_transposed_groups,
-    transpose_quantize, transpose_quantize_groups,
-};
 use fathom_numerics::quant::{
     QuantConfig, QuantError, ScaleKind, dequantize, next_power_of_two, quantize, quantize_block,
-    quantize_per_tensor, quantize_tile,
+    quantize_tile, transpose_quantize,
 };
 use ndarray::{Array2, ArrayView2, s};
 use proptest::prelude::*;
@@ -87,20 +80,16 @@ proptest! {
     }
 
     #[test]
-    fn transposed_forms_commute(x in matrix(140, 50), config in config()) {
+    fn transposed_forms_commute(
+        x in matrix(140, 50),
+        rows in prop_oneof![Just(1usize), 1usize..20],
+        config in config(),
+    ) {
         // Casting the transpose is transposing the cast with the block turned.
-        let direct = transpose_quantize(x.view(), 128, &config).unwrap();
-        let turned = quantize(x.view(), ScaleBlock { rows: 128, k: 1 }, &config).unwrap();
+        let block = ScaleBlock { rows, k: 128 };
+        let direct = transpose_quantize(x.view(), &[140], block, &config).unwrap();
+        let turned = quantize(x.view(), ScaleBlock { rows: 128, k: rows }, &config).unwrap();
         prop_assert_eq!(&direct, &turned.transposed());
-        // Re-tiling is dequantising, transposing, casting.
-        let kept = quantize_tile(x.view(), 128, &config).unwrap();
-        let retiled = requantize_transposed(&kept, 128, &config).unwrap();
-        let want = quantize_tile(dequantize(&kept).t(), 128, &config).unwrap();
-        prop_assert_eq!(retiled, want);
-        let kept = quantize_tile_e5m6(x.view(), 128, &config).unwrap();
-        let retiled = requantize_transposed_e5m6(&kept, 128, &config).unwrap();
-        let want = quantize_tile(kept.dequantize().t(), 128, &config).unwrap();
-        prop_assert_eq!(retiled, want);
     }
 
     #[test]
@@ -123,53 +112,30 @@ proptest! {
     }
 
     #[test]
-    fn swiglu_is_fused_without_a_rounding(gate in matrix(19, 70), up in matrix(19, 70)) {
-        let config = QuantConfig::default();
-        let plain = swiglu(gate.view(), up.view());
-        for ((g, u), y) in gate.iter().zip(&up).zip(&plain) {
-            let want = silu(*g) * u;
-            prop_assert!(y.to_bits() == want.to_bits() || (want.is_nan() && y.to_bits() == 0x7FFF_FFFF));
-        }
-        let fused = swiglu_quantize(gate.view(), up.view(), 32, &config).unwrap();
-        prop_assert_eq!(fused, quantize_tile(plain.view(), 32, &config).unwrap());
-        let fused = swiglu_transpose_quantize(gate.view(), up.view(), 8, &config).unwrap();
-        prop_assert_eq!(fused, quantize_tile(plain.t(), 8, &config).unwrap());
-    }
-
-    #[test]
     fn mx_scales_are_the_powers_of_their_rule(x in matrix(2, 75)) {
-        for format in [Format::E4M3, Format::E5M2, Format::E2M1] {
-            for rule in [MxRule::Floor, MxRule::Ceil] {
-                let q = quantize_mx(x.view(), format, rule).unwrap();
-                for i in 0..2 {
-                    for (j, begin) in (0..75).step_by(32).enumerate() {
-                        let part = x.slice(s![i, begin..(begin + 32).min(75)]).to_vec();
-                        let numbers = part.iter().filter(|x| !x.is_nan());
-                        let amax = numbers.fold(0.0f32, |amax, x| amax.max(x.abs()));
-                        let scale = UE8M0(q.scales[[i, j]]);
-                        if amax.is_infinite() {
-                            prop_assert!(scale.is_nan());
-                            continue;
-                        }
-                        let (scale, amax) = (scale.to_f64(), f64::from(amax));
-                        let emax = f64::from(format.max()).log2().floor().exp2();
-                        let clamped = scale == 2f64.powi(-127);
-                        match rule {
-                            MxRule::Floor => {
-                                prop_assert!(clamped || scale * emax <= amax);
-                                prop_assert!(amax < 2.0 * scale * emax);
-                            }
-                            MxRule::Ceil => {
-                                let max = f64::from(format.max());
-                                prop_assert!(amax <= scale * max);
-                                prop_assert!(clamped || amax > scale / 2.0 * max);
-                            }
-                        }
-                        for (l, x) in part.iter().enumerate() {
-                            let want = format.layout().from_f64(
-                                f64::from(*x) / scale, Rounding::NearestEven, Overflow::Saturate);
-                            prop_assert_eq!(u32::from(q.codes[[i, begin + l]]), want);
-                        }
+        for format in [Format::E4M3, Format::E5M2] {
+            let config = QuantConfig { format, scale: ScaleKind::Mx, ..QuantConfig::default() };
+            let q = quantize_tile(x.view(), 32, &config).unwrap();
+            for i in 0..2 {
+                for (j, begin) in (0..75).step_by(32).enumerate() {
+                    let part = x.slice(s![i, begin..(begin + 32).min(75)]).to_vec();
+                    let numbers = part.iter().filter(|x| !x.is_nan());
+                    let amax = numbers.fold(0.0f32, |amax, x| amax.max(x.abs()));
+                    let scale = q.scales[[i, j]];
+                    if amax.is_infinite() {
+                        prop_assert_eq!(scale.to_bits(), 0x7FFF_FFFF);
+                        continue;
+                    }
+                    let (scale, amax) = (f64::from(scale), f64::from(amax));
+                    prop_assert!(scale.log2() == scale.log2().floor());
+                    let emax = f64::from(format.max()).log2().floor().exp2();
+                    let clamped = scale == 2f64.powi(-127);
+                    prop_assert!(clamped || scale * emax <= amax);
+                    prop_assert!(amax < 2.0 * scale * emax);
+                    for (l, x) in part.iter().enumerate() {
+                        let want = format.layout().from_f64(
+                            f64::from(*x) / scale, Rounding::NearestEven, Overflow::Saturate);
+                        prop_assert_eq!(u32::from(q.codes[[i, begin + l]]), want);
                     }
                 }
             }
@@ -177,24 +143,45 @@ proptest! {
     }
 }
 
+/// Scales of single magnitudes, worked out by hand: 448 is 2^8 and more, 57344 is 2^15 and more.
 #[test]
-fn groups_start_their_tiles_anew() {
-    let x = Array2::from_shape_fn((150, 9), |(i, k)| ((i * 9 + k) as f32).cos() * 7.0);
-    let (sizes, config) = ([20, 0, 130], QuantConfig::pow2());
-    let kept = quantize_tile(x.view(), 128, &config).unwrap();
-    let both = [
-        (transpose_quantize_groups(x.view(), &sizes, 128, &config).unwrap(), x),
-        (requantize_transposed_groups(&kept, &sizes, 128, &config).unwrap(), dequantize(&kept)),
-    ];
-    for (grouped, x) in both {
-        assert_eq!((grouped.codes.dim(), grouped.scales.dim()), ((9, 150), (9, 3)));
-        for (rows, columns) in [(0..20, 0..1), (20..150, 1..3)] {
-            let alone = transpose_quantize(x.slice(s![rows.clone(), ..]), 128, &config).unwrap();
-            assert_eq!(grouped.codes.slice(s![.., rows]), alone.codes);
-            assert_eq!(grouped.scales.slice(s![.., columns]), alone.scales);
+fn mx_scales_at_the_edges() {
+    let scale = |amax: f32, format| {
+        let config = QuantConfig { format, scale: ScaleKind::Mx, ..QuantConfig::default() };
+        quantize_tile(Array2::from_elem((1, 1), amax).view(), 32, &config).unwrap().scales[[0, 0]]
+    };
+    for (amax, e4m3, e5m2) in [
+        (1.0, -8, -15),
+        (448.0, 0, -7),
+        (511.0, 0, -7),
+        (512.0, 1, -6),
+        (f32::MAX, 119, 112),
+        (f32::MIN_POSITIVE, -127, -127),
+        (f32::from_bits(1), -127, -127),
+        (0.0, -127, -127),
+    ] {
+        assert_eq!(scale(amax, Format::E4M3), 2f32.powi(e4m3), "{amax:e}");
+        assert_eq!(scale(amax, Format::E5M2), 2f32.powi(e5m2), "{amax:e}");
+    }
+}
+
+#[test]
+fn segments_start_their_blocks_anew() {
+    let x = Array2::from_shape_fn((153, 9), |(i, k)| ((i * 9 + k) as f32).cos() * 7.0);
+    let (segments, config) = ([20, 0, 130], QuantConfig::pow2());
+    let kept = dequantize(&quantize_tile(x.view(), 128, &config).unwrap());
+    for (block, bands) in [(ScaleBlock { rows: 1, k: 128 }, 9), (ScaleBlock::BLOCK_128X128, 1)] {
+        for x in [&x, &kept] {
+            let cut = transpose_quantize(x.view(), &segments, block, &config).unwrap();
+            assert_eq!((cut.codes.dim(), cut.scales.dim()), ((9, 150), (bands, 3)));
+            for (rows, columns) in [(0..20, 0..1), (20..150, 1..3)] {
+                let alone = quantize(x.slice(s![rows.clone(), ..]).t(), block, &config).unwrap();
+                assert_eq!(cut.codes.slice(s![.., rows]), alone.codes);
+                assert_eq!(cut.scales.slice(s![.., columns]), alone.scales);
+            }
+            let error = transpose_quantize(x.view(), &[20, 134], block, &config).unwrap_err();
+            assert_eq!(error, QuantError::Segments { expected: 153, found: vec![20, 134] });
         }
-        let error = transpose_quantize_groups(x.view(), &[20, 131], 128, &config).unwrap_err();
-        assert_eq!(error, QuantError::Groups { expected: 150, found: vec![20, 131] });
     }
 }
 
@@ -269,8 +256,10 @@ fn threads_do_not_show() {
         pool.install(|| {
             let config = QuantConfig::default();
             let tile = quantize_tile(x.view(), 128, &config).unwrap();
-            let retiled = requantize_transposed(&tile, 128, &config).unwrap();
-            (tile, retiled, quantize_per_tensor(x.view(), &config).unwrap())
+            let (values, block) = (dequantize(&tile), ScaleBlock::TILE_1X128);
+            let retiled = transpose_quantize(values.view(), &[100, 200], block, &config).unwrap();
+            let whole = quantize(x.view(), ScaleBlock::PER_TENSOR, &config).unwrap();
+            (tile, retiled, whole)
         })
     };
     assert_eq!(run(1), run(5));

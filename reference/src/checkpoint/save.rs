@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::path::Path;
 
+use fathom_numerics::formats::Format;
+use fathom_numerics::quant::ScaleKind;
 use fathom_trace::{DType, Parallel};
 use serde_json::{Value, json};
 
@@ -13,7 +15,7 @@ use crate::data::Tokenizer;
 use crate::memory;
 use crate::model::{Model, ParamId, ParamKind, ParamSpec, Params, Part, convert};
 use crate::ops::Op;
-use crate::ops::quantize::{BlockFormat, QuantizeBlock, ScaleType};
+use crate::ops::quantize_block::QuantizeBlock;
 use crate::precision::{Mode, Recipe};
 use crate::{EngineError, OpError, Tensor, files};
 use fathom_config::ModelConfig;
@@ -284,8 +286,8 @@ fn tensor<B: Backend>(
         return Ok(vec![(name, convert(value, dtype))]);
     }
     let block = [Some(FP8_BLOCK), Some(FP8_BLOCK)];
-    let format = BlockFormat::E4m3;
-    let op = QuantizeBlock { format, block, scale: ScaleType::F32, amax_floor: 1e-4 };
+    let format = Format::E4M3;
+    let op = QuantizeBlock { format, block, scale: ScaleKind::F32, amax_floor: 1e-4 };
     let out = Op::run(&op, vec![Some(convert(value, DType::F32))]);
     let [q, scale] = <[Tensor; 2]>::try_from(out.map_err(|e: OpError| EngineError::Op(e))?)
         .expect("codes and scales");

@@ -1,17 +1,18 @@
 //! Linear and RMSNorm: a parameter and the three ops over it (fprop, dgrad, wgrad).
 
+use fathom_numerics::formats::Format;
 use fathom_trace::DType;
 
 use crate::backend::{Backend, Result};
 use crate::layers::Cx;
 use crate::layers::operand::{Codes, Operand, Weight};
 use crate::model::params::ParamId;
-use crate::ops::fp8::{GroupedGemmFp8, WgradFp8};
 use crate::ops::gemm::{Gemm, Layout};
-use crate::ops::gemm_fp8::{GemmFp8, OutputType};
+use crate::ops::gemm_fp8::GemmFp8;
 use crate::ops::grouped_gemm::GroupedGemm;
-use crate::ops::quantize::BlockFormat;
+use crate::ops::grouped_gemm_fp8::GroupedGemmFp8;
 use crate::ops::rms_norm::{RmsNorm, RmsNormBackward, RmsNormWgrad};
+use crate::ops::wgrad_fp8::WgradFp8;
 
 /// `y = x w^T` with `w` \[n, k\].
 #[derive(Clone, Copy, Debug)]
@@ -86,7 +87,7 @@ fn product<B: Backend>(
         a_tile: x.block,
         b_block: cx.recipe.fp8.weight_block,
         promotion_interval: cx.recipe.fp8.promotion_interval,
-        ..GemmFp8::hopper(m, shape[0], shape[1], OutputType::Bf16)
+        ..GemmFp8::hopper(m, shape[0], shape[1], Format::Bf16)
     };
     cx.backend.gemm_fp8(&op, &x.q, &x.scale, w, w_scale, None)
 }
@@ -103,7 +104,7 @@ fn wgrad_fp8<B: Backend>(
     let fp8 = &cx.recipe.fp8;
     let (dy_block, x_block) = (fp8.gradient_block, fp8.activation_block);
     let [dy, dy_scale] = cx.transposed(dy, segments, fp8.gradient_format, dy_block)?;
-    let [x, x_scale] = cx.transposed(x, segments, BlockFormat::E4m3, x_block)?;
+    let [x, x_scale] = cx.transposed(x, segments, Format::E4M3, x_block)?;
     let segments = segments.to_vec();
     let promotion_interval = fp8.promotion_interval;
     let op = WgradFp8 { segments, grouped, dy_block, x_block, promotion_interval };

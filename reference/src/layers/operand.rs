@@ -1,14 +1,19 @@
 //! Activations, gradients and weights in the forms in which GEMMs read them and backwards keep
 //! them.
 
+use fathom_numerics::formats::Format;
+use fathom_numerics::quant::ScaleKind;
 use fathom_trace::DType;
 
 use crate::Tensor;
 use crate::backend::{Backend, Result};
 use crate::layers::Cx;
+use crate::ops::codes::Block;
+use crate::ops::dequantize::Dequantize;
 use crate::ops::elementwise::GatherRows;
-use crate::ops::fp8::{Block, Dequantize, TransposeQuantize};
-use crate::ops::quantize::{BlockFormat, QuantizeBlock, QuantizeTile, ScaleType, TileFormat};
+use crate::ops::quantize_block::QuantizeBlock;
+use crate::ops::quantize_tile::QuantizeTile;
+use crate::ops::transpose_quantize::TransposeQuantize;
 use crate::precision::Mode;
 
 /// An activation or gradient as GEMMs read it, and as it is kept for wgrad.
@@ -32,7 +37,7 @@ pub struct Codes<B: Backend> {
     /// Which elements share a scale.
     pub block: Block,
     /// What scales may be; a re-tiled copy follows.
-    pub kind: ScaleType,
+    pub kind: ScaleKind,
 }
 
 /// A weight as GEMMs read it.
@@ -78,17 +83,13 @@ impl<B: Backend> Cx<'_, B> {
     fn cast(
         &self,
         x: &B::Buffer,
-        format: BlockFormat,
+        format: Format,
         block: Block,
-        kind: ScaleType,
+        kind: ScaleKind,
     ) -> Result<Operand<B>> {
         let columns = self.backend.shape(x)[1];
         let [q, scale] = match block {
             [Some(1), Some(tile)] => {
-                let format = match format {
-                    BlockFormat::E4m3 => TileFormat::E4m3,
-                    BlockFormat::E5m2 => TileFormat::E5m2,
-                };
                 let op = QuantizeTile { format, tile, scale: kind, amax_floor: AMAX_FLOOR };
                 self.backend.quantize_tile(&op, x)?
             }
@@ -129,7 +130,8 @@ impl<B: Backend> Cx<'_, B> {
         if !self.fp8() {
             return Ok(Operand::Plain(x.clone()));
         }
-        self.cast(x, BlockFormat::E4m3, self.recipe.fp8.activation_block, ScaleType::F32)
+        let fp8 = &self.recipe.fp8;
+        self.cast(x, Format::E4M3, fp8.activation_block, fp8.scale)
     }
 
     /// An activation that is dispatched to experts: power-of-two scales.
@@ -141,7 +143,7 @@ impl<B: Backend> Cx<'_, B> {
             return Ok(Operand::Plain(x.clone()));
         }
         let block = self.recipe.fp8.activation_block;
-        self.by_row(self.cast(x, BlockFormat::E4m3, block, self.recipe.dispatch_scale)?)
+        self.by_row(self.cast(x, Format::E4M3, block, self.recipe.dispatch_scale)?)
     }
 
     /// A gradient as a GEMM operand.
@@ -153,7 +155,7 @@ impl<B: Backend> Cx<'_, B> {
             return Ok(Operand::Plain(dy.clone()));
         }
         let fp8 = &self.recipe.fp8;
-        self.cast(dy, fp8.gradient_format, fp8.gradient_block, ScaleType::F32)
+        self.cast(dy, fp8.gradient_format, fp8.gradient_block, fp8.scale)
     }
 
     /// A gradient that is dispatched back to experts: power-of-two scales.
@@ -179,7 +181,7 @@ impl<B: Backend> Cx<'_, B> {
         }
         let columns = self.backend.shape(o)[1];
         let (kind, block) = (self.recipe.dispatch_scale, [Some(1), Some(TILE)]);
-        let format = TileFormat::E5m6;
+        let format = Format::E5M6;
         let op = QuantizeTile { format, tile: TILE, scale: kind, amax_floor: AMAX_FLOOR };
         let [q, scale] = self.backend.quantize_tile(&op, o)?;
         Ok(Operand::Codes(Codes { q, scale, columns, block, kind }))
@@ -216,14 +218,14 @@ impl<B: Backend> Cx<'_, B> {
         &self,
         operand: &Operand<B>,
         segments: &[usize],
-        format: BlockFormat,
+        format: Format,
         block: Block,
     ) -> Result<[B::Buffer; 2]> {
         let segments = segments.to_vec();
         match operand {
             Operand::Plain(x) => {
                 let columns = self.backend.shape(x)[1];
-                let (from, scale) = ([Some(1), Some(TILE)], ScaleType::F32);
+                let (from, scale) = ([Some(1), Some(TILE)], self.recipe.fp8.scale);
                 let op = TransposeQuantize { columns, from, block, format, scale, segments };
                 self.backend.transpose_quantize(&op, x, None)
             }

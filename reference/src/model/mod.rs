@@ -46,8 +46,6 @@ use crate::backend::{Backend, Result};
 use crate::layers::operand::Weight;
 use crate::layers::{Gradients, Weights};
 use crate::ops::elementwise::{Add, Cast};
-use crate::ops::fp8::QuantizeWeight;
-use crate::ops::quantize::ScaleType;
 use crate::precision::Mode;
 use crate::{DynOp, Tensor};
 
@@ -70,8 +68,7 @@ impl Model {
             let product = matches!(spec.kind, ParamKind::Linear | ParamKind::Experts);
             operands.push(match self.recipe.mode {
                 Mode::Fp8 if product => {
-                    let fp8 = &self.recipe.fp8;
-                    let op = QuantizeWeight { block: fp8.weight_block, scale: ScaleType::F32 };
+                    let op = self.recipe.fp8.weight_cast();
                     let [q, scale, q_t, scale_t] = backend.quantize_weight(&op, master)?;
                     Weight::Codes { q, scale, q_t, scale_t }
                 }

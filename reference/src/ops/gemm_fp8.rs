@@ -9,13 +9,14 @@
 //! for `accumulate` also c\[m, n\] F32, the old value of the output.
 
 use fathom_numerics::formats::{Format, Rounding};
-use fathom_numerics::gemm::{self, Accumulate, Fp8Operand, GemmConfig, Promote, ScaleBlock};
-use fathom_numerics::mma::{Accumulator, Fraction, Output};
+use fathom_numerics::gemm::{self, Accumulate, GemmConfig, Promote};
+use fathom_numerics::mma::{Accumulator, Arch, Fraction, Output};
 use fathom_trace::{DType, OpClass, TensorMeta};
 use ndarray::Array2;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::codes::{Block, FP8, extents, one_of, operand, scales, stored_as, undefined};
 use super::example::{Example, ceil, shape};
 use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
@@ -25,6 +26,7 @@ use crate::Tensor;
 #[serde(deny_unknown_fields)]
 pub struct GemmFp8 {
     /// Whose tensor core: `sm_90` (13 fraction bits) or `sm_100` (25).
+    #[schemars(extend("enum" = ["sm_90", "sm_100"]))]
     pub arch: Arch,
     /// Rows of a and d.
     pub m: usize,
@@ -36,17 +38,18 @@ pub struct GemmFp8 {
     /// block it is defined only where the scales it spans are equal.
     pub promotion_interval: Option<usize>,
     /// Extent of a's scale tile along m and k; `null`: the whole dimension.
-    pub a_tile: [Option<usize>; 2],
+    pub a_tile: Block,
     /// Extent of b's scale block along n and k; `null`: the whole dimension.
-    pub b_block: [Option<usize>; 2],
+    pub b_block: Block,
     /// Output: `f32` or `bf16`.
-    pub d: OutputType,
+    #[schemars(extend("enum" = ["f32", "bf16"]))]
+    pub d: Format,
     /// What becomes of c.
     #[serde(default, skip_serializing_if = "is_default")]
-    pub accumulate: AccumulateInto,
+    pub accumulate: Accumulate,
     /// How a partial sum is promoted.
     #[serde(default, skip_serializing_if = "is_default")]
-    pub promote: Promotion,
+    pub promote: Promote,
     /// A tensor core that no hardware has, for what-if studies; overrides that of `arch`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accumulator: Option<AccumulatorParams>,
@@ -54,54 +57,6 @@ pub struct GemmFp8 {
 
 fn is_default<T: Default + PartialEq>(x: &T) -> bool {
     *x == T::default()
-}
-
-/// Architectures whose FP8 tensor core `gemm_fp8` knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Arch {
-    /// Hopper: 13 fraction bits, results kept as E8M13.
-    #[serde(rename = "sm_90")]
-    Sm90,
-    /// Blackwell: 25 fraction bits, results kept as FP32.
-    #[serde(rename = "sm_100")]
-    Sm100,
-}
-
-/// The output's format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum OutputType {
-    /// FP32.
-    F32,
-    /// BF16, rounded to nearest even from the FP32 accumulator.
-    Bf16,
-}
-
-/// What becomes of the old value c.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum AccumulateInto {
-    /// There is none.
-    #[default]
-    Overwrite,
-    /// The FP32 accumulator starts from it: ours, for weight gradients.
-    Chain,
-    /// It is added at the end with one rounding: DeepGEMM's form.
-    AddAtEnd,
-}
-
-/// How a partial sum enters the FP32 accumulator.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Promotion {
-    /// `fma(scale_a * scale_b, partial, acc)`.
-    #[default]
-    Fma,
-    /// `acc + (scale_a * scale_b) * partial`, the product rounded.
-    MulAdd,
-    /// `acc + (partial * scale_a) * scale_b`, each product rounded.
-    ScalesInTurn,
 }
 
 /// A parametric tensor core: see `fathom_numerics::mma::Accumulator`.
@@ -113,41 +68,25 @@ pub struct AccumulatorParams {
     /// Fraction bits kept below the largest exponent; `null`: the sum is exact.
     pub fraction_bits: Option<u32>,
     /// How aligned terms are cut to them.
-    pub align: RoundingMode,
+    pub align: Rounding,
     /// Fraction bits of the FP32 that holds the sum between steps, 1 to 23.
     pub output_fraction_bits: u32,
     /// How the sum is rounded to it.
-    pub round: RoundingMode,
+    pub round: Rounding,
 }
 
-/// A rounding mode, as PTX spells it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum RoundingMode {
-    /// To nearest, ties to even.
-    Rn,
-    /// Toward zero.
-    Rz,
-    /// Toward minus infinity.
-    Rm,
-    /// Toward plus infinity.
-    Rp,
-}
-
-impl From<RoundingMode> for Rounding {
-    fn from(mode: RoundingMode) -> Rounding {
-        match mode {
-            RoundingMode::Rn => Rounding::NearestEven,
-            RoundingMode::Rz => Rounding::TowardZero,
-            RoundingMode::Rm => Rounding::Down,
-            RoundingMode::Rp => Rounding::Up,
-        }
+/// The FP8 tensor core of an architecture that this op knows.
+fn of_arch(arch: Arch) -> Option<Accumulator> {
+    match arch {
+        Arch::Sm90 => Some(Accumulator::HOPPER_FP8),
+        Arch::Sm100 => Some(Accumulator::BLACKWELL_FP8),
+        _ => None,
     }
 }
 
 impl GemmFp8 {
     /// The contract's GEMM on Hopper: 1x128 tiles times 128x128 blocks, promotion every 128.
-    pub fn hopper(m: usize, n: usize, k: usize, d: OutputType) -> GemmFp8 {
+    pub fn hopper(m: usize, n: usize, k: usize, d: Format) -> GemmFp8 {
         GemmFp8 {
             arch: Arch::Sm90,
             m,
@@ -157,40 +96,29 @@ impl GemmFp8 {
             a_tile: [Some(1), Some(128)],
             b_block: [Some(128), Some(128)],
             d,
-            accumulate: AccumulateInto::Overwrite,
-            promote: Promotion::Fma,
+            accumulate: Accumulate::Overwrite,
+            promote: Promote::Fma,
             accumulator: None,
         }
     }
 
     /// The knobs as `fathom-numerics` takes them.
     pub fn config(&self) -> GemmConfig {
-        let accumulator = match (self.accumulator, self.arch) {
-            (Some(p), _) => Accumulator {
+        let accumulator = match self.accumulator {
+            Some(p) => Accumulator {
                 group: p.group,
                 fraction: p.fraction_bits.map_or(Fraction::Exact, Fraction::Bits),
-                align: p.align.into(),
+                align: p.align,
                 output: Output::F32 { fraction_bits: p.output_fraction_bits },
-                round: p.round.into(),
+                round: p.round,
             },
-            (None, Arch::Sm90) => Accumulator::HOPPER_FP8,
-            (None, Arch::Sm100) => Accumulator::BLACKWELL_FP8,
+            None => of_arch(self.arch).expect("infer refuses other architectures"),
         };
-        let promote = match self.promote {
-            Promotion::Fma => Promote::Fma,
-            Promotion::MulAdd => Promote::MulAdd,
-            Promotion::ScalesInTurn => Promote::ScalesInTurn,
-        };
-        GemmConfig { accumulator, promotion_interval: self.promotion_interval, promote }
-    }
-
-    fn block(extent: [Option<usize>; 2]) -> ScaleBlock {
-        ScaleBlock { rows: extent[0].unwrap_or(usize::MAX), k: extent[1].unwrap_or(usize::MAX) }
-    }
-
-    fn operand<'a>(codes: &'a Tensor, scales: &'a Tensor, block: ScaleBlock) -> Fp8Operand<'a> {
-        let format = if codes.dtype() == DType::F8E5M2 { Format::E5M2 } else { Format::E4M3 };
-        Fp8Operand { codes: codes.codes(), scales: scales.matrix(), format, block }
+        GemmConfig {
+            accumulator,
+            promotion_interval: self.promotion_interval,
+            promote: self.promote,
+        }
     }
 
     fn params_error(path: &str, message: &str) -> OpError {
@@ -208,7 +136,7 @@ impl Op for GemmFp8 {
     fn example() -> Example {
         let (m, n, k) = (4, 6, 160);
         let (a_tile, b_block) = ([1, 128], [128, 128]);
-        Example::new(GemmFp8::hopper(m, n, k, OutputType::Bf16))
+        Example::new(GemmFp8::hopper(m, n, k, Format::Bf16))
             .input("a", DType::F8E4M3, shape![m, k])
             .positive("a_scale", DType::F32, shape![ceil(m, a_tile[0]), ceil(k, a_tile[1])])
             .input("b", DType::F8E4M3, shape![n, k])
@@ -221,6 +149,11 @@ impl Op for GemmFp8 {
         let [Some(a), Some(a_scale), Some(b), Some(b_scale), c] = inputs else {
             unreachable!("checked by the table");
         };
+        one_of(Self::NAME, "d", self.d, &[Format::F32, Format::Bf16])?;
+        if of_arch(self.arch).is_none() {
+            let message = format!("expected sm_90 or sm_100, found {}", self.arch);
+            return Err(Self::params_error("arch", &message));
+        }
         if let Some(p) = self.accumulator {
             if !(1..=23).contains(&p.output_fraction_bits) {
                 let path = "accumulator.output_fraction_bits";
@@ -231,37 +164,28 @@ impl Op for GemmFp8 {
                 return Err(Self::params_error(path, "expected at most 60, or null for exact"));
             }
         }
-        for (path, extent) in [("a_tile", self.a_tile), ("b_block", self.b_block)] {
-            if extent.contains(&Some(0)) {
-                return Err(Self::params_error(path, "expected extents of at least 1, or null"));
-            }
-        }
-        for (codes, scales, rows, extent) in
+        extents(Self::NAME, &[("a_tile", self.a_tile), ("b_block", self.b_block)])?;
+        for (codes, scale, rows, block) in
             [(a, a_scale, self.m, self.a_tile), (b, b_scale, self.n, self.b_block)]
         {
-            rules::dtype(codes, &[DType::F8E4M3, DType::F8E5M2])?;
+            rules::dtype(codes, FP8)?;
             rules::shape(codes, &[rows, self.k])?;
-            rules::dtype(scales, &[DType::F32])?;
-            let expected = Self::block(extent).scales(rows, self.k);
-            rules::shape(scales, &[expected.0, expected.1])?;
+            rules::dtype(scale, &[DType::F32])?;
+            rules::shape(scale, &scales(block, rows, self.k))?;
         }
         match (self.accumulate, c) {
-            (AccumulateInto::Overwrite, Some(_)) => {
+            (Accumulate::Overwrite, Some(_)) => {
                 let message = "accumulate is overwrite, which takes no c".to_owned();
                 return Err(OpError::Undefined { op: Self::NAME, message });
             }
-            (AccumulateInto::Overwrite, None) => {}
+            (Accumulate::Overwrite, None) => {}
             (_, None) => return Err(OpError::missing(Self::NAME, "c")),
             (_, Some(c)) => {
                 rules::dtype(c, &[DType::F32])?;
                 rules::shape(c, &[self.m, self.n])?;
             }
         }
-        let dtype = match self.d {
-            OutputType::F32 => DType::F32,
-            OutputType::Bf16 => DType::BF16,
-        };
-        Ok(vec![rules::meta("d", dtype, &[self.m, self.n])])
+        Ok(vec![rules::meta("d", stored_as(self.d), &[self.m, self.n])])
     }
 
     fn flops(&self, _inputs: &[Option<TensorMeta>]) -> u64 {
@@ -273,23 +197,17 @@ impl Op for GemmFp8 {
         let [Some(a), Some(a_scale), Some(b), Some(b_scale)] = &inputs[..] else {
             unreachable!("checked by infer");
         };
-        let a = Self::operand(a, a_scale, Self::block(self.a_tile));
-        let b = Self::operand(b, b_scale, Self::block(self.b_block));
-        let accumulate = match self.accumulate {
-            AccumulateInto::Overwrite => Accumulate::Overwrite,
-            AccumulateInto::Chain => Accumulate::Chain,
-            AccumulateInto::AddAtEnd => Accumulate::AddAtEnd,
-        };
+        let (a, b) = (operand(a, a_scale, self.a_tile), operand(b, b_scale, self.b_block));
         let shape = (self.m, self.n);
         let mut d = match c {
             Some(c) => Array2::from_shape_vec(shape, c.into_vec()).expect("checked by infer"),
             None => Array2::zeros(shape),
         };
-        gemm::gemm_fp8_into(&a, &b, d.view_mut(), accumulate, &self.config())
-            .map_err(|e| OpError::Undefined { op: Self::NAME, message: e.to_string() })?;
+        gemm::gemm_fp8_into(&a, &b, d.view_mut(), self.accumulate, &self.config())
+            .map_err(|e| undefined(Self::NAME, &e))?;
         Ok(vec![match self.d {
-            OutputType::F32 => Tensor::from_array(d),
-            OutputType::Bf16 => Tensor::from_array(gemm::cast_bf16(d.view())),
+            Format::Bf16 => Tensor::from_array(gemm::cast_bf16(d.view())),
+            _ => Tensor::from_array(d),
         }])
     }
 }

@@ -42,7 +42,7 @@ macro_rules! for_each_op {
                 cross_entropy::CrossEntropyBackward; x: shared, weight: shared, targets: shared,
                 lse: shared, acc: owned
             ) -> 2;
-            dequantize(fp8::Dequantize; q: shared, scale: shared) -> 1;
+            dequantize(dequantize::Dequantize; q: shared, scale: shared) -> 1;
             dispatch(dispatch::Dispatch; x: shared, rows: shared) -> 1;
             dispatch_plan(dispatch::DispatchPlan; indices: shared) -> 3;
             drop_tokens(drop_tokens::DropTokens; indices: shared, scores: shared) -> 2;
@@ -55,7 +55,7 @@ macro_rules! for_each_op {
             ) -> 1;
             grouped_gemm(grouped_gemm::GroupedGemm; a: shared, b: shared, c: optional_owned) -> 1;
             grouped_gemm_fp8(
-                fp8::GroupedGemmFp8; a: shared, a_scale: shared, b: shared, b_scale: shared
+                grouped_gemm_fp8::GroupedGemmFp8; a: shared, a_scale: shared, b: shared, b_scale: shared
             ) -> 1;
             mla_absorb_query(latent::MlaAbsorbQuery; q: shared, w: shared) -> 1;
             mla_absorb_value(latent::MlaAbsorbValue; o: shared, w: shared) -> 1;
@@ -70,9 +70,9 @@ macro_rules! for_each_op {
             mma(
                 mma::Mma; a: shared, b: shared, c: shared, scale_a: optional, scale_b: optional
             ) -> 1;
-            quantize_block(quantize::QuantizeBlock; x: shared) -> 2;
-            quantize_tile(quantize::QuantizeTile; x: shared) -> 2;
-            quantize_weight(fp8::QuantizeWeight; w: shared) -> 4;
+            quantize_block(quantize_block::QuantizeBlock; x: shared) -> 2;
+            quantize_tile(quantize_tile::QuantizeTile; x: shared) -> 2;
+            quantize_weight(quantize_weight::QuantizeWeight; w: shared) -> 4;
             recv(collective::Recv; x: shared) -> 1;
             reduce_scatter(collective::ReduceScatter; x: shared) -> 1;
             rms_norm(rms_norm::RmsNorm; x: shared, weight: shared) -> 2;
@@ -96,9 +96,9 @@ macro_rules! for_each_op {
             sum_of_squares(optim::SumOfSquares; x: shared, partials: owned) -> 1;
             swiglu(swiglu::Swiglu; x: shared, weight: optional) -> 1;
             swiglu_backward(swiglu::SwigluBackward; dy: shared, x: shared, weight: optional) -> 2;
-            transpose_quantize(fp8::TransposeQuantize; x: shared, x_scale: optional) -> 2;
+            transpose_quantize(transpose_quantize::TransposeQuantize; x: shared, x_scale: optional) -> 2;
             wgrad_fp8(
-                fp8::WgradFp8; dy: shared, dy_scale: shared, x: shared, x_scale: shared, acc: owned
+                wgrad_fp8::WgradFp8; dy: shared, dy_scale: shared, x: shared, x_scale: shared, acc: owned
             ) -> 1;
         }
     };

@@ -9,12 +9,14 @@
 //! scales are stored as F8_E4M3.
 
 use fathom_numerics::formats::Format;
+use fathom_numerics::formats::packed::unpack_e2m1;
 use fathom_numerics::mma::{Arch, Instr, Mma as Instruction};
 use fathom_trace::{DType, OpClass, TensorMeta};
 use ndarray::Array2;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::codes::stored_as;
 use super::example::{Example, shape};
 use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
@@ -92,20 +94,6 @@ impl Mma {
     }
 }
 
-/// How the elements of a format are stored.
-fn stored_as(format: Format) -> DType {
-    match format {
-        Format::E4M3 | Format::UE4M3 => DType::F8E4M3,
-        Format::E5M2 => DType::F8E5M2,
-        Format::UE8M0 => DType::F8E8M0,
-        Format::E2M1 => DType::U8,
-        Format::Bf16 => DType::BF16,
-        Format::F16 => DType::F16,
-        Format::Tf32 | Format::F32 => DType::F32,
-        Format::E5M6 => DType::U32,
-    }
-}
-
 /// Length along k as stored.
 fn stored_k(format: Format, k: usize) -> usize {
     if format == Format::E2M1 { k / 2 } else { k }
@@ -129,8 +117,8 @@ pub fn codes(
     let at = |i, j| tensor.bits(batch * stored.0 * stored.1 + i * stored.1 + j) as u32;
     Array2::from_shape_fn(shape, |(i, j)| match (packed, along_rows) {
         (false, _) => at(i, j),
-        (true, true) => (at(i, j / 2) >> (4 * (j % 2))) & 0xF,
-        (true, false) => (at(i / 2, j) >> (4 * (i % 2))) & 0xF,
+        (true, true) => u32::from(unpack_e2m1(at(i, j / 2) as u8)[j % 2].0),
+        (true, false) => u32::from(unpack_e2m1(at(i / 2, j) as u8)[i % 2].0),
     })
 }
 

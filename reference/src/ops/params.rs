@@ -70,11 +70,11 @@ fn default(
     default.cloned().unwrap_or_else(|| unreachable!("{name}: the key may be absent"))
 }
 
-/// Values that may be defaults: nothing, an empty list, each word of a choice.
+/// Values that may be defaults: nothing, no, an empty list, each word of a choice.
 fn candidates(root: &Value, property: &Value) -> Vec<Value> {
     let property = resolve(root, property);
     let choices = property["oneOf"].as_array().into_iter().flatten();
-    let mut all = vec![Value::Null, Value::Array(Vec::new())];
+    let mut all = vec![Value::Null, Value::Bool(false), Value::Array(Vec::new())];
     all.extend(choices.filter_map(|choice| choice.get("const").cloned()));
     all.extend(property["enum"].as_array().into_iter().flatten().cloned());
     all
@@ -160,23 +160,24 @@ pub(super) fn sentence(schema: &Value) -> String {
 
 /// A type in words: `integer`, `[integer, ..]`, `f32 or bf16`.
 fn kind(root: &Value, schema: &Value) -> String {
+    let any_of = |choices: &Vec<Value>, word: &dyn Fn(&Value) -> String| {
+        choices.iter().map(word).collect::<Vec<_>>().join(" or ")
+    };
+    let literal = |value: &Value| value.as_str().map_or(value.to_string(), str::to_owned);
+    // A parameter may take less than its type.
+    if let Some(choices) = schema["enum"].as_array() {
+        return any_of(choices, &literal);
+    }
     if let Some(place) = schema["$ref"].as_str() {
         // Its fourteen names are those of safetensors.
         let dtype = place.ends_with("/DType");
         return if dtype { "dtype".to_owned() } else { kind(root, resolve(root, schema)) };
     }
-    let any_of = |choices: &Vec<Value>, word: &dyn Fn(&Value) -> String| {
-        choices.iter().map(word).collect::<Vec<_>>().join(" or ")
-    };
-    let literal = |value: &Value| value.as_str().map_or(value.to_string(), str::to_owned);
     if let Some(value) = schema.get("const") {
         return literal(value);
     }
     if let Some(choices) = schema["oneOf"].as_array().or(schema["anyOf"].as_array()) {
         return any_of(choices, &|choice| kind(root, choice));
-    }
-    if let Some(choices) = schema["enum"].as_array() {
-        return any_of(choices, &literal);
     }
     if let Some(types) = schema["type"].as_array() {
         return any_of(types, &literal);

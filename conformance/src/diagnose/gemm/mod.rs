@@ -14,12 +14,12 @@ mod table;
 mod variant;
 
 use fathom_numerics::formats::{Layout, Overflow, Rounding, canonical_f32, to_bf16};
-use fathom_numerics::gemm::Promote;
+use fathom_numerics::gemm::{Accumulate, Promote};
 use fathom_reference::Case;
-use fathom_reference::ops::fp8::GroupedGemmFp8;
 use fathom_reference::ops::gemm::Gemm;
-use fathom_reference::ops::gemm_fp8::{AccumulateInto, GemmFp8};
+use fathom_reference::ops::gemm_fp8::GemmFp8;
 use fathom_reference::ops::grouped_gemm::GroupedGemm;
+use fathom_reference::ops::grouped_gemm_fp8::GroupedGemmFp8;
 
 use super::hypothesis::{Expanded, Family, Hypothesis, KBlocks, Sample, spread};
 use partials::{Cache, Grid, intervals, scaled_before};
@@ -205,7 +205,7 @@ impl GemmFamily {
             .iter()
             .map(|i| if split_by_intervals { v.blocks.weight(i.0 / 128) } else { 1 })
             .collect();
-        let chain = v.accumulate == AccumulateInto::Chain && v.split.parts == 1;
+        let chain = v.accumulate == Accumulate::Chain && v.split.parts == 1;
         let mut all = vec![0.0; grid.len()];
         let mut b_scales: Option<(Option<usize>, Vec<Vec<f32>>)> = None;
         for (r, &row) in grid.rows.iter().enumerate() {
@@ -233,11 +233,11 @@ impl GemmFamily {
 
     fn bits(&self, v: &Variant, sum: f32, row: usize, column: usize) -> u64 {
         let p = &self.problem;
-        let chained = v.accumulate == AccumulateInto::Chain
+        let chained = v.accumulate == Accumulate::Chain
             && v.split.parts == 1
             && matches!(v.scaling, Scaling::AtPromotion(_) | Scaling::AtTheEnd);
         let sum = match (&p.c, v.accumulate) {
-            (None, _) | (_, AccumulateInto::Overwrite) => sum * v.alpha,
+            (None, _) | (_, Accumulate::Overwrite) => sum * v.alpha,
             (Some(_), _) if chained => sum * v.alpha,
             (Some(c), _) => c[row * p.n + column] * v.beta + sum * v.alpha,
         };

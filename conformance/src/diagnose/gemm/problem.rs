@@ -4,12 +4,12 @@
 use std::collections::BTreeSet;
 
 use fathom_numerics::formats::Format;
-use fathom_numerics::gemm::Promote;
+use fathom_numerics::gemm::{Accumulate, Promote};
 use fathom_numerics::mma::Accumulator;
-use fathom_reference::ops::fp8::GroupedGemmFp8;
 use fathom_reference::ops::gemm::{Gemm, Layout};
-use fathom_reference::ops::gemm_fp8::{AccumulateInto, GemmFp8, OutputType};
+use fathom_reference::ops::gemm_fp8::GemmFp8;
 use fathom_reference::ops::grouped_gemm::GroupedGemm;
+use fathom_reference::ops::grouped_gemm_fp8::GroupedGemmFp8;
 use fathom_reference::{Case, Tensor};
 use fathom_trace::DType;
 use half::bf16;
@@ -74,7 +74,7 @@ pub(super) struct Problem {
     pub(super) b: Operand,
     pub(super) c: Option<Vec<f32>>,
     pub(super) out: Out,
-    pub(super) accumulate: AccumulateInto,
+    pub(super) accumulate: Accumulate,
     pub(super) accumulator: Accumulator,
     /// Elements of K before promotion, at most K.
     pub(super) interval: usize,
@@ -149,7 +149,7 @@ impl Problem {
             a: scaled(input("a"), input("a_scale"), op.a_tile),
             b: scaled(input("b"), input("b_scale"), op.b_block),
             c: case.inputs.get("c").map(|c| c.as_slice::<f32>().to_vec()),
-            out: if op.d == OutputType::F32 { Out::F32 } else { Out::Bf16 },
+            out: if op.d == Format::F32 { Out::F32 } else { Out::Bf16 },
             accumulate: op.accumulate,
             accumulator: config.accumulator,
             interval: op.promotion_interval.unwrap_or(usize::MAX).min(op.k.max(1)),
@@ -180,7 +180,7 @@ impl Problem {
             b: scaled(b, input("b_scale"), op.b_block),
             c: None,
             out: out(op.out)?,
-            accumulate: AccumulateInto::Overwrite,
+            accumulate: Accumulate::Overwrite,
             accumulator: Accumulator::HOPPER_FP8,
             interval: op.promotion_interval.unwrap_or(usize::MAX).min(k.max(1)),
             promote: Promote::Fma,
@@ -233,7 +233,7 @@ impl Problem {
             b,
             c: None,
             out: out(to)?,
-            accumulate: AccumulateInto::Overwrite,
+            accumulate: Accumulate::Overwrite,
             accumulator: if bf16 { Accumulator::HOPPER_16BIT } else { Accumulator::FP32_FMA },
             interval: k.max(1),
             promote: Promote::Fma,

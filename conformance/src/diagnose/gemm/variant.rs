@@ -1,9 +1,8 @@
 //! Everything about a GEMM that may deviate, as data.
 
 use fathom_numerics::formats::{Format, Overflow, Rounding, to_bf16, to_f16};
-use fathom_numerics::gemm::Promote;
+use fathom_numerics::gemm::{Accumulate, Promote};
 use fathom_numerics::mma::Accumulator;
-use fathom_reference::ops::gemm_fp8::AccumulateInto;
 
 use super::problem::Problem;
 
@@ -372,7 +371,7 @@ pub(super) struct Variant {
     pub(super) order: Order,
     pub(super) blocks: Blocks,
     pub(super) split: Split,
-    pub(super) accumulate: AccumulateInto,
+    pub(super) accumulate: Accumulate,
     /// What c is multiplied by.
     pub(super) beta: f32,
     pub(super) alpha: f32,

@@ -5,10 +5,10 @@ mod table;
 use std::sync::{Arc, Mutex};
 
 use fathom_numerics::formats::{Format, Layout, Overflow, Rounding, to_bf16, to_f16};
+use fathom_numerics::quant::ScaleKind;
 use fathom_reference::Tensor;
-use fathom_reference::ops::quantize::{
-    BlockFormat, QuantizeBlock, QuantizeTile, ScaleType, TileFormat,
-};
+use fathom_reference::ops::quantize_block::QuantizeBlock;
+use fathom_reference::ops::quantize_tile::QuantizeTile;
 
 use super::hypothesis::{Expanded, Family, Hypothesis, Sample, values};
 use crate::case_file::CaseFile;
@@ -188,32 +188,28 @@ pub(super) struct QuantizeFamily {
 
 impl QuantizeFamily {
     pub(super) fn tile(op: &QuantizeTile, file: &CaseFile) -> QuantizeFamily {
-        let format = match op.format {
-            TileFormat::E4m3 => Format::E4M3,
-            TileFormat::E5m2 => Format::E5M2,
-            TileFormat::E5m6 => Format::E5M6,
-        };
         let block = Block { rows: 1, columns: op.tile };
-        Self::new(format, block, op.scale, op.amax_floor, file)
+        Self::new(op.format, block, op.scale, op.amax_floor, file)
     }
 
     pub(super) fn block(op: &QuantizeBlock, file: &CaseFile) -> QuantizeFamily {
-        let format = match op.format {
-            BlockFormat::E4m3 => Format::E4M3,
-            BlockFormat::E5m2 => Format::E5M2,
-        };
         let [rows, columns] = op.block.map(|e| e.unwrap_or(usize::MAX));
-        Self::new(format, Block { rows, columns }, op.scale, op.amax_floor, file)
+        Self::new(op.format, Block { rows, columns }, op.scale, op.amax_floor, file)
     }
 
     fn new(
         format: Format,
         block: Block,
-        scale: ScaleType,
+        scale: ScaleKind,
         floor: f32,
         file: &CaseFile,
     ) -> QuantizeFamily {
         let x = &file.case.inputs["x"];
+        let floor = match scale {
+            ScaleKind::F32 | ScaleKind::Pow2 => floor,
+            // The amax that gives the smallest scale.
+            ScaleKind::Mx => 2f32.powi(-127) * 2f32.powf(format.max().log2().floor()),
+        };
         let one_byte = format != Format::E5M6;
         let case = Case { format, block, floor, shape: x.rows_columns(), one_byte };
         let given = Variant {
@@ -223,7 +219,11 @@ impl QuantizeFamily {
             nan: NanTo::Nan,
             layout: *format.layout(),
             largest: None,
-            scale: if scale == ScaleType::Pow2 { Scale::Pow2Up } else { Scale::F32 },
+            scale: match scale {
+                ScaleKind::F32 => Scale::F32,
+                ScaleKind::Pow2 => Scale::Pow2Up,
+                ScaleKind::Mx => Scale::OcpMx,
+            },
             codes_by_unrounded: false,
             underflow: false,
             floor: Floor::At(floor),

@@ -5,14 +5,19 @@
 
 /// How a value between two codes is rounded.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema))]
 pub enum Rounding {
     /// To nearest, ties to even (RNE).
+    #[cfg_attr(feature = "serde", serde(rename = "rn"))]
     NearestEven,
     /// Toward zero: truncation (RZ).
+    #[cfg_attr(feature = "serde", serde(rename = "rz"))]
     TowardZero,
     /// Toward minus infinity.
+    #[cfg_attr(feature = "serde", serde(rename = "rm"))]
     Down,
     /// Toward plus infinity.
+    #[cfg_attr(feature = "serde", serde(rename = "rp"))]
     Up,
 }
 

@@ -50,6 +50,8 @@ pub fn to_f16(x: f32) -> f16 {
 /// A format chosen at run time, under the name PTX gives it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[allow(missing_docs)] // the names say it; `layout` documents each
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum Format {
     E4M3,
     E5M2,

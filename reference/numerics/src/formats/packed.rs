@@ -18,18 +18,10 @@ pub fn unpack_e5m6(words: [u32; 3]) -> [E5M6; 8] {
     std::array::from_fn(|i| E5M6((wide >> (84 - 12 * i)) as u16 & 0xFFF))
 }
 
-/// Packs E2M1 codes two a byte, the first in the low nibble. An odd last code gets a zero beside
-/// it.
-pub fn pack_e2m1(codes: &[E2M1]) -> Vec<u8> {
-    codes
-        .chunks(2)
-        .map(|pair| (pair[0].0 & 0xF) | pair.get(1).map_or(0, |high| (high.0 & 0xF) << 4))
-        .collect()
-}
-
-/// The inverse of [`pack_e2m1`]: two codes a byte.
-pub fn unpack_e2m1(bytes: &[u8]) -> Vec<E2M1> {
-    bytes.iter().flat_map(|b| [E2M1(b & 0xF), E2M1(b >> 4)]).collect()
+/// The two E2M1 codes of a byte, the first in the low nibble.
+#[inline]
+pub fn unpack_e2m1(byte: u8) -> [E2M1; 2] {
+    [E2M1(byte & 0xF), E2M1(byte >> 4)]
 }
 
 #[cfg(test)]
@@ -57,8 +49,6 @@ mod tests {
 
     #[test]
     fn e2m1_low_nibble_first() {
-        let codes = [E2M1(0x1), E2M1(0xF), E2M1(0x7)];
-        assert_eq!(pack_e2m1(&codes), [0xF1, 0x07]);
-        assert_eq!(unpack_e2m1(&[0xF1, 0x07]), [E2M1(1), E2M1(15), E2M1(7), E2M1(0)]);
+        assert_eq!(unpack_e2m1(0xF1), [E2M1(1), E2M1(15)]);
     }
 }

@@ -104,9 +104,12 @@ impl<'a> Fp8Operand<'a> {
 }
 
 /// How a partial sum enters the FP32 accumulator at promotion.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum Promote {
     /// `acc = fma(scale_a * scale_b, partial, acc)`: the contract.
+    #[default]
     Fma,
     /// `acc = acc + (scale_a * scale_b) * partial`, the product rounded: a kernel without fma.
     MulAdd,
@@ -140,9 +143,12 @@ impl Default for GemmConfig {
 }
 
 /// What becomes of the old value of the output.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum Accumulate {
     /// It is overwritten: the accumulator starts from +0.
+    #[default]
     Overwrite,
     /// The accumulator starts from it, so that a shard's micro-batches chain: splitting K between
     /// two calls at a multiple of the interval changes no bit. Ours, for weight gradients.
@@ -243,17 +249,7 @@ pub enum GemmError {
         /// The bits given.
         found: u32,
     },
-    /// A row's group is not one of the weights'.
-    #[error("m_indices[{row}] is {group}: expected a group below {groups}, or -1 for padding")]
-    Group {
-        /// The row.
-        row: usize,
-        /// Its group.
-        group: i32,
-        /// How many there are.
-        groups: usize,
-    },
-    /// Group sizes do not add up to K, or a masked size exceeds M.
+    /// Group sizes do not add up to K, or exceed M.
     #[error("{what}: expected {expected}, found {found}")]
     GroupSizes {
         /// Which sizes.

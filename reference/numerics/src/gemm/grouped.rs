@@ -1,80 +1,49 @@
-//! The FP8 GEMM in the three layouts of MoE: experts share one tensor, each has its own weights or
+//! The FP8 GEMM in the two layouts of MoE: experts share one tensor, each has its own weights or
 //! its own gradient. Every group's bits are those of [`super::gemm_fp8`] on the group alone.
 
 use super::config::{Accumulate, Fp8Operand, GemmConfig, GemmError};
 use super::gemm_fp8_into;
-use ndarray::{Array2, Array3, ArrayViewMut3, Axis, s};
+use ndarray::{ArrayViewMut2, ArrayViewMut3, Axis, s};
 
-/// Contiguous M (fprop and dgrad of training, prefill): row i of A belongs to group `m_indices[i]`,
-/// and
-/// `D[i] = A[i] B[group]^T`. A negative index marks padding; its rows of D are +0.
+/// Grouped M (fprop and dgrad of experts): group g owns `m_sizes[g]` consecutive rows of A, and
+/// those rows of D are `A[M_g] B[g]^T`; rows behind the last group's are +0.
 ///
-/// A needs one scale row for each of its rows (`a.block.rows` = 1). Equal indices need not be
-/// adjacent, as each row's bits depend on that row alone.
-pub fn gemm_fp8_grouped_contiguous(
+/// A needs one scale row for each of its rows, or one for all of them.
+///
+/// # Errors
+/// [`GemmError`] where shapes, scales or sizes do not fit each other.
+pub fn gemm_fp8_grouped_m(
     a: &Fp8Operand<'_>,
     b: &[Fp8Operand<'_>],
-    m_indices: &[i32],
+    m_sizes: &[usize],
+    mut d: ArrayViewMut2<'_, f32>,
     config: &GemmConfig,
-) -> Result<Array2<f32>, GemmError> {
-    let m = a.rows();
-    if m_indices.len() != m {
-        return Err(GemmError::Shape {
-            what: "m_indices",
-            expected: vec![m],
-            found: vec![m_indices.len()],
+) -> Result<(), GemmError> {
+    let (m, n) = (a.rows(), b.first().map_or(d.ncols(), |b| b.rows()));
+    if m_sizes.len() != b.len() {
+        let (expected, found) = (vec![b.len()], vec![m_sizes.len()]);
+        return Err(GemmError::Shape { what: "m_sizes", expected, found });
+    }
+    if m_sizes.iter().sum::<usize>() > m {
+        return Err(GemmError::GroupSizes {
+            what: "m_sizes",
+            expected: format!("a sum of at most M = {m}"),
+            found: format!("{m_sizes:?}"),
         });
     }
+    check_equal_rows(b, n)?;
+    if d.dim() != (m, n) {
+        return Err(GemmError::Shape { what: "d", expected: vec![m, n], found: d.shape().into() });
+    }
     check_row_scales(a)?;
-    let n = b.first().map_or(0, |b| b.rows());
-    check_equal_rows(b, n)?;
-    let mut d = Array2::zeros((m, n));
-    let mut row = 0;
-    while row < m {
-        let group = m_indices[row];
-        let end = row + m_indices[row..].iter().take_while(|&&g| g == group).count();
-        if let Ok(index) = usize::try_from(group) {
-            let weights = b.get(index).ok_or(GemmError::Group { row, group, groups: b.len() })?;
-            let rows = d.slice_mut(s![row..end, ..]);
-            gemm_fp8_into(&a.row_range(row, end), weights, rows, Accumulate::Overwrite, config)?;
-        }
-        row = end;
+    let mut begin = 0;
+    for (&size, b) in m_sizes.iter().zip(b) {
+        let rows = d.slice_mut(s![begin..begin + size, ..]);
+        gemm_fp8_into(&a.row_range(begin, size), b, rows, Accumulate::Overwrite, config)?;
+        begin += size;
     }
-    Ok(d)
-}
-
-/// Masked M (decode under CUDA graphs): `D[g, ..masked_m[g]] = A[g, ..masked_m[g]] B[g]^T`; the
-/// rows
-/// beyond are +0 and A's rows there are not read.
-pub fn gemm_fp8_grouped_masked(
-    a: &[Fp8Operand<'_>],
-    b: &[Fp8Operand<'_>],
-    masked_m: &[usize],
-    config: &GemmConfig,
-) -> Result<Array3<f32>, GemmError> {
-    for (what, found) in [("b", b.len()), ("masked_m", masked_m.len())] {
-        if found != a.len() {
-            return Err(GemmError::Shape { what, expected: vec![a.len()], found: vec![found] });
-        }
-    }
-    let (m, n) = (a.first().map_or(0, |a| a.rows()), b.first().map_or(0, |b| b.rows()));
-    check_equal_rows(a, m)?;
-    check_equal_rows(b, n)?;
-    let mut d = Array3::zeros((a.len(), m, n));
-    for (g, mut d) in d.outer_iter_mut().enumerate() {
-        check_row_scales(&a[g])?;
-        let valid = masked_m[g];
-        if valid > m {
-            return Err(GemmError::GroupSizes {
-                what: "masked_m",
-                expected: format!("at most {m} rows in group {g}"),
-                found: valid.to_string(),
-            });
-        }
-        let rows = d.slice_mut(s![..valid, ..]);
-        gemm_fp8_into(&a[g].row_range(0, valid), &b[g], rows, Accumulate::Overwrite, config)?;
-    }
-    Ok(d)
+    d.slice_mut(s![begin.., ..]).fill(0.0);
+    Ok(())
 }
 
 /// Grouped K (wgrad of experts): group g owns `k_sizes[g]` consecutive elements of K, and
@@ -90,23 +59,11 @@ pub fn gemm_fp8_grouped_k(
     accumulate: Accumulate,
     config: &GemmConfig,
 ) -> Result<(), GemmError> {
-    let k = a.codes.ncols();
-    if k_sizes.iter().sum::<usize>() != k {
-        return Err(GemmError::GroupSizes {
-            what: "k_sizes",
-            expected: format!("a sum of K = {k}"),
-            found: format!("{k_sizes:?}"),
-        });
-    }
-    if b.codes.ncols() != k {
-        return Err(GemmError::Depth { a: a.codes.dim(), b: b.codes.dim() });
-    }
+    check_groups(a, b, k_sizes)?;
     let expected = vec![k_sizes.len(), a.rows(), b.rows()];
     if d.shape() != expected {
         return Err(GemmError::Shape { what: "d", expected, found: d.shape().to_vec() });
     }
-    check_group_scales("a", a, k_sizes)?;
-    check_group_scales("b", b, k_sizes)?;
     let (mut begin, mut column_a, mut column_b) = (0, 0, 0);
     for (&size, d) in k_sizes.iter().zip(d.axis_iter_mut(Axis(0))) {
         let a = a.k_range(begin, size, &mut column_a);
@@ -117,14 +74,41 @@ pub fn gemm_fp8_grouped_k(
     Ok(())
 }
 
+/// Segmented K (wgrad of rows that are several sequences): the segments of [`gemm_fp8_grouped_k`]
+/// enter one `d`, the first as `accumulate` says, each further one chained onto it.
+///
+/// # Errors
+/// As [`gemm_fp8_grouped_k`].
+pub fn gemm_fp8_segmented_k(
+    a: &Fp8Operand<'_>,
+    b: &Fp8Operand<'_>,
+    k_sizes: &[usize],
+    mut d: ArrayViewMut2<'_, f32>,
+    mut accumulate: Accumulate,
+    config: &GemmConfig,
+) -> Result<(), GemmError> {
+    check_groups(a, b, k_sizes)?;
+    let (mut begin, mut column_a, mut column_b) = (0, 0, 0);
+    for &size in k_sizes {
+        let a = a.k_range(begin, size, &mut column_a);
+        let b = b.k_range(begin, size, &mut column_b);
+        gemm_fp8_into(&a, &b, d.view_mut(), accumulate, config)?;
+        accumulate = Accumulate::Chain;
+        begin += size;
+    }
+    Ok(())
+}
+
 impl Fp8Operand<'_> {
-    /// Rows `begin..end`, for operands with a scale row for each row.
-    fn row_range(&self, begin: usize, end: usize) -> Fp8Operand<'_> {
-        Fp8Operand {
-            codes: self.codes.slice(s![begin..end, ..]),
-            scales: self.scales.slice(s![begin..end, ..]),
-            ..*self
-        }
+    /// `size` rows from `begin`, for operands with a scale row for each row or one for all.
+    fn row_range(&self, begin: usize, size: usize) -> Fp8Operand<'_> {
+        let own = s![begin..begin + size, ..];
+        let scales = if self.block.rows == 1 {
+            self.scales.slice(own)
+        } else {
+            self.scales.slice(s![..size.min(1), ..])
+        };
+        Fp8Operand { codes: self.codes.slice(own), scales, ..*self }
     }
 
     /// `size` elements of K from `begin`, whose scales start at `column`, which moves on.
@@ -140,13 +124,35 @@ impl Fp8Operand<'_> {
 }
 
 fn check_row_scales(a: &Fp8Operand<'_>) -> Result<(), GemmError> {
-    if a.block.rows == 1 && a.scales.nrows() == a.rows() {
+    a.check("a")?;
+    if a.block.rows == 1 || a.block.rows >= a.rows() {
         return Ok(());
     }
     let shape = a.codes.dim();
     let block = super::ScaleBlock { rows: 1, ..a.block };
     let expected = block.scales(shape.0, shape.1);
     Err(GemmError::Scales { operand: "a", shape, block, expected, found: a.scales.dim() })
+}
+
+/// Both operands' K is cut into `k_sizes`, and their scales begin anew in each.
+fn check_groups(
+    a: &Fp8Operand<'_>,
+    b: &Fp8Operand<'_>,
+    k_sizes: &[usize],
+) -> Result<(), GemmError> {
+    let k = a.codes.ncols();
+    if k_sizes.iter().sum::<usize>() != k {
+        return Err(GemmError::GroupSizes {
+            what: "k_sizes",
+            expected: format!("a sum of K = {k}"),
+            found: format!("{k_sizes:?}"),
+        });
+    }
+    if b.codes.ncols() != k {
+        return Err(GemmError::Depth { a: a.codes.dim(), b: b.codes.dim() });
+    }
+    check_group_scales("a", a, k_sizes)?;
+    check_group_scales("b", b, k_sizes)
 }
 
 fn check_group_scales(

@@ -4,8 +4,8 @@
 //! 128
 //! along K the tensor core chains four steps of 32 from zero; then the partial sum enters an FP32
 //! accumulator on CUDA cores, `acc = fma(scale_a * scale_b, partial, acc)`, K ascending. The
-//! [`grouped`] forms are its three MoE layouts. [`gemm_bf16`], [`gemm_f16`] and [`gemm_tf32`] chain
-//! Hopper's 16-bit and TF32 steps over all of K.
+//! [`grouped`] forms are its two MoE layouts. [`gemm_bf16_into`] and its kin
+//! chain the steps of any accumulator over all of K.
 //!
 //! [`tensor_core`] multiplies tiles with incoming accumulators, as matrix instructions do, and
 //! [`inorder`] holds the plain f32 and f64 GEMMs of the `fp32` and `f64` modes.
@@ -93,18 +93,8 @@ pub fn gemm_fp8_on(
     Ok(())
 }
 
-/// `D[m, n] = A[m, k] B[n, k]^T` of BF16 operands on Hopper's tensor core, in FP32: steps of 16
-/// products, truncated to FP32 between steps.
-pub fn gemm_bf16(
-    a: ArrayView2<'_, bf16>,
-    b: ArrayView2<'_, bf16>,
-) -> Result<Array2<f32>, GemmError> {
-    let mut d = Array2::zeros((a.nrows(), b.nrows()));
-    gemm_bf16_into(a, b, d.view_mut(), Accumulate::Overwrite, &Accumulator::HOPPER_16BIT)?;
-    Ok(d)
-}
-
-/// [`gemm_bf16`] into an existing matrix, on any accumulator.
+/// `D[m, n] = A[m, k] B[n, k]^T` of BF16 operands, a chain of `accumulator`'s steps over all of K
+/// (Hopper: 16 products, truncated to FP32 between steps).
 pub fn gemm_bf16_into(
     a: ArrayView2<'_, bf16>,
     b: ArrayView2<'_, bf16>,
@@ -124,14 +114,7 @@ pub fn gemm_bf16_into(
     )
 }
 
-/// [`gemm_bf16`] for FP16 operands.
-pub fn gemm_f16(a: ArrayView2<'_, f16>, b: ArrayView2<'_, f16>) -> Result<Array2<f32>, GemmError> {
-    let mut d = Array2::zeros((a.nrows(), b.nrows()));
-    gemm_f16_into(a, b, d.view_mut(), Accumulate::Overwrite, &Accumulator::HOPPER_16BIT)?;
-    Ok(d)
-}
-
-/// [`gemm_f16`] into an existing matrix, on any accumulator.
+/// [`gemm_bf16_into`] for FP16 operands.
 pub fn gemm_f16_into(
     a: ArrayView2<'_, f16>,
     b: ArrayView2<'_, f16>,
@@ -151,42 +134,13 @@ pub fn gemm_f16_into(
     )
 }
 
-/// `D = A B^T` of FP32 operands on Hopper's TF32 path: each element's low 13 bits dropped, steps of
-/// 8
-/// products.
-pub fn gemm_tf32(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>) -> Result<Array2<f32>, GemmError> {
-    let mut d = Array2::zeros((a.nrows(), b.nrows()));
-    gemm_tf32_into(a, b, d.view_mut(), Accumulate::Overwrite, &Accumulator::HOPPER_TF32)?;
-    Ok(d)
-}
-
-/// [`gemm_tf32`] into an existing matrix, on any accumulator.
-pub fn gemm_tf32_into(
-    a: ArrayView2<'_, f32>,
-    b: ArrayView2<'_, f32>,
-    d: ArrayViewMut2<'_, f32>,
-    accumulate: Accumulate,
-    accumulator: &Accumulator,
-) -> Result<(), GemmError> {
-    let code = |x: &f32| x.to_bits();
-    gemm_unscaled_on(
-        Isa::best(),
-        Format::Tf32,
-        a.map(code).view(),
-        b.map(code).view(),
-        d,
-        accumulate,
-        accumulator,
-    )
-}
-
 /// The output cast of a GEMM: FP32 to BF16, nearest even, NaN canonical.
 pub fn cast_bf16(d: ArrayView2<'_, f32>) -> Array2<bf16> {
     d.map(|&x| to_bf16(x))
 }
 
 /// A GEMM without scales over codes of `format` (BF16, FP16, TF32 or an 8-bit one) on a chosen
-/// instruction set, [`Isa::Portable`] being the specification itself: for tests and benches.
+/// instruction set, [`Isa::Portable`] being the specification itself.
 pub fn gemm_unscaled_on(
     isa: Isa,
     format: Format,
@@ -201,7 +155,15 @@ pub fn gemm_unscaled_on(
     }
     config::check_accumulator(accumulator)?;
     check_output(a.nrows(), b.nrows(), &d)?;
-    match tile::kernels(isa, (format, format), accumulator) {
+    let starts = |x: &f32| accumulate != Accumulate::Chain || tile::in_f32_range(*x);
+    let kernels = tile::kernels(isa, (format, format), accumulator)
+        .filter(|kernels| kernels.any_c() || d.iter().all(starts));
+    match kernels {
+        Some(kernels) if format.layout().bits() == 8 => {
+            let (a, b) = (a.map(|&code| code as u8), b.map(|&code| code as u8));
+            let (a, b) = (tile::Codes::U8(a.view()), tile::Codes::U8(b.view()));
+            tiled::gemm_unscaled(&*kernels, &a, &b, d, accumulate);
+        }
         Some(kernels) => {
             let (a, b) = (tile::Codes::U32(a), tile::Codes::U32(b));
             tiled::gemm_unscaled(&*kernels, &a, &b, d, accumulate);

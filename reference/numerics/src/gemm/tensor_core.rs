@@ -110,7 +110,7 @@ impl Code for u16 {
     }
 
     fn are(codes: &[u16], StoredCodes(stored): &StoredCodes) -> bool {
-        matches!(stored, Stored::U32(s) if s.iter().copied().eq(codes.iter().map(|&c| c.into())))
+        matches!(stored, Stored::U32(s) if s.iter().copied().eq(codes.iter().map(|&c| u32::from(c))))
     }
 }
 

@@ -118,7 +118,7 @@ pub(super) trait TileKernels: Send + Sync {
 /// a magnitude in [2^-88, 2^43), from where a chain of 2048 products stays below the 2^44 that they
 /// compute with.
 #[inline(always)]
-fn in_f32_range(c: f32) -> bool {
+pub(super) fn in_f32_range(c: f32) -> bool {
     let field = c.to_bits() >> 23 & 0xFF;
     (c == 0.0) | (field == 0xFF) | (field.wrapping_sub(127 - 88) < 88 + 43)
 }

@@ -12,20 +12,28 @@ use Instr::*;
 
 /// A GPU architecture, by its compute capability.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema))]
 pub enum Arch {
     /// Volta (V100).
+    #[cfg_attr(feature = "serde", serde(rename = "sm_70"))]
     Sm70,
     /// Turing (T4).
+    #[cfg_attr(feature = "serde", serde(rename = "sm_75"))]
     Sm75,
     /// Ampere (A100).
+    #[cfg_attr(feature = "serde", serde(rename = "sm_80"))]
     Sm80,
     /// Ada Lovelace (L40).
+    #[cfg_attr(feature = "serde", serde(rename = "sm_89"))]
     Sm89,
     /// Hopper (H100, H800).
+    #[cfg_attr(feature = "serde", serde(rename = "sm_90"))]
     Sm90,
     /// Blackwell (B200).
+    #[cfg_attr(feature = "serde", serde(rename = "sm_100"))]
     Sm100,
     /// RTX Blackwell.
+    #[cfg_attr(feature = "serde", serde(rename = "sm_120"))]
     Sm120,
 }
 

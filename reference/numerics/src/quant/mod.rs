@@ -5,39 +5,43 @@
 //!
 //! - `amax` is the largest magnitude of the block, NaNs left out;
 //! - `scale = max(amax, amax_floor) / max_of_format`, one IEEE division; for power-of-two scales
-//!   the
-//!   smallest power of two not below that;
+//!   the smallest power of two not below that; for the scales of MX formats see [`ScaleKind::Mx`];
 //! - `q = x / scale`, one IEEE division, then cast to nearest even, saturating; a NaN becomes the
 //!   format's NaN. An infinite amax gives scale infinity, with which the finite elements become
 //!   zero of their sign and the infinite ones NaN;
 //! - a value is `q * scale` ([`dequantize`]), one multiplication.
 //!
-//! Beside it: [`e5m6`] packs 12-bit codes, [`transpose`] re-tiles for wgrad, [`swiglu`] is fused
-//! with the
-//! activation, [`mx`] and [`delayed`] are the baselines that the DeepSeek-V3 report
-//! compares with. All results are independent of the number of threads.
+//! Beside it: [`e5m6`] packs 12-bit codes, [`transpose_quantize`] re-tiles for wgrad, [`delayed`]
+//! is a baseline that the DeepSeek-V3 report compares with. All results are independent of the
+//! number of threads.
 
 pub mod delayed;
 pub mod e5m6;
-pub mod mx;
 mod rows;
-pub mod swiglu;
-pub mod transpose;
+mod transpose;
 
-use crate::formats::{E4M3, E5M2, Format, canonical_f32};
+use crate::formats::{E4M3, E5M2, F32_NAN, Format, canonical_f32};
 use crate::gemm::{Fp8Operand, ScaleBlock};
 use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
 pub use rows::{Source, Target};
+pub use transpose::transpose_quantize;
 
 /// Which numbers a scale may be.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum ScaleKind {
     /// Any FP32.
     F32,
     /// Powers of two, rounded up, so that dequantising and re-tiling lose nothing but what the
     /// format does. Held as FP32; UE8M0 holds the same values.
     Pow2,
+    /// The rule of the MX formats (OCP Microscaling v1.0, section 6.3), for blocks of 1 x 32:
+    /// `2^(floor(log2 amax) - exponent of the format's largest value)`, at least 2^-127; an element
+    /// above the format's largest value times that saturates. There is no floor of amax, and an
+    /// infinite amax gives the scale NaN, with which every element becomes NaN. Held as FP32.
+    Mx,
 }
 
 /// The knobs of a cast.
@@ -71,6 +75,7 @@ impl QuantConfig {
         match self.scale {
             ScaleKind::F32 => scale,
             ScaleKind::Pow2 => next_power_of_two(scale),
+            ScaleKind::Mx => mx_scale(amax, max_of_format),
         }
     }
 
@@ -106,13 +111,24 @@ pub fn next_power_of_two(x: f32) -> f32 {
     f32::from_bits((bits + 0x007F_FFFF) & 0x7F80_0000)
 }
 
+/// The scale of an MX block; see [`ScaleKind::Mx`].
+#[inline]
+fn mx_scale(amax: f32, max_of_format: f32) -> f32 {
+    if amax.is_infinite() {
+        return F32_NAN;
+    }
+    // FP64 has the exponents of FP32's subnormals as exponents of normal numbers.
+    let exponent = |x: f32| (f64::from(x).to_bits() >> 52) as i32;
+    let power = (exponent(amax) - exponent(max_of_format)).max(-127);
+    // 2^-127 is FP32's largest power below its normal numbers.
+    f32::from_bits(if power == -127 { 0x0040_0000 } else { ((power + 127) as u32) << 23 })
+}
+
 /// Why a cast is refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum QuantError {
     /// A format that this cast does not make.
-    #[error(
-        "cannot quantise to {found}: expected e4m3 or e5m2 (e5m6 and MX have functions of their own)"
-    )]
+    #[error("cannot quantise to {found}: expected e4m3 or e5m2 (e5m6 has a function of its own)")]
     Format {
         /// The format asked for.
         found: Format,
@@ -131,23 +147,13 @@ pub enum QuantError {
         /// Its extent along the second dimension.
         k: usize,
     },
-    /// Group sizes that do not add up.
-    #[error("m_sizes are {found:?}: expected a sum of {expected}, the number of rows")]
-    Groups {
+    /// Segments that are longer than what they cut.
+    #[error("segments are {found:?}: expected a sum of at most {expected}, the number of rows")]
+    Segments {
         /// Rows to share out.
         expected: usize,
-        /// The sizes given.
+        /// The lengths given.
         found: Vec<usize>,
-    },
-    /// Tensors whose shapes disagree.
-    #[error("{what} is {found:?}: expected {expected:?}")]
-    Shape {
-        /// The tensor.
-        what: &'static str,
-        /// The shape it must have.
-        expected: (usize, usize),
-        /// The shape it has.
-        found: (usize, usize),
     },
 }
 
@@ -215,14 +221,6 @@ pub fn quantize_block<T: Source>(
     config: &QuantConfig,
 ) -> Result<Quantized, QuantError> {
     quantize(x, ScaleBlock::BLOCK_128X128, config)
-}
-
-/// One scale for the whole matrix, from its own amax ('current scaling').
-pub fn quantize_per_tensor<T: Source>(
-    x: ArrayView2<'_, T>,
-    config: &QuantConfig,
-) -> Result<Quantized, QuantError> {
-    quantize(x, ScaleBlock::PER_TENSOR, config)
 }
 
 /// The values `q * scale` in FP32, NaN canonical.

@@ -1,7 +1,7 @@
 //! The cast itself, over rows of any source and target: the loops that everything here shares.
 
 use super::QuantConfig;
-use crate::formats::{E2M1, E4M3, E5M2, E5M6, bf16, f16};
+use crate::formats::{E4M3, E5M2, E5M6, bf16, f16};
 use crate::gemm::ScaleBlock;
 use crate::isa::{Isa, multiversion};
 use ndarray::{Array2, ArrayView2};
@@ -35,7 +35,7 @@ impl Source for f16 {
     }
 }
 
-/// What a cast makes: E4M3, E5M2, E5M6, E2M1.
+/// What a cast makes: E4M3, E5M2, E5M6.
 pub trait Target: bytemuck::Pod + Sync + Send {
     /// The largest finite value, which the block's amax is scaled to.
     const MAX_VALUE: f32;
@@ -60,8 +60,6 @@ macro_rules! target {
 target!(E4M3, 448.0);
 target!(E5M2, 57344.0);
 target!(E5M6, 65024.0);
-
-target!(E2M1, 6.0);
 
 /// Codes and scales of a whole matrix, row-major.
 pub(super) struct Cast<Q> {
@@ -90,20 +88,6 @@ pub(super) fn quantize<T: Source, Q: Target>(
     in_tasks(rows, k, block, |task, codes, scales| {
         let x = &x[task * k..][..codes.len()];
         quantize_bands(x, codes, scales, k, block, config);
-    })
-}
-
-/// Quantises a matrix that is computed as it goes: `fill(row, values)` writes one row.
-pub(super) fn quantize_computed<Q: Target>(
-    (rows, k): (usize, usize),
-    block: ScaleBlock,
-    config: &QuantConfig,
-    fill: impl Fn(usize, &mut [f32]) + Sync,
-) -> Cast<Q> {
-    in_tasks(rows, k, block, |task, codes, scales| {
-        let mut x = vec![0.0f32; codes.len()];
-        x.chunks_mut(k).enumerate().for_each(|(i, values)| fill(task + i, values));
-        quantize_bands(&x, codes, scales, k, block, config);
     })
 }
 

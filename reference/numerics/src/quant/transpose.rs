@@ -1,88 +1,44 @@
 //! Casts whose output is transposed, for wgrad: its GEMM sums over tokens, so both operands need
-//! their
-//! scales along tokens, 128x1 of the forward's layout.
+//! their scales along tokens, 128x1 of the forward's layout.
 
-use super::e5m6::QuantizedE5M6;
-use super::{QuantConfig, QuantError, Quantized, Source, dequantize, quantize_tile};
+use super::{QuantConfig, QuantError, Quantized, Source, quantize};
 use crate::gemm::ScaleBlock;
 use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
 
-/// Transpose and cast: x`[m, k]` becomes codes `[k, m]` with a scale for every 1 x `tile` of the
-/// output, that is `tile` x 1 of the input. The same bits as casting the transposed matrix.
+/// Transpose and cast: x`[m, k]` becomes codes `[k, taken]` with a scale for every `block` of the
+/// output. `segments` are lengths that cut the rows of x (sequences, experts), `taken` is their
+/// sum; rows behind them are left out, and blocks begin anew in each, so that there are
+/// `sum of ceil(segment / block.k)` columns of scales. Within a segment the bits are those of
+/// casting the transposed matrix: the operand of [`crate::gemm::grouped::gemm_fp8_grouped_k`].
+///
+/// A matrix that was kept as codes is re-tiled by way of its values ([`super::dequantize`]); with
+/// power-of-two scales in and out that first step is exact.
+///
+/// # Errors
+/// [`QuantError`] where the segments exceed the rows or the configuration is no cast.
 pub fn transpose_quantize<T: Source>(
     x: ArrayView2<'_, T>,
-    tile: usize,
+    segments: &[usize],
+    block: ScaleBlock,
     config: &QuantConfig,
 ) -> Result<Quantized, QuantError> {
-    quantize_tile(transpose(x).view(), tile, config)
-}
-
-/// The re-quantisation of wgrad: a matrix kept as 1x128 becomes its transpose with 128x1 of the
-/// kept layout. Every value is dequantised (`q * scale`, rounded to FP32), then cast anew; with
-/// power-of-two scales in and out the first step is exact.
-pub fn requantize_transposed(
-    q: &Quantized,
-    tile: usize,
-    config: &QuantConfig,
-) -> Result<Quantized, QuantError> {
-    quantize_tile(transpose(dequantize(q).view()).view(), tile, config)
-}
-
-/// [`requantize_transposed`] of a matrix kept in E5M6: the input of the projection after attention.
-pub fn requantize_transposed_e5m6(
-    q: &QuantizedE5M6,
-    tile: usize,
-    config: &QuantConfig,
-) -> Result<Quantized, QuantError> {
-    quantize_tile(transpose(q.dequantize().view()).view(), tile, config)
-}
-
-/// [`transpose_quantize`] for experts: the rows of x are tokens sorted by expert, `m_sizes[g]` of
-/// them
-/// belonging to expert g, and tiles start anew at every expert. The scales are `[k,
-/// sum of ceil(m_sizes[g] / tile)]`: the operand of [`crate::gemm::grouped::gemm_fp8_grouped_k`].
-pub fn transpose_quantize_groups<T: Source>(
-    x: ArrayView2<'_, T>,
-    m_sizes: &[usize],
-    tile: usize,
-    config: &QuantConfig,
-) -> Result<Quantized, QuantError> {
-    quantize_groups(transpose(x), m_sizes, tile, config)
-}
-
-/// [`requantize_transposed`] for experts, as [`transpose_quantize_groups`] lays them out.
-pub fn requantize_transposed_groups(
-    q: &Quantized,
-    m_sizes: &[usize],
-    tile: usize,
-    config: &QuantConfig,
-) -> Result<Quantized, QuantError> {
-    quantize_groups(transpose(dequantize(q).view()), m_sizes, tile, config)
-}
-
-/// Casts each group of columns by itself.
-fn quantize_groups(
-    x: Array2<f32>,
-    sizes: &[usize],
-    tile: usize,
-    config: &QuantConfig,
-) -> Result<Quantized, QuantError> {
-    let (k, m) = x.dim();
-    if sizes.iter().sum::<usize>() != m {
-        return Err(QuantError::Groups { expected: m, found: sizes.to_vec() });
+    let (m, k) = x.dim();
+    let taken = segments.iter().sum();
+    if taken > m {
+        return Err(QuantError::Segments { expected: m, found: segments.to_vec() });
     }
-    let block = ScaleBlock { rows: 1, k: tile };
     config.check(block)?;
-    let columns = sizes.iter().map(|size| size.div_ceil(tile)).sum();
-    let mut codes = Array2::zeros((k, m));
-    let mut scales = Array2::zeros((k, columns));
+    let x = transpose(x.slice(s![..taken, ..]));
+    let columns = segments.iter().map(|length| length.div_ceil(block.k)).sum();
+    let mut codes = Array2::zeros((k, taken));
+    let mut scales = Array2::zeros((k.div_ceil(block.rows), columns));
     let (mut begin, mut column) = (0, 0);
-    for &size in sizes {
-        let part = quantize_tile(x.slice(s![.., begin..begin + size]), tile, config)?;
-        codes.slice_mut(s![.., begin..begin + size]).assign(&part.codes);
+    for &length in segments {
+        let part = quantize(x.slice(s![.., begin..begin + length]), block, config)?;
+        codes.slice_mut(s![.., begin..begin + length]).assign(&part.codes);
         scales.slice_mut(s![.., column..column + part.scales.ncols()]).assign(&part.scales);
-        begin += size;
+        begin += length;
         column += part.scales.ncols();
     }
     Ok(Quantized { codes, scales, format: config.format, block })

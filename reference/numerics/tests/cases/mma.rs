@@ -11,8 +11,9 @@ fn unpack_along(packed: ArrayView2<'_, u32>, axis: usize) -> Array2<u32> {
     let unpacked: Vec<u32> = lanes
         .into_iter()
         .flat_map(|lane| {
-            let bytes: Vec<u8> = lane.iter().map(|&b| b as u8).collect();
-            packed::unpack_e2m1(&bytes).into_iter().map(|E2M1(code)| u32::from(code))
+            let bytes: Vec<u32> = lane.iter().copied().collect();
+            let codes = bytes.into_iter().flat_map(|b| packed::unpack_e2m1(b as u8));
+            codes.map(|E2M1(code)| u32::from(code))
         })
         .collect();
     let (k, others) = (2 * packed.len_of(Axis(axis)), packed.len_of(Axis(1 - axis)));

@@ -1,11 +1,10 @@
 //! What happens after the sums, and whose weights a row gets.
 
-use fathom_reference::ops::gemm_fp8::AccumulateInto;
-
 use super::super::problem::{Out, Problem};
 use super::super::variant::{Activation, Cast, Expert, Narrow, RowOf, Variant};
 use super::Named;
 use crate::diagnose::hypothesis::{Row, each, one, one_if};
+use fathom_numerics::gemm::Accumulate;
 
 pub(super) const ROWS: &[Row<Problem, Variant>] = &[
     Row {
@@ -56,8 +55,8 @@ pub(super) const ROWS: &[Row<Problem, Variant>] = &[
         seen: "",
         changes: |p| {
             let all = [
-                ("the accumulator starts from c", AccumulateInto::Chain),
-                ("c added at the end", AccumulateInto::AddAtEnd),
+                ("the accumulator starts from c", Accumulate::Chain),
+                ("c added at the end", Accumulate::AddAtEnd),
             ];
             let all = all.into_iter().filter(|_| p.c.is_some());
             each(all.map(|(n, b)| Named(n.to_owned(), b)), |v, Named(_, a)| v.accumulate = a)
