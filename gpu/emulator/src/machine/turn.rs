@@ -56,6 +56,10 @@ pub fn run(w: &mut Warp, around: Around<'_>, budget: u64) -> Turn {
         strength: Strength::Weak,
         global,
     };
+    if stalled {
+        // Others may wait for what parked lanes do behind their join.
+        cx.w.release_parked(!0);
+    }
     let mut ran = 0;
     let mut idle = 0;
     while ran < budget && !cx.w.groups.is_empty() {

@@ -84,6 +84,18 @@ fn masks_name_the_lanes_that_execute() {
     bed.finds(mma, Ub::Divergence, "mma.sync");
 }
 
+/// A lane waits for an mbarrier at which the others arrive behind the place where they meet.
+#[test]
+fn lanes_that_wait_to_meet_are_let_go_before_all_is_given_up() {
+    let bed = Bed { block: 32, ..BED };
+    bed.clean(
+        "mov.u32 %r6, bar;\nsetp.ne.u32 %p1, %r0, 0;\n@!%p1 mbarrier.init.shared.b64 [%r6], 31;\n\
+         bar.sync 0;\n@%p1 bra MEET;\nWAIT:\n\
+         mbarrier.try_wait.parity.shared.b64 %p2, [%r6], 0;\n@!%p2 bra WAIT;\nMEET:\n\
+         @!%p1 bra END;\nmbarrier.arrive.shared.b64 _, [%r6];\nEND:",
+    );
+}
+
 /// The rest of the warp waits at a barrier of the CTA, and another warp spins until this one is
 /// through: reported at once, and it goes on.
 #[test]
