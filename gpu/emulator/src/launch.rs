@@ -128,7 +128,7 @@ impl Device {
 pub fn launch_together(launches: &[Launch<'_>]) -> Result<Vec<LaunchReport>, Error> {
     let mut grids = Vec::with_capacity(launches.len());
     for launch in launches {
-        check(launch)?;
+        check_launch(launch)?;
         grids.push(launch.function.code()?);
     }
     crate::machine::run(launches, &grids)
@@ -137,7 +137,20 @@ pub fn launch_together(launches: &[Launch<'_>]) -> Result<Vec<LaunchReport>, Err
 /// What [`Error::Launch`] calls a cooperative launch whose CTAs are not all resident.
 pub const COOPERATIVE_GRID: &str = "cooperative grid";
 
-fn check(launch: &Launch<'_>) -> Result<(), Error> {
+/// What [`Error::Launch`] calls a cluster that the device does not have.
+pub const CLUSTER: &str = "cluster";
+
+/// Whether a launch could run.
+///
+/// # Errors
+/// As [`Device::launch`].
+pub fn check_launch(launch: &Launch<'_>) -> Result<(), Error> {
+    launch.function.code()?;
+    fits(launch)
+}
+
+/// Refuses a configuration that does not fit device or kernel.
+fn fits(launch: &Launch<'_>) -> Result<(), Error> {
     let (function, config) = (launch.function, launch.config);
     let preset = function.module().device().preset().clone();
     let attributes = function.attributes();
@@ -168,7 +181,7 @@ fn check(launch: &Launch<'_>) -> Result<(), Error> {
     let ctas: u32 = cluster.iter().product();
     if ctas == 0 || ctas > preset.max_cluster_ctas_nonportable {
         let expected = format!("1 to {} CTAs", preset.max_cluster_ctas_nonportable);
-        return fail("cluster", expected, format!("{cluster:?}"));
+        return fail(CLUSTER, expected, format!("{cluster:?}"));
     }
     if (0..3).any(|d| config.grid[d] % cluster[d] != 0) {
         return fail("grid", format!("multiples of {cluster:?}"), format!("{:?}", config.grid));

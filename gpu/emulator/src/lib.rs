@@ -42,7 +42,10 @@ mod tensormap;
 pub use device::{Checks, Device, Settings};
 pub use error::{Error, Finding, MemoryError, Ub, Unsupported};
 pub use fathom_trace::KernelRecord;
-pub use launch::{COOPERATIVE_GRID, Launch, LaunchConfig, LaunchReport, Params, launch_together};
+pub use launch::{
+    CLUSTER, COOPERATIVE_GRID, Launch, LaunchConfig, LaunchReport, Params, check_launch,
+    launch_together,
+};
 pub use memory::Memory;
 pub use module::{Attributes, Function, Image, Managed, Module, Param, Symbol};
 pub use preset::Preset;

@@ -294,6 +294,8 @@ pub struct Attributes {
     /// Threads of a CTA at most.
     pub max_threads: u32,
     /// Shared memory declared with a size.
+    pub declared_shared_bytes: u32,
+    /// The same, up to where dynamic shared memory may begin.
     pub static_shared_bytes: u32,
     /// Constant memory of the module.
     pub const_bytes: u32,
@@ -375,6 +377,7 @@ impl Function {
         let registers = code.as_ref().map_or(32, |c| c.registers.clamp(16, 255));
         Attributes {
             max_threads: threads.min(Preset::MAX_THREADS_PER_BLOCK),
+            declared_shared_bytes: code.as_ref().map_or(0, |c| c.declared_shared_bytes),
             static_shared_bytes: code.as_ref().map_or(0, |c| c.static_shared_bytes),
             const_bytes: constants.map(|v| v.bytes() as u32).sum(),
             local_bytes: code.as_ref().map_or(0, |c| c.local_bytes),

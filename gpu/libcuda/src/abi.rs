@@ -32,6 +32,8 @@ pub struct LaunchAttribute {
     pub value: [u32; 16],
 }
 
+/// `CU_STREAM_NON_BLOCKING`.
+pub const STREAM_NON_BLOCKING: u32 = 1;
 /// `CU_EVENT_DISABLE_TIMING`.
 pub const EVENT_DISABLE_TIMING: u32 = 2;
 
@@ -69,7 +71,7 @@ pub struct Memcpy2d {
 
 /// `CUDA_MEMCPY3D`.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Memcpy3d {
     pub src_x: usize,
     pub src_y: usize,
@@ -102,6 +104,8 @@ pub struct Memcpy3d {
 pub const MEMORY_HOST: u32 = 1;
 /// `CU_MEMORYTYPE_ARRAY`.
 pub const MEMORY_ARRAY: u32 = 3;
+/// `CU_MEMORYTYPE_UNIFIED`.
+pub const MEMORY_UNIFIED: u32 = 4;
 
-/// `CUDA_KERNEL_NODE_PARAMS` and others are not read; graphs are made by capture.
+/// `CUhostFn`.
 pub type HostFn = unsafe extern "C" fn(*mut c_void);

@@ -6,18 +6,21 @@
 //! - `link`: several PTX texts into one.
 //! - [`private`]: the folder in which the library is called libcuda, and running a command with it.
 //!
+//! - `queue`: what streams have been given to do, and who runs it; `operation`: what that is, in a
+//!   stream or as a node of a `graph`.
+//! - `program`: modules, libraries and their functions.
+//!
 //! Translation only: handles, error codes, streams, events. Execution stands in `fathom-emulator`.
-//! A stream's work runs when it is enqueued: a legal order for every correct program, except one
-//! whose kernel waits for work that the host enqueues later. Between several devices kernels do:
-//! there launches are kept until the host waits for something, and those at the heads of their
-//! streams run together.
 
 mod abi;
 mod api;
+mod graph;
 mod image;
 mod link;
+mod operation;
 pub mod private;
 mod program;
+mod queue;
 mod results;
 mod say;
 mod self_test;

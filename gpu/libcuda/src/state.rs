@@ -7,14 +7,18 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use fathom_emulator::{
-    COOPERATIVE_GRID, Checks, Device, Error, Finding, Function, KernelRecord, Launch, LaunchConfig,
-    LaunchReport, Preset, Ub, launch_together,
+    CLUSTER, COOPERATIVE_GRID, Checks, Device, Error, Finding, Function, KernelRecord, Launch,
+    LaunchConfig, LaunchReport, Preset, Ub, check_launch, launch_together,
 };
 use fathom_trace::jsonl;
 
 use crate::abi::*;
+use crate::api::user_object::UserObject;
+use crate::graph::{self, Captured, EdgeData};
+use crate::operation::Operation;
 use crate::private::{self, Summary};
 use crate::program::{Callable, Kernel, Library, Loaded};
+use crate::queue::{Mark, Queue, Work};
 use crate::say::say;
 
 pub(crate) type R<T = ()> = Result<T, CuResult>;
@@ -38,8 +42,13 @@ impl<T: Clone> Handles<T> {
     }
 
     pub(crate) fn insert(&self, value: T) -> Handle {
+        self.insert_with(|_| value)
+    }
+
+    /// As [`Handles::insert`], of a value that knows its handle.
+    pub(crate) fn insert_with(&self, make: impl FnOnce(Handle) -> T) -> Handle {
         let handle = NEXT_HANDLE.fetch_add(0x40, Relaxed) as Handle;
-        self.lock().insert(handle, value);
+        self.lock().insert(handle, make(handle));
         handle
     }
 
@@ -61,25 +70,41 @@ impl<T: Clone> Handles<T> {
     }
 }
 
-/// A unit of work of a stream, kept for graphs.
-pub(crate) type Work = Arc<dyn Fn() -> R + Send + Sync>;
-
-/// What streams capture together, until the one that began ends it: then `None`.
-pub(crate) type Capture = Arc<Mutex<Option<Vec<Work>>>>;
-
-/// An event: when it was last recorded, and in which capture.
+/// An event: when it was last recorded, where that stands in its stream, and in which capture.
 pub(crate) struct Event {
     /// Emulated nanoseconds.
-    pub at: AtomicU64,
+    at: AtomicU64,
     pub timed: bool,
-    pub capture: Mutex<Option<Capture>>,
+    pub recorded: Mutex<Option<Mark>>,
+    pub captured: Mutex<Option<Captured>>,
+}
+
+/// An event's time before it is recorded.
+const NEVER: u64 = u64::MAX;
+
+impl Event {
+    pub(crate) fn new(timed: bool) -> Event {
+        let at = AtomicU64::new(NEVER);
+        Event { at, timed, recorded: Mutex::default(), captured: Mutex::default() }
+    }
+
+    /// Takes its time.
+    pub(crate) fn taken(&self, ns: u64) {
+        self.at.store(ns, Relaxed);
+    }
+
+    /// Its time, if it has one.
+    pub(crate) fn at(&self) -> Option<u64> {
+        Some(self.at.load(Relaxed)).filter(|at| *at != NEVER && self.timed)
+    }
 }
 
 /// A stream: where it runs, and what it captures.
 #[derive(Clone)]
 pub(crate) struct Stream {
+    pub handle: Handle,
     pub device: usize,
-    pub capture: Arc<Mutex<Option<Capture>>>,
+    pub capture: Arc<Mutex<Option<Captured>>>,
     pub flags: u32,
     pub priority: i32,
 }
@@ -101,7 +126,12 @@ pub(crate) struct Driver {
     pub kernels: Handles<Kernel>,
     pub streams: Handles<Stream>,
     pub events: Handles<Arc<Event>>,
-    pub graphs: Handles<Arc<Vec<Work>>>,
+    pub graphs: Handles<graph::Shared>,
+    /// The graph of each node.
+    pub nodes: Handles<Handle>,
+    pub execs: Handles<Arc<graph::Exec>>,
+    pub user_objects: Handles<Arc<UserObject>>,
+    pub queue: Queue,
     pub links: Handles<Arc<Mutex<Vec<String>>>>,
     pub host: Mutex<BTreeMap<usize, std::alloc::Layout>>,
     /// The context of each allocation of device memory.
@@ -109,8 +139,6 @@ pub(crate) struct Driver {
     default_streams: Vec<Stream>,
     summary: Mutex<Summary>,
     choices: private::Choices,
-    /// Launches that have not run yet, where there are several devices.
-    kept: Mutex<Vec<Kept>>,
     unsupported: Mutex<Vec<String>>,
     trace: Mutex<Option<jsonl::Writer<KernelRecord, std::fs::File>>>,
 }
@@ -121,16 +149,6 @@ static INITIALISED: AtomicBool = AtomicBool::new(false);
 thread_local! {
     static CONTEXTS: RefCell<Vec<Handle>> = const { RefCell::new(Vec::new()) };
 }
-
-/// A launch that waits for the host to wait for it.
-pub(crate) struct Kept {
-    stream: Handle,
-    function: Function,
-    config: LaunchConfig,
-}
-
-/// Launches kept before some run in any case.
-const MOST_KEPT: usize = 256;
 
 /// Emulated nanoseconds from one kernel of a stream to the next.
 const LAUNCH_NS: u64 = 2000;
@@ -152,8 +170,12 @@ pub(crate) fn initialised() -> R<&'static Driver> {
 
 /// `cuInit`.
 pub(crate) fn initialise() {
-    driver();
-    INITIALISED.store(true, Relaxed);
+    let driver = driver();
+    if !INITIALISED.swap(true, Relaxed) {
+        driver.queue.attend();
+        // SAFETY: a function of this library, which is never unloaded.
+        unsafe { atexit(at_exit) };
+    }
 }
 
 impl Driver {
@@ -173,7 +195,9 @@ impl Driver {
             });
         }
         let each = || 0..devices.len();
-        let stream = |device| Stream { device, capture: Arc::default(), flags: 0, priority: 0 };
+        let queue = Queue::new(devices.len() > 1, run_batch);
+        let stream =
+            |device| Stream { handle: 0, device, capture: Arc::default(), flags: 0, priority: 0 };
         Ok(Driver {
             clocks: each().map(|_| AtomicU64::new(0)).collect(),
             primary: each().map(|_| OnceLock::new()).collect(),
@@ -190,13 +214,16 @@ impl Driver {
             streams: Handles::new(),
             events: Handles::new(),
             graphs: Handles::new(),
+            nodes: Handles::new(),
+            execs: Handles::new(),
+            user_objects: Handles::new(),
+            queue,
             links: Handles::new(),
             host: Mutex::default(),
             owners: Mutex::default(),
             summary: Mutex::default(),
             choices,
             unsupported: Mutex::default(),
-            kept: Mutex::default(),
             trace: Mutex::new(None),
         })
     }
@@ -230,27 +257,97 @@ impl Driver {
         self.streams.get(handle)
     }
 
-    /// Runs work on a stream now, or keeps it where the stream captures.
-    pub(crate) fn enqueue(
-        &self,
-        stream: Handle,
-        work: impl Fn() -> R + Send + Sync + 'static,
-    ) -> R {
-        self.healthy()?;
-        let stream = self.stream(stream)?;
-        if let Some(capture) = stream.capturing()
-            && let Some(works) = &mut *capture.lock().expect("no panic holds this lock")
-        {
-            works.push(Arc::new(work));
-            return Ok(());
+    /// What a stream must wait for beside itself: a blocking stream for the legacy default stream,
+    /// and that one for all blocking streams of its device.
+    fn before(&self, stream: &Stream) -> Vec<Mark> {
+        if stream.flags & STREAM_NON_BLOCKING != 0 {
+            return Vec::new();
         }
-        work()
+        if stream.handle != 0 {
+            return vec![self.queue.mark((stream.device, 0))];
+        }
+        let nonblocking = self.streams.which(|s| s.flags & STREAM_NON_BLOCKING != 0);
+        self.queue.marks(|(device, handle)| {
+            device == stream.device && handle != 0 && !nonblocking.contains(&handle)
+        })
     }
 
-    /// Runs what is kept; the error that an earlier kernel left, if any.
-    pub(crate) fn healthy(&self) -> R {
-        self.run_kept()?;
+    /// Gives a stream something to do, or its graph a node where it captures. `after` is what the
+    /// work waits for beside the stream's order.
+    pub(crate) fn submit(&self, stream: Handle, operation: Operation) -> R {
+        self.submit_after(stream, operation, Vec::new())
+    }
+
+    /// As [`Driver::submit`], after further places in the streams' order.
+    pub(crate) fn submit_after(
+        &self,
+        stream: Handle,
+        operation: Operation,
+        mut after: Vec<Mark>,
+    ) -> R {
+        self.error()?;
+        let at_once = operation.check()?;
+        let stream = self.stream(stream)?;
+        if let Some(captured) = stream.capturing() {
+            let edges = captured.after.iter().map(|node| (*node, EdgeData::default())).collect();
+            let node = self.add_node(captured.capture.graph, edges, operation)?;
+            stream.set_captured(Captured { after: vec![node], ..captured });
+            return Ok(());
+        }
+        after.extend(self.before(&stream));
+        let key = (stream.device, stream.handle);
+        if at_once {
+            after.push(self.queue.mark(key));
+            self.queue.wait(&after);
+            self.error()?;
+        }
+        let (mut recorded, mut awaited) = (Vec::new(), Vec::new());
+        operation.events(&mut recorded, &mut awaited);
+        for event in awaited {
+            after.extend(*self.events.get(event)?.recorded.lock().expect("no panic holds it"));
+        }
+        let recorded: Vec<_> =
+            recorded.into_iter().map(|e| self.events.get(e)).collect::<R<_>>()?;
+        let result = self.queue.give(key, after, operation.work(stream.device));
+        for event in recorded {
+            *event.captured.lock().expect("no panic holds this lock") = None;
+            *event.recorded.lock().expect("no panic holds this lock") = Some(self.queue.mark(key));
+        }
+        result
+    }
+
+    /// Waits for a stream; the error that a kernel left, if any.
+    pub(crate) fn wait_for(&self, stream: Handle) -> R {
+        self.queue.wait(&self.marks_of(stream)?);
         self.error()
+    }
+
+    /// What a stream has been given, and what that waits for.
+    pub(crate) fn marks_of(&self, stream: Handle) -> R<Vec<Mark>> {
+        let stream = self.stream(stream)?;
+        if stream.capturing().is_some() {
+            return Err(ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        }
+        let mut marks = self.before(&stream);
+        marks.push(self.queue.mark((stream.device, stream.handle)));
+        Ok(marks)
+    }
+
+    /// Waits for all streams of all devices; the error that a kernel left, if any.
+    pub(crate) fn wait_for_all(&self) -> R {
+        self.queue.wait(&self.queue.marks(|_| true));
+        self.error()
+    }
+
+    /// Refuses a launch that cannot run.
+    pub(crate) fn can_launch(&self, function: &Function, config: &LaunchConfig) -> R {
+        check_launch(&Launch { function, config }).map_err(|error| self.cannot_run(&error))
+    }
+
+    /// Frees device memory.
+    pub(crate) fn free(&self, address: DevicePtr) -> R {
+        self.owners.lock().expect("no panic holds this lock").remove(&address);
+        self.devices[0].free(address).map_err(|_| ERROR_INVALID_VALUE)
     }
 
     /// The error that an earlier kernel left, if any.
@@ -289,63 +386,25 @@ impl Driver {
         self.clocks[device].fetch_add(ns, Relaxed);
     }
 
-    /// Launches a kernel on a stream.
-    pub(crate) fn launch(
-        &'static self,
-        stream: Handle,
-        function: Function,
-        config: LaunchConfig,
-    ) -> R {
-        let capturing = self.stream(stream)?.capturing().is_some();
-        if self.devices.len() == 1 || capturing {
-            return self.enqueue(stream, move || self.run(&[(function.clone(), config.clone())]));
+    /// Tells why a launch cannot run, and gives cuda.h's number for it.
+    fn cannot_run(&self, error: &Error) -> CuResult {
+        say!("{error}");
+        self.summary.lock().expect("no panic holds this lock").errors.push(error.to_string());
+        self.save_summary();
+        match error {
+            Error::Unsupported(_) => ERROR_NOT_SUPPORTED,
+            Error::Launch { what: COOPERATIVE_GRID, .. } => ERROR_COOPERATIVE_LAUNCH_TOO_LARGE,
+            Error::Launch { what: CLUSTER, .. } => ERROR_INVALID_CLUSTER_SIZE,
+            Error::Launch { .. } => ERROR_INVALID_VALUE,
+            _ => ERROR_LAUNCH_FAILED,
         }
-        self.error()?;
-        let stream = if stream <= 2 { 0 } else { stream };
-        let full = {
-            let mut kept = self.kept.lock().expect("no panic holds this lock");
-            kept.push(Kept { stream, function, config });
-            kept.len() >= MOST_KEPT
-        };
-        if full { self.run_kept() } else { Ok(()) }
     }
 
-    /// Runs the launches that are kept: the heads of all streams together, then the next ones.
-    pub(crate) fn run_kept(&self) -> R {
-        let mut left = std::mem::take(&mut *self.kept.lock().expect("no panic holds this lock"));
-        while !left.is_empty() {
-            let mut busy = Vec::new();
-            let (mut heads, mut later) = (Vec::new(), Vec::new());
-            for one in left {
-                let place = (one.function.module().device().index(), one.stream);
-                if busy.contains(&place) {
-                    later.push(one);
-                } else {
-                    busy.push(place);
-                    heads.push((one.function, one.config));
-                }
-            }
-            left = later;
-            self.error()?;
-            self.run(&heads)?;
-        }
-        Ok(())
-    }
-
-    fn run(&self, launches: &[(Function, LaunchConfig)]) -> R {
+    /// Runs launches together.
+    pub(crate) fn run(&self, launches: &[(Function, LaunchConfig)]) -> R {
         let together: Vec<Launch<'_>> =
             launches.iter().map(|(function, config)| Launch { function, config }).collect();
-        let reports = launch_together(&together).map_err(|error| {
-            say!("{error}");
-            self.summary.lock().expect("no panic holds this lock").errors.push(error.to_string());
-            self.save_summary();
-            match error {
-                Error::Unsupported(_) => ERROR_NOT_SUPPORTED,
-                Error::Launch { what: COOPERATIVE_GRID, .. } => ERROR_COOPERATIVE_LAUNCH_TOO_LARGE,
-                Error::Launch { .. } => ERROR_INVALID_VALUE,
-                _ => ERROR_LAUNCH_FAILED,
-            }
-        })?;
+        let reports = launch_together(&together).map_err(|error| self.cannot_run(&error))?;
         for ((function, _), report) in launches.iter().zip(reports) {
             self.ended(function, report);
         }
@@ -424,15 +483,58 @@ fn code_of(finding: &Finding) -> CuResult {
     }
 }
 
+/// Runs a batch of the queue: what goes wrong is left for the next call.
+fn run_batch(works: Vec<Work>) {
+    let driver = driver();
+    let (mut launches, mut others) = (Vec::new(), Vec::new());
+    for work in works {
+        match work {
+            Work::Launch(function, config) => launches.push((function, config)),
+            Work::Now(call) | Work::Later(call) => others.push(call),
+            Work::Wait(_) => {}
+        }
+    }
+    // After an error nothing runs, as on hardware.
+    if driver.error().is_err() {
+        return;
+    }
+    let mut all = || -> R {
+        if !launches.is_empty() {
+            driver.run(&launches)?;
+        }
+        others.drain(..).try_for_each(|call| call())
+    };
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(&mut all));
+    let code = result.unwrap_or_else(|_| {
+        say!("a kernel failed inside the emulator");
+        Err(ERROR_UNKNOWN)
+    });
+    if let Err(code) = code {
+        driver.sticky.store(code, Relaxed);
+    }
+}
+
+/// Runs what is left when the process ends.
+extern "C" fn at_exit() {
+    let _ = std::panic::catch_unwind(|| driver().wait_for_all());
+}
+
+unsafe extern "C" {
+    fn atexit(function: extern "C" fn()) -> i32;
+}
+
 impl Stream {
-    /// The capture that this stream is part of, while it lasts.
-    pub(crate) fn capturing(&self) -> Option<Capture> {
+    /// What this stream captures, while it does.
+    pub(crate) fn capturing(&self) -> Option<Captured> {
         let mut own = self.capture.lock().expect("no panic holds this lock");
-        let lasts = |c: &Capture| c.lock().expect("no panic holds this lock").is_some();
-        if !own.as_ref().is_some_and(lasts) {
+        if !own.as_ref().is_some_and(Captured::lasts) {
             *own = None;
         }
         own.clone()
+    }
+
+    pub(crate) fn set_captured(&self, captured: Captured) {
+        *self.capture.lock().expect("no panic holds this lock") = Some(captured);
     }
 }
 

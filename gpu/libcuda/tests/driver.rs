@@ -1,65 +1,10 @@
-//! The shared library as a client loads it: by name, through `cuGetProcAddress`, with plain C
-//! calls.
+//! A client's session with the shared library, from before `cuInit` to an error that stays.
 
-use std::ffi::{CString, c_char, c_int, c_void};
-use std::path::PathBuf;
-use std::sync::OnceLock;
+mod client;
 
-use libloading::Library;
+use std::ffi::{c_char, c_int};
 
-/// The library as it was built with this test, opened once.
-fn library() -> &'static Library {
-    static LIBRARY: OnceLock<Library> = OnceLock::new();
-    LIBRARY.get_or_init(|| {
-        let folder = std::env::current_exe().unwrap().parent().unwrap().to_owned();
-        let candidates: Vec<PathBuf> = [folder.clone(), folder.parent().unwrap().to_owned()]
-            .iter()
-            .map(|f| f.join("libfathom_libcuda.so"))
-            .filter(|p| p.is_file())
-            .collect();
-        assert!(!candidates.is_empty(), "libfathom_libcuda.so is built beside the tests");
-        // SAFETY: our own library, whose initialisers do nothing.
-        unsafe { Library::new(&candidates[0]).unwrap() }
-    })
-}
-
-/// Calls an entry point found by `cuGetProcAddress`, as clients do.
-macro_rules! call {
-    ($name:literal, ($($type:ty),*), ($($arg:expr),* $(,)?)) => {{
-        let f = address($name);
-        // SAFETY: the types are those of cuda.h.
-        let f: unsafe extern "C" fn($($type),*) -> c_int = unsafe { std::mem::transmute(f) };
-        // SAFETY: pointers are to live locals.
-        unsafe { f($($arg),*) }
-    }};
-}
-
-/// The address of a name in the newest version, and cuda.h's status of the search.
-fn search(name: &str, version: c_int) -> (*const c_void, u32) {
-    type Get =
-        unsafe extern "C" fn(*const c_char, *mut *const c_void, c_int, u64, *mut u32) -> c_int;
-    // SAFETY: the type is that of cuda.h.
-    let get = unsafe { library().get::<Get>(b"cuGetProcAddress_v2\0").unwrap() };
-    let name = CString::new(name).unwrap();
-    let (mut found, mut status) = (std::ptr::null(), 9);
-    // SAFETY: pointers are to live locals.
-    let code = unsafe { get(name.as_ptr(), &mut found, version, 0, &mut status) };
-    assert_eq!(code, 0);
-    (found, status)
-}
-
-fn address(name: &str) -> *const c_void {
-    let (found, status) = search(name, 13000);
-    assert_eq!(status, 0);
-    found
-}
-
-fn start() {
-    assert_eq!(call!("cuInit", (u32), (0)), 0);
-    let mut context = 0usize;
-    assert_eq!(call!("cuDevicePrimaryCtxRetain", (*mut usize, c_int), (&mut context, 0)), 0);
-    assert_eq!(call!("cuCtxSetCurrent", (usize), (context)), 0);
-}
+use client::{call, download, search, start, upload};
 
 const PTX: &str = "
 .version 8.0
@@ -85,43 +30,11 @@ const PTX: &str = "
 ";
 
 fn twice() -> usize {
-    let text = CString::new(PTX).unwrap();
-    let (mut module, mut function) = (0usize, 0usize);
-    let image = text.as_ptr();
-    assert_eq!(call!("cuModuleLoadData", (*mut usize, *const c_char), (&mut module, image)), 0);
-    let name = c"twice".as_ptr();
-    let get = call!(
-        "cuModuleGetFunction",
-        (*mut usize, usize, *const c_char),
-        (&mut function, module, name)
-    );
-    assert_eq!(get, 0);
-    function
+    client::function(PTX, "twice")
 }
 
-fn launch(function: usize, stream: usize, mut at: u64, mut n: u32) -> c_int {
-    let params: [*mut c_void; 2] = [(&raw mut at).cast(), (&raw mut n).cast()];
-    call!(
-        "cuLaunchKernel",
-        (usize, u32, u32, u32, u32, u32, u32, u32, usize, *const *mut c_void, usize),
-        (function, 1, 1, 1, 64, 1, 1, 0, stream, params.as_ptr(), 0)
-    )
-}
-
-fn upload(values: &[u32]) -> u64 {
-    let mut at = 0u64;
-    let bytes = size_of_val(values);
-    assert_eq!(call!("cuMemAlloc", (*mut u64, usize), (&mut at, bytes)), 0);
-    let from = values.as_ptr();
-    assert_eq!(call!("cuMemcpyHtoD", (u64, *const u32, usize), (at, from, bytes)), 0);
-    at
-}
-
-fn download(at: u64, count: usize) -> Vec<u32> {
-    let mut values = vec![0u32; count];
-    let to = values.as_mut_ptr();
-    assert_eq!(call!("cuMemcpyDtoH", (*mut u32, u64, usize), (to, at, 4 * count)), 0);
-    values
+fn launch(function: usize, stream: usize, at: u64, n: u32) -> c_int {
+    client::launch(function, stream, 64, &[at, n.into()])
 }
 
 /// One test, since the driver and its sticky errors are the process's.
@@ -196,6 +109,7 @@ fn a_client_s_session() {
     // SAFETY: 64 bytes of pinned memory.
     unsafe { pinned.write(21) };
     assert_eq!(launch(function, 0, pinned as u64, 1), 0);
+    assert_eq!(call!("cuStreamSynchronize", (usize), (0)), 0);
     // SAFETY: as above.
     assert_eq!(unsafe { pinned.read() }, 42);
     assert_eq!(call!("cuMemFreeHost", (*mut u32), (pinned)), 0);
@@ -208,6 +122,7 @@ fn a_client_s_session() {
     assert_eq!(call!("cuEventRecord", (usize, usize), (first, 0)), 0);
     assert_eq!(launch(function, 0, at, 50), 0);
     assert_eq!(call!("cuEventRecord", (usize, usize), (last, 0)), 0);
+    assert_eq!(call!("cuEventSynchronize", (usize), (last)), 0);
     let elapsed = call!("cuEventElapsedTime", (*mut f32, usize, usize), (&mut ms, first, last));
     assert_eq!(elapsed, 0);
     assert!(ms > 0.0);
@@ -236,10 +151,11 @@ fn a_client_s_session() {
     let words = unsafe { std::ffi::CStr::from_ptr(words) };
     assert_eq!(words.to_str().unwrap(), "CUDA_ERROR_ILLEGAL_ADDRESS");
 
-    // A kernel that leaves its memory: the launch succeeds, everything after it reports the error.
+    // A kernel that leaves its memory: the launch succeeds, everything from the next wait on
+    // reports the error.
     assert_eq!(launch(function, 0, 0x10, 1), 0);
+    assert_eq!(call!("cuCtxSynchronize", (usize), (0)), 700);
     let mut more = 0u64;
     assert_eq!(call!("cuMemAlloc", (*mut u64, usize), (&mut more, 16)), 700);
-    assert_eq!(call!("cuCtxSynchronize", (usize), (0)), 700);
     assert_eq!(launch(function, 0, at, 1), 700);
 }

@@ -1,8 +1,10 @@
 //! Two devices: kernels that the host launches one after another, and that wait for one another.
 
-use std::ffi::{CString, c_char, c_int, c_void};
+mod client;
 
-use libloading::Library;
+use std::ffi::c_int;
+
+use client::{call, download, function, launch, start, upload};
 
 const PTX: &str = "
 .version 8.0
@@ -29,59 +31,28 @@ LOOP:
 }
 ";
 
-fn check(code: c_int) {
-    assert_eq!(code, 0);
-}
-
 #[test]
 fn a_kernel_waits_for_one_that_another_device_runs() {
     // SAFETY: the only test of this program, before any other thread.
     unsafe { std::env::set_var("FATHOM_EMULATE_DEVICES", "2") };
-    let folder = std::env::current_exe().unwrap().parent().unwrap().to_owned();
-    let places = [folder.join("libfathom_libcuda.so"), folder.join("../libfathom_libcuda.so")];
-    let path = places.iter().find(|p| p.is_file()).expect("built beside the tests");
-    // SAFETY: our own library, whose initialisers do nothing.
-    let library = unsafe { Library::new(path).unwrap() };
-    macro_rules! call {
-        ($name:literal, ($($type:ty),*), ($($arg:expr),* $(,)?)) => {{
-            type F = unsafe extern "C" fn($($type),*) -> c_int;
-            // SAFETY: the types are those of cuda.h; pointers are to live locals.
-            unsafe { check(library.get::<F>(concat!($name, "\0").as_bytes()).unwrap()($($arg),*)) }
-        }};
-    }
-    call!("cuInit", (u32), (0));
-    let mut count = 0;
-    call!("cuDeviceGetCount", (*mut c_int), (&mut count));
+    start();
+    let (mut count, mut contexts) = (0, [0usize; 2]);
+    assert_eq!(call!("cuDeviceGetCount", (*mut c_int), (&mut count)), 0);
     assert_eq!(count, 2);
-    let text = CString::new(PTX).unwrap();
-    let (mut contexts, mut memory) = ([0usize; 2], 0u64);
     for (device, context) in contexts.iter_mut().enumerate() {
-        call!("cuDevicePrimaryCtxRetain", (*mut usize, c_int), (context, device as c_int));
+        let retain =
+            call!("cuDevicePrimaryCtxRetain", (*mut usize, c_int), (context, device as c_int));
+        assert_eq!(retain, 0);
     }
-    call!("cuCtxSetCurrent", (usize), (contexts[0]));
-    call!("cuMemAlloc_v2", (*mut u64, usize), (&mut memory, 8));
-    call!("cuMemsetD8_v2", (u64, u8, usize), (memory, 0, 8));
-    // The one that waits is launched first.
-    for (device, name) in [(0, c"wait"), (1, c"signal")] {
-        call!("cuCtxSetCurrent", (usize), (contexts[device]));
-        let (mut module, mut function) = (0usize, 0usize);
-        let image = text.as_ptr();
-        call!("cuModuleLoadData", (*mut usize, *const c_char), (&mut module, image));
-        call!(
-            "cuModuleGetFunction",
-            (*mut usize, usize, *const c_char),
-            (&mut function, module, name.as_ptr())
-        );
-        let (mut flag, mut out) = (memory, memory + 4);
-        let params: [*mut c_void; 2] = [(&raw mut flag).cast(), (&raw mut out).cast()];
-        call!(
-            "cuLaunchKernel",
-            (usize, u32, u32, u32, u32, u32, u32, u32, usize, *const *mut c_void, usize),
-            (function, 1, 1, 1, 1, 1, 1, 0, 0, params.as_ptr(), 0)
-        );
+    let memory = upload(&[0; 2]);
+    // The one that waits is launched first, and the host makes calls before the other.
+    for (device, name) in [(0, "wait"), (1, "signal")] {
+        assert_eq!(call!("cuCtxSetCurrent", (usize), (contexts[device])), 0);
+        assert_eq!(launch(function(PTX, name), 0, 1, &[memory, memory + 4]), 0);
+        assert_eq!(call!("cuCtxSetCurrent", (usize), (contexts[1])), 0);
+        let other = upload(&[1, 2, 3]);
+        assert_eq!(download(other, 3), [1, 2, 3]);
     }
-    call!("cuCtxSynchronize", (), ());
-    let mut back = [0u32; 2];
-    call!("cuMemcpyDtoH_v2", (*mut u32, u64, usize), (back.as_mut_ptr(), memory, 8));
-    assert_eq!(back, [42, 42]);
+    assert_eq!(call!("cuCtxSetCurrent", (usize), (contexts[0])), 0);
+    assert_eq!(download(memory, 2), [42, 42]);
 }

@@ -102,7 +102,8 @@ pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported
     let module = &program.ast;
     let reachable = reachable(program, entry);
     check_sizes(program, entry, &reachable)?;
-    let (shared, shared_local, static_end) = lay_out_shared(program, &reachable);
+    let layout = lay_out_shared(program, &reachable);
+    let (shared, shared_local) = (layout.shared, layout.locals);
     let function_of: BTreeMap<u32, u32> =
         reachable.iter().enumerate().map(|(i, &f)| (f as u32, i as u32)).collect();
     let empty = Body::default();
@@ -170,7 +171,8 @@ pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported
         constants: l.constants,
         functions: l.functions,
         function_of: l.function_of,
-        static_shared_bytes: static_end,
+        declared_shared_bytes: layout.declared,
+        static_shared_bytes: layout.dynamic_start,
         local_bytes,
         registers: (pressure + 8).min(most_registers(&module.functions[entry])),
         communicates: l.communicates,
@@ -293,10 +295,17 @@ fn frame(function: &ast::Function) -> FunctionInfo {
     info
 }
 
-type SharedLayout = (BTreeMap<VarId, u32>, BTreeMap<(u32, LocalId), u32>, u32);
+/// Where shared variables lie: of the module, and of functions by their number.
+struct SharedLayout {
+    shared: BTreeMap<VarId, u32>,
+    locals: BTreeMap<(u32, LocalId), u32>,
+    /// Bytes of the variables that have a size.
+    declared: u32,
+    /// Where dynamic shared memory begins: behind them, aligned.
+    dynamic_start: u32,
+}
 
-/// Places the shared variables that the functions name; dynamic shared memory comes last. The
-/// returned end is the static size.
+/// Places the shared variables that the functions name; dynamic shared memory comes last.
 fn lay_out_shared(program: &Program, functions: &[usize]) -> SharedLayout {
     let module = &program.ast;
     // The system's part is the same on every preset.
@@ -346,7 +355,7 @@ fn lay_out_shared(program: &Program, functions: &[usize]) -> SharedLayout {
     let start = end.next_multiple_of(align);
     shared.extend(dynamic.into_iter().map(|v| (v, start)));
     locals.extend(dynamic_locals.into_iter().map(|v| (v, start)));
-    (shared, locals, start - FIRST)
+    SharedLayout { shared, locals, declared: end - FIRST, dynamic_start: start - FIRST }
 }
 
 fn symbols_in(operand: &Operand, f: &mut impl FnMut(&Symbol)) {

@@ -136,8 +136,10 @@ pub struct Code {
     /// Function 0 is the entry; the map from the module's functions is [`Code::function_of`].
     pub functions: Vec<FunctionInfo>,
     pub function_of: std::collections::BTreeMap<u32, u32>,
+    /// Bytes of the shared variables that have a size.
+    pub declared_shared_bytes: u32,
+    /// Where dynamic shared memory begins: behind them, aligned.
     pub static_shared_bytes: u32,
-    /// Largest alignment asked of dynamic shared memory.
     pub local_bytes: u32,
     /// Most 32-bit registers live at once.
     pub registers: u32,

@@ -89,7 +89,7 @@ entry_points! {
         let driver = initialised()?;
         driver.device(device)?;
         // What it kept runs first; its error goes with it.
-        let _ = driver.run_kept();
+        let _ = driver.wait_for_all();
         let context = driver.primary_context(device as usize);
         forget(context)?;
         driver.clear(context);
@@ -148,6 +148,8 @@ entry_points! {
 
     fn cuCtxDestroy_v2(context: Handle) {
         initialised()?.contexts.get(context).map_err(|_| ERROR_INVALID_CONTEXT)?;
+        // What its streams were given is done first; an error of that goes with it.
+        let _ = initialised()?.wait_for_all();
         forget(context)?;
         initialised()?.clear(context);
         initialised()?.contexts.remove(context).map_err(|_| ERROR_INVALID_CONTEXT)?;
@@ -201,12 +203,12 @@ entry_points! {
     fn cuCtxSynchronize() {
         let driver = initialised()?;
         driver.current()?;
-        driver.healthy()
+        driver.wait_for_all()
     }
 
     fn cuCtxSynchronize_v2(context: Handle) {
         of_client(context)?;
-        initialised()?.healthy()
+        initialised()?.wait_for_all()
     }
 
     fn cuCtxRecordEvent(context: Handle, event: Handle) {
@@ -222,8 +224,8 @@ entry_points! {
     fn cuCtxResetPersistingL2Cache() { of_client(0).map(|_| ()) }
 
     fn cuCtxGetStreamPriorityRange(least: *mut i32, greatest: *mut i32) {
-        put(least, 0)?;
-        put(greatest, -5)
+        put(least, super::stream::PRIORITIES.0)?;
+        put(greatest, super::stream::PRIORITIES.1)
     }
 
     fn cuCtxGetLimit(value: *mut usize, limit: u32) {

@@ -52,10 +52,19 @@ fn attribute(p: &Preset, device: i32, which: i32) -> i64 {
         39 => i(Preset::MAX_THREADS_PER_SM),
         75 => i(p.compute_capability[0]),
         76 => i(p.compute_capability[1]),
+        51 => 32,
         78..=80 => 1,
         81 => i(p.shared_bytes_per_sm),
-        87 => 64,
-        88 | 89 | 91 | 99 | 100 | 101 => 1,
+        // FP64 at half the rate of FP32 on the large dies, a 64th on the others.
+        87 => {
+            if p.compute_capability[1] == 0 && p.compute_capability[0] <= 10 {
+                2
+            } else {
+                64
+            }
+        }
+        // Kernels reach pinned, managed and registered host memory, not what `malloc` gave (88).
+        89 | 91 | 99 => 1,
         97 => i(p.shared_bytes_per_block_optin),
         106 => i(Preset::MAX_BLOCKS_PER_SM),
         111 => i(p.shared_bytes_reserved),

@@ -23,7 +23,7 @@ pub(super) fn attribute(callable: &Callable, which: i32) -> R<i32> {
     let chosen = *callable.chosen.lock().expect("no panic holds this lock");
     Ok(match which {
         0 => a.max_threads as i32,
-        1 => a.static_shared_bytes as i32,
+        1 => a.declared_shared_bytes as i32,
         2 => a.const_bytes as i32,
         3 => a.local_bytes as i32,
         4 => a.registers as i32,

@@ -7,6 +7,8 @@ use fathom_emulator::{Function, LaunchConfig};
 use super::entry_points;
 use super::function::most_dynamic_shared;
 use crate::abi::*;
+use crate::operation::{Launch, Operation};
+use crate::program::Callable;
 use crate::state::{R, initialised};
 
 /// What the attributes of a launch say.
@@ -42,7 +44,7 @@ pub(super) unsafe fn attributes(config: &LaunchConfigC) -> (&LaunchConfigC, Attr
 ///
 /// # Safety
 /// `params` has a pointer a parameter, or `extra` a list as cuda.h describes.
-unsafe fn pack(
+pub(super) unsafe fn pack(
     function: &Function,
     params: *const *const u8,
     extra: *const *const c_void,
@@ -104,12 +106,22 @@ unsafe fn launch(
     if i64::from(shape.shared_bytes) > i64::from(most_dynamic_shared(&callable)) {
         return Err(ERROR_INVALID_VALUE);
     }
-    let function = callable.function.clone();
     // SAFETY: the client's pointers.
-    let params = unsafe { pack(&function, params, extra)? };
+    let params = unsafe { pack(&callable.function, params, extra)? };
+    let config = config(&callable, shape, &attributes, params);
+    driver.submit(shape.stream, Operation::Launch(Launch { handle: function, callable, config }))
+}
+
+/// A launch's configuration: where it names no cluster, that which was chosen for the function.
+pub(super) fn config(
+    callable: &Callable,
+    shape: &LaunchConfigC,
+    attributes: &Attributes,
+    params: Vec<u8>,
+) -> LaunchConfig {
     let chosen = *callable.chosen.lock().expect("no panic holds this lock");
     let own_cluster = chosen.cluster.map(|n| n.filter(|n| *n > 0).map_or(1, |n| n as u32));
-    let config = LaunchConfig {
+    LaunchConfig {
         grid: shape.grid,
         block: shape.block,
         cluster: if attributes.cluster == [1; 3] { own_cluster } else { attributes.cluster },
@@ -117,12 +129,16 @@ unsafe fn launch(
         params,
         cooperative: attributes.cooperative,
         pdl: attributes.pdl,
-    };
-    driver.launch(shape.stream, function, config)
+    }
 }
 
 /// The shape of a launch without attributes.
-fn shape(grid: [u32; 3], block: [u32; 3], shared_bytes: u32, stream: Handle) -> LaunchConfigC {
+pub(super) fn shape(
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared_bytes: u32,
+    stream: Handle,
+) -> LaunchConfigC {
     LaunchConfigC { grid, block, shared_bytes, stream, attributes: std::ptr::null(), count: 0 }
 }
 

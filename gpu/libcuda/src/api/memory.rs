@@ -1,127 +1,53 @@
-//! Memory: allocation, pools, pinned and managed host memory, copies and fills.
+//! Memory: allocation, pinned, managed and registered host memory, copies and fills.
 
 use std::alloc::Layout;
 use std::ffi::c_void;
 
 use super::{entry_points, put};
 use crate::abi::*;
-use crate::state::{Driver, R, current_context, driver, initialised};
+use crate::operation::{Fill, Operation};
+use crate::state::{Driver, R, current_context, initialised};
 
-/// One end of a copy.
-#[derive(Clone, Copy)]
-enum Place {
-    /// An address of this process.
-    Host(usize),
-    /// An address of emulated memory.
-    Device(DevicePtr),
+fn copy_on(stream: Handle, copy: Memcpy3d) -> R {
+    initialised()?.submit(stream, Operation::Copy(copy))
 }
 
-use Place::{Device, Host};
-
-impl Place {
-    fn add(self, bytes: usize) -> Place {
-        match self {
-            Host(at) => Host(at + bytes),
-            Device(at) => Device(at + bytes as u64),
-        }
-    }
-}
-
-/// Which end a unified address is: emulated memory where the emulator knows it.
-fn place_of(address: u64) -> Place {
-    let memory = driver().devices[0].memory();
-    match memory.view().find(address) {
-        Some(allocation) if *allocation.kind() != fathom_emulator::memory::Kind::Host => {
-            Device(address)
-        }
-        _ => Host(address as usize),
-    }
-}
-
-/// Copies bytes between any two places.
-fn copy(to: Place, from: Place, bytes: usize) -> R {
-    if bytes == 0 {
-        return Ok(());
-    }
-    let memory = driver().devices[0].memory();
-    let bad = |_| ERROR_INVALID_VALUE;
-    match (to, from) {
-        (Host(to), Host(from)) => {
-            if to == 0 || from == 0 {
-                return Err(ERROR_INVALID_VALUE);
-            }
-            // SAFETY: both ranges are the client's.
-            unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
-            Ok(())
-        }
-        (Host(to), Device(from)) => {
-            if to == 0 {
-                return Err(ERROR_INVALID_VALUE);
-            }
-            // SAFETY: the range is the client's; it may be uninitialised, and is only written.
-            let out = unsafe { std::slice::from_raw_parts_mut(to as *mut u8, bytes) };
-            memory.read(from, out).map_err(bad)
-        }
-        (Device(to), Host(from)) => {
-            if from == 0 {
-                return Err(ERROR_INVALID_VALUE);
-            }
-            // SAFETY: the range is the client's.
-            let data = unsafe { std::slice::from_raw_parts(from as *const u8, bytes) };
-            memory.write(to, data).map_err(bad)
-        }
-        (Device(to), Device(from)) => memory.copy(to, from, bytes as u64).map_err(bad),
-    }
-}
-
-/// Nanoseconds a copy takes on the emulated clock: PCIe towards the host, else device memory.
-fn copy_ns(to: Place, from: Place, bytes: usize) -> u64 {
-    let bytes_per_ns = match (to, from) {
-        (Device(_), Device(_)) => 2000,
-        _ => 50,
-    };
-    bytes as u64 / bytes_per_ns + 1000
-}
-
-fn copy_on(stream: Handle, to: Place, from: Place, bytes: usize) -> R {
+/// A copy that is done when the call returns.
+fn copy_now(copy: Memcpy3d) -> R {
     let driver = initialised()?;
-    let device = driver.current()?;
-    driver.enqueue(stream, move || {
-        driver.devices[device].order_launches();
-        driver.advance(device, copy_ns(to, from, bytes));
-        copy(to, from, bytes)
-    })
+    driver.current()?;
+    // A capture forbids it, and what came before on the default stream goes first.
+    driver.wait_for(0)?;
+    copy_on(0, copy)?;
+    driver.wait_for(0)
 }
 
-fn fill_on(stream: Handle, at: DevicePtr, pattern: &[u8], count: usize) -> R {
-    let driver = initialised()?;
-    let pattern = pattern.to_vec();
-    driver.enqueue(stream, move || match place_of(at) {
-        Device(at) => {
-            let memory = driver.devices[0].memory();
-            memory.fill(at, &pattern, count as u64).map_err(|_| ERROR_INVALID_VALUE)
-        }
-        Host(at) => {
-            for i in 0..count {
-                // SAFETY: pinned or managed memory of the client.
-                unsafe {
-                    let to = (at + i * pattern.len()) as *mut u8;
-                    std::ptr::copy_nonoverlapping(pattern.as_ptr(), to, pattern.len());
-                }
-            }
-            Ok(())
-        }
-    })
+fn row(to: DevicePtr, from: DevicePtr, bytes: usize) -> Memcpy3d {
+    Memcpy3d::row(to, from, bytes)
+}
+
+fn to_host(to: usize, from: DevicePtr, bytes: usize) -> Memcpy3d {
+    Memcpy3d { dst_type: MEMORY_HOST, dst_host: to, ..row(0, from, bytes) }
+}
+
+fn from_host(to: DevicePtr, from: usize, bytes: usize) -> Memcpy3d {
+    Memcpy3d { src_type: MEMORY_HOST, src_host: from, ..row(to, 0, bytes) }
+}
+
+/// Fills one row of `count` elements.
+fn fill_on(stream: Handle, at: DevicePtr, (value, element): (u32, usize), count: usize) -> R {
+    fill_rows(stream, at, element * count, (value, element), (count, 1))
 }
 
 fn fill_rows(
     stream: Handle,
     at: DevicePtr,
     pitch: usize,
-    pattern: &[u8],
+    (value, element): (u32, usize),
     (width, height): (usize, usize),
 ) -> R {
-    (0..height).try_for_each(|row| fill_on(stream, at + (row * pitch) as u64, pattern, width))
+    let fill = Fill { at, pitch, value, element, width, height };
+    initialised()?.submit(stream, Operation::Fill(fill))
 }
 
 /// Pinned host memory, which kernels reach at its own address.
@@ -151,7 +77,7 @@ fn host_free(driver: &Driver, at: usize) -> R<bool> {
     Ok(true)
 }
 
-fn alloc(device: usize, bytes: usize) -> R<DevicePtr> {
+pub(super) fn alloc(device: usize, bytes: usize) -> R<DevicePtr> {
     if bytes == 0 {
         return Err(ERROR_INVALID_VALUE);
     }
@@ -166,60 +92,43 @@ fn alloc(device: usize, bytes: usize) -> R<DevicePtr> {
     Ok(address)
 }
 
-fn free(driver: &Driver, address: DevicePtr) -> R {
-    driver.owners.lock().expect("no panic holds this lock").remove(&address);
-    driver.devices[0].free(address).map_err(|_| ERROR_INVALID_VALUE)
-}
-
-/// The source of a 2-D or 3-D copy, by its memory type.
-fn end(kind: u32, host: usize, device: DevicePtr) -> R<Place> {
-    match kind {
-        MEMORY_HOST => Ok(Host(host)),
-        MEMORY_ARRAY => {
-            driver().name_unsupported("CUDA arrays");
-            Err(ERROR_NOT_SUPPORTED)
-        }
-        _ => Ok(place_of(device)),
-    }
-}
-
+/// A copy of rows as a copy of one slice.
+///
 /// # Safety
 /// `p` is null or the client's description of a copy.
-unsafe fn copy_2d(p: *const Memcpy2d, stream: Handle) -> R {
+unsafe fn rows(p: *const Memcpy2d) -> R<Memcpy3d> {
     if p.is_null() {
         return Err(ERROR_INVALID_VALUE);
     }
     // SAFETY: not null, and the client's.
     let p = unsafe { *p };
-    let to = end(p.dst_type, p.dst_host, p.dst_device)?;
-    let from = end(p.src_type, p.src_host, p.src_device)?;
-    (0..p.height).try_for_each(|row| {
-        let to = to.add((p.dst_y + row) * p.dst_pitch + p.dst_x);
-        let from = from.add((p.src_y + row) * p.src_pitch + p.src_x);
-        copy_on(stream, to, from, p.width)
+    Ok(Memcpy3d {
+        src_x: p.src_x,
+        src_y: p.src_y,
+        src_type: p.src_type,
+        src_host: p.src_host,
+        src_device: p.src_device,
+        src_array: p.src_array,
+        src_pitch: p.src_pitch,
+        dst_x: p.dst_x,
+        dst_y: p.dst_y,
+        dst_type: p.dst_type,
+        dst_host: p.dst_host,
+        dst_device: p.dst_device,
+        dst_array: p.dst_array,
+        dst_pitch: p.dst_pitch,
+        width: p.width,
+        height: p.height,
+        depth: 1,
+        ..Memcpy3d::default()
     })
 }
 
 /// # Safety
 /// `p` is null or the client's description of a copy.
-unsafe fn copy_3d(p: *const Memcpy3d, stream: Handle) -> R {
-    if p.is_null() {
-        return Err(ERROR_INVALID_VALUE);
-    }
-    // SAFETY: not null, and the client's.
-    let p = unsafe { *p };
-    let to = end(p.dst_type, p.dst_host, p.dst_device)?;
-    let from = end(p.src_type, p.src_host, p.src_device)?;
-    for slice in 0..p.depth {
-        for row in 0..p.height {
-            let to_row = (p.dst_z + slice) * p.dst_height + p.dst_y + row;
-            let from_row = (p.src_z + slice) * p.src_height + p.src_y + row;
-            let to = to.add(to_row * p.dst_pitch + p.dst_x);
-            let from = from.add(from_row * p.src_pitch + p.src_x);
-            copy_on(stream, to, from, p.width)?;
-        }
-    }
-    Ok(())
+unsafe fn slices(p: *const Memcpy3d) -> R<Memcpy3d> {
+    // SAFETY: the caller's promise.
+    unsafe { p.as_ref() }.copied().ok_or(ERROR_INVALID_VALUE)
 }
 
 entry_points! {
@@ -266,16 +175,15 @@ entry_points! {
 
     fn cuMemFree_v2(address: DevicePtr) {
         let driver = initialised()?;
-        driver.healthy()?;
+        driver.wait_for_all()?;
         if address == 0 || host_free(driver, address as usize)? {
             return Ok(());
         }
-        free(driver, address)
+        driver.free(address)
     }
 
     fn cuMemFreeAsync(address: DevicePtr, stream: Handle) {
-        let driver = initialised()?;
-        driver.enqueue(stream, move || free(driver, address))
+        initialised()?.submit(stream, Operation::Free(address))
     }
 
     fn cuMemAllocManaged(address: *mut DevicePtr, bytes: usize, flags: u32) {
@@ -294,7 +202,7 @@ entry_points! {
 
     fn cuMemFreeHost(pointer: usize) {
         let driver = initialised()?;
-        driver.run_kept()?;
+        driver.wait_for_all()?;
         if pointer == 0 || host_free(driver, pointer)? {
             Ok(())
         } else {
@@ -314,7 +222,7 @@ entry_points! {
 
     fn cuMemHostUnregister(pointer: usize) {
         let at = (pointer & !3) as u64;
-        initialised()?.run_kept()?;
+        initialised()?.wait_for_all()?;
         initialised()?.devices[0].free(at).map_err(|_| ERROR_INVALID_VALUE)
     }
 
@@ -375,36 +283,34 @@ entry_points! {
         Ok(())
     }
 
-    fn cuMemcpy(to: DevicePtr, from: DevicePtr, bytes: usize) {
-        copy_on(0, place_of(to), place_of(from), bytes)
-    }
+    fn cuMemcpy(to: DevicePtr, from: DevicePtr, bytes: usize) { copy_now(row(to, from, bytes)) }
 
     fn cuMemcpyAsync(to: DevicePtr, from: DevicePtr, bytes: usize, stream: Handle) {
-        copy_on(stream, place_of(to), place_of(from), bytes)
+        copy_on(stream, row(to, from, bytes))
     }
 
     fn cuMemcpyHtoD_v2(to: DevicePtr, from: usize, bytes: usize) {
-        copy_on(0, place_of(to), Host(from), bytes)
+        copy_now(from_host(to, from, bytes))
     }
 
     fn cuMemcpyHtoDAsync_v2(to: DevicePtr, from: usize, bytes: usize, stream: Handle) {
-        copy_on(stream, place_of(to), Host(from), bytes)
+        copy_on(stream, from_host(to, from, bytes))
     }
 
     fn cuMemcpyDtoH_v2(to: usize, from: DevicePtr, bytes: usize) {
-        copy_on(0, Host(to), place_of(from), bytes)
+        copy_now(to_host(to, from, bytes))
     }
 
     fn cuMemcpyDtoHAsync_v2(to: usize, from: DevicePtr, bytes: usize, stream: Handle) {
-        copy_on(stream, Host(to), place_of(from), bytes)
+        copy_on(stream, to_host(to, from, bytes))
     }
 
     fn cuMemcpyDtoD_v2(to: DevicePtr, from: DevicePtr, bytes: usize) {
-        copy_on(0, place_of(to), place_of(from), bytes)
+        copy_now(row(to, from, bytes))
     }
 
     fn cuMemcpyDtoDAsync_v2(to: DevicePtr, from: DevicePtr, bytes: usize, stream: Handle) {
-        copy_on(stream, place_of(to), place_of(from), bytes)
+        copy_on(stream, row(to, from, bytes))
     }
 
     fn cuMemcpyPeer(
@@ -415,7 +321,8 @@ entry_points! {
         bytes: usize,
     ) {
         let _ = (to_context, from_context);
-        copy_on(0, place_of(to), place_of(from), bytes)
+        initialised()?.wait_for_all()?;
+        copy_now(row(to, from, bytes))
     }
 
     fn cuMemcpyPeerAsync(
@@ -427,56 +334,138 @@ entry_points! {
         stream: Handle,
     ) {
         let _ = (to_context, from_context);
-        copy_on(stream, place_of(to), place_of(from), bytes)
+        copy_on(stream, row(to, from, bytes))
     }
 
-    fn cuMemcpy2D_v2(p: *const Memcpy2d) { copy_2d(p, 0) }
+    fn cuMemcpy2D_v2(p: *const Memcpy2d) { copy_now(rows(p)?) }
 
-    fn cuMemcpy2DUnaligned_v2(p: *const Memcpy2d) { copy_2d(p, 0) }
+    fn cuMemcpy2DUnaligned_v2(p: *const Memcpy2d) { copy_now(rows(p)?) }
 
-    fn cuMemcpy2DAsync_v2(p: *const Memcpy2d, stream: Handle) { copy_2d(p, stream) }
+    fn cuMemcpy2DAsync_v2(p: *const Memcpy2d, stream: Handle) { copy_on(stream, rows(p)?) }
 
-    fn cuMemcpy3D_v2(p: *const Memcpy3d) { copy_3d(p, 0) }
+    fn cuMemcpy3D_v2(p: *const Memcpy3d) { copy_now(slices(p)?) }
 
-    fn cuMemcpy3DAsync_v2(p: *const Memcpy3d, stream: Handle) { copy_3d(p, stream) }
+    fn cuMemcpy3DAsync_v2(p: *const Memcpy3d, stream: Handle) { copy_on(stream, slices(p)?) }
 
-    fn cuMemsetD8_v2(at: DevicePtr, value: u8, count: usize) { fill_on(0, at, &[value], count) }
-
-    fn cuMemsetD16_v2(at: DevicePtr, value: u16, count: usize) {
-        fill_on(0, at, &value.to_le_bytes(), count)
+    // `CUDA_MEMCPY3D_PEER` is laid out like `CUDA_MEMCPY3D`, with contexts in reserved places.
+    fn cuMemcpy3DPeer(p: *const Memcpy3d) {
+        initialised()?.wait_for_all()?;
+        copy_now(slices(p)?)
     }
 
-    fn cuMemsetD32_v2(at: DevicePtr, value: u32, count: usize) {
-        fill_on(0, at, &value.to_le_bytes(), count)
+    fn cuMemcpy3DPeerAsync(p: *const Memcpy3d, stream: Handle) { copy_on(stream, slices(p)?) }
+
+    fn cuMemsetD8_v2(at: DevicePtr, value: u8, count: usize) {
+        fill_on(0, at, (value.into(), 1), count)
     }
 
     fn cuMemsetD8Async(at: DevicePtr, value: u8, count: usize, stream: Handle) {
-        fill_on(stream, at, &[value], count)
-    }
-
-    fn cuMemsetD16Async(at: DevicePtr, value: u16, count: usize, stream: Handle) {
-        fill_on(stream, at, &value.to_le_bytes(), count)
-    }
-
-    fn cuMemsetD32Async(at: DevicePtr, value: u32, count: usize, stream: Handle) {
-        fill_on(stream, at, &value.to_le_bytes(), count)
+        fill_on(stream, at, (value.into(), 1), count)
     }
 
     fn cuMemsetD2D8_v2(at: DevicePtr, pitch: usize, value: u8, width: usize, height: usize) {
-        fill_rows(0, at, pitch, &[value], (width, height))
+        fill_rows(0, at, pitch, (value.into(), 1), (width, height))
+    }
+
+    fn cuMemsetD2D8Async(
+        at: DevicePtr,
+        pitch: usize,
+        value: u8,
+        width: usize,
+        height: usize,
+        stream: Handle,
+    ) {
+        fill_rows(stream, at, pitch, (value.into(), 1), (width, height))
+    }
+
+    fn cuMemsetD16_v2(at: DevicePtr, value: u16, count: usize) {
+        fill_on(0, at, (value.into(), 2), count)
+    }
+
+    fn cuMemsetD16Async(at: DevicePtr, value: u16, count: usize, stream: Handle) {
+        fill_on(stream, at, (value.into(), 2), count)
     }
 
     fn cuMemsetD2D16_v2(at: DevicePtr, pitch: usize, value: u16, width: usize, height: usize) {
-        fill_rows(0, at, pitch, &value.to_le_bytes(), (width, height))
+        fill_rows(0, at, pitch, (value.into(), 2), (width, height))
+    }
+
+    fn cuMemsetD2D16Async(
+        at: DevicePtr,
+        pitch: usize,
+        value: u16,
+        width: usize,
+        height: usize,
+        stream: Handle,
+    ) {
+        fill_rows(stream, at, pitch, (value.into(), 2), (width, height))
+    }
+
+    fn cuMemsetD32_v2(at: DevicePtr, value: u32, count: usize) {
+        fill_on(0, at, (value, 4), count)
+    }
+
+    fn cuMemsetD32Async(at: DevicePtr, value: u32, count: usize, stream: Handle) {
+        fill_on(stream, at, (value, 4), count)
     }
 
     fn cuMemsetD2D32_v2(at: DevicePtr, pitch: usize, value: u32, width: usize, height: usize) {
-        fill_rows(0, at, pitch, &value.to_le_bytes(), (width, height))
+        fill_rows(0, at, pitch, (value, 4), (width, height))
+    }
+
+    fn cuMemsetD2D32Async(
+        at: DevicePtr,
+        pitch: usize,
+        value: u32,
+        width: usize,
+        height: usize,
+        stream: Handle,
+    ) {
+        fill_rows(stream, at, pitch, (value, 4), (width, height))
     }
 
     fn cuMemAdvise_v2(at: DevicePtr, bytes: usize, advice: u32, location: u64) {
         let _ = (at, bytes, advice, location);
         Ok(())
+    }
+
+    fn cuMemAdvise(at: DevicePtr, bytes: usize, advice: u32, device: i32) {
+        let _ = (at, bytes, advice, device);
+        Ok(())
+    }
+
+    fn cuMemPrefetchAsync_v2(
+        at: DevicePtr,
+        bytes: usize,
+        location: u64,
+        flags: u32,
+        stream: Handle,
+    ) {
+        let _ = (at, bytes, location, flags);
+        initialised()?.stream(stream).map(|_| ())
+    }
+
+    // Managed memory is memory of the host: nothing was advised or moved.
+    fn cuMemRangeGetAttribute(
+        data: *mut c_void,
+        size: usize,
+        attribute: u32,
+        at: DevicePtr,
+        bytes: usize,
+    ) {
+        let view = initialised()?.devices[0].memory().view();
+        view.locate(at, bytes as u64).ok_or(ERROR_INVALID_VALUE)?;
+        // Neither read-mostly nor of one location: 0, and -2 for `CU_DEVICE_INVALID`.
+        let value = if matches!(attribute, 1 | 5 | 7) { 0i32 } else { -2 };
+        for i in 0..size / 4 {
+            put(data.cast::<i32>().add(i), value)?;
+        }
+        Ok(())
+    }
+
+    fn cuStreamAttachMemAsync(stream: Handle, at: DevicePtr, bytes: usize, flags: u32) {
+        let _ = (at, bytes, flags);
+        initialised()?.stream(stream).map(|_| ())
     }
 
     fn cuMemPrefetchAsync(at: DevicePtr, bytes: usize, device: i32, stream: Handle) {

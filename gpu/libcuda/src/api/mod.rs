@@ -4,11 +4,13 @@
 //! a body that gives `R`. The macro exports it and catches panics at the border; `build.rs` finds
 //! it by its name and adds what is missing from cuda.h (see `lookup`).
 
+mod capture;
 mod context;
 mod device;
 mod export_table;
 mod function;
 mod graph;
+mod graph_node;
 mod launch;
 mod library;
 mod lookup;
@@ -16,6 +18,7 @@ mod memory;
 mod module;
 mod stream;
 mod tensor_map;
+pub(crate) mod user_object;
 
 use std::ffi::{CStr, c_char};
 use std::sync::OnceLock;
