@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use fathom_simulator::schedules::Shape;
+use fathom_schedule::Shape;
 use fathom_simulator::search::{Layout, SearchResult, search};
 
 use crate::output::{self, Outcome};

@@ -166,6 +166,30 @@ fn every_public_function_of_numerics_is_called_by_more_than_tests() {
     assert_none("public functions of numerics that only tests call", &unused);
 }
 
+/// A crate without unsafe code says so, and the compiler holds it to that.
+#[test]
+fn crates_that_need_no_unsafe_forbid_it() {
+    let sources = sources();
+    let mut open = Vec::new();
+    for (root, text) in sources.iter().filter(|(p, _)| {
+        let name = p.file_name().unwrap();
+        let folder = p.parent().unwrap();
+        let of_a_crate = folder.join("Cargo.toml").is_file() || folder.ends_with("src");
+        of_a_crate && (name == "lib.rs" || name == "main.rs")
+    }) {
+        let own = sources.iter().filter(|(p, _)| p.starts_with(root.parent().unwrap()));
+        let mut words = own.flat_map(|(_, text)| {
+            let code = code(text);
+            let words = code.split(|c: char| !c.is_alphanumeric() && c != '_');
+            words.map(str::to_owned).collect::<Vec<_>>()
+        });
+        if !words.any(|word| word == "unsafe") && !text.contains("#![forbid(unsafe_code)]") {
+            open.push(root.display().to_string());
+        }
+    }
+    assert_none("crates without unsafe code that do not forbid it", &open);
+}
+
 /// Every page that a page links to is there, and the book's index names every page.
 #[test]
 fn links_between_pages_hold() {
@@ -237,7 +261,8 @@ fn dependencies_point_one_way() {
         ("fathom-ptx", &[]),
         ("fathom-emulator", &["fathom-config", "fathom-numerics", "fathom-ptx", "fathom-trace"]),
         ("fathom-libcuda", &["fathom-emulator", "fathom-numerics", "fathom-ptx", "fathom-trace"]),
-        ("fathom-simulator", &["fathom-config", "fathom-trace"]),
+        ("fathom-schedule", &[]),
+        ("fathom-simulator", &["fathom-config", "fathom-schedule", "fathom-trace"]),
         (
             "fathom-conformance",
             &[

@@ -7,6 +7,7 @@
 //! a Hugging Face
 //! `file = "config.json"`. Every other key overrides what the preset says.
 
+use fathom_schedule::ScheduleKind;
 use std::path::Path;
 
 use fathom_config::ModelConfig;
@@ -18,7 +19,6 @@ use crate::error::{SimError, read_text};
 use crate::hardware::cluster::Cluster;
 use crate::load::ExpertLoad;
 use crate::reliability::Reliability;
-use crate::schedules::ScheduleKind;
 use crate::search::SearchSpace;
 
 pub(crate) mod limits;

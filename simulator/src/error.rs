@@ -1,5 +1,6 @@
 //! The one error type of the simulator: what is wrong, where, and what to do next.
 
+use fathom_schedule::ScheduleError;
 use std::path::{Path, PathBuf};
 
 use fathom_config::{ConfigError, KeyError};
@@ -35,6 +36,12 @@ pub enum SimError {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl From<ScheduleError> for SimError {
+    fn from(ScheduleError(reason): ScheduleError) -> Self {
+        SimError::Layout(reason)
+    }
 }
 
 impl SimError {

@@ -16,8 +16,7 @@ use crate::lowering::Kernel;
 use crate::memory::{StageParameters, stage_parameters};
 use crate::network::alltoall::{AllToAll, AllToAllModel, Exchange};
 use crate::network::collectives::{Algorithm, Collective, GroupShape, p2p_s, time_s};
-use crate::parallel::{CostModel, PlacedLayer, Placement};
-use crate::schedules::ScheduleKind;
+use crate::parallel::{self, CostModel, PlacedLayer, Placement};
 use crate::times::{LayerKind, LayerTimes, PhaseTimes, StepTimes, TailTimes};
 use crate::workload::{LayerContext, LayerKernels, OpSource, Recorded, dispatch_token_bytes};
 use fathom_config::{ModelConfig, MoeConfig};
@@ -340,17 +339,16 @@ impl FirstPrinciples {
         let dense_group = GroupShape::strided(p.dp * p.cp, p.tp, per_node);
         let ways = (p.dp * p.cp * p.tp / p.ep.max(1)).max(1);
         let expert_group = GroupShape::strided(ways, p.ep, per_node);
-        let two_copies = is_two_way(s.schedule) && placement.ranks > 1;
+        let copies = parallel::geometry(s).copies();
         let mut tail = TailTimes::default();
-        if two_copies {
+        if copies > 1 {
             // Both ranks that hold a stage exchange halves of FP32 gradients; they meet again as
             // parameters.
             let half = (dense + expert) / 2.0;
             tail.grad_reduce_s += p2p_s(&s.cluster, 4.0 * half, false);
             tail.param_gather_s += p2p_s(&s.cluster, 2.0 * half, false);
         }
-        let copies = if two_copies { 2.0 } else { 1.0 };
-        let (dense, expert) = (dense / copies, expert / copies);
+        let (dense, expert) = (dense / copies as f64, expert / copies as f64);
         let sharded = p.zero >= 1;
         let reduce = if sharded { Collective::ReduceScatter } else { Collective::AllReduce };
         tail.grad_reduce_s += collective(reduce, dense_group, 4.0 * dense)
@@ -370,11 +368,6 @@ impl FirstPrinciples {
     }
 }
 
-/// Schedules whose two directions keep two copies of the weights.
-fn is_two_way(kind: ScheduleKind) -> bool {
-    matches!(kind, ScheduleKind::DualPipe | ScheduleKind::Chimera)
-}
-
 impl CostModel for FirstPrinciples {
     fn layer_times(&self, s: &Scenario, layer: PlacedLayer) -> Result<[LayerTimes; 2], SimError> {
         if s.training.precision == Precision::Fp8 && s.cluster.gpu.fp8_flops == 0.0 {
@@ -389,7 +382,6 @@ impl CostModel for FirstPrinciples {
 
     fn frame(&self, s: &Scenario, placement: &Placement) -> StepTimes {
         let ctx = FirstPrinciples::context(s);
-        let (n, ranks) = (placement.stages.len(), placement.ranks);
         let p = &s.parallel;
         // Where pairs overlap, an activation and a gradient leave at once and share the NIC.
         let messages = if s.schedule.overlaps_pairs() { 2.0 } else { 1.0 };
@@ -397,12 +389,12 @@ impl CostModel for FirstPrinciples {
             messages * 2.0 * (ctx.tokens() * s.model.hidden_size as u64) as f64 / p.tp as f64;
         let same_node = p.tp * p.cp * p.dp * 2 <= s.cluster.gpus_per_node;
         let hop = p2p_s(&s.cluster, bytes, same_node);
-        let turns = matches!(s.schedule, ScheduleKind::DualPipeV | ScheduleKind::ZbV);
-        let p2p = (0..n.saturating_sub(1))
-            .map(|b| if ranks == 1 || (turns && b + 1 == ranks) { 0.0 } else { hop })
+        let geometry = parallel::geometry(s);
+        let p2p = (0..geometry.stages.saturating_sub(1))
+            .map(|stage| if geometry.stays(stage) { 0.0 } else { hop })
             .collect();
         let tail =
-            (0..ranks).map(|r| self.tail(s, placement, &held(s.schedule, n, ranks, r))).collect();
+            (0..geometry.ranks).map(|r| self.tail(s, placement, &geometry.held(r))).collect();
         StepTimes {
             stages: Vec::new(),
             tail,
@@ -410,18 +402,5 @@ impl CostModel for FirstPrinciples {
             instruction_overhead_s: self.constants.gap_s,
             expert_load: Vec::new(),
         }
-    }
-}
-
-/// Stages that pipeline rank `r` holds.
-fn held(kind: ScheduleKind, stages: usize, ranks: usize, r: usize) -> Vec<usize> {
-    if is_two_way(kind) && stages > 1 {
-        return vec![r, stages - 1 - r];
-    }
-    match kind {
-        ScheduleKind::DualPipeV | ScheduleKind::ZbV if stages == 2 * ranks => {
-            vec![r, stages - 1 - r]
-        }
-        _ => (r..stages).step_by(ranks.max(1)).collect(),
     }
 }

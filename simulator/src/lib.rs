@@ -8,7 +8,7 @@
 //! 3. the cost side ([`workload`], [`lowering`], [`kernel_time`], [`network`]) fills
 //!    [`times::StepTimes`]: how long each part of each layer takes on the compute or the
 //!    communication stream;
-//! 4. [`schedules`] gives every rank its instruction stream;
+//! 4. `fathom_schedule` gives every rank its instruction stream;
 //! 5. [`events`] plays the streams with those times: when each part ran, and where the time went;
 //! 6. memory, cost, reliability and reports say what that means.
 #![forbid(unsafe_code)]
@@ -30,7 +30,6 @@ pub mod parallel;
 pub mod perfetto;
 pub mod reliability;
 pub mod report;
-pub mod schedules;
 pub mod search;
 pub mod step;
 pub mod times;

@@ -144,7 +144,7 @@ impl Layer<'_> {
                 self.memory_kernel(r, "", moved as f64, MemoryClass::Stream, 1);
             }
             OpClass::Scatter => {
-                let moved = r.inputs.first().map_or(0, |x| x.bytes() + 8 * elements(x));
+                let moved = r.inputs.first().map_or(0, |x| x.bytes() + 8 * x.elements());
                 self.memory_kernel(r, "", moved as f64, MemoryClass::Stream, 1);
             }
             OpClass::Rotation => {
@@ -432,10 +432,6 @@ impl Layer<'_> {
         let again: Vec<Kernel> = self.kernels.iter().filter(again).cloned().collect();
         self.kernels.extend(again.into_iter().map(|k| Kernel { phase: Phase::B, ..k }));
     }
-}
-
-fn elements(t: &TensorMeta) -> u64 {
-    t.shape.iter().map(|&n| n as u64).product()
 }
 
 /// Tokens, a rank's share of the vocabulary, hidden size.

@@ -7,12 +7,12 @@
 //! Megatron-LM's mixed precision in BF16; what is kept for backward is listed in
 //! [`activation_bytes_per_token`].
 
+use fathom_schedule::{Op, Schedule};
 use serde::Serialize;
 
 use crate::config::{Precision, Recompute, Scenario};
 use crate::events::StepOutcome;
-use crate::parallel::{PlacedLayer, Placement};
-use crate::schedules::{Op, Schedule, Shape};
+use crate::parallel::{PlacedLayer, Placement, geometry};
 use crate::times::LayerKind;
 use fathom_config::AttentionConfig;
 
@@ -123,7 +123,7 @@ fn advice(s: &Scenario, most: &str) -> String {
             Recompute::Full => "a larger tp or cp".into(),
         },
         "optimizer" if p.zero == 0 => "zero = 1".into(),
-        _ if s.schedule.shape() == Shape::TwoWay => {
+        _ if geometry(s).copies() > 1 => {
             "dualpipev (one copy of the weights), or a larger ep, tp or pp".into()
         }
         _ => "a larger ep, tp or pp".into(),
@@ -258,15 +258,14 @@ pub fn standing(
     let p = &s.parallel;
     let fp8 = s.training.precision == Precision::Fp8;
     let mut own = StageParameters::default();
-    for dir in 0..schedule.dirs() as u8 {
-        let stage = stage_parameters(s, &placement.stages[schedule.stage(rank, dir)]);
+    let stages = schedule.geometry.held(rank);
+    for &stage in &stages {
+        let stage = stage_parameters(s, &placement.stages[stage]);
         own.dense += stage.dense;
         own.experts += stage.experts;
     }
     // A prediction module needs the embedding: the rank that also holds stage 0 has it.
-    let stages: Vec<usize> =
-        (0..schedule.dirs() as u8).map(|dir| schedule.stage(rank, dir)).collect();
-    let deepest = stages.contains(&(schedule.stages - 1));
+    let deepest = stages.contains(&(schedule.geometry.stages - 1));
     if s.model.mtp_depth > 0 && deepest && !stages.contains(&0) {
         own.dense += (s.model.vocab_size * s.model.hidden_size) as f64 / p.tp as f64;
     }
@@ -320,7 +319,7 @@ pub fn memory(
     };
     let rank_memory = |(rank, ops): (usize, &Vec<Op>)| {
         let mut now = standing(s, placement, schedule, rank);
-        let of = |dir: u8| chunk[schedule.stage(rank, dir)];
+        let of = |dir: u8| chunk[schedule.geometry.stage(rank, dir)];
         let spans = step.ranks.get(rank).map_or(&[][..], |r| &r.instructions);
         let mut over_time = Vec::new();
         let mut peak = now;

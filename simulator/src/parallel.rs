@@ -1,8 +1,9 @@
 //! Which layers a pipeline stage holds, and which layouts are legal.
 
+use fathom_schedule::{Geometry, Schedule, ScheduleShape, Shape};
+
 use crate::config::{Precision, Scenario, limits};
 use crate::error::SimError;
-use crate::schedules::{Schedule, ScheduleShape, Shape};
 use crate::times::{LayerKind, LayerTimes, StageTimes, StepTimes};
 use fathom_config::AttentionConfig;
 
@@ -93,19 +94,20 @@ impl LayerTable {
     }
 }
 
+/// Where a scenario's pipeline stages lie.
+pub fn geometry(scenario: &Scenario) -> Geometry {
+    let (ranks, interleave) = (scenario.parallel.pp as usize, scenario.interleave as usize);
+    Geometry::of_ranks(scenario.schedule.shape(), ranks, interleave)
+}
+
 /// Pipeline stages of a scenario: its ranks, times the stages a rank holds.
 pub fn stages(scenario: &Scenario) -> usize {
-    let pp = scenario.parallel.pp as usize;
-    match scenario.schedule.shape() {
-        Shape::Line | Shape::TwoWay => pp,
-        Shape::Loop => pp * scenario.interleave as usize,
-        Shape::V => 2 * pp,
-    }
+    geometry(scenario).stages
 }
 
 /// The pipeline's instruction streams; refuses what the schedule cannot run.
 pub fn schedule(scenario: &Scenario) -> Result<Schedule, SimError> {
-    Schedule::new(scenario.schedule, schedule_shape(scenario))
+    Ok(Schedule::new(scenario.schedule, schedule_shape(scenario))?)
 }
 
 /// Stages and micro-batches of a scenario's pipeline.
@@ -259,27 +261,19 @@ fn stage_layers(scenario: &Scenario, w: LayerWeights) -> Result<Vec<u64>, SimErr
         }
         return Ok(given.clone());
     }
-    let ranks = scenario.parallel.pp as usize;
-    let partner = |stage: usize| -> Vec<usize> {
-        match scenario.schedule.shape() {
-            Shape::Line => vec![stage],
-            Shape::Loop => (0..n).filter(|s| s % ranks == stage % ranks).collect(),
-            Shape::V | Shape::TwoWay if stage == n - 1 - stage => vec![stage],
-            Shape::V | Shape::TwoWay => vec![stage, n - 1 - stage],
-        }
-    };
+    let geometry = geometry(scenario);
     let mut layers = vec![1u64; n];
     let mut work = vec![w.layer; n];
     work[n - 1] += w.head + w.mtp * scenario.model.mtp_depth as f64;
     let mut rank_work: Vec<f64> =
-        (0..n).map(|s| partner(s).iter().map(|&q| work[q]).sum()).collect();
+        (0..n).map(|s| geometry.partners(s).iter().map(|&q| work[q]).sum()).collect();
     for _ in 0..total - n as u64 {
         let key = |s: &usize| (rank_work[*s], work[*s], *s);
         let order = |a: &usize, b: &usize| key(a).partial_cmp(&key(b)).expect("work is finite");
         let best = (0..n).min_by(order).expect("at least one stage");
         layers[best] += 1;
         work[best] += w.layer;
-        for q in partner(best) {
+        for q in geometry.partners(best) {
             rank_work[q] += w.layer;
         }
     }

@@ -6,11 +6,11 @@
 //! (`s`, `f`). Times are microseconds. Written by hand: no value needs escaping, and a trace has
 //! 10^5 events.
 
+use fathom_schedule::draw::op_text;
+use fathom_schedule::{Chunk, Op};
 use std::io::{self, Write};
 
 use crate::events::{Event, part_name};
-use crate::schedules::draw::op_text;
-use crate::schedules::{Chunk, Op};
 use crate::step::Simulation;
 
 /// Threads of a rank's process.
@@ -120,7 +120,7 @@ fn part(out: &mut dyn Write, e: &Event) -> io::Result<()> {
 /// An arrow for every activation and gradient that goes to another rank.
 fn flows(sim: &Simulation, out: &mut dyn Write) -> io::Result<()> {
     let s = &sim.schedule;
-    let (dirs, mbs) = (s.dirs(), s.micro_batches_per_dir());
+    let (dirs, mbs) = (s.geometry.dirs(), s.micro_batches_per_dir());
     let slot = |rank: usize, c: Chunk| (rank * dirs + c.dir as usize) * mbs + c.mb as usize;
     // Where each chunk's forward and backward end.
     let mut sent = [vec![0.0; s.ranks.len() * dirs * mbs], vec![0.0; s.ranks.len() * dirs * mbs]];
@@ -137,8 +137,14 @@ fn flows(sim: &Simulation, out: &mut dyn Write) -> io::Result<()> {
     for (rank, ops) in s.ranks.iter().enumerate() {
         for (&op, &(start, _)) in ops.iter().zip(&sim.outcome.ranks[rank].instructions) {
             let arrivals = [
-                ("activation", op.forward().and_then(|c| Some((c, s.shallower(rank, c.dir)?)))),
-                ("gradient", op.backward().and_then(|c| Some((c, s.deeper(rank, c.dir)?)))),
+                (
+                    "activation",
+                    op.forward().and_then(|c| Some((c, s.geometry.shallower(rank, c.dir)?))),
+                ),
+                (
+                    "gradient",
+                    op.backward().and_then(|c| Some((c, s.geometry.deeper(rank, c.dir)?))),
+                ),
             ];
             for (which, (name, arrival)) in arrivals.into_iter().enumerate() {
                 let Some((chunk, (from, dir))) = arrival.filter(|(_, (from, _))| *from != rank)

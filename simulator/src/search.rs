@@ -9,6 +9,7 @@
 //! Pareto front of throughput, memory and cost, the same whether pruned or not and whatever the
 //! number of threads.
 
+use fathom_schedule::{Schedule, ScheduleKind, Shape};
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
@@ -20,7 +21,6 @@ use crate::events::{Detail, StepOutcome, play};
 use crate::load::{self, RoutingTrace};
 use crate::memory::{memory, standing};
 use crate::parallel::{CostModel, LayerTable, Placement, check, place, schedule, schedule_shape};
-use crate::schedules::{Schedule, ScheduleKind, Shape};
 use crate::step::report;
 use crate::times::{LayerTimes, StepTimes};
 
@@ -286,7 +286,7 @@ fn is_legal(s: &Scenario) -> bool {
 /// Why the first combination is refused.
 fn first_reason(base: &Scenario) -> String {
     match check(base)
-        .and_then(|()| Schedule::empty(base.schedule, schedule_shape(base)).map(|_| ()))
+        .and_then(|()| Ok(Schedule::empty(base.schedule, schedule_shape(base)).map(|_| ())?))
     {
         Err(e) => format!("the scenario itself: {e}"),
         Ok(()) => "widen the lists of [search]".into(),
@@ -348,8 +348,8 @@ fn rank_bound(
         [l.forward, l.backward, l.weight].iter().map(|x| x.attention_s + x.mlp_s).sum()
     };
     let mut seconds = frame.tail[rank].grad_reduce_s;
-    for dir in 0..shell.dirs() as u8 {
-        let layers = p.stages[shell.stage(rank, dir)].iter().map(|l| {
+    for dir in 0..shell.geometry.dirs() as u8 {
+        let layers = p.stages[shell.geometry.stage(rank, dir)].iter().map(|l| {
             let [alone, overlapped] = t.of(l.kind);
             if shell.kind.overlaps_pairs() {
                 compute(alone).min(compute(overlapped))

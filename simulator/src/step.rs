@@ -1,5 +1,6 @@
 //! A training step from a scenario: place, cost, schedule, play, and say what it means.
 
+use fathom_schedule::Schedule;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -12,7 +13,6 @@ use crate::load::{self, RoutingTrace};
 use crate::memory::{Memory, memory};
 use crate::parallel::{CostModel, LayerTable, Placement, check, place, schedule};
 use crate::reliability::{Goodput, goodput};
-use crate::schedules::Schedule;
 use crate::times::StepTimes;
 
 /// The numbers of a step, with the keys of `--json`.

@@ -1,9 +1,9 @@
 //! The event engine: hand-worked chunks, agreement with the chunk-level player, conservation,
 //! causality, monotony.
 
+use fathom_schedule::timeline::{self, ChunkDurations};
+use fathom_schedule::{Op, Schedule, ScheduleKind, ScheduleShape, Shape};
 use fathom_simulator::events::{Detail, StepOutcome, chunk, play};
-use fathom_simulator::schedules::timeline::{self, ChunkDurations};
-use fathom_simulator::schedules::{Op, Schedule, ScheduleKind, ScheduleShape, Shape};
 use fathom_simulator::times::{
     LayerKind, LayerTimes, PhaseTimes, StageTimes, StepTimes, TailTimes,
 };
@@ -19,9 +19,12 @@ fn layer(f: PhaseTimes, b: PhaseTimes, w: PhaseTimes) -> LayerTimes {
 
 fn uniform(layers: Vec<LayerTimes>, schedule: &Schedule) -> StepTimes {
     StepTimes {
-        stages: vec![StageTimes { alone: layers.clone(), overlapped: layers }; schedule.stages],
+        stages: vec![
+            StageTimes { alone: layers.clone(), overlapped: layers };
+            schedule.geometry.stages
+        ],
         tail: vec![TailTimes::default(); schedule.ranks.len()],
-        p2p_s: vec![0.0; schedule.stages - 1],
+        p2p_s: vec![0.0; schedule.geometry.stages - 1],
         instruction_overhead_s: 0.0,
         expert_load: Vec::new(),
     }
@@ -214,13 +217,13 @@ proptest! {
         for (rank, ops) in schedule.ranks.iter().enumerate() {
             for (i, op) in ops.iter().enumerate() {
                 let start = step.ranks[rank].instructions[i].0;
-                if let Some(f) = op.forward() && let Some((from, dir)) = schedule.shallower(rank, f.dir) {
+                if let Some(f) = op.forward() && let Some((from, dir)) = schedule.geometry.shallower(rank, f.dir) {
                     let sent = span(from, &|o| o.forward().is_some_and(|c| (c.dir, c.mb) == (dir, f.mb))).1;
-                    prop_assert!(start >= sent + times.p2p_s[schedule.stage(from, dir)]);
+                    prop_assert!(start >= sent + times.p2p_s[schedule.geometry.stage(from, dir)]);
                 }
-                if let Some(b) = op.backward() && let Some((from, dir)) = schedule.deeper(rank, b.dir) {
+                if let Some(b) = op.backward() && let Some((from, dir)) = schedule.geometry.deeper(rank, b.dir) {
                     let sent = span(from, &|o| o.backward().is_some_and(|c| (c.dir, c.mb) == (dir, b.mb))).1;
-                    prop_assert!(start >= sent + times.p2p_s[schedule.stage(rank, b.dir)]);
+                    prop_assert!(start >= sent + times.p2p_s[schedule.geometry.stage(rank, b.dir)]);
                 }
             }
         }

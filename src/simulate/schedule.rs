@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use fathom_simulator::schedules::compare::{self, Row};
-use fathom_simulator::schedules::timeline::{ChunkDurations, Timeline, play};
-use fathom_simulator::schedules::{Schedule, ScheduleKind, ScheduleShape, draw};
+use fathom_schedule::compare::{self, Row};
+use fathom_schedule::timeline::{ChunkDurations, Timeline, play};
+use fathom_schedule::{Schedule, ScheduleKind, ScheduleShape, draw};
 
 use crate::output::{self, Outcome};
 

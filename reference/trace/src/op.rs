@@ -157,9 +157,14 @@ pub struct TensorMeta {
 }
 
 impl TensorMeta {
+    /// Number of elements.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().map(|&d| d as u64).product()
+    }
+
     /// Bytes of the dense tensor.
     pub fn bytes(&self) -> u64 {
-        self.shape.iter().map(|&d| d as u64).product::<u64>() * self.dtype.size() as u64
+        self.elements() * self.dtype.size() as u64
     }
 }
 

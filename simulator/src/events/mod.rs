@@ -11,11 +11,11 @@
 
 pub mod chunk;
 
+use fathom_schedule::check::{Fault, check};
+use fathom_schedule::{Chunk, Op, Schedule};
 use fathom_trace::{Component, Phase};
 use serde::Serialize;
 
-use crate::schedules::check::{Fault, check};
-use crate::schedules::{Chunk, Op, Schedule, Shape};
 use crate::times::{LayerTimes, StageTimes, StepTimes, TailTimes};
 use chunk::{ChunkTime, PartSpan, Side};
 
@@ -139,9 +139,13 @@ pub fn play_in_order(
     times: &StepTimes,
     detail: Detail,
 ) -> StepOutcome {
-    assert_eq!(times.stages.len(), schedule.stages, "an entry a stage");
+    assert_eq!(times.stages.len(), schedule.geometry.stages, "an entry a stage");
     assert_eq!(times.tail.len(), schedule.ranks.len(), "a tail a rank");
-    assert_eq!(times.p2p_s.len() + 1, schedule.stages.max(1), "an entry a boundary between stages");
+    assert_eq!(
+        times.p2p_s.len() + 1,
+        schedule.geometry.stages.max(1),
+        "an entry a boundary between stages"
+    );
     let mut engine = Engine::new(schedule, times, detail);
     for &(rank, index) in order {
         engine.instruction(rank as usize, index as usize);
@@ -173,7 +177,7 @@ struct Engine<'a> {
 impl<'a> Engine<'a> {
     fn new(schedule: &'a Schedule, times: &'a StepTimes, detail: Detail) -> Self {
         let (ranks, dirs, mbs) =
-            (schedule.ranks.len(), schedule.dirs(), schedule.micro_batches_per_dir());
+            (schedule.ranks.len(), schedule.geometry.dirs(), schedule.micro_batches_per_dir());
         let mut first_layer = vec![0];
         for stage in &times.stages {
             assert_eq!(
@@ -219,28 +223,23 @@ impl<'a> Engine<'a> {
 
     /// Micro-batch of the step.
     fn micro_batch(&self, chunk: Chunk) -> usize {
-        let base = if self.schedule.kind.shape() == Shape::TwoWay {
-            chunk.dir as usize * self.mbs
-        } else {
-            0
-        };
-        base + chunk.mb as usize
+        self.schedule.micro_batch(chunk)
     }
 
     /// When the inputs of an op are there.
     fn inputs_at(&mut self, rank: usize, op: Op) -> f64 {
         let mut at = 0.0f64;
         if let Some(f) = op.forward()
-            && let Some((from, dir)) = self.schedule.shallower(rank, f.dir)
+            && let Some((from, dir)) = self.schedule.geometry.shallower(rank, f.dir)
         {
-            let boundary = self.schedule.stage(from, dir);
+            let boundary = self.schedule.geometry.stage(from, dir);
             at = at.max(self.forward_end[self.slot(from, dir, f.mb)] + self.times.p2p_s[boundary]);
             self.out.events += 1;
         }
         if let Some(b) = op.backward()
-            && let Some((from, dir)) = self.schedule.deeper(rank, b.dir)
+            && let Some((from, dir)) = self.schedule.geometry.deeper(rank, b.dir)
         {
-            let boundary = self.schedule.stage(rank, b.dir);
+            let boundary = self.schedule.geometry.stage(rank, b.dir);
             at = at.max(self.backward_end[self.slot(from, dir, b.mb)] + self.times.p2p_s[boundary]);
             self.out.events += 1;
         }
@@ -286,7 +285,7 @@ impl<'a> Engine<'a> {
             return known;
         }
         let (schedule, times) = (self.schedule, self.times);
-        let stage_of = |c: Chunk| schedule.stage(rank, c.dir);
+        let stage_of = |c: Chunk| schedule.geometry.stage(rank, c.dir);
         let (f, b) = (op.forward(), op.backward().or(op.weight()));
         self.load_f.clear();
         self.load_b.clear();
@@ -353,16 +352,11 @@ impl<'a> Engine<'a> {
             let chunk =
                 if part.phase == Phase::F { op.forward() } else { op.backward().or(op.weight()) };
             let chunk = chunk.expect("a part belongs to one of the op's chunks");
-            let base = if self.schedule.kind.shape() == Shape::TwoWay {
-                chunk.dir as usize * self.mbs
-            } else {
-                0
-            };
             self.out.parts.push(Event {
                 rank: rank as u32,
                 instruction: index as u32,
-                stage: self.schedule.stage(rank, chunk.dir) as u32,
-                micro_batch: (base + chunk.mb as usize) as u32,
+                stage: self.schedule.geometry.stage(rank, chunk.dir) as u32,
+                micro_batch: self.schedule.micro_batch(chunk) as u32,
                 part: PartSpan { start_s: start + part.start_s, end_s: start + part.end_s, ..part },
             });
         }

@@ -1,6 +1,8 @@
 //! A step as one self-contained HTML page: the numbers as JSON inside `page.html`, which draws
 //! them.
 
+use fathom_schedule::Op;
+use fathom_schedule::draw::op_text;
 use serde::Serialize;
 
 use super::sensitivity::{Input, Wish, inputs, wishes};
@@ -8,8 +10,6 @@ use crate::error::SimError;
 use crate::memory::Categories;
 use crate::network::topology;
 use crate::parallel::CostModel;
-use crate::schedules::Op;
-use crate::schedules::draw::op_text;
 use crate::step::{Simulation, StepReport};
 
 const TEMPLATE: &str = include_str!("page.html");

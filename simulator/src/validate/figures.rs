@@ -1,15 +1,16 @@
 //! Figures that follow from shapes and counts: parameters, FLOPs, KV cache, networks, bounds.
 
+use fathom_schedule::ScheduleKind;
+use fathom_schedule::compare::bubble_formula;
+use fathom_schedule::timeline::{ChunkDurations, play};
+use fathom_schedule::{Schedule, ScheduleShape};
+
 use super::Row;
 use crate::error::SimError;
 use crate::first_principles::FirstPrinciples;
 use crate::hardware::cluster::TopologyKind;
 use crate::network::collectives::decode_all_to_all_s;
 use crate::network::topology::{NetworkPrices, largest};
-use crate::schedules::ScheduleKind;
-use crate::schedules::compare::bubble_formula;
-use crate::schedules::timeline::{ChunkDurations, play};
-use crate::schedules::{Schedule, ScheduleShape};
 use fathom_config::ModelConfig;
 
 const MODEL: &str = "Model";

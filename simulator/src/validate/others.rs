@@ -1,12 +1,13 @@
 //! Public results of other models and GPUs, none of which was fitted.
 
+use fathom_schedule::ScheduleKind;
+
 use super::Row;
 use crate::config::{Parallel, Precision, Recompute, Scenario, Training};
 use crate::error::SimError;
 use crate::events::Detail;
 use crate::first_principles::FirstPrinciples;
 use crate::hardware;
-use crate::schedules::ScheduleKind;
 use crate::step::{StepReport, simulate};
 use fathom_config::{AttentionConfig, ModelConfig};
 

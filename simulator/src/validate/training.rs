@@ -1,5 +1,7 @@
 //! Training of DeepSeek-V3: the profiled chunk, the step, the whole run.
 
+use fathom_schedule::ScheduleKind;
+
 use super::{Role, Row};
 use fathom_config::ModelConfig;
 
@@ -10,7 +12,6 @@ use crate::events::Detail;
 use crate::first_principles::FirstPrinciples;
 use crate::hardware;
 use crate::network::collectives::decode_all_to_all_s;
-use crate::schedules::ScheduleKind;
 use crate::step::{StepReport, simulate};
 use crate::times::LayerKind;
 

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Chunk, Op, Schedule};
+use crate::{Chunk, Op, Schedule};
 
 /// Why a schedule cannot be executed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -73,7 +73,7 @@ fn check_counts(schedule: &Schedule, rank: usize) -> Result<(), Fault> {
     let parts: [(&'static str, PartOf); 3] =
         [("forward", Op::forward), ("backward", Op::backward), ("weight gradient", Op::weight)];
     for (part, of) in parts {
-        let mut counts = vec![0usize; schedule.dirs() * mbs];
+        let mut counts = vec![0usize; schedule.geometry.dirs() * mbs];
         for chunk in schedule.ranks[rank].iter().filter_map(|&op| of(op)) {
             match counts.get_mut(chunk.dir as usize * mbs + chunk.mb as usize) {
                 Some(count) if (chunk.mb as usize) < mbs => *count += 1,
@@ -121,7 +121,7 @@ impl Done {
     /// What `op` still waits for, if anything: `(rank, part, chunk)`.
     fn blocker(&self, s: &Schedule, rank: usize, op: Op) -> Option<(usize, &'static str, Chunk)> {
         if let Some(f) = op.forward()
-            && let Some((from, dir)) = s.shallower(rank, f.dir)
+            && let Some((from, dir)) = s.geometry.shallower(rank, f.dir)
         {
             let needed = Chunk { dir, mb: f.mb };
             if !self.forward[self.slot(from, needed)] {
@@ -132,7 +132,7 @@ impl Done {
         if !self.forward[self.slot(rank, b)] {
             return Some((rank, "F", b));
         }
-        let (from, dir) = s.deeper(rank, b.dir)?;
+        let (from, dir) = s.geometry.deeper(rank, b.dir)?;
         let needed = Chunk { dir, mb: b.mb };
         (!self.backward[self.slot(from, needed)]).then_some((from, "B", needed))
     }
@@ -140,7 +140,7 @@ impl Done {
 
 /// Executes the streams without a clock: each rank runs on until an op lacks an input.
 fn order(s: &Schedule) -> Result<Vec<(u32, u32)>, Fault> {
-    let (ranks, dirs, mbs) = (s.ranks.len(), s.dirs(), s.micro_batches_per_dir());
+    let (ranks, dirs, mbs) = (s.ranks.len(), s.geometry.dirs(), s.micro_batches_per_dir());
     let slots = ranks * dirs * mbs;
     let mut done = Done { mbs, dirs, forward: vec![false; slots], backward: vec![false; slots] };
     let mut next = vec![0usize; ranks];
@@ -164,12 +164,12 @@ fn order(s: &Schedule) -> Result<Vec<(u32, u32)>, Fault> {
             if let Some(f) = op.forward() {
                 let slot = done.slot(rank, f);
                 done.forward[slot] = true;
-                wake(s.deeper(rank, f.dir));
+                wake(s.geometry.deeper(rank, f.dir));
             }
             if let Some(b) = op.backward() {
                 let slot = done.slot(rank, b);
                 done.backward[slot] = true;
-                wake(s.shallower(rank, b.dir));
+                wake(s.geometry.shallower(rank, b.dir));
             }
             order.push((rank as u32, next[rank] as u32));
             next[rank] += 1;

@@ -1,22 +1,24 @@
 //! Pipeline schedules as explicit instruction streams, one list a rank.
 //!
 //! One file a schedule, each straight-line code with its phases titled; `Stream` is the pen they
-//! write with. [`check`]
-//! proves a stream executable, [`timeline`] plays it with chunk durations, [`compare`] sets all
-//! kinds side by side,
-//! [`draw`] draws. The event engine (`crate::events`) plays the same streams with the times of
-//! every layer's parts.
+//! write with. [`Geometry`] says which stages a rank holds and where a micro-batch goes next,
+//! [`check`] proves a stream executable, [`timeline`] plays it with chunk durations, [`compare`]
+//! sets all kinds side by side, [`draw`] draws. The simulator plays the same streams with the times
+//! of every layer's parts, and the trainer executes them: this room knows neither.
+//!
+//! To add a schedule: copy a neighbour's file, add its kind to [`ScheduleKind`] and write what does
+//! not compile without it.
+#![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
 
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 
-use crate::error::SimError;
-
 mod chimera;
 mod dualpipe;
 mod dualpipev;
+mod geometry;
 mod gpipe;
 mod interleaved;
 mod one_f_one_b;
@@ -27,6 +29,8 @@ pub mod check;
 pub mod compare;
 pub mod draw;
 pub mod timeline;
+
+pub use geometry::{Geometry, Shape};
 
 /// The schedules that can be simulated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -102,23 +106,30 @@ impl ScheduleKind {
 
     /// Whether the schedule pairs a forward with a backward chunk to overlap their communication.
     pub fn overlaps_pairs(self) -> bool {
-        matches!(self, ScheduleKind::DualPipe | ScheduleKind::DualPipeV)
+        match self {
+            ScheduleKind::DualPipe | ScheduleKind::DualPipeV => true,
+            ScheduleKind::GPipe
+            | ScheduleKind::OneFOneB
+            | ScheduleKind::Interleaved
+            | ScheduleKind::Zb1p
+            | ScheduleKind::ZbV
+            | ScheduleKind::Chimera => false,
+        }
     }
-}
 
-/// How pipeline stages lie on ranks, and what `dir` means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shape {
-    /// Rank `r` holds stage `r`; `dir` is 0.
-    Line,
-    /// Rank `r` of `n` holds stages `r + n * dir`.
-    Loop,
-    /// Rank `r` of `P/2` holds stage `r` (`dir` 0, down the V) and stage `P-1-r` (`dir` 1, up); a
-    /// micro-batch passes both.
-    V,
-    /// Rank `r` of `P` holds stage `r` for micro-batches of direction 0 and stage `P-1-r` for those
-    /// of direction 1.
-    TwoWay,
+    /// The fewest micro-batches with which the streams of `stages` stages close.
+    fn fewest_micro_batches(self, stages: usize) -> (usize, &'static str) {
+        match self {
+            ScheduleKind::DualPipe => (2 * stages, "2P"),
+            ScheduleKind::DualPipeV => (stages, "P"),
+            ScheduleKind::GPipe
+            | ScheduleKind::OneFOneB
+            | ScheduleKind::Interleaved
+            | ScheduleKind::Zb1p
+            | ScheduleKind::ZbV
+            | ScheduleKind::Chimera => (1, "1"),
+        }
+    }
 }
 
 /// A micro-batch on one of a rank's stages.
@@ -218,6 +229,11 @@ pub struct ScheduleShape {
     pub interleave: usize,
 }
 
+/// Sizes with which a schedule cannot be built; the sentence gives the reason.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ScheduleError(pub String);
+
 /// The instruction streams of all ranks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Schedule {
@@ -226,18 +242,20 @@ pub struct Schedule {
     /// Which schedule this is.
     #[serde(skip)]
     pub kind: ScheduleKind,
-    /// Pipeline stages.
+    /// Where its stages lie.
     #[serde(skip)]
-    pub stages: usize,
+    pub geometry: Geometry,
     /// Micro-batches of the step, both directions together.
     #[serde(skip)]
     pub micro_batches: usize,
 }
 
 impl Schedule {
-    /// Builds the streams of `kind`; an illegal number of stages or micro-batches is refused with
-    /// the reason.
-    pub fn new(kind: ScheduleKind, shape: ScheduleShape) -> Result<Self, SimError> {
+    /// Builds the streams of `kind`.
+    ///
+    /// # Errors
+    /// [`ScheduleError`] for an illegal number of stages or micro-batches, with the reason.
+    pub fn new(kind: ScheduleKind, shape: ScheduleShape) -> Result<Self, ScheduleError> {
         let mut schedule = Self::empty(kind, shape)?;
         let (p, n, m) = (shape.stages, schedule.ranks.len(), shape.micro_batches);
         for (r, ops) in schedule.ranks.iter_mut().enumerate() {
@@ -256,99 +274,56 @@ impl Schedule {
     }
 
     /// The schedule without its instructions: its legality, and which stage lies where.
-    pub fn empty(kind: ScheduleKind, shape: ScheduleShape) -> Result<Self, SimError> {
-        let ScheduleShape { stages, micro_batches, interleave } = shape;
-        let (p, m) = (stages, micro_batches);
+    ///
+    /// # Errors
+    /// As [`Schedule::new`].
+    pub fn empty(kind: ScheduleKind, shape: ScheduleShape) -> Result<Self, ScheduleError> {
+        let ScheduleShape { stages: p, micro_batches: m, interleave } = shape;
         let legal = |ok: bool, rule: &str| {
             let what = format!("{} with {p} stages, {m} micro-batches", kind.name());
-            if ok { Ok(()) } else { Err(SimError::Layout(format!("{what}: {rule}"))) }
+            if ok { Ok(()) } else { Err(ScheduleError(format!("{what}: {rule}"))) }
         };
         legal(p >= 1 && m >= 1, "both must be at least 1")?;
         legal(p <= 4096 && m <= 1 << 20, "at most 4096 and 1048576")?;
         legal(p * m <= 1 << 21, "stages times micro-batches are at most 2097152")?;
-        let two_sided = matches!(kind.shape(), Shape::V | Shape::TwoWay);
-        legal(!two_sided || p % 2 == 0, "stages must be even")?;
-        let ranks = match kind.shape() {
-            Shape::Line | Shape::TwoWay => p,
-            Shape::V => p / 2,
+        match kind.shape() {
+            Shape::Line => {}
             Shape::Loop => {
                 let rule =
                     "a rank holds 2 to 255 stages, and the stages must be a multiple of that";
                 legal((2..=255).contains(&interleave) && p % interleave.max(1) == 0, rule)?;
-                p / interleave
+                let ranks = p / interleave;
+                let rule = format!("micro-batches must be a multiple of the {ranks} ranks");
+                legal(m % ranks == 0, &rule)?;
             }
-        };
-        if kind.shape() == Shape::Loop {
-            legal(
-                m % ranks == 0,
-                &format!("micro-batches must be a multiple of the {ranks} ranks"),
-            )?;
+            Shape::V => legal(p % 2 == 0, "stages must be even")?,
+            Shape::TwoWay => {
+                legal(p % 2 == 0, "stages must be even")?;
+                legal(m % 2 == 0, "micro-batches must be even, half for each direction")?;
+            }
         }
-        if kind.shape() == Shape::TwoWay {
-            legal(m % 2 == 0, "micro-batches must be even, half for each direction")?;
-        }
-        if kind == ScheduleKind::DualPipe {
-            legal(m >= 2 * p, &format!("micro-batches must be at least 2P = {}", 2 * p))?;
-        }
-        if kind == ScheduleKind::DualPipeV {
-            legal(m >= p, &format!("micro-batches must be at least P = {p}"))?;
-        }
-        Ok(Schedule { ranks: vec![Vec::new(); ranks], kind, stages, micro_batches })
-    }
-
-    /// The stage that rank `rank` runs for `dir`.
-    pub fn stage(&self, rank: usize, dir: u8) -> usize {
-        let n = self.ranks.len();
-        match self.kind.shape() {
-            Shape::Line => rank,
-            Shape::Loop => rank + n * dir as usize,
-            Shape::V | Shape::TwoWay if dir == 0 => rank,
-            Shape::V | Shape::TwoWay => self.stages - 1 - rank,
-        }
-    }
-
-    /// Where the same micro-batch runs one stage deeper: `(rank, dir)`, or `None` at the last
-    /// stage.
-    pub fn deeper(&self, rank: usize, dir: u8) -> Option<(usize, u8)> {
-        let stage = self.stage(rank, dir);
-        (stage + 1 < self.stages).then(|| self.place(stage + 1, dir))
-    }
-
-    /// Where the same micro-batch runs one stage shallower: `(rank, dir)`, or `None` at stage 0.
-    pub fn shallower(&self, rank: usize, dir: u8) -> Option<(usize, u8)> {
-        let stage = self.stage(rank, dir);
-        (stage > 0).then(|| self.place(stage - 1, dir))
-    }
-
-    /// `(rank, dir)` of a stage, for a micro-batch that moves in `dir` (which only
-    /// [`Shape::TwoWay`] asks for).
-    pub fn place(&self, stage: usize, dir: u8) -> (usize, u8) {
-        let n = self.ranks.len();
-        match self.kind.shape() {
-            Shape::Line => (stage, 0),
-            Shape::Loop => (stage % n, (stage / n) as u8),
-            Shape::V if stage < n => (stage, 0),
-            Shape::V => (self.stages - 1 - stage, 1),
-            Shape::TwoWay if dir == 0 => (stage, 0),
-            Shape::TwoWay => (self.stages - 1 - stage, 1),
-        }
-    }
-
-    /// Values of `dir` that a rank has.
-    pub fn dirs(&self) -> usize {
-        match self.kind.shape() {
-            Shape::Line => 1,
-            Shape::Loop => self.stages / self.ranks.len(),
-            Shape::V | Shape::TwoWay => 2,
-        }
+        let (fewest, words) = kind.fewest_micro_batches(p);
+        legal(m >= fewest, &format!("micro-batches must be at least {words} = {fewest}"))?;
+        let geometry = Geometry::of_stages(kind.shape(), p, interleave);
+        let ranks = vec![Vec::new(); geometry.ranks];
+        Ok(Schedule { ranks, kind, geometry, micro_batches: m })
     }
 
     /// Micro-batches that pass a rank's stage of one `dir`.
     pub fn micro_batches_per_dir(&self) -> usize {
-        match self.kind.shape() {
+        match self.geometry.shape {
             Shape::TwoWay => self.micro_batches / 2,
-            _ => self.micro_batches,
+            Shape::Line | Shape::Loop | Shape::V => self.micro_batches,
         }
+    }
+
+    /// The number of a chunk's micro-batch in the step.
+    pub fn micro_batch(&self, chunk: Chunk) -> usize {
+        let first = match self.geometry.shape {
+            Shape::TwoWay => chunk.dir as usize * self.micro_batches_per_dir(),
+            Shape::Line | Shape::Loop | Shape::V => 0,
+        };
+        first + chunk.mb as usize
     }
 }
 

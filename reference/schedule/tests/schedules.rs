@@ -1,11 +1,11 @@
 //! Behaviour of the schedules: hand-worked streams, closed forms of bubbles and memory, verified
 //! digests, properties.
 
-use fathom_simulator::schedules::check::{Fault, check};
-use fathom_simulator::schedules::compare::{bubble_formula, table};
-use fathom_simulator::schedules::draw;
-use fathom_simulator::schedules::timeline::{ChunkDurations, play};
-use fathom_simulator::schedules::{Chunk, Op, Schedule, ScheduleKind, ScheduleShape};
+use fathom_schedule::check::{Fault, check};
+use fathom_schedule::compare::{bubble_formula, table};
+use fathom_schedule::draw;
+use fathom_schedule::timeline::{ChunkDurations, play};
+use fathom_schedule::{Chunk, Op, Schedule, ScheduleKind, ScheduleShape};
 use proptest::prelude::*;
 
 fn build(kind: ScheduleKind, stages: usize, micro_batches: usize) -> Schedule {
@@ -259,22 +259,22 @@ proptest! {
             for (&op, &(start, end)) in ops.iter().zip(&t.spans[rank]) {
                 prop_assert!(start >= free && end >= start);
                 free = end;
-                if let Some(c) = op.forward() { forward.insert((s.stage(rank, c.dir), rank, c), (start, end)); }
-                if let Some(c) = op.backward() { backward.insert((s.stage(rank, c.dir), rank, c), (start, end)); }
+                if let Some(c) = op.forward() { forward.insert((s.geometry.stage(rank, c.dir), rank, c), (start, end)); }
+                if let Some(c) = op.backward() { backward.insert((s.geometry.stage(rank, c.dir), rank, c), (start, end)); }
             }
             let busy: f64 = ops.iter().map(|&op| d.of(op)).sum();
             prop_assert!((busy + t.bubble[rank] - t.makespan).abs() < 1e-9 * t.makespan);
         }
         for (&(_, rank, c), &(start, _)) in &forward {
-            if let Some((from, dir)) = s.shallower(rank, c.dir) {
-                let key = (s.stage(from, dir), from, Chunk { dir, mb: c.mb });
+            if let Some((from, dir)) = s.geometry.shallower(rank, c.dir) {
+                let key = (s.geometry.stage(from, dir), from, Chunk { dir, mb: c.mb });
                 prop_assert!(forward[&key].1 <= start);
             }
         }
         for (key @ &(stage, rank, c), &(start, _)) in &backward {
             prop_assert!(forward[key].1 <= start);
-            if stage + 1 < s.stages {
-                let (from, dir) = s.deeper(rank, c.dir).unwrap();
+            if stage + 1 < s.geometry.stages {
+                let (from, dir) = s.geometry.deeper(rank, c.dir).unwrap();
                 let key = (stage + 1, from, Chunk { dir, mb: c.mb });
                 prop_assert!(backward[&key].1 <= start);
             }

@@ -1,8 +1,7 @@
 //! Plays a schedule with one duration an op: when every chunk runs, and how long the ranks idle.
 
-use super::check::{Checked, Fault, check};
-use super::{Op, Schedule};
-use crate::error::SimError;
+use crate::check::{Checked, Fault, check};
+use crate::{Op, Schedule, ScheduleError};
 
 /// Durations of a chunk in any one unit of time.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -19,18 +18,18 @@ pub struct ChunkDurations {
 
 impl ChunkDurations {
     /// Refuses durations that are not positive numbers, and a weight part longer than its backward.
-    pub fn validate(&self) -> Result<(), SimError> {
+    pub fn validate(&self) -> Result<(), ScheduleError> {
         let named = [("f", self.f), ("b", self.b), ("w", self.w), ("fb", self.fb)];
         for (name, value) in named {
             if !(value.is_finite() && value > 0.0) {
-                return Err(SimError::Layout(format!(
+                return Err(ScheduleError(format!(
                     "duration {name} must be positive, found {value}"
                 )));
             }
         }
         if self.w >= self.b {
             let (w, b) = (self.w, self.b);
-            return Err(SimError::Layout(format!(
+            return Err(ScheduleError(format!(
                 "w is a part of b and must be smaller: w {w}, b {b}"
             )));
         }
@@ -73,7 +72,7 @@ impl Timeline {
 pub fn play(schedule: &Schedule, durations: ChunkDurations) -> Result<Timeline, Fault> {
     let Checked { order, activations_peak } = check(schedule)?;
     let (ranks, dirs, mbs) =
-        (schedule.ranks.len(), schedule.dirs(), schedule.micro_batches_per_dir());
+        (schedule.ranks.len(), schedule.geometry.dirs(), schedule.micro_batches_per_dir());
     let slot = |(rank, dir): (usize, u8), mb: u32| (rank * dirs + dir as usize) * mbs + mb as usize;
     let mut forward_end = vec![0.0f64; ranks * dirs * mbs];
     let mut backward_end = forward_end.clone();
@@ -85,12 +84,12 @@ pub fn play(schedule: &Schedule, durations: ChunkDurations) -> Result<Timeline, 
         let op = schedule.ranks[rank][index];
         let mut start = free[rank];
         if let Some(f) = op.forward()
-            && let Some(from) = schedule.shallower(rank, f.dir)
+            && let Some(from) = schedule.geometry.shallower(rank, f.dir)
         {
             start = start.max(forward_end[slot(from, f.mb)]);
         }
         if let Some(b) = op.backward()
-            && let Some(from) = schedule.deeper(rank, b.dir)
+            && let Some(from) = schedule.geometry.deeper(rank, b.dir)
         {
             start = start.max(backward_end[slot(from, b.mb)]);
         }

@@ -7,28 +7,31 @@
 use super::{Op, Stream};
 
 /// Stream of `rank` of `p` (even) for `m` micro-batches of both directions (even, at least `2 p`).
-///
-/// Phase 0 enters at the rank's own end of the pipeline: direction 0 on the first half of the
-/// ranks, 1 on the second.
 pub(super) fn stream(p: usize, rank: usize, m: usize) -> Vec<Op> {
-    let half_ranks = p / 2;
-    let half_rank = rank.min(p - 1 - rank);
-    let is_middle_rank = half_rank == half_ranks - 1;
-    let mut s = Stream::new(2, rank >= half_ranks);
+    half(p / 2, rank.min(p - 1 - rank), m / 2, rank >= p / 2)
+}
+
+/// Stream of the `rank`-th of `n` ranks from an end of the pipeline to its middle, for `m`
+/// micro-batches a direction (at least `2 n`): half of DualPipe's ranks, or all of DualPipeV's.
+///
+/// Phase 0 enters at the rank's own end of the pipeline: direction 0, or 1 where `flip`.
+pub(super) fn half(n: usize, rank: usize, m: usize, flip: bool) -> Vec<Op> {
+    let is_middle_rank = rank == n - 1;
+    let mut s = Stream::new(2, flip);
 
     // Phase 1: nF0
-    for _ in 0..(half_ranks - half_rank - 1) * 2 {
+    for _ in 0..(n - rank - 1) * 2 {
         s.f(0);
     }
 
     // Phase 2: nF0F1
-    for _ in 0..half_rank + 1 {
+    for _ in 0..rank + 1 {
         s.f(0);
         s.f(1);
     }
 
     // Phase 3: nB1W1F1 (zero bubble)
-    for _ in 0..half_ranks - half_rank - 1 {
+    for _ in 0..n - rank - 1 {
         s.bi(1);
         s.w();
         s.f(1);
@@ -36,7 +39,7 @@ pub(super) fn stream(p: usize, rank: usize, m: usize) -> Vec<Op> {
 
     // Phase 4, the main one: nF0B1F1B0 (the middle ranks open it unpaired, which shortens the
     // bubble)
-    for i in 0..m / 2 - p + half_rank + 1 {
+    for i in 0..m - 2 * n + rank + 1 {
         if i == 0 && is_middle_rank {
             s.f(0);
             s.b(1);
@@ -47,36 +50,30 @@ pub(super) fn stream(p: usize, rank: usize, m: usize) -> Vec<Op> {
     }
 
     // Phase 5: nB1F1B0
-    for _ in 0..half_ranks - half_rank - 1 {
+    for _ in 0..n - rank - 1 {
         s.b(1);
         s.fb(1, 0);
     }
 
     // Phase 6: nB1B0 (the second half zero bubble)
-    drain_both(&mut s, half_rank);
-
-    // Phase 7: nWB0 (zero bubble)
-    for _ in 0..half_ranks - half_rank - 1 {
-        s.w();
-        s.bi(0);
-    }
-
-    // Phase 8: nW
-    for _ in 0..half_rank + 1 {
-        s.w();
-    }
-    s.finish()
-}
-
-/// Phase 6 of DualPipe and DualPipeV: `depth + 1` times B1B0, the weight gradients of the second
-/// half queued.
-pub(super) fn drain_both(s: &mut Stream, depth: usize) {
-    for i in 0..2 * (depth + 1) {
+    for i in 0..2 * (rank + 1) {
         let phase = 1 - (i % 2) as u8;
-        if i > depth {
+        if i > rank {
             s.bi(phase);
         } else {
             s.b(phase);
         }
     }
+
+    // Phase 7: nWB0 (zero bubble)
+    for _ in 0..n - rank - 1 {
+        s.w();
+        s.bi(0);
+    }
+
+    // Phase 8: nW
+    for _ in 0..rank + 1 {
+        s.w();
+    }
+    s.finish()
 }

@@ -3,9 +3,8 @@
 
 use serde::Serialize;
 
-use super::timeline::{ChunkDurations, play};
-use super::{Schedule, ScheduleKind, ScheduleShape, Shape};
-use crate::error::SimError;
+use crate::timeline::{ChunkDurations, play};
+use crate::{Schedule, ScheduleError, ScheduleKind, ScheduleShape};
 
 /// One schedule's row.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -68,8 +67,7 @@ pub fn bubble_formula(
 pub fn row(kind: ScheduleKind, shape: ScheduleShape, durations: ChunkDurations) -> Row {
     let schedule = match Schedule::new(kind, shape) {
         Ok(schedule) => schedule,
-        Err(SimError::Layout(reason)) => return refused(kind, reason),
-        Err(other) => return refused(kind, other.to_string()),
+        Err(ScheduleError(reason)) => return refused(kind, reason),
     };
     let timeline = play(&schedule, durations).expect("the project's schedules are executable");
     let ranks = schedule.ranks.len();
@@ -77,7 +75,7 @@ pub fn row(kind: ScheduleKind, shape: ScheduleShape, durations: ChunkDurations) 
     Row {
         kind: kind.name(),
         ranks,
-        parameters: if kind.shape() == Shape::TwoWay { 2 } else { shape.stages / ranks },
+        parameters: schedule.geometry.held(0).len(),
         activations: timeline.activations_peak.iter().copied().max().unwrap_or(0),
         bubble: timeline.mean_bubble(),
         bubble_formula: Some(value),

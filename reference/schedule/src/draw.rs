@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use super::timeline::Timeline;
-use super::{Op, Schedule};
+use crate::timeline::Timeline;
+use crate::{Op, Schedule};
 
 /// Letters of the text drawing, for its legend.
 pub const LEGEND: &str = "F f forward (dir 0, others)   B b backward   I i input backward   W w weight   X x \
@@ -84,7 +84,7 @@ pub fn svg(schedule: &Schedule, timeline: &Timeline) -> String {
         out,
         "<text x=\"4\" y=\"14\">{}: {} stages, {} micro-batches, makespan {:.6}, mean bubble {:.6}</text>",
         schedule.kind.name(),
-        schedule.stages,
+        schedule.geometry.stages,
         schedule.micro_batches,
         timeline.makespan,
         timeline.mean_bubble(),
