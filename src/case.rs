@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use fathom_conformance::case_file;
 use fathom_conformance::catalog::{self, Entry, TensorEntry};
-use fathom_reference::ops::entry_of;
+use fathom_reference::op::entry_of;
 
 use crate::output::{self, Outcome};
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use fathom_conformance::check::{self, FileReport, Status, Tolerance};
 use fathom_conformance::junit;
 use fathom_reference::files;
-use fathom_reference::ops::ReferenceEngine;
+use fathom_reference::op::ReferenceEngine;
 use serde_json::json;
 
 use crate::output::{self, Outcome};

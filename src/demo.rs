@@ -15,7 +15,7 @@ use fathom_reference::backend::Reference;
 use fathom_reference::data::Tokenizer;
 use fathom_reference::eval::Evaluator;
 use fathom_reference::generate::{Sampling, Settings, generate};
-use fathom_reference::ops::ReferenceEngine;
+use fathom_reference::op::ReferenceEngine;
 use fathom_reference::precision::Mode;
 use fathom_reference::train::run::{self, Event, Place};
 use fathom_reference::train::{Setting, TrainConfig};

@@ -8,7 +8,7 @@ use fathom_gpu::driver::{self, Driver};
 use fathom_gpu::{CudaEngine, DeviceKind, Gpu};
 use fathom_libcuda::private::{self, Choices};
 use fathom_reference::Engine;
-use fathom_reference::ops::ReferenceEngine;
+use fathom_reference::op::ReferenceEngine;
 use serde_json::json;
 
 use crate::output::{self, Outcome};

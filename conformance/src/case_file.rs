@@ -17,7 +17,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use fathom_config::nearest;
-use fathom_reference::ops::op_from;
+use fathom_reference::op::op_from;
 use fathom_reference::{Case, OpError, Outputs, Tensor};
 use fathom_trace::{DType, TensorMeta, input};
 use safetensors::SafeTensors;

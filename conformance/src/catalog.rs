@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use fathom_reference::ops::{DynOp, Example, OPS, OpEntry, Param, ReferenceEngine};
+use fathom_reference::op::{DynOp, Example, OPS, OpEntry, Param, ReferenceEngine};
 use fathom_reference::{Engine, EngineError, OpError};
 use fathom_trace::{DType, TensorMeta};
 use serde::Serialize;
@@ -86,7 +86,7 @@ pub fn example(of: &OpEntry) -> Result<CaseFile, EngineError> {
 }
 
 fn example_metas(example: &Example) -> Vec<Option<TensorMeta>> {
-    let meta = |input: &fathom_reference::ops::example::Described| TensorMeta {
+    let meta = |input: &fathom_reference::op::example::Described| TensorMeta {
         role: input.role.to_owned(),
         dtype: input.dtype,
         shape: input.shape.sizes.clone(),

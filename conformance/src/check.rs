@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use fathom_reference::ops::ReferenceEngine;
+use fathom_reference::op::ReferenceEngine;
 use fathom_reference::{Engine, EngineError, Outputs};
 use serde::Serialize;
 

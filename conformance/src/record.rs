@@ -28,7 +28,7 @@ use std::rc::Rc;
 
 use fathom_reference::backend::{Backend, Call, Hook, Place, Recorder, input_metas, op_record};
 use fathom_reference::files::Beside;
-use fathom_reference::ops::op_names;
+use fathom_reference::op::op_names;
 use fathom_reference::{DynOp, EngineError, Tensor};
 use fathom_trace::OpRecord;
 use fathom_trace::jsonl::Writer;

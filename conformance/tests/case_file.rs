@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use fathom_conformance::case_file::{self, CaseFile};
-use fathom_reference::ops::{ReferenceEngine, op_from};
+use fathom_reference::op::{ReferenceEngine, op_from};
 use fathom_reference::{Case, Engine, Outputs, Tensor};
 use proptest::prelude::*;
 use serde_json::{Value, json};

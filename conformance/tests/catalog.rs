@@ -9,7 +9,7 @@ use fathom_conformance::record::{Options, Recording};
 use fathom_conformance::{catalog, replay};
 use fathom_reference::Tensor;
 use fathom_reference::backend::{Backend, Reference};
-use fathom_reference::ops::{OPS, OpEntry, ReferenceEngine, op_from};
+use fathom_reference::op::{OPS, OpEntry, ReferenceEngine, op_from};
 use serde_json::{Value, json};
 
 fn checked(path: &Path) -> FileReport {

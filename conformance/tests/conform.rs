@@ -4,8 +4,8 @@
 use fathom_conformance::conform::{self, Options};
 use fathom_conformance::{case_file, diagnose};
 use fathom_reference::DynOp;
+use fathom_reference::op::{Case, Engine, EngineError, Outputs, ReferenceEngine};
 use fathom_reference::ops::gemm_fp8::GemmFp8;
-use fathom_reference::ops::{Case, Engine, EngineError, Outputs, ReferenceEngine};
 
 /// Promotes every 64 instead of every 128.
 struct Hasty;

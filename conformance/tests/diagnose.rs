@@ -11,7 +11,7 @@ use fathom_numerics::formats::{E4M3, Overflow, Rounding, bf16, to_bf16};
 use fathom_numerics::gemm::{self, Fp8Operand, GemmConfig, Promote, ScaleBlock};
 use fathom_numerics::mma::{Accumulator, Output};
 use fathom_numerics::quant::{self, QuantConfig};
-use fathom_reference::ops::{ReferenceEngine, op_from};
+use fathom_reference::op::{ReferenceEngine, op_from};
 use fathom_reference::{Case, Engine, Tensor};
 use fathom_trace::DType;
 use ndarray::{Array2, Axis, concatenate, s};

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use fathom_numerics::formats::{E4M3, to_bf16, to_f16};
 use fathom_numerics::gemm::{self, GemmConfig};
 use fathom_numerics::quant::{self, QuantConfig, Quantized};
-use fathom_reference::ops::{ReferenceEngine, op_from};
+use fathom_reference::op::{ReferenceEngine, op_from};
 use fathom_reference::{Case, Engine, Tensor};
 use fathom_trace::DType;
 use ndarray::{Array2, s};

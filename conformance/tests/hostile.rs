@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 
-use fathom_reference::ops::{OPS, ReferenceEngine, op_from};
+use fathom_reference::op::{OPS, ReferenceEngine, op_from};
 use fathom_reference::{Case, Engine, Tensor};
 use fathom_trace::DType;
 use serde_json::{Value, json};

@@ -9,7 +9,7 @@ use fathom_conformance::{case_file, replay};
 use fathom_reference::Tensor;
 use fathom_reference::backend::{Backend, Reference};
 use fathom_reference::model::{Batch, Model, StepSettings};
-use fathom_reference::ops::ReferenceEngine;
+use fathom_reference::op::ReferenceEngine;
 use fathom_reference::precision::{Mode, Recipe};
 use fathom_trace::{OpRecord, Parallel};
 

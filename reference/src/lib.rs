@@ -1,8 +1,9 @@
 //! DeepSeek-V3 itself: the op table, quantisation, layers, model, checkpoints, data, optimizer,
 //! training and generation, written once over the trait `Backend`.
 //!
-//! - [`ops`]: the table of ops; one file an op holds its parameters, roles, shape rules, cost and
-//!   arithmetic. Everything that is generic over ops goes through it.
+//! - [`op`]: what an op is, and the table of them; everything that is generic over ops goes through
+//!   it.
+//! - [`ops`]: the ops themselves, one a file: parameters, roles, shape rules, cost and arithmetic.
 //! - [`tensor`]: the tensors that ops take and give on the host.
 //!
 //! This room wraps the exact arithmetic of `fathom-numerics` and has none of its own; it knows no
@@ -20,6 +21,7 @@ pub mod inspect;
 pub mod layers;
 pub mod memory;
 pub mod model;
+pub mod op;
 pub mod ops;
 pub mod optim;
 pub mod parallel;
@@ -27,5 +29,5 @@ pub mod precision;
 pub mod tensor;
 pub mod train;
 
-pub use ops::{Case, DynOp, Engine, EngineError, Op, OpError, Outputs};
+pub use op::{Case, DynOp, Engine, EngineError, Op, OpError, Outputs};
 pub use tensor::{Element, Tensor};

@@ -6,7 +6,7 @@ use fathom_trace::DType;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::ops::codes::Block;
+use crate::op::codes::Block;
 use crate::ops::quantize_weight::QuantizeWeight;
 
 /// The precision modes of the numerics contract.

@@ -3,7 +3,7 @@
 
 use fathom_config::ModelConfig;
 use fathom_reference::backend::{Place, op_record};
-use fathom_reference::ops::{Case, OPS};
+use fathom_reference::op::{Case, OPS};
 use fathom_simulator::lowering::{self, Lowering};
 use fathom_simulator::times::LayerKind;
 use fathom_simulator::workload::LayerContext;

@@ -108,7 +108,7 @@ pub fn diagnose(
     file: &CaseFile,
     progress: &(dyn Fn(usize) + Sync),
 ) -> Result<Diagnosis, DiagnoseError> {
-    use fathom_reference::{Engine, ops::ReferenceEngine};
+    use fathom_reference::{Engine, op::ReferenceEngine};
     let outputs = ReferenceEngine.run(&file.case)?;
     let roles = file.case.op.outputs().iter().filter(|r| file.expected.contains_key(**r));
     // The file's and the contract's tensors, in the order of the op's roles.

@@ -2,7 +2,7 @@
 
 use fathom_numerics::formats::{to_bf16, to_f16};
 use fathom_reference::Tensor;
-use fathom_reference::ops::real::{Real, tree_sum_rows};
+use fathom_reference::op::compute_type::{Real, tree_sum_rows};
 use fathom_reference::ops::rms_norm::RmsNorm;
 use fathom_trace::DType;
 

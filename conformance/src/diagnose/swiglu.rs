@@ -3,7 +3,7 @@
 
 use fathom_numerics::elementary;
 use fathom_numerics::formats::{to_bf16, to_f16};
-use fathom_reference::ops::real::Real;
+use fathom_reference::op::compute_type::Real;
 use fathom_reference::ops::swiglu::Swiglu;
 use fathom_trace::DType;
 

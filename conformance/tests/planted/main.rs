@@ -32,7 +32,7 @@ mod judge;
 
 use fathom_conformance::case_file::CaseFile;
 use fathom_reference::Engine;
-use fathom_reference::ops::{Outputs, ReferenceEngine};
+use fathom_reference::op::{Outputs, ReferenceEngine};
 use rayon::prelude::*;
 
 use judge::{Found, Place, claims, judge, names, verdict};

@@ -6,7 +6,7 @@ use fathom_conformance::case_file::CaseFile;
 use fathom_conformance::diagnose::{Diagnosis, diagnose};
 use fathom_numerics::formats::to_bf16;
 use fathom_numerics::quant::Quantized;
-use fathom_reference::ops::op_from;
+use fathom_reference::op::op_from;
 use fathom_reference::{Case, Tensor};
 use fathom_trace::DType;
 use ndarray::Array2;

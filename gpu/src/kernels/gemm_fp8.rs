@@ -5,7 +5,7 @@
 
 use fathom_numerics::gemm::{Accumulate, Promote};
 use fathom_numerics::mma::Arch;
-use fathom_reference::ops::codes::stored_as;
+use fathom_reference::op::codes::stored_as;
 use fathom_reference::ops::gemm_fp8::GemmFp8;
 use fathom_reference::{DynOp, Tensor};
 use fathom_trace::DType;

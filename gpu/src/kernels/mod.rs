@@ -147,7 +147,7 @@ impl Engine for CudaEngine {
 
 #[cfg(test)]
 mod tests {
-    use fathom_reference::ops::op_names;
+    use fathom_reference::op::op_names;
 
     use super::*;
 

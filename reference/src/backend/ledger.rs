@@ -131,7 +131,7 @@ impl<B: Backend> Backend for Ledger<B> {
 mod tests {
     use super::super::Reference;
     use super::*;
-    use crate::ops::elementwise::Add;
+    use crate::ops::add::Add;
 
     #[test]
     fn handles_to_one_buffer_count_once_and_dropped_buffers_not_at_all() {

@@ -23,7 +23,7 @@ pub use meta::{Load, Meta, MetaBuffer};
 pub use record::{Call, Hook, Recorder, input_metas, op_record};
 pub use reference::Reference;
 
-use crate::ops::list::for_each_op;
+use crate::op::list::for_each_op;
 use crate::{DynOp, EngineError, Tensor};
 
 /// Where in a step an op stands: what op records and error reports say beside the op.

@@ -144,7 +144,7 @@ pub fn input_metas<B: Backend>(
     op: &dyn DynOp,
     inputs: &[Option<B::Buffer>],
 ) -> Vec<Option<TensorMeta>> {
-    let meta = |(role, buffer): (&crate::ops::Role, &Option<B::Buffer>)| {
+    let meta = |(role, buffer): (&crate::op::Role, &Option<B::Buffer>)| {
         buffer.as_ref().map(|buffer| TensorMeta {
             role: role.name.to_owned(),
             dtype: backend.dtype(buffer),

@@ -14,7 +14,7 @@ use crate::backend::{Backend, Reference};
 use crate::data::Tokenizer;
 use crate::memory;
 use crate::model::{Model, ParamId, ParamKind, ParamSpec, Params, Part, convert};
-use crate::ops::Op;
+use crate::op::Op;
 use crate::ops::quantize_block::QuantizeBlock;
 use crate::precision::{Mode, Recipe};
 use crate::{EngineError, OpError, Tensor, files};

@@ -8,7 +8,7 @@
 
 use crate::backend::Backend;
 use crate::model::{LatentCache, Model};
-use crate::ops::latent::ConcatRows;
+use crate::ops::concat_rows::ConcatRows;
 
 use super::sampling::Purpose;
 use super::{Decoder, GenerateError};

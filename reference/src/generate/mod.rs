@@ -19,7 +19,7 @@ use crate::EngineError;
 use crate::backend::Backend;
 use crate::layers::Weights;
 use crate::model::{LatentCache, Model};
-use crate::ops::latent::SliceRows;
+use crate::ops::slice_rows::SliceRows;
 
 use draft::Drafter;
 use sampling::Purpose;

@@ -8,10 +8,12 @@ use crate::backend::{Backend, Result};
 use crate::layers::linear::NormKept;
 use crate::layers::operand::Operand;
 use crate::layers::{Cx, Linear, Norm};
+use crate::ops::add::Add;
 use crate::ops::attention::{Attention, AttentionBackward, Heads};
-use crate::ops::elementwise::{Add, ConcatColumns, SliceColumns};
+use crate::ops::concat_columns::ConcatColumns;
 use crate::ops::mla_kv::{MlaKv, MlaKvBackward};
 use crate::ops::rope::Rope;
+use crate::ops::slice_columns::SliceColumns;
 
 /// The attention part of a layer.
 #[derive(Clone, Debug)]

@@ -10,7 +10,8 @@ use crate::backend::{Backend, Place, Result};
 use crate::layers::operand::{Codes, Operand, Weight};
 use crate::model::params::ParamId;
 use crate::ops::collective::{AllGather, AllReduce, ReduceScatter};
-use crate::ops::latent::{ConcatRows, SliceRows};
+use crate::ops::concat_rows::ConcatRows;
+use crate::ops::slice_rows::SliceRows;
 use crate::precision::{Mode, Recipe};
 
 /// The weights of a step, by [`ParamId`], in the forms that ops take.

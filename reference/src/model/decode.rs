@@ -15,11 +15,16 @@ use crate::layers::attention::{AttentionLayer, KeyValue};
 use crate::layers::context::Rows;
 use crate::layers::{Cx, Weights, rope};
 use crate::model::layer::Layer;
-use crate::ops::elementwise::{Add, ConcatColumns, SliceColumns};
-use crate::ops::latent::{
-    AttentionCached, AttentionLatent, ConcatRows, MlaAbsorbQuery, MlaAbsorbValue, SliceRows,
-};
+use crate::ops::add::Add;
+use crate::ops::attention_cached::AttentionCached;
+use crate::ops::attention_latent::AttentionLatent;
+use crate::ops::concat_columns::ConcatColumns;
+use crate::ops::concat_rows::ConcatRows;
+use crate::ops::mla_absorb::MlaAbsorbQuery;
+use crate::ops::mla_absorb::MlaAbsorbValue;
 use crate::ops::rope::Rope;
+use crate::ops::slice_columns::SliceColumns;
+use crate::ops::slice_rows::SliceRows;
 use crate::{EngineError, Tensor};
 
 /// Normalised latents and rotated shared keys (grouped-query attention: rotated keys and values) of

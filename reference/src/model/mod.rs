@@ -45,7 +45,8 @@ use fathom_trace::DType;
 use crate::backend::{Backend, Result};
 use crate::layers::operand::Weight;
 use crate::layers::{Gradients, Weights};
-use crate::ops::elementwise::{Add, Cast};
+use crate::ops::add::Add;
+use crate::ops::cast::Cast;
 use crate::precision::Mode;
 use crate::{DynOp, Tensor};
 

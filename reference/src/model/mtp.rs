@@ -18,7 +18,8 @@ use crate::layers::linear::NormKept;
 use crate::layers::operand::Operand;
 use crate::layers::{Cx, Linear, Norm};
 use crate::model::layer::{Layer, LayerKept};
-use crate::ops::elementwise::{ConcatColumns, SliceColumns};
+use crate::ops::concat_columns::ConcatColumns;
+use crate::ops::slice_columns::SliceColumns;
 
 /// One MTP module.
 #[derive(Clone, Debug)]

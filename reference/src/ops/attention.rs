@@ -35,10 +35,12 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::example::{Example, shape};
-use super::real::{FLOATS, Real, compute_dtype, in_real, maximum, tree_sum, tree_sum_rows};
-use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;
+use crate::op::compute_type::{
+    FLOATS, Real, compute_dtype, in_real, maximum, tree_sum, tree_sum_rows,
+};
+use crate::op::example::{Example, shape};
+use crate::op::{Op, OpError, Role, input, rules};
 
 /// Sizes of an attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

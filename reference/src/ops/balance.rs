@@ -14,11 +14,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::attention::spans;
-use super::example::{Example, shape};
-use super::real::{REALS, Real, in_real, tree_sum};
 use super::router::top;
-use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
+use crate::op::compute_type::{REALS, Real, in_real, tree_sum};
+use crate::op::example::{Example, shape};
+use crate::op::{Op, OpError, Role, input, optional, rules};
 
 /// A balance loss and its gradient.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -5,9 +5,9 @@ use fathom_trace::{DType, Group, GroupKind, OpClass, TensorMeta};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::example::{Example, Shape, ceil, shape};
-use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;
+use crate::op::example::{Example, Shape, ceil, shape};
+use crate::op::{Op, OpError, Role, input, rules};
 
 /// Refuses groups that a single process cannot serve.
 pub(super) fn alone(op: &'static str, group: Group) -> Result<(), OpError> {

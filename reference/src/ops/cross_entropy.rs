@@ -14,11 +14,13 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::example::{Example, shape};
 use super::gemm::{Gemm, Layout, product, product_into};
-use super::real::{FLOATS, Real, compute_dtype, in_real, maximum, stored, tree_sum_rows};
-use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;
+use crate::op::compute_type::{
+    FLOATS, Real, compute_dtype, in_real, maximum, stored, tree_sum_rows,
+};
+use crate::op::example::{Example, shape};
+use crate::op::{Op, OpError, Role, input, rules};
 
 /// Rows whose logits exist together.
 const ROWS: usize = 128;

@@ -5,11 +5,11 @@ use fathom_trace::{DType, OpClass, TensorMeta};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::codes::{Block, extents, kept, values};
-use super::example::{Example, ceil, shape};
-use super::real::{FLOATS, Real};
-use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;
+use crate::op::codes::{Block, extents, kept, values};
+use crate::op::compute_type::{FLOATS, Real};
+use crate::op::example::{Example, ceil, shape};
+use crate::op::{Op, OpError, Role, input, rules};
 
 /// The values of codes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

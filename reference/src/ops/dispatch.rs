@@ -17,10 +17,11 @@ use fathom_trace::{DType, Group, GroupKind, OpClass, TensorMeta};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::example::{Example, shape};
-use super::real::{FLOATS, Real, compute_dtype, in_real, stored};
-use super::{Op, OpError, Role, collective, input, rules};
+use super::collective;
 use crate::Tensor;
+use crate::op::compute_type::{FLOATS, Real, compute_dtype, in_real, stored};
+use crate::op::example::{Example, shape};
+use crate::op::{Op, OpError, Role, input, rules};
 
 /// Far more experts than a layer has: `counts` is as long as the parameter says.
 const MAX_EXPERTS: usize = 1 << 24;

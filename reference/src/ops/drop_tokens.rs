@@ -13,10 +13,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::attention::spans;
-use super::example::{Example, shape};
-use super::real::{REALS, Real, in_real};
-use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;
+use crate::op::compute_type::{REALS, Real, in_real};
+use crate::op::example::{Example, shape};
+use crate::op::{Op, OpError, Role, input, rules};
 
 /// Drops what devices have no room for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

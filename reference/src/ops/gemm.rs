@@ -8,8 +8,6 @@
 //! `tn` a\[k,m\] b\[k,n\] (wgrad). With `tn`, `segments` splits k: each segment starts a new group
 //! of the tensor core, so that the bits do not depend on which sequences share a micro-batch.
 
-use fathom_numerics::gemm::{Accumulate, gemm_bf16_into};
-use fathom_numerics::mma::Accumulator;
 use fathom_trace::{DType, OpClass, TensorMeta};
 use half::bf16;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
@@ -17,10 +15,10 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::example::{Example, shape};
-use super::real::{FLOATS, Real, compute_dtype, in_real};
-use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
+use crate::op::compute_type::{FLOATS, Real, bf16_into, compute_dtype, in_real};
+use crate::op::example::{Example, shape};
+use crate::op::{Op, OpError, Role, input, optional, rules};
 
 /// How the operands lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -178,17 +176,6 @@ impl Gemm {
         }
         Ok(f32::store(d, &[shape.m, shape.n], self.out))
     }
-}
-
-/// `a b^T` on the tensor core, from zero or chained from what `d` holds.
-pub(super) fn bf16_into(
-    a: ArrayView2<'_, bf16>,
-    b: ArrayView2<'_, bf16>,
-    d: ArrayViewMut2<'_, f32>,
-    chain: bool,
-) {
-    let accumulate = if chain { Accumulate::Chain } else { Accumulate::Overwrite };
-    gemm_bf16_into(a, b, d, accumulate, &Accumulator::HOPPER_16BIT).expect("shapes are checked");
 }
 
 /// `a b`, added to `c` where `accumulate`; large products are split by rows over threads, which

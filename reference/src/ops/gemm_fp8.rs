@@ -16,10 +16,10 @@ use ndarray::Array2;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::codes::{Block, FP8, extents, one_of, operand, scales, stored_as, undefined};
-use super::example::{Example, ceil, shape};
-use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
+use crate::op::codes::{Block, FP8, extents, one_of, operand, scales, stored_as, undefined};
+use crate::op::example::{Example, ceil, shape};
+use crate::op::{Op, OpError, Role, input, optional, rules};
 
 /// `d = a b^T` of scaled FP8 operands, as the tensor core computes it; c may be added.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

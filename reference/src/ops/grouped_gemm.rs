@@ -12,11 +12,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::attention::spans;
-use super::example::{Example, shape};
-use super::gemm::{Layout, bf16_into, operand_dtypes, product_into};
-use super::real::{Real, compute_dtype, in_real};
-use super::{Op, OpError, Role, input, optional, rules};
+use super::gemm::{Layout, operand_dtypes, product_into};
 use crate::Tensor;
+use crate::op::compute_type::bf16_into;
+use crate::op::compute_type::{Real, compute_dtype, in_real};
+use crate::op::example::{Example, shape};
+use crate::op::{Op, OpError, Role, input, optional, rules};
 
 /// One product an expert.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -8,11 +8,11 @@ use ndarray::{Array2, ArrayView2};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::codes::{Block, FP8, extent, extents, fp8_format, operand, scales, undefined};
-use super::example::{Example, ceil, shape};
-use super::real::{Real, stored};
-use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;
+use crate::op::codes::{Block, FP8, extent, extents, fp8_format, operand, scales, undefined};
+use crate::op::compute_type::{Real, stored};
+use crate::op::example::{Example, ceil, shape};
+use crate::op::{Op, OpError, Role, input, rules};
 
 /// One FP8 product an expert: rows of a in order of expert.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

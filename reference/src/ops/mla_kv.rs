@@ -11,11 +11,11 @@ use fathom_trace::{DType, OpClass, TensorMeta};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::example::{Example, shape};
-use super::real::{FLOATS, Real, compute_dtype, in_real};
 use super::rope::{check_tables, rotate, table_rows};
-use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;
+use crate::op::compute_type::{FLOATS, Real, compute_dtype, in_real};
+use crate::op::example::{Example, shape};
+use crate::op::{Op, OpError, Role, input, rules};
 
 /// Assembles keys and values.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

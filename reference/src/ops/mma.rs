@@ -16,10 +16,10 @@ use ndarray::Array2;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::codes::stored_as;
-use super::example::{Example, shape};
-use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
+use crate::op::codes::stored_as;
+use crate::op::example::{Example, shape};
+use crate::op::{Op, OpError, Role, input, optional, rules};
 
 /// One tensor-core instruction on a batch of tiles, `d = a b + c`. Sizes and types repeat what the
 /// qualifier says and must agree with it.

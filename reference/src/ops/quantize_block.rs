@@ -13,11 +13,11 @@ use ndarray::ArrayView2;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::codes::{
+use crate::op::codes::{
     Block, Cast, cast_any, castable, extent, extents, one_of, outputs, scales, stored_as, undefined,
 };
-use super::example::{Example, ceil, shape};
-use super::{Op, OpError, Role, input, rules};
+use crate::op::example::{Example, ceil, shape};
+use crate::op::{Op, OpError, Role, input, rules};
 use crate::{Element, Tensor};
 
 /// Casts to FP8 with a scale for every `block[0]` x `block[1]`.

@@ -13,11 +13,11 @@ use ndarray::ArrayView2;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::codes::{
+use crate::op::codes::{
     Cast, cast_any, castable, one_of, outputs, stored_as, stored_columns, undefined,
 };
-use super::example::{Example, ceil, shape};
-use super::{Op, OpError, Role, input, rules};
+use crate::op::example::{Example, ceil, shape};
+use crate::op::{Op, OpError, Role, input, rules};
 use crate::{Element, Tensor};
 
 /// Casts to FP8 (or E5M6) with a scale for every 1 x `tile`.

@@ -10,10 +10,10 @@ use ndarray::ArrayView2;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::codes::{Block, extent, extents, scales, undefined};
-use super::example::{Example, ceil, shape};
-use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;
+use crate::op::codes::{Block, extent, extents, scales, undefined};
+use crate::op::example::{Example, ceil, shape};
+use crate::op::{Op, OpError, Role, input, rules};
 
 /// Weights as both GEMMs read them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -14,10 +14,12 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::example::{Example, shape};
-use super::real::{FLOATS, Real, compute_dtype, in_real, loaded, stored, tree_sum_rows};
-use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
+use crate::op::compute_type::{
+    FLOATS, Real, compute_dtype, in_real, loaded, stored, tree_sum_rows,
+};
+use crate::op::example::{Example, shape};
+use crate::op::{Op, OpError, Role, input, optional, rules};
 
 /// RMSNorm of a range of columns.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -11,10 +11,10 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::example::{Example, shape};
-use super::real::{FLOATS, Real, compute_dtype, in_real};
-use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;
+use crate::op::compute_type::{FLOATS, Real, compute_dtype, in_real};
+use crate::op::example::{Example, shape};
+use crate::op::{Op, OpError, Role, input, rules};
 
 /// Rotation of the last columns of every head.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -17,10 +17,10 @@ use fathom_trace::{DType, OpClass, TensorMeta};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::example::{Example, shape};
-use super::real::{REALS, Real, in_real, maximum, tree_sum};
-use super::{Op, OpError, Role, input, optional, rules};
 use crate::Tensor;
+use crate::op::compute_type::{REALS, Real, in_real, maximum, tree_sum};
+use crate::op::example::{Example, shape};
+use crate::op::{Op, OpError, Role, input, optional, rules};
 
 /// Chooses experts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

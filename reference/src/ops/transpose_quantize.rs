@@ -12,12 +12,12 @@ use fathom_trace::{DType, OpClass, TensorMeta};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::codes::{
+use crate::Tensor;
+use crate::op::codes::{
     Block, extent, extents, kept, one_of, outputs, scales, stored_as, undefined, values,
 };
-use super::example::{Example, ceil, shape};
-use super::{Op, OpError, Role, input, optional, rules};
-use crate::Tensor;
+use crate::op::example::{Example, ceil, shape};
+use crate::op::{Op, OpError, Role, input, optional, rules};
 
 /// Transposes and casts, segment by segment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -8,11 +8,11 @@ use ndarray::{ArrayViewMut2, ArrayViewMut3};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::codes::{Block, FP8, extents, operand, scales, undefined};
-use super::example::{Example, ceil, shape};
-use super::real::Real;
-use super::{Op, OpError, Role, input, rules};
 use crate::Tensor;
+use crate::op::codes::{Block, FP8, extents, operand, scales, undefined};
+use crate::op::compute_type::Real;
+use crate::op::example::{Example, ceil, shape};
+use crate::op::{Op, OpError, Role, input, rules};
 
 /// Weight gradients from transposed casts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -9,7 +9,7 @@
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use crate::ops::optim;
+use crate::ops::ema;
 use crate::{DynOp, Tensor};
 
 enum Message {
@@ -63,7 +63,7 @@ impl Drop for Ema {
 }
 
 fn work(mut average: Vec<Tensor>, rate: f64, receiver: &Receiver<Message>) {
-    let op: &dyn DynOp = &optim::Ema { rate };
+    let op: &dyn DynOp = &ema::Ema { rate };
     while let Ok(message) = receiver.recv() {
         match message {
             Message::Update(weights) => {

@@ -13,7 +13,9 @@ use crate::Tensor;
 use crate::backend::{Backend, Place, Result};
 use crate::layers::Gradients;
 use crate::model::{Model, ParamKind, ParamSpec, Params};
-use crate::ops::optim::{AdamW, ClipFactor, SumOfSquares};
+use crate::ops::adamw::AdamW;
+use crate::ops::clip_factor::ClipFactor;
+use crate::ops::sum_of_squares::SumOfSquares;
 
 /// What a step does where loss or gradient is not finite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -17,7 +17,7 @@ use crate::data::Loader;
 use crate::layers::{Balance, BalanceKind, Gradients, Weights};
 use crate::model::routing::max_violation;
 use crate::model::{Batch, Model, Params, StepReport, StepSettings};
-use crate::ops::elementwise::Add;
+use crate::ops::add::Add;
 use crate::optim::ema::Ema;
 use crate::optim::{NonFinite, Optimizer, scalar};
 

@@ -6,8 +6,8 @@ use std::collections::HashMap;
 
 use fathom_numerics::formats::{Layout, Overflow, Rounding, to_f16};
 use fathom_reference::Tensor;
+use fathom_reference::op::compute_type::{Real, maximum, tree_sum_rows};
 use fathom_reference::ops::attention::Attention;
-use fathom_reference::ops::real::{Real, maximum, tree_sum_rows};
 use fathom_trace::DType;
 use ndarray::{Array2, ArrayView2, Axis, Slice};
 

@@ -74,7 +74,7 @@ pub enum OpError {
 
 impl OpError {
     /// An input of this role is absent.
-    pub(super) fn missing(op: &'static str, role: &str) -> OpError {
+    pub(crate) fn missing(op: &'static str, role: &str) -> OpError {
         OpError::Roles { op, missing: vec![format!("'{role}'")], unknown: Vec::new() }
     }
 

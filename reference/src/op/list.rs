@@ -18,8 +18,8 @@
 macro_rules! for_each_op {
     ($with:ident) => {
         $with! {
-            adamw(optim::AdamW; w: owned, m: owned, v: owned, grad: shared, factor: shared) -> 3;
-            add(elementwise::Add; a: shared, b: shared, c: optional) -> 1;
+            adamw(adamw::AdamW; w: owned, m: owned, v: owned, grad: shared, factor: shared) -> 3;
+            add(add::Add; a: shared, b: shared, c: optional) -> 1;
             all_gather(collective::AllGather; x: shared) -> 1;
             all_reduce(collective::AllReduce; x: shared) -> 1;
             attention(attention::Attention; q: shared, k: shared, v: shared) -> 2;
@@ -27,14 +27,14 @@ macro_rules! for_each_op {
                 attention::AttentionBackward; q: shared, k: shared, v: shared, o: shared,
                 lse: shared, d_o: shared
             ) -> 3;
-            attention_cached(latent::AttentionCached; q: shared, cache: shared) -> 1;
-            attention_latent(latent::AttentionLatent; q: shared, cache: shared) -> 1;
+            attention_cached(attention_cached::AttentionCached; q: shared, cache: shared) -> 1;
+            attention_latent(attention_latent::AttentionLatent; q: shared, cache: shared) -> 1;
             balance_loss(balance::BalanceLoss; scores: shared, indices: optional) -> 2;
-            cast(elementwise::Cast; x: shared) -> 1;
-            clip_factor(optim::ClipFactor; partials: shared) -> 2;
+            cast(cast::Cast; x: shared) -> 1;
+            clip_factor(clip_factor::ClipFactor; partials: shared) -> 2;
             combine(dispatch::Combine; y: shared, inverse: shared) -> 1;
-            concat_columns(elementwise::ConcatColumns; a: shared, b: shared, c: optional) -> 1;
-            concat_rows(latent::ConcatRows; a: shared, b: shared) -> 1;
+            concat_columns(concat_columns::ConcatColumns; a: shared, b: shared, c: optional) -> 1;
+            concat_rows(concat_rows::ConcatRows; a: shared, b: shared) -> 1;
             cross_entropy(
                 cross_entropy::CrossEntropy; x: shared, weight: shared, targets: shared
             ) -> 2;
@@ -46,8 +46,8 @@ macro_rules! for_each_op {
             dispatch(dispatch::Dispatch; x: shared, rows: shared) -> 1;
             dispatch_plan(dispatch::DispatchPlan; indices: shared) -> 3;
             drop_tokens(drop_tokens::DropTokens; indices: shared, scores: shared) -> 2;
-            ema(optim::Ema; e: owned, w: shared) -> 1;
-            gather_rows(elementwise::GatherRows; table: shared, ids: shared) -> 1;
+            ema(ema::Ema; e: owned, w: shared) -> 1;
+            gather_rows(gather_rows::GatherRows; table: shared, ids: shared) -> 1;
             gemm(gemm::Gemm; a: shared, b: shared, c: optional_owned) -> 1;
             gemm_fp8(
                 gemm_fp8::GemmFp8; a: shared, a_scale: shared, b: shared, b_scale: shared,
@@ -57,8 +57,8 @@ macro_rules! for_each_op {
             grouped_gemm_fp8(
                 grouped_gemm_fp8::GroupedGemmFp8; a: shared, a_scale: shared, b: shared, b_scale: shared
             ) -> 1;
-            mla_absorb_query(latent::MlaAbsorbQuery; q: shared, w: shared) -> 1;
-            mla_absorb_value(latent::MlaAbsorbValue; o: shared, w: shared) -> 1;
+            mla_absorb_query(mla_absorb::MlaAbsorbQuery; q: shared, w: shared) -> 1;
+            mla_absorb_value(mla_absorb::MlaAbsorbValue; o: shared, w: shared) -> 1;
             mla_kv(
                 mla_kv::MlaKv; kv: shared, latent: shared, cos: shared, sin: shared,
                 positions: shared
@@ -89,11 +89,11 @@ macro_rules! for_each_op {
                 router::RouterBackward; dweights: shared, scores: shared, indices: shared,
                 dscores: optional
             ) -> 1;
-            scatter_add_rows(elementwise::ScatterAddRows; x: shared, ids: shared, acc: owned) -> 1;
+            scatter_add_rows(scatter_add_rows::ScatterAddRows; x: shared, ids: shared, acc: owned) -> 1;
             send(collective::Send; x: shared) -> 1;
-            slice_columns(elementwise::SliceColumns; x: shared) -> 1;
-            slice_rows(latent::SliceRows; x: shared) -> 1;
-            sum_of_squares(optim::SumOfSquares; x: shared, partials: owned) -> 1;
+            slice_columns(slice_columns::SliceColumns; x: shared) -> 1;
+            slice_rows(slice_rows::SliceRows; x: shared) -> 1;
+            sum_of_squares(sum_of_squares::SumOfSquares; x: shared, partials: owned) -> 1;
             swiglu(swiglu::Swiglu; x: shared, weight: optional) -> 1;
             swiglu_backward(swiglu::SwigluBackward; dy: shared, x: shared, weight: optional) -> 2;
             transpose_quantize(transpose_quantize::TransposeQuantize; x: shared, x_scale: optional) -> 2;
@@ -107,6 +107,7 @@ pub(crate) use for_each_op;
 
 #[cfg(test)]
 mod tests {
+    use super::super::table::entry;
     use super::super::*;
 
     /// An op as its line in the list has it.
@@ -124,7 +125,7 @@ mod tests {
         ) -> $outputs:literal;)*) => {
             [$(Line {
                 name: stringify!($name),
-                entry: entry::<$file::$op>(),
+                entry: entry::<crate::ops::$file::$op>(),
                 inputs: &[$((stringify!($input), stringify!($word))),*],
                 outputs: $outputs,
             }),*]
@@ -162,7 +163,7 @@ mod tests {
             for op in defined.filter_map(|rest| rest.strip_suffix(" {")) {
                 let line = format!("::{op};");
                 let path = path.display();
-                assert!(list.contains(&line), "{path} defines {op}: add its line to ops/list.rs");
+                assert!(list.contains(&line), "{path} defines {op}: add its line to op/list.rs");
             }
         }
     }

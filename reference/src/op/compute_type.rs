@@ -6,7 +6,8 @@
 use std::borrow::Cow;
 
 use fathom_numerics::elementary;
-use fathom_numerics::gemm::inorder;
+use fathom_numerics::gemm::{Accumulate, gemm_bf16_into, inorder};
+use fathom_numerics::mma::Accumulator;
 use fathom_numerics::reduce;
 use fathom_trace::{DType, TensorMeta};
 use half::bf16;
@@ -132,7 +133,7 @@ impl Real for f32 {
         accumulate: bool,
     ) {
         let (a, b) = (a.map(|&x| to_bf16(x)), b.t().map(|&x| to_bf16(x)));
-        super::gemm::bf16_into(a.view(), b.view(), c, accumulate);
+        bf16_into(a.view(), b.view(), c, accumulate);
     }
 
     fn load(tensor: &Tensor) -> Cow<'_, [f32]> {
@@ -167,6 +168,17 @@ pub fn to_bf16(x: f32) -> bf16 {
     }
     let bits = x.to_bits();
     bf16::from_bits(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) as u16)
+}
+
+/// `a b^T` on the tensor core, from zero or chained from what `d` holds.
+pub fn bf16_into(
+    a: ArrayView2<'_, bf16>,
+    b: ArrayView2<'_, bf16>,
+    d: ArrayViewMut2<'_, f32>,
+    chain: bool,
+) {
+    let accumulate = if chain { Accumulate::Chain } else { Accumulate::Overwrite };
+    gemm_bf16_into(a, b, d, accumulate, &Accumulator::HOPPER_16BIT).expect("shapes are checked");
 }
 
 impl Real for f64 {
@@ -270,6 +282,12 @@ pub fn stored(op: &'static str, out: DType, compute: DType) -> Result<(), OpErro
     let [a, b] = allowed;
     let message = format!("expected {a} or {b}, since the op computes in {compute}, found {out}");
     Err(OpError::Params { op, path: "out".to_owned(), message })
+}
+
+/// The rule for a conversion: F32 to any, BF16 to F32, F64 to F32, and back to itself.
+pub fn castable(op: &'static str, from: DType, to: DType) -> Result<(), OpError> {
+    let widens = from == DType::F32 && to == DType::F64;
+    stored(op, to, if widens { DType::F64 } else { compute_dtype(from) })
 }
 
 /// Runs `$body` with `$real` as the type in which an op computes on inputs of `$dtype`.

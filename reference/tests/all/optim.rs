@@ -8,7 +8,9 @@
 
 use fathom_reference::Tensor;
 use fathom_reference::backend::{Backend, Reference};
-use fathom_reference::ops::optim::{AdamW, ClipFactor, SumOfSquares};
+use fathom_reference::ops::adamw::AdamW;
+use fathom_reference::ops::clip_factor::ClipFactor;
+use fathom_reference::ops::sum_of_squares::SumOfSquares;
 use fathom_reference::optim::scalar;
 use fathom_trace::DType;
 

@@ -27,16 +27,16 @@ pub struct Shape {
 /// A [`Shape`] of the expressions given, row-major.
 macro_rules! shape {
     ($($size:expr),* $(,)?) => {
-        $crate::ops::example::Shape {
+        $crate::op::example::Shape {
             words: concat!("[", stringify!($($size),*), "]"),
             sizes: vec![$($size),*],
         }
     };
 }
-pub(super) use shape;
+pub(crate) use shape;
 
 /// `a / b`, rounded up; short, because it stands in the documentation's shapes.
-pub(super) const fn ceil(a: usize, b: usize) -> usize {
+pub(crate) const fn ceil(a: usize, b: usize) -> usize {
     a.div_ceil(b)
 }
 

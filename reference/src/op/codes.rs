@@ -7,7 +7,7 @@ use fathom_numerics::quant::{self, QuantConfig, Quantized, Source, e5m6::Quantiz
 use fathom_trace::{DType, TensorMeta};
 use ndarray::{Array2, ArrayView2};
 
-use super::real::Real;
+use super::compute_type::Real;
 use super::{OpError, rules};
 use crate::{Element, Tensor};
 
