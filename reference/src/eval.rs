@@ -17,13 +17,13 @@ use crate::{EngineError, Tensor, memory};
 /// Why an evaluation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
-    /// The checkpoint.
+    /// The checkpoint cannot be opened or loaded.
     #[error(transparent)]
     Checkpoint(#[from] HfError),
-    /// The model.
+    /// The model cannot be laid out.
     #[error(transparent)]
     Build(#[from] BuildError),
-    /// An op.
+    /// An op refused its inputs, or the backend failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// The tokenizer, or the text it is to read.
@@ -32,13 +32,13 @@ pub enum EvalError {
     /// The model is larger than the memory.
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
-    /// Windows that cannot be.
+    /// Windows that are empty, or longer than the model can read.
     #[error("{message}")]
     Windows {
         /// What was expected and found.
         message: String,
     },
-    /// The token or text file.
+    /// The token or text file cannot be read, or holds ids beyond the vocabulary.
     #[error("{}: {message}", path.display())]
     Input {
         /// The file.
@@ -50,31 +50,31 @@ pub enum EvalError {
 
 /// A checkpoint loaded for evaluation on a backend.
 pub struct Evaluator<B: Backend> {
-    /// Who computes.
+    /// The backend that executes the ops.
     pub backend: B,
-    /// The model.
+    /// The model on this rank; it holds no values.
     pub model: Model,
-    /// Its parameters.
+    /// Its parameters, in master precision.
     pub params: Params<B>,
 }
 
-/// What an evaluation is asked for.
+/// What an evaluation is asked for beside outputs and losses.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Wanted {
-    /// Gradients of the main loss plus `mtp_lambda` times the MTP loss.
+    /// Whether gradients are wanted: those of the main loss plus `mtp_lambda` times the MTP loss.
     pub grads: bool,
-    /// Weight of the MTP loss.
+    /// Weight of the mean of the MTP modules' losses in the gradients.
     pub mtp_lambda: f64,
 }
 
 /// What an evaluation gives.
 #[derive(Clone, Debug, Default)]
 pub struct Evaluation {
-    /// Mean cross-entropy over the predicted tokens.
+    /// Mean cross-entropy of the main model over the predicted tokens, in nats.
     pub loss: f64,
-    /// Predicted tokens.
+    /// Predicted tokens: all but the first of every sequence.
     pub predicted: usize,
-    /// Mean cross-entropy of each MTP module.
+    /// Mean cross-entropy of each MTP module, in nats.
     pub mtp_loss: Vec<f64>,
     /// Every tensor asked for, by name.
     pub tensors: Vec<(String, Tensor)>,
@@ -165,7 +165,7 @@ pub fn read_prompt(path: &Path, vocab: usize) -> Result<Vec<u32>, EvalError> {
 }
 
 impl Evaluator<Reference> {
-    /// Loads a Hugging Face folder onto the CPU.
+    /// Loads a Hugging Face folder onto the CPU, to compute in `mode`.
     ///
     /// # Errors
     /// [`EvalError`].
@@ -175,7 +175,7 @@ impl Evaluator<Reference> {
 }
 
 impl<B: Backend> Evaluator<B> {
-    /// Loads a Hugging Face folder onto a backend.
+    /// Loads a Hugging Face folder onto a backend, to compute in `mode`.
     ///
     /// # Errors
     /// [`EvalError`].
@@ -183,7 +183,7 @@ impl<B: Backend> Evaluator<B> {
         Evaluator::load(backend, &HfCheckpoint::open(folder)?, mode)
     }
 
-    /// Loads an opened checkpoint onto a backend.
+    /// Loads an opened checkpoint onto a backend, to compute in `mode`.
     ///
     /// # Errors
     /// [`EvalError`].
@@ -420,19 +420,19 @@ impl Windows {
 pub struct TextScore {
     /// Mean cross-entropy a predicted token, in nats.
     pub loss: f64,
-    /// Its exponential.
+    /// The exponential of `loss`.
     pub perplexity: f64,
     /// Summed cross-entropy in bits over `bytes`.
     pub bits_per_byte: f64,
-    /// Tokens of the text.
+    /// Tokens of the text, the first included.
     pub tokens: usize,
     /// Predicted tokens: all but the first.
     pub predicted: usize,
     /// Bytes of the text that the predicted tokens spell.
     pub bytes: usize,
-    /// Tokens that go into the model at once.
+    /// Tokens that go into the model at once, as asked for.
     pub context: usize,
-    /// New tokens that a window predicts.
+    /// New tokens that a window predicts, as asked for.
     pub stride: usize,
     /// Where the loss is not finite: which output was not, first.
     #[serde(skip_serializing_if = "Option::is_none")]

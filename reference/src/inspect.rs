@@ -1,4 +1,4 @@
-//! What a model is, without its weights: parameters, memory, work a token, cache a token.
+//! What a model is, without its weights: parameters, memory, work per token, cache per token.
 
 use serde::Serialize;
 
@@ -8,40 +8,40 @@ use crate::parallel::Parallel;
 use crate::precision::{Mode, Recipe};
 use fathom_config::{AttentionConfig, ModelConfig};
 
-/// Numbers of parameters.
+/// Numbers of parameters of a model, over all ranks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Parameters {
-    /// All of the main model, with embedding and head.
+    /// Parameters of the main model, with embedding and head.
     pub total: u64,
-    /// Those that a token uses, without the embedding (head included).
+    /// Parameters that a token uses, without the embedding's table (head included).
     pub active_without_embedding: u64,
-    /// Those that a token uses, with the embedding's table.
+    /// Parameters that a token uses, with the embedding's table.
     pub active: u64,
-    /// Embedding table.
+    /// Parameters of the embedding's table.
     pub embedding: u64,
-    /// Output head (0 where it is the embedding).
+    /// Parameters of the output head (0 where it is the embedding).
     pub head: u64,
-    /// Routed experts.
+    /// Parameters of all routed experts of the main model.
     pub routed_experts: u64,
-    /// Of the MTP modules, without the shared embedding and head.
+    /// Parameters of the MTP modules, without the shared embedding and head.
     pub mtp: u64,
 }
 
 /// Bytes of a training step's lasting tensors, over all ranks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Memory {
-    /// Weights as GEMMs read them.
+    /// Bytes of the weights as GEMMs read them.
     pub weights: u64,
-    /// F32 master copies (0 where the weights are the masters).
+    /// Bytes of the F32 master copies (0 where the weights are the masters).
     pub master: u64,
-    /// Gradient accumulators, with those of further uses of shared parameters.
+    /// Bytes of the gradient accumulators, with those of further uses of shared parameters.
     pub gradients: u64,
-    /// Two moments of AdamW, in BF16.
+    /// Bytes of the two moments of AdamW, in BF16.
     pub moments: u64,
 }
 
 impl Memory {
-    /// All of them.
+    /// Bytes of all of them.
     pub fn sum(&self) -> u64 {
         self.weights + self.master + self.gradients + self.moments
     }
@@ -50,15 +50,16 @@ impl Memory {
 /// What a training step holds with one recipe: lasting tensors and activations.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Policy {
-    /// What is kept and what is made again.
+    /// Name of the policy: what is kept and what is made again.
     pub name: &'static str,
-    /// Activations of a micro-batch.
+    /// Activations of a micro-batch, in bytes.
     pub activations_bytes: Activations,
-    /// Lasting tensors and kept activations.
+    /// Bytes of lasting tensors and kept activations together.
     pub training_bytes: u64,
 }
 
-/// What a micro-batch of `sequences` times `sequence` tokens holds, by policy of the mode.
+/// What a micro-batch of `sequences` sequences of `sequence` tokens holds, by each policy of the
+/// mode.
 ///
 /// # Errors
 /// [`MemoryError`].
@@ -77,29 +78,29 @@ pub fn by_policy(
     memory::policies(mode).into_iter().map(of).collect()
 }
 
-/// A model's figures.
+/// A model's figures: what `fathom model inspect` shows.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Inspection {
     /// Numbers of parameters.
     pub parameters: Parameters,
-    /// Bytes that training holds.
+    /// Bytes that training holds beside activations.
     pub memory_bytes: Memory,
-    /// GFLOP a token of forward and backward at `sequence` tokens, causal attention.
+    /// GFLOP per token of forward and backward at `sequence` tokens, causal attention.
     pub training_gflop_per_token: f64,
-    /// The same with every key counted for every query.
+    /// GFLOP per token of forward and backward with every key counted for every query.
     pub training_gflop_per_token_non_causal: f64,
-    /// GFLOP a token of the forward alone, causal.
+    /// GFLOP per token of the forward alone, causal.
     pub forward_gflop_per_token: f64,
-    /// Sequence length of the FLOPs.
+    /// Sequence length, in tokens, at which the FLOPs are counted.
     pub sequence: usize,
-    /// BF16 bytes that a token adds to the cache, over all layers.
+    /// BF16 bytes that a token adds to the KV cache, over all layers.
     pub kv_cache_bytes_per_token: u64,
-    /// What the same heads would take as multi-head, grouped-query (8 groups) and multi-query
-    /// attention.
+    /// Bytes that the same heads would take as multi-head, grouped-query (8 groups) and multi-query
+    /// attention, by name.
     pub kv_cache_alternatives: Vec<(String, u64)>,
 }
 
-/// Works a model's figures out.
+/// Works a model's figures out, for sequences of `sequence` tokens.
 ///
 /// # Errors
 /// [`BuildError`] where it cannot be laid out.
@@ -158,7 +159,7 @@ fn parameters(config: &ModelConfig, model: &Model) -> Parameters {
     found
 }
 
-/// FLOPs a token of queries times keys and probabilities times values, for `keys` seen keys.
+/// FLOPs per token of queries times keys and probabilities times values, for `keys` seen keys.
 fn attention_flops(config: &ModelConfig, keys: f64) -> f64 {
     let widths = match config.attention {
         AttentionConfig::Mla { qk_nope_head_dim, qk_rope_head_dim, v_head_dim, .. } => {
@@ -192,7 +193,7 @@ fn alternatives(config: &ModelConfig) -> Vec<(String, u64)> {
     named.map(|(name, heads)| (name.to_owned(), bytes(heads))).to_vec()
 }
 
-/// The lasting tensors of a training step with BF16 moments.
+/// Bytes of the lasting tensors of a training step with BF16 moments.
 pub fn lasting(model: &Model) -> Memory {
     let mut memory = Memory::default();
     let master = model.recipe.master().size() as u64;

@@ -24,7 +24,8 @@ use fathom_config::ModelConfig;
 /// Bytes of a micro-batch beyond the lasting tensors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Activations {
-    /// Kept from the forward for the backward, with tokens, targets and tables.
+    /// Bytes alive between forward and backward: what the forward keeps, with the micro-batch's
+    /// tokens, targets and RoPE tables.
     pub kept: u64,
     /// The most that is alive at any moment of forward and backward, gradients being written in
     /// place.
@@ -45,7 +46,8 @@ pub enum MemoryError {
     TooMuch(#[from] TooMuch),
 }
 
-/// What a micro-batch of `sequences` sequences of `length` tokens holds.
+/// What a micro-batch of `sequences` sequences of `length` tokens holds beyond the lasting tensors,
+/// found by running the step on [`Meta`]: no memory of that size is needed.
 ///
 /// # Errors
 /// [`MemoryError`].
@@ -89,7 +91,7 @@ pub fn training(config: &TrainConfig) -> Result<Need, MemoryError> {
     Ok(Need { job: format!("training '{}'", config.name), parts })
 }
 
-/// What an evaluation holds beside its activations.
+/// What an evaluation holds beside its activations; `gradients` where it takes them too.
 pub fn evaluation(model: &Model, gradients: bool) -> Need {
     let Memory { weights, master, gradients: sums, .. } = inspect::lasting(model);
     let parts = vec![
@@ -100,7 +102,8 @@ pub fn evaluation(model: &Model, gradients: bool) -> Need {
     Need { job: "this model".into(), parts }
 }
 
-/// What a micro-batch holds on a backend, of a model with initial values.
+/// What a micro-batch holds on a backend, of a model whose parameters are all zero: sizes do not
+/// depend on values.
 ///
 /// # Errors
 /// [`MemoryError`].

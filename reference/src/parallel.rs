@@ -6,18 +6,18 @@
 
 pub use fathom_trace::{Group, GroupKind, Parallel};
 
-/// A rank's coordinates.
+/// A rank's coordinate along each dimension of the layout, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Coordinates {
-    /// Along tensor parallel.
+    /// Tensor-parallel coordinate.
     pub tp: usize,
-    /// Along context parallel.
+    /// Context-parallel coordinate: which part of the sequence the rank has.
     pub cp: usize,
-    /// Along data parallel.
+    /// Data-parallel coordinate.
     pub dp: usize,
-    /// Pipeline stage.
+    /// Pipeline-parallel coordinate: the stage.
     pub pp: usize,
-    /// Along expert parallel.
+    /// Expert-parallel coordinate: which block of routed experts the rank has.
     pub ep: usize,
 }
 
@@ -36,12 +36,12 @@ pub struct LayoutError {
 const MOST_RANKS: usize = 1 << 16;
 const LARGEST_WORLD: u128 = 1 << 24;
 
-/// All ranks of the layout.
+/// The number of ranks of the layout; expert parallel ranks are among them, not beside them.
 pub fn world(p: Parallel) -> usize {
     p.tp * p.cp * p.dp * p.pp
 }
 
-/// The coordinates of `rank`.
+/// The coordinates of `rank` in layout `p`.
 ///
 /// # Errors
 /// [`LayoutError`] where a size is 0 or beyond any cluster, `ep` does not divide a stage's ranks,
@@ -74,7 +74,7 @@ pub fn coordinates(p: Parallel, rank: usize) -> Result<Coordinates, LayoutError>
     })
 }
 
-/// The group of a collective along `kind`.
+/// The group of the collectives along `kind`.
 pub fn group(p: Parallel, kind: GroupKind) -> Group {
     let size = match kind {
         GroupKind::Tp => p.tp,

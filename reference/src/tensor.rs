@@ -10,9 +10,9 @@ use fathom_trace::{DType, TensorMeta};
 use half::{bf16, f16};
 use ndarray::{ArrayD, ArrayViewD, ArrayViewMutD, IxDyn};
 
-/// A Rust type whose bits are an element type's.
+/// A Rust type whose bits are those of an element type.
 pub trait Element: Pod + Send + Sync {
-    /// The element type.
+    /// The element type that the Rust type holds.
     const DTYPE: DType;
 }
 
@@ -64,7 +64,8 @@ impl Words {
     }
 }
 
-/// A dense row-major tensor on the host.
+/// A dense row-major tensor on the host. It compares equal to another by element type, shape and
+/// bits, so that NaN equals itself and -0 is not 0.
 #[derive(Clone, Debug)]
 pub struct Tensor {
     dtype: DType,
@@ -73,7 +74,7 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// A tensor of zero bits.
+    /// A tensor whose elements are all zero bits.
     pub fn zeros(dtype: DType, shape: &[usize]) -> Tensor {
         let len = shape.iter().product();
         Tensor { dtype, shape: shape.to_vec(), words: Arc::new(Words::zeros(dtype.size(), len)) }
@@ -127,12 +128,12 @@ impl Tensor {
         Tensor::from_vec(&[], vec![value])
     }
 
-    /// Element type.
+    /// Element type of the tensor.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// Row-major shape.
+    /// Row-major shape of the tensor.
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
@@ -142,7 +143,7 @@ impl Tensor {
         self.shape.iter().product()
     }
 
-    /// Whether there is no element.
+    /// Whether the tensor has no element.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -282,7 +283,7 @@ impl Tensor {
         }
     }
 
-    /// Role, element type and shape.
+    /// The tensor's element type and shape under a role, without its elements.
     pub fn meta(&self, role: &str) -> TensorMeta {
         TensorMeta { role: role.to_owned(), dtype: self.dtype, shape: self.shape.clone() }
     }

@@ -3,13 +3,13 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// How logits become affinities.
+/// How the router's logits become affinities of a token to the experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Score {
-    /// Each expert by itself, as in V3.
+    /// A sigmoid of each expert's logit by itself, as in V3.
     Sigmoid,
-    /// Over the experts, as in V2.
+    /// A softmax over the experts, as in V2.
     Softmax,
 }
 
@@ -53,16 +53,17 @@ fn yes() -> bool {
     true
 }
 
-/// Rotary position embedding.
+/// Rotary position embedding (RoPE).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RopeConfig {
-    /// Base of the frequencies.
+    /// Base of the frequencies: pair i of d rotates by `theta^(-2i/d)` per position.
     pub theta: f64,
-    /// Whether rotated pairs are neighbours.
+    /// Whether rotated pairs are neighbouring columns; else they are half of the rotated columns
+    /// apart, as in Llama.
     #[serde(default = "yes")]
     pub interleaved: bool,
-    /// Context extension.
+    /// Context extension by YaRN; none: the positions are as trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub yarn: Option<Yarn>,
 }
@@ -71,7 +72,7 @@ pub struct RopeConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum AttentionConfig {
-    /// Multi-head latent attention.
+    /// Multi-head latent attention (DeepSeek-V2 report, section 2.1).
     Mla {
         /// Width of the query latent; none (in TOML: 0) for a direct projection.
         #[serde(
@@ -91,44 +92,44 @@ pub enum AttentionConfig {
     },
     /// Grouped-query attention; multi-head with `kv_heads` = heads, multi-query with 1.
     Gqa {
-        /// Key and value heads.
+        /// Number of key and value heads.
         kv_heads: usize,
         /// Columns of a head, all with position.
         head_dim: usize,
     },
 }
 
-/// Mixture of experts.
+/// The mixture of experts of a model (DeepSeek-V3 report, section 2.1.2).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MoeConfig {
-    /// Routed experts.
+    /// Routed experts of a layer.
     pub n_routed_experts: usize,
-    /// Shared experts; they form one of their joint width.
+    /// Shared experts of a layer; they are computed as one of their joint width.
     pub n_shared_experts: usize,
-    /// Routed experts a token.
+    /// Routed experts that each token chooses.
     pub top_k: usize,
-    /// Width of an expert.
+    /// Width of an expert's hidden layer.
     pub intermediate_size: usize,
-    /// Groups of experts.
+    /// Groups into which the routed experts are divided.
     #[serde(default = "one_usize")]
     pub n_group: usize,
-    /// Groups that a token may reach.
+    /// Groups out of which a token may choose its experts.
     #[serde(default = "one_usize")]
     pub topk_group: usize,
-    /// Best experts of a group that make its score.
+    /// Best experts of a group whose affinities add up to its score.
     #[serde(default = "one_usize")]
     pub group_top: usize,
-    /// Multiplied onto the gate values.
+    /// Factor that is multiplied onto the gate values.
     #[serde(default = "one")]
     pub routed_scaling_factor: f64,
-    /// Whether gate values are divided by their sum.
+    /// Whether the gate values of a token's experts are divided by their sum.
     #[serde(default = "yes")]
     pub normalize: bool,
-    /// How logits become affinities.
+    /// How the router's logits become affinities.
     #[serde(default = "sigmoid")]
     pub score: Score,
-    /// Leading layers that are dense.
+    /// Leading layers that are dense, without experts.
     #[serde(default)]
     pub first_dense: usize,
 }
@@ -141,7 +142,7 @@ fn sigmoid() -> Score {
     Score::Sigmoid
 }
 
-/// How several future tokens are predicted.
+/// How multi-token prediction (MTP) chains its predictions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MtpKind {
@@ -151,14 +152,15 @@ pub enum MtpKind {
     Parallel,
 }
 
-/// The architecture of a model.
+/// The architecture of a model: everything that decides its shapes and its arithmetic but
+/// precision.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
     /// Name for people; may be empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub name: String,
-    /// Tokens of the vocabulary.
+    /// Tokens of the vocabulary: rows of embedding and head.
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
@@ -173,10 +175,10 @@ pub struct ModelConfig {
     /// Mixture of experts; none for a dense model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moe: Option<MoeConfig>,
-    /// MTP modules.
+    /// MTP modules, each of which predicts one token further ahead.
     #[serde(default)]
     pub mtp_depth: usize,
-    /// How they predict.
+    /// How the MTP modules predict.
     #[serde(default = "sequential")]
     pub mtp_kind: MtpKind,
     /// Rotary position embedding.
@@ -188,16 +190,16 @@ pub struct ModelConfig {
     /// Added to the mean square in RMSNorm (the latents' norms always use 1e-6).
     #[serde(default = "millionth")]
     pub rms_norm_eps: f64,
-    /// Whether the head is the embedding.
+    /// Whether the output head is the embedding's table.
     #[serde(default)]
     pub tie_word_embeddings: bool,
-    /// Standard deviation of initial weights.
+    /// Standard deviation of the initial weights.
     #[serde(default = "fiftieth")]
     pub initializer_range: f64,
-    /// Token before a sequence, where the vocabulary has one.
+    /// Token that begins a sequence, where the vocabulary has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bos_token_id: Option<u32>,
-    /// Tokens that end a text.
+    /// Tokens each of which ends a text.
     #[serde(default)]
     pub eos_token_ids: Vec<u32>,
 }

@@ -12,14 +12,14 @@ pub struct Parameters {
     /// Weights of the matrices that a token is multiplied with: the head's included, embedding and
     /// norms not.
     pub active: u64,
-    /// The embedding's.
+    /// Parameters of the embedding's table.
     pub embedding: u64,
-    /// The prediction modules' own (embedding and head are shared with the main model).
+    /// The prediction modules' own parameters (embedding and head are shared with the main model).
     pub mtp: u64,
 }
 
 impl ModelConfig {
-    /// Columns of one head's query and key, and of its value.
+    /// Columns of one head's query and key, and columns of its value.
     pub fn head_dims(&self) -> (usize, usize) {
         match self.attention {
             AttentionConfig::Mla { qk_nope_head_dim, qk_rope_head_dim, v_head_dim, .. } => {
@@ -84,7 +84,7 @@ impl ModelConfig {
         (experts + moe.n_shared_experts) as u64 * expert + moe.n_routed_experts as u64 * hidden
     }
 
-    /// Parameters counted from the shapes.
+    /// The parameters of the model, counted from its shapes.
     pub fn parameters(&self) -> Parameters {
         let hidden = self.hidden_size as u64;
         let embedding = self.vocab_size as u64 * hidden;
@@ -134,7 +134,8 @@ impl ModelConfig {
         (per_layer * self.layers) as u64 * element_bytes
     }
 
-    /// Columns of queries, keys and values over all heads and layers.
+    /// Columns of queries, keys and values over all heads and layers, MTP modules included: what
+    /// attention multiplies per pair of tokens.
     pub fn attention_width(&self) -> f64 {
         let (qk, v) = self.head_dims();
         ((self.layers + self.mtp_depth) * self.heads * (qk + v)) as f64

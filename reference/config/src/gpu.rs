@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::ConfigError;
 use crate::presets::gpu_text;
 
-/// One GPU, data-sheet figures.
+/// One GPU as the simulator knows it: the figures of its data sheet.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Gpu {
@@ -26,7 +26,7 @@ pub struct Gpu {
     /// Share of the BF16 peak that a large library GEMM sustains under the power limit (published
     /// measurements).
     pub bf16_achievable: f64,
-    /// The same of FP8.
+    /// Share of the FP8 peak that a large library GEMM sustains under the power limit.
     pub fp8_achievable: f64,
     /// FP8 partial sums must be promoted to FP32 on the vector units (Hopper), for every 128 of K.
     pub fp8_promotion: bool,
@@ -40,11 +40,11 @@ pub struct Gpu {
     pub l2_bytes_per_s: f64,
     /// Scale-up link (NVLink, Infinity Fabric) of one GPU, one direction, bytes/s.
     pub scale_up_bytes_per_s: f64,
-    /// Share of it that large copies reach.
+    /// Share of the scale-up bandwidth that large copies reach.
     pub scale_up_usable: f64,
-    /// Board power, watts.
+    /// Board power (TDP), watts.
     pub tdp_w: f64,
-    /// What CUDA reports of it, where the emulator can be it.
+    /// What CUDA reports of it; none where the emulator cannot be this GPU.
     #[serde(default, skip_serializing)]
     pub cuda: Option<CudaDevice>,
 }
@@ -57,7 +57,7 @@ impl Gpu {
 }
 
 impl Gpu {
-    /// A GPU that comes with the project.
+    /// A GPU that comes with the project, by its name in [`crate::presets::GPUS`].
     ///
     /// # Errors
     /// [`ConfigError::Preset`].
@@ -80,26 +80,26 @@ pub struct CudaDevice {
     pub name: String,
     /// Compute capability: major, minor.
     pub compute_capability: [u32; 2],
-    /// SM clock; `clock64` counts emulated cycles of it.
+    /// SM clock, kHz; `clock64` counts emulated cycles of it.
     pub clock_khz: u32,
-    /// Memory clock.
+    /// Memory clock, kHz.
     pub memory_clock_khz: u32,
     /// Memory bus width in bits.
     pub memory_bus_bits: u32,
-    /// Device memory; allocations beyond it fail.
+    /// Device memory, bytes; allocations beyond it fail.
     pub memory_bytes: u64,
-    /// Level-2 cache.
+    /// Level-2 cache, bytes.
     pub l2_bytes: u32,
-    /// Shared memory of one SM.
+    /// Shared memory of one SM, bytes.
     pub shared_bytes_per_sm: u32,
-    /// Shared memory a CTA may have without opting in.
+    /// Bytes of shared memory that a CTA may have without opting in.
     pub shared_bytes_per_block: u32,
-    /// Shared memory a CTA may have after opting in.
+    /// Bytes of shared memory that a CTA may have after opting in.
     pub shared_bytes_per_block_optin: u32,
-    /// Shared memory the system keeps of each CTA, at its start.
+    /// Bytes of shared memory that the system keeps of each CTA, at its start.
     pub shared_bytes_reserved: u32,
-    /// Largest portable cluster; 1 where there are no clusters.
+    /// Most CTAs of a portable cluster; 1 where there are no clusters.
     pub max_cluster_ctas: u32,
-    /// Largest cluster with the non-portable attribute set.
+    /// Most CTAs of a cluster with the non-portable attribute set.
     pub max_cluster_ctas_nonportable: u32,
 }

@@ -45,7 +45,7 @@ impl ModelConfig {
         ModelConfig::from_hf(&read_json(path)?, path)
     }
 
-    /// The same from JSON; `path` is only named in errors.
+    /// As [`ModelConfig::from_hf_file`], from JSON; `path` is only named in errors.
     ///
     /// # Errors
     /// [`ConfigError::Value`] naming the key.
@@ -71,7 +71,7 @@ impl ModelConfig {
         ModelConfig::shape_from_hf(&read_json(path)?, path)
     }
 
-    /// The same from JSON; `path` is only named in errors.
+    /// As [`ModelConfig::shape_from_hf_file`], from JSON; `path` is only named in errors.
     ///
     /// # Errors
     /// [`ConfigError::Value`] naming the key.
@@ -81,7 +81,7 @@ impl ModelConfig {
         Keys::new(inner.unwrap_or(json), path).model()
     }
 
-    /// What `config.json` says of this architecture.
+    /// The `config.json` of this architecture, as `deepseek_v3`.
     ///
     /// # Errors
     /// What of it Hugging Face's `deepseek_v3` cannot say.

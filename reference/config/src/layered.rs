@@ -12,14 +12,14 @@ use crate::{KeyError, ModelConfig, nearest, presets};
 /// A value that wins over the file: `--set KEY=VALUE`, or a flag of its own.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Setting {
-    /// As it was typed: `--steps 5`. Errors name it.
+    /// The flag as it was typed: `--steps 5`. Errors name it.
     pub flag: String,
     /// The dotted key and its value as TOML: `steps=5`.
     pub assignment: String,
 }
 
 impl Setting {
-    /// `--set KEY=VALUE`.
+    /// The setting that `--set KEY=VALUE` makes, given `KEY=VALUE`.
     pub fn set(assignment: &str) -> Setting {
         Setting { flag: format!("--set {assignment}"), assignment: assignment.to_owned() }
     }
@@ -45,13 +45,13 @@ impl Setting {
 pub struct Source<'a> {
     /// The file; or what the text was made from, which then has no lines.
     pub name: String,
-    /// TOML.
+    /// The text itself, as TOML.
     pub text: &'a str,
     /// Whether errors give lines of the text.
     pub lines: bool,
     /// Folder that relative paths in the text start from; `None` refuses them.
     pub folder: Option<PathBuf>,
-    /// What wins over the text, the last most.
+    /// Settings that win over the text; of two for one key the later wins.
     pub set: &'a [Setting],
 }
 
@@ -112,13 +112,13 @@ impl Source<'_> {
         }
     }
 
-    /// What serde says of a value that cannot be read, at the key that it is about.
+    /// The error for a value that serde cannot read, at the key that it is about.
     pub fn refused<E: std::fmt::Display>(&self, e: &serde_path_to_error::Error<E>) -> KeyError {
         let (key, message) = offence(e);
         self.wrong(&key, input::shorten(&explain(&message), input::MESSAGE))
     }
 
-    /// A table as what it describes.
+    /// Reads a table as the type that it describes.
     ///
     /// # Errors
     /// The key that is unknown, missing or of another type, with the nearest name.
@@ -263,8 +263,8 @@ pub fn line_of_key(text: &str, key: &str) -> usize {
     line
 }
 
-/// The dotted key that serde's error is about (for unknown and missing fields the field itself),
-/// and its words.
+/// The dotted key that a serde error is about (for unknown and missing fields the field itself),
+/// and the error's words.
 pub fn offence<E: std::fmt::Display>(e: &serde_path_to_error::Error<E>) -> (String, String) {
     let path = e.path().to_string();
     let path = if path == "." { "" } else { &path };

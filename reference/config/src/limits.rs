@@ -149,7 +149,7 @@ impl ModelConfig {
         self.bound(|moe| moe.n_routed_experts)
     }
 
-    /// Of them, those that one token is multiplied by.
+    /// Upper bound of the parameters that one token is multiplied by, from the sizes alone.
     pub fn active_at_most(&self) -> u128 {
         self.bound(|moe| moe.top_k)
     }

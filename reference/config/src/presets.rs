@@ -29,7 +29,7 @@ pub fn model_names() -> Vec<&'static str> {
     MODELS.iter().map(|(name, _)| *name).collect()
 }
 
-/// The TOML of an architecture.
+/// The TOML of an architecture by its name, or by the name that it had in version 0.1.
 ///
 /// # Errors
 /// The message for an unknown name, which lists the known ones.
@@ -39,7 +39,7 @@ pub fn model_text(name: &str) -> Result<&'static str, String> {
     found.map(|(_, text)| *text).ok_or_else(|| unknown_name(name, &model_names()))
 }
 
-/// The TOML of a GPU.
+/// The TOML of a GPU by its name.
 ///
 /// # Errors
 /// The message for an unknown name, which lists the known ones.
@@ -50,7 +50,7 @@ pub fn gpu_text(name: &str) -> Result<&'static str, String> {
 }
 
 impl ModelConfig {
-    /// An architecture that comes with the project.
+    /// An architecture that comes with the project, by its name in [`MODELS`].
     ///
     /// # Errors
     /// [`ConfigError::Preset`].

@@ -1,7 +1,8 @@
 //! A wrapper around any backend that counts the bytes of the buffers that are alive.
 //!
-//! What a training step holds follows from who still has a handle to what: on
-//! [`Meta`](super::Meta) without computing it, on [`Reference`](super::Reference) beside it.
+//! What a training step holds follows from which handles are alive at each moment, so it can be
+//! counted on [`Meta`](super::Meta), which computes nothing, as well as on
+//! [`Reference`](super::Reference).
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -12,12 +13,12 @@ use fathom_trace::DType;
 use super::{Backend, Place, Result};
 use crate::{DynOp, Tensor};
 
-/// Bytes alive now, and the most that ever were.
+/// Bytes of all buffers that are alive now, and the most that ever were at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Alive {
-    /// Now.
+    /// Bytes alive at this moment.
     pub bytes: u64,
-    /// Since the ledger began, or since [`Ledger::reset_peak`].
+    /// Most bytes alive at once since the ledger began, or since [`Ledger::reset_peak`].
     pub peak: u64,
 }
 
@@ -49,12 +50,12 @@ impl Drop for Entry {
 }
 
 impl<B: Backend> Ledger<B> {
-    /// Counts from here on.
+    /// Wraps `inner`; buffers that `inner` made before are not counted.
     pub fn new(inner: B) -> Ledger<B> {
         Ledger { inner, alive: Rc::default() }
     }
 
-    /// What is alive.
+    /// Bytes alive at this moment, and their peak.
     pub fn alive(&self) -> Alive {
         self.alive.get()
     }

@@ -12,7 +12,7 @@ use super::record::{input_metas, op_record};
 use super::{Backend, Place, Result};
 use crate::{DynOp, EngineError, Tensor};
 
-/// How slots spread over experts.
+/// How the slots (tokens times choices) of a micro-batch spread over the routed experts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Load {
     /// Every expert gets the same, give or take one row.
@@ -22,16 +22,16 @@ pub enum Load {
     Shares(Vec<f64>),
 }
 
-/// An element type and a shape.
+/// A tensor without elements: what shape rules, FLOPs and bytes need of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetaBuffer {
-    /// Element type.
+    /// Element type, which gives the bytes of an element.
     pub dtype: DType,
     /// Row-major shape.
     pub shape: Vec<usize>,
 }
 
-/// Records ops instead of executing them.
+/// Backend `meta`: checks an op's inputs by its rules and records it instead of executing it.
 #[derive(Debug, Default)]
 pub struct Meta {
     rank: usize,

@@ -29,15 +29,15 @@ use crate::{DynOp, EngineError, Tensor};
 /// Where in a step an op stands: what op records and error reports say beside the op.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Optimizer step.
+    /// Optimizer step, counted from 1; 0 outside training.
     pub step: u64,
     /// Decoder layer, counted from 0; MTP modules follow the last layer.
     pub layer: Option<usize>,
-    /// Part of the layer.
+    /// Part of the model: attention, dispatch, mlp, combine, embedding, head, optimizer and so on.
     pub component: Component,
-    /// Forward, input-backward or weight-backward.
+    /// Forward, input-backward (gradient of the activations) or weight-backward.
     pub phase: Phase,
-    /// Micro-batch of the step.
+    /// Micro-batch of the step, counted from 0; none for work once a step, such as the optimizer's.
     pub micro_batch: Option<usize>,
 }
 
@@ -48,7 +48,7 @@ impl Default for Place {
     }
 }
 
-/// The result of a backend's method.
+/// The result of a backend's method; what can go wrong is an [`EngineError`].
 pub type Result<T, E = EngineError> = std::result::Result<T, E>;
 
 macro_rules! argument {
@@ -119,7 +119,7 @@ pub trait Backend {
     /// A handle to a tensor wherever the backend keeps it; cloning it copies no elements.
     type Buffer: Clone + std::fmt::Debug;
 
-    /// A short name for tables and errors.
+    /// A short name for tables and errors: `reference`, `meta`.
     fn name(&self) -> String;
 
     /// Runs an op on its inputs, one entry a role in order; gives one buffer an output role.
@@ -144,7 +144,7 @@ pub trait Backend {
     /// [`EngineError`] where the backend lost or never had them (`meta`).
     fn download(&self, buffer: &Self::Buffer) -> Result<Tensor>;
 
-    /// A buffer of zero bits.
+    /// A buffer whose elements are all zero bits, which every element type reads as the number 0.
     ///
     /// # Errors
     /// As [`Backend::upload`].
@@ -158,7 +158,8 @@ pub trait Backend {
     /// Shape of a buffer.
     fn shape(&self, buffer: &Self::Buffer) -> Vec<usize>;
 
-    /// Says where in the step the following ops stand.
+    /// Says where in the step the following ops stand, until the next call; backends that neither
+    /// record nor report ignore it.
     fn at(&self, _place: Place) {}
 
     /// The rows that each of this rank's experts (`local`) gets: an explicit host value, read back

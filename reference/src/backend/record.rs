@@ -17,9 +17,10 @@ pub struct Call<'a, B: Backend> {
     pub backend: &'a B,
     /// The op with its parameters.
     pub op: &'a dyn DynOp,
-    /// Inputs, one entry a role.
+    /// Inputs, one entry a role of the op in its order; none for an optional role that was left
+    /// out.
     pub inputs: &'a [Option<B::Buffer>],
-    /// Outputs, one a role.
+    /// Outputs, one a role of the op in its order.
     pub outputs: &'a [B::Buffer],
     /// Where in the step it stands.
     pub place: Place,
@@ -66,14 +67,15 @@ pub struct Recorder<B, H> {
 }
 
 impl<B: Backend, F: Fn(&Call<'_, B>) -> Result<()>> Recorder<B, F> {
-    /// Wraps `inner`; an error of `hook` becomes the op's.
+    /// Wraps `inner` and shows every call to `hook` once it was executed; an error of `hook`
+    /// becomes the op's.
     pub fn new(inner: B, hook: F) -> Recorder<B, F> {
         Recorder::with_hook(inner, hook)
     }
 }
 
 impl<B: Backend, H: Hook<B>> Recorder<B, H> {
-    /// Wraps `inner`.
+    /// Wraps `inner` with a hook that says itself which calls it is to see.
     pub fn with_hook(inner: B, hook: H) -> Recorder<B, H> {
         Recorder { inner, hook, place: Cell::default() }
     }
@@ -138,7 +140,8 @@ impl<B: Backend, H: Hook<B>> Backend for Recorder<B, H> {
     }
 }
 
-/// Role, dtype and shape of each input that is there.
+/// Role, dtype and shape of each input, `None` for an optional role that was left out; what
+/// [`DynOp::infer`] and op records take.
 pub fn input_metas<B: Backend>(
     backend: &B,
     op: &dyn DynOp,
@@ -154,7 +157,8 @@ pub fn input_metas<B: Backend>(
     op.inputs().iter().zip(inputs).map(meta).collect()
 }
 
-/// The record of an op on inputs of these shapes, number `seq` of its trace.
+/// The record of an op on inputs of these shapes: outputs, FLOPs and bytes follow from the op's own
+/// rules. `seq` is its number in the trace, from 0.
 ///
 /// # Errors
 /// As [`DynOp::infer`].

@@ -25,10 +25,10 @@ use fathom_config::{ConfigError, ModelConfig};
 /// Why a checkpoint cannot be loaded or saved.
 #[derive(Debug, thiserror::Error)]
 pub enum HfError {
-    /// The configuration.
+    /// The folder's `config.json` cannot be read, or says what no architecture here has.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A file of tensors.
+    /// A file of tensors cannot be read or written.
     #[error(transparent)]
     Tensors(#[from] TensorsError),
     /// The folder holds no weights.
@@ -135,7 +135,7 @@ pub enum HfError {
     /// The architecture has no form in this layout.
     #[error("this architecture cannot be written as a deepseek_v3 configuration: {reason}")]
     Unspeakable {
-        /// What of it.
+        /// What of the architecture that layout cannot say.
         reason: &'static str,
     },
     /// A model was to be converted into its own folder.
@@ -150,7 +150,7 @@ pub enum HfError {
     /// The backend refused a tensor.
     #[error(transparent)]
     Backend(#[from] crate::EngineError),
-    /// The tokenizer beside the weights.
+    /// The tokenizer cannot be written beside the weights.
     #[error(transparent)]
     Tokenizer(#[from] data::DataError),
     /// The model is larger than the memory.
@@ -158,12 +158,13 @@ pub enum HfError {
     NoRoom(#[from] NoRoom),
 }
 
-/// An opened checkpoint: its configuration and where its tensors lie.
+/// An opened checkpoint: its configuration and where its tensors lie. The files stay mapped, their
+/// values are read only when they are asked for.
 #[derive(Debug)]
 pub struct HfCheckpoint {
     /// The folder.
     pub folder: PathBuf,
-    /// The architecture.
+    /// The architecture that `config.json` describes; without MTP modules where they were left out.
     pub config: ModelConfig,
     files: Vec<TensorsFile>,
     index: BTreeMap<String, usize>,
@@ -191,7 +192,7 @@ struct Found<'a> {
 pub(super) const FP8_BLOCK: usize = 128;
 
 impl HfCheckpoint {
-    /// Opens a folder: reads the configuration and the headers of its files.
+    /// Opens a folder: reads the configuration and the headers of its files, no weights.
     ///
     /// # Errors
     /// [`HfError`].
@@ -199,7 +200,7 @@ impl HfCheckpoint {
         HfCheckpoint::open_as(folder, false)
     }
 
-    /// The same; `without_mtp` leaves MTP modules out, announced or held.
+    /// As [`HfCheckpoint::open`]; `without_mtp` leaves MTP modules out, announced or held.
     ///
     /// # Errors
     /// [`HfError`].

@@ -20,7 +20,7 @@ use crate::precision::{Mode, Recipe};
 use crate::{EngineError, OpError, Tensor, files};
 use fathom_config::ModelConfig;
 
-/// Element types of saved weights.
+/// The element types in which weights can be saved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SavedType {
     /// F32, or F64 where the model computes in it.
@@ -37,7 +37,7 @@ impl SavedType {
     /// Every type.
     pub const ALL: [SavedType; 3] = [SavedType::Master, SavedType::Bf16, SavedType::Fp8];
 
-    /// The name on the command line.
+    /// The name on the command line: `f32`, `bf16`, `fp8`.
     pub fn name(self) -> &'static str {
         match self {
             SavedType::Master => "f32",
@@ -46,7 +46,7 @@ impl SavedType {
         }
     }
 
-    /// The type of a name.
+    /// The type of that name, `None` for an unknown one.
     pub fn from_name(name: &str) -> Option<SavedType> {
         SavedType::ALL.into_iter().find(|t| t.name() == name)
     }
@@ -295,7 +295,8 @@ fn tensor<B: Backend>(
     Ok(vec![(name, q), (scale_name, scale)])
 }
 
-/// A parameter's checkpoint tensors.
+/// The checkpoint tensors that a parameter consists of, by name; `tensor` has the parameter's
+/// shape.
 pub fn split(spec: &ParamSpec, tensor: &Tensor) -> Vec<(String, Tensor)> {
     let mut rest = tensor.bytes();
     let mut parts = Vec::with_capacity(spec.parts.len());

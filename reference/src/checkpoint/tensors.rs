@@ -45,21 +45,21 @@ pub enum TensorsError {
     },
 }
 
-/// Where a tensor lies in a file.
+/// Element type, shape and byte range of a tensor in a file.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// Element type.
+    /// Element type of the tensor.
     pub dtype: DType,
-    /// Row-major shape.
+    /// Row-major shape of the tensor.
     pub shape: Vec<usize>,
     start: usize,
     end: usize,
 }
 
-/// A mapped safetensors file.
+/// A safetensors file, mapped into memory.
 #[derive(Debug)]
 pub struct TensorsFile {
-    /// Where it lies.
+    /// The file's path.
     pub path: PathBuf,
     /// Its tensors by name.
     pub entries: BTreeMap<String, Entry>,
@@ -93,7 +93,7 @@ impl TensorsFile {
         Ok(TensorsFile { path: path.to_owned(), entries, map })
     }
 
-    /// The bytes of a tensor.
+    /// The bytes of a tensor, row-major and little-endian, as they lie in the file.
     pub fn bytes(&self, entry: &Entry) -> &[u8] {
         &self.map[entry.start..entry.end]
     }

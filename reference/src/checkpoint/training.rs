@@ -37,7 +37,7 @@ pub enum CheckpointError {
         /// What is there.
         found: String,
     },
-    /// A file of tensors.
+    /// A file of tensors cannot be read or written.
     #[error(transparent)]
     Tensors(#[from] TensorsError),
     /// There are checkpoints, and none of them is whole.
@@ -51,14 +51,14 @@ pub enum CheckpointError {
     },
 }
 
-/// What a checkpoint holds.
+/// What a checkpoint of a run holds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Saved {
-    /// Steps done.
+    /// Optimizer steps done.
     pub step: u64,
-    /// What the run keeps beside tensors.
+    /// What the run keeps beside its tensors: [`Header`](crate::train::state::Header) as JSON.
     pub header: Value,
-    /// Tensors by name.
+    /// Weights, moments and averages by name.
     pub tensors: Vec<(String, Tensor)>,
 }
 
@@ -170,7 +170,8 @@ fn remove(folder: &Path, name: &str) -> Result<(), CheckpointError> {
     fs::remove_dir_all(&aside).map_err(io_at(&aside))
 }
 
-/// The checkpoints of a folder, the newest first; none where there is no folder.
+/// The checkpoints of a folder, each its step and its path, the newest first; none where there is
+/// no folder.
 ///
 /// # Errors
 /// [`CheckpointError::Io`].

@@ -14,9 +14,9 @@ pub struct DataConfig {
     /// Where documents come from; none: the built-in corpus.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<SourceConfig>,
-    /// The tokenizer.
+    /// How text becomes tokens.
     pub tokenizer: TokenizerConfig,
-    /// Removal of duplicates.
+    /// Which duplicates are removed before anything is trained on.
     pub duplicates: Duplicates,
     /// Whether each epoch goes through the documents in an order of its own.
     pub shuffle: bool,
@@ -94,7 +94,7 @@ impl ValidationConfig {
     }
 }
 
-/// The tokenizer: a file, or one trained on the sources.
+/// The tokenizer: a `tokenizer.json`, or one trained on the sources.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TokenizerConfig {
@@ -117,17 +117,17 @@ impl Default for TokenizerConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Duplicates {
-    /// Remove documents with equal text.
+    /// Whether documents with equal text are removed.
     pub exact: bool,
-    /// Remove documents that are nearly equal to one before.
+    /// Whether documents that are nearly equal to one before are removed.
     pub near: bool,
     /// Estimated Jaccard similarity of shingles from which two documents are nearly equal.
     pub threshold: f64,
-    /// Words of a shingle.
+    /// Words of a shingle, the run of words that near duplicates are compared by.
     pub shingle_words: usize,
-    /// Bands of the MinHash signature.
+    /// Bands of the MinHash signature; documents that share a band are compared.
     pub bands: usize,
-    /// Hashes of a band.
+    /// Hashes of a band; more of them make fewer candidates.
     pub rows: usize,
 }
 
@@ -144,11 +144,11 @@ impl Default for Duplicates {
     }
 }
 
-/// One source of documents.
+/// One source of documents: TOML entry `[[data.sources]]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceConfig {
-    /// Format of the files.
+    /// Format of its files.
     pub format: Format,
     /// A file, or a folder that is searched in the order of paths; none only for `builtin`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -210,9 +210,9 @@ pub enum Format {
     Builtin,
     /// Plain UTF-8 text.
     Text,
-    /// A JSON object a line.
+    /// JSON lines: one object a line.
     Jsonl,
-    /// Parquet; needs the cargo feature `parquet`.
+    /// Parquet, its text in one column; needs the cargo feature `parquet`.
     Parquet,
 }
 
@@ -230,7 +230,7 @@ pub enum Split {
 }
 
 impl DataConfig {
-    /// Refuses settings that cannot be followed.
+    /// Refuses values out of range and settings that cannot be followed together.
     ///
     /// # Errors
     /// [`DataError::Setting`] naming the key.

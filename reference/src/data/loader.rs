@@ -1,4 +1,5 @@
-//! From documents to packed sequences: fill-in-the-middle, splitting, packing, and the position.
+//! From documents to packed sequences: fill-in-the-middle, splitting of joined tokens, packing, and
+//! the place in the data.
 
 use fathom_numerics::philox::Philox;
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,8 @@ use super::source::{Document, Source};
 use super::{DataError, Tokenizer};
 use crate::model::Batch;
 
-/// Sequences of a data set, one after the other, for ever.
+/// Packed sequences of a data set, one after the other, for ever: behind the last document of a
+/// source its next pass begins.
 #[derive(Debug)]
 pub struct Loader {
     config: DataConfig,
@@ -32,7 +34,7 @@ pub struct Loader {
 pub struct LoaderState {
     /// Hash of the data ([`Loader::digest`]).
     pub data: String,
-    /// Hash of the tokenizer.
+    /// Hash of the tokenizer ([`Tokenizer::digest`]).
     pub tokenizer: String,
     /// Tokens of a sequence.
     pub seq_len: usize,
@@ -40,23 +42,23 @@ pub struct LoaderState {
     pub seed: u64,
     /// Sequences given out.
     pub sequences: u64,
-    /// Each source's place.
+    /// The place in each source, in the order of the configuration.
     pub sources: Vec<SourceState>,
-    /// The source of the document that comes next.
+    /// The source, by its index, of the document that is being given out.
     pub source: usize,
-    /// Its tokens that were given out.
+    /// Tokens of that document that were given out already.
     pub offset: usize,
 }
 
-/// A source's place.
+/// The place in one source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceState {
     /// Passes over the source that are complete.
     pub epoch: u64,
-    /// Documents of this pass that were begun and ended.
+    /// Documents of this pass that are complete.
     pub position: u64,
-    /// Tokens of the documents begun so far.
+    /// Tokens of all documents begun so far, over all passes; sources are mixed by it.
     pub tokens: u64,
 }
 
@@ -171,7 +173,7 @@ impl Loader {
         self.tokenizer.vocab_size()
     }
 
-    /// The tokenizer.
+    /// The tokenizer that the sequences are made with.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
@@ -181,12 +183,13 @@ impl Loader {
         self.digest.clone()
     }
 
-    /// Documents of an epoch of each source, after the removal of duplicates.
+    /// Documents of an epoch of each source, after the removal of duplicates and of what is held
+    /// out.
     pub fn documents(&self) -> Vec<u64> {
         self.sources.iter().map(Source::len).collect()
     }
 
-    /// Documents that were exact duplicates, and near duplicates.
+    /// Documents that were dropped: exact duplicates, and near duplicates.
     pub fn dropped(&self) -> [u64; 2] {
         self.dropped
     }

@@ -34,7 +34,7 @@ pub use loader::{Loader, LoaderState, SourceState};
 pub use text::read_text;
 pub use tokenizer::{TextStream, Tokenizer};
 
-/// Why data cannot be used.
+/// Why training data or a tokenizer cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// A file or folder cannot be read or written.
@@ -60,11 +60,11 @@ pub enum DataError {
     /// A setting that cannot be followed.
     #[error("[data] {key}: expected {expected}, found {found}")]
     Setting {
-        /// The key.
+        /// The dotted key below `[data]`.
         key: String,
-        /// What it should be.
+        /// The values that it may have.
         expected: String,
-        /// What it is.
+        /// The value that it has.
         found: String,
     },
     /// A tokenizer that cannot be used.
@@ -78,7 +78,7 @@ pub enum DataError {
     /// A state that belongs to other data or other settings.
     #[error("the data position does not fit: expected {what} {expected}, found {found}")]
     State {
-        /// What differs.
+        /// What differs: data, tokenizer, sequence length, seed or place.
         what: &'static str,
         /// What this loader has.
         expected: String,

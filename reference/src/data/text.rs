@@ -22,7 +22,7 @@ fn content(path: &Path, line: u64, expected: &str, found: impl ToString) -> Data
     }
 }
 
-/// Reads a whole text file.
+/// Reads a whole text file, as UTF-8.
 ///
 /// # Errors
 /// [`DataError`] naming the line that is no UTF-8.

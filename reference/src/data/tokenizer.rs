@@ -59,7 +59,8 @@ const PATTERNS: [&str; 3] = [
     ),
 ];
 
-/// A byte-level BPE tokenizer.
+/// A byte-level BPE tokenizer: any text has a spelling in its tokens, and tokens give back its
+/// bytes.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: Inner,
@@ -80,7 +81,7 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`.
+    /// Reads a `tokenizer.json` as Hugging Face's crate `tokenizers` writes it.
     ///
     /// # Errors
     /// [`DataError`] where the file is none, is not byte-level, or knows no end of a document.
@@ -220,17 +221,18 @@ impl Tokenizer {
         }
     }
 
-    /// One more than the largest id.
+    /// One more than the largest token id.
     pub fn vocab_size(&self) -> usize {
         self.bytes.len()
     }
 
-    /// The end of a document.
+    /// The id of the token that ends a document.
     pub fn eos(&self) -> u32 {
         self.eos
     }
 
-    /// The marks before prefix, suffix and middle, where the vocabulary has them.
+    /// The ids of the marks before prefix, suffix and middle of fill-in-the-middle; `None` where
+    /// the vocabulary lacks one.
     pub fn fim(&self) -> Option<[u32; 3]> {
         self.fim
     }
@@ -244,7 +246,7 @@ impl Tokenizer {
             .map_err(DataError::io(path))
     }
 
-    /// The content of `tokenizer.json`.
+    /// The content of the tokenizer's `tokenizer.json`.
     pub fn json(&self) -> &str {
         &self.json
     }
@@ -319,7 +321,7 @@ pub struct TextStream<'a> {
 }
 
 impl<'a> TextStream<'a> {
-    /// An empty stream.
+    /// An empty stream for tokens of `tokenizer`.
     pub fn new(tokenizer: &'a Tokenizer) -> Self {
         TextStream { tokenizer, pending: Vec::new() }
     }

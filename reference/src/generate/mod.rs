@@ -29,13 +29,13 @@ pub use sampling::Sampling;
 /// Why nothing can be generated.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
-    /// An op.
+    /// An op refused its inputs, or the backend failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// The model gives no distribution.
     #[error("expected finite logits, found {found} for token {token}: the model is not usable")]
     NotFinite {
-        /// The first token without one.
+        /// The id of the first token whose logit is not finite.
         token: usize,
         /// Its logit.
         found: f32,
@@ -43,7 +43,7 @@ pub enum GenerateError {
     /// A prompt or setting that cannot be followed.
     #[error("{what}: expected {expected}, found {found}")]
     Setting {
-        /// Prompt or setting.
+        /// The prompt, or the setting's name.
         what: &'static str,
         /// What it should be.
         expected: String,
@@ -58,14 +58,14 @@ impl GenerateError {
     }
 }
 
-/// What to generate.
+/// What to generate behind a prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// At most this many tokens.
     pub tokens: usize,
-    /// How they are chosen.
+    /// How each token is chosen from the model's distribution.
     pub sampling: Sampling,
-    /// Whether the MTP modules draft.
+    /// Whether the MTP modules draft tokens for the model to verify.
     pub speculative: bool,
     /// Tokens after which generation ends; they are given out.
     pub stop: Vec<u32>,
@@ -80,35 +80,35 @@ pub struct Generation {
     pub stopped: bool,
     /// Calls of the model after the prompt.
     pub steps: usize,
-    /// Drafts that were verified.
+    /// Drafts of the MTP modules that the model verified.
     pub drafted: usize,
-    /// Drafts that held.
+    /// Drafts that held: the model would have drawn them itself.
     pub accepted: usize,
-    /// Bytes of cache a token: what the model's layers hold.
+    /// Bytes of cache per token that the model's layers hold.
     pub kv_bytes_per_token: usize,
-    /// The same of the MTP modules that drafted.
+    /// Bytes of cache per token that the MTP modules which drafted hold.
     pub draft_kv_bytes_per_token: usize,
     /// Seconds for the prompt.
     pub prompt_s: f64,
     /// Seconds for the tokens after the first.
     pub decode_s: f64,
-    /// With drafts: seconds a token of plain decoding, measured on the last tokens again.
+    /// With drafts: seconds per token of plain decoding, measured on the last tokens again.
     pub plain_s_per_token: Option<f64>,
 }
 
 impl Generation {
-    /// Share of the verified drafts that held.
+    /// Share of the verified drafts that held; `None` where there were none.
     pub fn acceptance_rate(&self) -> Option<f64> {
         (self.drafted > 0).then(|| self.accepted as f64 / self.drafted as f64)
     }
 
-    /// Tokens a call of the model: the speed-up where a call costs the same whatever its tokens.
+    /// Tokens per call of the model: the speed-up where a call costs the same whatever its tokens.
     pub fn tokens_per_step(&self) -> Option<f64> {
         let tokens = self.tokens.len().saturating_sub(1);
         (self.steps > 0).then(|| tokens as f64 / self.steps as f64)
     }
 
-    /// Measured time a token of plain decoding over that of this run.
+    /// Measured time per token of plain decoding over that of this run; `None` without drafts.
     pub fn speedup(&self) -> Option<f64> {
         let tokens = self.tokens.len().saturating_sub(1);
         let own = self.decode_s / tokens as f64;

@@ -10,15 +10,16 @@ use fathom_numerics::elementary::exp_slice;
 use fathom_numerics::philox::Philox;
 use serde::{Deserialize, Serialize};
 
-/// How tokens are chosen.
+/// How tokens are chosen; the default is greedy.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sampling {
-    /// What logits are divided by; 0: always the most probable token (ties: the lowest id).
+    /// Temperature that logits are divided by; 0: always the most probable token (ties: the lowest
+    /// id).
     pub temperature: f64,
-    /// Share of the probability that the kept tokens reach, above 0 to 1.
+    /// Nucleus sampling: share of the probability that the kept tokens reach, above 0 to 1.
     pub top_p: f64,
-    /// Seed of the draws.
+    /// Seed of the draws; a draw depends on it, its purpose and the token's position only.
     pub seed: u64,
 }
 
@@ -42,7 +43,7 @@ pub(super) enum Purpose {
 }
 
 impl Sampling {
-    /// Whether the most probable token is taken.
+    /// Whether the most probable token is always taken.
     pub fn greedy(&self) -> bool {
         self.temperature == 0.0
     }
@@ -54,7 +55,7 @@ impl Sampling {
         (bits >> 11) as f64 * 2f64.powi(-53)
     }
 
-    /// The probability of each token: zero for those that are never drawn.
+    /// The probability of each token, given its logit: zero for those that are never drawn.
     ///
     /// # Panics
     /// Where there are no logits.

@@ -7,15 +7,15 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// The environment variable that lets a job begin whatever there is, where it is 1.
+/// The environment variable that, set to 1, lets a job begin however little memory there is.
 pub const IGNORE: &str = "FATHOM_IGNORE_MEMORY";
 
 /// What a job holds in memory at once, by name, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Need {
-    /// The job, in words.
+    /// What the error calls the job: `training 'tiny'`.
     pub job: String,
-    /// Names and bytes.
+    /// Each part's name and bytes.
     pub parts: Vec<(&'static str, u64)>,
 }
 
@@ -26,19 +26,19 @@ pub struct Need {
     need.job, bytes(need.sum()), bytes(*available)
 )]
 pub struct NoRoom {
-    /// What is needed.
+    /// What the job holds, part by part.
     pub need: Need,
-    /// Bytes that are available.
+    /// Bytes that this process may still take.
     pub available: u64,
 }
 
 impl Need {
-    /// All of it.
+    /// Bytes of all parts together.
     pub fn sum(&self) -> u64 {
         self.parts.iter().map(|(_, bytes)| bytes).fold(0, |a, b| a.saturating_add(*b))
     }
 
-    /// Refuses the job where less is available than it needs.
+    /// Refuses the job where less memory is available than it needs, unless [`IGNORE`] is set.
     ///
     /// # Errors
     /// [`NoRoom`] with the bytes of every part.

@@ -25,13 +25,13 @@ pub enum BuildError {
     /// The layout does not fit the architecture.
     #[error("{what} = {value} cannot be split over {name} = {ranks}")]
     Split {
-        /// What is to be split.
+        /// The setting that is to be split, by its configuration key: `heads`, `n_routed_experts`.
         what: &'static str,
-        /// How many there are.
+        /// Its value in the configuration.
         value: usize,
-        /// The layout's dimension.
+        /// The dimension of the layout it is split over: `tp` or `ep`.
         name: &'static str,
-        /// Ranks along it.
+        /// Ranks along that dimension.
         ranks: usize,
     },
 }
@@ -41,23 +41,24 @@ pub enum BuildError {
 pub struct Model {
     /// The architecture.
     pub config: ModelConfig,
-    /// Precision and what is kept.
+    /// Precision mode, formats and scales, and what is kept for backward.
     pub recipe: Recipe,
-    /// The layout.
+    /// The sizes of all dimensions: tp, cp, dp, pp, ep.
     pub parallel: Parallel,
-    /// This rank.
+    /// This rank's number in the layout, from 0.
     pub rank: usize,
-    /// This rank's coordinates.
+    /// This rank's coordinate along each dimension.
     pub at: Coordinates,
     /// Every parameter of this rank; [`ParamId`] indexes it.
     pub specs: Vec<ParamSpec>,
-    /// Token embedding, on the first stage (and wherever MTP modules read it).
+    /// Token embedding \[vocab, hidden\] on the first stage, and on the last where MTP modules or a
+    /// tied head read it.
     pub embedding: Option<ParamId>,
-    /// The layers of this stage.
+    /// The decoder layers of this stage, in order.
     pub layers: Vec<Layer>,
-    /// Final norm, on the last stage.
+    /// Final norm before the head, on the last stage.
     pub norm: Option<Norm>,
-    /// Output head, on the last stage; the embedding where they are tied.
+    /// Output head \[vocab, hidden\] on the last stage; the embedding's id where the two are tied.
     pub head: Option<ParamId>,
     /// MTP modules, on the last stage.
     pub mtp: Vec<MtpModule>,
@@ -128,12 +129,12 @@ impl Model {
         })
     }
 
-    /// The parameter of this name.
+    /// The parameter whose name (not that of one of its parts) is `name`.
     pub fn find(&self, name: &str) -> Option<ParamId> {
         self.specs.iter().position(|s| s.name == name).map(ParamId)
     }
 
-    /// Columns that RoPE rotates.
+    /// Columns of each query and key head that RoPE rotates.
     pub fn rotated(&self) -> usize {
         match self.config.attention {
             AttentionConfig::Mla { qk_rope_head_dim, .. } => qk_rope_head_dim,

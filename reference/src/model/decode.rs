@@ -49,7 +49,7 @@ impl<B: Backend> LatentCache<B> {
         self.length
     }
 
-    /// Whether there is none.
+    /// Whether no token is in the cache.
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }

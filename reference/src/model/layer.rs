@@ -1,5 +1,6 @@
-//! A decoder layer as a schedule sees it: attention, dispatch, mlp, combine, each forward,
-//! input-backward and weight-backward; and the whole layer in one call.
+//! A decoder layer in the parts that a pipeline schedule moves: attention, dispatch, mlp, combine,
+//! each with its forward (F), input-backward (B) and weight-backward (W); and the whole layer in
+//! one call.
 
 use fathom_trace::{Component, Phase};
 
@@ -9,18 +10,20 @@ use crate::layers::attention::{AttentionKept, AttentionLayer};
 use crate::layers::moe::{Dispatched, MlpGradient, MlpKept, MlpLayer, MlpOutput};
 use crate::layers::operand::Operand;
 
-/// A decoder layer.
+/// A decoder layer: attention with its residual, then a dense or MoE feed-forward part with its
+/// residual. Activations are \[t, hidden\], t the rows of all sequences of a micro-batch.
 #[derive(Clone, Debug)]
 pub struct Layer {
-    /// Its number; MTP modules follow the last layer.
+    /// Its number from 0 over all stages; MTP modules follow the last layer.
     pub index: usize,
-    /// First half.
+    /// First half: norm, attention, projection, residual.
     pub attention: AttentionLayer,
-    /// Second half.
+    /// Second half: norm, router with routed and shared experts or a dense feed-forward part,
+    /// residual.
     pub mlp: MlpLayer,
 }
 
-/// What a layer's backward needs, between its parts.
+/// What a layer's backward needs of its forward; B adds what W needs.
 #[derive(Clone, Debug)]
 pub struct LayerKept<B: Backend> {
     /// Of the attention.
@@ -34,7 +37,7 @@ impl Layer {
         cx.at(Some(self.index), component, phase);
     }
 
-    /// F of attention: `h = x + attention(x)`.
+    /// F of attention: `h = x + attention(norm(x))`, with what its backward needs.
     ///
     /// # Errors
     /// Those of the backend, here and below.
@@ -47,7 +50,7 @@ impl Layer {
         self.attention.forward(cx, x)
     }
 
-    /// F of dispatch.
+    /// F of dispatch: normalises `h`, chooses experts and brings each token's row to them.
     ///
     /// # Errors
     /// As [`Layer::attention_f`].
@@ -60,7 +63,7 @@ impl Layer {
         self.mlp.dispatch(cx, h)
     }
 
-    /// F of mlp.
+    /// F of mlp: routed experts on their rows, and the shared expert or dense part on the tokens.
     ///
     /// # Errors
     /// As [`Layer::attention_f`].
@@ -74,7 +77,8 @@ impl Layer {
         self.mlp.mlp(cx, input, kept)
     }
 
-    /// F of combine: the layer's output.
+    /// F of combine: brings the experts' rows back and gives the layer's output, the sum of `h`,
+    /// the routed and the dense part.
     ///
     /// # Errors
     /// As [`Layer::attention_f`].
@@ -89,7 +93,8 @@ impl Layer {
         self.mlp.combine(cx, h, output, kept)
     }
 
-    /// B of combine: the output's gradient to the experts' rows.
+    /// B of combine: brings the gradient `dy` of the layer's output to the experts' rows, in the
+    /// form in which their GEMMs read it; none in a dense layer.
     ///
     /// # Errors
     /// As [`Layer::attention_f`].
@@ -103,7 +108,8 @@ impl Layer {
         self.mlp.combine_backward(cx, kept, dy)
     }
 
-    /// B of mlp.
+    /// B of mlp: gradients of the inputs of routed experts (from `rows`) and dense part (from
+    /// `dy`).
     ///
     /// # Errors
     /// As [`Layer::attention_f`].
@@ -118,7 +124,7 @@ impl Layer {
         self.mlp.mlp_backward_input(cx, kept, dy, rows)
     }
 
-    /// B of dispatch: the gradient of `h`.
+    /// B of dispatch: the gradient of `h`, from experts, gate, norm and residual.
     ///
     /// # Errors
     /// As [`Layer::attention_f`].
@@ -133,7 +139,7 @@ impl Layer {
         self.mlp.dispatch_backward_input(cx, kept, dy, gradient)
     }
 
-    /// B of attention: the gradient of `x`.
+    /// B of attention: the gradient of `x`, given that of `h`.
     ///
     /// # Errors
     /// As [`Layer::attention_f`].
@@ -147,7 +153,7 @@ impl Layer {
         self.attention.backward_input(cx, kept, dh)
     }
 
-    /// W of mlp and dispatch.
+    /// W of mlp and dispatch: adds the gradients of experts, gate and norm to the accumulators.
     ///
     /// # Errors
     /// As [`Layer::attention_f`].
@@ -156,7 +162,7 @@ impl Layer {
         self.mlp.backward_weight(cx, kept)
     }
 
-    /// W of attention.
+    /// W of attention: adds the gradients of its projections and norms to the accumulators.
     ///
     /// # Errors
     /// As [`Layer::attention_f`].
@@ -165,7 +171,7 @@ impl Layer {
         self.attention.backward_weight(cx, kept)
     }
 
-    /// The whole forward.
+    /// F of the whole layer: its output \[t, hidden\], and what the backward needs.
     ///
     /// # Errors
     /// As [`Layer::attention_f`].
@@ -181,7 +187,7 @@ impl Layer {
         Ok((y, LayerKept { attention, mlp }))
     }
 
-    /// The whole input-backward.
+    /// B of the whole layer: the gradient of `x`, given that of its output.
     ///
     /// # Errors
     /// As [`Layer::attention_f`].
@@ -197,7 +203,7 @@ impl Layer {
         self.attention_b(cx, &mut kept.attention, dh)
     }
 
-    /// The whole weight-backward.
+    /// W of the whole layer; input-backward comes first.
     ///
     /// # Errors
     /// As [`Layer::attention_f`].

@@ -53,12 +53,13 @@ use crate::{DynOp, Tensor};
 /// Parameter values by [`ParamId`], in master precision.
 #[derive(Clone, Debug)]
 pub struct Params<B: Backend> {
-    /// One buffer a parameter.
+    /// One buffer a parameter, indexed by [`ParamId`].
     pub buffers: Vec<B::Buffer>,
 }
 
 impl Model {
-    /// The weights in the forms that ops take: once an optimizer step.
+    /// The weights in the forms that ops take (FP8 codes with scales, BF16, or the master values),
+    /// made once an optimizer step.
     ///
     /// # Errors
     /// Those of the backend.
@@ -143,7 +144,7 @@ impl Model {
         Ok(gradients)
     }
 
-    /// Parameters without values worth reading (zeros; shapes only on `meta`).
+    /// Parameters that are all zero, for where only their shapes matter (`meta`, memory).
     ///
     /// # Errors
     /// Those of the backend.

@@ -1,4 +1,4 @@
-//! A multi-token-prediction module: predicts further tokens than the next.
+//! A multi-token-prediction (MTP) module: predicts tokens further ahead than the next.
 //!
 //! Sequential modules (DeepSeek-V3). Row i of module d joins `enorm(embedding of token i + d)` and
 //! `hnorm(hidden state of row i)` - in this order, as released checkpoints lay `eh_proj` out;
@@ -21,35 +21,36 @@ use crate::model::layer::{Layer, LayerKept};
 use crate::ops::concat_columns::ConcatColumns;
 use crate::ops::slice_columns::SliceColumns;
 
-/// One MTP module.
+/// One MTP module: an optional join, a decoder layer and a norm before the shared head.
 #[derive(Clone, Debug)]
 pub struct MtpModule {
     /// Which one, counted from 1: it predicts token i + depth + 1.
     pub depth: usize,
     /// What joins token and hidden state; none of a parallel head.
     pub join: Option<Join>,
-    /// The decoder layer.
+    /// The module's own decoder layer.
     pub layer: Layer,
     /// Norm before the shared head.
     pub norm: Norm,
 }
 
-/// Joins a token's embedding and a hidden state.
+/// Joins a token's embedding and a hidden state: norms of both, side by side, projected to the
+/// residual's width.
 #[derive(Clone, Debug)]
 pub struct Join {
     /// Norm of the token's embedding.
     pub enorm: Norm,
     /// Norm of the hidden state.
     pub hnorm: Norm,
-    /// From both to the residual's width.
+    /// Projection of both together: weight \[hidden, 2 hidden\].
     pub eh_proj: Linear,
 }
 
-/// What its backward needs.
+/// What an MTP module's backward needs of its forward.
 #[derive(Debug)]
 pub struct MtpKept<B: Backend> {
     join: Option<JoinKept<B>>,
-    /// The layer's.
+    /// What the decoder layer keeps.
     pub layer: LayerKept<B>,
     norm: NormKept<B>,
 }

@@ -28,27 +28,28 @@ pub enum ParamKind {
     SelectionBias,
 }
 
-/// A tensor of a checkpoint.
+/// A tensor of a checkpoint that makes up a parameter, or one of several that do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// Its name there.
+    /// Its name in Hugging Face's layout.
     pub name: String,
-    /// Its shape there.
+    /// Its shape on this rank: under tensor parallelism a slice of the checkpoint's.
     pub shape: Vec<usize>,
 }
 
-/// A parameter.
+/// A parameter: the unit that has a gradient and moments and that ops read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParamSpec {
     /// Its own name: that of its only part, or the parts' common one.
     pub name: String,
-    /// What it is.
+    /// What it is, which decides initial values, weight decay and quantisation.
     pub kind: ParamKind,
-    /// Its shape on this rank.
+    /// Its shape on this rank; for routed experts \[local experts, n, k\].
     pub shape: Vec<usize>,
     /// The checkpoint tensors that it consists of, in row-major order.
     pub parts: Vec<Part>,
-    /// Decoder layer, for reports; MTP modules follow the last.
+    /// Decoder layer, for reports; MTP modules follow the last. None for embedding, head and final
+    /// norm.
     pub layer: Option<usize>,
 }
 

@@ -6,14 +6,15 @@ use crate::Tensor;
 use crate::backend::{Backend, Result};
 use crate::model::{Model, Params, convert};
 
-/// How far the fullest expert is above the mean: largest load over mean load, less one.
+/// How far the fullest expert is above the mean: largest load over mean load, less one (MaxVio of
+/// arXiv 2408.15664, section 4); 0 where there is no load.
 pub fn max_violation(loads: &[u64]) -> f64 {
     let total: u64 = loads.iter().sum();
     let max = loads.iter().copied().max().unwrap_or(0);
     if total == 0 { 0.0 } else { max as f64 * loads.len() as f64 / total as f64 - 1.0 }
 }
 
-/// Moves each bias by `gamma`: up where the expert's load is below the mean, down where it is
+/// Moves each expert's bias by `gamma`: up where its load is below the mean, down where it is
 /// above, not at all where it is the mean.
 pub fn move_biases(biases: &mut [f32], loads: &[u64], gamma: f32) {
     assert_eq!(biases.len(), loads.len(), "one load a bias");

@@ -20,7 +20,7 @@ use crate::parallel;
 use crate::{EngineError, Tensor};
 use fathom_config::MtpKind;
 
-/// A micro-batch on the host: rows of all sequences one after the other.
+/// A micro-batch on the host: one row a token, all sequences one after the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     /// Token of each row.
@@ -33,7 +33,8 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Whole sequences: each row predicts the next token, the last of a sequence none.
+    /// A micro-batch of whole sequences: each row predicts the next token, the last of a sequence
+    /// none.
     pub fn from_sequences(sequences: &[Vec<u32>]) -> Batch {
         let mut batch = Batch::default();
         for sequence in sequences.iter().filter(|s| !s.is_empty()) {
@@ -45,7 +46,7 @@ impl Batch {
         batch
     }
 
-    /// Sequences, one behind the other.
+    /// One micro-batch of several, their rows one after the other.
     pub fn join(sequences: &[Batch]) -> Batch {
         let mut batch = Batch::default();
         for sequence in sequences {
@@ -56,7 +57,7 @@ impl Batch {
         batch
     }
 
-    /// Rows that have a target.
+    /// Rows that have a target: what the main loss is a mean over.
     pub fn predicted(&self) -> usize {
         self.targets.iter().filter(|&&t| t >= 0).count()
     }
@@ -104,16 +105,17 @@ struct MtpRows {
     previous: Vec<i32>,
 }
 
-/// Rows of the main model or of an MTP module, on the backend.
+/// The rows of the main model or of an MTP module, on the backend.
 #[derive(Clone, Debug)]
 pub struct Stream<B: Backend> {
-    /// Segments, positions, tables.
+    /// Segments, positions and RoPE tables of the rows.
     pub rows: Rows<B>,
-    /// Token of each row, I32.
+    /// Token of each row, I32 \[t\].
     pub ids: B::Buffer,
-    /// Target of each row, I32, -1 for none.
+    /// Target of each row, I32 \[t\], -1 for none.
     pub targets: B::Buffer,
-    /// Row in the stream before, or of a parallel head in the main one; none for the main model.
+    /// Row in the stream before, I32 \[t\] (of a parallel head, row in the main stream); none for
+    /// the main model.
     pub previous: Option<B::Buffer>,
 }
 
@@ -122,30 +124,31 @@ pub struct Stream<B: Backend> {
 pub struct DeviceBatch<B: Backend> {
     /// The main model's rows.
     pub main: Stream<B>,
-    /// Those of each MTP module; shorter than the model's list where no sequence is long enough.
+    /// Rows of each MTP module; shorter than the model's list where no sequence is long enough.
     pub mtp: Vec<Stream<B>>,
 }
 
-/// What a step tells the loss.
+/// What a micro-batch must know of its step: normalisers and weights of the losses.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepSettings {
-    /// Optimizer step, for records.
+    /// Optimizer step, for op records and error reports only.
     pub step: u64,
-    /// Micro-batch, for records.
+    /// Micro-batch of the step, for op records and error reports only.
     pub micro_batch: Option<usize>,
     /// Weight of each row's main loss: one over the predicted tokens of the whole step.
     pub main_scale: f64,
     /// Weight of each row's loss of each MTP module: lambda over their number over the rows that
     /// the module predicts in the whole step. Modules without an entry do not run.
     pub mtp_scales: Vec<f64>,
-    /// The balance losses of the MoE layers.
+    /// The balance losses of the MoE layers, with their weights.
     pub balance: Vec<Balance>,
     /// Room for tokens in the MoE layers; none: no token is dropped.
     pub capacity: Option<Capacity>,
 }
 
 impl StepSettings {
-    /// For a step that is this one micro-batch.
+    /// The settings of a step that is this one micro-batch; `lambda` weighs the mean of the MTP
+    /// losses.
     pub fn of(batch: &Batch, mtp_depth: usize, lambda: f64) -> StepSettings {
         let over = |weight: f64, n: usize| if n == 0 { 0.0 } else { weight / n as f64 };
         let mtp = |d| over(lambda / mtp_depth as f64, batch.predicted_mtp(d));
@@ -157,27 +160,27 @@ impl StepSettings {
     }
 }
 
-/// Loss a row, and what its backward needs.
+/// The loss of each row, and what its backward needs.
 #[derive(Debug)]
 pub struct Losses<B: Backend> {
-    /// Cross-entropy of each row, 0 where it has no target.
+    /// Cross-entropy of each row \[t\] in nats, 0 where it has no target.
     pub loss: B::Buffer,
     lse: B::Buffer,
 }
 
-/// What a forward keeps.
+/// What a forward gives and keeps for its backward.
 #[derive(Debug)]
 pub struct Forward<B: Backend> {
-    /// Hidden state of the main model after the final norm.
+    /// Hidden state of the main model after the final norm, \[t, hidden\].
     pub hidden: B::Buffer,
-    /// Each layer's output, where asked for.
+    /// Each layer's output \[t, hidden\], where asked for.
     pub outputs: Vec<B::Buffer>,
-    /// The main loss.
+    /// The main model's losses.
     pub losses: Losses<B>,
-    /// Each layer's.
+    /// What each layer keeps, in order.
     pub layers: Vec<LayerKept<B>>,
     norm: NormKept<B>,
-    /// Hidden states after their norms, losses and what is kept of the MTP modules.
+    /// Of each MTP module: hidden states after its norm, losses, and what it keeps.
     pub mtp: Vec<(B::Buffer, Losses<B>, MtpKept<B>)>,
 }
 
@@ -189,18 +192,18 @@ pub(super) struct Tail<B: Backend> {
     mtp: Vec<(B::Buffer, Losses<B>, MtpKept<B>)>,
 }
 
-/// What a step reports.
+/// Losses and loads of a micro-batch, or of a whole step once they are added up.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepReport {
-    /// Sum of the main losses.
+    /// Sum of the main losses over the rows, without `main_scale`.
     pub main: f64,
-    /// Sums of the MTP modules' losses.
+    /// Sum of each MTP module's losses over its rows.
     pub mtp: Vec<f64>,
-    /// Sum of the balance losses.
+    /// Sum of the balance losses, with their weights.
     pub balance: f64,
-    /// Choices of tokens that were dropped for want of room.
+    /// Choices of experts that were dropped for want of room.
     pub dropped: usize,
-    /// Rows that each expert got: layer (MTP modules follow the last) and counts.
+    /// Rows that each expert of this rank got: layer (MTP modules follow the last) and counts.
     pub loads: Vec<(usize, Vec<usize>)>,
 }
 
@@ -306,8 +309,8 @@ impl Model {
         Ok(Losses { loss, lse })
     }
 
-    /// Logits \[t, vocab\] of hidden states after their norm: for evaluation; training never makes
-    /// them all.
+    /// Logits \[t, vocab\] of hidden states after their norm, in master precision: for evaluation;
+    /// training never makes them all.
     ///
     /// # Errors
     /// Those of the backend.
@@ -420,7 +423,8 @@ impl Model {
         Ok(dx.expect("the head has a gradient"))
     }
 
-    /// Input-backward and weight-backward of a micro-batch: adds to `gradients`.
+    /// Input-backward and weight-backward of a micro-batch: adds to `gradients` and gives them
+    /// back.
     ///
     /// # Errors
     /// Those of the backend.
@@ -457,6 +461,10 @@ impl Model {
     ) -> Result<B::Buffer> {
         let Tail { hidden, losses, norm: mut norm_kept, mtp } = tail;
         let backend = cx.backend;
+        // The modules run last to first, as their chain ran first to last: what module d + 1 gives
+        // for its input is a part of the gradient of module d's output. `states[d + 1]` is the
+        // output of module d, `states[0]` that of the main model, since each head's backward
+        // computes its logits again.
         let mut states = vec![hidden];
         states.extend(mtp.iter().map(|(out, ..)| out.clone()));
         let mut later: Option<B::Buffer> = None;
@@ -466,6 +474,8 @@ impl Model {
             let cx = self.cx(backend, cx.weights, &stream.rows, settings, cx.gradients);
             let slots = self.mtp_slots(d);
             let (scale, state) = (settings.mtp_scales[d], (&states[d + 1], &losses));
+            // Two gradients meet in the module's output: that of its own loss and, row by row, that
+            // of the module after it, whose rows are a subset of these.
             let mut dout = self.losses_backward(&cx, state, &stream.targets, scale, slots.head)?;
             if let Some(later) = later.take() {
                 let previous = batch.mtp[d + 1].previous.as_ref().expect("an MTP stream has one");
@@ -473,10 +483,16 @@ impl Model {
                 dout = backend.scatter_add_rows(&op, &later, previous, dout)?;
             }
             let MtpGradients { embedding, hidden } = module.backward_input(&cx, &mut kept, dout)?;
+            // W follows B at once: a tail has no other work to hide, and its operands are freed
+            // early.
             module.backward_weight(&cx, kept)?;
+            // Each use of the shared embedding and head has an accumulator of its own, so that it
+            // is one chain over sequences however they are grouped into micro-batches.
             if let Some(embedding) = embedding {
                 self.embed_backward(&cx, &embedding, &stream.ids, slots.embedding)?;
             }
+            // A sequential module read the output of the one before it; a parallel head read the
+            // last layer's output before the final norm, whose gradient is made below.
             match self.config.mtp_kind {
                 MtpKind::Sequential => later = Some(hidden),
                 MtpKind::Parallel => of_trunk.push((d, hidden)),
@@ -490,6 +506,8 @@ impl Model {
             let op = ScatterAddRows { out: cx.activation() };
             dx = backend.scatter_add_rows(&op, &later, previous, dx)?;
         }
+        // Up to here `dx` is the gradient of the normalised hidden state, which the main head and
+        // the first sequential module read; from here on that of the last layer's output.
         let norm = self.norm.expect("this stage has the final norm");
         dx = norm.dgrad(cx, &mut norm_kept, dx, None)?;
         norm.wgrad(cx, &norm_kept)?;
@@ -527,7 +545,7 @@ impl Model {
         cx.accumulate(ParamId(slot), |acc| cx.backend.scatter_add_rows(&op, dx, ids, acc))
     }
 
-    /// Forward and backward of a micro-batch, with its losses and loads read back.
+    /// Forward and backward of a micro-batch: adds to `gradients`, and reads losses and loads back.
     ///
     /// # Errors
     /// Those of the backend.
@@ -546,7 +564,7 @@ impl Model {
         Ok(report)
     }
 
-    /// Reads losses and loads back.
+    /// Reads the losses and loads of a forward back to the host.
     ///
     /// # Errors
     /// Those of the backend.

@@ -17,7 +17,7 @@ use crate::parallel::{self, Parallel};
 use crate::precision::Recipe;
 use fathom_config::ModelConfig;
 
-/// What a step consists of on one rank.
+/// The size of a step on one rank, and how its tokens are routed.
 #[derive(Clone, Debug)]
 pub struct Workload {
     /// Sequences of a micro-batch on this rank; one where cp is above 1.
@@ -44,7 +44,7 @@ pub enum WorkloadError {
     TooMuch(#[from] TooMuch),
 }
 
-/// A step whose tokens, op calls, or FLOPs are beyond what is counted.
+/// A step with more tokens a micro-batch, layer calls or FLOPs than the integers of a record hold.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a step of {found}: expected at most {expected}")]
 pub struct TooMuch {
@@ -162,9 +162,9 @@ pub fn record(
 /// What one component of a step amounts to on a rank.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Share {
-    /// The component.
+    /// Component of the model that the ops belong to.
     pub component: Component,
-    /// Ops.
+    /// Op calls.
     pub ops: usize,
     /// Floating-point operations.
     pub flops: u64,

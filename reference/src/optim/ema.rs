@@ -17,7 +17,7 @@ enum Message {
     Read(SyncSender<Vec<Tensor>>),
 }
 
-/// The average of the weights.
+/// The exponential moving average of the weights, on a thread of its own.
 #[derive(Debug)]
 pub struct Ema {
     sender: Option<SyncSender<Message>>,
@@ -34,12 +34,13 @@ impl Ema {
         Ema { sender: Some(sender), thread: Some(thread) }
     }
 
-    /// Hands over the weights after an update.
+    /// Hands over the weights after an update, by parameter; waits only where the thread lags
+    /// behind.
     pub fn update(&self, weights: Vec<Tensor>) {
         self.send(Message::Update(weights));
     }
 
-    /// The average over all updates handed over so far; waits for them.
+    /// The average over all updates handed over so far, by parameter; waits for them.
     pub fn read(&self) -> Vec<Tensor> {
         let (sender, receiver) = sync_channel(1);
         self.send(Message::Read(sender));

@@ -27,13 +27,13 @@ pub enum NonFinite {
     Skip,
 }
 
-/// Element type of the moments.
+/// Element type in which the moments are stored; the arithmetic is in master precision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MomentType {
-    /// The report's.
+    /// BF16, as the DeepSeek-V3 report stores them (section 3.3.3).
     Bf16,
-    /// As the masters.
+    /// F32, as the master weights.
     Fp32,
 }
 
@@ -41,19 +41,20 @@ pub enum MomentType {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimConfig {
-    /// Decay of the first moment.
+    /// Decay of the first moment, per step.
     pub beta1: f64,
-    /// Decay of the second moment.
+    /// Decay of the second moment, per step.
     pub beta2: f64,
-    /// Added to the root of the second moment.
+    /// Epsilon that is added to the root of the second moment.
     pub eps: f64,
-    /// Decoupled weight decay; norms and selection biases never decay.
+    /// Decoupled weight decay, multiplied by the learning rate; norms and selection biases never
+    /// decay.
     pub weight_decay: f64,
     /// Largest global norm of the gradient; 0: no clipping.
     pub clip: f64,
     /// Element type of the moments (in `f64` mode they are F64).
     pub moments: MomentType,
-    /// Decay of the average of the weights; 0: no average is kept.
+    /// Decay per step of the average of the weights; 0: no average is kept.
     pub ema_decay: f64,
     /// What happens where loss or gradient is not finite.
     pub non_finite: NonFinite,
@@ -79,30 +80,30 @@ pub fn decays(spec: &ParamSpec) -> bool {
     !matches!(spec.kind, ParamKind::Norm | ParamKind::SelectionBias)
 }
 
-/// The moments, and how many updates they have seen.
+/// AdamW with its state: the moments, and how many updates they have seen.
 #[derive(Clone, Debug)]
 pub struct Optimizer<B: Backend> {
-    /// Settings.
+    /// Settings of the run.
     pub config: OptimConfig,
-    /// Updates so far.
+    /// Updates so far, which the bias corrections count.
     pub updates: u64,
     /// First moments by parameter; `None` where it has no gradient.
     pub first: Vec<Option<B::Buffer>>,
-    /// Second moments.
+    /// Second moments by parameter; `None` where it has no gradient.
     pub second: Vec<Option<B::Buffer>>,
 }
 
 /// Norm of a gradient and the factor that clips it, both \[1\] on the backend.
 #[derive(Clone, Debug)]
 pub struct Clip<B: Backend> {
-    /// The norm over all parameters.
+    /// The norm over all parameters, before clipping.
     pub norm: B::Buffer,
-    /// What the gradient is multiplied by.
+    /// The factor that the gradient is multiplied by: 1 where nothing is clipped.
     pub factor: B::Buffer,
 }
 
 impl<B: Backend> Optimizer<B> {
-    /// Moments of zeros.
+    /// An optimizer before its first update: its moments are zeros.
     ///
     /// # Errors
     /// Those of the backend.

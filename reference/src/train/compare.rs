@@ -15,10 +15,10 @@ use super::plot::{self, Axis, Line};
 /// Why a run cannot be compared.
 #[derive(Debug, thiserror::Error)]
 pub enum CompareError {
-    /// The log of a run.
+    /// The log of a run cannot be read.
     #[error("{}{}: {message}", path.display(), line.map_or(String::new(), |n| format!(":{n}")))]
     Log {
-        /// The file.
+        /// The log: `train.jsonl` of the run.
         path: PathBuf,
         /// Its line, from 1.
         line: Option<usize>,
@@ -40,20 +40,20 @@ pub enum CompareError {
 pub struct Run {
     /// `name` of its configuration.
     pub name: String,
-    /// Its seed.
+    /// Seed of its weights and data order.
     pub seed: u64,
-    /// Main loss of every step, in order.
+    /// Main loss of every step whose update was done, in order, in nats a token.
     pub losses: Vec<f64>,
-    /// Loss on what was held out, at its last measurement.
+    /// Loss on what was held out, at its last measurement; none where nothing was.
     pub validation: Option<f64>,
-    /// Whether it came to its end.
+    /// Whether it came to its end; neither stopped nor diverged.
     pub ended: bool,
     /// Why it ended before, where loss or gradient was not finite.
     pub diverged: Option<String>,
 }
 
 impl Run {
-    /// Reads `train.jsonl` of a run's folder.
+    /// Reads the log `train.jsonl` of a run's folder.
     ///
     /// # Errors
     /// [`CompareError::Log`].
@@ -100,14 +100,14 @@ impl Run {
         Ok(run)
     }
 
-    /// Mean loss of the last `last` steps.
+    /// Mean main loss of the last `last` steps, or of all where there are fewer.
     pub fn end(&self, last: usize) -> f64 {
         let tail = &self.losses[self.losses.len().saturating_sub(last)..];
         tail.iter().sum::<f64>() / tail.len() as f64
     }
 }
 
-/// A value over the seeds of a group.
+/// A value over the seeds of a group: mean, smallest, largest.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
     /// Mean.
@@ -119,7 +119,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// That of values; `None` where there are none.
+    /// The spread of some values; `None` where there are none.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
         let values: Vec<f64> = values.into_iter().collect();
         (!values.is_empty()).then(|| Spread {
@@ -130,23 +130,24 @@ impl Spread {
     }
 }
 
-/// One group in the comparison.
+/// One group of runs, seeds apart, in the comparison.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
     /// The runs' name.
     pub name: String,
-    /// Their seeds.
+    /// The seeds of its runs, in the order given.
     pub seeds: Vec<u64>,
     /// Steps of the shortest run.
     pub steps: usize,
-    /// Mean loss of the last steps.
+    /// Mean loss of the last steps, over the seeds.
     pub loss: Spread,
     /// Relative difference of that to the baseline's run of the same seed, in percent; none for
     /// the baseline, or where no seed is shared.
     pub to_baseline_percent: Option<Spread>,
 }
 
-/// Groups runs by name, in order of appearance, and compares the means over the `last` steps.
+/// Groups runs by name, in order of appearance, and compares their mean loss over the last `last`
+/// steps with the runs of `baseline`.
 ///
 /// # Errors
 /// [`CompareError::Baseline`].

@@ -31,13 +31,13 @@ pub enum TrainConfigError {
     Key(#[from] KeyError),
 }
 
-/// A run.
+/// A run of `fathom train`: everything that decides its bits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Name for people.
+    /// A name for people: logs, and groups of [`compare`](super::compare).
     pub name: String,
-    /// Seed of initial weights and data order.
+    /// Seed of the initial weights and of the order of the data.
     pub seed: u64,
     /// Steps of the run; none where `tokens` ends it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -45,28 +45,28 @@ pub struct TrainConfig {
     /// The run ends with the step that reaches this many tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<f64>,
-    /// Tokens of a sequence.
+    /// Tokens of a sequence; at least 2, at most `model.max_position_embeddings`.
     pub seq_len: usize,
     /// Sequences of a micro-batch; for routed experts in `fp8` and `bf16` it is part of the result.
     pub micro_batch: usize,
-    /// Logical shards over which the gradient is defined; divides every batch.
+    /// Logical shards over which the gradient is defined; every batch is a multiple of it.
     pub grad_shards: usize,
     /// The architecture.
     pub model: ModelConfig,
-    /// Precision, and what is kept for backward.
+    /// Precision mode, formats and scales, and what is kept for backward.
     pub recipe: Recipe,
-    /// What is trained on.
+    /// What the run trains on, its tokenizer, and what is held out.
     #[serde(default)]
     pub data: DataConfig,
-    /// The optimizer.
+    /// AdamW, clipping, precision of moments, and the average of the weights.
     #[serde(default)]
     pub optim: OptimConfig,
-    /// What changes over the run.
+    /// Learning rate, batch, and weights of the losses over the run.
     pub schedule: ScheduleConfig,
-    /// Checkpoints.
+    /// When checkpoints are written, and how.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
-    /// Logs.
+    /// What is logged, and when.
     #[serde(default)]
     pub log: LogConfig,
 }
@@ -86,13 +86,14 @@ pub struct ScheduleConfig {
     /// Alpha: weight of the balance loss; 0: none.
     #[serde(default = "alpha")]
     pub balance_loss: Schedule,
-    /// Over what the balance loss is taken.
+    /// How balance is measured: over each sequence or the batch, by expert or by device.
     #[serde(default = "sequence")]
     pub balance_kind: BalanceKind,
-    /// Room for tokens on devices, with what is beyond it dropped, as V2 was trained.
+    /// Room for tokens on each device; choices beyond it are dropped, as V2 was trained. None: no
+    /// token is dropped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<Capacity>,
-    /// Lambda: weight of the mean of the MTP modules' losses.
+    /// Lambda: weight of the mean of the MTP modules' losses (DeepSeek-V3 report, equation 25).
     #[serde(default = "lambda")]
     pub mtp_lambda: Schedule,
 }
@@ -113,17 +114,18 @@ fn lambda() -> Schedule {
     Schedule::Constant(0.3)
 }
 
-/// Checkpoints: TOML section `[checkpoint]`.
+/// How checkpoints are written: TOML section `[checkpoint]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CheckpointConfig {
     /// Steps between two; 0: only when the run ends or is stopped.
     pub every: u64,
-    /// How many are kept.
+    /// How many of the newest checkpoints are kept; older ones are removed.
     pub keep: usize,
     /// Largest size of a file of tensors, in bytes.
     pub shard_bytes: usize,
-    /// Write the final model, and the average where one is kept, in Hugging Face's layout.
+    /// Whether the final model, and the average where one is kept, is written in Hugging Face's
+    /// layout.
     pub export: bool,
     /// A folder in Hugging Face's layout whose weights the run begins with.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -136,23 +138,24 @@ impl Default for CheckpointConfig {
     }
 }
 
-/// Logs: TOML section `[log]`.
+/// What a run logs: TOML section `[log]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
-    /// Write `train.jsonl`.
+    /// Whether `train.jsonl` is written.
     pub jsonl: bool,
-    /// Write TensorBoard's event files.
+    /// Whether TensorBoard's event files are written.
     pub tensorboard: bool,
-    /// Steps between two texts of the model; 0: none.
+    /// Steps between two samples of the model's text; 0: none.
     pub sample_every: u64,
-    /// Tokens of such a text.
+    /// Tokens of such a sample, its prompt not counted.
     pub sample_tokens: usize,
-    /// What it begins with.
+    /// Text that a sample goes on from.
     pub sample_prompt: String,
-    /// What logits are divided by; 0: always the most probable token.
+    /// Temperature: what logits are divided by; 0: always the most probable token.
     pub sample_temperature: f64,
-    /// Share of the probability from which tokens are drawn, the most probable first.
+    /// Nucleus sampling: share of the probability from which tokens are drawn, the most probable
+    /// first.
     pub sample_top_p: f64,
 }
 
@@ -170,7 +173,7 @@ impl Default for LogConfig {
     }
 }
 
-/// The schedules of a run, checked.
+/// The schedules of a run, checked, their shares of the run turned into steps.
 #[derive(Clone, Debug)]
 pub struct Schedules {
     learning_rate: Resolved,
@@ -184,20 +187,21 @@ pub struct Schedules {
 /// What the schedules say of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
-    /// Learning rate.
+    /// Learning rate of the optimizer.
     pub learning_rate: f64,
-    /// Sequences.
+    /// Sequences of the step: a multiple of `grad_shards`.
     pub batch: usize,
-    /// Gamma.
+    /// Gamma: how far the step moves the selection biases.
     pub bias_update_speed: f64,
-    /// Alpha.
+    /// Alpha: weight of the balance loss.
     pub balance_loss: f64,
-    /// Lambda.
+    /// Lambda: weight of the mean of the MTP modules' losses.
     pub mtp_lambda: f64,
 }
 
 impl Schedules {
-    /// What holds at a point of the run.
+    /// What the schedules say at a point of the run; the batch is rounded to a multiple of
+    /// `grad_shards`, at least one sequence a shard.
     pub fn at(&self, point: Point) -> Plan {
         let shards = self.grad_shards as f64;
         let per_shard = (self.batch.at(point) / shards).round().max(1.0);
@@ -212,7 +216,7 @@ impl Schedules {
 }
 
 impl TrainConfig {
-    /// The schedules, their shares of the run resolved.
+    /// The schedules, checked, with their shares of the run turned into steps.
     ///
     /// # Errors
     /// The dotted key and what is wrong with it.
@@ -233,7 +237,7 @@ impl TrainConfig {
         })
     }
 
-    /// Refuses what contradicts itself.
+    /// Refuses values out of range and settings that contradict each other.
     ///
     /// # Errors
     /// The dotted key and what is wrong with it.

@@ -12,27 +12,27 @@ use crate::backend::{Backend, Call, Place, Recorder, Result};
 use crate::model::Params;
 use crate::{DynOp, EngineError, Tensor};
 
-/// A tensor's first element that is not finite.
+/// The first element of a tensor that is not finite.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NotFinite {
-    /// The tensor: a parameter's name, or an op's output.
+    /// The tensor: a parameter's name, or the role of an op's output.
     pub tensor: String,
     /// Its shape.
     pub shape: Vec<usize>,
     /// The element's place in it.
     pub index: Vec<usize>,
-    /// What stands there.
+    /// The element: NaN or an infinity.
     pub value: f64,
 }
 
 /// The op call whose output was the first that is not finite.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Culprit {
-    /// The op.
+    /// Name of the op.
     pub op: &'static str,
-    /// Where in the step.
+    /// Step, layer, component, phase and micro-batch of the call.
     pub place: Place,
-    /// Its output.
+    /// The output's first element that is not finite.
     pub output: NotFinite,
 }
 
@@ -41,13 +41,14 @@ pub struct Culprit {
 pub struct Divergence {
     /// The step, counted from 1.
     pub step: u64,
-    /// Its loss.
+    /// Its main loss.
     pub loss: f64,
-    /// Its gradient's norm.
+    /// The global norm of its gradient.
     pub gradient_norm: f64,
-    /// A parameter that was not finite before the step.
+    /// A parameter that was not finite before the step; the cause then lies in an earlier step.
     pub parameter: Option<NotFinite>,
-    /// The first op that gave such a value from finite ones.
+    /// The first op call that gave such a value from finite ones; none where only the host's sums
+    /// overflow.
     pub culprit: Option<Culprit>,
 }
 
@@ -95,7 +96,8 @@ fn phase(phase: Phase) -> &'static str {
     }
 }
 
-/// The first element of a tensor that is not finite; codes of FP8 count by their value.
+/// The first element of a tensor that is not finite, in row-major order; codes of FP8 count by
+/// their value. `name` is what the answer calls the tensor.
 pub fn not_finite(name: &str, tensor: &Tensor) -> Option<NotFinite> {
     let e4m3 = |code: u64| if code & 0x7F == 0x7F { f64::NAN } else { 0.0 };
     let e5m2 = |code: u64| f64::from(f16::from_bits((code as u16) << 8));

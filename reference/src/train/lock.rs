@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::TrainError;
 
-/// Name of the file in a run's folder.
+/// Name of the lock's file in a run's folder.
 pub const FILE: &str = "run.lock";
 
 /// A folder that belongs to this process until the value is dropped.
@@ -28,7 +28,7 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Claims `folder`.
+    /// Claims `folder` for this process.
     ///
     /// # Errors
     /// [`TrainError::Folder`] where another process holds it, naming process and host.
@@ -66,7 +66,7 @@ impl Lock {
         Ok(lock)
     }
 
-    /// Something begins in the folder: from now on the lock's file stays in it.
+    /// Says that the run has begun: from now on the lock's file stays in the folder.
     pub fn begin(&mut self) {
         self.begun = true;
     }

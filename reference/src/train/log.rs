@@ -62,7 +62,7 @@ impl Logs {
         file.write_all(text.as_bytes()).map_err(|e| (self.path.clone(), e))
     }
 
-    /// Writes a step.
+    /// Writes a step as a line and as scalars: losses, norm, rates, speed, load of every expert.
     ///
     /// # Errors
     /// As [`Logs::open`].
@@ -91,7 +91,7 @@ impl Logs {
         events.scalars(log.step, &scalars).map_err(|e| (path, e))
     }
 
-    /// Writes the loss on what is held out.
+    /// Writes a measurement of the loss on what is held out, as a line and as scalars.
     ///
     /// # Errors
     /// As [`Logs::open`].
@@ -105,7 +105,7 @@ impl Logs {
         events.scalars(log.step, &scalars).map_err(|e| (path, e))
     }
 
-    /// Writes a text of the model.
+    /// Writes a sample of the model's text, as a line and for TensorBoard.
     ///
     /// # Errors
     /// As [`Logs::open`].

@@ -47,10 +47,10 @@ use crate::model::BuildError;
 /// Why training cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// The configuration.
+    /// The run's configuration cannot be used.
     #[error(transparent)]
     Config(#[from] TrainConfigError),
-    /// Two settings that do not fit.
+    /// A setting does not fit another, or the checkpoint.
     #[error("{key}: {message}")]
     Setting {
         /// The dotted key.
@@ -58,22 +58,22 @@ pub enum TrainError {
         /// What is expected and what was found.
         message: String,
     },
-    /// The architecture.
+    /// The model cannot be laid out.
     #[error(transparent)]
     Build(#[from] BuildError),
-    /// The data.
+    /// The data, or the tokenizer, cannot be read.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// An op.
+    /// An op refused its inputs, or the backend failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// A sample of the model's text.
+    /// A sample of the model's text cannot be drawn.
     #[error(transparent)]
     Generate(#[from] GenerateError),
-    /// A training checkpoint.
+    /// A training checkpoint cannot be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// A checkpoint in Hugging Face's layout.
+    /// A checkpoint in Hugging Face's layout cannot be written or read.
     #[error(transparent)]
     Hf(#[from] HfError),
     /// Loss or gradient is not finite.
@@ -85,7 +85,7 @@ pub enum TrainError {
     /// The machine has less memory than the run needs.
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
-    /// The run's folder.
+    /// The run's folder cannot be used, or one of its files.
     #[error("{}: {message}", path.display())]
     Folder {
         /// The folder or file.

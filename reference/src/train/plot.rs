@@ -7,17 +7,17 @@ use super::compare::Spread;
 /// A line with its name; points are a place on the x axis, from 0 to 1, and a value with its band.
 /// Values that are not finite are left out.
 pub struct Line {
-    /// For the legend.
+    /// What the legend calls it.
     pub name: String,
-    /// In ascending order of their places.
+    /// Points in ascending order of their places on the x axis.
     pub points: Vec<(f64, Spread)>,
 }
 
 /// The x axis.
 pub struct Axis {
-    /// What it shows.
+    /// What the axis shows, written below it.
     pub label: String,
-    /// Places, from 0 to 1, and what stands there.
+    /// Places on the axis, from 0 to 1, and the text at each.
     pub ticks: Vec<(f64, String)>,
 }
 

@@ -15,7 +15,7 @@ use super::config::{TrainConfig, TrainConfigError};
 use crate::data::{DataError, Format, SourceConfig};
 use crate::precision::{Mode, Recipe};
 
-/// The embedded runs.
+/// The embedded runs: name and TOML text.
 pub const PRESETS: &[(&str, &str)] = &[
     ("tiny", include_str!("../../presets/train/tiny.toml")),
     ("deepseek-v3", include_str!("../../presets/train/deepseek-v3.toml")),
@@ -25,7 +25,8 @@ pub const PRESETS: &[(&str, &str)] = &[
 ];
 
 impl TrainConfig {
-    /// Reads a file; `set` wins over it.
+    /// Reads a run's file; each of `set` wins over its key in the file. Paths in the file are
+    /// relative to its folder.
     ///
     /// # Errors
     /// [`TrainConfigError`] naming file, line and key.
@@ -37,7 +38,7 @@ impl TrainConfig {
         resolve(&Source { name, text: &text, lines: true, folder, set })
     }
 
-    /// An embedded run with settings over it.
+    /// An embedded run, with settings over it.
     ///
     /// # Errors
     /// As [`TrainConfig::read`].

@@ -27,7 +27,7 @@ use crate::generate::{Sampling, Settings, generate};
 use crate::model::Params;
 use crate::{Tensor, files, memory};
 
-/// What a run tells while it goes on.
+/// What a run tells its caller while it goes on.
 #[derive(Debug)]
 pub enum Event<'a> {
     /// It begins or goes on after `step`.
@@ -36,32 +36,32 @@ pub enum Event<'a> {
         step: u64,
         /// Steps of the run, where it is known in steps.
         steps: Option<u64>,
-        /// Parameters.
+        /// Parameters of the model, in elements.
         parameters: usize,
-        /// Hash of the data.
+        /// Hash of the data's contents, in hexadecimal digits.
         data: String,
     },
     /// The folder was claimed by a run that was killed (`process 12 on host`).
     TakenOver {
-        /// Whose claim it was.
+        /// The claim, as [`Lock::stale`] holds it.
         claim: &'a str,
     },
     /// A checkpoint that cannot be used; the one before it is tried.
     Refused {
-        /// The checkpoint.
+        /// The checkpoint's folder.
         path: &'a Path,
-        /// Why.
+        /// What is wrong with it.
         reason: String,
     },
-    /// A step was done.
+    /// A step was done; also told after [`Event::Skipped`].
     Step(&'a StepLog),
-    /// A step's update was left out.
+    /// A step's update was left out because loss or gradient was not finite.
     Skipped(&'a Divergence),
     /// The loss on what is held out was measured.
     Validation(&'a ValidationLog),
-    /// A text of the model.
+    /// A sample of the model's text was drawn.
     Sample {
-        /// After this step.
+        /// Steps done when it was drawn.
         step: u64,
         /// The text, prompt included.
         text: &'a str,
@@ -70,14 +70,14 @@ pub enum Event<'a> {
     Saving,
     /// A checkpoint was written.
     Checkpoint {
-        /// After this step.
+        /// Steps done when it was written.
         step: u64,
-        /// Where.
+        /// The checkpoint's folder.
         path: &'a Path,
     },
 }
 
-/// Where a run lies and how it begins.
+/// The folder of a run, and whether it goes on there.
 #[derive(Clone, Debug)]
 pub struct Place {
     /// The run's folder.
@@ -91,35 +91,36 @@ pub struct Place {
 pub struct Summary {
     /// The run's folder.
     pub out: PathBuf,
-    /// Steps done in all.
+    /// Steps done in all, those before a resumption included.
     pub steps: u64,
-    /// Tokens trained on in all.
+    /// Tokens trained on in all, those before a resumption included.
     pub tokens: u64,
-    /// The step of the checkpoint that the run went on from.
+    /// The step of the checkpoint that the run went on from; none for a new run.
     pub resumed_from: Option<u64>,
     /// Whether it was stopped before its end.
     pub stopped: bool,
-    /// Parameters.
+    /// Parameters of the model, in elements.
     pub parameters: usize,
-    /// Loss of the first step done here.
+    /// Main loss of the first step done by this process.
     pub first_loss: Option<f64>,
-    /// Mean loss of the last 50 steps done here.
+    /// Mean main loss of the last 50 steps done by this process.
     pub last_loss: Option<f64>,
     /// Loss on what is held out, at the end.
     pub validation_loss: Option<f64>,
-    /// Seconds that the steps took.
+    /// Seconds that the steps of this process took, without checkpoints, samples and validation.
     pub seconds: f64,
-    /// Tokens a second over all steps done here.
+    /// Tokens per second over all steps done by this process.
     pub tokens_per_second: f64,
     /// Updates left out because loss or gradient was not finite.
     pub skipped: u64,
-    /// The newest checkpoint.
+    /// The newest checkpoint that this process wrote.
     pub checkpoint: Option<PathBuf>,
-    /// The exported model.
+    /// The exported model's folder; none where nothing was exported.
     pub model: Option<PathBuf>,
 }
 
-/// Runs `config` to its end or until `stop` says so; either way a checkpoint is written.
+/// Runs `config` to its end or until `stop` says so; either way a checkpoint is written. `tell` is
+/// called with every [`Event`].
 ///
 /// # Errors
 /// [`TrainError`]. Until the first step nothing of a run that the folder holds is changed.

@@ -31,10 +31,10 @@ pub struct Point {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Shape {
-    /// In equal steps.
+    /// Along a straight line.
     #[default]
     Linear,
-    /// Along half a period of a cosine.
+    /// Along half a period of a cosine, flat at both ends.
     Cosine,
 }
 
@@ -42,7 +42,7 @@ pub enum Shape {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Piece {
-    /// Last step of the piece.
+    /// Last step of the piece, counted from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until_step: Option<u64>,
     /// The piece holds for steps that begin before this many tokens.
@@ -51,16 +51,16 @@ pub struct Piece {
     /// As `until_step`, as a share of the run's steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until_fraction: Option<f64>,
-    /// The value all along.
+    /// The value all along; instead of `from` and `to`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<f64>,
-    /// The value at the beginning.
+    /// The value at the beginning of a ramp.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<f64>,
-    /// The value at the end.
+    /// The value at the end of a ramp.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<f64>,
-    /// The way between them.
+    /// How the ramp goes between them.
     #[serde(default)]
     pub shape: Shape,
 }
@@ -68,7 +68,7 @@ pub struct Piece {
 /// A number that changes over the run.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Schedule {
-    /// Always the same.
+    /// The same value at every step.
     Constant(f64),
     /// Piece after piece; behind the last one its last value.
     Pieces(Vec<Piece>),
@@ -133,7 +133,7 @@ pub struct Resolved {
 }
 
 impl Schedule {
-    /// The numbers that it states: values, and both ends of every ramp.
+    /// The numbers that the schedule states: values, and both ends of every ramp.
     pub fn stated(&self) -> Vec<f64> {
         match self {
             Schedule::Constant(value) => vec![*value],

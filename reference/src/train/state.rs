@@ -1,4 +1,4 @@
-//! A trainer to a checkpoint and back.
+//! A trainer to a checkpoint, and back from one.
 //!
 //! Tensors are named `weights/NAME`, `first/NAME`, `second/NAME` (moments) and `average/NAME` by
 //! the parameter; the header holds the run's configuration, the counters and the place in the data.
@@ -16,21 +16,21 @@ use crate::data::LoaderState;
 use crate::model::Params;
 use crate::optim::Optimizer;
 
-/// What a checkpoint's header holds.
+/// What a training checkpoint's header holds beside its tensors.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Header {
-    /// Tokens trained on.
+    /// Tokens trained on so far.
     pub tokens: u64,
-    /// Updates of the optimizer.
+    /// Updates of the optimizer so far, which its bias corrections count.
     pub updates: u64,
-    /// The run.
+    /// The complete configuration of the run.
     pub config: TrainConfig,
-    /// The place in the data.
+    /// The place in the data from which the next step reads.
     pub data: LoaderState,
 }
 
 impl Header {
-    /// The header of a checkpoint.
+    /// Reads the header of a checkpoint.
     ///
     /// # Errors
     /// [`TrainError::Setting`] where it is that of another version.

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::compare::{CompareError, Run, Spread};
 use super::plot::{self, Line};
 
-/// A key and the values that it takes.
+/// An axis of a sweep's grid: a key of the configuration and the values that it takes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Axis {
     /// The dotted key: `schedule.learning_rate`.
@@ -50,21 +50,21 @@ impl std::str::FromStr for Axis {
     }
 }
 
-/// A run of the sweep.
+/// A run of the sweep, at one point of its grid.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Planned {
-    /// The values of the axes, in order.
+    /// The values of the axes, as TOML, in the order of the axes.
     pub values: Vec<String>,
     /// Seed of the run.
     pub seed: u64,
-    /// Point in words, the `name` of the run: `learning_rate=1e-3 clip=0.5`.
+    /// The point in words, the `name` of the run: `learning_rate=1e-3 clip=0.5`.
     pub name: String,
     /// The run's folder.
     pub out: PathBuf,
 }
 
 impl Planned {
-    /// What makes this run of the sweep's configuration.
+    /// The settings that make this run of the sweep's configuration.
     pub fn settings(&self, axes: &[Axis]) -> Vec<Setting> {
         let axis = |(axis, value): (&Axis, &String)| Setting {
             flag: format!("--grid {}={value}", axis.key),
@@ -115,16 +115,16 @@ fn short<'a>(key: &'a str, axes: &[Axis]) -> &'a str {
     if shared { key } else { last(key) }
 }
 
-/// What the runs of one point gave.
+/// What the runs of one point of the grid gave, over their seeds.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
-    /// The values of the axes, in order.
+    /// The values of the axes, as TOML, in the order of the axes.
     pub values: Vec<String>,
     /// Seeds whose runs came to their end.
     pub seeds: Vec<u64>,
-    /// Mean loss of their last steps.
+    /// Mean loss of their last steps; none where no run came to its end.
     pub loss: Option<Spread>,
-    /// Loss on what is held out, at their end.
+    /// Loss on what is held out, at their end; none where nothing is.
     pub validation: Option<Spread>,
     /// Runs whose loss or gradient was not finite.
     pub diverged: usize,
@@ -161,13 +161,14 @@ pub fn rows(planned: &[Planned], last: usize) -> Result<Vec<Row>, CompareError> 
 }
 
 impl Row {
-    /// What the sweep looks for the smallest of: the loss on what is held out, else the loss.
+    /// What the sweep looks for the smallest of: the loss on what is held out, else the training
+    /// loss at the end.
     pub fn score(&self) -> Option<f64> {
         self.validation.or(self.loss).map(|s| s.mean).filter(|x| x.is_finite())
     }
 }
 
-/// The best row's number; `None` where no run came to its end.
+/// The index of the row with the smallest score; `None` where no run came to its end.
 pub fn best(rows: &[Row]) -> Option<usize> {
     let scored = rows.iter().enumerate().filter_map(|(i, row)| Some((i, row.score()?)));
     scored.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(i, _)| i)

@@ -11,7 +11,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Writes one event file.
+/// Writes one event file of a run.
 #[derive(Debug)]
 pub struct EventWriter {
     file: File,
@@ -46,12 +46,12 @@ impl EventWriter {
         Ok(writer)
     }
 
-    /// The file.
+    /// The event file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Writes scalars of a step.
+    /// Writes numbers of a step, each under its tag; TensorBoard keeps them as F32.
     ///
     /// # Errors
     /// Those of the file system.
@@ -69,7 +69,7 @@ impl EventWriter {
         self.record(&data)
     }
 
-    /// Writes a text of a step.
+    /// Writes a text of a step under a tag.
     ///
     /// # Errors
     /// Those of the file system.

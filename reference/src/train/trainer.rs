@@ -21,25 +21,25 @@ use crate::ops::add::Add;
 use crate::optim::ema::Ema;
 use crate::optim::{NonFinite, Optimizer, scalar};
 
-/// Everything that a step changes, and what it needs.
+/// A run in memory: everything that a step changes, and what the step needs.
 pub struct Trainer<B: Backend> {
-    /// Who computes.
+    /// The backend that executes the ops.
     pub backend: B,
-    /// The run.
+    /// The run's configuration.
     pub config: TrainConfig,
-    /// The model.
+    /// The model on this rank; it holds no values.
     pub model: Model,
-    /// Master weights.
+    /// Master weights by parameter.
     pub params: Params<B>,
-    /// Moments.
+    /// The optimizer with its moments.
     pub optimizer: Optimizer<B>,
     /// Average of the weights, where the run keeps one.
     pub ema: Option<Ema>,
-    /// The data, at its place.
+    /// The data, at the place from which the next step reads.
     pub loader: Loader,
-    /// Steps done.
+    /// Optimizer steps done, skipped ones included.
     pub steps: u64,
-    /// Tokens trained on.
+    /// Tokens trained on so far.
     pub tokens: u64,
     /// Micro-batches of what is held out; none where nothing is.
     validation: Vec<Batch>,
@@ -49,15 +49,15 @@ pub struct Trainer<B: Backend> {
 /// The loss on what is held out: a line of `train.jsonl`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ValidationLog {
-    /// After this step.
+    /// Steps done when it was measured.
     pub step: u64,
-    /// Mean cross-entropy of the main model.
+    /// Mean cross-entropy of the main model, in nats a token.
     pub loss: f64,
-    /// That of each MTP module.
+    /// Mean cross-entropy of each MTP module.
     pub mtp_loss: Vec<f64>,
-    /// Predicted tokens.
+    /// Predicted tokens: the rows that the mean is over.
     pub predicted: usize,
-    /// Seconds that it took.
+    /// Seconds that the measurement took.
     pub seconds: f64,
 }
 
@@ -68,21 +68,21 @@ pub struct StepLog {
     pub step: u64,
     /// Tokens trained on, this step's included.
     pub tokens: u64,
-    /// Mean cross-entropy of the main model.
+    /// Mean cross-entropy of the main model, in nats a token.
     pub loss: f64,
-    /// That of each MTP module.
+    /// Mean cross-entropy of each MTP module.
     pub mtp_loss: Vec<f64>,
-    /// The balance losses with their weight.
+    /// Sum of the balance losses, with their weight.
     pub balance_loss: f64,
     /// Global norm of the gradient before clipping.
     pub gradient_norm: f64,
-    /// Learning rate.
+    /// Learning rate of the update.
     pub learning_rate: f64,
-    /// Sequences.
+    /// Sequences of the step.
     pub batch: usize,
-    /// Gamma.
+    /// Gamma: how far the step moves the selection biases.
     pub bias_update_speed: f64,
-    /// Lambda.
+    /// Lambda: weight of the mean of the MTP modules' losses.
     pub mtp_lambda: f64,
     /// Of each MoE layer: largest load over the mean, less one.
     pub max_violation: Vec<f64>,
@@ -92,18 +92,18 @@ pub struct StepLog {
     pub skipped: bool,
     /// Seconds that the step took.
     pub seconds: f64,
-    /// Tokens a second.
+    /// Tokens per second: the step's tokens over its seconds.
     pub tokens_per_second: f64,
 }
 
 /// How a step ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StepOutcome {
-    /// It was done (or its update skipped).
+    /// The update was done.
     Done(Box<StepLog>),
-    /// It was left out because loss or gradient was not finite, and the run may go on.
+    /// The update was left out because loss or gradient was not finite, and the run may go on.
     Skipped(Box<StepLog>, Box<Divergence>),
-    /// It was interrupted before anything changed.
+    /// The step was interrupted before anything changed.
     Interrupted,
 }
 
@@ -117,7 +117,7 @@ pub(super) struct StepBatches {
 }
 
 impl<B: Backend> Trainer<B> {
-    /// A run at its beginning.
+    /// A run at its beginning: initial weights from `checkpoint.initial` or the seed, moments zero.
     ///
     /// # Errors
     /// [`TrainError`].
@@ -173,7 +173,7 @@ impl<B: Backend> Trainer<B> {
         })
     }
 
-    /// The loss on what is held out; `None` where nothing is.
+    /// The loss on what is held out, with the present weights; `None` where nothing is held out.
     ///
     /// # Errors
     /// Those of the backend.
@@ -209,13 +209,13 @@ impl<B: Backend> Trainer<B> {
         }))
     }
 
-    /// Whether the run has reached its end.
+    /// Whether the run has reached its number of steps or of tokens.
     pub fn finished(&self) -> bool {
         let steps = self.config.steps.is_some_and(|n| self.steps >= n);
         steps || self.config.tokens.is_some_and(|n| self.tokens as f64 >= n)
     }
 
-    /// What the schedules say of the next step.
+    /// What the schedules say of the step to come.
     pub fn plan(&self) -> Plan {
         self.schedules.at(Point { step: self.steps + 1, tokens: self.tokens })
     }
@@ -226,7 +226,7 @@ impl<B: Backend> Trainer<B> {
         self.ema = (decay > 0.0).then(|| Ema::new(average, decay));
     }
 
-    /// The parameters on the host.
+    /// The parameters on the host, in master precision, by [`ParamId`](crate::model::ParamId).
     ///
     /// # Errors
     /// Those of the backend.
@@ -234,8 +234,8 @@ impl<B: Backend> Trainer<B> {
         self.params.buffers.iter().map(|b| self.backend.download(b)).collect()
     }
 
-    /// One step. `stop` is asked before every micro-batch; once it says yes the step is given up
-    /// and leaves everything as it was.
+    /// One optimizer step. `stop` is asked before every micro-batch; once it says yes the step is
+    /// given up and leaves everything as it was.
     ///
     /// # Errors
     /// [`TrainError`]; [`TrainError::Diverged`] where loss or gradient is not finite and the run is

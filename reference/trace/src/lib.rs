@@ -1,8 +1,7 @@
 //! The records by which the rooms talk: op records and kernel records, as versioned JSON Lines.
 //!
 //! - [`OpRecord`]: one op of the model, with shapes, dtypes, FLOPs, bytes and its place in the
-//!   step.
-//!   `meta` and every recording backend write it, the simulator reads it.
+//!   step. `meta` and every recording backend write it, the simulator reads it.
 //! - [`KernelRecord`]: what one kernel launch executed. The emulator writes it, the simulator's
 //!   kernel-time model reads it.
 //! - [`jsonl`]: the file format of both. `schema/` holds their JSON schemas.
