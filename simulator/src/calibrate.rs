@@ -2,9 +2,8 @@
 //! constants from measured tables.
 //!
 //! The reader takes the Chrome trace that the profiler exports, plain or gzipped: kernels with
-//! their stream, the annotations under
-//! which the host launched them, overlap of computation and communication. It never panics on a
-//! malformed file.
+//! their stream, the annotations under which the host launched them, overlap of computation and
+//! communication. It never panics on a malformed file.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -21,18 +20,18 @@ use fathom_config::Gpu;
 /// Largest file that is unpacked, bytes.
 const LIMIT: u64 = 1 << 32;
 
-/// One kernel, copy or memset on a stream.
+/// One kernel, copy or memset on a stream, as the profiler saw it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TraceKernel {
     /// Name as the profiler wrote it.
     pub name: String,
-    /// Stream.
+    /// Number of the CUDA stream that it ran on.
     pub stream: i64,
     /// Start, microseconds from the first kernel.
     pub start_us: f64,
     /// Duration, microseconds.
     pub duration_us: f64,
-    /// Grid; zeros for copies.
+    /// Grid of CTAs in x, y, z; zeros for copies.
     pub grid: [u64; 3],
     /// Index of the innermost annotation under which the host launched it.
     pub annotation: Option<usize>,
@@ -76,30 +75,31 @@ impl TraceKernel {
     }
 }
 
-/// A named range of the host.
+/// A named range of the host's timeline, a phase of the step for instance.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Annotation {
-    /// Name.
+    /// Name of the range.
     pub name: String,
     /// Start and end on the host, microseconds of the trace's clock.
     pub span_us: (f64, f64),
 }
 
-/// A trace as read.
+/// A PyTorch-profiler (Kineto) trace as read.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct KinetoTrace {
     /// Name of the first device.
     pub device: String,
-    /// Its SMs, 0 where the trace does not say.
+    /// SMs of that device, 0 where the trace does not say.
     pub sms: u64,
-    /// Kernels by start.
+    /// Kernels of all streams, in the order of their starts.
     pub kernels: Vec<TraceKernel>,
-    /// Annotations by start.
+    /// Annotations of the host, in the order of their starts.
     pub annotations: Vec<Annotation>,
 }
 
 impl KinetoTrace {
-    /// Reads a trace file, gzipped or plain.
+    /// Reads a trace file, gzipped or plain; [`SimError`] where it cannot be read or unpacked, is
+    /// no profiler trace or holds no kernel.
     pub fn read(path: &Path) -> Result<KinetoTrace, SimError> {
         let bytes = input::read(path, LIMIT).map_err(|e| SimError::io(path, e))?;
         KinetoTrace::from_bytes(&path.display().to_string(), &bytes)
@@ -207,7 +207,7 @@ impl KinetoTrace {
         }
     }
 
-    /// What the trace says in numbers.
+    /// What the trace says in numbers: busy and hidden time, streams, phases, GEMMs.
     pub fn summary(&self) -> TraceSummary {
         let (mut comm, mut compute) = (Vec::new(), Vec::new());
         let comm_streams = self.communication_streams();
@@ -362,14 +362,14 @@ fn overlap(x: &[(f64, f64)], y: &[(f64, f64)]) -> f64 {
     total
 }
 
-/// A stream's work.
+/// The work of one stream.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StreamSummary {
-    /// Number.
+    /// Number of the CUDA stream.
     pub stream: i64,
-    /// Most of its time is communication.
+    /// Whether most of its time is communication.
     pub communicates: bool,
-    /// Kernels on it.
+    /// Kernels that ran on it.
     pub kernels: usize,
     /// Sum of their durations, seconds.
     pub busy_s: f64,
@@ -378,9 +378,9 @@ pub struct StreamSummary {
 /// The kernels launched under annotations of one name.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PhaseSummary {
-    /// Name.
+    /// Name of the annotations.
     pub name: String,
-    /// Annotations of that name.
+    /// Annotations of that name that launched a kernel.
     pub count: usize,
     /// From the first kernel's start to the last one's end, mean, seconds.
     pub mean_s: f64,
@@ -391,11 +391,11 @@ pub struct PhaseSummary {
 /// A GEMM that recurs under annotations of one name.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct GemmSummary {
-    /// Annotation.
+    /// Name of the annotations.
     pub phase: String,
-    /// Place among the GEMMs of the annotation.
+    /// Place among the GEMMs of its annotation, from 0.
     pub place: usize,
-    /// Times seen.
+    /// How often it was seen.
     pub count: usize,
     /// CTAs of its first launch.
     pub ctas: u64,
@@ -408,45 +408,45 @@ pub struct GemmSummary {
 /// A trace in numbers.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TraceSummary {
-    /// Device.
+    /// Name of the first device.
     pub device: String,
-    /// Its SMs.
+    /// SMs of that device, 0 where the trace does not say.
     pub sms: u64,
-    /// Kernels.
+    /// Kernels of all streams.
     pub kernels: usize,
     /// From the first kernel's start to the last one's end, seconds.
     pub span_s: f64,
-    /// Some compute stream has a kernel running, seconds.
+    /// Seconds during which some compute stream has a kernel running.
     pub compute_busy_s: f64,
-    /// Some communication stream has a kernel running, seconds.
+    /// Seconds during which some communication stream has a kernel running.
     pub communication_s: f64,
-    /// Communication kernels that move data, seconds.
+    /// Seconds of the communication kernels that move data.
     pub payload_s: f64,
-    /// Communication kernels that notify or wait, seconds.
+    /// Seconds of the communication kernels that notify or wait.
     pub rendezvous_s: f64,
     /// Share of the communication under which computation runs.
     pub hidden_fraction: f64,
-    /// By stream.
+    /// The work of each stream.
     pub streams: Vec<StreamSummary>,
-    /// By annotation.
+    /// Means of each phase, which is what annotations of one name launch.
     pub phases: Vec<PhaseSummary>,
-    /// GEMMs.
+    /// The GEMMs that recur under annotations.
     pub gemms: Vec<GemmSummary>,
 }
 
-/// A measured GEMM.
+/// A measured GEMM: one line of a table to fit constants to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MeasuredGemm {
-    /// Name for people.
+    /// A name for reports; the fit does not read it.
     pub name: String,
-    /// Operands and result.
+    /// What the operands are and how the result is kept.
     pub kind: GemmKind,
     /// Rows of the output.
     pub m: u64,
     /// Columns of the output.
     pub n: u64,
-    /// Inner dimension.
+    /// Inner dimension of the product.
     pub k: u64,
     /// Fastest run, microseconds.
     pub min_us: f64,
@@ -455,8 +455,8 @@ pub struct MeasuredGemm {
 }
 
 /// Reads measured GEMMs from comma-separated text with the header `name,kind,m,n,k,mean_us,min_us`;
-/// kinds are `fp8_one_two`,
-/// `fp8_one_one`, `bf16` and `bf16_accumulate`.
+/// kinds are `fp8_one_two`, `fp8_one_one`, `bf16` and `bf16_accumulate`. The error names `file`,
+/// line and what was found.
 pub fn parse_table(file: &str, text: &str) -> Result<Vec<MeasuredGemm>, SimError> {
     const HEADER: &str = "name,kind,m,n,k,mean_us,min_us";
     let mut lines =
@@ -505,12 +505,12 @@ pub const PROFILE_FITTING_GEMMS: &str =
     include_str!("../presets/measured/h800-profile-fitting.csv");
 
 /// Fits `mma_efficiency`, `promotion_cycles` and `tile_cycles` to the fastest runs of `table`,
-/// measured on `sms` SMs of
-/// `gpu`, and `contention` to mean over fastest; the other constants stay as in `start`.
+/// measured on `sms` SMs of `gpu`, and `contention` to mean over fastest; the other constants stay
+/// as in `start`.
 ///
 /// The time is linear in the three unknowns (the inverse of the efficiency for the first); relative
-/// errors are
-/// minimised in the least-squares sense.
+/// errors are minimised in the least-squares sense. Too few different GEMMs, and times that no such
+/// constants give, are a [`SimError::Input`].
 pub fn fit_gemms(
     gpu: &Gpu,
     sms: u64,

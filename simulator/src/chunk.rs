@@ -16,26 +16,25 @@ use crate::times::{LayerKind, LayerTimes};
 use crate::workload::LayerContext;
 use fathom_config::ModelConfig;
 
-/// A chunk to be simulated.
+/// One overlapped pair to be simulated: model, hardware, and the load of every layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChunkQuestion {
     /// The model; its first MoE layer (or dense layer) stands for all.
     pub model: ModelConfig,
-    /// The cluster.
+    /// The cluster, of which one expert-parallel group is used.
     pub cluster: Cluster,
-    /// Tokens of the micro-batch.
+    /// Tokens of the micro-batch on a rank.
     pub tokens: u64,
-    /// Expert parallelism.
+    /// Expert-parallel ranks.
     pub ep: u64,
-    /// SMs that communicate.
+    /// SMs that the communication kernels hold.
     pub comm_sms: u64,
-    /// GEMM arithmetic.
+    /// Arithmetic of the GEMMs.
     pub precision: Precision,
-    /// Wishes granted.
+    /// Wishes of the report granted to the hardware.
     pub what_if: WhatIf,
-    /// Routed load of this rank relative to the mean by layer of the forward chunk, and of the
-    /// backward chunk in the order in
-    /// which its layers run.
+    /// Routed load of this rank relative to the mean, by layer: of the forward chunk, and of the
+    /// backward chunk in the order in which its layers run.
     pub loads: Vec<(f64, f64)>,
 }
 
@@ -53,33 +52,33 @@ pub const PHASES: [(&str, Component, Phase); 10] = [
     ("combine(F)", Component::Combine, Phase::F),
 ];
 
-/// A phase's mean over the layers.
+/// The mean duration of one phase over the layers.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
 pub struct PhaseMean {
-    /// Name as in the profile's annotations.
+    /// Name as in the profile's annotations: `attn(F)`.
     pub phase: String,
     /// Mean duration, seconds.
     pub mean_s: f64,
 }
 
-/// What a chunk takes.
+/// What an overlapped pair takes.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
 pub struct ChunkReport {
     /// From the first to the last kernel, seconds.
     pub span_s: f64,
-    /// Compute stream busy with kernels, seconds.
+    /// Seconds in which the compute stream runs kernels.
     pub compute_busy_s: f64,
-    /// Gaps between its kernels, seconds.
+    /// Seconds of the gaps between its kernels.
     pub gaps_s: f64,
-    /// Communication stream busy, seconds.
+    /// Seconds in which the communication stream runs.
     pub communication_s: f64,
     /// Share of the communication under which the compute stream works.
     pub hidden_fraction: f64,
-    /// SMs that compute.
+    /// SMs that compute, the others being left to communication.
     pub compute_sms: u64,
-    /// Means of the ten phases.
+    /// Means of the ten phases, in the order of [`PHASES`].
     pub phases: Vec<PhaseMean>,
-    /// Every part on its stream.
+    /// Every part on its stream, times from the start of the pair.
     #[serde(skip)]
     pub parts: Vec<PartSpan>,
 }
@@ -111,7 +110,8 @@ impl ChunkQuestion {
         Ok(s)
     }
 
-    /// Simulates the pair.
+    /// Simulates the pair with the times of `cost`; a layout that is refused, and an op that has no
+    /// kernels, are a [`SimError`].
     pub fn simulate(&self, cost: &FirstPrinciples) -> Result<ChunkReport, SimError> {
         let s = self.scenario()?;
         let kind = if self.model.moe.is_some() { LayerKind::Moe } else { LayerKind::Dense };

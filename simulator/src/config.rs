@@ -2,10 +2,9 @@
 //! and nearest name.
 //!
 //! A scenario file has the keys of [`Scenario`]. `preset` starts from an embedded scenario;
-//! `[model]`, `[cluster]` and
-//! `[cluster.gpu]` may start from a preset of theirs (`preset = "deepseek-v3"`), a model also from
-//! a Hugging Face
-//! `file = "config.json"`. Every other key overrides what the preset says.
+//! `[model]`, `[cluster]` and `[cluster.gpu]` may start from a preset of theirs (`preset =
+//! "deepseek-v3"`), a model also from a Hugging Face `file = "config.json"`. Every other key
+//! overrides what the preset says.
 
 use fathom_schedule::ScheduleKind;
 use std::path::Path;
@@ -31,19 +30,19 @@ pub use read::SCENARIOS;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Parallel {
-    /// Tensor parallelism (with sequence parallelism of the norms).
+    /// Tensor-parallel ranks (with sequence parallelism of the norms).
     #[serde(default = "one")]
     pub tp: u64,
-    /// Context parallelism.
+    /// Context-parallel ranks, which split every sequence.
     #[serde(default = "one")]
     pub cp: u64,
-    /// Pipeline ranks.
+    /// Pipeline-parallel ranks, which split the layers.
     #[serde(default = "one")]
     pub pp: u64,
-    /// Data parallelism.
+    /// Data-parallel ranks, which split the batch.
     #[serde(default = "one")]
     pub dp: u64,
-    /// Expert parallelism.
+    /// Expert-parallel ranks, which split the routed experts.
     #[serde(default = "one")]
     pub ep: u64,
     /// ZeRO stage: 0 nothing, 1 optimizer state, 2 gradients, 3 parameters are sharded over dp.
@@ -73,29 +72,29 @@ pub enum Precision {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Recompute {
-    /// Nothing.
+    /// Nothing is recomputed.
     None,
-    /// The report's policy: norms, MLA up-projections and SwiGLU.
+    /// Norms, MLA up-projections and SwiGLU: the report's policy (sections 3.2.3 and 3.3.3).
     Selective,
-    /// The whole layer from its input.
+    /// The whole layer, from its input.
     Full,
 }
 
-/// The training run.
+/// The training run: TOML table `[training]`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Training {
-    /// Tokens a sequence.
+    /// Tokens of a sequence.
     pub seq_len: u64,
-    /// Sequences a micro-batch.
+    /// Sequences of a micro-batch.
     pub micro_batch: u64,
-    /// Sequences a step, over all data-parallel ranks.
+    /// Sequences of a step, over all data-parallel ranks.
     pub global_batch: u64,
-    /// GEMM arithmetic.
+    /// Arithmetic of the GEMMs.
     pub precision: Precision,
-    /// Recomputation.
+    /// What is recomputed in the backward instead of kept.
     pub recompute: Recompute,
-    /// Tokens of the whole run.
+    /// Tokens of the whole run, of which duration and cost follow.
     pub total_tokens: f64,
 }
 
@@ -108,28 +107,28 @@ pub struct Ramp {
     /// Tokens until the whole batch is reached.
     pub tokens: f64,
     /// Schedule while a batch gives the scenario's own too few micro-batches: an assumption, since
-    /// no report says what
-    /// ran then.
+    /// no report says what ran then.
     pub fallback_schedule: ScheduleKind,
 }
 
-/// A complete question to the simulator.
+/// A complete question to the simulator: one training step of a model on a cluster, and the run
+/// that it is part of.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scenario {
-    /// Name for people.
+    /// A name for reports.
     pub name: String,
-    /// What is trained.
+    /// The model that is trained.
     pub model: ModelConfig,
-    /// Where.
+    /// The cluster that it is trained on.
     pub cluster: Cluster,
-    /// Cut how.
+    /// How model and batch are split over the ranks.
     pub parallel: Parallel,
-    /// Pipeline schedule.
+    /// Pipeline schedule of a step.
     pub schedule: ScheduleKind,
     /// SMs that the communication kernels hold while chunks overlap.
     pub comm_sms: u64,
-    /// Run.
+    /// Sizes of sequence, micro-batch, batch and run.
     pub training: Training,
     /// Stages a rank holds in the interleaved schedule.
     #[serde(default = "two")]
@@ -140,7 +139,7 @@ pub struct Scenario {
     /// How unevenly tokens fall on experts.
     #[serde(default)]
     pub expert_load: ExpertLoad,
-    /// Failures and checkpoints.
+    /// Mean times between failures, and times of checkpoint and restart.
     #[serde(default)]
     pub reliability: Reliability,
     /// Prices beyond the cluster's rent.
@@ -149,10 +148,10 @@ pub struct Scenario {
     /// Growth of the batch at the beginning of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ramp: Option<Ramp>,
-    /// What `fathom search` varies.
+    /// The layouts and settings that `fathom search` varies.
     #[serde(default)]
     pub search: SearchSpace,
-    /// Wishes granted to the hardware.
+    /// Wishes of the report granted to the hardware.
     #[serde(default)]
     pub what_if: WhatIf,
 }
@@ -168,7 +167,7 @@ impl Scenario {
         Scenario::from_toml(&path.display().to_string(), &text, Some(folder), set)
     }
 
-    /// The embedded scenario `name`.
+    /// The embedded scenario `name` of [`SCENARIOS`], with `set` as in [`Scenario::read`].
     ///
     /// # Errors
     /// As [`Scenario::read`].
@@ -193,7 +192,7 @@ impl Scenario {
         read::scenario(&Source { name, text, lines: true, folder, set: &set })
     }
 
-    /// Micro-batches that a pipeline runs a step.
+    /// Micro-batches that a pipeline runs in a step.
     pub fn micro_batches(&self) -> u64 {
         self.training.global_batch
             / self.parallel.dp.saturating_mul(self.training.micro_batch).max(1)
@@ -215,14 +214,14 @@ pub struct WhatIf {
     pub wide_accumulation: bool,
     /// Tensor cores take group scales: no dequantisation on CUDA cores.
     pub scaling_in_tensor_core: bool,
-    /// Cast to FP8 fused with the TMA copy.
+    /// The cast to FP8 is fused with the TMA copy: its memory traffic goes.
     pub fused_cast_tma: bool,
-    /// Warp-level cast instruction.
+    /// A warp-level cast instruction: the producer quantises, and only the FP8 write remains.
     pub warp_level_cast: bool,
-    /// Cast near memory.
+    /// The cast happens near memory: half of its traffic remains.
     pub near_memory_cast: bool,
-    /// Transposed reads from shared memory before the MMA.
+    /// Transposed reads from shared memory before the MMA: no re-tiling for weight gradients.
     pub transposed_reads: bool,
-    /// NVLink and IB as one network.
+    /// NVLink and InfiniBand act as one network.
     pub unified_network: bool,
 }

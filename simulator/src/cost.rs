@@ -4,20 +4,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::hardware::cluster::Cluster;
 
-/// Prices. Without capital the cluster's rent holds.
+/// What a GPU-hour costs to own. Without capital the cluster's rent holds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Pricing {
-    /// Purchase price a GPU with its share of host and network, dollars; 0 rents at the cluster's
+    /// Purchase price per GPU with its share of host and network, dollars; 0 rents at the cluster's
     /// `usd_per_gpu_hour`.
     pub capital_usd_per_gpu: f64,
-    /// Years over which it is written off.
+    /// Years over which the purchase is written off.
     pub lifetime_years: f64,
     /// Share of those years that the cluster works.
     pub utilization: f64,
-    /// Electricity, dollars a kilowatt-hour.
+    /// Electricity, dollars per kilowatt-hour.
     pub usd_per_kwh: f64,
-    /// Power of the facility over power of the machines.
+    /// Power usage effectiveness: power of the facility over power of the machines.
     pub pue: f64,
     /// Power of a GPU's share of host and network relative to the GPU's own.
     pub host_power_share: f64,
@@ -36,16 +36,16 @@ impl Default for Pricing {
     }
 }
 
-/// What training costs.
+/// What training costs, failures not counted.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Cost {
-    /// Dollars a GPU-hour: the rent, or capital and power.
+    /// Dollars per GPU-hour: the rent, or capital and power.
     pub usd_per_gpu_hour: f64,
-    /// Dollars a trillion tokens, failures not counted.
+    /// Dollars per trillion tokens.
     pub usd_per_trillion_tokens: f64,
 }
 
-/// Price of one hour of one of the cluster's GPUs.
+/// Dollars per hour of one of the cluster's GPUs.
 pub fn usd_per_gpu_hour(pricing: &Pricing, cluster: &Cluster) -> f64 {
     if pricing.capital_usd_per_gpu == 0.0 {
         return cluster.usd_per_gpu_hour;
@@ -55,7 +55,7 @@ pub fn usd_per_gpu_hour(pricing: &Pricing, cluster: &Cluster) -> f64 {
     pricing.capital_usd_per_gpu / working_hours + kilowatts * pricing.usd_per_kwh
 }
 
-/// Cost of `tokens_per_s_per_gpu` on `cluster`.
+/// What training costs at a throughput of `tokens_per_s_per_gpu` on `cluster`.
 pub fn cost(pricing: &Pricing, cluster: &Cluster, tokens_per_s_per_gpu: f64) -> Cost {
     let usd_per_gpu_hour = usd_per_gpu_hour(pricing, cluster);
     let gpu_hours = 1e12 / tokens_per_s_per_gpu / 3600.0;

@@ -10,7 +10,7 @@ use fathom_trace::input;
 /// invariants panic.
 #[derive(Debug, thiserror::Error)]
 pub enum SimError {
-    /// A scenario says something that is not allowed.
+    /// A scenario's key says something that is not allowed.
     #[error(transparent)]
     Key(#[from] KeyError),
     /// An architecture cannot be used.
@@ -24,7 +24,7 @@ pub enum SimError {
     Input {
         /// The file.
         file: String,
-        /// Place, expected and found.
+        /// The place in it, what was expected and what was found.
         message: String,
     },
     /// The file could not be read or written.

@@ -2,8 +2,7 @@
 //! from a routing trace.
 //!
 //! Every all-to-all waits for the busiest rank, so what a layer sees is the largest load of the
-//! group, relative to the
-//! mean. One number a layer and micro-batch goes to the event engine
+//! group, relative to the mean. One number a layer and micro-batch goes to the event engine
 //! ([`crate::times::StepTimes::expert_load`]).
 
 use std::path::Path;
@@ -15,7 +14,7 @@ use crate::error::{SimError, read_table};
 use crate::parallel::{PlacedLayer, Placement};
 use crate::times::LayerKind;
 
-/// Load of experts. Balanced by default.
+/// How unevenly tokens fall on experts: TOML table `[expert_load]`. Balanced by default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExpertLoad {
@@ -70,7 +69,7 @@ struct TrainingStep {
 }
 
 impl RoutingTrace {
-    /// Reads a routing trace.
+    /// Reads a routing trace from a file of one of the three kinds.
     ///
     /// # Errors
     /// [`SimError::Input`] with file and line.
@@ -175,7 +174,7 @@ impl RoutingTrace {
     }
 }
 
-/// Busiest rank over mean for experts laid out in order on `ep` ranks.
+/// The load of the busiest rank over the mean, for experts laid out in order on `ep` ranks.
 pub fn busiest_rank(tokens: &[u64], ep: usize) -> f64 {
     let per_rank = tokens.len().div_ceil(ep.max(1)).max(1);
     let sums = tokens.chunks(per_rank).map(|c| c.iter().sum::<u64>());
@@ -212,8 +211,8 @@ pub fn table(
 }
 
 /// The largest of `ep` independent draws from a normal distribution around 1, at least 1. One
-/// uniform number gives it:
-/// the largest of n has the distribution function of one to the n-th power.
+/// uniform number gives it: the largest of n has the distribution function of one to the n-th
+/// power.
 fn drawn(load: &ExpertLoad, ep: usize, layer: u64, mb: u64) -> f64 {
     let u = uniform(load.seed, [layer, mb]).powf(1.0 / ep as f64);
     (1.0 + load.deviation * normal_quantile(u)).max(1.0)
@@ -229,8 +228,7 @@ fn uniform(seed: u64, counter: [u64; 2]) -> f64 {
 }
 
 /// The inverse of the normal distribution function (Acklam 2003): rational approximations with a
-/// relative error below
-/// 1.15e-9.
+/// relative error below 1.15e-9.
 fn normal_quantile(p: f64) -> f64 {
     const A: [f64; 6] = [
         -39.696_830_286_653_76,

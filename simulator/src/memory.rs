@@ -1,11 +1,9 @@
 //! Device memory of every pipeline rank over the step, by category.
 //!
 //! Weights, gradients and optimizer state are there all the time; activations come with a chunk's
-//! forward and go with
-//! its weight gradient. Bytes an element follow the DeepSeek-V3 report (section 3.3.3 and table of
-//! the recipe) in FP8 and
-//! Megatron-LM's mixed precision in BF16; what is kept for backward is listed in
-//! [`activation_bytes_per_token`].
+//! forward and go with its weight gradient. Bytes an element follow the DeepSeek-V3 report (section
+//! 3.3.3 and table of the recipe) in FP8 and Megatron-LM's mixed precision in BF16; what is kept
+//! for backward is listed in [`activation_bytes_per_token`].
 
 use fathom_schedule::{Op, Schedule};
 use serde::Serialize;
@@ -19,7 +17,7 @@ use fathom_config::AttentionConfig;
 /// CUDA context, libraries and allocator slack of a rank: a round figure, stated, not fitted.
 const RUNTIME_BYTES: f64 = 2e9;
 
-/// Bytes by category.
+/// Bytes of one rank by category.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Categories {
     /// Weights in the format the GEMMs read: two bytes an element, BF16 or FP8 in both
@@ -30,16 +28,16 @@ pub struct Categories {
     /// Master weights FP32 and the two moments (BF16 in FP8 training, else FP32), as ZeRO shards
     /// them.
     pub optimizer: f64,
-    /// Kept for backward.
+    /// Activations that are kept for backward.
     pub activations: f64,
-    /// Buffers of all-to-all and pipeline sends.
+    /// Buffers of the all-to-alls and of the pipeline's sends.
     pub communication: f64,
-    /// Context, libraries, allocator slack.
+    /// CUDA context, libraries, allocator slack.
     pub runtime: f64,
 }
 
 impl Categories {
-    /// All of them.
+    /// Bytes of all categories together.
     pub fn total(&self) -> f64 {
         self.weights
             + self.gradients
@@ -49,7 +47,7 @@ impl Categories {
             + self.runtime
     }
 
-    /// Name and bytes, in a fixed order.
+    /// Each category's name and bytes, in a fixed order.
     pub fn named(&self) -> [(&'static str, f64); 6] {
         [
             ("weights", self.weights),
@@ -62,39 +60,39 @@ impl Categories {
     }
 }
 
-/// One rank's memory.
+/// The memory of one pipeline rank over a step.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RankMemory {
-    /// At the moment of the peak.
+    /// Bytes by category at the moment of the peak.
     pub peak: Categories,
     /// Total over time: seconds from the start of the step, bytes from then on. Empty where the
-    /// step was played
-    /// without its instructions.
+    /// step was played without its instructions.
     pub over_time: Vec<(f64, f64)>,
 }
 
 /// Memory of all ranks of a pipeline.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Memory {
-    /// By rank.
+    /// Memory of each pipeline rank.
     pub ranks: Vec<RankMemory>,
-    /// What a GPU has.
+    /// Bytes of memory per GPU.
     pub capacity_bytes: f64,
 }
 
 impl Memory {
-    /// The fullest rank: its number and bytes.
+    /// The fullest rank: its number, and its bytes at the peak.
     pub fn fullest(&self) -> (usize, f64) {
         let totals = self.ranks.iter().map(|r| r.peak.total()).enumerate();
         totals.fold((0, 0.0), |best, (r, b)| if b > best.1 { (r, b) } else { best })
     }
 
-    /// Whether every rank fits.
+    /// Whether every rank's peak fits into its GPU.
     pub fn fits(&self) -> bool {
         self.fullest().1 <= self.capacity_bytes
     }
 
-    /// `does not fit: 93 of 80 GB, mostly X; try Y`, or `None` where it fits.
+    /// What is wrong, for people: `does not fit: 93 of 80 GB on rank 3, mostly X; try Y`; `None`
+    /// where it fits.
     pub fn complaint(&self, scenario: &Scenario) -> Option<String> {
         if self.fits() {
             return None;
@@ -134,13 +132,14 @@ fn advice(s: &Scenario, most: &str) -> String {
 /// experts.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct StageParameters {
-    /// Attention, norms, gates, dense and shared FFN, embedding, head; divided by tp.
+    /// Attention, norms, gates, dense and shared feed-forward parts, embedding, head; divided by
+    /// tp.
     pub dense: f64,
-    /// Routed experts of this rank.
+    /// Routed experts that this rank holds.
     pub experts: f64,
 }
 
-/// Parameters that one rank holds of a stage.
+/// The parameters that one rank holds of a stage with these layers.
 pub fn stage_parameters(s: &Scenario, layers: &[PlacedLayer]) -> StageParameters {
     let (m, p) = (&s.model, &s.parallel);
     let tp = p.tp as f64;
@@ -179,12 +178,9 @@ pub fn stage_parameters(s: &Scenario, layers: &[PlacedLayer]) -> StageParameters
 /// Bytes that a layer keeps for backward for each of the rank's tokens (after cp, before tp).
 ///
 /// Always: the inputs of both norms. Kept or recomputed: outputs of the norms, MLA's up-projected
-/// heads, SwiGLU's
-/// output. FP8: inputs of Linears one byte an element with their scales, the input of the output
-/// projection E5M6 (12
-/// bits), the input of SwiGLU one byte. Routed experts keep the rows that arrive:
-/// `top_k` a token on
-/// average.
+/// heads, SwiGLU's output. FP8: inputs of Linears one byte an element with their scales, the input
+/// of the output projection E5M6 (12 bits), the input of SwiGLU one byte. Routed experts keep the
+/// rows that arrive: `top_k` a token on average.
 pub fn activation_bytes_per_token(s: &Scenario, kind: LayerKind) -> f64 {
     let m = &s.model;
     let (h, heads) = (m.hidden_size as f64, m.heads as f64);
@@ -240,7 +236,7 @@ fn mtp_extra(s: &Scenario, kind: LayerKind) -> f64 {
     }
 }
 
-/// Bytes of activations that a chunk of a stage keeps on one rank.
+/// Bytes of activations that one chunk (a stage's layers on a micro-batch) keeps on one rank.
 pub fn chunk_bytes(s: &Scenario, layers: &[PlacedLayer]) -> f64 {
     let t = &s.training;
     let tokens = (t.micro_batch * t.seq_len) as f64 / s.parallel.cp as f64;
@@ -248,7 +244,8 @@ pub fn chunk_bytes(s: &Scenario, layers: &[PlacedLayer]) -> f64 {
     tokens * bytes / s.parallel.tp as f64
 }
 
-/// What is there all the time; a lower bound of the peak. The streams of `schedule` may be empty.
+/// What a rank holds all the time: a lower bound of its peak. The streams of `schedule` may be
+/// empty.
 pub fn standing(
     s: &Scenario,
     placement: &Placement,
@@ -283,8 +280,7 @@ pub fn standing(
     let h = s.model.hidden_size as f64;
     let rows = s.model.moe.map_or(0.0, |moe| if p.ep > 1 { moe.top_k as f64 } else { 0.0 });
     // Dispatch FP8 or BF16 out and combine BF16 back, one set for the forward and one for the
-    // backward chunk; two
-    // micro-batches arriving and two leaving the pipeline rank.
+    // backward chunk; two micro-batches arriving and two leaving the pipeline rank.
     let all_to_all = 2.0 * tokens * rows * h * (if fp8 { 1.0 } else { 2.0 } + 2.0);
     let pipeline = if p.pp > 1 { 4.0 * tokens * h * 2.0 } else { 0.0 };
     Categories {
@@ -298,8 +294,8 @@ pub fn standing(
 }
 
 /// Memory of every rank. `step` gives the times of the curve; without its instructions only the
-/// peaks are there, and
-/// they are the same, since a rank's peak depends on the order of its instructions alone.
+/// peaks are there, and they are the same, since a rank's peak depends on the order of its
+/// instructions alone.
 pub fn memory(
     s: &Scenario,
     placement: &Placement,
@@ -394,8 +390,7 @@ mod tests {
     #[test]
     fn weights_and_optimizer_by_hand() {
         // A rank of the middle: 8 MoE layers. A layer: attention 187.1 M, shared expert 44.04 M,
-        // gate 1.835 M, norms;
-        // 4 routed experts of 44.04 M.
+        // gate 1.835 M, norms; 4 routed experts of 44.04 M.
         let s = v3();
         let c = peaks(&s).ranks[5].peak;
         let dense = 8.0 * (187_105_280.0 + 44_040_192.0 + 1_835_008.0 + 2.0 * 7168.0 + 2048.0);

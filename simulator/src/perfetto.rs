@@ -2,9 +2,8 @@
 //! between stages.
 //!
 //! Format: the 'Trace Event Format' document of the Chromium project; complete events (`X`),
-//! metadata (`M`) and flow events
-//! (`s`, `f`). Times are microseconds. Written by hand: no value needs escaping, and a trace has
-//! 10^5 events.
+//! metadata (`M`) and flow events (`s`, `f`). Times are microseconds. Written by hand: no value
+//! needs escaping, and a trace has 10^5 events.
 
 use fathom_schedule::draw::op_text;
 use fathom_schedule::{Chunk, Op};

@@ -6,23 +6,22 @@ use serde::{Deserialize, Serialize};
 use crate::hardware::cluster::Cluster;
 
 /// Failures and checkpoints. The defaults are Llama 3's published interruptions (arXiv 2407.21783,
-/// table 5: 419 in 54
-/// days on 16,384 GPUs; 246 of GPUs and their memory, 35 of the network, the other 138 counted to
-/// the hosts).
+/// table 5: 419 in 54 days on 16,384 GPUs; 246 of GPUs and their memory, 35 of the network, the
+/// other 138 counted to the hosts).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Reliability {
     /// Mean time between failures of one GPU with its memory, hours.
     pub gpu_mtbf_hours: f64,
-    /// Of one host, its software included, hours.
+    /// Mean time between failures of one host, its software included, hours.
     pub node_mtbf_hours: f64,
-    /// Of one NIC with its share of cables and switches, hours.
+    /// Mean time between failures of one NIC with its share of cables and switches, hours.
     pub nic_mtbf_hours: f64,
-    /// Training stops this long for a checkpoint, seconds.
+    /// Seconds for which training stops to write a checkpoint.
     pub checkpoint_s: f64,
-    /// Seconds of training between checkpoints; 0 takes the best interval.
+    /// Seconds of training between checkpoints; 0 takes the interval of the best goodput.
     pub checkpoint_interval_s: f64,
-    /// From a failure to the first new step: noticing, replacing, restarting, loading, seconds.
+    /// Seconds from a failure to the first new step: noticing, replacing, restarting, loading.
     pub restart_s: f64,
 }
 
@@ -39,22 +38,22 @@ impl Default for Reliability {
     }
 }
 
-/// What failures leave of the time.
+/// What failures leave of the time of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Goodput {
-    /// Failures a day.
+    /// Failures per day of the whole cluster.
     pub failures_per_day: f64,
     /// Mean time between failures of the whole cluster, hours.
     pub mtbf_hours: f64,
-    /// Seconds of training between checkpoints.
+    /// Seconds of training between checkpoints, as asked for or the best.
     pub checkpoint_interval_s: f64,
     /// Share of the wall time that advances the training.
     pub goodput: f64,
 }
 
 /// Goodput of `cluster`: failures arrive as a Poisson process, also during checkpoints and
-/// restarts, and cost the work
-/// since the last checkpoint. The expected time of one interval is Daly's (2006, equation 13).
+/// restarts, and cost the work since the last checkpoint. The expected time of one interval is
+/// Daly's (2006, equation 13).
 pub fn goodput(r: &Reliability, cluster: &Cluster) -> Goodput {
     let nodes = cluster.gpus as f64 / cluster.gpus_per_node as f64;
     let nics = nodes * cluster.network.nics_per_node as f64;

@@ -1,13 +1,10 @@
 //! The best layouts for a model, a cluster and a memory limit.
 //!
 //! All combinations of the [`SearchSpace`] are considered. What is left out without being simulated
-//! is left out soundly:
-//! because it is illegal, because what it must hold does not fit, or because a layout already
-//! simulated is better in
-//! everything than the best this one could be: no step is shorter than the busiest rank's
-//! computation. The result is the
-//! Pareto front of throughput, memory and cost, the same whether pruned or not and whatever the
-//! number of threads.
+//! is left out soundly: because it is illegal, because what it must hold does not fit, or because a
+//! layout already simulated is better in everything than the best this one could be: no step is
+//! shorter than the busiest rank's computation. The result is the Pareto front of throughput,
+//! memory and cost, the same whether pruned or not and whatever the number of threads.
 
 use fathom_schedule::{Schedule, ScheduleKind, Shape};
 use std::collections::BTreeMap;
@@ -24,31 +21,31 @@ use crate::parallel::{CostModel, LayerTable, Placement, check, place, schedule, 
 use crate::step::report;
 use crate::times::{LayerTimes, StepTimes};
 
-/// What is varied; a list of one value keeps it.
+/// What is varied: TOML table `[search]`. A list of one value keeps it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SearchSpace {
-    /// Tensor parallelism.
+    /// Tensor-parallel ranks.
     pub tp: Vec<u64>,
-    /// Context parallelism.
+    /// Context-parallel ranks.
     pub cp: Vec<u64>,
-    /// Pipeline ranks.
+    /// Pipeline-parallel ranks.
     pub pp: Vec<u64>,
-    /// Expert parallelism; 1 for dense models whatever the list.
+    /// Expert-parallel ranks; 1 for dense models whatever the list.
     pub ep: Vec<u64>,
-    /// ZeRO stages.
+    /// ZeRO stages, 0 to 3.
     pub zero: Vec<u8>,
-    /// Schedules.
+    /// Pipeline schedules.
     pub schedule: Vec<ScheduleKind>,
     /// Stages a rank holds in the interleaved schedule.
     pub interleave: Vec<u64>,
-    /// Sequences a micro-batch.
+    /// Sequences of a micro-batch.
     pub micro_batch: Vec<u64>,
-    /// Recomputation.
+    /// What is recomputed in the backward.
     pub recompute: Vec<Recompute>,
-    /// Sizes of the cluster; empty keeps the scenario's.
+    /// GPUs of the cluster; empty keeps the scenario's.
     pub gpus: Vec<u64>,
-    /// Most bytes a GPU may hold, in 1e9; 0 takes the GPU's memory.
+    /// Most bytes per GPU that a rank may hold, in 1e9; 0 takes the GPU's memory.
     pub memory_limit_gb: f64,
 }
 
@@ -93,30 +90,30 @@ impl SearchSpace {
     }
 }
 
-/// A layout on the front.
+/// A layout on the Pareto front: what it is, and what it reaches.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Layout {
-    /// GPUs.
+    /// GPUs of the cluster.
     pub gpus: u64,
-    /// Degrees.
+    /// Ranks along each dimension, and the ZeRO stage.
     pub parallel: Parallel,
-    /// Schedule.
+    /// Pipeline schedule.
     pub schedule: ScheduleKind,
     /// Stages a rank holds, for the interleaved schedule.
     pub interleave: u64,
-    /// Sequences a micro-batch.
+    /// Sequences of a micro-batch.
     pub micro_batch: u64,
-    /// Recomputation.
+    /// What is recomputed in the backward.
     pub recompute: Recompute,
-    /// A step, seconds.
+    /// Seconds of a step.
     pub step_time_s: f64,
-    /// Tokens a day of the whole cluster.
+    /// Tokens per day of the whole cluster, failures not counted.
     pub tokens_per_day: f64,
-    /// MFU of causal attention.
+    /// Model FLOPs utilisation (MFU), causal attention counted, over the BF16 peak.
     pub mfu_causal: f64,
-    /// Fullest rank, 1e9 bytes.
+    /// Peak memory of the fullest rank, 1e9 bytes.
     pub memory_gb: f64,
-    /// Dollars a trillion tokens.
+    /// Dollars per trillion tokens.
     pub usd_per_trillion_tokens: f64,
 }
 
@@ -129,13 +126,13 @@ pub struct SearchResult {
     pub considered: usize,
     /// Combinations that are illegal.
     pub illegal: usize,
-    /// Left out because they do not fit.
+    /// Layouts left out because they do not fit into memory.
     pub too_large: usize,
-    /// Left out because another layout is better in everything than they can be.
+    /// Layouts left out because another is better in everything than they can be.
     pub dominated: usize,
-    /// Simulated.
+    /// Layouts that were simulated.
     pub simulated: usize,
-    /// Wall time, seconds.
+    /// Wall time of the search, seconds.
     pub wall_s: f64,
 }
 
@@ -154,8 +151,7 @@ struct Candidate {
 type TableKey = (u64, u64, u64, u64, Recompute);
 
 /// Searches around `base`. `prune` switches the bounds off for comparison; `progress` is told how
-/// many candidates of how
-/// many are done.
+/// many candidates of how many are done.
 pub fn search(
     base: &Scenario,
     model: &dyn CostModel,
@@ -335,8 +331,7 @@ fn candidate(
 }
 
 /// Computation of one rank up to its last instruction and gradient reduction: every layer of its
-/// stages forward and
-/// backward on every micro-batch, in the quicker of the two situations.
+/// stages forward and backward on every micro-batch, in the quicker of the two situations.
 fn rank_bound(
     t: &LayerTable,
     p: &Placement,

@@ -18,34 +18,34 @@ use crate::times::StepTimes;
 /// The numbers of a step, with the keys of `--json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StepReport {
-    /// The scenario's name.
+    /// Name of the scenario.
     pub name: String,
-    /// One training step, seconds.
+    /// Seconds of one training step.
     pub step_time_s: f64,
-    /// Tokens a second and GPU.
+    /// Tokens per second per GPU.
     pub tokens_per_s_per_gpu: f64,
-    /// Tokens a day of the whole cluster, failures not counted.
+    /// Tokens per day of the whole cluster, failures not counted.
     pub tokens_per_day: f64,
     /// GPU-hours for a trillion tokens, failures not counted.
     pub gpu_hours_per_trillion_tokens: f64,
-    /// Model FLOPs of causal attention over the BF16 peak.
+    /// Model FLOPs utilisation: FLOPs of the model with causal attention over the BF16 peak.
     pub mfu_causal: f64,
-    /// The same with attention's FLOPs counted over the full square.
+    /// Model FLOPs utilisation with attention's FLOPs counted over the full square.
     pub mfu_noncausal: f64,
-    /// Where the step goes, means over ranks.
+    /// Where the step goes, means over ranks, seconds.
     pub breakdown_s: Breakdown,
-    /// All-to-all, means over ranks.
+    /// The all-to-alls, means over ranks.
     pub all_to_all: AllToAll,
-    /// Peak memory by rank of a pipeline, 1e9 bytes.
+    /// Peak memory of each pipeline rank, 1e9 bytes.
     pub memory_peak_gb: Vec<f64>,
-    /// Memory of a GPU, 1e9 bytes.
+    /// Memory per GPU, 1e9 bytes.
     pub memory_capacity_gb: f64,
-    /// `does not fit: ...`, where it does not.
+    /// `does not fit: ...`, where it does not; see [`Memory::complaint`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_complaint: Option<String>,
-    /// Dollars.
+    /// What training costs, in dollars.
     pub cost: Cost,
-    /// Failures.
+    /// What failures leave of the time.
     pub reliability: Goodput,
     /// Parts, sends and tail operations played.
     pub events: u64,
@@ -56,23 +56,24 @@ pub struct StepReport {
 /// A step with everything behind its numbers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Simulation {
-    /// What was asked.
+    /// The scenario that was asked for.
     pub scenario: Scenario,
-    /// Layers by stage.
+    /// The layers of each pipeline stage.
     pub placement: Placement,
-    /// Instruction streams.
+    /// The instruction stream of each rank.
     pub schedule: Schedule,
-    /// Seconds of every part.
+    /// Seconds of every part of every layer.
     pub times: StepTimes,
-    /// What was played.
+    /// The step as it was played.
     pub outcome: StepOutcome,
-    /// Memory by rank.
+    /// Memory of each rank over the step.
     pub memory: Memory,
-    /// The numbers.
+    /// The numbers of the step.
     pub report: StepReport,
 }
 
-/// Simulates a step of `scenario` with the times of `model`.
+/// Simulates a step of `scenario` with the times of `model`. An illegal layout, a file that cannot
+/// be read, and times out of all proportion are a [`SimError`].
 pub fn simulate(
     scenario: &Scenario,
     model: &dyn CostModel,
@@ -163,14 +164,14 @@ pub fn report(s: &Scenario, outcome: &StepOutcome, memory: &Memory) -> StepRepor
     }
 }
 
-/// A whole training run.
+/// A whole training run, its batch ramp included.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct WholeRun {
-    /// Tokens.
+    /// Tokens of the run.
     pub tokens: f64,
     /// GPU-hours without failures.
     pub gpu_hours: f64,
-    /// Of these, while the batch grows.
+    /// GPU-hours of these that pass while the batch grows.
     pub ramp_gpu_hours: f64,
     /// Days without failures.
     pub days: f64,

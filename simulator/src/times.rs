@@ -2,13 +2,10 @@
 //! stream.
 //!
 //! A chunk is one pipeline stage's layers on one micro-batch. Every layer has four components in
-//! the order attention,
-//! dispatch, mlp, combine; attention and mlp run on the compute stream, dispatch and combine
-//! (all-to-all) on the
-//! communication stream. Collectives that block the computation (tensor and context parallelism)
-//! are part of
-//! `attention_s` and `mlp_s`. Backward runs the components in reverse: combine(B), mlp(B),
-//! dispatch(B), attention(B).
+//! the order attention, dispatch, mlp, combine; attention and mlp run on the compute stream,
+//! dispatch and combine (all-to-all) on the communication stream. Collectives that block the
+//! computation (tensor and context parallelism) are part of `attention_s` and `mlp_s`. Backward
+//! runs the components in reverse: combine(B), mlp(B), dispatch(B), attention(B).
 
 use serde::{Deserialize, Serialize};
 
@@ -47,13 +44,14 @@ pub enum LayerKind {
 /// together.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LayerTimes {
-    /// What it is.
+    /// What the layer is.
     pub kind: LayerKind,
-    /// F.
+    /// Seconds of F.
     pub forward: PhaseTimes,
-    /// B, gradient of the inputs only; recomputation that the policy asks for is included.
+    /// Seconds of B, gradient of the inputs only; recomputation that the policy asks for is
+    /// included.
     pub backward: PhaseTimes,
-    /// W, gradient of the weights; `dispatch_s` and `combine_s` are 0.
+    /// Seconds of W, gradient of the weights; `dispatch_s` and `combine_s` are 0.
     pub weight: PhaseTimes,
     /// Share of `mlp_s` that grows with the load of the busiest expert rank (the routed experts),
     /// 0..=1.
@@ -64,10 +62,10 @@ pub struct LayerTimes {
 /// situations.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StageTimes {
-    /// A chunk that runs by itself, nothing communicating beside it.
+    /// The layers of a chunk that runs by itself, nothing communicating beside it.
     pub alone: Vec<LayerTimes>,
-    /// A chunk that runs as half of an overlapped forward-backward pair: fewer SMs, shared memory
-    /// bandwidth.
+    /// The layers of a chunk that runs as half of an overlapped forward-backward pair: fewer SMs,
+    /// shared memory bandwidth.
     pub overlapped: Vec<LayerTimes>,
 }
 
@@ -87,22 +85,19 @@ pub struct TailTimes {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepTimes {
     /// One entry a pipeline stage, stage 0 the shallowest. For DualPipe both directions share them:
-    /// rank `r` runs
-    /// stage `r` for direction 0 and stage `P-1-r` for direction 1.
+    /// rank `r` runs stage `r` for direction 0 and stage `P-1-r` for direction 1.
     pub stages: Vec<StageTimes>,
     /// One entry a pipeline rank.
     pub tail: Vec<TailTimes>,
     /// Time of an activation (or its gradient) from a stage to the next, by boundary `s -> s+1`:
-    /// `stages.len() - 1`
-    /// entries, seconds. Boundaries inside a rank (the turn of a V) cost nothing and hold 0.
+    /// `stages.len() - 1` entries, seconds. Boundaries inside a rank (the turn of a V) cost nothing
+    /// and hold 0.
     pub p2p_s: Vec<f64>,
-    /// Fixed time on the compute stream before and after every instruction (launches, bookkeeping),
+    /// Fixed time before every instruction in which neither stream runs (launches, bookkeeping),
     /// seconds.
     pub instruction_overhead_s: f64,
     /// Load of the busiest rank of the expert group relative to the mean, by `[layer][micro-batch]`
-    /// with layers
-    /// counted over all stages' lists in order; empty when the load is balanced. `routed_share` of
-    /// the mlp times and
-    /// the all-to-all times are multiplied by it.
+    /// with layers counted over all stages' lists in order; empty when the load is balanced.
+    /// `routed_share` of the mlp times and the all-to-all times are multiplied by it.
     pub expert_load: Vec<Vec<f32>>,
 }

@@ -22,21 +22,21 @@ use fathom_config::{ModelConfig, MoeConfig};
 /// How a layer is cut and fed on one rank.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerContext {
-    /// Sequences a micro-batch.
+    /// Sequences of a micro-batch.
     pub micro_batch: u64,
-    /// Tokens a sequence.
+    /// Tokens of a sequence, before context parallelism cuts it.
     pub seq_len: u64,
-    /// Tensor parallelism.
+    /// Tensor-parallel ranks.
     pub tp: u64,
-    /// Context parallelism.
+    /// Context-parallel ranks.
     pub cp: u64,
-    /// Expert parallelism.
+    /// Expert-parallel ranks.
     pub ep: u64,
-    /// GEMM arithmetic.
+    /// Arithmetic of the GEMMs.
     pub precision: Precision,
-    /// Recomputation.
+    /// What is recomputed in the backward instead of kept.
     pub recompute: Recompute,
-    /// Routed load of this rank relative to the mean: forward and backward chunk.
+    /// Routed load of this rank relative to the mean: of the forward and of the backward chunk.
     pub load: (f64, f64),
 }
 
@@ -71,8 +71,7 @@ pub fn miss_probability(all: u64, marked: u64, drawn: u64) -> f64 {
 }
 
 /// Probability that a token of `moe` visits a place that holds `experts` consecutive experts, whole
-/// groups or a part of one,
-/// when groups and experts are drawn evenly.
+/// groups or a part of one, when groups and experts are drawn evenly.
 pub fn visit_probability(moe: &MoeConfig, experts: u64) -> f64 {
     let sizes = [moe.n_routed_experts, moe.n_group.max(1), moe.topk_group.max(1), moe.top_k];
     let [all, groups, limited, k] = sizes.map(|n| n as u64);
@@ -105,7 +104,8 @@ pub fn distinct_tokens(moe: &MoeConfig, ctx: &LayerContext, load: f64) -> f64 {
     tokens * visit_probability(moe, local) * load
 }
 
-/// Bytes of a token on its way to the experts: FP8 with a scale per 128, or BF16; with its routing.
+/// Bytes of a token on its way to the experts, without its routing: FP8 with an FP32 scale per 128,
+/// or BF16.
 pub fn dispatch_token_bytes(model: &ModelConfig, precision: Precision) -> f64 {
     let h = model.hidden_size as f64;
     match precision {
@@ -120,17 +120,18 @@ pub fn dispatch_token_bytes(model: &ModelConfig, precision: Precision) -> f64 {
 pub struct Question {
     /// One dense layer first where the model has any, one MoE layer, one prediction module.
     pub model: ModelConfig,
-    /// Tensor parallelism.
+    /// Tensor-parallel ranks.
     pub tp: u64,
-    /// Expert parallelism, over ranks of `dp`.
+    /// Expert-parallel ranks, which lie along data parallelism.
     pub ep: u64,
     /// Sequences of the micro-batch.
     pub sequences: u64,
     /// Tokens of a sequence on this rank.
     pub seq_len: u64,
-    /// GEMM arithmetic.
+    /// Arithmetic of the GEMMs.
     pub precision: Precision,
-    /// Recomputation; `Full` is asked for as `None`.
+    /// What is recomputed; [`Recompute::Full`] is asked for as `None`, since the lowering runs the
+    /// forward again.
     pub recompute: Recompute,
     /// Routed rows of this rank relative to the mean.
     pub load: f64,
@@ -138,13 +139,13 @@ pub struct Question {
 
 /// Where op records come from.
 pub trait OpSource: Send + Sync {
-    /// The records of one micro-batch.
+    /// The records of one micro-batch of the question's model, with layers numbered as in it.
     ///
     /// # Errors
     /// [`SimError::Layout`] where the model cannot be laid out so, [`SimError::Input`] for a file.
     fn record(&self, question: &Question) -> Result<Vec<OpRecord>, SimError>;
 
-    /// Whether there is but one answer, whatever the question's tensor parallelism.
+    /// Whether there is but one answer, whatever the question's tensor parallelism; a file's is.
     fn is_fixed(&self) -> bool {
         false
     }
@@ -168,7 +169,7 @@ impl OpTrace {
         OpTrace::parse(std::io::BufReader::new(file), path)
     }
 
-    /// The same from text; `path` is only named in errors.
+    /// As [`OpTrace::read`], from text; `path` is only named in errors.
     ///
     /// # Errors
     /// [`SimError::Input`] with file and line.
@@ -291,14 +292,15 @@ impl OpSource for OpTrace {
     }
 }
 
-/// The kernels of every kind of layer for one context.
+/// The kernels of every kind of layer, in one context.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerKernels {
     kinds: Vec<(LayerKind, Vec<Kernel>)>,
 }
 
 impl LayerKernels {
-    /// The kernels of a layer of `kind`; none where the model has no such layer.
+    /// The kernels of a layer of `kind`, in the order of its ops; none where the model has no such
+    /// layer.
     pub fn of(&self, kind: LayerKind) -> &[Kernel] {
         self.kinds.iter().find(|(k, _)| *k == kind).map_or(&[], |(_, kernels)| kernels)
     }
@@ -308,7 +310,7 @@ impl LayerKernels {
         self.kinds.iter().flat_map(|(kind, kernels)| kernels.iter().map(|k| (*kind, k)))
     }
 
-    /// Asks `source` and lowers what it records.
+    /// Asks `source` for the layers of `model` and lowers what it records.
     ///
     /// # Errors
     /// Those of the source, and ops that no training step has.
@@ -333,11 +335,11 @@ impl LayerKernels {
     }
 }
 
-/// Records of a cut model, and which of its layers is which.
+/// The records of a model cut to one layer of every kind, and which of its layers is which.
 pub struct Recorded {
     records: Vec<OpRecord>,
     tokens: u64,
-    /// Index of the MoE layer, and of the prediction module.
+    /// Index of the layer of each kind in the cut model; none where it has none.
     moe: Option<usize>,
     mtp: Option<usize>,
     dense: Option<usize>,
@@ -389,6 +391,8 @@ impl Recorded {
         };
         let (own, part) = (ctx.seq_len / ctx.cp, ctx.seq_len / ctx.cp / ctx.tp);
         let dense = small.moe.map_or(small.layers, |m| m.first_dense);
+        // A MoE layer's routed half runs on each rank's own part of the sequence, its attention on
+        // the whole of it.
         let routed = |r: &OpRecord| {
             let cut =
                 matches!(r.component, Component::Dispatch | Component::Mlp | Component::Combine);
@@ -407,6 +411,7 @@ impl Recorded {
             }
             Ok(())
         };
+        // Forward and backward chunk may have different loads: each is asked for with its own.
         if ctx.load.0 == ctx.load.1 || small.moe.is_none() {
             add(ctx.load.0, &[Phase::F, Phase::B, Phase::W])?;
         } else {
@@ -448,7 +453,7 @@ impl Recorded {
         }
     }
 
-    /// All records, for writing them down.
+    /// All records, for writing them into a file.
     pub fn records(&self) -> &[OpRecord] {
         &self.records
     }

@@ -2,10 +2,9 @@
 //! GPU.
 //!
 //! Both streams run their parts in a fixed order; a part starts when its stream is free and its
-//! input is there. An
-//! overlapped pair interleaves a forward layer with a backward layer so that every all-to-all has
-//! computation beside it
-//! (DeepSeek-V3 report, figure 4; the order is that of the published profile):
+//! input is there. An overlapped pair interleaves a forward layer with a backward layer so that
+//! every all-to-all has computation beside it (DeepSeek-V3 report, figure 4; the order is that of
+//! the published profile):
 //!
 //! ```text
 //! compute        attention(F)  mlp(B)       mlp(W)       mlp(F)  attention(B) attention(W)
@@ -19,7 +18,7 @@ use crate::times::{LayerTimes, PhaseTimes};
 /// One part of a layer on its stream. Times count from the start of the instruction.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PartSpan {
-    /// Layer among the stage's, shallow to deep.
+    /// Layer among the stage's, from 0, shallow to deep.
     pub layer: u16,
     /// Attention, dispatch, mlp or combine.
     pub component: Component,
@@ -38,16 +37,16 @@ impl PartSpan {
     }
 }
 
-/// What an instruction took.
+/// What an instruction took, in seconds of its rank.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct ChunkTime {
-    /// From its start to the end of both streams.
+    /// From its start to the end of both streams, seconds.
     pub span_s: f64,
-    /// Compute stream busy.
+    /// Compute stream busy, seconds.
     pub compute_s: f64,
-    /// Communication stream busy.
+    /// Communication stream busy, seconds.
     pub comm_s: f64,
-    /// Communication running while the compute stream waits.
+    /// Communication running while the compute stream waits, seconds.
     pub exposed_s: f64,
 }
 
@@ -139,8 +138,7 @@ fn forward_layer(s: &mut Streams<'_>, layer: usize, t: PhaseTimes, ready: f64) -
 }
 
 /// Runs one layer backward from `ready`, its weight gradients beside the communication where `w` is
-/// given; the end of
-/// its attention's input gradient.
+/// given; the end of its attention's input gradient.
 fn backward_layer(
     s: &mut Streams<'_>,
     layer: usize,
@@ -158,7 +156,8 @@ fn backward_layer(
     attention
 }
 
-/// A forward chunk by itself: all parts one after the other.
+/// Plays a forward chunk by itself: all parts one after the other. `overhead_s` passes before the
+/// first; `spans` takes every part, where given.
 pub fn forward(
     layers: &[LayerTimes],
     load: Load<'_>,
@@ -174,8 +173,8 @@ pub fn forward(
     s.finish()
 }
 
-/// A backward chunk by itself, full or for the input only. In a full one, weight gradients run
-/// under the all-to-all.
+/// Plays a backward chunk by itself, full or for the input only. In a full one, weight gradients
+/// run under the all-to-all.
 pub fn backward(
     layers: &[LayerTimes],
     full: bool,
@@ -193,7 +192,7 @@ pub fn backward(
     s.finish()
 }
 
-/// The weight gradients of a chunk by themselves, deepest layer first.
+/// Plays the weight gradients of a chunk by themselves, deepest layer first.
 pub fn weight(
     layers: &[LayerTimes],
     load: Load<'_>,
@@ -212,16 +211,16 @@ pub fn weight(
 /// One side of an overlapped pair.
 #[derive(Debug, Clone, Copy)]
 pub struct Side<'a> {
-    /// Times beside the other side.
+    /// Times of its layers beside the other side.
     pub overlapped: &'a [LayerTimes],
-    /// Times of layers that have no partner.
+    /// Times of its layers alone, for those that have no partner.
     pub alone: &'a [LayerTimes],
-    /// Load of its experts.
+    /// Load of its experts, by layer.
     pub load: Load<'a>,
 }
 
-/// A forward and a full backward chunk, overlapped layer by layer; layers without a partner follow
-/// by themselves.
+/// Plays a forward and a full backward chunk, overlapped layer by layer; layers without a partner
+/// follow by themselves.
 pub fn pair(
     f: Side<'_>,
     b: Side<'_>,
@@ -232,6 +231,8 @@ pub fn pair(
     let (nf, nb) = (f.overlapped.len(), b.overlapped.len());
     let paired = nf.min(nb);
     let (mut f_ready, mut b_ready) = (overhead_s, overhead_s);
+    // Deepest backward layer first: the k-th layer forward pairs with the k-th from the end. The
+    // calls stand in the order of the diagram above, which is the order on each stream.
     for k in 0..paired {
         let (i, j) = (k, nb - 1 - k);
         let (fl, bl) = (&f.overlapped[i], &b.overlapped[j]);

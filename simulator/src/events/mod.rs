@@ -2,12 +2,10 @@
 //! streams.
 //!
 //! An instruction starts when both streams of its rank are free and its inputs have arrived from
-//! the neighbouring
-//! stages; inside it every layer's parts run as [`chunk`] says. After the last instruction
-//! gradients are reduced, all
-//! ranks meet for the gradient norm, then the optimizer runs. Every second of every rank is booked
-//! once: as one of the
-//! instruction kinds, the tail, or idle; the means over ranks are the step's [`Breakdown`].
+//! the neighbouring stages; inside it every layer's parts run as [`chunk`] says. After the last
+//! instruction gradients are reduced, all ranks meet for the gradient norm, then the optimizer
+//! runs. Every second of every rank is booked once: as one of the instruction kinds, the tail, or
+//! idle; the means over ranks are the step's [`Breakdown`].
 
 pub mod chunk;
 
@@ -22,17 +20,17 @@ use chunk::{ChunkTime, PartSpan, Side};
 /// Where the time of a step goes, means over ranks, seconds; the entries sum to the step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Breakdown {
-    /// Unpaired F.
+    /// Forward instructions (F) that are in no pair.
     pub forward: f64,
     /// Idle: before the first instruction, between instructions, and waiting for the last rank.
     pub bubble: f64,
-    /// Unpaired B and Bi.
+    /// Backward instructions (B, and Bi for the input only) that are in no pair.
     pub backward: f64,
-    /// W.
+    /// Weight-gradient instructions (W).
     pub weight: f64,
-    /// Overlapped pairs.
+    /// Overlapped pairs of a forward and a backward.
     pub forward_backward: f64,
-    /// Gradient reduction and optimizer.
+    /// Gradient reduction and optimizer, with the wait for the gradient norm left to `bubble`.
     pub optimizer: f64,
     /// The rest: gathering updated parameters.
     pub other: f64,
@@ -51,30 +49,30 @@ impl Breakdown {
     }
 }
 
-/// All-to-all of a step, means over ranks.
+/// The all-to-alls of a step, means over ranks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct AllToAll {
     /// Share of the communication stream's busy time under which the compute stream works too; 1
     /// without any.
     pub hidden_fraction: f64,
-    /// Communication while the compute stream waits, seconds a step.
+    /// Seconds of a step in which communication runs while the compute stream waits.
     pub exposed_s: f64,
-    /// Communication stream busy, seconds a step.
+    /// Seconds of a step in which the communication stream is busy.
     pub busy_s: f64,
 }
 
-/// What a rank did.
+/// What one rank did in a step.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct RankTime {
     /// Start and end of every instruction, seconds from the start of the step.
     pub instructions: Vec<(f64, f64)>,
-    /// Where its time went.
+    /// Where its time went; its entries sum to the step.
     pub breakdown: Breakdown,
-    /// Compute stream busy with instructions, seconds.
+    /// Seconds in which its compute stream is busy with instructions.
     pub compute_s: f64,
-    /// Communication stream busy, seconds.
+    /// Seconds in which its communication stream is busy.
     pub comm_s: f64,
-    /// Communication while the compute stream waits, seconds.
+    /// Seconds in which its communication runs while its compute stream waits.
     pub exposed_s: f64,
     /// Start of gradient reduction, start of the optimizer, start of the parameter gather, their
     /// end, seconds.
@@ -84,9 +82,9 @@ pub struct RankTime {
 /// One part on a rank's stream, in seconds from the start of the step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Event {
-    /// Rank.
+    /// Pipeline rank on whose stream it ran.
     pub rank: u32,
-    /// Place of its instruction in the rank's stream.
+    /// Place of its instruction in the rank's instruction stream.
     pub instruction: u32,
     /// Stage whose layer it is.
     pub stage: u32,
@@ -101,11 +99,11 @@ pub struct Event {
 pub struct StepOutcome {
     /// From the first instruction to the last rank's updated parameters, seconds.
     pub step_time_s: f64,
-    /// Means over ranks.
+    /// Where the step's time goes, means over ranks.
     pub breakdown: Breakdown,
-    /// Means over ranks.
+    /// The step's all-to-alls, means over ranks.
     pub all_to_all: AllToAll,
-    /// By rank.
+    /// What each pipeline rank did.
     pub ranks: Vec<RankTime>,
     /// Parts, sends and tail operations played.
     pub events: u64,
@@ -116,9 +114,9 @@ pub struct StepOutcome {
 /// How much of a step is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
-    /// Instructions and totals.
+    /// Instructions of every rank, and totals.
     Instructions,
-    /// Every part of every layer too.
+    /// Every part of every layer too, for drawing.
     Parts,
     /// Totals only, and equal instructions are worked out once: for searches.
     Totals,
@@ -132,7 +130,8 @@ pub fn play(schedule: &Schedule, times: &StepTimes, detail: Detail) -> Result<St
     Ok(play_in_order(schedule, &order, times, detail))
 }
 
-/// [`play`] for a schedule whose `order` is known from an earlier check.
+/// [`play`] for a schedule whose `order` of (rank, index of its instruction) is known from an
+/// earlier check: every instruction stands behind those whose results it needs.
 pub fn play_in_order(
     schedule: &Schedule,
     order: &[(u32, u32)],
@@ -153,7 +152,8 @@ pub fn play_in_order(
     engine.finish()
 }
 
-/// Ends of chunks, and what the ranks have done.
+/// Plays instructions in an order in which their inputs are ready: ends of chunks, and what the
+/// ranks have done.
 struct Engine<'a> {
     schedule: &'a Schedule,
     times: &'a StepTimes,
@@ -226,7 +226,9 @@ impl<'a> Engine<'a> {
         self.schedule.micro_batch(chunk)
     }
 
-    /// When the inputs of an op are there.
+    /// When the inputs of an op have arrived: a forward waits for the activation of the stage
+    /// before, a backward for the gradient of the stage behind, each after its hop over the
+    /// network.
     fn inputs_at(&mut self, rank: usize, op: Op) -> f64 {
         let mut at = 0.0f64;
         if let Some(f) = op.forward()
@@ -246,6 +248,8 @@ impl<'a> Engine<'a> {
         at
     }
 
+    // An instruction holds both streams of its rank from start to end: parts overlap inside it
+    // only.
     fn instruction(&mut self, rank: usize, index: usize) {
         let op = self.schedule.ranks[rank][index];
         let start = self.inputs_at(rank, op).max(self.free[rank]);
@@ -328,8 +332,7 @@ impl<'a> Engine<'a> {
     }
 
     /// Instructions with the same key take the same time where loads are balanced. In a pair the
-    /// backward's direction
-    /// is the other one of two.
+    /// backward's direction is the other one of two.
     fn memo_key(&self, rank: usize, op: Op) -> usize {
         let (kind, dir) = match op {
             Op::F(c) => (0, c.dir),
@@ -362,7 +365,8 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// Gradient reduction, the meeting of all ranks, optimizer; then the books.
+    /// Ends the step: every rank reduces its gradients, all meet for the gradient norm, then each
+    /// runs its optimizer and gathers parameters. What is booked nowhere is the bubble.
     fn finish(mut self) -> StepOutcome {
         let tail = &self.times.tail;
         let met =
@@ -397,7 +401,7 @@ impl<'a> Engine<'a> {
     }
 }
 
-/// Names of the parts for people: `attention F`.
+/// The name of a part for people: `attention F`.
 pub fn part_name(component: Component, phase: Phase) -> String {
     let component = match component {
         Component::Attention => "attention",

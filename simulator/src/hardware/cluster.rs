@@ -23,19 +23,19 @@ pub enum TopologyKind {
     Nvl,
 }
 
-/// The scale-out network.
+/// The scale-out network: what joins the nodes' NICs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Network {
-    /// Topology.
+    /// How switches and NICs are joined.
     pub topology: TopologyKind,
     /// Independent planes (1 except for multi-plane trees and rails).
     pub planes: u64,
-    /// Ports of a switch.
+    /// Ports of a switch, down and up together.
     pub switch_ports: u64,
     /// NICs of a node, shared evenly by its GPUs.
     pub nics_per_node: u64,
-    /// One NIC, one direction, raw bytes/s.
+    /// Bandwidth of one NIC, one direction, raw bytes/s.
     pub nic_bytes_per_s: f64,
     /// End-to-end latency of a small message inside the node, seconds.
     pub scale_up_latency_s: f64,
@@ -45,26 +45,26 @@ pub struct Network {
     pub cross_leaf_latency_s: f64,
 }
 
-/// A cluster.
+/// A cluster of equal nodes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cluster {
-    /// Name for people.
+    /// A name for reports.
     pub name: String,
-    /// GPUs in all.
+    /// GPUs of the whole cluster.
     pub gpus: u64,
-    /// GPUs that share one NVLink domain.
+    /// GPUs that share one scale-up (NVLink) domain.
     pub gpus_per_node: u64,
-    /// Rental price, dollars a GPU-hour.
+    /// Rental price, dollars per GPU-hour.
     pub usd_per_gpu_hour: f64,
     /// The GPU; in a file its preset's name or a table.
     pub gpu: Gpu,
-    /// The scale-out network.
+    /// The scale-out network between nodes.
     pub network: Network,
 }
 
 impl Cluster {
-    /// Scale-out bytes/s of one GPU, one direction: its share of the node's NICs.
+    /// Scale-out bytes/s per GPU, one direction: its share of the node's NICs.
     pub fn nic_bytes_per_s_per_gpu(&self) -> f64 {
         self.network.nic_bytes_per_s * self.network.nics_per_node as f64 / self.gpus_per_node as f64
     }

@@ -14,13 +14,13 @@ macro_rules! presets {
     };
 }
 
-/// Clusters by name.
+/// The clusters that come with the project: name and TOML.
 pub const CLUSTERS: &[Preset] = presets!(
     "clusters": "h800-2048", "h800-64", "h100-16384", "h200-2048", "b200-2048", "gb200-nvl72-1152",
     "a100-2048", "mi300x-1024",
 );
 
-/// The text of preset `name` of `table`; the error lists what there is.
+/// The TOML of preset `name` of `table`, a table of `what`s; the error lists what there is.
 pub fn preset_text(table: &[Preset], what: &str, name: &str) -> Result<&'static str, SimError> {
     table.iter().find(|(n, _)| *n == name).map(|(_, text)| *text).ok_or_else(|| {
         let known: Vec<&str> = table.iter().map(|(n, _)| *n).collect();
@@ -39,12 +39,13 @@ fn table(file: &str, text: &str) -> Result<toml::Value, SimError> {
         .map_err(|e| SimError::input(file, e.to_string()))
 }
 
-/// The cluster preset `name`.
+/// The cluster of preset `name`, its GPU resolved.
 pub fn cluster(name: &str) -> Result<Cluster, SimError> {
     cluster_from_toml(&format!("cluster preset '{name}'"), preset_text(CLUSTERS, "cluster", name)?)
 }
 
-/// A cluster from TOML text; `gpu` is the name of a GPU preset or a table of its own.
+/// A cluster from TOML text, which errors call `file`; `gpu` is the name of a GPU preset or a table
+/// of its own.
 pub fn cluster_from_toml(file: &str, text: &str) -> Result<Cluster, SimError> {
     let mut value = table(file, text)?;
     if let Some(slot) = value.get_mut("gpu")

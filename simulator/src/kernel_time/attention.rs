@@ -7,20 +7,20 @@ use serde::{Deserialize, Serialize};
 
 use super::KernelModel;
 
-/// A batch of attention heads over one sequence length.
+/// A batch of attention heads over one sequence length, on one GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct AttentionShape {
     /// Sequences times query heads on this GPU.
     pub heads: u64,
-    /// Queries a head.
+    /// Queries per head.
     pub queries: u64,
-    /// Keys a head.
+    /// Keys per head.
     pub keys: u64,
     /// Head dimension of queries and keys.
     pub qk_dim: u64,
     /// Head dimension of values.
     pub v_dim: u64,
-    /// Keys after the query are masked.
+    /// Whether the keys after a query are masked.
     pub causal: bool,
 }
 
@@ -56,7 +56,7 @@ impl AttentionShape {
 }
 
 impl KernelModel {
-    /// Seconds of the attention kernel.
+    /// Seconds of the attention kernel of `shape`, or of its backward.
     pub fn attention(&self, shape: &AttentionShape, backward: bool) -> f64 {
         let c = &self.constants;
         let scores = (BLOCK * BLOCK) as f64;

@@ -1,10 +1,9 @@
 //! The physical constants of the kernel-time model: a handful, each with what it was fitted on.
 //!
 //! Nothing here belongs to one row of a validation table. GEMM constants come from the fitting half
-//! of the GEMMs of one profiled
-//! chunk on H800 (their fastest runs), memory classes from the forward phases of the same chunk,
-//! all-to-all from EP16
-//! alone. `fathom simulate calibrate TRACE --fit` repeats the GEMM fit on another machine's trace.
+//! of the GEMMs of one profiled chunk on H800 (their fastest runs), memory classes from the forward
+//! phases of the same chunk, all-to-all from EP16 alone. `fathom simulate calibrate TRACE --fit`
+//! repeats the GEMM fit on another machine's trace.
 
 use std::path::Path;
 
@@ -12,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{SimError, read_table};
 
-/// Constants of the model, dimensionless or in clock cycles so that they carry over to other GPUs.
+/// The constants of the model, dimensionless or in clock cycles where they carry over to other
+/// GPUs, else in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Constants {
@@ -25,20 +25,22 @@ pub struct Constants {
     pub tile_cycles: f64,
     /// From launch to the first useful work of a kernel, and from its last to its end, seconds.
     pub ramp_s: f64,
-    /// Between two kernels of a stream, seconds.
+    /// Seconds between two kernels of a stream.
     pub gap_s: f64,
     /// Slow-down of kernels while communication kernels share memory and power.
     pub contention: f64,
     /// Share of memory bandwidth that copies, element-wise kernels, transposes and permutations
     /// reach on all SMs.
     pub stream_efficiency: f64,
-    /// The same for kernels that compute on the way: casts with block scales, SwiGLU.
+    /// Share of memory bandwidth that kernels reach which compute on the way: casts with block
+    /// scales, SwiGLU.
     pub convert_efficiency: f64,
-    /// The same for kernels that reduce a row or touch short pieces: norms, RoPE, odd formats.
+    /// Share of memory bandwidth that kernels reach which reduce a row or touch short pieces:
+    /// norms, RoPE, odd formats.
     pub row_efficiency: f64,
     /// Cycles of an SM for one attention score in the forward pass beside the MMAs (softmax).
     pub softmax_cycles: f64,
-    /// The same in the backward pass.
+    /// Cycles of an SM for one attention score in the backward pass beside the MMAs.
     pub softmax_backward_cycles: f64,
     /// Share of the usable scale-up bandwidth that the forwarding stage of the all-to-all reaches.
     pub forwarding_efficiency: f64,
@@ -94,7 +96,7 @@ impl Constants {
         Constants::parse(&path.display().to_string(), &text)
     }
 
-    /// The same from text; `file` is only named in errors.
+    /// As [`Constants::read`], from text; `file` is only named in errors.
     ///
     /// # Errors
     /// As [`Constants::read`].
@@ -116,7 +118,7 @@ impl Constants {
         Ok(read)
     }
 
-    /// The values in use.
+    /// The values in use, fitted as [`Constants::FITTED_ON`] says.
     pub const FITTED: Constants = Constants {
         mma_efficiency: 0.927,
         promotion_cycles: 1.539,

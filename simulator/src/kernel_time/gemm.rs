@@ -1,13 +1,10 @@
 //! GEMM time by tiles and waves.
 //!
 //! A persistent kernel gives every SM a share of the output tiles. Per step of 128 in K an SM
-//! spends the time of its
-//! tensor cores and, for FP8 on Hopper, of the promotion of the partial sums on its vector lanes
-//! (DESIGN's numerics
-//! contract, rule 3); at the end of a tile it writes the output while the next tile's main loop
-//! does not run yet. All SMs write
-//! together, so the epilogue goes at the memory's speed. Memory and L2 bandwidth bound the whole
-//! from below.
+//! spends the time of its tensor cores and, for FP8 on Hopper, of the promotion of the partial sums
+//! on its vector lanes (DESIGN's numerics contract, rule 3); at the end of a tile it writes the
+//! output while the next tile's main loop does not run yet. All SMs write together, so the epilogue
+//! goes at the memory's speed. Memory and L2 bandwidth bound the whole from below.
 
 use serde::{Deserialize, Serialize};
 
@@ -28,7 +25,7 @@ pub enum GemmKind {
 }
 
 impl GemmKind {
-    /// Bytes of an operand's element.
+    /// Bytes of an element of an operand.
     pub fn operand_bytes(self) -> f64 {
         match self {
             GemmKind::Fp8OneTwo | GemmKind::Fp8OneOne => 1.0,
@@ -36,7 +33,7 @@ impl GemmKind {
         }
     }
 
-    /// Bytes moved for an element of the output; accumulation reads it too.
+    /// Bytes moved per element of the output; accumulation reads it too.
     pub fn output_bytes(self) -> f64 {
         match self {
             GemmKind::Fp8OneTwo | GemmKind::Bf16 => 2.0,
@@ -59,9 +56,10 @@ impl GemmKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GroupedBy {
-    /// `m` of every group, one launch for all.
+    /// The `m` of every group, in one launch for all.
     M,
-    /// `k` of every group (weight gradients): launches that follow each other on two streams.
+    /// The `k` of every group (weight gradients), in launches that follow each other on two
+    /// streams.
     K,
 }
 
@@ -81,7 +79,7 @@ pub struct GemmShape {
 }
 
 impl GemmShape {
-    /// A plain GEMM.
+    /// A plain GEMM, without groups.
     pub fn new(m: u64, n: u64, k: u64) -> GemmShape {
         GemmShape { m, n, k, groups: Vec::new(), grouped_by: GroupedBy::M }
     }
@@ -148,17 +146,17 @@ const LIBRARY_BLOCK_N: [u64; 11] = [64, 72, 80, 88, 96, 104, 112, 120, 128, 144,
 pub struct GemmTime {
     /// Duration of the kernel, seconds.
     pub seconds: f64,
-    /// Of it in MMAs.
+    /// Seconds of it in MMAs.
     pub mma_s: f64,
-    /// In the promotion of partial sums.
+    /// Seconds of it in the promotion of partial sums.
     pub promotion_s: f64,
-    /// Between main loops: output, set-up.
+    /// Seconds of it between main loops: output, set-up.
     pub epilogue_s: f64,
-    /// Tile width.
+    /// Width of an output tile, columns.
     pub block_n: u64,
     /// Waves of tiles over the SMs.
     pub waves: f64,
-    /// Memory or L2 bandwidth, not the SMs, sets the time.
+    /// Whether memory or L2 bandwidth, not the SMs, sets the time.
     pub memory_bound: bool,
 }
 
@@ -178,8 +176,7 @@ impl KernelModel {
     }
 
     /// Seconds of a GEMM with tiles 128 wide by its tiles alone, no bandwidth or power limit:
-    /// linear in the constants
-    /// that calibration fits.
+    /// linear in the constants that calibration fits.
     pub(crate) fn gemm_unbounded(&self, shape: &GemmShape, kind: GemmKind) -> f64 {
         let mut free = self.clone();
         free.gpu.fp8_achievable = f64::INFINITY;
@@ -215,8 +212,7 @@ impl KernelModel {
             };
         }
         // One launch: the last wave holds all SMs as long as a full one. Launches on two streams
-        // fill each other's
-        // last waves.
+        // fill each other's last waves.
         let waves = match shape.grouped_by {
             GroupedBy::K if !shape.groups.is_empty() => (tiles / sms).max(1.0),
             _ => (tiles / sms).ceil(),

@@ -14,26 +14,26 @@ use serde::{Deserialize, Serialize};
 use crate::error::{SimError, read_table};
 use crate::lowering::Kernel;
 
-/// One measured kernel.
+/// One line of a table of measured kernels.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MeasuredKernel {
-    /// The op, with its part where it has several kernels.
+    /// The op's name, with its part where it has several kernels.
     pub op: String,
-    /// Sizes as the simulator writes them.
+    /// Sizes as the simulator writes them; an op with other sizes is another kernel.
     pub shape: String,
     /// Mean duration, microseconds.
     pub mean_us: f64,
 }
 
-/// A table of measured kernels.
+/// A table of measured kernels, by op and sizes.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct KernelTimes {
     seconds: BTreeMap<(String, String), f64>,
 }
 
 impl KernelTimes {
-    /// Reads a table, JSON where the name ends so, else comma-separated.
+    /// Reads a table: JSON where the file's name ends in `.json`, else comma-separated.
     ///
     /// # Errors
     /// [`SimError::Input`] with file and line.
@@ -122,7 +122,7 @@ impl KernelTimes {
         Ok(self)
     }
 
-    /// The measured time of `kernel`, seconds, where there is one.
+    /// The measured seconds of `kernel`, where the table has it.
     pub fn of(&self, kernel: &Kernel) -> Option<f64> {
         if self.seconds.is_empty() {
             return None;
@@ -135,7 +135,7 @@ impl KernelTimes {
         self.seconds.len()
     }
 
-    /// Whether no kernel has.
+    /// Whether no kernel has a time.
     pub fn is_empty(&self) -> bool {
         self.seconds.is_empty()
     }

@@ -1,8 +1,8 @@
 //! Kernel time from first principles: tiles, waves, tensor-core rate, bytes, launches.
 //!
 //! [`KernelModel`] is a GPU under given circumstances (SMs available, communication beside it,
-//! wishes granted); it times a [`Work`],
-//! which an op record says it is. [`Constants`] lists what was fitted, and on what.
+//! wishes granted); it times a [`Work`], which an op record says it is. [`Constants`] lists what
+//! was fitted, and on what.
 
 mod attention;
 mod constants;
@@ -37,13 +37,13 @@ pub enum MemoryClass {
 /// A GPU under given circumstances.
 #[derive(Debug, Clone)]
 pub struct KernelModel {
-    /// The GPU.
+    /// The GPU's data sheet.
     pub gpu: Gpu,
-    /// Fitted constants.
+    /// The fitted constants.
     pub constants: Constants,
     /// SMs that the kernels may use.
     pub sms: u64,
-    /// Communication kernels run beside.
+    /// Whether communication kernels run beside, and slow these down.
     pub contended: bool,
     /// FP8 partial sums need no promotion (wide accumulation, or scales inside the tensor core).
     pub no_promotion: bool,
@@ -51,8 +51,7 @@ pub struct KernelModel {
 
 impl KernelModel {
     /// The GPU with nothing beside, and the communication's SMs left to it: the partition is fixed
-    /// for a run, as the grids of
-    /// the profiled kernels are.
+    /// for a run, as the grids of the profiled kernels are.
     pub fn partitioned(
         gpu: &Gpu,
         constants: Constants,
@@ -63,7 +62,7 @@ impl KernelModel {
         KernelModel { contended: false, ..beside }
     }
 
-    /// The whole GPU by itself.
+    /// The whole GPU, with nothing beside.
     pub fn alone(gpu: &Gpu, constants: Constants, what_if: &WhatIf) -> KernelModel {
         KernelModel {
             gpu: gpu.clone(),

@@ -10,8 +10,8 @@ const ISSUE_PER_CYCLE: f64 = 4.0;
 
 impl KernelModel {
     /// Seconds of the launch that `record` describes: its tensor-core work, its instructions, its
-    /// shared-memory requests
-    /// with their bank conflicts, its bytes; each on the SMs that its grid can fill.
+    /// shared-memory requests with their bank conflicts, its bytes; each on the SMs that its grid
+    /// can fill.
     pub fn kernel_record(&self, record: &KernelRecord) -> f64 {
         let c = &self.constants;
         let ctas = record.grid.iter().map(|&g| f64::from(g)).product::<f64>().max(1.0);

@@ -10,17 +10,17 @@ use crate::lowering::{self, Kernel};
 /// The work of one kernel on one GPU.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Work {
-    /// A matrix multiplication.
+    /// A matrix multiplication, plain or grouped.
     Gemm(GemmShape, GemmKind),
     /// Attention; `true` for its backward.
     Attention(AttentionShape, bool),
     /// Memory-bound kernels that move `bytes` in all.
     Memory {
-        /// Reads and writes.
+        /// Bytes read and written by all launches together.
         bytes: f64,
-        /// How they touch memory.
+        /// How the kernels touch memory.
         class: MemoryClass,
-        /// Kernels launched.
+        /// Kernels that are launched.
         launches: u64,
         /// SMs that they can use; `None` for all.
         max_sms: Option<u64>,
@@ -29,7 +29,7 @@ pub enum Work {
     Collective {
         /// Its name in the op table.
         op: String,
-        /// The ranks.
+        /// The ranks that take part.
         group: Group,
         /// Bytes of this rank's buffer; of a ring exchange, bytes that leave it.
         bytes: f64,

@@ -94,8 +94,7 @@ impl PatternKey {
 static PATTERNS: Mutex<BTreeMap<PatternKey, (f64, f64, f64)>> = Mutex::new(BTreeMap::new());
 
 /// One byte between every two GPUs of a rail, and of a node. By symmetry of the group the flows of
-/// the first node's GPUs
-/// to all others and from all others to them stand for all.
+/// the first node's GPUs to all others and from all others to them stand for all.
 fn solve_pattern(fabric: &Fabric, nodes: usize, per_node: usize) -> (f64, f64, f64) {
     let (mut out, mut up, mut latency) = (Vec::new(), Vec::new(), 0.0f64);
     for slot in 0..per_node {
@@ -115,16 +114,16 @@ fn solve_pattern(fabric: &Fabric, nodes: usize, per_node: usize) -> (f64, f64, f
     (drain(fabric.capacity(), &out), drain(fabric.capacity(), &up), latency)
 }
 
-/// One all-to-all.
+/// One all-to-all of an expert group.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct AllToAll {
-    /// Dispatch or combine.
+    /// Whether tokens go to their experts, or outputs come back.
     pub exchange: Exchange,
     /// Ranks of the expert group, in consecutive GPUs.
     pub ep: u64,
-    /// Tokens of a rank.
+    /// Tokens that each rank has before a dispatch.
     pub tokens: u64,
-    /// Bytes of a token's payload.
+    /// Bytes of a token's payload, without its routing.
     pub token_bytes: f64,
     /// Load of the busiest rank relative to the mean.
     pub load: f64,
@@ -150,27 +149,27 @@ fn straggler(tokens: f64, visit: f64, draws: f64) -> f64 {
     1.0 + largest_of(draws) * ((1.0 - visit).max(0.0) / (tokens * visit)).sqrt()
 }
 
-/// What an all-to-all takes.
+/// What an all-to-all takes, and what moves in it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct AllToAllTime {
     /// Seconds from the first byte to the last.
     pub seconds: f64,
-    /// Of it while the scale-out stage alone would take.
+    /// Seconds that the scale-out stage alone would take.
     pub scale_out_s: f64,
-    /// What the forwarding stage alone would take.
+    /// Seconds that the forwarding stage alone would take.
     pub scale_up_s: f64,
-    /// Distinct nodes that a token goes to, its own counted.
+    /// Mean number of distinct nodes that a token goes to, its own counted.
     pub nodes_per_token: f64,
-    /// Distinct tokens that a rank receives.
+    /// Mean number of distinct tokens that a rank receives.
     pub received: f64,
     /// Bytes/s as DeepEP counts them: over the scale-out network with the own node's copy, or
     /// NVLink within one node.
     pub logical_bytes_per_s: f64,
-    /// Bytes/s through one NIC.
+    /// Bytes/s of payload through one NIC, without the own node's copy.
     pub wire_bytes_per_s: f64,
 }
 
-/// Times all-to-alls of one cluster.
+/// Times all-to-alls of one cluster, by [`AllToAllModel::alone`] or under computation.
 #[derive(Debug, Clone)]
 pub struct AllToAllModel<'a> {
     cluster: &'a Cluster,
@@ -180,7 +179,8 @@ pub struct AllToAllModel<'a> {
 }
 
 impl<'a> AllToAllModel<'a> {
-    /// A model of `cluster`.
+    /// A model of `cluster`; `unified` grants the wish that scale-up and scale-out act as one
+    /// network.
     pub fn new(cluster: &'a Cluster, constants: Constants, unified: bool) -> Self {
         AllToAllModel { cluster, constants, unified }
     }
@@ -244,7 +244,7 @@ impl<'a> AllToAllModel<'a> {
         (out * per_rail, up * per_forward, latency)
     }
 
-    /// Time of `op` under compute kernels that move so much that the memory alone would take
+    /// Seconds of `op` under compute kernels that move so much that the memory alone would take
     /// `memory_s` for it.
     pub fn under_compute(&self, moe: &MoeConfig, op: &AllToAll, memory_s: f64) -> f64 {
         let c = &self.constants;

@@ -1,14 +1,13 @@
 //! Collectives and point-to-point: ring, tree and hierarchical algorithms over a group of GPUs.
 //!
 //! A group is `local` GPUs on each of `nodes` nodes. `bytes` is always the size of the full buffer
-//! (what an all-reduce
-//! reduces, what an all-gather ends with).
+//! (what an all-reduce reduces, what an all-gather ends with).
 
 use serde::{Deserialize, Serialize};
 
 use crate::hardware::cluster::Cluster;
 
-/// The operations.
+/// The collective operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Collective {
@@ -20,7 +19,7 @@ pub enum Collective {
     AllGather,
 }
 
-/// The algorithms.
+/// The algorithms of a collective.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Algorithm {
@@ -32,12 +31,12 @@ pub enum Algorithm {
     Hierarchical,
 }
 
-/// Ranks of a group.
+/// How the ranks of a group lie on nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct GroupShape {
     /// Ranks on each node.
     pub local: u64,
-    /// Nodes.
+    /// Nodes over which the group lies.
     pub nodes: u64,
 }
 
@@ -48,15 +47,15 @@ impl GroupShape {
         GroupShape { local, nodes: size.div_ceil(local) }
     }
 
-    /// Ranks in all.
+    /// Ranks of the group.
     pub fn size(&self) -> u64 {
         self.local * self.nodes
     }
 }
 
 /// Seconds of `collective` on `bytes` by `algorithm`; `sharing` groups use the node's NICs at the
-/// same time (ranks of
-/// other groups on the same node have NICs of their own, so it is 1 unless a NIC is shared).
+/// same time (ranks of other groups on the same node have NICs of their own, so it is 1 unless a
+/// NIC is shared).
 pub fn time_s(
     cluster: &Cluster,
     collective: Collective,
@@ -98,7 +97,7 @@ pub fn time_s(
     }
 }
 
-/// Seconds of `bytes` from one GPU to another, `same_node` or over the network.
+/// Seconds for `bytes` from one GPU to another, on the same node (`same_node`) or over the network.
 pub fn p2p_s(cluster: &Cluster, bytes: f64, same_node: bool) -> f64 {
     if bytes <= 0.0 {
         return 0.0;
@@ -111,8 +110,7 @@ pub fn p2p_s(cluster: &Cluster, bytes: f64, same_node: bool) -> f64 {
 }
 
 /// Decode time of one layer's all-to-all when nothing but the raw link counts (arXiv 2505.09343,
-/// section 2.3.2): every
-/// token goes to `copies` experts as FP8 and comes back as BF16.
+/// section 2.3.2): every token goes to `copies` experts as FP8 and comes back as BF16.
 pub fn decode_all_to_all_s(tokens: u64, copies: u64, hidden: u64, bytes_per_s: f64) -> f64 {
     (3 * tokens * copies * hidden) as f64 / bytes_per_s
 }
@@ -124,8 +122,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// 32 tokens to 8 routed and the shared expert, hidden counted as 7000, 50 GB/s: 120.96 us; 61
-    /// layers of two
-    /// micro-batches 14.76 ms.
+    /// layers of two micro-batches 14.76 ms.
     #[test]
     fn published_decode_bound() {
         let t = decode_all_to_all_s(32, 9, 7000, 50e9);

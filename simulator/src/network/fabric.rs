@@ -3,8 +3,7 @@
 use crate::hardware::cluster::{Cluster, TopologyKind};
 
 /// Share of a NIC's raw rate that is payload: packets of 4096 bytes with the headers of an RDMA
-/// write
-/// (LRH 8, BTH 12, ICRC 4, VCRC 2 bytes; InfiniBand architecture specification, volume 1).
+/// write (LRH 8, BTH 12, ICRC 4, VCRC 2 bytes; InfiniBand architecture specification, volume 1).
 const PAYLOAD_SHARE: f64 = 4096.0 / (4096.0 + 26.0);
 
 /// Links and routes of a cluster. GPUs are numbered node by node; NIC `g` belongs to GPU `g`.
@@ -38,9 +37,8 @@ impl Fabric {
             capacity.extend([up, up, nic, nic]);
         }
         // A leaf's uplinks are spread by adaptive routing: one pool, as wide as its downlinks (no
-        // oversubscription), except
-        // for dragonfly, where a router has half as many global links as terminals' share would ask
-        // for.
+        // oversubscription), except for dragonfly, where a router has half as many global links as
+        // terminals' share would ask for.
         let share = if net.topology == TopologyKind::Dragonfly { 1.0 / 2.0 } else { 1.0 };
         let downlinks = (net.switch_ports / 2) as f64;
         let uplink = downlinks * net.nic_bytes_per_s * PAYLOAD_SHARE * share;
@@ -56,7 +54,7 @@ impl Fabric {
         }
     }
 
-    /// GPUs in all.
+    /// GPUs that the fabric joins.
     pub fn gpus(&self) -> usize {
         self.gpus
     }
@@ -66,12 +64,13 @@ impl Fabric {
         self.gpus_per_node
     }
 
-    /// Bytes/s of every link.
+    /// Bytes/s of every link, by its index.
     pub fn capacity(&self) -> &[f64] {
         &self.capacity
     }
 
-    /// Multiplies the scale-up links' rate, where an operation reaches less than a plain copy.
+    /// Multiplies the rate of the scale-up links, where an operation reaches less than a plain
+    /// copy.
     pub fn scale_up_by(&mut self, factor: f64) {
         for g in 0..self.gpus {
             self.capacity[4 * g] *= factor;
@@ -79,7 +78,7 @@ impl Fabric {
         }
     }
 
-    /// The links from GPU `from` to GPU `to`, and the latency of the way in seconds.
+    /// The links, by index, from GPU `from` to GPU `to`, and the latency of the way in seconds.
     pub fn route(&self, from: usize, to: usize) -> (Vec<u32>, f64) {
         if from == to {
             return (Vec::new(), 0.0);

@@ -1,30 +1,29 @@
 //! Switches, links and cost of a network by topology.
 //!
 //! The largest network of each kind that a switch with `ports` ports builds, as in table 3 of arXiv
-//! 2505.09343. Links are those
-//! between switches; a NIC's own cable belongs to the NIC.
+//! 2505.09343. Links are those between switches; a NIC's own cable belongs to the NIC.
 
 use serde::{Deserialize, Serialize};
 
 use crate::hardware::cluster::TopologyKind;
 
-/// How large a network is.
+/// How large a network is, in parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkSize {
     /// NICs that can be attached.
     pub endpoints: u64,
-    /// Switches.
+    /// Switches of all layers.
     pub switches: u64,
-    /// Links between switches.
+    /// Links between switches, without the NICs' own cables.
     pub links: u64,
 }
 
 /// Prices of the parts of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct NetworkPrices {
-    /// A switch, dollars.
+    /// Price of a switch, dollars.
     pub switch_usd: f64,
-    /// A link between switches with its two transceivers, dollars.
+    /// Price of a link between switches with its two transceivers, dollars.
     pub link_usd: f64,
 }
 
@@ -33,7 +32,7 @@ impl NetworkPrices {
     /// dragonfly's row tests it.
     pub const PUBLISHED: NetworkPrices = NetworkPrices { switch_usd: 83_000.0, link_usd: 504.0 };
 
-    /// Dollars for a network.
+    /// Dollars for the switches and links of a network.
     pub fn cost_usd(&self, size: NetworkSize) -> f64 {
         self.switch_usd * size.switches as f64 + self.link_usd * size.links as f64
     }
@@ -61,8 +60,8 @@ pub fn largest(kind: TopologyKind, ports: u64, planes: u64) -> NetworkSize {
         },
         TopologyKind::Dragonfly => {
             // Balanced: terminals p = global links h = ports / 4, routers a group a = ports / 2;
-            // two groups fewer than the
-            // a h + 1 that full use of the global ports would allow, as published.
+            // two groups fewer than the a h + 1 that full use of the global ports would allow, as
+            // published.
             let (p, a, h) = (ports / 4, ports / 2, ports / 4);
             let groups = (a * h).saturating_sub(1);
             NetworkSize {
@@ -74,7 +73,7 @@ pub fn largest(kind: TopologyKind, ports: u64, planes: u64) -> NetworkSize {
     }
 }
 
-/// What `gpus` NICs of `kind` take: the largest network's counts scaled to the NICs attached.
+/// The network of `kind` for `nics` NICs: the largest network's counts scaled to the NICs attached.
 pub fn for_nics(kind: TopologyKind, ports: u64, planes: u64, nics: u64) -> NetworkSize {
     let full = largest(kind, ports, planes);
     let scale = |x: u64| (x * nics).div_ceil(full.endpoints);

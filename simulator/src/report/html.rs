@@ -52,7 +52,7 @@ struct Topology {
     nic_gb_s: f64,
 }
 
-/// The page. `model` answers what the step would take with other numbers.
+/// The page of a step. `model` answers what the step would take with other numbers.
 pub fn page(sim: &Simulation, model: &dyn CostModel) -> Result<String, SimError> {
     let s = &sim.scenario;
     let p = &s.parallel;

@@ -9,30 +9,30 @@ use crate::events::Detail;
 use crate::parallel::CostModel;
 use crate::step::simulate;
 
-/// How the step answers to one number.
+/// How the step time answers to one number of the hardware.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Input {
-    /// Key in the scenario file.
+    /// The number's dotted key in the scenario file.
     pub key: &'static str,
     /// Step time relative to the base with the number divided by the factor.
     pub less: f64,
-    /// The same with the number multiplied by the factor.
+    /// Step time relative to the base with the number multiplied by the factor.
     pub more: f64,
 }
 
-/// A switch and what it gains.
+/// How the step time answers to one wish.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Wish {
     /// Key below `what_if`.
     pub key: &'static str,
-    /// Step time relative to the base.
+    /// Step time relative to the base, with the wish granted.
     pub step: f64,
 }
 
 /// A number of the scenario as a slider.
 type Slider = (&'static str, fn(&mut Scenario) -> &mut f64);
 
-/// The hardware's numbers.
+/// The hardware's numbers, by dotted key.
 pub const SLIDERS: [Slider; 9] = [
     ("cluster.gpu.fp8_flops", |s| &mut s.cluster.gpu.fp8_flops),
     ("cluster.gpu.bf16_flops", |s| &mut s.cluster.gpu.bf16_flops),
@@ -48,7 +48,7 @@ pub const SLIDERS: [Slider; 9] = [
 /// A switch of [`WhatIf`].
 type Switch = (&'static str, fn(&mut WhatIf) -> &mut bool);
 
-/// All wishes.
+/// Every wish of [`WhatIf`], by its key.
 pub const SWITCHES: [Switch; 8] = [
     ("comm_off_sms", |w| &mut w.comm_off_sms),
     ("wide_accumulation", |w| &mut w.wide_accumulation),
@@ -60,7 +60,7 @@ pub const SWITCHES: [Switch; 8] = [
     ("unified_network", |w| &mut w.unified_network),
 ];
 
-/// Every slider by `factor` up and down, the largest effect first.
+/// Moves every slider by `factor` up and down, and gives the largest effect first.
 pub fn inputs(base: &Scenario, model: &dyn CostModel, factor: f64) -> Result<Vec<Input>, SimError> {
     let step = |s: &Scenario| simulate(s, model, Detail::Totals).map(|sim| sim.report.step_time_s);
     let base_s = step(base)?;
@@ -78,7 +78,7 @@ pub fn inputs(base: &Scenario, model: &dyn CostModel, factor: f64) -> Result<Vec
     Ok(inputs)
 }
 
-/// Every wish granted by itself.
+/// Grants every wish by itself, and says what the step then takes.
 pub fn wishes(base: &Scenario, model: &dyn CostModel) -> Result<Vec<Wish>, SimError> {
     let step = |s: &Scenario| simulate(s, model, Detail::Totals).map(|sim| sim.report.step_time_s);
     let base_s = step(base)?;

@@ -27,7 +27,7 @@ const QWEN_NOTE: &str = "the layers' 70.2e9 weights alone are 421, head 7.5, cau
 const LLAMA_NOTE: &str = "layers 2410, head 12.6, causal attention 50.7: the published lies between \
     layers alone and layers with attention (2461), its convention is not stated";
 
-/// Rows of the model, the network and the schedules.
+/// The rows of model, network and schedules.
 pub(super) fn rows(_cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
     let mut rows = model_rows()?;
     rows.extend(network_rows());

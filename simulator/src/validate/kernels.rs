@@ -22,8 +22,7 @@ const LATENCY: &str = "DeepEP on H800, low latency";
 const TEST_GEMMS: &str = include_str!("../../presets/measured/h800-profile-test.csv");
 
 /// Rows an expert of rank 0, by layer, in the profile's forward chunk and its backward chunk: a
-/// quarter of the padded rows that the
-/// kernels' grids show.
+/// quarter of the padded rows that the kernels' grids show.
 const FORWARD_ROWS: [u64; 4] = [31104 / 4, 30976 / 4, 36864 / 4, 31104 / 4];
 const BACKWARD_ROWS: [u64; 4] = [34688 / 4, 32512 / 4, 32896 / 4, 28416 / 4];
 

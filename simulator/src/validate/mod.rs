@@ -2,8 +2,7 @@
 //! error.
 //!
 //! The figures are facts with their public source, kept as data in the files of this folder. What
-//! was used for fitting is
-//! marked; nothing else was.
+//! was used for fitting is marked; nothing else was.
 
 mod figures;
 mod kernels;
@@ -30,30 +29,30 @@ pub enum Role {
     Shown,
 }
 
-/// One figure.
+/// One published figure beside its prediction.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
-    /// Group of figures.
+    /// Group of figures that are printed in one table.
     pub section: &'static str,
-    /// The figure.
+    /// Name of the figure.
     pub figure: String,
     /// Unit of both values.
     pub unit: &'static str,
-    /// As published.
+    /// Value as published.
     pub published: f64,
-    /// As predicted.
+    /// Value as predicted.
     pub predicted: f64,
     /// Predicted over published less 1; the difference where `goal_points` is set.
     pub error: f64,
-    /// What it is to the model.
+    /// Whether constants were fitted on it, and whether it has a goal.
     pub role: Role,
     /// Largest error allowed, as `error` is counted.
     pub goal: Option<f64>,
-    /// The error is a difference in the figure's unit.
+    /// Whether the error is a difference in the figure's unit instead of a ratio.
     pub goal_points: bool,
-    /// Within the goal; true without one.
+    /// Whether the error is within the goal; true without one.
     pub met: bool,
-    /// Why it differs, or an assumption.
+    /// Why it differs, or an assumption that the prediction makes.
     pub note: String,
 }
 
@@ -128,7 +127,7 @@ impl Row {
         }
     }
 
-    /// The goal for people.
+    /// The goal for people: a percentage, points, or `printed digits`; empty without one.
     pub fn goal_text(&self) -> String {
         match (self.goal, self.goal_points) {
             (None, _) => String::new(),
@@ -139,18 +138,18 @@ impl Row {
     }
 }
 
-/// The whole validation.
+/// The whole validation: every figure, and how many meet their goals.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Validation {
-    /// All figures.
+    /// All figures, in the order of their sections.
     pub rows: Vec<Row>,
     /// Figures with a goal.
     pub goals: usize,
-    /// Of these within it.
+    /// How many of these are within their goal.
     pub met: usize,
 }
 
-/// Predicts everything with the constants in use.
+/// Predicts every figure with the times of `cost`.
 pub fn validate(cost: &FirstPrinciples) -> Result<Validation, SimError> {
     let mut rows = figures::rows(cost)?;
     rows.extend(kernels::rows(cost)?);
@@ -161,7 +160,7 @@ pub fn validate(cost: &FirstPrinciples) -> Result<Validation, SimError> {
     Ok(Validation { rows, goals, met })
 }
 
-/// A value with as many digits as help.
+/// A value with as many digits as help: none above 1000, three below 10.
 pub fn number(value: f64) -> String {
     let magnitude = value.abs();
     let decimals = match magnitude {

@@ -21,8 +21,7 @@ const RUN: &str = "DeepSeek-V3's whole training";
 const SERVING: &str = "DeepSeek-V3/R1 serving on H800 (inference overview)";
 
 /// Loads of rank 0 relative to the mean by layer, forward and backward chunk, in the order in which
-/// the layers run: distinct tokens received over the
-/// 30,144 expected.
+/// the layers run: distinct tokens received over the 30,144 expected.
 pub const PROFILE_LOADS: [(f64, f64); 4] = [
     (28984.0 / 30144.0, 32120.0 / 30144.0),
     (28856.0 / 30144.0, 30048.0 / 30144.0),
@@ -164,8 +163,8 @@ fn seconds_per_token(base: &Scenario, batch: u64, cost: &FirstPrinciples) -> Res
     Ok(step / s.tokens_per_step())
 }
 
-/// GPU-hours of the pre-training with its batch ramp, by steps of 3072 sequences and linear between
-/// them.
+/// GPU-hours of the pre-training with its batch ramp, at batches of 3072 sequences and its
+/// multiples, linear between them.
 pub fn pretraining_gpu_hours(base: &Scenario, cost: &FirstPrinciples) -> Result<f64, SimError> {
     let batches = [3072, 6144, 9216, 12288, 15360];
     let mut rates = Vec::new();
