@@ -130,7 +130,7 @@ pub struct Scenario {
     pub comm_sms: u64,
     /// Sizes of sequence, micro-batch, batch and run.
     pub training: Training,
-    /// Stages a rank holds in the interleaved schedule.
+    /// Stages that a rank holds in the interleaved schedule.
     #[serde(default = "two")]
     pub interleave: u64,
     /// Transformer layers of every pipeline stage; balanced by their cost where absent.

@@ -2,7 +2,7 @@
 //! from a routing trace.
 //!
 //! Every all-to-all waits for the busiest rank, so what a layer sees is the largest load of the
-//! group, relative to the mean. One number a layer and micro-batch goes to the event engine
+//! group, relative to the mean. One number per layer and micro-batch goes to the event engine
 //! ([`crate::times::StepTimes::expert_load`]).
 
 use std::path::Path;

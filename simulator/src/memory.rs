@@ -1,9 +1,9 @@
 //! Device memory of every pipeline rank over the step, by category.
 //!
 //! Weights, gradients and optimizer state are there all the time; activations come with a chunk's
-//! forward and go with its weight gradient. Bytes an element follow the DeepSeek-V3 report (section
-//! 3.3.3 and table of the recipe) in FP8 and Megatron-LM's mixed precision in BF16; what is kept
-//! for backward is listed in [`activation_bytes_per_token`].
+//! forward and go with its weight gradient. Bytes per element follow the DeepSeek-V3 report
+//! (section 3.3.3 and table of the recipe) in FP8 and Megatron-LM's mixed precision in BF16; what
+//! is kept for backward is listed in [`activation_bytes_per_token`].
 
 use fathom_schedule::{Op, Schedule};
 use serde::Serialize;
@@ -20,7 +20,7 @@ const RUNTIME_BYTES: f64 = 2e9;
 /// Bytes of one rank by category.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Categories {
-    /// Weights in the format the GEMMs read: two bytes an element, BF16 or FP8 in both
+    /// Weights in the format the GEMMs read: two bytes per element, BF16 or FP8 in both
     /// orientations.
     pub weights: f64,
     /// Gradients, FP32.
@@ -178,9 +178,9 @@ pub fn stage_parameters(s: &Scenario, layers: &[PlacedLayer]) -> StageParameters
 /// Bytes that a layer keeps for backward for each of the rank's tokens (after cp, before tp).
 ///
 /// Always: the inputs of both norms. Kept or recomputed: outputs of the norms, MLA's up-projected
-/// heads, SwiGLU's output. FP8: inputs of Linears one byte an element with their scales, the input
+/// heads, SwiGLU's output. FP8: inputs of Linears one byte per element with their scales, the input
 /// of the output projection E5M6 (12 bits), the input of SwiGLU one byte. Routed experts keep the
-/// rows that arrive: `top_k` a token on average.
+/// rows that arrive: `top_k` per token on average.
 pub fn activation_bytes_per_token(s: &Scenario, kind: LayerKind) -> f64 {
     let m = &s.model;
     let (h, heads) = (m.hidden_size as f64, m.heads as f64);

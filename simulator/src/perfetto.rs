@@ -1,5 +1,5 @@
-//! A step as Chrome trace JSON, which Perfetto opens: a process a rank, a thread a stream, arrows
-//! between stages.
+//! A step as Chrome trace JSON, which Perfetto opens: a process per rank, a thread per stream,
+//! arrows between stages.
 //!
 //! Format: the 'Trace Event Format' document of the Chromium project; complete events (`X`),
 //! metadata (`M`) and flow events (`s`, `f`). Times are microseconds. Written by hand: no value

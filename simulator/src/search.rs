@@ -37,7 +37,7 @@ pub struct SearchSpace {
     pub zero: Vec<u8>,
     /// Pipeline schedules.
     pub schedule: Vec<ScheduleKind>,
-    /// Stages a rank holds in the interleaved schedule.
+    /// Stages that a rank holds in the interleaved schedule.
     pub interleave: Vec<u64>,
     /// Sequences of a micro-batch.
     pub micro_batch: Vec<u64>,
@@ -99,7 +99,7 @@ pub struct Layout {
     pub parallel: Parallel,
     /// Pipeline schedule.
     pub schedule: ScheduleKind,
-    /// Stages a rank holds, for the interleaved schedule.
+    /// Stages that a rank holds, for the interleaved schedule.
     pub interleave: u64,
     /// Sequences of a micro-batch.
     pub micro_batch: u64,

@@ -18,7 +18,7 @@ pub enum Load {
     /// Every expert gets the same, give or take one row.
     #[default]
     Balanced,
-    /// Expert e gets a share in proportion to entry e (one entry an expert, over all ranks).
+    /// Expert e gets a share in proportion to entry e (one entry per expert, over all ranks).
     Shares(Vec<f64>),
 }
 

@@ -1,7 +1,7 @@
 //! Who executes an op: the trait [`Backend`] and its host implementations.
 //!
 //! A backend has one method that does work, [`Backend::execute`]; over it stands one typed method
-//! an op, so that the model reads as a sequence of ops. Buffers are opaque: the model never looks
+//! per op, so that the model reads as a sequence of ops. Buffers are opaque: the model never looks
 //! into one, it uploads, downloads and passes them on.
 //!
 //! - [`Reference`]: the arithmetic of the op table, on the CPU.
@@ -122,7 +122,7 @@ pub trait Backend {
     /// A short name for tables and errors: `reference`, `meta`.
     fn name(&self) -> String;
 
-    /// Runs an op on its inputs, one entry a role in order; gives one buffer an output role.
+    /// Runs an op on its inputs, one entry per role in order; gives one buffer per output role.
     ///
     /// # Errors
     /// [`EngineError`] where the inputs do not fit the op or the backend cannot run it.

@@ -17,10 +17,10 @@ pub struct Call<'a, B: Backend> {
     pub backend: &'a B,
     /// The op with its parameters.
     pub op: &'a dyn DynOp,
-    /// Inputs, one entry a role of the op in its order; none for an optional role that was left
+    /// Inputs, one entry per role of the op in its order; none for an optional role that was left
     /// out.
     pub inputs: &'a [Option<B::Buffer>],
-    /// Outputs, one a role of the op in its order.
+    /// Outputs, one per role of the op in its order.
     pub outputs: &'a [B::Buffer],
     /// Where in the step it stands.
     pub place: Place,

@@ -1,12 +1,12 @@
 //! Removal of duplicates while sources are indexed, and of the part that is held out.
 //!
-//! Exact: blake3 of the text, of which 16 bytes a document are kept. Near: MinHash signatures of
+//! Exact: blake3 of the text, of which 16 bytes per document are kept. Near: MinHash signatures of
 //! `bands x rows` 32-bit hashes over shingles of `shingle_words` lower-cased words (a shorter
 //! document is one shingle), with locality-sensitive hashing: documents that share a band are
 //! candidates, and a candidate is a duplicate where the share of equal hashes, an unbiased estimate
 //! of the Jaccard similarity, reaches `threshold`. Two documents of similarity s become candidates
 //! with probability `1 - (1 - s^rows)^bands`: by default 0.95 at s = 0.8, 0.06 at s = 0.5.
-//! Memory a kept document: `bands x rows x 4` bytes of signature and an entry a band.
+//! Memory per kept document: `bands x rows x 4` bytes of signature and an entry per band.
 //! Source: Broder, 'On the resemblance and containment of documents', 1997.
 
 use std::collections::{HashMap, HashSet};

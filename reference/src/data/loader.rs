@@ -75,8 +75,8 @@ struct Current {
 impl Loader {
     /// Indexes the sources and makes the tokenizer ready.
     ///
-    /// Memory: 16 bytes a document (and 16 for the removal of exact duplicates while indexing), one
-    /// document at a time, and while a tokenizer is trained `train_bytes` of text.
+    /// Memory: 16 bytes per document (and 16 for the removal of exact duplicates while indexing),
+    /// one document at a time, and while a tokenizer is trained `train_bytes` of text.
     ///
     /// # Errors
     /// [`DataError`] naming setting, or file and line.

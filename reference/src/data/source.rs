@@ -1,6 +1,6 @@
 //! A source: an index of its documents, and reading one of them.
 //!
-//! The index holds a place a document (16 bytes), never text; documents are read when they are
+//! The index holds a place per document (16 bytes), never text; documents are read when they are
 //! due. Documents lie in blocks (a Parquet row group; everything else is one block): an epoch goes
 //! through the blocks in a permuted order, and through each block's documents in another.
 

@@ -66,7 +66,7 @@ impl<B: Backend> Drafter<B> {
         Ok(drafts)
     }
 
-    /// Bytes of cache a token, of all modules.
+    /// Bytes of cache per token, of all modules.
     pub fn bytes_per_token(&self, backend: &B) -> usize {
         self.caches.iter().filter(|c| !c.is_empty()).map(|c| c.bytes(backend) / c.len()).sum()
     }

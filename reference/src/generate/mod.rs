@@ -264,7 +264,7 @@ impl<B: Backend> Decoder<'_, B> {
         logits.as_slice::<f32>().chunks_exact(width).map(row).collect()
     }
 
-    /// Seconds a token of plain decoding: the last tokens again, one by one.
+    /// Seconds per token of plain decoding: the last tokens again, one by one.
     fn time_plain(&self, cache: &mut LatentCache<B>, tokens: &[u32]) -> Result<f64, GenerateError> {
         let from = cache.len().saturating_sub(TIMED).max(1);
         let until = cache.len();

@@ -28,7 +28,7 @@ use crate::ops::slice_rows::SliceRows;
 use crate::{EngineError, Tensor};
 
 /// Normalised latents and rotated shared keys (grouped-query attention: rotated keys and values) of
-/// the tokens so far, one buffer a layer.
+/// the tokens so far, one buffer per layer.
 #[derive(Debug)]
 pub struct LatentCache<B: Backend> {
     layers: Vec<Option<B::Buffer>>,

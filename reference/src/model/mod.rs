@@ -7,7 +7,7 @@
 //! let model = Model::new(&config, Recipe::new(Mode::Fp32), Parallel::default(), 0)?;
 //! let params = model.init(&backend, seed)?;              // or checkpoint::hf::load
 //! let weights = model.weights(&backend, &params)?;       // casts, once an optimizer step
-//! let mut grads = model.zero_gradients(&backend)?;       // one set a shard
+//! let mut grads = model.zero_gradients(&backend)?;       // one set per shard
 //! for batch in micro_batches {
 //!     let batch = model.batch(&backend, &batch)?;        // uploads ids, targets, tables
 //!     let report = model.step(&backend, &weights, &batch, &settings, &mut grads)?;
@@ -53,7 +53,7 @@ use crate::{DynOp, Tensor};
 /// Parameter values by [`ParamId`], in master precision.
 #[derive(Clone, Debug)]
 pub struct Params<B: Backend> {
-    /// One buffer a parameter, indexed by [`ParamId`].
+    /// One buffer per parameter, indexed by [`ParamId`].
     pub buffers: Vec<B::Buffer>,
 }
 
@@ -83,8 +83,8 @@ impl Model {
         Ok(Weights { master: params.buffers.clone(), operands })
     }
 
-    /// Accumulators of zeros, one set a shard: one a parameter, then one for every further use of
-    /// a shared parameter (embedding and head in MTP modules, the head where it is tied).
+    /// Accumulators of zeros, one set per shard: one per parameter, then one for every further use
+    /// of a shared parameter (embedding and head in MTP modules, the head where it is tied).
     ///
     /// Uses have accumulators of their own so that each is a chain over sequences, whatever the
     /// micro-batches; [`Model::finish_gradients`] adds them up.

@@ -20,7 +20,7 @@ use crate::parallel;
 use crate::{EngineError, Tensor};
 use fathom_config::MtpKind;
 
-/// A micro-batch on the host: one row a token, all sequences one after the other.
+/// A micro-batch on the host: one row per token, all sequences one after the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     /// Token of each row.

@@ -44,7 +44,8 @@ pub enum WorkloadError {
     TooMuch(#[from] TooMuch),
 }
 
-/// A step with more tokens a micro-batch, layer calls or FLOPs than the integers of a record hold.
+/// A step with more tokens per micro-batch, layer calls or FLOPs than the integers of a record
+/// hold.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a step of {found}: expected at most {expected}")]
 pub struct TooMuch {

@@ -125,7 +125,7 @@ impl<B: Backend> Optimizer<B> {
         }
     }
 
-    /// The gradient's global norm: a partial sum a parameter, in the order of the model's list.
+    /// The gradient's global norm: a partial sum per parameter, in the order of the model's list.
     ///
     /// # Errors
     /// Those of the backend.

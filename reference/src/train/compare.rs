@@ -42,7 +42,7 @@ pub struct Run {
     pub name: String,
     /// Seed of its weights and data order.
     pub seed: u64,
-    /// Main loss of every step whose update was done, in order, in nats a token.
+    /// Main loss of every step whose update was done, in order, in nats per token.
     pub losses: Vec<f64>,
     /// Loss on what was held out, at its last measurement; none where nothing was.
     pub validation: Option<f64>,
@@ -196,7 +196,7 @@ fn groups(runs: &[Run]) -> Vec<(&str, Vec<&Run>)> {
 /// Steps of the moving mean that a line shows.
 const WINDOW: usize = 10;
 
-/// The loss over the steps as SVG: a line a group, the mean of its seeds under a moving mean of
+/// The loss over the steps as SVG: a line per group, the mean of its seeds under a moving mean of
 /// 10 steps, in a band from the smallest to the largest seed.
 pub fn svg(runs: &[Run]) -> String {
     let curves: Vec<(&str, Vec<Spread>)> =

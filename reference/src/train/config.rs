@@ -201,7 +201,7 @@ pub struct Plan {
 
 impl Schedules {
     /// What the schedules say at a point of the run; the batch is rounded to a multiple of
-    /// `grad_shards`, at least one sequence a shard.
+    /// `grad_shards`, at least one sequence per shard.
     pub fn at(&self, point: Point) -> Plan {
         let shards = self.grad_shards as f64;
         let per_shard = (self.batch.at(point) / shards).round().max(1.0);

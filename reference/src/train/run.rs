@@ -4,7 +4,7 @@
 //! OUT/run.toml             the configuration, complete
 //! OUT/run.lock             who is at work here; empty while nobody is
 //! OUT/tokenizer.json
-//! OUT/train.jsonl          one line a step
+//! OUT/train.jsonl          one line per step
 //! OUT/tensorboard/         event files
 //! OUT/checkpoints/         step-NNNNNNNN/
 //! OUT/model/               the final weights in Hugging Face's layout, with tokenizer.json

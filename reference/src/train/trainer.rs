@@ -51,7 +51,7 @@ pub struct Trainer<B: Backend> {
 pub struct ValidationLog {
     /// Steps done when it was measured.
     pub step: u64,
-    /// Mean cross-entropy of the main model, in nats a token.
+    /// Mean cross-entropy of the main model, in nats per token.
     pub loss: f64,
     /// Mean cross-entropy of each MTP module.
     pub mtp_loss: Vec<f64>,
@@ -68,7 +68,7 @@ pub struct StepLog {
     pub step: u64,
     /// Tokens trained on, this step's included.
     pub tokens: u64,
-    /// Mean cross-entropy of the main model, in nats a token.
+    /// Mean cross-entropy of the main model, in nats per token.
     pub loss: f64,
     /// Mean cross-entropy of each MTP module.
     pub mtp_loss: Vec<f64>,

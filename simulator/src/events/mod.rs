@@ -124,7 +124,7 @@ pub enum Detail {
 
 /// Plays `schedule` with `times`. A schedule that cannot be executed is a [`Fault`].
 ///
-/// `times` must have an entry a stage and a tail a rank; anything else is a bug of the caller.
+/// `times` must have an entry per stage and a tail per rank; anything else is a bug of the caller.
 pub fn play(schedule: &Schedule, times: &StepTimes, detail: Detail) -> Result<StepOutcome, Fault> {
     let order = check(schedule)?.order;
     Ok(play_in_order(schedule, &order, times, detail))

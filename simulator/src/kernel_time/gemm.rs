@@ -2,7 +2,7 @@
 //!
 //! A persistent kernel gives every SM a share of the output tiles. Per step of 128 in K an SM
 //! spends the time of its tensor cores and, for FP8 on Hopper, of the promotion of the partial sums
-//! on its vector lanes (DESIGN's numerics contract, rule 3); at the end of a tile it writes the
+//! on its vector lanes (`docs/numerics.md`, section 5); at the end of a tile it writes the
 //! output while the next tile's main loop does not run yet. All SMs write together, so the epilogue
 //! goes at the memory's speed. Memory and L2 bandwidth bound the whole from below.
 
@@ -264,7 +264,7 @@ impl KernelModel {
 pub mod deep_gemm {
     /// SMs that the kernel may leave idle where fewer hold all waves.
     pub const SPARE_SMS: u64 = 8;
-    /// Bytes that shared memory takes or gives a cycle.
+    /// Bytes that shared memory takes or gives per cycle.
     pub const SHARED_BYTES_PER_CYCLE: f64 = 128.0;
 
     /// Tile widths: 16 to 128 by 8, and two wider ones.

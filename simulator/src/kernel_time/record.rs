@@ -5,7 +5,7 @@ use fathom_trace::KernelRecord;
 
 use super::KernelModel;
 
-/// Warp instructions that an SM issues a cycle.
+/// Warp instructions that an SM issues per cycle.
 const ISSUE_PER_CYCLE: f64 = 4.0;
 
 impl KernelModel {

@@ -90,7 +90,7 @@ impl PatternKey {
     }
 }
 
-/// Seconds a byte of both stages, and the latency, by pattern.
+/// Seconds per byte of both stages, and the latency, by pattern.
 static PATTERNS: Mutex<BTreeMap<PatternKey, (f64, f64, f64)>> = Mutex::new(BTreeMap::new());
 
 /// One byte between every two GPUs of a rail, and of a node. By symmetry of the group the flows of

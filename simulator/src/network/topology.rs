@@ -59,7 +59,7 @@ pub fn largest(kind: TopologyKind, ports: u64, planes: u64) -> NetworkSize {
             links: ports.pow(3) / 2,
         },
         TopologyKind::Dragonfly => {
-            // Balanced: terminals p = global links h = ports / 4, routers a group a = ports / 2;
+            // Balanced: terminals p = global links h = ports / 4, routers per group a = ports / 2;
             // two groups fewer than the a h + 1 that full use of the global ports would allow, as
             // published.
             let (p, a, h) = (ports / 4, ports / 2, ports / 4);

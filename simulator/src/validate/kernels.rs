@@ -21,7 +21,7 @@ const LATENCY: &str = "DeepEP on H800, low latency";
 /// The other half of the profile's GEMMs.
 const TEST_GEMMS: &str = include_str!("../../presets/measured/h800-profile-test.csv");
 
-/// Rows an expert of rank 0, by layer, in the profile's forward chunk and its backward chunk: a
+/// Rows per expert of rank 0, by layer, in the profile's forward chunk and its backward chunk: a
 /// quarter of the padded rows that the kernels' grids show.
 const FORWARD_ROWS: [u64; 4] = [31104 / 4, 30976 / 4, 36864 / 4, 31104 / 4];
 const BACKWARD_ROWS: [u64; 4] = [34688 / 4, 32512 / 4, 32896 / 4, 28416 / 4];
@@ -156,7 +156,7 @@ fn flash_mla(model: &KernelModel) -> Vec<Row> {
     ]
 }
 
-/// DeepEP's benchmark: 4096 tokens, groups are nodes, at most four of them a token.
+/// DeepEP's benchmark: 4096 tokens, groups are nodes, at most four of them per token.
 fn deep_ep(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
     let cluster = hardware::cluster("h800-2048")?;
     let v3 = ModelConfig::preset("deepseek-v3")?.moe.expect("DeepSeek-V3 has experts");

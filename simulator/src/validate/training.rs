@@ -136,7 +136,7 @@ fn serving_rows(base: &Scenario, cost: &FirstPrinciples) -> Result<Vec<Row>, Sim
     }
     // 56.3 % of the input tokens are found in the cache and counted.
     let prefill = 8.0 * s.training.seq_len as f64 / seconds / (1.0 - 0.563);
-    // Decode: two micro-batches of 32 tokens a GPU behind the exchange over the NIC alone.
+    // Decode: two micro-batches of 32 tokens per GPU behind the exchange over the NIC alone.
     let token_s = 2.0 * 61.0 * decode_all_to_all_s(32, 9, 7000, 50e9);
     let decode = 8.0 * 64.0 / token_s;
     Ok(vec![
@@ -151,8 +151,8 @@ fn serving_rows(base: &Scenario, cost: &FirstPrinciples) -> Result<Vec<Row>, Sim
 /// Tokens over which the batch grows from 3072 to 15360 sequences.
 const RAMP_TOKENS: f64 = 469e9;
 
-/// Seconds a token of the cluster with a smaller batch. DualPipe needs two micro-batches a stage;
-/// below that ZB1P is assumed to have run.
+/// Seconds per token of the cluster with a smaller batch. DualPipe needs two micro-batches per
+/// stage; below that ZB1P is assumed to have run.
 fn seconds_per_token(base: &Scenario, batch: u64, cost: &FirstPrinciples) -> Result<f64, SimError> {
     let mut s = base.clone();
     s.training.global_batch = batch;
