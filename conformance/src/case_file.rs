@@ -23,7 +23,7 @@ use fathom_trace::{DType, TensorMeta, input};
 use safetensors::SafeTensors;
 use serde_json::{Map, Value, json};
 
-/// The prefix of expected outputs.
+/// The prefix of the names of expected outputs in a case file.
 pub const OUT: &str = "out.";
 
 /// The largest size of a dimension; only a tensor without elements could have a larger one.
@@ -35,10 +35,10 @@ const LARGEST_FILE: u64 = 64 << 30;
 /// The largest output that a file may ask for, in bytes: 64 GiB.
 const LARGEST_OUTPUT: u128 = 1 << 36;
 
-/// A case with what its file expects.
+/// A case with what its file expects of it.
 #[derive(Debug)]
 pub struct CaseFile {
-    /// Op, parameters, inputs.
+    /// Op, parameters and inputs.
     pub case: Case,
     /// Expected outputs by role; empty where the file has none, or only some of them.
     pub expected: Outputs,
@@ -87,7 +87,8 @@ pub enum CaseFileError {
     },
 }
 
-/// Reads a case file and checks that the op accepts its inputs and announces its outputs.
+/// Reads a case file, and checks that the op accepts its inputs and would give outputs like those
+/// that the file expects.
 ///
 /// # Errors
 /// [`CaseFileError`] naming the file, the tensor or metadata key, what was expected and found.
@@ -97,7 +98,8 @@ pub fn read(path: &Path) -> Result<CaseFile, CaseFileError> {
     parse(&bytes, path)
 }
 
-/// The op that a case file names, from its header alone.
+/// The name of the op of a case file, from its header alone: an op that is unknown here has one
+/// too.
 ///
 /// # Errors
 /// [`CaseFileError`] where there is no header or it names none.
@@ -246,7 +248,8 @@ fn explain(error: &safetensors::SafeTensorError, len: usize) -> String {
     }
 }
 
-/// Writes a case file: inputs, `out.` tensors, metadata.
+/// Writes a case file: inputs under their roles, expected outputs under `out.` and their roles,
+/// metadata.
 ///
 /// # Errors
 /// [`CaseFileError::Io`]; the file is then as it was before.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::case_file::CaseFile;
 
-/// A tensor of an op.
+/// An input or output of an op.
 #[derive(Clone, Debug, Serialize)]
 pub struct TensorEntry {
     /// Its name in a case file, without `out.`.
@@ -20,7 +20,7 @@ pub struct TensorEntry {
     pub optional: bool,
     /// The dtypes that the op takes there; of an output, that of the example.
     pub dtype: String,
-    /// Its shape in words.
+    /// Its shape in words: `[m, k]`.
     pub shape: &'static str,
     /// Its shape in the example.
     pub example: Vec<usize>,
@@ -31,7 +31,7 @@ pub struct TensorEntry {
 pub struct Entry {
     /// Its name in the table.
     pub op: &'static str,
-    /// What it is.
+    /// What the op is, in the words of its definition.
     pub words: String,
     /// Its inputs in order.
     pub inputs: Vec<TensorEntry>,

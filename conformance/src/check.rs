@@ -16,13 +16,13 @@ use crate::junit::{self, Suite, TestCase};
 /// A case file to check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Where it is.
+    /// Path of the file as given or found.
     pub path: PathBuf,
     /// Its path relative to the folder it was found in; its name where it was given itself.
     pub relative: PathBuf,
 }
 
-/// Why the case files could not be listed.
+/// Why the case files cannot be listed.
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
     /// The file system refused.
@@ -116,7 +116,7 @@ fn walk(root: &Path, below: &Path, targets: &mut Vec<Target>) -> Result<(), List
 pub enum Status {
     /// Every expected output agrees.
     Pass,
-    /// At least one does not.
+    /// At least one expected output does not agree.
     Fail,
     /// The file expects nothing; the outputs were computed.
     Computed,
@@ -131,11 +131,11 @@ pub enum Status {
 pub struct FileReport {
     /// The path as given or found.
     pub file: String,
-    /// The op; `None` where the file could not be read.
+    /// Name of the op; `None` where the file could not be read.
     pub op: Option<String>,
     /// What became of it.
     pub status: Status,
-    /// Every expected output.
+    /// How each expected output compares with what was computed.
     pub tensors: Vec<Difference>,
     /// Outputs of the op that the file does not hold while it holds others: not compared.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -167,7 +167,7 @@ impl FileReport {
     }
 }
 
-/// The reports as a suite of JUnit tests, a test a file.
+/// The reports as a suite of JUnit tests, one test per file.
 pub fn junit(reports: &[FileReport]) -> Suite {
     let test = |report: &FileReport| TestCase {
         class: report.op.clone().unwrap_or_else(|| "unreadable".to_owned()),
@@ -186,7 +186,7 @@ pub fn junit(reports: &[FileReport]) -> Suite {
     Suite { name: "fathom check".to_owned(), tests: reports.iter().map(test).collect() }
 }
 
-/// An annotation for every file that does not pass.
+/// A GitHub annotation for every file that does not pass.
 pub fn annotations(reports: &[FileReport]) -> Vec<Annotation> {
     let annotation = |report: &FileReport| {
         let title = match report.status {
@@ -198,7 +198,8 @@ pub fn annotations(reports: &[FileReport]) -> Vec<Annotation> {
     reports.iter().filter_map(annotation).collect()
 }
 
-/// Checks one case file on an engine; saves the outputs below `save`, where given.
+/// Checks one case file on an engine; saves the computed outputs below the folder `save`, where
+/// given.
 pub fn check(
     target: &Target,
     engine: &dyn Engine,

@@ -11,12 +11,12 @@ use crate::case_file::OUT;
 /// What counts as agreement; bits unless said otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Tolerance {
-    /// Every bit.
+    /// Every bit agrees.
     #[default]
     Bits,
     /// At most this many units in the last place, element by element.
     Ulp(u64),
-    /// At most this 2-norm of the difference over the 2-norm of the expected, a tensor.
+    /// At most this 2-norm of the difference over the 2-norm of the expected, tensor by tensor.
     Relative(f64),
 }
 
@@ -61,12 +61,12 @@ pub fn judge(
     (all_agree, differences)
 }
 
-/// How two tensors of one dtype and shape differ.
+/// How two tensors of one dtype and shape differ, bit by bit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Difference {
     /// The tensor's name in the file, `out.d` for instance.
     pub name: String,
-    /// Number of elements.
+    /// Elements of each of the tensors.
     pub elements: usize,
     /// Elements whose bits differ.
     pub mismatches: usize,
@@ -95,10 +95,10 @@ impl Difference {
     }
 }
 
-/// The first element that differs.
+/// The first element that differs, and what both sides have there.
 #[derive(Clone, Debug, PartialEq)]
 pub struct First {
-    /// Coordinates, row-major.
+    /// Its coordinates, outermost dimension first.
     pub index: Vec<usize>,
     /// Whose bits, and the bits: `0x` and as many digits as the dtype has.
     pub sides: [(&'static str, String); 2],
@@ -206,7 +206,8 @@ pub fn ulp_distance(dtype: DType, a: u64, b: u64) -> u64 {
     u64::try_from((position(a) - position(b)).unsigned_abs()).unwrap_or(u64::MAX)
 }
 
-/// The value of an element's bits; `None` for dtypes that are containers of packed codes.
+/// The number that an element's bits stand for; `None` for dtypes that are containers of packed
+/// codes.
 pub fn value(dtype: DType, bits: u64) -> Option<f64> {
     use fathom_numerics::formats::{E4M3, E5M2, UE8M0};
     Some(match dtype {

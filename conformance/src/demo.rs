@@ -1,6 +1,5 @@
 //! Built-in input of the demonstration: one FP8 GEMM with the contract's output, and one whose
-//! output
-//! comes from another arithmetic.
+//! output comes from another arithmetic.
 
 use std::collections::BTreeMap;
 
@@ -39,11 +38,11 @@ pub fn planted() -> Result<CaseFile, EngineError> {
     with_output_of(Some(64))
 }
 
-/// What became of the kernel and of its broken version.
+/// What became of the demonstration's kernel and of its broken version.
 pub struct KernelRun {
-    /// Elements of the output, and how many of them differ from the reference.
+    /// Elements of the kernel's output.
     pub elements: usize,
-    /// Elements that differ.
+    /// Output elements that differ from the reference.
     pub mismatches: usize,
     /// Thread instructions that the emulator executed.
     pub thread_instructions: u64,
@@ -56,15 +55,15 @@ pub struct KernelRun {
 /// Why the demonstration's kernel could not run.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
-    /// NVRTC.
+    /// NVRTC cannot be used, or refuses the kernel.
     #[error(transparent)]
     Compile(#[from] CompileError),
-    /// The emulator.
+    /// The emulator refuses the kernel, or a launch of it.
     #[error(transparent)]
     Emulator(#[from] fathom_emulator::Error),
 }
 
-/// Sizes of the kernel's GEMM.
+/// Sizes of the kernel's GEMM: m, n, k.
 pub const KERNEL_SHAPE: (usize, usize, usize) = (256, 384, 512);
 
 /// Our FP8 GEMM on the emulated H800 against the reference, all sanitizers on; then the same kernel

@@ -68,7 +68,7 @@ impl Fp8Gemm {
         Ok(Fp8Gemm { device, function, config, d, elements: m * n })
     }
 
-    /// Launches it.
+    /// Launches the kernel with the emulator's settings, and gives its report.
     ///
     /// # Errors
     /// Where the emulator does not have an instruction of it.
@@ -77,7 +77,7 @@ impl Fp8Gemm {
         self.device.launch(&self.function, &self.config)
     }
 
-    /// The bits of `d`, row-major.
+    /// The bits of `d` \[m, n\] in BF16, row-major.
     ///
     /// # Errors
     /// None after a launch.

@@ -10,7 +10,7 @@ use std::fmt;
 pub struct Annotation {
     /// The file; GitHub finds it where the path is relative to the checkout.
     pub file: Option<String>,
-    /// A few words.
+    /// A few words, shown as its headline.
     pub title: String,
     /// What is wrong, in one line or more.
     pub message: String,

@@ -7,7 +7,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-/// How a test ended.
+/// How a test ended, in JUnit's terms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It holds.
@@ -20,14 +20,14 @@ pub enum Outcome {
     Skipped(String),
 }
 
-/// One test.
+/// One test: an op, or a case file.
 #[derive(Clone, Debug)]
 pub struct TestCase {
     /// What it belongs to: the op.
     pub class: String,
-    /// Its name, of its own within the suite.
+    /// Name of the test, unlike any other's of the suite.
     pub name: String,
-    /// The file it is about.
+    /// The file that the test is about, where there is one.
     pub file: Option<String>,
     /// How long it took.
     pub time: Duration,
@@ -38,7 +38,7 @@ pub struct TestCase {
 /// Tests that were run together.
 #[derive(Clone, Debug)]
 pub struct Suite {
-    /// The command, say.
+    /// Name of the suite: the command, say.
     pub name: String,
     /// The tests in order.
     pub tests: Vec<TestCase>,
@@ -46,14 +46,14 @@ pub struct Suite {
 
 const END: &str = "</testsuites>\n";
 
-/// An XML document of these suites.
+/// An XML document of these suites, in their order.
 pub fn document(suites: &[Suite]) -> String {
     let mut text = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n".to_owned();
     suites.iter().for_each(|suite| write_suite(&mut text, suite));
     text + END
 }
 
-/// A [`document`] with one more suite; `None` where `text` is none.
+/// [`document`]'s text with one more suite at its end; `None` where `text` is no such document.
 pub fn append(text: &str, suite: &Suite) -> Option<String> {
     let mut text = text.strip_suffix(END)?.to_owned();
     write_suite(&mut text, suite);

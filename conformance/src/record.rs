@@ -38,15 +38,15 @@ use crate::case_file::{self, CaseFileError, OUT};
 /// What is recorded, and where to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Folder for case files; it must be empty or absent.
+    /// Folder for case files, which must be empty or absent; none: no case files.
     pub cases: Option<PathBuf>,
-    /// Only these ops; all where empty.
+    /// Ops whose calls become case files; all where empty.
     pub ops: Vec<String>,
-    /// Only these optimizer steps; all where empty.
+    /// Optimizer steps whose calls become case files; all where empty.
     pub steps: Vec<u64>,
-    /// Only these layers; all (and what belongs to no layer) where empty.
+    /// Layers whose calls become case files; all (and what belongs to no layer) where empty.
     pub layers: Vec<usize>,
-    /// File for the op trace, which is always of every call.
+    /// File for the op trace, which is always of every call; none: no trace.
     pub op_trace: Option<PathBuf>,
 }
 
@@ -66,13 +66,13 @@ pub enum RecordError {
     NotEmpty {
         /// The folder.
         path: PathBuf,
-        /// A name in it.
+        /// The name of something in it.
         found: String,
     },
     /// No op has this name.
     #[error("unknown op '{found}' to record; known are {}", op_names().join(", "))]
     UnknownOp {
-        /// The name given.
+        /// The name that was asked for.
         found: String,
     },
     /// Options choose ops to record where no folder was named.
@@ -83,22 +83,22 @@ pub enum RecordError {
 /// What a recording wrote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Written {
-    /// Case files.
+    /// Case files that were written.
     pub cases: u64,
-    /// Bytes of tensors in them.
+    /// Bytes of the tensors in them.
     pub bytes: u64,
-    /// Records of the op trace.
+    /// Records in the op trace.
     pub ops: u64,
 }
 
-/// A running recording; clones share it.
+/// A running recording; clones share it, so that every backend that they wrap is recorded into one.
 #[derive(Clone)]
 pub struct Recording {
     options: Rc<Options>,
     state: Rc<RefCell<State>>,
 }
 
-/// A backend that is recorded.
+/// A backend that is recorded: it computes as before, and each call goes to the recording.
 pub type Recorded<B> = Recorder<B, Recording>;
 
 struct State {
@@ -136,7 +136,7 @@ impl Recording {
         Ok(Recording { options: Rc::new(options.clone()), state: Rc::new(RefCell::new(state)) })
     }
 
-    /// The backend, recorded.
+    /// The backend `inner`, recorded.
     pub fn wrap<B: Backend>(&self, inner: B) -> Recorded<B> {
         Recorder::with_hook(inner, self.clone())
     }

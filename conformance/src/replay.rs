@@ -12,21 +12,21 @@ use crate::check::{self, FileReport, ListError, Status, Target, Tolerance};
 /// What became of an op's cases.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct OpSummary {
-    /// The op; empty for files that could not be read.
+    /// Name of the op; empty for files that could not be read.
     pub op: String,
-    /// Case files.
+    /// Case files of the op.
     pub cases: usize,
-    /// Those whose outputs all agree in every bit.
+    /// Case files whose outputs all agree in every bit.
     pub pass: usize,
-    /// Those with an output that does not.
+    /// Case files with an output that does not agree.
     pub fail: usize,
-    /// Those that the backend has no kernel for.
+    /// Case files that the backend has no kernel for.
     pub unsupported: usize,
-    /// Those that could not be read, or failed to run.
+    /// Case files that could not be read, or failed to run.
     pub error: usize,
-    /// Output elements compared.
+    /// Output elements that were compared.
     pub elements: u64,
-    /// Of them, those that differ.
+    /// Compared elements that differ.
     pub mismatches: u64,
     /// The first file that failed or could not be run.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -56,7 +56,7 @@ pub fn replay(target: &Target, engine: &dyn Engine, ops: &[String]) -> Option<Fi
     Some(report)
 }
 
-/// Sums reports up, an entry an op in alphabetical order.
+/// Sums the reports up by op, in alphabetical order.
 pub fn by_op(reports: &[FileReport]) -> Vec<OpSummary> {
     let mut ops: BTreeMap<&str, OpSummary> = BTreeMap::new();
     for report in reports {

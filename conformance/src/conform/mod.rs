@@ -31,9 +31,9 @@ use crate::junit::{self, Suite as JunitSuite, TestCase};
 /// A drawn case and what was drawn, in words.
 #[derive(Debug)]
 pub struct Drawn {
-    /// Shape, options and kind of values.
+    /// Shape, options and kind of values, in words.
     pub what: String,
-    /// The case.
+    /// The case that was drawn.
     pub case: Case,
 }
 
@@ -54,12 +54,12 @@ pub const SUITES: &[Suite] = &[
 /// Tries at simplifying a case that disagrees.
 const SIMPLIFICATIONS: usize = 24;
 
-/// What to run.
+/// How much a run of suites draws, and where disagreements go.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Cases of each op.
+    /// Cases that are drawn of each op.
     pub cases: usize,
-    /// Seed of all draws.
+    /// Seed of all draws; the same seed draws the same cases.
     pub seed: u64,
     /// Folder for the case files of disagreements.
     pub save: PathBuf,
@@ -68,13 +68,13 @@ pub struct Options {
 /// The verdict on one op.
 #[derive(Debug, Serialize)]
 pub struct OpReport {
-    /// The op.
+    /// Name of the op.
     pub op: &'static str,
     /// Cases that were run.
     pub cases: usize,
-    /// Cases with every bit as the reference's.
+    /// Cases whose outputs have every bit as the reference's.
     pub passed: usize,
-    /// Output elements compared.
+    /// Output elements that were compared.
     pub elements: usize,
     /// The first disagreement; the op's further cases are not run after it.
     pub failure: Option<Failure>,
@@ -98,7 +98,7 @@ impl OpReport {
     }
 }
 
-/// The reports as a suite of JUnit tests, a test an op.
+/// The reports as a suite of JUnit tests, one test per op.
 pub fn junit(reports: &[OpReport]) -> JunitSuite {
     let test = |report: &OpReport| TestCase {
         class: "fathom conform".to_owned(),
@@ -110,7 +110,7 @@ pub fn junit(reports: &[OpReport]) -> JunitSuite {
     JunitSuite { name: "fathom conform".to_owned(), tests: reports.iter().map(test).collect() }
 }
 
-/// An annotation for every op that disagrees.
+/// A GitHub annotation for every op that disagrees.
 pub fn annotations(reports: &[OpReport]) -> Vec<Annotation> {
     let annotation = |report: &OpReport| {
         let title = format!("{} disagrees with the reference", report.op);
@@ -122,16 +122,16 @@ pub fn annotations(reports: &[OpReport]) -> Vec<Annotation> {
 /// A case on which an engine disagrees with the reference.
 #[derive(Debug, Serialize)]
 pub struct Failure {
-    /// Number of the case as it was drawn.
+    /// Number of the case as it was drawn, from 0.
     pub case: usize,
     /// What was drawn, after simplification.
     pub what: String,
-    /// Its outputs; empty where the engine gave none.
+    /// How its outputs differ from the reference's; empty where the engine gave none.
     pub tensors: Vec<Difference>,
-    /// Why the engine gave none.
+    /// Why the engine gave no outputs, where it did not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// The case file, whose outputs are the engine's.
+    /// The case file that was written, whose outputs are the engine's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
 }
@@ -142,7 +142,7 @@ pub enum ConformError {
     /// No suite of this name.
     #[error("--only {found}: expected {}", SUITES.iter().map(|s| s.op).collect::<Vec<_>>().join(", "))]
     NoSuite {
-        /// The name.
+        /// The name that was asked for.
         found: String,
     },
     /// The reference refuses a drawn case, or the engine has no kernel for it.
@@ -153,7 +153,7 @@ pub enum ConformError {
     File(#[from] CaseFileError),
 }
 
-/// The suites of these ops; all where none is named.
+/// The suites of these ops, in the order asked for; all where none is named.
 ///
 /// # Errors
 /// [`ConformError::NoSuite`].

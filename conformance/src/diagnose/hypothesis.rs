@@ -1,8 +1,8 @@
 //! Hypotheses as tables: a row says what a kernel does otherwise than the contract, in words and as
 //! a change of the op's settings.
 //!
-//! A family of hypotheses (one an op, or a few) has a `Variant`: everything about the op that may
-//! deviate, as plain data. A [`Row`] changes one field of it. To add a hypothesis, copy a row;
+//! A family of hypotheses (one per op, or for a few) has a `Variant`: everything about the op that
+//! may deviate, as plain data. A [`Row`] changes one field of it. To add a hypothesis, copy a row;
 //! where no field of the variant fits, add one and read it where the family evaluates.
 
 use fathom_reference::Tensor;
@@ -13,7 +13,7 @@ pub const OUTPUT: &str = "the output";
 
 /// One kind of deviation, possibly with a parameter: a row of a family's table.
 pub struct Row<C: 'static, V: 'static> {
-    /// What varies; two deviations of one axis are never combined.
+    /// What the deviation is about; two deviations of one axis are never combined.
     pub axis: &'static str,
     /// Short name, which reads well alone; each `{}` stands for a part of the parameter.
     pub name: &'static str,
@@ -31,17 +31,17 @@ pub struct Change<V> {
     set: Box<dyn Fn(&mut V) + Send + Sync>,
 }
 
-/// A row without a parameter.
+/// The changes of a row without a parameter: one, by `set`.
 pub fn one<V: 'static>(set: fn(&mut V)) -> Vec<Change<V>> {
     vec![Change { parameter: String::new(), set: Box::new(set) }]
 }
 
-/// A row without a parameter that makes sense only in some cases.
+/// The changes of a row without a parameter that makes sense only in some cases: one, or none.
 pub fn one_if<V: 'static>(sense: bool, set: fn(&mut V)) -> Vec<Change<V>> {
     if sense { one(set) } else { Vec::new() }
 }
 
-/// A change for each value of the parameter.
+/// The changes of a row with a parameter: one for each value that makes sense.
 pub fn each<V: 'static, P>(
     parameters: impl IntoIterator<Item = P>,
     set: fn(&mut V, P),
@@ -59,14 +59,14 @@ where
 /// A row of a table with its parameter filled in.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Hypothesis {
-    /// As [`Row::axis`].
+    /// What the deviation is about, as [`Row::axis`].
     #[serde(skip)]
     pub axis: &'static str,
-    /// As [`Row::name`], the parameter in its place.
+    /// Short name, as [`Row::name`] with the parameter in its place.
     pub name: String,
-    /// As [`Row::meaning`].
+    /// What such a kernel does, as [`Row::meaning`].
     pub meaning: &'static str,
-    /// As [`Row::seen`].
+    /// Where public code did that, as [`Row::seen`].
     pub seen: &'static str,
 }
 
@@ -114,7 +114,7 @@ impl<V: Clone + PartialEq> Expanded<V> {
         all
     }
 
-    /// The settings with the chosen deviations.
+    /// The settings of the case with the chosen hypotheses, by their place in the list.
     pub fn variant(&self, chosen: &[usize]) -> V {
         let mut variant = self.given.clone();
         chosen.iter().for_each(|&c| (self.changes[c].set)(&mut variant));
@@ -126,11 +126,11 @@ impl<V: Clone + PartialEq> Expanded<V> {
 pub struct Sample {
     /// Tells samples apart, for caches.
     pub id: usize,
-    /// Ascending.
+    /// Numbers of the elements, ascending.
     pub elements: Vec<usize>,
 }
 
-/// The hypotheses about one case.
+/// The hypotheses about one case, and the outputs that follow from them.
 pub trait Family: Sync {
     /// All hypotheses about the case.
     fn hypotheses(&self) -> &[Hypothesis];
@@ -183,7 +183,7 @@ pub struct KBlocks {
     pub words: String,
 }
 
-/// Bits of a tensor as numbers.
+/// Bits of a tensor's elements as numbers; NaN where the element type has no numbers.
 pub fn values(x: &Tensor) -> Vec<f32> {
     let value = |i| crate::compare::value(x.dtype(), x.bits(i)).unwrap_or(f64::NAN) as f32;
     (0..x.len()).map(value).collect()

@@ -6,14 +6,14 @@ use serde::Serialize;
 use super::{Map, grouped};
 use crate::compare;
 
-/// A description of a set of elements of a matrix.
+/// Where a set of a matrix' elements lies, and what is special about it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Region {
-    /// The tensor.
+    /// Name of the tensor, `out.d` for instance.
     pub tensor: String,
     /// Elements in the set.
     pub elements: usize,
-    /// Of how many.
+    /// Elements of the whole tensor.
     pub of: usize,
     /// Rows from the first to the last, inclusive.
     pub rows: (usize, usize),

@@ -46,7 +46,7 @@ use verdict::Evidence;
 /// What was found about a case file's output.
 #[derive(Debug, Serialize)]
 pub struct Diagnosis {
-    /// The op.
+    /// Name of the op.
     pub op: String,
     /// Elements of the file's outputs.
     pub elements: usize,
@@ -62,7 +62,7 @@ pub struct Diagnosis {
     pub explained: bool,
     /// Hypotheses, the best first.
     pub hypotheses: Vec<Ranked>,
-    /// Hypotheses tried.
+    /// Hypotheses tried, pairs included.
     pub tried: usize,
     /// Which K blocks the difference comes from; `None` where that cannot be said.
     pub k_blocks: Option<KBlocks>,
@@ -75,14 +75,14 @@ pub struct Diagnosis {
     pub map: Map,
 }
 
-/// Which elements of a matrix differ.
+/// Which elements of a matrix differ from the contract's.
 #[derive(Debug, Default)]
 pub struct Map {
     /// Name of the tensor.
     pub tensor: String,
-    /// Rows; leading dimensions folded.
+    /// Rows of the matrix; leading dimensions are folded into them.
     pub rows: usize,
-    /// Columns.
+    /// Columns of the matrix.
     pub columns: usize,
     /// Row-major, whether the element differs.
     pub differs: Vec<bool>,

@@ -34,9 +34,9 @@ const LEAST_EXCESS: f64 = 0.2;
 pub struct Ranked {
     /// Names of the deviations from the case file's parameters; empty: as given.
     pub deviations: Vec<String>,
-    /// What they mean and where they were seen.
+    /// What the deviations mean and where they were seen.
     pub hypotheses: Vec<Hypothesis>,
-    /// Elements examined that agree.
+    /// Elements examined that agree with the file's.
     pub agree: usize,
     /// Of the elements that disagree with the parameters as given, those that agree with this.
     pub agree_of_mismatched: usize,

@@ -1,10 +1,9 @@
 //! Hypotheses about a GEMM: FP8 with scales, one product or one an expert, and BF16 or F32.
 //!
-//! `table` lists them; `variant` is what they change; `problem` is the case. Partial sums
-//! come from the exact GEMM on a grid of rows and columns ([`partials`]) and are kept: all that
-//! comes after them (scales, order, splits, casts) is a cheap recombination. [`solve`] finds the K
-//! blocks behind a difference that no hypothesis explains, [`stages`] those of
-//! another block's data.
+//! `table` lists them; `variant` is what they change; `problem` is the case. Partial sums come from
+//! the exact GEMM on a grid of rows and columns ([`partials`]) and are kept: all that comes after
+//! them (scales, order, splits, casts) is a cheap recombination. [`solve`] finds the K blocks
+//! behind a difference that no hypothesis explains, [`stages`] those of another block's data.
 
 mod partials;
 mod problem;
