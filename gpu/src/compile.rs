@@ -1,10 +1,9 @@
 //! CUDA C++ to PTX by NVRTC at run time, kept on disk by content.
 //!
 //! A kernel is compiled for one set of constants ([`Compiler::compile`]'s `defines`: shapes,
-//! element types).
-//! The PTX is stored in a folder under the blake3 of everything that goes into it: source,
-//! headers, options, NVRTC's version. It is written beside its place and renamed, so that processes
-//! that compile the same kernel at once do each other no harm.
+//! element types). The PTX is stored in a folder under the blake3 of everything that goes into it:
+//! source, headers, options, NVRTC's version. It is written beside its place and renamed, so that
+//! processes that compile the same kernel at once do each other no harm.
 //!
 //! NVRTC's reference: NVIDIA's document "NVRTC", sections 3 (user interface) and 4 (options).
 
@@ -21,9 +20,9 @@ use crate::nvrtc::Nvrtc;
 /// A CUDA source of `gpu/kernels`; its path there is the name in NVRTC's messages.
 #[derive(Clone, Copy, Debug)]
 pub struct Source<'a> {
-    /// Path below `gpu/kernels`.
+    /// Path below `gpu/kernels`, by which the kernel is named.
     pub name: &'static str,
-    /// The text.
+    /// The text of the source.
     pub text: &'a str,
 }
 
@@ -61,19 +60,19 @@ pub enum CompileError {
     /// A call of NVRTC failed for a reason other than the source.
     #[error("{call} failed for {source_name}: {message}")]
     Call {
-        /// The function of NVRTC.
+        /// Name of NVRTC's function that failed.
         call: &'static str,
-        /// The kernel's source.
+        /// Name of the kernel's source.
         source_name: &'static str,
-        /// NVRTC's word for the code.
+        /// NVRTC's name for the error code.
         message: String,
     },
     /// The source does not compile with these options.
     #[error("{source_name} does not compile with {options:?}:\n{log}")]
     Source {
-        /// The kernel's source.
+        /// Name of the kernel's source.
         source_name: &'static str,
-        /// All options.
+        /// All options of the compilation, constants included.
         options: Vec<String>,
         /// NVRTC's log, with file and line.
         log: String,
@@ -81,7 +80,7 @@ pub enum CompileError {
     /// A constant's name or value that cannot be handed to NVRTC.
     #[error("option {found:?}: expected no NUL byte")]
     Option {
-        /// The option.
+        /// The option that it would be.
         found: String,
     },
     /// The cache folder refused.
@@ -94,14 +93,14 @@ pub enum CompileError {
     },
 }
 
-/// A compiled kernel.
+/// A compiled kernel, from NVRTC or from the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compiled {
     /// PTX text, as `cuModuleLoadData` takes it (without the closing NUL).
     pub ptx: String,
-    /// NVRTC's warnings; empty where the cache had it.
+    /// NVRTC's warnings; empty where the PTX came from the cache.
     pub log: String,
-    /// Whether the cache had it.
+    /// Whether the PTX came from the cache.
     pub cached: bool,
 }
 
@@ -298,8 +297,7 @@ impl Api {
         let library = open(&nvrtc.library)?;
         let missing = |e: libloading::Error| load_error(&nvrtc.library, &e);
         // SAFETY: the types are those of nvrtc.h; the functions live as long as the library, which
-        // is
-        // kept beside them.
+        // is kept beside them.
         unsafe {
             Ok(Api {
                 version: *library.get(b"nvrtcVersion\0").map_err(missing)?,

@@ -15,17 +15,17 @@ use crate::driver::{self, Driver};
 use crate::launch::{self, Arg, Kernel, LaunchConfig, Swizzle, TensorMap};
 use crate::nvrtc;
 
-/// Which driver a run wants.
+/// Which CUDA driver a run wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceKind {
-    /// NVIDIA's, with a GPU.
+    /// NVIDIA's driver, with a GPU.
     Cuda,
-    /// The emulated one.
+    /// The emulated driver, without one.
     Emulated,
 }
 
 impl DeviceKind {
-    /// As it is written on the command line.
+    /// The word on the command line: `cuda` or `emulated`.
     pub fn name(self) -> &'static str {
         match self {
             DeviceKind::Cuda => "cuda",
@@ -48,17 +48,17 @@ pub enum GpuError {
     /// The loaded driver is the other one.
     #[error("--device {}: expected {expected}, found {found} in libcuda.so.1", wanted.name())]
     OtherDriver {
-        /// What was asked for.
+        /// The driver that was asked for.
         wanted: DeviceKind,
-        /// The driver that this means.
+        /// Its name, as the error calls it.
         expected: &'static str,
-        /// The driver that the loader found.
+        /// The name of the driver that the loader found.
         found: &'static str,
     },
     /// The driver cannot load PTX of CUDA 13.
     #[error("the CUDA driver supports CUDA {}.{}: expected 13.0 or newer, update it", version / 1000, version % 1000 / 10)]
     OldDriver {
-        /// As `cuDriverGetVersion` gives it.
+        /// CUDA version that the driver supports, as `cuDriverGetVersion` gives it: 13000 for 13.0.
         version: i32,
     },
     /// The device is not Hopper.
@@ -66,36 +66,36 @@ pub enum GpuError {
     Architecture {
         /// The device's name.
         name: String,
-        /// Compute capability.
+        /// Major number of its compute capability.
         major: i32,
-        /// Compute capability.
+        /// Minor number of its compute capability.
         minor: i32,
     },
-    /// There is no compiler.
+    /// NVRTC, which compiles the kernels, was not found.
     #[error(
         "NVRTC, which compiles the kernels, was not found: `fathom kernels fetch-nvrtc` downloads it with pip, or set FATHOM_NVRTC to its folder"
     )]
     NoNvrtc,
-    /// There is nowhere to keep compiled kernels.
+    /// There is no folder to keep compiled kernels in.
     #[error("no cache folder: expected XDG_CACHE_HOME or HOME to be set, or FATHOM_CACHE")]
     NoCache,
-    /// A kernel does not compile.
+    /// A kernel cannot be compiled.
     #[error(transparent)]
     Compile(#[from] CompileError),
     /// A launch's arguments are not the kernel's parameters.
     #[error("{kernel}: expected parameters of {expected:?} bytes, found arguments of {found:?}")]
     Arguments {
-        /// The entry.
+        /// Name of the kernel's entry.
         kernel: &'static str,
-        /// Sizes of its parameters.
+        /// Bytes of each of its parameters.
         expected: Vec<usize>,
-        /// Sizes of the arguments.
+        /// Bytes of each of the arguments.
         found: Vec<usize>,
     },
     /// A call of the driver failed.
     #[error("{call}: {message}")]
     Driver {
-        /// The call.
+        /// Name of the driver's function that failed.
         call: &'static str,
         /// The driver's name for the error.
         message: String,
@@ -115,7 +115,7 @@ impl GpuError {
     }
 }
 
-/// Device memory; given back when dropped.
+/// Bytes in device memory, given back when dropped.
 pub struct Buffer {
     pub(crate) slice: CudaSlice<u8>,
 }
@@ -124,21 +124,21 @@ pub struct Buffer {
 pub struct Matrix {
     pub(crate) buffer: Buffer,
     pub(crate) dtype: DType,
-    /// Rows.
+    /// Rows of the matrix.
     pub rows: usize,
-    /// Columns.
+    /// Columns of the matrix.
     pub columns: usize,
     /// Distance of two rows.
     pub(crate) pitch_bytes: usize,
 }
 
 impl Matrix {
-    /// Where the matrix lies.
+    /// The device memory in which the matrix lies.
     pub fn buffer(&self) -> &Buffer {
         &self.buffer
     }
 
-    /// Element type.
+    /// Element type of the matrix.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
@@ -200,7 +200,7 @@ impl Gpu {
         })
     }
 
-    /// Whose driver it is.
+    /// Whose driver it is, NVIDIA's or the emulated one.
     pub fn kind(&self) -> DeviceKind {
         self.kind
     }
@@ -237,7 +237,7 @@ impl Gpu {
         Ok(kernel)
     }
 
-    /// Enqueues a kernel.
+    /// Enqueues a kernel on the device's stream; it does not wait for it.
     ///
     /// # Errors
     /// As [`GpuError::Arguments`] and [`GpuError::Driver`].
@@ -250,7 +250,7 @@ impl Gpu {
         launch::launch(&self.stream, kernel, config, args)
     }
 
-    /// A tensor map of boxes of `rows` x `columns` elements.
+    /// A tensor map by which TMA copies boxes of `rows` x `columns` elements of `matrix`.
     ///
     /// # Errors
     /// [`GpuError::Driver`].
@@ -263,7 +263,7 @@ impl Gpu {
         TensorMap::new(&self.stream, matrix, (rows, columns), swizzle)
     }
 
-    /// Copies bytes to the device.
+    /// Copies bytes to new device memory.
     ///
     /// # Errors
     /// [`GpuError::Driver`].

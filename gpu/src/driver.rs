@@ -36,13 +36,13 @@ pub enum Driver {
 /// A device as the driver describes it.
 #[derive(Clone, Debug)]
 pub struct Device {
-    /// Name.
+    /// Name of the device.
     pub name: String,
     /// Compute capability, (9, 0) for Hopper.
     pub compute_capability: (i32, i32),
     /// Streaming multiprocessors.
     pub sm_count: i32,
-    /// Memory in bytes.
+    /// Device memory in bytes.
     pub memory_bytes: usize,
 }
 
@@ -51,7 +51,7 @@ const MULTIPROCESSOR_COUNT: c_int = 16;
 const COMPUTE_CAPABILITY_MAJOR: c_int = 75;
 const COMPUTE_CAPABILITY_MINOR: c_int = 76;
 
-/// Loads the driver library and asks for its devices.
+/// Loads the driver library, initialises it and asks for its devices.
 pub fn probe() -> Driver {
     // SAFETY: loading libcuda runs its initialisers, which are those of the system's own driver (or
     // of the emulated one, which has none).

@@ -17,7 +17,7 @@ use fathom_trace::DType;
 
 use crate::device::{Buffer, GpuError, Matrix};
 
-/// An entry of a loaded module.
+/// An entry of a loaded module, with the sizes of its parameters.
 pub struct Kernel {
     name: &'static str,
     function: CudaFunction,
@@ -58,25 +58,25 @@ impl Kernel {
     }
 }
 
-/// An argument of a kernel.
+/// An argument of a kernel, as large as the parameter that it is for.
 #[derive(Clone, Copy)]
 pub enum Arg<'a> {
     /// The address of device memory.
     Buffer(&'a Buffer),
     /// A tensor map by value (`__grid_constant__`).
     Map(&'a TensorMap<'a>),
-    /// A 32-bit integer.
+    /// A 32-bit unsigned integer.
     U32(u32),
-    /// A 64-bit integer.
+    /// A 64-bit unsigned integer.
     U64(u64),
-    /// A float.
+    /// A 32-bit float.
     F32(f32),
 }
 
-/// The shape of a launch.
+/// The shape of a launch; grid, block and cluster have one dimension each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaunchConfig {
-    /// CTAs.
+    /// CTAs of the grid.
     pub grid: u32,
     /// Threads of a CTA.
     pub block: u32,

@@ -9,7 +9,7 @@ use std::process::Command;
 /// The PyPI package that carries NVRTC, and the version that is fetched.
 pub const PACKAGE: &str = "nvidia-cuda-nvrtc==13.0.*";
 
-/// The libraries of one NVRTC.
+/// The two libraries of one NVRTC.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nvrtc {
     /// `libnvrtc-builtins`, to be loaded first by its absolute path.
@@ -35,7 +35,7 @@ pub enum FetchError {
     /// pip failed.
     #[error("python3 -m pip could not install {PACKAGE}: {message}")]
     Pip {
-        /// What it said last.
+        /// The last of what it said.
         message: String,
     },
     /// The wheel does not hold what it should.
@@ -54,7 +54,8 @@ pub fn cache_dir() -> Option<PathBuf> {
         .or_else(|| set("HOME").map(|d| d.join(".cache/fathom")))
 }
 
-/// Finds NVRTC: in `FATHOM_NVRTC` (a folder), in the cache, in the usual CUDA folders.
+/// Finds NVRTC: in the folder `FATHOM_NVRTC`, in the cache, in the usual CUDA folders; `None` where
+/// it is in none of them.
 pub fn find() -> Option<Nvrtc> {
     let named = std::env::var_os("FATHOM_NVRTC").map(PathBuf::from);
     let cached = cache_dir().map(|d| d.join("nvrtc"));

@@ -52,9 +52,9 @@ ids! {
 /// One PTX module (translation unit).
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Module {
-    /// `.version major.minor`.
+    /// `.version major.minor` of the PTX ISA.
     pub version: (u32, u32),
-    /// `.target`.
+    /// `.target`: the architecture that the module is written for.
     pub target: Target,
     /// `.address_size`, 32 or 64 (64 where the directive is absent).
     pub address_size: u32,
@@ -62,11 +62,11 @@ pub struct Module {
     pub variables: Vec<Variable>,
     /// Functions and entries, in order of first declaration.
     pub functions: Vec<Function>,
-    /// `.alias name, aliasee;`
+    /// `.alias name, aliasee;`: the alias, then the function that it stands for.
     pub aliases: Vec<(FuncId, FuncId)>,
     /// `.file index "name"` directives.
     pub files: Vec<SourceFile>,
-    /// The order of everything at module scope.
+    /// Everything at module scope, in source order.
     pub items: Vec<Item>,
 }
 
@@ -81,7 +81,7 @@ pub struct Target {
     pub options: Vec<String>,
 }
 
-/// A `.file` directive.
+/// A `.file` directive: a source file that `.loc` directives refer to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceFile {
     /// The number `.loc` refers to.
@@ -93,7 +93,7 @@ pub struct SourceFile {
 /// What stands at module scope, in source order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Item {
-    /// A variable.
+    /// A module-scope variable, where it is declared or defined.
     Variable(VarId),
     /// A function without a body (a prototype).
     Declare(FuncId),
@@ -107,36 +107,36 @@ pub enum Item {
     Pragma(Vec<String>),
 }
 
-/// Linking directive.
+/// The linking directive of a variable or function: who sees its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Linkage {
     /// None: visible in this module only.
     #[default]
     Internal,
-    /// `.extern`
+    /// `.extern`: defined in another module.
     Extern,
-    /// `.visible`
+    /// `.visible`: other modules may refer to it.
     Visible,
-    /// `.weak`
+    /// `.weak`: as `.visible`, but another definition of the name wins.
     Weak,
-    /// `.common`
+    /// `.common`: several modules may define it, the largest counts.
     Common,
 }
 
-/// A variable or parameter.
+/// A variable or parameter: where it lives, and its type.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Variable {
     /// Name as written.
     pub name: String,
     /// Where the name stands.
     pub pos: Pos,
-    /// Linking directive.
+    /// Linking directive; [`Linkage::Internal`] for parameters and function-scope variables.
     pub linkage: Linkage,
     /// State space; [`Space::Reg`] only for register parameters of `.func`.
     pub space: Space,
     /// `.constN` bank of a banked constant variable (deprecated syntax).
     pub bank: Option<u32>,
-    /// `.align`, where written.
+    /// `.align` in bytes, where written.
     pub align: Option<u32>,
     /// Element type.
     pub ty: Type,
@@ -144,7 +144,7 @@ pub struct Variable {
     pub vector: u8,
     /// Array dimensions, outermost first; `None` for an empty `[]`.
     pub dims: Vec<Option<u64>>,
-    /// Initialiser, where written.
+    /// Initialiser, where written; the rest of the variable is zero.
     pub init: Option<Init>,
     /// `.attribute(.managed)`.
     pub managed: bool,
@@ -161,7 +161,7 @@ pub struct Variable {
 pub struct PtrAttr {
     /// The space pointed to; `None` is generic.
     pub space: Option<Space>,
-    /// Alignment of what it points to, where written.
+    /// Alignment in bytes of what it points to, where written.
     pub align: Option<u32>,
 }
 
@@ -191,21 +191,21 @@ impl Variable {
     }
 }
 
-/// Initialiser of a `.global` or `.const` variable.
+/// The initialiser of a `.global` or `.const` variable.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Init {
-    /// A literal.
+    /// A literal, of the type of the element that it initialises.
     Imm(Imm),
     /// The address of a variable or function: `name`, `name+4`, `generic(name)+4`,
     /// `0xFF00(name)` (a mask that selects one byte of the address).
     Symbol {
-        /// What it refers to.
+        /// The variable or function whose address is taken.
         symbol: Symbol,
         /// Byte offset added to the address.
         addend: i64,
         /// Written `generic(name)`: the generic address, else the address in its space.
         generic: bool,
-        /// Byte mask, where written.
+        /// Mask that selects one byte of the address, where written.
         mask: Option<u64>,
     },
     /// `{ ... }`, nested as the dimensions are.
@@ -221,18 +221,18 @@ pub struct Image {
     pub relocations: Vec<Relocation>,
 }
 
-/// One address inside an [`Image`].
+/// An address to be written into an [`Image`] once it is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Relocation {
     /// Byte offset within the image.
     pub offset: u64,
-    /// Bytes to write.
+    /// Bytes of the address to write.
     pub size: u32,
-    /// What it refers to.
+    /// The variable or function whose address is written.
     pub symbol: Symbol,
-    /// Added to the address.
+    /// Bytes that are added to the address.
     pub addend: i64,
-    /// Generic address, else the address in its space.
+    /// Whether the generic address is meant, else the address in its space.
     pub generic: bool,
     /// The address is shifted right by this many bits before it is written (byte masks).
     pub shift: u32,
@@ -245,15 +245,15 @@ pub struct Function {
     pub name: String,
     /// Where the name stands (the definition's, where there is one).
     pub pos: Pos,
-    /// `.entry` (kernel), else `.func`.
+    /// Whether it is an `.entry` (kernel), else a `.func`.
     pub entry: bool,
     /// Linking directive.
     pub linkage: Linkage,
-    /// Return values (`.func` only).
+    /// Return values, of a `.func` only.
     pub returns: Vec<Variable>,
     /// Formal parameters.
     pub params: Vec<Variable>,
-    /// `.maxntid` and its kin.
+    /// Performance-tuning and cluster directives: `.maxntid` and its kin.
     pub tuning: Tuning,
     /// The body; `None` for a declaration.
     pub body: Option<Body>,
@@ -266,27 +266,27 @@ pub struct Tuning {
     pub maxntid: Option<[u32; 3]>,
     /// `.reqntid nx, ny, nz` (absent dimensions are 1).
     pub reqntid: Option<[u32; 3]>,
-    /// `.maxnreg n`
+    /// `.maxnreg n`: most registers per thread.
     pub maxnreg: Option<u32>,
-    /// `.minnctapersm n`
+    /// `.minnctapersm n`: CTAs that an SM is to hold at least.
     pub minnctapersm: Option<u32>,
-    /// `.maxnctapersm n` (deprecated)
+    /// `.maxnctapersm n`: CTAs that an SM is to hold at most (deprecated).
     pub maxnctapersm: Option<u32>,
     /// `.reqnctapercluster nx, ny, nz` (absent dimensions are 1).
     pub reqnctapercluster: Option<[u32; 3]>,
-    /// `.explicitcluster`
+    /// `.explicitcluster`: every launch must give the size of its clusters.
     pub explicitcluster: bool,
-    /// `.maxclusterrank n`
+    /// `.maxclusterrank n`: most CTAs of a cluster.
     pub maxclusterrank: Option<u32>,
-    /// `.blocksareclusters`
+    /// `.blocksareclusters`: the grid of a launch counts clusters, not CTAs.
     pub blocksareclusters: bool,
-    /// `.noreturn`
+    /// `.noreturn`: the function never returns to its caller.
     pub noreturn: bool,
-    /// `.abi_preserve n`
+    /// `.abi_preserve n`: general-purpose registers that the function preserves.
     pub abi_preserve: Option<u32>,
-    /// `.abi_preserve_control n`
+    /// `.abi_preserve_control n`: control registers that the function preserves.
     pub abi_preserve_control: Option<u32>,
-    /// `.unique` / `.attribute(.unified(uuid1, uuid2))` of a function.
+    /// `.attribute(.unified(uuid1, uuid2))` of a function.
     pub unified: Option<(u64, u64)>,
     /// `.pragma` strings between header and body.
     pub pragmas: Vec<String>,
@@ -300,7 +300,7 @@ pub struct Body {
     pub registers: Vec<Register>,
     /// Labels, in order of first mention.
     pub labels: Vec<Label>,
-    /// Function-scope variables.
+    /// Function-scope variables, in the order in which they stand.
     pub variables: Vec<Variable>,
     /// Branch-target, call-target and prototype lists.
     pub tables: Vec<Table>,
@@ -308,7 +308,7 @@ pub struct Body {
     pub statements: Vec<Statement>,
 }
 
-/// A register.
+/// A register that some instruction names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Register {
     /// Name as written, `%` included.
@@ -328,24 +328,24 @@ pub struct Label {
     pub statement: u32,
 }
 
-/// One item of a function's body.
+/// One item of a function's body, in source order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Statement {
-    /// An instruction.
+    /// An instruction that fits a row of the table.
     Instruction(Instruction),
-    /// A label's place.
+    /// The place that a label marks.
     Label(LabelId),
-    /// `{`
+    /// `{`: a scope of names begins.
     BeginScope,
-    /// `}`
+    /// `}`: the innermost scope ends.
     EndScope,
-    /// `.reg .type names;`
+    /// `.reg .type names;`: the registers that a scope declares.
     Registers(RegDecl),
-    /// A function-scope variable.
+    /// The declaration of a function-scope variable.
     Variable(LocalId),
     /// `name: .branchtargets ...;` and its kin.
     Table(TableId),
-    /// `.pragma "...";`
+    /// `.pragma "...";` strings inside the body.
     Pragma(Vec<String>),
     /// `.loc`: the instructions that follow, up to the next one, stem from there.
     Loc(Loc),
@@ -354,50 +354,50 @@ pub enum Statement {
     Unsupported(Box<Unsupported>),
 }
 
-/// An instruction that only its text is known of.
+/// An instruction that is kept as text only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unsupported {
-    /// Where it starts.
+    /// Where its guard or mnemonic starts.
     pub pos: Pos,
     /// Its text, without the semicolon.
     pub text: String,
-    /// Why, with line and source.
+    /// Why it is not read, with line and source.
     pub reason: String,
 }
 
-/// `.reg .v4 .f32 a, b<10>;`
+/// A declaration of registers: `.reg .v4 .f32 a, b<10>;`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegDecl {
-    /// Vector length, else 1.
+    /// Vector length of each register, else 1.
     pub vector: u8,
-    /// Type.
+    /// Type of each register.
     pub ty: Type,
-    /// Names; with a count N, `name<N>` declares `name0` to `name(N-1)`.
+    /// Names as written; with a count N, `name<N>` declares `name0` to `name(N-1)`.
     pub names: Vec<(String, Option<u32>)>,
 }
 
-/// A `.loc` directive.
+/// A `.loc` directive: the place in another source that the following instructions stem from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loc {
-    /// Number of a `.file`.
+    /// Number of a `.file` directive.
     pub file: u32,
-    /// Line in that file.
+    /// Line in that file, from 1.
     pub line: u32,
-    /// Column in that file.
+    /// Column in that file, as the directive gives it.
     pub col: u32,
     /// `function_name label+offset, inlined_at file line col`, where written: the place at which
     /// the function was inlined.
     pub inlined_at: Option<InlinedAt>,
 }
 
-/// The second half of a `.loc`.
+/// The second half of a `.loc`: the place at which a function was inlined.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InlinedAt {
     /// Label in `.debug_str` that names the inlined function.
     pub function: String,
     /// Byte offset from that label.
     pub offset: i64,
-    /// Number of a `.file`.
+    /// Number of a `.file` directive.
     pub file: u32,
     /// Line in that file.
     pub line: u32,
@@ -408,24 +408,25 @@ pub struct InlinedAt {
 /// A list that an indirect branch or call refers to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Table {
-    /// The label before the directive.
+    /// The label before the directive, by which instructions name the list.
     pub name: String,
-    /// Its contents.
+    /// What the list holds.
     pub kind: TableKind,
 }
 
-/// Contents of a [`Table`].
+/// Contents of a [`Table`], by its directive.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TableKind {
-    /// `.branchtargets L0, L1, ...;`
+    /// `.branchtargets L0, L1, ...;`: where a `brx.idx` may jump to.
     Branch(Vec<LabelId>),
-    /// `.calltargets f, g, ...;`
+    /// `.calltargets f, g, ...;`: the functions that an indirect call may call.
     Call(Vec<FuncId>),
-    /// `.callprototype (ret) _ (params) .noreturn ...;`
+    /// `.callprototype (ret) _ (params) .noreturn ...;`: the signature of an indirect call's
+    /// target.
     Prototype {
-        /// Return values.
+        /// Return values of the target.
         returns: Vec<Variable>,
-        /// Parameters.
+        /// Formal parameters of the target.
         params: Vec<Variable>,
         /// `.noreturn`, `.abi_preserve` and `.abi_preserve_control`.
         tuning: Tuning,
@@ -443,7 +444,7 @@ pub enum Symbol {
     Param(u32),
     /// A formal return value: index into [`Function::returns`].
     Return(u32),
-    /// A function.
+    /// A function or entry.
     Function(FuncId),
 }
 
@@ -452,13 +453,13 @@ pub enum Symbol {
 pub struct Instruction {
     /// Where its guard or mnemonic starts.
     pub pos: Pos,
-    /// `@p` or `@!p`.
+    /// `@p` or `@!p`, where written.
     pub guard: Option<Guard>,
-    /// What it does.
+    /// What it does, by its mnemonic.
     pub op: Opcode,
-    /// The row of the table that it matches.
+    /// The row of the table that it matches, which says how its operands are read.
     pub form: FormId,
-    /// Its suffixes, typed.
+    /// Its dotted suffixes, typed.
     pub mods: Modifiers,
     /// Its operands, one for each slot of its form ([`FormId::form`]): an optional operand that
     /// is not there is [`Operand::None`], so that the `i`th operand always means the same.
@@ -467,7 +468,7 @@ pub struct Instruction {
     pub operands: Vec<Operand>,
 }
 
-/// The guard predicate of an instruction.
+/// The guard predicate of an instruction: it executes only in lanes where the guard holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Guard {
     /// A `.pred` register.
@@ -479,7 +480,7 @@ pub struct Guard {
 /// Which bytes (`.b3210`) or half-words (`.h10`) a video instruction takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Selector {
-    /// Half-words.
+    /// Whether parts are half-words, else bytes.
     pub halves: bool,
     /// How many are named, up to 4.
     pub count: u8,
@@ -513,66 +514,66 @@ impl std::fmt::Display for Selector {
     }
 }
 
-/// An operand.
+/// An operand of an instruction.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Operand {
-    /// A register.
+    /// A register, by its number in the function.
     Reg(RegId),
     /// One component of a vector register: `.x` (or `.r`), `.y` (`.g`), `.z` (`.b`), `.w` (`.a`)
     /// are 0 to 3.
     Component(RegId, u8),
     /// Bytes or half-words of a register in a video instruction: `%r1.b3210`.
     Selected(RegId, Selector),
-    /// A special register.
+    /// A special register such as `%tid.x`.
     Special(SpecialReg),
     /// A literal.
     Imm(Imm),
-    /// `{a, b, ...}`, any length.
+    /// `{a, b, ...}` of any length: elements of a vector, or parts that are packed.
     Vector(Box<[Operand]>),
-    /// `_`
+    /// `_`: a result that is not wanted, or an element that is not there.
     Sink,
-    /// `[base+offset]`
+    /// `[base+offset]`: an address in memory.
     Address(Address),
     /// `[base, {c0, c1}]` of cp.async.bulk.tensor and of textures; `base` may be an address with
     /// offset. Further operands in the brackets (`[tex, sampler, {..}]`) stand before the last.
     Tensor(Address, Vec<Operand>),
     /// The address of a variable or function as a value: `name` or `name+4`.
     Symbol(Symbol, i64),
-    /// A branch target.
+    /// The label that a branch jumps to.
     Label(LabelId),
-    /// A table of targets or a prototype.
+    /// A list of targets, or a call's prototype.
     Table(TableId),
-    /// `!p`
+    /// `!p`: a predicate, negated.
     Not(RegId),
     /// `p|q`: two destinations.
     Pair(Box<Operand>, Box<Operand>),
-    /// `(a, b)` of a call.
+    /// `(a, b)` of a call: return values or arguments.
     List(Vec<Operand>),
     /// An optional operand that is not there.
     None,
 }
 
-/// `[base+offset]`
+/// `[base+offset]`: an address, its state space being the instruction's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
     /// What the offset is added to.
     pub base: Base,
-    /// Bytes.
+    /// Bytes that are added to the base, negative too.
     pub offset: i64,
 }
 
-/// The base of an address.
+/// The base of an address, to which the offset is added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Base {
-    /// A register.
+    /// A register that holds an address.
     Reg(RegId),
-    /// A variable, parameter or function.
+    /// The address of a variable, parameter or function.
     Symbol(Symbol),
     /// An absolute address: the offset is all there is.
     Absolute,
 }
 
-/// A literal.
+/// A literal operand or initialiser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Imm {
     /// Integer without suffix, or with a negative value.
@@ -611,7 +612,7 @@ impl Imm {
 /// A special register (PTX ISA, "Special Registers").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SpecialReg {
-    /// Which.
+    /// The register, numbered families once.
     pub kind: Special,
     /// `.x` to `.w` (0 to 3) of a vector one; `None` where the whole is meant.
     pub lane: Option<u8>,
@@ -675,16 +676,16 @@ impl Special {
     }
 }
 
-/// A call's four operands, borrowed from an [`Instruction`].
+/// The four operands of a call, borrowed from an [`Instruction`].
 #[derive(Clone, Copy, Debug)]
 pub struct Call<'a> {
-    /// Return values.
+    /// Return values, in order.
     pub returns: &'a [Operand],
     /// [`Operand::Symbol`] of a function, or a register (indirect).
     pub target: &'a Operand,
-    /// Arguments.
+    /// Arguments, in order.
     pub args: &'a [Operand],
-    /// Prototype or target list of an indirect call.
+    /// Prototype or target list, of an indirect call only.
     pub table: Option<TableId>,
 }
 
@@ -709,7 +710,7 @@ impl Instruction {
 }
 
 impl Module {
-    /// The function of that name.
+    /// The function or entry of that name.
     pub fn function(&self, name: &str) -> Option<(FuncId, &Function)> {
         let i = self.functions.iter().position(|f| f.name == name)?;
         Some((FuncId(i as u32), &self.functions[i]))
@@ -723,7 +724,7 @@ impl Module {
 }
 
 impl Body {
-    /// Instructions with their statement index.
+    /// The instructions of the body, each with its index into [`Body::statements`].
     pub fn instructions(&self) -> impl Iterator<Item = (usize, &Instruction)> {
         self.statements.iter().enumerate().filter_map(|(i, s)| match s {
             Statement::Instruction(ins) => Some((i, ins)),

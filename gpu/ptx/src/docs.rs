@@ -39,7 +39,7 @@ layouts among themselves. This page is made by `cargo run -p fathom-ptx --exampl
 test compares.
 ";
 
-/// The whole page.
+/// The whole page, as `docs/ptx.md` holds it.
 pub fn markdown() -> String {
     let mut out = String::from(HEAD);
     let count = table::forms().len();

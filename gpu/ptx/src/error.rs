@@ -17,15 +17,15 @@ use crate::ast::Pos;
 pub struct Error {
     /// File name, where the caller gave one ([`Error::in_file`]).
     pub file: Option<String>,
-    /// Line and column, from 1.
+    /// Where it is wrong: line and column, from 1.
     pub pos: Pos,
-    /// Characters to mark.
+    /// Characters to mark from there on.
     pub width: u32,
-    /// What is wrong, what was expected.
+    /// What is wrong, and what was expected.
     pub message: String,
-    /// What to do about it.
+    /// What to do about it, where that can be said.
     pub help: Option<String>,
-    /// The source line (cut where it is long).
+    /// The source line, cut where it is long.
     pub line: String,
 }
 
@@ -33,20 +33,20 @@ pub struct Error {
 const SHOWN: usize = 120;
 
 impl Error {
-    /// Makes one, looking up the source line.
+    /// An error at a place of `source`, `width` characters wide; its line is looked up there.
     pub fn new(source: &str, pos: Pos, width: u32, message: impl Into<String>) -> Self {
         let line = source.lines().nth(pos.line.saturating_sub(1) as usize).unwrap_or("");
         Error { file: None, pos, width, message: message.into(), help: None, line: line.into() }
     }
 
-    /// Adds a help line.
+    /// The same error with a line of help.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
     }
 
-    /// Adds the file's name.
+    /// The same error with the name of the file.
     #[must_use]
     pub fn in_file(mut self, file: impl Into<String>) -> Self {
         self.file = Some(file.into());
@@ -83,5 +83,5 @@ impl Error {
     }
 }
 
-/// What this crate's functions return.
+/// What this crate's functions return; the error is [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;

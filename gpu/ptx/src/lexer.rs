@@ -5,7 +5,7 @@
 
 use crate::ast::Pos;
 
-/// Kinds of tokens.
+/// What kind of token a piece of text is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `add.f32`, `%r1`, `$L__BB0_1`, `_`
@@ -27,18 +27,18 @@ pub enum Kind {
 /// A token: a piece of the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token<'a> {
-    /// Kind.
+    /// What kind of token it is.
     pub kind: Kind,
-    /// The text.
+    /// Its text as it stands in the source.
     pub text: &'a str,
-    /// Where it starts.
+    /// Where it starts: line and column, from 1.
     pub pos: Pos,
-    /// Byte offset.
+    /// Byte offset in the source at which it starts.
     pub start: usize,
 }
 
 impl Token<'_> {
-    /// Whether it is this piece of punctuation.
+    /// Whether the token is this piece of punctuation.
     pub fn is(&self, punct: &str) -> bool {
         self.kind == Kind::Punct && self.text == punct
     }
@@ -60,7 +60,7 @@ const fn is_word(b: u8) -> bool {
 }
 
 impl<'a> Lexer<'a> {
-    /// Starts at the beginning.
+    /// A lexer at the beginning of `source`.
     pub fn new(source: &'a str) -> Self {
         Lexer { source, at: 0, line: 1, line_start: 0, counted: (0, 1) }
     }
@@ -114,7 +114,7 @@ impl<'a> Lexer<'a> {
         Pos { line: self.line, col }
     }
 
-    /// The next token.
+    /// The next token, without the blanks and comments before it.
     pub fn token(&mut self) -> Token<'a> {
         let terminated = self.skip_blanks();
         let (start, pos) = (self.at, self.pos());

@@ -16,7 +16,7 @@ mod fit;
 mod names;
 mod operand;
 
-/// How to parse.
+/// How to parse a module.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     /// Keep an instruction that the table does not know, or that does not fit it, as
@@ -33,7 +33,7 @@ pub fn parse(source: &str) -> Result<Module> {
     parse_with(source, Options::default())
 }
 
-/// Parses a module under options.
+/// Parses a module under [`Options`].
 ///
 /// # Errors
 /// As [`parse`].

@@ -31,8 +31,8 @@ fn has(target: &Target, sm: u32, suffix: Option<char>) -> bool {
     }
 }
 
-/// Every instruction that needs a later `.version` or another `.target` than the module states,
-/// as ptxas would refuse it.
+/// One error for every instruction that needs a later `.version` or another `.target` than the
+/// module states, as ptxas would refuse it. `source` is the module's text, for the errors' lines.
 pub fn requirements(source: &str, module: &Module) -> Vec<Error> {
     let mut errors = Vec::new();
     let bodies = module.functions.iter().filter_map(|f| f.body.as_ref());

@@ -1,8 +1,8 @@
-//! The table of instructions: one row a form, for parser, validator, documentation and tests.
+//! The table of instructions: one row per form, for parser, validator, documentation and tests.
 //!
 //! A row is written much as the PTX ISA writes syntax: `mad.part{.sat}.type d, a, b, c`;
-//! [`pattern`] explains the notation and compiles it. The rows themselves are data, in one file
-//! a group of chapters. To add an instruction, add its [`Opcode`] and a row.
+//! [`pattern`] explains the notation and compiles it. The rows themselves are data, in one file per
+//! group of chapters. To add an instruction, add its [`Opcode`] and a row.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -18,7 +18,7 @@ pub mod pattern;
 mod sync;
 mod video;
 
-/// A row of the table: by index.
+/// A row of the table, by its index in [`forms`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FormId(pub u16);
 
@@ -143,13 +143,13 @@ pub fn forms() -> &'static [Form] {
     &TABLE.forms
 }
 
-/// The forms of an opcode.
+/// The forms of an opcode, in the order of the table.
 pub fn forms_of(op: Opcode) -> &'static [FormId] {
     TABLE.by_opcode.get(&op).map_or(&[], Vec::as_slice)
 }
 
 impl FormId {
-    /// The form.
+    /// The compiled row.
     pub fn form(self) -> &'static Form {
         &TABLE.forms[usize::from(self.0)]
     }

@@ -77,25 +77,25 @@ impl Type {
         self.bits().div_ceil(8)
     }
 
-    /// `.s8` to `.s64` and the packed `.s16x2`, `.s8x4`.
+    /// Whether it is a signed integer: `.s8` to `.s64` and the packed `.s16x2`, `.s8x4`.
     pub const fn is_signed(self) -> bool {
         use Type::*;
         matches!(self, S2 | S4 | S8 | S16 | S32 | S64 | S16x2 | S8x4)
     }
 
-    /// `.u8` to `.u64` and the packed `.u16x2`, `.u8x4`.
+    /// Whether it is an unsigned integer: `.u8` to `.u64` and the packed `.u16x2`, `.u8x4`.
     pub const fn is_unsigned(self) -> bool {
         use Type::*;
         matches!(self, U2 | U4 | U8 | U16 | U32 | U64 | U16x2 | U8x4)
     }
 
-    /// `.b1` to `.b128`.
+    /// Whether it is untyped bits: `.b1` to `.b128`.
     pub const fn is_bits(self) -> bool {
         use Type::*;
         matches!(self, B1 | B8 | B16 | B32 | B64 | B128)
     }
 
-    /// Any floating-point format, packed or not.
+    /// Whether it is a floating-point format, packed or not.
     pub const fn is_float(self) -> bool {
         !self.is_signed()
             && !self.is_unsigned()
@@ -237,16 +237,16 @@ words! {
 /// `.m64n128k16`: rows, columns and depth of a matrix instruction; `m8n8` of ldmatrix has k 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Shape {
-    /// Rows of A and D.
+    /// Rows of A and of D.
     pub m: u16,
-    /// Columns of B and D.
+    /// Columns of B and of D.
     pub n: u16,
-    /// Columns of A, rows of B.
+    /// Columns of A, which are the rows of B.
     pub k: u16,
 }
 
 impl Shape {
-    /// Reads `m16n8k16` or `m8n8`.
+    /// Reads `m16n8k16` or `m8n8`; `None` for anything else.
     pub fn parse(text: &str) -> Option<Self> {
         let (m, rest) = text.strip_prefix('m')?.split_once('n')?;
         let (n, k) = rest.split_once('k').unwrap_or((rest, "0"));
@@ -261,36 +261,36 @@ impl std::fmt::Display for Shape {
     }
 }
 
-/// One suffix of an instruction, typed.
+/// One suffix of an instruction, typed by what it means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mod {
-    /// `.f32`
+    /// A type such as `.f32`.
     Type(Type),
-    /// `.rn`
+    /// A rounding such as `.rn`.
     Rounding(Rounding),
-    /// `.global`
+    /// A state space such as `.global`.
     Space(Space),
-    /// `.acquire`
+    /// Memory semantics such as `.acquire`.
     Sem(Sem),
-    /// `.gpu`
+    /// The scope of a memory operation, such as `.gpu`.
     Scope(Scope),
-    /// `.lt`
+    /// A comparison such as `.lt`.
     Cmp(Cmp),
-    /// `.add` of an atomic, `.and` of a setp
+    /// A combining operator: `.add` of an atomic, `.and` of a setp.
     Op(Op),
-    /// `.wide`
+    /// The part of a product: `.wide`, `.lo`, `.hi`.
     Part(MulPart),
-    /// `.cg`
+    /// A cache operator such as `.cg`.
     Cache(Cache),
-    /// `.L2::128B`
+    /// A hint that changes no value, such as `.L2::128B`.
     Hint(Hint),
-    /// `.row`
+    /// The layout of a matrix, `.row` or `.col`.
     Layout(Layout),
-    /// `.m16n8k16`
+    /// The shape of a matrix instruction, such as `.m16n8k16`.
     Shape(Shape),
-    /// `.v4`
+    /// The vector length of ld and st: `.v2`, `.v4`, `.v8`.
     Vec(u8),
-    /// Everything else.
+    /// Any other suffix, which is there or not.
     Flag(Flag),
 }
 
@@ -360,7 +360,7 @@ impl Modifiers {
         space: Space -> Space,
         /// Memory semantics.
         sem: Sem -> Sem,
-        /// Scope.
+        /// Scope of a memory operation.
         scope: Scope -> Scope,
         /// Comparison operator.
         cmp: Cmp -> Cmp,
@@ -374,12 +374,12 @@ impl Modifiers {
         shape: Shape -> Shape,
     }
 
-    /// Whether that suffix is there.
+    /// Whether that suffix is among them.
     pub fn has(&self, flag: Flag) -> bool {
         self.0.contains(&Mod::Flag(flag))
     }
 
-    /// Whether that hint is there.
+    /// Whether that hint is among them.
     pub fn has_hint(&self, hint: Hint) -> bool {
         self.0.contains(&Mod::Hint(hint))
     }
@@ -394,7 +394,7 @@ impl Modifiers {
         self.0.iter().filter_map(|m| if let Mod::Type(t) = m { Some(*t) } else { None })
     }
 
-    /// The `i`th type.
+    /// The `i`th type, from 0.
     pub fn ty(&self, i: usize) -> Option<Type> {
         self.types().nth(i)
     }
