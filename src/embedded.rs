@@ -3,7 +3,7 @@
 #[cfg(embedded)]
 include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
 
-/// The library; `None` on systems whose linker does not take it in.
+/// The library's bytes; `None` on systems whose linker does not take them in.
 #[cfg(embedded)]
 pub fn libcuda() -> Option<&'static [u8]> {
     let (start, end) = (&raw const START, &raw const END);
@@ -12,7 +12,7 @@ pub fn libcuda() -> Option<&'static [u8]> {
     Some(bytes)
 }
 
-/// The library; `None` on systems whose linker does not take it in.
+/// The library's bytes; `None` on systems whose linker does not take them in.
 #[cfg(not(embedded))]
 pub fn libcuda() -> Option<&'static [u8]> {
     None

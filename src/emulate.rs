@@ -107,7 +107,7 @@ pub fn run(args: &Args) -> output::Result {
     })
 }
 
-/// The code of a command as a shell gives it: 128 and the signal's number where one ended it.
+/// The exit code of a command as a shell gives it: 128 and the signal's number where one ended it.
 fn code(status: ExitStatus) -> u8 {
     #[cfg(unix)]
     if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {

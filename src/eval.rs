@@ -59,7 +59,7 @@ pub struct Args {
     record: RecordArgs,
 }
 
-/// The precision mode of a name on the command line.
+/// The precision mode of that name on the command line; the error lists the names.
 pub fn mode(name: &str) -> Result<Mode, String> {
     let names = Mode::ALL.map(Mode::name).join(", ");
     Mode::from_name(name).ok_or_else(|| format!("expected one of {names}"))

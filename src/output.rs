@@ -66,7 +66,7 @@ pub fn error(error: &dyn fmt::Display) {
     errln!("error: {}", readable(&error.to_string()));
 }
 
-/// Hands on what stdout still holds back.
+/// Writes out what stdout still buffers.
 pub fn flush() {
     if FAILED.get().is_none()
         && let Err(error) = io::stdout().lock().flush()
@@ -81,14 +81,14 @@ pub fn finish() -> Option<&'static io::Error> {
     FAILED.get()
 }
 
-/// How a command ended that was able to do its work; the exit code follows.
+/// How a command ended that was able to do its work; the process's exit code follows from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// What was asked holds: 0.
+    /// What was asked holds: exit code 0.
     Holds,
-    /// A check failed: 1.
+    /// A check failed: exit code 1.
     Fails,
-    /// Part of the input was bad, and has been reported: 2.
+    /// Part of the input was bad, and has been reported: exit code 2.
     BadInput,
     /// The command that was run ended with a code of its own, which is passed on.
     Ended(u8),
@@ -97,7 +97,7 @@ pub enum Outcome {
 /// A command's result; an error is printed and exits with 2.
 pub type Result = std::result::Result<Outcome, Box<dyn std::error::Error>>;
 
-/// A table without borders; columns named in `right` are aligned right.
+/// A table without borders; the columns numbered in `right` are aligned to the right.
 pub fn table(header: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
@@ -130,7 +130,7 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> std::result::Result<(), String> 
         .map_err(|e| format!("cannot write {}: {e}", path.display()))
 }
 
-/// A progress bar on stderr; nothing is drawn where that is no terminal.
+/// A progress bar of `len` steps on stderr; nothing is drawn where that is no terminal.
 pub fn progress(len: usize, what: &'static str) -> ProgressBar {
     let bar = ProgressBar::new(len as u64);
     bar.set_style(

@@ -92,7 +92,8 @@ pub fn run(args: &Args) -> output::Result {
     }
 }
 
-/// A refusal of the scenario itself names its file or preset.
+/// An error of the simulator, with the scenario's file or preset named where it is about the
+/// scenario itself.
 pub fn named(file: Option<&Path>, preset: Option<&str>, error: SimError) -> SimError {
     match (error, file, preset) {
         (SimError::Layout(reason), Some(file), _) => SimError::input(file.display(), reason),
@@ -103,7 +104,7 @@ pub fn named(file: Option<&Path>, preset: Option<&str>, error: SimError) -> SimE
     }
 }
 
-/// The scenario of a file or a preset, with overrides.
+/// The scenario of a file or a preset, with overrides `key.path=value`.
 pub fn scenario(
     file: Option<&Path>,
     preset: Option<&str>,

@@ -77,7 +77,7 @@ pub struct RunFlags {
 }
 
 impl RunFlags {
-    /// What the flags set, and `more` after it.
+    /// What the flags set, then `more`; the later wins.
     pub fn settings(&self, more: &[Setting]) -> Vec<Setting> {
         let mut set = Vec::new();
         set.extend(self.steps.map(|n| Setting::flag("--steps", "steps", n)));
@@ -87,7 +87,8 @@ impl RunFlags {
         set
     }
 
-    /// The run of the file or preset named; `None` where neither is.
+    /// The run of the file or preset that the flags name, with `set` over it; `None` where they
+    /// name neither.
     pub fn named(&self, set: &[Setting]) -> Option<Result<TrainConfig, TrainError>> {
         let config = match (&self.config, &self.preset) {
             (Some(path), _) => TrainConfig::read(path, set),
@@ -102,7 +103,7 @@ impl RunFlags {
         Ok(config.with_files(&self.data)?.with_validation(&self.validate)?)
     }
 
-    /// The run of the file or preset named, else `tiny`.
+    /// The run of the file or preset that the flags name, else of `tiny`.
     pub fn configuration(&self, set: &[Setting]) -> Result<TrainConfig, TrainError> {
         let tiny = || self.with_data(TrainConfig::preset("tiny", set)?);
         self.named(set).unwrap_or_else(tiny)
@@ -191,7 +192,7 @@ fn configuration(args: &Args) -> Result<TrainConfig, TrainError> {
 /// and then its group, and some terminals do likewise.
 const ONE_REQUEST: Duration = Duration::from_secs(1);
 
-/// What Ctrl-C and SIGTERM ask for.
+/// What Ctrl-C and SIGTERM ask for, and whether they may have it at once.
 #[derive(Default)]
 pub struct Interrupts {
     /// The run is to stop with a checkpoint.
@@ -206,7 +207,7 @@ impl Interrupts {
         self.stop.load(Ordering::SeqCst)
     }
 
-    /// Hears of what the run does.
+    /// Hears of what the run does: while a checkpoint is being written, nothing interrupts it.
     pub fn hear(&self, event: &Event<'_>) {
         match event {
             Event::Saving => self.saving.store(true, Ordering::SeqCst),

@@ -109,7 +109,7 @@ fn print(ran: &Ran, profile: bool) {
     }
 }
 
-/// Warp instructions by class, a column a role; then the memory counts.
+/// Warp instructions by class, a column per role; then the memory counts.
 fn print_profile(record: &KernelRecord) {
     let mut header = vec!["warp instructions".to_owned(), "all".to_owned()];
     let warps = |w: &[u32]| match w {

@@ -19,7 +19,7 @@ pub fn model(preset: &str, config: Option<&Path>) -> Result<ModelConfig, SimErro
     }
 }
 
-/// Wishes granted by name.
+/// The hardware wishes of these names, granted; the error lists the known names.
 pub fn what_if(names: &[String]) -> Result<WhatIf, SimError> {
     let mut table = serde_json::Map::new();
     for name in names {
@@ -44,12 +44,12 @@ pub struct CostArgs {
 }
 
 impl CostArgs {
-    /// The files that it is read from.
+    /// The files that the flags name.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
         self.constants.iter().chain(&self.op_trace).chain(&self.kernel_times)
     }
 
-    /// The cost model.
+    /// The cost model that the flags ask for: the program's own where none is given.
     pub fn model(&self) -> Result<FirstPrinciples, SimError> {
         let model = match &self.op_trace {
             None => FirstPrinciples::new(ModelCode),
