@@ -79,6 +79,7 @@ pub const WITHOUT_KERNEL: &[&str] = &[
     "mla_kv_backward",
     "mma",
     "quantize_block",
+    "quantize_delayed",
     "quantize_weight",
     "recv",
     "reduce_scatter",

@@ -267,30 +267,32 @@ fn threads_do_not_show() {
 
 #[test]
 fn delayed_scaling_follows_the_history() {
-    let mut state = DelayedScaling::new(Format::E4M3, 3).unwrap();
-    let step = |state: &mut DelayedScaling, amax: f32| {
-        state.quantize(Array2::from_elem((2, 3), -amax).view())
+    let scaling = DelayedScaling { format: Format::E4M3, margin: 0, algorithm: AmaxAlgorithm::Max };
+    let (mut history, mut scale) = (vec![0.0; 3], 1.0);
+    let mut step = |x: f32| {
+        let x = Array2::from_elem((2, 3), -x);
+        let (cast, amax) = scaling.quantize(x.view(), scale).unwrap();
+        scale = scaling.next_scale(&mut history, amax, scale);
+        (cast, scale, history.clone())
     };
-    let first = step(&mut state, 7.0);
+    let (first, scale, _) = step(7.0);
     assert_eq!(first.scales[[0, 0]], 1.0, "the first step has no history");
     assert!(first.codes.iter().all(|&c| c == 0xCE));
-    assert_eq!(state.scale(), 64.0, "448 / 7");
-    let second = step(&mut state, 3.5);
+    assert_eq!(scale, 64.0, "448 / 7");
+    let (second, scale, _) = step(3.5);
     assert_eq!(second.scales[[0, 0]], 1.0 / 64.0);
     assert_eq!(dequantize(&second), Array2::from_elem((2, 3), -3.5));
-    assert_eq!(state.scale(), 64.0, "7 is still in the history");
-    step(&mut state, 3.5);
-    assert_eq!(state.history().collect::<Vec<_>>(), [3.5, 3.5, 7.0]);
-    step(&mut state, 3.5);
-    assert_eq!(state.scale(), 128.0, "7 has left it");
-    step(&mut state, f32::INFINITY);
-    assert_eq!(state.scale(), 128.0, "an infinite amax changes nothing");
-    let mut recent = state;
-    (recent.algorithm, recent.margin) = (AmaxAlgorithm::MostRecent, 1);
-    recent.update(7.0);
-    assert_eq!(recent.scale(), 32.0, "448 / 7 / 2");
-    recent.update(0.0);
-    assert_eq!(recent.scale(), 32.0, "nor does zero");
-    recent.update(1e-38);
-    assert_eq!(recent.scale(), f32::MAX, "an infinite scale is the largest number");
+    assert_eq!(scale, 64.0, "7 is still in the history");
+    assert_eq!(step(3.5).2, [3.5, 3.5, 7.0]);
+    assert_eq!(step(3.5).1, 128.0, "7 has left it");
+    assert_eq!(step(f32::INFINITY).1, 128.0, "an infinite amax changes nothing");
+    let algorithm = AmaxAlgorithm::MostRecent;
+    let recent = DelayedScaling { margin: 1, algorithm, ..scaling };
+    assert_eq!(recent.next_scale(&mut [9.0, 8.0], 7.0, 5.0), 32.0, "448 / 7 / 2");
+    assert_eq!(recent.next_scale(&mut [9.0, 8.0], 0.0, 5.0), 5.0, "nor does zero");
+    let next = recent.next_scale(&mut [0.0], 1e-38, 5.0);
+    assert_eq!(next, f32::MAX, "an infinite scale is the largest number");
+    let packed = DelayedScaling { format: Format::E5M6, ..scaling };
+    let error = packed.quantize(Array2::from_elem((1, 1), 1.0f32).view(), 1.0).unwrap_err();
+    assert_eq!(error, QuantError::Format { found: Format::E5M6 });
 }

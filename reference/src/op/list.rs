@@ -71,6 +71,9 @@ macro_rules! for_each_op {
                 mma::Mma; a: shared, b: shared, c: shared, scale_a: optional, scale_b: optional
             ) -> 1;
             quantize_block(quantize_block::QuantizeBlock; x: shared) -> 2;
+            quantize_delayed(
+                quantize_delayed::QuantizeDelayed; x: shared, history: shared, scale: shared
+            ) -> 4;
             quantize_tile(quantize_tile::QuantizeTile; x: shared) -> 2;
             quantize_weight(quantize_weight::QuantizeWeight; w: shared) -> 4;
             recv(collective::Recv; x: shared) -> 1;

@@ -31,6 +31,7 @@ pub mod mla_absorb;
 pub mod mla_kv;
 pub mod mma;
 pub mod quantize_block;
+pub mod quantize_delayed;
 pub mod quantize_tile;
 pub mod quantize_weight;
 pub mod rms_norm;
