@@ -2,97 +2,12 @@
 
 use std::sync::{Arc, Mutex, OnceLock};
 
-use serde::{Deserialize, Serialize};
-
+pub use crate::config::{Checks, Settings};
 use crate::error::{Error, MemoryError};
 use crate::heap::Heap;
-use crate::machine::global::Touched;
+use crate::machine::checks::global::Touched;
 use crate::memory::{Kind, Memory};
 use crate::preset::Preset;
-
-/// Which sanitizers run. All off costs nothing; out-of-bounds, misaligned and freed accesses to
-/// global memory stop a launch in any case, as the hardware does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Checks {
-    /// Accesses beyond a variable of shared or local memory, beyond a TMA box.
-    pub memory: bool,
-    /// Shared-memory races, missing proxy fences, operands of asynchronous operations touched
-    /// too early, races between CTAs on plain accesses.
-    pub races: bool,
-    /// Reads of memory that nobody wrote. Set it before allocating.
-    pub uninit: bool,
-    /// Barrier and mbarrier misuse, divergent `.aligned` instructions.
-    pub sync: bool,
-}
-
-impl Checks {
-    /// All on.
-    pub const ALL: Checks = Checks { memory: true, races: true, uninit: true, sync: true };
-
-    /// Whether any is on.
-    pub fn any(self) -> bool {
-        self != Checks::default()
-    }
-
-    /// Reads a comma-separated list (`memory,races,uninit,sync`, `all`, or empty).
-    ///
-    /// # Errors
-    /// The word that is none of them.
-    pub fn parse(list: &str) -> Result<Checks, String> {
-        let mut checks = Checks::default();
-        for word in list.split(',').map(str::trim).filter(|w| !w.is_empty()) {
-            match word {
-                "memory" => checks.memory = true,
-                "races" => checks.races = true,
-                "uninit" => checks.uninit = true,
-                "sync" => checks.sync = true,
-                "all" => checks = Checks::ALL,
-                other => {
-                    return Err(format!(
-                        "no check '{other}': known are memory, races, uninit, sync, all"
-                    ));
-                }
-            }
-        }
-        Ok(checks)
-    }
-}
-
-/// Settings of a device's launches.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// Sanitizers.
-    pub checks: Checks,
-    /// Permutes the order in which warps and CTAs take turns; 0 is launch order. Results of a
-    /// correct kernel do not depend on it.
-    pub schedule_seed: u64,
-    /// Instructions a warp runs before the next one gets its turn.
-    pub quantum: u32,
-    /// Whether launches count transactions, bank conflicts and roles for their kernel record.
-    pub profile: bool,
-    /// Warp instructions without any store, atomic or barrier after which waiting warps are
-    /// declared deadlocked.
-    pub patience: u64,
-    /// Warp instructions of a run after which it is stopped as if it were deadlocked; 0: none.
-    pub limit: u64,
-    /// Host threads at most; 0 is rayon's choice.
-    pub threads: usize,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Settings {
-            checks: Checks::default(),
-            schedule_seed: 0,
-            quantum: 2000,
-            profile: false,
-            patience: 200_000_000,
-            limit: 0,
-            threads: 0,
-        }
-    }
-}
 
 struct Inner {
     preset: Preset,

@@ -2,76 +2,10 @@
 
 use fathom_trace::KernelRecord;
 
+pub use crate::config::{LaunchConfig, Params};
 use crate::device::Device;
 use crate::error::{Error, Finding};
 use crate::module::Function;
-
-/// How to launch a kernel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LaunchConfig {
-    /// CTAs in x, y, z.
-    pub grid: [u32; 3],
-    /// Threads of a CTA in x, y, z.
-    pub block: [u32; 3],
-    /// CTAs of a cluster in x, y, z; all 1 where there is none. The kernel's own
-    /// `.reqnctapercluster` holds where this says 1.
-    pub cluster: [u32; 3],
-    /// Dynamic shared memory of a CTA in bytes.
-    pub dynamic_shared_bytes: u32,
-    /// The parameters laid out as [`Function::params`] says.
-    pub params: Vec<u8>,
-    /// All CTAs are resident at once (grid sync).
-    pub cooperative: bool,
-    /// Launched with programmatic stream serialisation; launches here run one after another, so
-    /// `griddepcontrol.wait` never waits.
-    pub pdl: bool,
-}
-
-impl LaunchConfig {
-    /// A launch without cluster, dynamic shared memory or attributes.
-    pub fn new(grid: [u32; 3], block: [u32; 3], params: Vec<u8>) -> Self {
-        LaunchConfig {
-            grid,
-            block,
-            cluster: [1; 3],
-            dynamic_shared_bytes: 0,
-            params,
-            cooperative: false,
-            pdl: false,
-        }
-    }
-}
-
-/// Packs kernel parameters: each value at its natural alignment, in order.
-#[derive(Clone, Debug, Default)]
-pub struct Params(Vec<u8>);
-
-impl Params {
-    /// No parameters yet.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Appends a value at an offset that is a multiple of its size.
-    #[must_use]
-    pub fn with<T: bytemuck::NoUninit>(self, value: T) -> Self {
-        let bytes = bytemuck::bytes_of(&value);
-        self.with_bytes(bytes, bytes.len().next_power_of_two().min(16))
-    }
-
-    /// Appends bytes at a multiple of `align`.
-    #[must_use]
-    pub fn with_bytes(mut self, bytes: &[u8], align: usize) -> Self {
-        self.0.resize(self.0.len().next_multiple_of(align.max(1)), 0);
-        self.0.extend_from_slice(bytes);
-        self
-    }
-
-    /// The packed bytes.
-    pub fn into_bytes(self) -> Vec<u8> {
-        self.0
-    }
-}
 
 /// What a launch did.
 #[derive(Clone, Debug, Default)]
@@ -131,7 +65,7 @@ pub fn launch_together(launches: &[Launch<'_>]) -> Result<Vec<LaunchReport>, Err
         check_launch(launch)?;
         grids.push(launch.function.code()?);
     }
-    crate::machine::run(launches, &grids)
+    crate::engine::run(launches, &grids)
 }
 
 /// What [`Error::Launch`] calls a cooperative launch whose CTAs are not all resident.

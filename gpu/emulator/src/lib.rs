@@ -18,14 +18,19 @@
 //! It knows devices and kernels, not the CUDA driver API; that stands in `fathom-libcuda`. What
 //! PTX text means comes from `fathom-ptx`, what a tensor core computes from `fathom-numerics`.
 //!
-//! Where to look: [`Device`], [`Module`] and [`LaunchConfig`] are the way in; `lower` turns PTX
-//! into micro-operations, `machine` runs warps, CTAs and clusters, `exec` has one file a class of
-//! instructions.
+//! Where to look, from the top. [`Device`], [`Module`] and [`LaunchConfig`] are the way in.
+//! `lower` drives the way from PTX text to micro-operations; `exec` has one file a class of
+//! instructions, which says what each is lowered to and what that does; `lower::builder` is what
+//! they build with. `machine` runs warps, CTAs and clusters of micro-operations, whatever those
+//! are, and `machine::checks` watches. Imports lead down this list only; `tests/tidy.rs` of the
+//! workspace has it as a table.
 
 // Bit fields and 32-lane loops read better without these.
 #![allow(clippy::precedence, clippy::needless_range_loop, clippy::neg_cmp_op_on_partial_ord)]
 
+mod config;
 mod device;
+mod engine;
 mod error;
 mod exec;
 mod heap;
@@ -36,6 +41,8 @@ pub mod memory;
 mod memory_host;
 mod module;
 mod preset;
+mod program;
+mod report;
 pub mod run;
 mod tensormap;
 

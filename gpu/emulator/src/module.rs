@@ -7,34 +7,31 @@ use fathom_ptx::ast;
 use fathom_ptx::types::Space;
 use fathom_ptx::{Options, parse_with};
 
+use crate::config::LaunchConfig;
 use crate::device::Device;
 use crate::error::{Error, Unsupported};
-use crate::launch::LaunchConfig;
 use crate::lower::{self, Code};
 use crate::memory::Kind;
 use crate::preset::Preset;
+use crate::program::{FUNCTION_WINDOW, Program};
 
-/// Address that stands for function 0 of a module; the next ones follow at a distance of 16.
-pub(crate) const FUNCTION_WINDOW: u64 = 0x0400_0000_0000;
-
-/// A parsed module and what was lowered of it; shared by all loads of the same text.
+/// A program and what was lowered of it; shared by all loads of the same text.
 #[derive(Debug)]
-pub(crate) struct Program {
-    pub ast: ast::Module,
-    pub lines: Vec<String>,
+struct Compiled {
+    program: Arc<Program>,
     code: Vec<OnceLock<Result<Arc<Code>, Unsupported>>>,
 }
 
-static CACHE: Mutex<Option<HashMap<blake3::Hash, Weak<Program>>>> = Mutex::new(None);
+static CACHE: Mutex<Option<HashMap<blake3::Hash, Weak<Compiled>>>> = Mutex::new(None);
 
-impl Program {
-    fn parse(text: &str) -> Result<Arc<Program>, Error> {
+impl Compiled {
+    fn parse(text: &str) -> Result<Arc<Compiled>, Error> {
         let text = text.trim_end_matches('\0');
         let hash = blake3::hash(text.as_bytes());
         let mut cache = CACHE.lock().expect("no panic holds this lock");
         let cache = cache.get_or_insert_default();
-        if let Some(program) = cache.get(&hash).and_then(Weak::upgrade) {
-            return Ok(program);
+        if let Some(compiled) = cache.get(&hash).and_then(Weak::upgrade) {
+            return Ok(compiled);
         }
         // An instruction that the table does not know is refused with the kernel that holds it.
         let mut ast = fathom_ptx::parse(text)
@@ -45,20 +42,14 @@ impl Program {
             .map_err(|e| Error::Ptx(e.to_string()))?;
         lower::vectors::split(&mut ast);
         let code = ast.functions.iter().map(|_| OnceLock::new()).collect();
-        let lines = text.lines().map(|l| l.trim().to_owned()).collect();
-        let program = Arc::new(Program { ast, lines, code });
-        cache.insert(hash, Arc::downgrade(&program));
-        Ok(program)
+        let compiled = Arc::new(Compiled { program: Arc::new(Program::new(ast, text)), code });
+        cache.insert(hash, Arc::downgrade(&compiled));
+        Ok(compiled)
     }
 
     /// The micro-operations of an entry and of every function it may call.
-    pub(crate) fn code(&self, entry: usize) -> Result<Arc<Code>, Unsupported> {
-        self.code[entry].get_or_init(|| lower::lower(self, entry).map(Arc::new)).clone()
-    }
-
-    /// The source line `line` (from 1), trimmed.
-    pub(crate) fn line(&self, line: u32) -> &str {
-        line.checked_sub(1).and_then(|i| self.lines.get(i as usize)).map_or("", String::as_str)
+    fn code(&self, entry: usize) -> Result<Arc<Code>, Unsupported> {
+        self.code[entry].get_or_init(|| lower::lower(&self.program, entry).map(Arc::new)).clone()
     }
 }
 
@@ -75,7 +66,7 @@ pub struct Symbol {
 
 struct ModuleInner {
     device: Device,
-    program: Arc<Program>,
+    compiled: Arc<Compiled>,
     symbols: Vec<Option<Symbol>>,
 }
 
@@ -91,7 +82,7 @@ impl std::fmt::Debug for Module {
 
 impl Drop for ModuleInner {
     fn drop(&mut self) {
-        for (variable, symbol) in self.program.ast.variables.iter().zip(&self.symbols) {
+        for (variable, symbol) in self.compiled.program.ast.variables.iter().zip(&self.symbols) {
             if let Some(symbol) = symbol.as_ref().filter(|_| !variable.managed) {
                 // Freed at most once: only this handle knows the address.
                 let _ = self.device.free(symbol.address);
@@ -102,7 +93,7 @@ impl Drop for ModuleInner {
 
 /// PTX text that was parsed and is on no device yet; clones are the same text.
 #[derive(Clone, Debug)]
-pub struct Image(Arc<Program>);
+pub struct Image(Arc<Compiled>);
 
 impl Image {
     /// Parses PTX text (a trailing NUL is fine).
@@ -110,18 +101,18 @@ impl Image {
     /// # Errors
     /// [`Error::Ptx`] with line and column.
     pub fn parse(text: &str) -> Result<Image, Error> {
-        Program::parse(text).map(Image)
+        Compiled::parse(text).map(Image)
     }
 
     /// Names of its kernels, in source order.
     pub fn entries(&self) -> Vec<&str> {
-        let functions = &self.0.ast.functions;
+        let functions = &self.0.program.ast.functions;
         functions.iter().filter(|f| f.entry && f.body.is_some()).map(|f| &*f.name).collect()
     }
 
     /// Its `.version`, times ten.
     pub fn version(&self) -> u32 {
-        self.0.ast.version.0 * 10 + self.0.ast.version.1
+        self.0.program.ast.version.0 * 10 + self.0.program.ast.version.1
     }
 }
 
@@ -137,7 +128,7 @@ impl Managed {
     /// None that is known: the memory is fresh.
     pub fn new(device: &Device, image: &Image) -> Result<Managed, Error> {
         let mut symbols = Vec::new();
-        for variable in &image.0.ast.variables {
+        for variable in &image.0.program.ast.variables {
             if !variable.managed {
                 symbols.push(None);
                 continue;
@@ -154,7 +145,7 @@ impl Managed {
 
     /// Such a variable of the text it was made for, by name.
     pub fn symbol(&self, image: &Image, name: &str) -> Option<Symbol> {
-        let mut named = image.0.ast.variables.iter().zip(&self.0);
+        let mut named = image.0.program.ast.variables.iter().zip(&self.0);
         named.find(|(variable, _)| variable.name == name).and_then(|(_, symbol)| symbol.clone())
     }
 }
@@ -175,9 +166,9 @@ impl Module {
     /// # Errors
     /// [`Error::Memory`] where variables do not fit.
     pub fn place(device: &Device, image: &Image, managed: &Managed) -> Result<Module, Error> {
-        let program = image.0.clone();
+        let compiled = image.0.clone();
         let mut symbols = Vec::new();
-        for (variable, shared) in program.ast.variables.iter().zip(&managed.0) {
+        for (variable, shared) in compiled.program.ast.variables.iter().zip(&managed.0) {
             symbols.push(match variable.space {
                 Space::Global if variable.managed => shared.clone(),
                 Space::Global | Space::Const => {
@@ -191,13 +182,13 @@ impl Module {
                 _ => None,
             });
         }
-        let module = Module(Arc::new(ModuleInner { device: device.clone(), program, symbols }));
+        let module = Module(Arc::new(ModuleInner { device: device.clone(), compiled, symbols }));
         module.initialise()?;
         Ok(module)
     }
 
     fn initialise(&self) -> Result<(), Error> {
-        let ast = &self.0.program.ast;
+        let ast = &self.0.compiled.program.ast;
         for (variable, symbol) in ast.variables.iter().zip(&self.0.symbols) {
             let Some(symbol) = symbol else { continue };
             // Without initialiser a variable is zero, as fresh memory is.
@@ -233,12 +224,12 @@ impl Module {
     }
 
     pub(crate) fn program(&self) -> &Arc<Program> {
-        &self.0.program
+        &self.0.compiled.program
     }
 
     /// The text it was placed from.
     pub fn image(&self) -> Image {
-        Image(self.0.program.clone())
+        Image(self.0.compiled.clone())
     }
 
     /// A kernel by name.
@@ -246,7 +237,7 @@ impl Module {
     /// # Errors
     /// [`Error::NotFound`] lists the kernels there are.
     pub fn function(&self, name: &str) -> Result<Function, Error> {
-        let functions = &self.0.program.ast.functions;
+        let functions = &self.0.compiled.program.ast.functions;
         let index = functions.iter().position(|f| f.entry && f.body.is_some() && f.name == name);
         match index {
             Some(index) => Ok(Function { module: self.clone(), index }),
@@ -263,7 +254,7 @@ impl Module {
     /// # Errors
     /// [`Error::NotFound`] lists the variables there are.
     pub fn symbol(&self, name: &str) -> Result<Symbol, Error> {
-        let variables = &self.0.program.ast.variables;
+        let variables = &self.0.compiled.program.ast.variables;
         let found =
             variables.iter().zip(&self.0.symbols).find(|(v, s)| v.name == name && s.is_some());
         match found {
@@ -322,7 +313,7 @@ pub struct Function {
 
 impl Function {
     fn ast(&self) -> &ast::Function {
-        &self.module.0.program.ast.functions[self.index]
+        &self.module.0.compiled.program.ast.functions[self.index]
     }
 
     /// Entry name.
@@ -336,7 +327,7 @@ impl Function {
     }
 
     pub(crate) fn code(&self) -> Result<Arc<Code>, Error> {
-        Ok(self.module.0.program.code(self.index)?)
+        Ok(self.module.0.compiled.code(self.index)?)
     }
 
     /// Its parameters with their offsets: each at its alignment, in order.
@@ -368,7 +359,7 @@ impl Function {
     /// Attributes. Registers, local and static shared memory come from the lowered code, and are
     /// 32, 0 and 0 where the kernel cannot be lowered.
     pub fn attributes(&self) -> Attributes {
-        let ast = &self.module.0.program.ast;
+        let ast = &self.module.0.compiled.program.ast;
         let tuning = &self.ast().tuning;
         let block = tuning.reqntid.or(tuning.maxntid);
         let threads = block.map_or(Preset::MAX_THREADS_PER_BLOCK, |b| b.iter().product());

@@ -10,9 +10,11 @@ use fathom_trace::input::{self, MESSAGE, VALUE, shorten};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
-use crate::device::{Device, Settings};
+use crate::config::LaunchConfig;
+use crate::config::Settings;
+use crate::device::Device;
 use crate::error::Error;
-use crate::launch::{LaunchConfig, LaunchReport};
+use crate::launch::LaunchReport;
 use crate::module::Module;
 use crate::preset::Preset;
 

@@ -3,57 +3,42 @@
 //!
 //! | file | instructions |
 //! |---|---|
-//! | [`int`] | integer arithmetic, bit operations, dp4a, carries |
-//! | [`float`] | f32 and f64 arithmetic, comparisons and approximations |
-//! | [`half`] | f16 and bf16 arithmetic, packed or not |
-//! | [`cvt`] | conversions |
-//! | [`pred`] | setp, set, selp, slct, predicate logic |
-//! | [`mov`] | moves, packing, prmt, cvta, mapa |
-//! | [`special`] | special registers |
-//! | [`memory`] | ld, st |
-//! | [`atomic`] | atom, red |
-//! | [`control`] | branches, calls, exit, trap |
-//! | [`shuffle`] | shfl, vote, match, redux, elect; how their lanes meet: [`members`] |
-//! | [`cp_async`] | cp.async and its groups |
-//! | [`matrix`] | ldmatrix, stmatrix, movmatrix |
-//! | [`mma`], [`wmma`], [`wgmma`] | matrix products; arithmetic: [`tensor`], wgmma's [`operand`]s |
-//! | [`mbarrier`] | mbarrier objects |
-//! | [`tma`] | bulk and tensor copies, st.async, red.async, tensormap |
-//! | [`video`] | SIMD video instructions |
-//! | [`proxy`], [`order`] | fences; what the sanitizers want to know |
-//! | [`barrier`] | bar, barrier, cluster barriers, fences, griddepcontrol, nanosleep |
+//! | [`arith::int`] | integer arithmetic, bit operations, dp4a, carries |
+//! | [`arith::float`] | f32 and f64 arithmetic, comparisons and approximations |
+//! | [`arith::half`] | f16 and bf16 arithmetic, packed or not |
+//! | [`arith::cvt`] | conversions |
+//! | [`arith::pred`] | setp, set, selp, slct, predicate logic |
+//! | [`arith::mov`] | moves, packing, prmt, cvta, mapa |
+//! | [`arith::video`] | SIMD video instructions |
+//! | [`memory::load_store`] | ld, st, cache hints |
+//! | [`memory::atomic`] | atom, red |
+//! | [`memory::cp_async`] | cp.async and its groups |
+//! | [`memory::tma`] | bulk and tensor copies, st.async, red.async, tensormap |
+//! | [`tensor::matrix`] | ldmatrix, stmatrix, movmatrix |
+//! | [`tensor::mma`], [`tensor::wmma`] | matrix products of a warp |
+//! | [`tensor::wgmma`] | those of a warpgroup, with [`tensor::operand`]s in shared memory |
+//! | [`control::branch`] | branches, calls, exit, trap |
+//! | [`control::barrier`] | bar, barrier, cluster barriers, griddepcontrol, nanosleep |
+//! | [`control::fence`] | fence, membar |
+//! | [`control::shuffle`] | shfl, vote, match, redux, elect; how lanes meet: [`control::members`] |
+//! | [`control::mbarrier`] | mbarrier objects |
+//!
+//! Which lanes execute, what they read and what is reported is [`crate::machine`]'s.
 
-pub mod alu;
-pub mod atomic;
-pub mod barrier;
+pub mod arith;
 pub mod control;
-pub mod cp_async;
-pub mod cvt;
-pub mod float;
-pub mod half;
-pub mod int;
-pub mod matrix;
-pub mod mbarrier;
-pub mod members;
 pub mod memory;
-pub mod mma;
-pub mod mov;
-pub mod operand;
-pub mod order;
-pub mod pred;
-pub mod proxy;
-pub mod shuffle;
-pub mod special;
 pub mod tensor;
-pub mod tma;
-pub mod video;
-pub mod wgmma;
-pub mod wmma;
 
 use fathom_ptx::ast::{Instruction, Operand};
 use fathom_ptx::table::Opcode;
 
-use crate::lower::{Lower, Lowered, mnemonic, unsupported};
+use arith::{cvt, float, half, int, mov, pred, video};
+use control::{barrier, branch, mbarrier, shuffle};
+use memory::{atomic, cp_async, load_store, tma};
+use tensor::{matrix, mma, wgmma, wmma};
+
+use crate::lower::builder::{Lower, Lowered, mnemonic, unsupported};
 
 /// Lowers one instruction by the file of its class.
 pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
@@ -99,10 +84,10 @@ fn by_class(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         Mov | Prmt | Cvta | Isspacep | Mapa | Getctarank => mov::lower(l, ins),
         Cvt | CvtPack => cvt::lower(l, ins),
         Ld | Ldu | St | Prefetch | Prefetchu | Applypriority | Discard | Createpolicy => {
-            memory::lower(l, ins)
+            load_store::lower(l, ins)
         }
         Atom | Red => atomic::lower(l, ins),
-        Bra | BrxIdx | Call | Ret | Exit | Trap | Brkpt => control::lower(l, ins),
+        Bra | BrxIdx | Call | Ret | Exit | Trap | Brkpt => branch::lower(l, ins),
         Shfl | Vote | Match | Redux | Activemask | Elect => shuffle::lower(l, ins),
         BarSync | BarArrive | BarRed | BarWarpSync | BarrierSync | BarrierArrive | BarrierRed
         | BarrierClusterArrive | BarrierClusterWait | Membar | Fence | FenceProxy

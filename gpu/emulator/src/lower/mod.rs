@@ -4,95 +4,33 @@
 //! (`cfg`), variables get addresses, operands become slots: literals and addresses are constants
 //! of the launch. What an instruction does is lowered by the file of its class in `crate::exec`.
 
+pub mod builder;
 pub mod cfg;
 pub mod objects;
 pub mod registers;
 mod unfinished;
 pub mod vectors;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use fathom_ptx::ast::{
     self, Address, Base, Body, Instruction, LocalId, Operand, Statement, Symbol, VarId,
 };
 use fathom_ptx::table::Opcode;
-use fathom_ptx::types::{Scope, Sem, Space, Type};
+use fathom_ptx::types::{Scope, Sem, Space};
 
 use crate::error::Unsupported;
 use crate::exec;
-use crate::machine::access::Addr;
-use crate::machine::cx::{Cx, PRED_FALSE, PRED_SINK, PRED_TRUE};
-use crate::machine::lane::{CONSTANT, Reg, SINK, WIDE};
+use crate::exec::control::branch;
+use crate::exec::tensor::wgmma;
+use crate::machine::layout::{FunctionInfo, Touch};
 pub(crate) use crate::machine::op::Code;
-use crate::machine::op::{
-    Action, Class, Constant, FunctionInfo, MicroOp, NO_GUARD, Object, OpFn, Step, Touch,
-};
-use crate::module::Program;
+use crate::machine::op::NO_GUARD;
+use crate::machine::registers::WIDE;
 use crate::preset::Preset;
+use crate::program::Program;
+use builder::{Lower, Lowered, resolve_alias, unsupported};
 use cfg::Cfg;
-use objects::Points;
-use registers::Registers;
-
-/// Why an instruction cannot be lowered.
-#[derive(Debug)]
-pub struct Why(pub String);
-
-/// Result of lowering.
-pub type Lowered<T = ()> = Result<T, Why>;
-
-/// Says that something is not supported.
-pub fn unsupported<T>(what: impl Into<String>) -> Lowered<T> {
-    Err(Why(what.into()))
-}
-
-/// The state of lowering one entry.
-pub struct Lower<'a> {
-    pub program: &'a Program,
-    pub function: &'a ast::Function,
-    pub body: &'a Body,
-    cfg: Cfg,
-    registers: Registers,
-    pub ops: Vec<MicroOp>,
-    actions: Vec<Action>,
-    pub wgmmas: Vec<exec::wgmma::Operation>,
-    constants: Vec<Constant>,
-    constant_index: HashMap<Constant, u16>,
-    /// Constants so far in the file of narrow slots and of wide ones.
-    constant_slots: [u16; 2],
-    pub info: FunctionInfo,
-    functions: Vec<FunctionInfo>,
-    function_of: BTreeMap<u32, u32>,
-    /// Offsets of shared variables: module-scope, then function-scope of each function.
-    shared: BTreeMap<VarId, u32>,
-    shared_local: BTreeMap<(u32, LocalId), u32>,
-    /// Function-scope variables in local memory: `.local` and `.param`.
-    local: BTreeMap<LocalId, u32>,
-    index: u32,
-    statement: usize,
-    guard: (u16, bool),
-    line: u32,
-    /// Temporaries of the instruction, narrow and wide; the most so far; their first slots.
-    temps: [u32; 2],
-    most_temps: [u32; 2],
-    first_temp: [u32; 2],
-    /// Operation index of each statement, for branch targets.
-    places: Vec<u32>,
-    /// Branches to patch: (operation, target statement).
-    branches: Vec<(usize, usize)>,
-    /// Operations that return: they go to the function's last operation.
-    returns: Vec<usize>,
-    pub communicates: bool,
-    pub uses_heap: bool,
-    touched: BTreeMap<u32, Touch>,
-    /// Number of the function's first register among those of all functions.
-    first_name: u32,
-    objects: Vec<Object>,
-    /// The variable that each register of the function points into.
-    points: Vec<Points>,
-    body_has_wgmma: bool,
-    approximate: Vec<(u32, String)>,
-    tensor_core: Vec<(u32, String, u64)>,
-}
 
 /// Lowers an entry and what it may call.
 ///
@@ -107,44 +45,7 @@ pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported
     let function_of: BTreeMap<u32, u32> =
         reachable.iter().enumerate().map(|(i, &f)| (f as u32, i as u32)).collect();
     let empty = Body::default();
-    let mut l = Lower {
-        program,
-        function: &module.functions[entry],
-        body: &empty,
-        cfg: Cfg::default(),
-        registers: Registers::default(),
-        ops: Vec::new(),
-        actions: Vec::new(),
-        wgmmas: Vec::new(),
-        constants: Vec::new(),
-        constant_index: HashMap::new(),
-        constant_slots: [0; 2],
-        info: FunctionInfo::default(),
-        functions: Vec::new(),
-        function_of,
-        shared,
-        shared_local,
-        local: BTreeMap::new(),
-        index: 0,
-        statement: 0,
-        guard: (NO_GUARD, false),
-        line: 0,
-        temps: [0; 2],
-        most_temps: [0; 2],
-        first_temp: [0; 2],
-        places: Vec::new(),
-        branches: Vec::new(),
-        returns: Vec::new(),
-        communicates: false,
-        uses_heap: false,
-        touched: BTreeMap::new(),
-        first_name: 0,
-        objects: Vec::new(),
-        points: Vec::new(),
-        body_has_wgmma: false,
-        approximate: Vec::new(),
-        tensor_core: Vec::new(),
-    };
+    let mut l = Lower::new(program, entry, &empty, function_of, (shared, shared_local));
     // Frames are laid out first: calls need the places of their callee's parameters.
     for &f in &reachable {
         l.functions.push(frame(&module.functions[f]));
@@ -274,10 +175,6 @@ fn registers_by_threads(entry: &ast::Function) -> Option<u32> {
 /// Warps that an SM holds.
 const MOST_WARPS: u32 = 64;
 
-fn resolve_alias(module: &ast::Module, f: usize) -> usize {
-    module.aliases.iter().find(|(a, _)| a.index() == f).map_or(f, |(_, to)| to.index())
-}
-
 /// Places a function's local variables, parameters and results in its frame of local memory.
 fn frame(function: &ast::Function) -> FunctionInfo {
     let mut info = FunctionInfo::default();
@@ -406,7 +303,7 @@ impl<'a> Lower<'a> {
         self.branches.clear();
         self.returns.clear();
         self.guard = (NO_GUARD, false);
-        exec::control::load_register_params(self)?;
+        branch::load_register_params(self)?;
         let early = match self.body_has_wgmma {
             true => unfinished::statements(body, &self.cfg),
             false => Vec::new(),
@@ -430,7 +327,7 @@ impl<'a> Lower<'a> {
             self.temps = [0; 2];
             if early.get(i).copied().unwrap_or(false) {
                 self.guard = (NO_GUARD, false);
-                exec::wgmma::finish(self);
+                wgmma::finish(self);
             }
             self.guard = match ins.guard {
                 Some(g) => (self.registers.slot[g.reg.index()], g.negated),
@@ -444,7 +341,7 @@ impl<'a> Lower<'a> {
         self.places[body.statements.len()] = self.ops.len() as u32;
         self.guard = (NO_GUARD, false);
         let end = self.ops.len() as u32;
-        exec::control::function_end(self);
+        branch::function_end(self);
         for (op, statement) in std::mem::take(&mut self.branches) {
             self.ops[op].x = self.places[statement];
             self.ops[op].imm = self.meet_of(self.ops[op].imm as usize, end);
@@ -492,11 +389,6 @@ impl<'a> Lower<'a> {
         }
     }
 
-    /// The registers of an operand as the sanitizers know them.
-    pub fn names(&self, operand: &Operand) -> Vec<u32> {
-        registers::names(operand).into_iter().map(|r| self.first_name + r).collect()
-    }
-
     fn note_communication(&mut self, ins: &Instruction) {
         use Opcode::*;
         let global = |l: &Self| {
@@ -516,359 +408,4 @@ impl<'a> Lower<'a> {
             _ => false,
         };
     }
-
-    /// Emits a micro-operation on slots.
-    pub fn emit(
-        &mut self,
-        class: Class,
-        run: OpFn,
-        d: Reg,
-        a: Reg,
-        b: Reg,
-        c: Reg,
-    ) -> &mut MicroOp {
-        let (guard, negated) = self.guard;
-        self.ops.push(MicroOp {
-            run,
-            d,
-            a,
-            b,
-            c,
-            guard,
-            negated,
-            control: false,
-            class,
-            x: 0,
-            imm: 0,
-            line: self.line,
-        });
-        self.ops.last_mut().expect("just pushed")
-    }
-
-    /// Emits an operation with more operands than slots have room for.
-    pub fn emit_action(
-        &mut self,
-        class: Class,
-        action: impl Fn(&mut Cx<'_>) -> Step + Send + Sync + 'static,
-    ) -> &mut MicroOp {
-        fn run(cx: &mut Cx<'_>, op: &MicroOp) -> Step {
-            let code = &*cx.grid.code;
-            code.actions[op.x as usize](cx)
-        }
-        let x = self.actions.len() as u32;
-        self.actions.push(Box::new(action));
-        let op = self.emit(class, run, 0, 0, 0, 0);
-        op.x = x;
-        op
-    }
-
-    /// Remembers that the coming operation is approximate.
-    pub fn approximate(&mut self, ins: &Instruction) {
-        self.approximate.push((self.ops.len() as u32, mnemonic(ins)));
-    }
-
-    /// Remembers that the coming operation is tensor-core work.
-    pub fn tensor_core(&mut self, name: String, flops: u64) {
-        self.tensor_core.push((self.ops.len() as u32, name, flops));
-    }
-
-    /// The current operation branches to this statement.
-    pub fn branch_to(&mut self, statement: usize) {
-        let at = self.ops.len() - 1;
-        self.ops[at].imm = self.statement as u64;
-        self.branches.push((at, statement));
-    }
-
-    /// The current operation branches to the function's end.
-    pub fn branch_to_end(&mut self) {
-        let at = self.ops.len() - 1;
-        self.ops[at].imm = self.statement as u64;
-        self.returns.push(at);
-    }
-
-    /// Index of the lowered function for one of the module's.
-    pub fn callee(&self, f: usize) -> Option<u32> {
-        self.function_of.get(&(resolve_alias(&self.program.ast, f) as u32)).copied()
-    }
-
-    /// Index of the function that is being lowered.
-    pub fn callee_index(&self) -> u32 {
-        self.index
-    }
-
-    /// Frame of a lowered function.
-    pub fn frame_of(&self, callee: u32) -> &FunctionInfo {
-        &self.functions[callee as usize]
-    }
-
-    /// A slot for the time of this instruction.
-    pub fn temp(&mut self, wide: bool) -> Reg {
-        let file = usize::from(wide);
-        let at = self.first_temp[file] + self.temps[file];
-        self.temps[file] += 1;
-        self.most_temps[file] = self.most_temps[file].max(self.temps[file]);
-        at as Reg | if wide { WIDE } else { 0 }
-    }
-
-    /// A constant of 32 or 64 bits.
-    pub fn constant(&mut self, bits: u64, wide: bool) -> Reg {
-        let bits = if wide { bits } else { bits & 0xffff_ffff };
-        self.intern(Constant::Bits { bits, wide }, wide)
-    }
-
-    fn intern(&mut self, constant: Constant, wide: bool) -> Reg {
-        if let Some(&at) = self.constant_index.get(&constant) {
-            return at;
-        }
-        let next = &mut self.constant_slots[usize::from(wide)];
-        let at = *next | CONSTANT | if wide { WIDE } else { 0 };
-        *next += 1;
-        assert!(*next < WIDE, "fewer than 16384 constants of a width");
-        self.constants.push(constant);
-        self.constant_index.insert(constant, at);
-        at
-    }
-
-    /// Type of a register.
-    pub fn type_of(&self, r: ast::RegId) -> Type {
-        self.body.registers[r.index()].ty
-    }
-
-    /// Slot or predicate number of a register.
-    pub fn reg(&self, r: ast::RegId) -> Reg {
-        self.registers.slot[r.index()]
-    }
-
-    /// Whether an operand is a 64-bit register.
-    pub fn is_wide(&self, operand: &Operand) -> bool {
-        matches!(operand, Operand::Reg(r) if self.type_of(*r).bits() == 64)
-    }
-
-    /// A source operand of type `ty`.
-    pub fn src(&mut self, operand: &Operand, ty: Type) -> Lowered<Reg> {
-        let wide = ty.bits() > 32;
-        match operand {
-            Operand::Reg(r) if self.type_of(*r) == Type::Pred => {
-                unsupported("a predicate where a value is expected")
-            }
-            Operand::Reg(r) => {
-                let has = self.type_of(*r).bits() > 32;
-                if wide && !has {
-                    // A narrow register where a wide one is asked: zero-extended.
-                    let (a, d) = (self.reg(*r), self.temp(true));
-                    self.emit(Class::Move, exec::mov::WIDEN, d, a, 0, 0);
-                    return Ok(d);
-                }
-                // The low half of a wide register where a narrow one is asked.
-                if !wide && has {
-                    let (a, d) = (self.reg(*r), self.temp(false));
-                    self.emit(Class::Move, exec::mov::NARROW, d, a, 0, 0);
-                    return Ok(d);
-                }
-                Ok(self.reg(*r))
-            }
-            _ if ty.bits() > 64 => unsupported("128 bits from what is no register"),
-            Operand::Imm(imm) => Ok(self.constant(imm_bits(*imm, ty), wide)),
-            Operand::Special(special) => {
-                let d = self.temp(wide);
-                exec::special::lower(self, *special, d, wide)?;
-                Ok(d)
-            }
-            Operand::Symbol(symbol, addend) => self.symbol(*symbol, *addend, wide),
-            other => unsupported(format!("operand {other:?}")),
-        }
-    }
-
-    /// The address of a symbol as a value.
-    pub fn symbol(&mut self, symbol: Symbol, addend: i64, wide: bool) -> Lowered<Reg> {
-        if let Some(offset) = self.shared_offset(symbol) {
-            let d = self.temp(wide);
-            let bits = i64::from(offset).wrapping_add(addend) as u64;
-            exec::mov::shared_address(self, d, bits, wide);
-            return Ok(d);
-        }
-        match symbol {
-            Symbol::Variable(_) | Symbol::Function(_) => {
-                let symbol = match symbol {
-                    Symbol::Function(f) => {
-                        let f = resolve_alias(&self.program.ast, f.index());
-                        Symbol::Function(ast::FuncId(f as u32))
-                    }
-                    other => other,
-                };
-                Ok(self.intern(Constant::Symbol { symbol, addend, wide }, wide))
-            }
-            Symbol::Local(_) | Symbol::Return(_) => {
-                let offset = self.frame_offset(symbol)?;
-                let d = self.temp(wide);
-                let bits = i64::from(offset).wrapping_add(addend) as u64;
-                exec::mov::local_address(self, d, bits, wide);
-                Ok(d)
-            }
-            Symbol::Param(i) if self.function.entry => {
-                let offset = self.entry_param(i)?;
-                Ok(self.constant((offset as i64).wrapping_add(addend) as u64, wide))
-            }
-            Symbol::Param(_) => {
-                let offset = self.frame_offset(symbol)?;
-                let d = self.temp(wide);
-                let bits = i64::from(offset).wrapping_add(addend) as u64;
-                exec::mov::local_address(self, d, bits, wide);
-                Ok(d)
-            }
-        }
-    }
-
-    /// Offset of a shared variable in the CTA's shared memory.
-    pub fn shared_offset(&self, symbol: Symbol) -> Option<u32> {
-        match symbol {
-            Symbol::Variable(v) => self.shared.get(&v).copied(),
-            Symbol::Local(v) => self.shared_local.get(&(self.index, v)).copied(),
-            _ => None,
-        }
-    }
-
-    /// Offset of a local variable, parameter or result in the function's frame.
-    pub fn frame_offset(&self, symbol: Symbol) -> Lowered<u32> {
-        let found = match symbol {
-            Symbol::Local(v) => self.local.get(&v).copied(),
-            Symbol::Param(i) => self.info.params.get(i as usize).map(|p| p.0),
-            Symbol::Return(i) => self.info.returns.get(i as usize).map(|p| p.0),
-            _ => None,
-        };
-        found.ok_or_else(|| Why(format!("{symbol:?} in local memory")))
-    }
-
-    /// Offset of a kernel parameter.
-    pub fn entry_param(&self, i: u32) -> Lowered<u32> {
-        let mut offset = 0u32;
-        for (n, p) in self.function.params.iter().enumerate() {
-            offset = offset.next_multiple_of(p.alignment());
-            if n == i as usize {
-                return Ok(offset);
-            }
-            offset += p.bytes() as u32;
-        }
-        unsupported(format!("kernel parameter {i}"))
-    }
-
-    /// A destination register.
-    pub fn dst(&mut self, operand: &Operand) -> Lowered<Reg> {
-        match operand {
-            Operand::Reg(r) => Ok(self.reg(*r)),
-            Operand::Sink => Ok(SINK),
-            other => unsupported(format!("destination {other:?}")),
-        }
-    }
-
-    /// Bits of a destination register; what goes to `_` is as wide as the instruction says.
-    pub fn dst_bits(&self, operand: &Operand, otherwise: u32) -> u32 {
-        match operand {
-            Operand::Reg(r) => self.type_of(*r).bits(),
-            _ => otherwise,
-        }
-    }
-
-    /// A destination predicate.
-    pub fn dst_pred(&self, operand: &Operand) -> Lowered<Reg> {
-        match operand {
-            Operand::Reg(r) if self.type_of(*r) == Type::Pred => Ok(self.reg(*r)),
-            Operand::Sink => Ok(PRED_SINK),
-            other => unsupported(format!("predicate destination {other:?}")),
-        }
-    }
-
-    /// A source predicate, and whether it is negated.
-    pub fn pred(&self, operand: &Operand) -> Lowered<(Reg, bool)> {
-        match operand {
-            Operand::Reg(r) => Ok((self.reg(*r), false)),
-            Operand::Not(r) => Ok((self.reg(*r), true)),
-            Operand::Imm(imm) => {
-                let yes = imm.bits(Type::B64) != 0;
-                Ok((if yes { PRED_TRUE } else { PRED_FALSE }, false))
-            }
-            other => unsupported(format!("predicate {other:?}")),
-        }
-    }
-
-    /// An address operand in (not generic) space `space`; symbols resolve by their own space.
-    pub fn addr(&mut self, operand: &Operand) -> Lowered<Addr> {
-        match operand {
-            Operand::Address(a) => self.address(a),
-            other => unsupported(format!("address {other:?}")),
-        }
-    }
-
-    /// As [`Self::addr`], of the address alone.
-    pub fn address(&mut self, a: &Address) -> Lowered<Addr> {
-        let offset = a.offset;
-        match a.base {
-            Base::Reg(r) => {
-                let bits = self.type_of(r).bits();
-                let wide = match bits {
-                    32 | 64 => bits == 64,
-                    _ => return unsupported(format!("an address in a register of {bits} bits")),
-                };
-                let object = match self.points.get(r.index()) {
-                    Some(Points::To(symbol)) => self.object(*symbol),
-                    _ => None,
-                };
-                Ok(Addr { reg: self.reg(r), wide, offset, own_shared: false, object })
-            }
-            Base::Absolute => {
-                let reg = self.constant(0, true);
-                Ok(Addr { reg, wide: true, offset, own_shared: false, object: None })
-            }
-            Base::Symbol(symbol) => {
-                let object = self.object(symbol);
-                if let Some(at) = self.shared_offset(symbol) {
-                    let reg = self.constant(u64::from(at), true);
-                    return Ok(Addr { reg, wide: true, offset, own_shared: true, object });
-                }
-                let reg = self.symbol(symbol, 0, true)?;
-                Ok(Addr { reg, wide: true, offset, own_shared: false, object })
-            }
-        }
-    }
-
-    /// Index of the variable in shared or local memory behind a symbol, if it has a size.
-    fn object(&mut self, symbol: Symbol) -> Option<u16> {
-        let variable = match symbol {
-            Symbol::Variable(v) => &self.program.ast.variables[v.index()],
-            Symbol::Local(v) => &self.body.variables[v.index()],
-            _ => return None,
-        };
-        let (start, local) = match self.shared_offset(symbol) {
-            Some(start) => (start, false),
-            None if variable.space == Space::Local => (self.frame_offset(symbol).ok()?, true),
-            None => return None,
-        };
-        let bytes = variable.bytes() as u32;
-        if bytes == 0 {
-            return None;
-        }
-        let object = Object { name: variable.name.clone(), start, bytes, local };
-        let known = self.objects.iter().position(|o| *o == object);
-        let at = known.unwrap_or_else(|| {
-            self.objects.push(object);
-            self.objects.len() - 1
-        });
-        u16::try_from(at).ok()
-    }
-
-    /// The literal value of an operand.
-    pub fn literal(&self, operand: &Operand) -> Option<u64> {
-        if let Operand::Imm(imm) = operand { Some(imm.bits(Type::B64)) } else { None }
-    }
-}
-
-/// Bits of a literal as an operand of `ty`; a literal in a half-precision instruction may be
-/// written as single.
-fn imm_bits(imm: ast::Imm, ty: Type) -> u64 {
-    imm.bits(ty)
-}
-
-/// The mnemonic with its suffixes.
-pub fn mnemonic(ins: &Instruction) -> String {
-    format!("{}{}", ins.op.text(), ins.mods)
 }

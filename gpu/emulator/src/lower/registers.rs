@@ -6,7 +6,7 @@ use fathom_ptx::table::Opcode;
 use fathom_ptx::types::Type;
 
 use super::cfg::Cfg;
-use crate::machine::lane::{Reg, SINK_SLOTS, WIDE};
+use crate::machine::registers::{Reg, SINK_SLOTS, WIDE};
 
 /// Where each register of a function lies, and how large its frame is.
 #[derive(Clone, Debug, Default)]

@@ -7,8 +7,9 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::cx::Cx;
-use super::lane::{LANES, Lane, Reg};
+use super::lane::Lane;
 use super::op::Step;
+use super::registers::{LANES, Reg};
 use crate::error::Ub;
 use crate::memory::{CHUNK_BYTES, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
 
@@ -403,7 +404,7 @@ impl Cx<'_> {
         let rank = (address >> 24) as usize;
         let offset = address & 0x00ff_ffff;
         let end = u64::from(self.grid.shared_end);
-        let begin = u64::from(super::reserved(&self.grid.preset));
+        let begin = u64::from(self.grid.preset.shared_bytes_reserved);
         if rank < self.cluster.ctas.len() && offset >= begin && offset + bytes <= end {
             self.was_asked_for(lane, address, bytes);
             return Ok((rank, offset as usize));
@@ -437,7 +438,7 @@ impl Cx<'_> {
             return Err(self.misaligned(addresses, bytes));
         }
         let rank = (lo >> 24) as usize;
-        let fits = lo & 0xff_ffff >= u64::from(super::reserved(&self.grid.preset))
+        let fits = lo & 0xff_ffff >= u64::from(self.grid.preset.shared_bytes_reserved)
             && hi <= ((rank as u64) << 24) + u64::from(self.grid.shared_end)
             && rank < self.cluster.ctas.len();
         if fits && hi & 0xff_ffff > u64::from(self.grid.shared_asked) {

@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use fathom_numerics::gemm::tensor_core::Packed;
 
-use super::sanitizer::Sanitizer;
 use super::warp::Warp;
+use crate::machine::checks::sanitizer::Sanitizer;
 
 /// A named barrier of a CTA (`bar.sync` and its kin).
 #[derive(Clone, Debug)]
@@ -150,4 +150,13 @@ impl Cluster {
         }
         false
     }
+}
+
+/// The CTA of a rank of a cluster of a launch.
+pub fn cta_id(grid: [u32; 3], cluster: [u32; 3], index: u64, rank: u32) -> [u32; 3] {
+    let shape: [u64; 3] = std::array::from_fn(|d| u64::from(grid[d] / cluster[d]));
+    let id = [index % shape[0], index / shape[0] % shape[1], index / shape[0] / shape[1]];
+    let [cx, cy, _] = cluster;
+    let inner = [rank % cx, rank / cx % cy, rank / cx / cy];
+    std::array::from_fn(|d| id[d] as u32 * cluster[d] + inner[d])
 }

@@ -3,17 +3,18 @@
 use std::sync::{Arc, Mutex};
 
 use super::cluster::Cluster;
-use super::global::{Global, Strength, Touched};
-use super::lane::{CONSTANT, LANES, Reg, SINK_SLOTS, Slot, WIDE, WideSlot};
 use super::op::{Code, Step};
+use super::registers::{CONSTANT, LANES, Reg, SINK_SLOTS, Slot, WIDE, WideSlot};
+use super::stats::Stats;
 use super::warp::{Wait, Warp};
-use crate::device::Settings;
+use crate::config::LaunchConfig;
+use crate::config::Settings;
 use crate::error::{Finding, Ub};
 use crate::heap::Heap;
-use crate::launch::LaunchConfig;
+use crate::machine::checks::global::{Global, Strength, Touched};
 use crate::memory::View;
-use crate::module::Program;
 use crate::preset::Preset;
+use crate::program::Program;
 
 /// What all warps of a launch share.
 pub struct Grid {
@@ -38,32 +39,24 @@ pub struct Grid {
     pub shared_end: u32,
     /// Up to where the kernel and its launch ask for it.
     pub shared_asked: u32,
-    /// Whether the CPU has the instructions that `exec::alu` compiles for.
+    /// Whether the CPU has the instructions that `super::alu` compiles for.
     pub simd: bool,
     /// Whether several host threads run this launch.
     pub parallel: bool,
 }
 
-/// Counters of a run; sums of them do not depend on the order of CTAs.
-#[derive(Clone, Debug, Default)]
-pub struct Stats {
-    /// Executions by operation: of warps, of threads.
-    pub warps: Vec<u64>,
-    pub threads: Vec<u64>,
-    pub findings: Vec<Finding>,
-    pub printed: Vec<(u64, String)>,
-    pub global_transactions: u64,
-    pub global_sectors: u64,
-    pub global_bytes_read: u64,
-    pub global_bytes_written: u64,
-    pub shared_requests: u64,
-    pub bank_conflicts: u64,
-    pub tma_bytes_read: u64,
-    pub tma_bytes_written: u64,
-    pub barrier_waits: u64,
-    /// Executions by warp of the CTA and operation, where a profile is wanted.
-    pub by_warp: Vec<Vec<u64>>,
-    pub waits_by_warp: Vec<u64>,
+impl Grid {
+    /// Zero counters.
+    pub fn stats(&self) -> Stats {
+        let threads: u32 = self.config.block.iter().product();
+        let warps = if self.settings.profile { threads.div_ceil(32) as usize } else { 0 };
+        Stats::new(self.code.ops.len(), warps)
+    }
+
+    /// Clusters of the launch.
+    pub fn clusters(&self) -> u64 {
+        (0..3).map(|d| u64::from(self.config.grid[d] / self.cluster[d])).product()
+    }
 }
 
 /// The state of one turn of one warp.

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::cluster::{Cluster, Cta, Warpgroup};
-use super::cx::{Grid, Stats};
-use super::global::Global;
-use super::sanitizer::Sanitizer;
+use super::cluster::{Cluster, Cta, Warpgroup, cta_id};
+use super::cx::Grid;
+use super::mbarrier::Mbarrier;
+use super::stats::Stats;
 use super::turn::{self, Around, Turn};
 use super::warp::{Wait, Warp};
 use crate::error::{Finding, Ub};
+use crate::machine::checks::global::Global;
+use crate::machine::checks::sanitizer::Sanitizer;
 use crate::preset::Preset;
 
 /// Rounds of given-up waits without any change of memory or barriers that mean deadlock.
@@ -37,12 +39,12 @@ pub struct Domain<'a> {
 impl<'a> Domain<'a> {
     /// All clusters of these launches.
     pub fn new(grids: &'a [Grid]) -> Self {
-        let next = grids.iter().map(|g| (0, super::cluster_count(g))).collect();
+        let next = grids.iter().map(|g| (0, g.clusters())).collect();
         let capacity = grids.iter().map(capacity).collect();
-        let stats = grids.iter().map(Stats::new).collect();
+        let stats = grids.iter().map(Grid::stats).collect();
         let grids: Vec<&Grid> = grids.iter().collect();
         let races = grids.iter().any(|g| g.settings.checks.races);
-        let global = races.then(|| Global::new(&grids));
+        let global = races.then(|| check_of(&grids));
         let resident = Vec::new();
         Domain { grids, resident, next, capacity, stats, global, changes: 0, round: 0 }
     }
@@ -226,6 +228,17 @@ impl<'a> Domain<'a> {
     }
 }
 
+/// The race check of global memory for these launches.
+fn check_of(grids: &[&Grid]) -> Global {
+    let mut global = Global::default();
+    for grid in grids {
+        let threads = grid.config.block.iter().product();
+        let shape = (grid.config.grid, grid.cluster);
+        global.add_launch(&grid.code.name, shape, threads, grid.previous.clone());
+    }
+    global
+}
+
 /// A waiting group, and how telling its wait is.
 struct Blamed<'a> {
     rank: u32,
@@ -274,18 +287,9 @@ fn mbarrier_state(cluster: &Cluster, rank: u32, address: u64) -> Option<String> 
     let words = &cluster.ctas.get(cta)?.shared;
     let at = (address & 0xff_ffff) as usize / 4;
     let bits = u64::from(*words.get(at)?) | u64::from(*words.get(at + 1)?) << 32;
-    let b = crate::exec::mbarrier::Mbarrier::unpack(bits);
+    let b = Mbarrier::unpack(bits);
     let (pending, expected) = (b.pending, b.expected);
     Some(format!(", which misses {pending} of {expected} arrivals and {} bytes", b.transactions))
-}
-
-/// The CTA of a rank of a cluster of a launch.
-pub fn cta_id(grid: [u32; 3], cluster: [u32; 3], index: u64, rank: u32) -> [u32; 3] {
-    let shape: [u64; 3] = std::array::from_fn(|d| u64::from(grid[d] / cluster[d]));
-    let id = [index % shape[0], index / shape[0] % shape[1], index / shape[0] / shape[1]];
-    let [cx, cy, _] = cluster;
-    let inner = [rank % cx, rank / cx % cy, rank / cx / cy];
-    std::array::from_fn(|d| id[d] as u32 * cluster[d] + inner[d])
 }
 
 /// A number that depends on the seed, the round and the cluster (SplitMix64's finaliser).
@@ -299,7 +303,7 @@ fn permute(seed: u64, round: u64, at: u64) -> u64 {
 /// Clusters of a launch that its device holds at once.
 fn capacity(grid: &Grid) -> usize {
     let threads: u32 = grid.config.block.iter().product();
-    let shared = grid.shared_asked - super::reserved(&grid.preset);
+    let shared = grid.shared_asked - grid.preset.shared_bytes_reserved;
     let blocks = grid.preset.blocks_per_sm(threads, grid.code.registers.clamp(16, 255), shared);
     let ctas: u32 = grid.cluster.iter().product();
     (blocks.max(1) * grid.preset.sm_count / ctas).max(1) as usize

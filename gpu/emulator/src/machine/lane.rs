@@ -1,46 +1,12 @@
-//! Registers of a warp, in two files: a [`Slot`] holds a 32-bit register of all 32 lanes, a
-//! [`WideSlot`] a 64-bit one; two of those make a 128-bit one.
+//! Registers as scalar types: [`Lane`] reads and writes a slot as any of them, [`read`] and
+//! [`write`] as numbers.
 //!
-//! Number L of a slot of either file belongs to lane L, whatever the slot is used for. So lanes
-//! that have parted may give the same slots to registers of other functions, or to temporaries,
-//! and never see one another's.
-//!
-//! [`Lane`] reads and writes a slot as any scalar type. Narrow values lie in the low bits of a
-//! slot, zero- or sign-extended as their type says.
+//! Narrow values lie in the low bits of a slot, zero- or sign-extended as their type says.
 
-use bytemuck::{Pod, Zeroable};
 use half::{bf16, f16};
 
 use super::cx::Cx;
-
-/// Lanes of a warp.
-pub const LANES: usize = 32;
-
-/// A 32-bit register of a warp.
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-#[repr(C, align(64))]
-pub struct Slot(pub [u32; LANES]);
-
-/// A 64-bit register of a warp.
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-#[repr(C, align(64))]
-pub struct WideSlot(pub [u64; LANES]);
-
-/// A register number of a micro-operation: a slot of the current frame, or of the constants
-/// where [`CONSTANT`] is set; in the file of wide slots where [`WIDE`] is set.
-pub type Reg = u16;
-
-/// Set in the number of a constant's slot.
-pub const CONSTANT: u16 = 0x8000;
-
-/// Set in the number of a 64-bit register.
-pub const WIDE: u16 = 0x4000;
-
-/// What goes to `_` is written to this slot of either file, and its second half to the next.
-pub const SINK: Reg = 0;
-
-/// Slots at the start of a frame, in either file, that no register has.
-pub const SINK_SLOTS: u32 = 2;
+use super::registers::{LANES, Reg};
 
 /// A scalar type as registers hold it.
 pub trait Lane: Copy + Default {
@@ -117,4 +83,27 @@ via! {
     bf16: u32, |w| bf16::from_bits(w as u16), |v| u32::from(v.to_bits());
     i64: u64, |w| w as i64, |v| v as u64;
     f64: u64, f64::from_bits, f64::to_bits;
+}
+
+/// A register of 8 to 64 bits as numbers.
+pub fn read(cx: &Cx<'_>, r: Reg, wide: bool) -> [u64; LANES] {
+    if wide { u64::read(cx, r) } else { u32::read(cx, r).map(u64::from) }
+}
+
+/// Writes numbers to a register.
+pub fn write(cx: &mut Cx<'_>, r: Reg, wide: bool, value: [u64; LANES]) {
+    if wide {
+        u64::write(cx, r, value);
+    } else {
+        u32::write(cx, r, value.map(|v| v as u32));
+    }
+}
+
+/// Writes one value to all executing lanes.
+pub fn broadcast(cx: &mut Cx<'_>, d: Reg, wide: bool, value: u64) {
+    if wide {
+        u64::write(cx, d, [value; LANES]);
+    } else {
+        u32::write(cx, d, [value as u32; LANES]);
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::lane::LANES;
+use super::registers::LANES;
 
 /// What the lanes of a warp bring to an exchange; an instruction uses of it what it needs.
 #[derive(Clone, Debug)]

@@ -1,11 +1,12 @@
 //! One turn of one warp: the loop that executes micro-operations.
 
 use super::cluster::Cluster;
-use super::cx::{Cx, Grid, Stats};
-use super::global::{Global, Strength};
+use super::cx::{Cx, Grid};
 use super::op::{NO_GUARD, Step};
+use super::stats::Stats;
 use super::warp::{NO_JOIN, Wait, Warp};
 use crate::error::{Finding, Ub};
+use crate::machine::checks::global::{Global, Strength};
 
 /// Instructions a group runs before lanes that wait for it at a join are let go.
 const RELEASE_AFTER: u64 = 20_000;

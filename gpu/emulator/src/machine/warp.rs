@@ -8,10 +8,10 @@
 
 use bytemuck::Zeroable;
 
-use super::lane::{Slot, WideSlot};
+use super::layout::FunctionInfo;
 use super::meeting::Meeting;
-use super::op::FunctionInfo;
-use crate::exec::wgmma::Issued;
+use super::registers::{Slot, WideSlot};
+use super::wgmma::Issued;
 
 /// No join.
 pub const NO_JOIN: u32 = u32::MAX;
@@ -163,7 +163,7 @@ impl Warp {
     /// Makes room for local memory up to `bytes` a lane; lanes alternate word by word.
     pub fn grow_local(&mut self, bytes: u32) {
         self.local_words = self.local_words.max(bytes.div_ceil(4) as usize);
-        let words = self.local_words * super::lane::LANES;
+        let words = self.local_words * super::registers::LANES;
         if self.local.len() < words {
             self.local.resize(words, 0);
         }

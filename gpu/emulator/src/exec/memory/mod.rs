@@ -1,0 +1,6 @@
+//! Instructions that read and write memory: loads and stores, atomics, asynchronous copies.
+
+pub mod atomic;
+pub mod cp_async;
+pub mod load_store;
+pub mod tma;

@@ -1,0 +1,308 @@
+//! Races between CTAs on global memory, and what a programmatic launch reads too early.
+//!
+//! Each word of global memory remembers its last write and two reads. Two accesses of different
+//! CTAs race if one is a write, one is plain, and nothing orders them: a release that the other
+//! acquires (PTX ISA, "Memory Consistency Model"), with `fence` and relaxed accesses as its
+//! pattern form, all at the place in memory where they meet. Launches after one another are
+//! ordered; with programmatic stream serialisation only by `griddepcontrol.wait`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::machine::checks::sanitizer::{Far, PREVIOUS_LAUNCH, Sanitizer, join_far};
+use crate::machine::cluster::cta_id;
+
+/// How strong an access is (PTX ISA, "Operation types").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Strength {
+    /// Plain.
+    #[default]
+    Weak,
+    /// Relaxed, volatile, or an atomic without semantics.
+    Relaxed,
+    Acquire,
+    Release,
+    AcquireRelease,
+}
+
+impl Strength {
+    fn acquires(self) -> bool {
+        matches!(self, Strength::Acquire | Strength::AcquireRelease)
+    }
+
+    fn releases(self) -> bool {
+        matches!(self, Strength::Release | Strength::AcquireRelease)
+    }
+}
+
+const WORDS: usize = 1024;
+const PAGE: u64 = 4 * WORDS as u64;
+
+/// One access; clock 0 stands for none.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mark {
+    warp: u32,
+    clock: u32,
+    /// Line, whether it was strong, the bytes of the word.
+    tag: u32,
+}
+
+impl Mark {
+    fn bytes(self) -> u32 {
+        self.tag & 0xf
+    }
+
+    fn strong(self) -> bool {
+        self.tag >> 4 & 1 != 0
+    }
+
+    fn line(self) -> u32 {
+        self.tag >> 5
+    }
+
+    /// Takes the place of an earlier access, whose bytes it keeps if it is of the same warp.
+    fn replace(&mut self, mut new: Mark) {
+        if self.warp == new.warp && self.clock != 0 {
+            new.tag |= self.bytes();
+        }
+        *self = new;
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Cell {
+    write: Mark,
+    reads: [Mark; 2],
+}
+
+type Pages = HashMap<u64, Box<[Cell]>>;
+
+/// Who and where the warps of one launch are.
+#[derive(Clone, Debug)]
+struct Numbering {
+    kernel: String,
+    /// Number of its first warp.
+    base: u32,
+    warps: u32,
+    grid: [u32; 3],
+    cluster: [u32; 3],
+}
+
+impl Numbering {
+    fn ctas(&self) -> u32 {
+        self.cluster.iter().product()
+    }
+
+    /// Number behind that of its last warp.
+    fn end(&self) -> u32 {
+        let ctas: u64 = self.grid.iter().map(|&n| u64::from(n)).product();
+        self.base + (ctas * u64::from(self.warps)) as u32
+    }
+
+    /// CTA and warp of a number.
+    fn place(&self, number: u32) -> ([u32; 3], u32) {
+        let (index, warp) = ((number - self.base) / self.warps, (number - self.base) % self.warps);
+        let (cluster, rank) = (index / self.ctas(), index % self.ctas());
+        (cta_id(self.grid, self.cluster, u64::from(cluster), rank), warp)
+    }
+}
+
+/// What a launch touched, for the next one.
+#[derive(Debug)]
+pub struct Touched {
+    pages: Pages,
+    numbering: Numbering,
+}
+
+/// An access of a range.
+#[derive(Clone, Copy, Debug)]
+pub struct Access {
+    pub address: u64,
+    pub bytes: u64,
+    pub write: bool,
+    pub strong: bool,
+    pub line: u32,
+}
+
+/// The race check of a domain.
+#[derive(Default)]
+pub struct Global {
+    pages: Pages,
+    launches: Vec<Numbering>,
+    previous: Vec<Option<Arc<Touched>>>,
+    /// What was released at a place.
+    places: HashMap<u64, Far>,
+    /// Tensor maps changed by this launch: how often; and the state that a CTA has fenced.
+    maps: HashMap<u64, u32>,
+    fresh: HashMap<(u32, u64), u32>,
+}
+
+impl Global {
+    /// Adds a launch: the shapes of its grid and its clusters, threads of a CTA, and what the
+    /// launch before it touched, where it may start before that one's end.
+    pub fn add_launch(
+        &mut self,
+        kernel: &str,
+        (grid, cluster): ([u32; 3], [u32; 3]),
+        threads: u32,
+        previous: Option<Arc<Touched>>,
+    ) {
+        let warps = threads.div_ceil(32);
+        let base = self.launches.last().map_or(0, Numbering::end);
+        self.launches.push(Numbering { kernel: kernel.to_owned(), base, warps, grid, cluster });
+        self.previous.push(previous);
+    }
+
+    /// Number of the first warp of a cluster.
+    pub fn base_of(&self, launch: usize, cluster: u64) -> u32 {
+        let n = &self.launches[launch];
+        n.base + cluster as u32 * n.ctas() * n.warps
+    }
+
+    /// What the first launch touched.
+    pub fn into_touched(mut self) -> Touched {
+        Touched { pages: self.pages, numbering: self.launches.swap_remove(0) }
+    }
+
+    fn name(&self, number: u32) -> String {
+        let n = of_launch(&self.launches, number);
+        let ([x, y, z], warp) = n.place(number);
+        let kernel = if self.launches.len() > 1 { format!(" of {}", n.kernel) } else { "".into() };
+        format!("CTA ({x}, {y}, {z}), warp {warp}{kernel}")
+    }
+
+    /// Notes an access and says what is wrong with it: the address and a sentence.
+    pub fn access(&mut self, s: &Sanitizer, warp: u32, a: Access) -> Option<(u64, String)> {
+        let number = s.number(warp);
+        let now = if a.write { "this write" } else { "this read" };
+        let mut problem = self.too_early(s, warp, a);
+        let launches = &self.launches;
+        let cta = cta_of(launches, number);
+        let (from, to) = (a.address, a.address + a.bytes);
+        let mut at = from & !3;
+        while at < to {
+            let low = from.saturating_sub(at).min(3) as u32;
+            let high = (to - at).min(4) as u32;
+            let mask = ((1 << high) - 1) & !((1u32 << low) - 1);
+            let page = self.pages.entry(at / PAGE);
+            let page = page.or_insert_with(|| vec![Cell::default(); WORDS].into());
+            let cell = &mut page[(at % PAGE / 4) as usize];
+            let races = |m: &Mark| {
+                m.clock != 0
+                    && m.bytes() & mask != 0
+                    && !(a.strong && m.strong())
+                    && cta_of(launches, m.warp) != cta
+                    && !s.knows(warp, m.warp, m.clock)
+            };
+            let mut found = None;
+            if problem.is_none() {
+                if races(&cell.write) {
+                    found = Some((cell.write, "write"));
+                } else if a.write {
+                    found = cell.reads.iter().find(|m| races(m)).map(|m| (*m, "read"));
+                }
+            }
+            let tag = a.line << 5 | u32::from(a.strong) << 4 | mask;
+            let mark = Mark { warp: number, clock: s.clock(warp), tag };
+            if a.write {
+                cell.write.replace(mark);
+                for read in &mut cell.reads {
+                    if read.bytes() & !mask == 0 {
+                        *read = Mark::default();
+                    }
+                }
+            } else {
+                let [first, second] = &mut cell.reads;
+                let one = first.clock == 0 || first.warp == number;
+                if one { first } else { second }.replace(mark);
+            }
+            if let Some((m, what)) = found {
+                let other = self.name(m.warp);
+                let message = format!(
+                    "{now} is not ordered after the {what} by {other} at line {}",
+                    m.line()
+                );
+                problem = Some((at, message));
+            }
+            at += 4;
+        }
+        problem
+    }
+
+    /// Memory of the launch before, without `griddepcontrol.wait`.
+    fn too_early(&self, s: &Sanitizer, warp: u32, a: Access) -> Option<(u64, String)> {
+        let number = s.number(warp);
+        let index = self.launches.partition_point(|n| n.base <= number) - 1;
+        let before = self.previous[index].as_ref()?;
+        if s.knows(warp, PREVIOUS_LAUNCH, 1) {
+            return None;
+        }
+        let mut words = (a.address & !3..a.address + a.bytes).step_by(4);
+        words.find_map(|at| {
+            let cell = before.pages.get(&(at / PAGE))?[(at % PAGE / 4) as usize];
+            let (mark, what) = match (cell.write.clock, cell.reads[0].clock, a.write) {
+                (0, 0, _) | (0, _, false) => return None,
+                (0, _, true) => (cell.reads[0], "reads"),
+                _ => (cell.write, "writes"),
+            };
+            let message = format!(
+                "the launch before, of {}, {what} this at its line {}, and griddepcontrol.wait was \
+                 not executed",
+                before.numbering.kernel,
+                mark.line()
+            );
+            Some((at, message))
+        })
+    }
+
+    /// A strong read or write takes effect at a place.
+    pub fn strong(
+        &mut self,
+        s: &mut Sanitizer,
+        warp: u32,
+        address: u64,
+        (reads, writes): (bool, bool),
+        strength: Strength,
+    ) {
+        if reads && let Some(released) = self.places.get(&address) {
+            if strength.acquires() {
+                s.learn(warp, released);
+            } else {
+                s.observe(warp, released);
+            }
+        }
+        if writes {
+            let released = if strength.releases() { s.publish(warp) } else { s.fenced_far(warp) };
+            join_far(self.places.entry(address).or_default(), &released);
+        }
+    }
+
+    /// A tensor map in global memory has changed.
+    pub fn map_changed(&mut self, address: u64) {
+        *self.maps.entry(address).or_default() += 1;
+    }
+
+    /// fence.proxy.tensormap::generic.acquire of a map.
+    pub fn map_fenced(&mut self, number: u32, address: u64) {
+        if let Some(&version) = self.maps.get(&address) {
+            self.fresh.insert((cta_of(&self.launches, number), address), version);
+        }
+    }
+
+    /// Whether a copy may use the map at an address.
+    pub fn map_is_fresh(&self, number: u32, address: u64) -> bool {
+        let fenced = self.fresh.get(&(cta_of(&self.launches, number), address));
+        self.maps.get(&address).is_none_or(|version| fenced == Some(version))
+    }
+}
+
+fn of_launch(launches: &[Numbering], number: u32) -> &Numbering {
+    let after = launches.partition_point(|n| n.base <= number);
+    &launches[after - 1]
+}
+
+/// Number of the first warp of a warp's CTA.
+fn cta_of(launches: &[Numbering], number: u32) -> u32 {
+    let n = of_launch(launches, number);
+    number - (number - n.base) % n.warps
+}

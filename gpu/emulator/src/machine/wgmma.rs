@@ -1,0 +1,41 @@
+//! wgmmas as the machine holds them: of the code, and those that a warp has issued.
+
+use super::product::Product;
+use super::registers::Reg;
+
+/// Where A comes from.
+pub enum OperandA {
+    Shared(Reg),
+    Registers { slots: Vec<Reg>, names: Vec<u32> },
+}
+
+/// One wgmma.mma_async.
+pub struct Operation {
+    pub product: Product,
+    pub source: OperandA,
+    pub b_desc: Reg,
+    pub scale_d: (Reg, bool),
+    pub signs: [bool; 2],
+    pub transposed: [bool; 2],
+    pub regs: Vec<Reg>,
+    /// The accumulator's registers as the program names them.
+    pub names: Vec<u32>,
+    pub n: usize,
+    pub k: usize,
+}
+
+/// A wgmma that a warp has issued, with what it depends on beside the accumulator's registers.
+pub struct Issued {
+    /// Which [`Operation`] of the code.
+    pub number: usize,
+    pub pc: u32,
+    /// The lanes that issued it.
+    pub mask: u32,
+    /// The frame that its registers are in.
+    pub base: usize,
+    /// Descriptor of A, where that lies in shared memory.
+    pub a_desc: u64,
+    pub b_desc: u64,
+    /// Adds to the accumulator.
+    pub keep: bool,
+}
