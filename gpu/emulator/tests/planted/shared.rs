@@ -35,6 +35,41 @@ fn two_warps_write_one_word() {
     BED.finds(&body("%r2"), Ub::SharedRace, "st.shared.u32");
 }
 
+/// Four warps hand their values around through shared memory, four times: whoever comes to the next
+/// turn first overwrites what others have not read. `docs/found-bugs.md` has where this was found.
+#[test]
+fn a_reduction_in_a_loop_that_reuses_its_slots_without_a_barrier() {
+    let body = |barrier: &str| {
+        format!(
+            "shr.u32 %r2, %r0, 5;\nmad.lo.u32 %r1, %r2, 4, %r15;\nmov.u32 %r6, 0;\nAGAIN:\n\
+             and.b32 %r3, %r0, 31;\nsetp.eq.u32 %p1, %r3, 0;\nadd.u32 %r4, %r2, %r6;\n\
+             @%p1 st.shared.u32 [%r1], %r4;\nbar.sync 0;\nand.b32 %r3, %r3, 3;\n\
+             mad.lo.u32 %r5, %r3, 4, %r15;\nld.shared.u32 %r7, [%r5];\n{barrier}\n\
+             add.u32 %r6, %r6, 1;\nsetp.lt.u32 %p2, %r6, 4;\n@%p2 bra AGAIN;"
+        )
+    };
+    let bed = Bed { block: 128, ..BED };
+    bed.clean(&body("bar.sync 0;"));
+    let f = bed.finds(&body(""), Ub::SharedRace, "st.shared.u32 [%r1], %r4");
+    assert!(f.message.contains("read by warp"), "{f}");
+}
+
+/// One warp clears all slots, each warp fills its own: nothing orders the two.
+#[test]
+fn slots_that_one_warp_clears_and_others_fill() {
+    let body = |barrier: &str| {
+        format!(
+            "shr.u32 %r2, %r0, 5;\nsetp.eq.u32 %p1, %r2, 0;\nmad.lo.u32 %r1, %r0, 4, %r15;\n\
+             @%p1 st.shared.u32 [%r1], 0;\n{barrier}\nand.b32 %r3, %r0, 31;\n\
+             setp.eq.u32 %p2, %r3, 0;\nmad.lo.u32 %r5, %r2, 4, %r15;\nadd.u32 %r4, %r2, 1;\n\
+             @%p2 st.shared.u32 [%r5], %r4;"
+        )
+    };
+    let bed = Bed { block: 128, ..BED };
+    bed.clean(&body("bar.sync 0;"));
+    bed.finds(&body(""), Ub::SharedRace, "st.shared.u32 [%r5], %r4");
+}
+
 #[test]
 fn a_tree_reduction_without_its_barrier() {
     let step = |barrier: &str, n: u32| {
