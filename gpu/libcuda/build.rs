@@ -34,7 +34,9 @@ fn defined(folder: &Path) -> BTreeMap<String, String> {
         };
         let text = std::fs::read_to_string(&path).expect("part of the crate");
         for line in text.lines() {
-            if let Some(rest) = line.strip_prefix("    fn cu") {
+            // Every name of cuda.h goes on with a capital.
+            let rest = line.strip_prefix("    fn cu");
+            if let Some(rest) = rest.filter(|rest| rest.starts_with(char::is_uppercase)) {
                 let name = rest.split('(').next().expect("split gives one");
                 found.insert(format!("cu{name}"), format!("{module}::cu{name}"));
             }

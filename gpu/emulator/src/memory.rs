@@ -46,6 +46,16 @@ struct Chunk {
 enum Backing {
     Chunks(Vec<OnceLock<Chunk>>),
     Host(&'static [AtomicU32]),
+    /// Memory that somebody else owns, in pieces of a chunk each but for the last.
+    Pieces(Vec<Piece>),
+}
+
+/// A chunk of memory that allocations share: mapped at several addresses, or by several processes.
+#[derive(Clone)]
+pub struct Piece {
+    pub(crate) words: &'static [AtomicU32],
+    /// Keeps the memory for as long as somebody may look at it.
+    pub(crate) _owner: Arc<dyn std::any::Any + Send + Sync>,
 }
 
 /// One allocation. All offsets are bytes from its base.
@@ -106,7 +116,7 @@ impl Allocation {
     fn chunk(&self, index: usize) -> Option<&Chunk> {
         match &self.backing {
             Backing::Chunks(chunks) => chunks[index].get(),
-            Backing::Host(_) => None,
+            Backing::Host(_) | Backing::Pieces(_) => None,
         }
     }
 
@@ -126,6 +136,7 @@ impl Allocation {
     pub(crate) fn words(&self, offset: u64) -> Option<(&[AtomicU32], u64)> {
         match &self.backing {
             Backing::Host(words) => Some((words, 0)),
+            Backing::Pieces(pieces) => Some(piece(pieces, offset)),
             Backing::Chunks(_) => {
                 let index = (offset / CHUNK_BYTES) as usize;
                 Some((&self.chunk(index)?.words, index as u64 * CHUNK_BYTES))
@@ -137,6 +148,7 @@ impl Allocation {
     pub(crate) fn words_mut(&self, offset: u64) -> (&[AtomicU32], u64) {
         match &self.backing {
             Backing::Host(words) => (words, 0),
+            Backing::Pieces(pieces) => piece(pieces, offset),
             Backing::Chunks(_) => {
                 let index = (offset / CHUNK_BYTES) as usize;
                 (&self.chunk_mut(index).words, index as u64 * CHUNK_BYTES)
@@ -285,6 +297,12 @@ impl Allocation {
     }
 }
 
+/// The piece that holds `offset`, and the offset of its first word.
+fn piece(pieces: &[Piece], offset: u64) -> (&[AtomicU32], u64) {
+    let index = (offset / CHUNK_BYTES) as usize;
+    (pieces[index].words, index as u64 * CHUNK_BYTES)
+}
+
 /// Bytes of a range before its first aligned word, and bytes of its whole words.
 fn whole_words(offset: u64, bytes: usize) -> (usize, usize) {
     let head = (offset.next_multiple_of(4) - offset) as usize;
@@ -426,6 +444,42 @@ impl Memory {
             freed: AtomicBool::new(false),
             backing: Backing::Host(words),
         }));
+    }
+
+    /// Reserves addresses on `device` that [`Self::map`] may give memory, aligned to `align` (a power
+    /// of two).
+    pub fn reserve(&self, device: u32, bytes: u64, align: u64) -> u64 {
+        let mut table = self.table.write().expect("no panic holds this lock");
+        let next = &mut table.next[device as usize];
+        let base = next.next_multiple_of(align.max(CHUNK_BYTES));
+        *next = base + bytes.next_multiple_of(CHUNK_BYTES) + CHUNK_BYTES;
+        base
+    }
+
+    /// Lets `bytes` from a reserved address on be the memory of `pieces`, in place of what was
+    /// there.
+    pub fn map(&self, device: u32, base: u64, bytes: u64, pieces: Vec<Piece>) {
+        self.unmap(base, bytes);
+        let mut table = self.table.write().expect("no panic holds this lock");
+        table.count += 1;
+        let number = table.count;
+        table.insert(Arc::new(Allocation {
+            base,
+            bytes,
+            kind: Kind::Device,
+            device,
+            number,
+            tracked: false,
+            freed: AtomicBool::new(false),
+            backing: Backing::Pieces(pieces),
+        }));
+    }
+
+    /// Forgets what lies in a range: its addresses may get other memory.
+    pub fn unmap(&self, base: u64, bytes: u64) {
+        let mut table = self.table.write().expect("no panic holds this lock");
+        let list = Arc::make_mut(&mut table.view.allocations);
+        list.retain(|a| !(a.base < base + bytes && base < a.base + a.bytes));
     }
 
     /// Frees the allocation that starts at `address`. It stays known, so that later accesses are

@@ -294,8 +294,6 @@ pub struct Attributes {
     pub local_bytes: u32,
     /// Estimate of the 32-bit registers of a thread: the most that are live at once.
     pub registers: u32,
-    /// `.version` times ten.
-    pub ptx_version: u32,
     /// `.target` number, 90 for `sm_90a`.
     pub target: u32,
     /// `.reqntid`.
@@ -373,7 +371,6 @@ impl Function {
             const_bytes: constants.map(|v| v.bytes() as u32).sum(),
             local_bytes: code.as_ref().map_or(0, |c| c.local_bytes),
             registers: tuning.maxnreg.map_or(registers, |m| registers.min(m)),
-            ptx_version: ast.version.0 * 10 + ast.version.1,
             target: ast.target.sm,
             required_block: tuning.reqntid,
             required_cluster: tuning.reqnctapercluster,

@@ -102,6 +102,8 @@ pub struct Memcpy3d {
 
 /// `CU_MEMORYTYPE_HOST`.
 pub const MEMORY_HOST: u32 = 1;
+/// `CU_MEMORYTYPE_DEVICE`.
+pub const MEMORY_DEVICE: u32 = 2;
 /// `CU_MEMORYTYPE_ARRAY`.
 pub const MEMORY_ARRAY: u32 = 3;
 /// `CU_MEMORYTYPE_UNIFIED`.

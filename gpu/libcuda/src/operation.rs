@@ -4,13 +4,13 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use fathom_emulator::LaunchConfig;
-use fathom_emulator::memory::Kind;
+use fathom_emulator::memory::{DEVICE_BASE, DEVICE_STRIDE, Kind};
 
 use crate::abi::*;
 use crate::graph::Exec;
 use crate::program::Callable;
 use crate::queue::Work;
-use crate::state::{R, driver};
+use crate::state::{Event, R, driver};
 
 /// Something to do, in a stream or as a node of a graph.
 #[derive(Clone)]
@@ -25,6 +25,8 @@ pub(crate) enum Operation {
     Callback(unsafe extern "C" fn(Handle, CuResult, *mut c_void), Handle, usize),
     Record(Handle),
     WaitEvent(Handle),
+    /// Until so many records of an event that processes share are done.
+    WaitShared(Arc<Event>, u32),
     /// A graph as a node.
     Child(Handle),
     /// Memory that a node allocated: address and length.
@@ -96,12 +98,23 @@ impl Place {
         }
     }
 
-    /// Which of both a unified address is: emulated memory where the emulator knows it.
+    /// Which of both a unified address is: of emulated memory where the emulator knows it, or gives
+    /// such addresses.
     fn of(address: u64) -> Place {
+        let end = DEVICE_BASE + driver().devices.len() as u64 * DEVICE_STRIDE;
         let memory = driver().devices[0].memory();
         match memory.view().find(address) {
             Some(allocation) if *allocation.kind() != Kind::Host => Device(address),
+            None if (DEVICE_BASE..end).contains(&address) => Device(address),
             _ => Host(address as usize),
+        }
+    }
+
+    /// A device address, which is an error where the emulator does not know it.
+    fn of_device(address: u64) -> Place {
+        match driver().devices[0].memory().view().find(address) {
+            None => Device(address),
+            Some(_) => Self::of(address),
         }
     }
 
@@ -185,6 +198,7 @@ impl Memcpy3d {
                 driver().name_unsupported("CUDA arrays");
                 Err(ERROR_NOT_SUPPORTED)
             }
+            MEMORY_DEVICE => Ok(Place::of_device(device)),
             _ => Ok(Place::of(device)),
         };
         let end = |place: Place, [x, y, z]: [usize; 3], pitch: usize, height: usize| {
@@ -337,7 +351,7 @@ impl Operation {
             Operation::Host(..) | Operation::Callback(..) => (3, "host"),
             Operation::Child(_) | Operation::Graph(_) => (4, "graph"),
             Operation::Nothing => (5, "empty"),
-            Operation::WaitEvent(_) => (6, "wait for event"),
+            Operation::WaitEvent(_) | Operation::WaitShared(..) => (6, "wait for event"),
             Operation::Record(_) => (7, "record event"),
             Operation::Alloc(..) => (10, "allocation"),
             Operation::Free(_) => (11, "free"),
@@ -374,6 +388,7 @@ impl Operation {
         match self {
             Operation::Nothing
             | Operation::WaitEvent(_)
+            | Operation::WaitShared(..)
             | Operation::Alloc(..)
             | Operation::Child(_)
             | Operation::WaitValue(..) => Ok(()),
@@ -413,6 +428,9 @@ impl Operation {
             }
             Operation::WaitValue(value, comparison) => {
                 Work::Wait(Box::new(move || value.holds(comparison)))
+            }
+            Operation::WaitShared(event, wanted) => {
+                Work::Wait(Box::new(move || event.shared_reached(wanted)))
             }
             Operation::Host(..) | Operation::Callback(..) | Operation::Graph(_) => {
                 Work::Later(Box::new(move || self.run(device)))

@@ -3,7 +3,10 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use fathom_emulator::{
@@ -13,7 +16,9 @@ use fathom_emulator::{
 use fathom_trace::jsonl;
 
 use crate::abi::*;
+use crate::api::pool::Pool;
 use crate::api::user_object::UserObject;
+use crate::api::virtual_memory::{Physical, Ranges, Shared, SharedEvent};
 use crate::graph::{self, Captured, EdgeData};
 use crate::operation::Operation;
 use crate::private::{self, Summary};
@@ -76,6 +81,8 @@ pub(crate) struct Event {
     at: AtomicU64,
     pub timed: bool,
     pub recorded: Mutex<Option<Mark>>,
+    /// Of an event that processes share: how often it was recorded, and how often that is done.
+    pub shared: OnceLock<SharedEvent>,
     pub captured: Mutex<Option<Captured>>,
 }
 
@@ -85,12 +92,28 @@ const NEVER: u64 = u64::MAX;
 impl Event {
     pub(crate) fn new(timed: bool) -> Event {
         let at = AtomicU64::new(NEVER);
-        Event { at, timed, recorded: Mutex::default(), captured: Mutex::default() }
+        let (recorded, captured) = (Mutex::default(), Mutex::default());
+        Event { at, timed, recorded, shared: OnceLock::new(), captured }
     }
 
-    /// Takes its time.
+    /// Takes its time; of a shared event that is one more record done.
     pub(crate) fn taken(&self, ns: u64) {
         self.at.store(ns, Relaxed);
+        if let Some(shared) = self.shared.get() {
+            shared.done().fetch_add(1, SeqCst);
+        }
+    }
+
+    /// Whether so many records of a shared event are done, counting round.
+    pub(crate) fn shared_reached(&self, wanted: u32) -> bool {
+        let done = |shared: &SharedEvent| shared.done().load(SeqCst).wrapping_sub(wanted) as i32;
+        self.shared.get().is_none_or(|shared| done(shared) >= 0)
+    }
+
+    /// Whether all records of a shared event are done; of others, true.
+    pub(crate) fn shared_done(&self) -> bool {
+        let recorded = |shared: &SharedEvent| shared.recorded().load(SeqCst);
+        self.shared.get().is_none_or(|shared| self.shared_reached(recorded(shared)))
     }
 
     /// Its time, if it has one.
@@ -132,6 +155,15 @@ pub(crate) struct Driver {
     pub execs: Handles<Arc<graph::Exec>>,
     pub user_objects: Handles<Arc<UserObject>>,
     pub queue: Queue,
+    pub pools: Handles<Arc<Pool>>,
+    /// The default pool of each device, and the one that it allocates from.
+    pub default_pools: Vec<Handle>,
+    pub current_pools: Mutex<Vec<Handle>>,
+    /// The pool of each allocation from one, and its length.
+    pub pooled: Mutex<BTreeMap<DevicePtr, (Handle, u64)>>,
+    pub physical: Handles<Arc<Physical>>,
+    pub ranges: Ranges,
+    pub shared: Shared,
     pub links: Handles<Arc<Mutex<Vec<String>>>>,
     pub host: Mutex<BTreeMap<usize, std::alloc::Layout>>,
     /// The context of each allocation of device memory.
@@ -195,6 +227,9 @@ impl Driver {
             });
         }
         let each = || 0..devices.len();
+        let pools = Handles::new();
+        let default_pools: Vec<Handle> =
+            each().map(|device| pools.insert(Arc::new(Pool::new(device)))).collect();
         let queue = Queue::new(devices.len() > 1, run_batch);
         let stream =
             |device| Stream { handle: 0, device, capture: Arc::default(), flags: 0, priority: 0 };
@@ -218,6 +253,13 @@ impl Driver {
             execs: Handles::new(),
             user_objects: Handles::new(),
             queue,
+            pools,
+            current_pools: Mutex::new(default_pools.clone()),
+            default_pools,
+            pooled: Mutex::default(),
+            physical: Handles::new(),
+            ranges: Mutex::default(),
+            shared: Mutex::default(),
             links: Handles::new(),
             host: Mutex::default(),
             owners: Mutex::default(),
@@ -232,6 +274,12 @@ impl Driver {
     pub(crate) fn device(&self, ordinal: i32) -> R<&Device> {
         let index = usize::try_from(ordinal).map_err(|_| ERROR_INVALID_DEVICE)?;
         self.devices.get(index).ok_or(ERROR_INVALID_DEVICE)
+    }
+
+    /// The folder that all processes of an emulated run share.
+    pub(crate) fn shared_folder(&self) -> PathBuf {
+        let folder = self.choices.summary.as_ref().and_then(|summary| summary.parent());
+        folder.map_or_else(std::env::temp_dir, PathBuf::from)
     }
 
     /// Compute capability of the devices, which are all of one kind.
@@ -346,6 +394,8 @@ impl Driver {
 
     /// Frees device memory.
     pub(crate) fn free(&self, address: DevicePtr) -> R {
+        self.shared.lock().expect("no panic holds this lock").remove(&address);
+        self.left_pool(address);
         self.owners.lock().expect("no panic holds this lock").remove(&address);
         self.devices[0].free(address).map_err(|_| ERROR_INVALID_VALUE)
     }

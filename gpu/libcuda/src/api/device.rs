@@ -65,6 +65,9 @@ fn attribute(p: &Preset, device: i32, which: i32) -> i64 {
         }
         // Kernels reach pinned, managed and registered host memory, not what `malloc` gave (88).
         89 | 91 | 99 => 1,
+        // Values in memory that streams write and wait for; memory mapped by hand, and shared by
+        // file descriptors.
+        92..=94 | 122 | 123 | 102 | 103 => 1,
         97 => i(p.shared_bytes_per_block_optin),
         106 => i(Preset::MAX_BLOCKS_PER_SM),
         111 => i(p.shared_bytes_reserved),
@@ -159,22 +162,6 @@ entry_points! {
         driver.device(peer)?;
         // Performance rank 0; access, atomics supported.
         put(value, i32::from(which != 1))
-    }
-
-    fn cuDeviceGetDefaultMemPool(pool: *mut Handle, device: i32) {
-        initialised()?.device(device)?;
-        put(pool, 0x100 + device as Handle)
-    }
-
-    fn cuDeviceGetMemPool(pool: *mut Handle, device: i32) {
-        initialised()?.device(device)?;
-        put(pool, 0x100 + device as Handle)
-    }
-
-    fn cuDeviceSetMemPool(device: i32, pool: Handle) {
-        initialised()?.device(device)?;
-        let _ = pool;
-        Ok(())
     }
 
     fn cuDeviceGetProperties(properties: *mut i32, device: i32) {

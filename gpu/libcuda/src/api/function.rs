@@ -27,7 +27,8 @@ pub(super) fn attribute(callable: &Callable, which: i32) -> R<i32> {
         2 => a.const_bytes as i32,
         3 => a.local_bytes as i32,
         4 => a.registers as i32,
-        5 => a.ptx_version as i32,
+        // The virtual architecture that it was compiled for.
+        5 => a.target as i32,
         // The target of the code that runs, which is compiled for the device.
         6 => {
             let [major, minor] = preset(callable).compute_capability;
@@ -44,6 +45,8 @@ pub(super) fn attribute(callable: &Callable, which: i32) -> R<i32> {
         }
         NONPORTABLE_CLUSTER => chosen.nonportable_cluster.unwrap_or(0),
         CLUSTER_SCHEDULING => chosen.cluster_scheduling.unwrap_or(0),
+        // Nodes that devices update, and modes of shared memory, are not there.
+        16 | 17 => 0,
         _ => return Err(ERROR_INVALID_VALUE),
     })
 }

@@ -26,12 +26,16 @@ fn row(to: DevicePtr, from: DevicePtr, bytes: usize) -> Memcpy3d {
     Memcpy3d::row(to, from, bytes)
 }
 
+fn within_devices(to: DevicePtr, from: DevicePtr, bytes: usize) -> Memcpy3d {
+    Memcpy3d { src_type: MEMORY_DEVICE, dst_type: MEMORY_DEVICE, ..row(to, from, bytes) }
+}
+
 fn to_host(to: usize, from: DevicePtr, bytes: usize) -> Memcpy3d {
-    Memcpy3d { dst_type: MEMORY_HOST, dst_host: to, ..row(0, from, bytes) }
+    Memcpy3d { dst_type: MEMORY_HOST, dst_host: to, ..within_devices(0, from, bytes) }
 }
 
 fn from_host(to: DevicePtr, from: usize, bytes: usize) -> Memcpy3d {
-    Memcpy3d { src_type: MEMORY_HOST, src_host: from, ..row(to, 0, bytes) }
+    Memcpy3d { src_type: MEMORY_HOST, src_host: from, ..within_devices(to, 0, bytes) }
 }
 
 /// Fills one row of `count` elements.
@@ -157,22 +161,6 @@ entry_points! {
         put(pitch, row)
     }
 
-    fn cuMemAllocAsync(address: *mut DevicePtr, bytes: usize, stream: Handle) {
-        let device = initialised()?.stream(stream)?.device;
-        put(address, alloc(device, bytes)?)
-    }
-
-    fn cuMemAllocFromPoolAsync(
-        address: *mut DevicePtr,
-        bytes: usize,
-        pool: Handle,
-        stream: Handle,
-    ) {
-        let _ = pool;
-        let device = initialised()?.stream(stream)?.device;
-        put(address, alloc(device, bytes)?)
-    }
-
     fn cuMemFree_v2(address: DevicePtr) {
         let driver = initialised()?;
         driver.wait_for_all()?;
@@ -180,10 +168,6 @@ entry_points! {
             return Ok(());
         }
         driver.free(address)
-    }
-
-    fn cuMemFreeAsync(address: DevicePtr, stream: Handle) {
-        initialised()?.submit(stream, Operation::Free(address))
     }
 
     fn cuMemAllocManaged(address: *mut DevicePtr, bytes: usize, flags: u32) {
@@ -306,11 +290,11 @@ entry_points! {
     }
 
     fn cuMemcpyDtoD_v2(to: DevicePtr, from: DevicePtr, bytes: usize) {
-        copy_now(row(to, from, bytes))
+        copy_now(within_devices(to, from, bytes))
     }
 
     fn cuMemcpyDtoDAsync_v2(to: DevicePtr, from: DevicePtr, bytes: usize, stream: Handle) {
-        copy_on(stream, row(to, from, bytes))
+        copy_on(stream, within_devices(to, from, bytes))
     }
 
     fn cuMemcpyPeer(
@@ -470,36 +454,6 @@ entry_points! {
 
     fn cuMemPrefetchAsync(at: DevicePtr, bytes: usize, device: i32, stream: Handle) {
         let _ = (at, bytes, device, stream);
-        Ok(())
-    }
-
-    fn cuMemPoolCreate(pool: *mut Handle, properties: *const c_void) {
-        let _ = properties;
-        put(pool, 0x100)
-    }
-
-    fn cuMemPoolDestroy(pool: Handle) {
-        let _ = pool;
-        Ok(())
-    }
-
-    fn cuMemPoolTrimTo(pool: Handle, bytes: usize) {
-        let _ = (pool, bytes);
-        Ok(())
-    }
-
-    fn cuMemPoolSetAttribute(pool: Handle, attribute: u32, value: *const c_void) {
-        let _ = (pool, attribute, value);
-        Ok(())
-    }
-
-    fn cuMemPoolGetAttribute(pool: Handle, attribute: u32, value: *mut u64) {
-        let _ = (pool, attribute);
-        put(value, 0)
-    }
-
-    fn cuMemPoolSetAccess(pool: Handle, access: *const c_void, count: usize) {
-        let _ = (pool, access, count);
         Ok(())
     }
 }

@@ -16,9 +16,11 @@ mod library;
 mod lookup;
 mod memory;
 mod module;
+pub(crate) mod pool;
 mod stream;
 mod tensor_map;
 pub(crate) mod user_object;
+pub(crate) mod virtual_memory;
 
 use std::ffi::{CStr, c_char};
 use std::sync::OnceLock;

@@ -3,6 +3,7 @@
 
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 
 use super::{entry_points, put};
 use crate::abi::*;
@@ -113,6 +114,11 @@ entry_points! {
             own.extend(captured.after.iter().filter(|n| !own.contains(n)).copied().collect::<Vec<_>>());
             waiting.set_captured(Captured { after: own, ..captured });
             return Ok(());
+        }
+        if let Some(shared) = event.shared.get() {
+            // The record may be another process's.
+            let wanted = shared.recorded().load(SeqCst);
+            return driver.submit(stream, Operation::WaitShared(event.clone(), wanted));
         }
         let recorded = *event.recorded.lock().expect("no panic holds this lock");
         match (recorded, waiting.capturing()) {
@@ -233,13 +239,19 @@ entry_points! {
         let recorded = *driver.events.get(event)?.recorded.lock().expect("no panic holds this lock");
         let done = driver.queue.is_done_soon(recorded.as_slice());
         driver.error()?;
-        if done { Ok(()) } else { Err(ERROR_NOT_READY) }
+        let shared = driver.events.get(event)?.shared_done();
+        if done && shared { Ok(()) } else { Err(ERROR_NOT_READY) }
     }
 
     fn cuEventSynchronize(event: Handle) {
         let driver = initialised()?;
-        let recorded = *driver.events.get(event)?.recorded.lock().expect("no panic holds this lock");
+        let event = driver.events.get(event)?;
+        let recorded = *event.recorded.lock().expect("no panic holds this lock");
         driver.queue.wait(recorded.as_slice());
+        while !event.shared_done() {
+            // Another process's streams go on by themselves.
+            std::thread::sleep(std::time::Duration::from_micros(200));
+        }
         driver.error()
     }
 

@@ -1,0 +1,506 @@
+//! Virtual memory: physical memory, addresses, and the one mapped at the other; memory and events
+//! that processes share.
+//!
+//! What may be shared lies in a file that both processes map: a temporary one without a name
+//! whose descriptor travels (`cuMemExportToShareableHandle`), or one in the folder of the emulated
+//! run whose number travels (`cuIpcGetMemHandle`).
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+use fathom_emulator::memory::Piece;
+use memmap2::{MmapOptions, MmapRaw};
+
+use super::{entry_points, put};
+use crate::abi::*;
+use crate::say::say;
+use crate::state::{Driver, Event, R, driver, initialised};
+
+/// `CUmemAllocationProp`: type, handle types, location's type and number, and what is not read.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Properties {
+    kind: u32,
+    handle_types: u32,
+    location: [u32; 2],
+    rest: [u64; 2],
+}
+
+/// `CU_MEM_ALLOCATION_TYPE_PINNED`, `CU_MEM_LOCATION_TYPE_DEVICE`,
+/// `CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR`.
+const PINNED: u32 = 1;
+const DEVICE: u32 = 1;
+const FILE_DESCRIPTOR: u32 = 1;
+
+/// Physical memory.
+pub(crate) struct Physical {
+    properties: Properties,
+    bytes: usize,
+    map: Arc<MmapRaw>,
+    /// Of memory that processes may share.
+    file: Option<File>,
+}
+
+/// A reserved range of addresses, and what is mapped there: by offset, the memory, the offset in
+/// it, the length, and whether somebody has access.
+pub(crate) struct Range {
+    device: u32,
+    bytes: usize,
+    mapped: BTreeMap<usize, Mapping>,
+}
+
+struct Mapping {
+    physical: Arc<Physical>,
+    offset: usize,
+    bytes: usize,
+    accessible: bool,
+}
+
+/// Reserved ranges by their first address.
+pub(crate) type Ranges = Mutex<BTreeMap<DevicePtr, Range>>;
+
+fn no_memory(error: std::io::Error) -> CuResult {
+    say!("mapping memory: {error}");
+    ERROR_OUT_OF_MEMORY
+}
+
+/// Bytes from `offset` of a mapping on, as pieces.
+fn pieces(map: &Arc<MmapRaw>, offset: usize, bytes: usize) -> Vec<Piece> {
+    let owner: Arc<dyn Any + Send + Sync> = map.clone();
+    // SAFETY: the mapping is as long as that and stays as long as its owner; nothing else looks
+    // at it but other processes.
+    unsafe { Piece::cut(map.as_mut_ptr().add(offset), bytes, &owner) }
+}
+
+impl Range {
+    /// Tells the emulator what is accessible: neighbours are one allocation, which accesses may
+    /// cross.
+    fn publish(&self, driver: &Driver, base: DevicePtr) {
+        let memory = driver.devices[0].memory();
+        memory.unmap(base, self.bytes as u64);
+        let mut open: Option<(usize, usize, Vec<Piece>)> = None;
+        let close = |run: Option<(usize, usize, Vec<Piece>)>| {
+            if let Some((begin, end, pieces)) = run {
+                memory.map(self.device, base + begin as u64, (end - begin) as u64, pieces);
+            }
+        };
+        for (at, mapping) in self.mapped.iter().filter(|(_, mapping)| mapping.accessible) {
+            let new = pieces(&mapping.physical.map, mapping.offset, mapping.bytes);
+            match &mut open {
+                Some((_, end, list)) if *end == *at => {
+                    *end += mapping.bytes;
+                    list.extend(new);
+                }
+                _ => {
+                    close(open.take());
+                    open = Some((*at, at + mapping.bytes, new));
+                }
+            }
+        }
+        close(open);
+    }
+}
+
+/// Changes the reserved range that holds `at`, and tells the emulator.
+fn with_range(at: DevicePtr, change: impl FnOnce(usize, &mut Range) -> R) -> R {
+    let driver = initialised()?;
+    driver.wait_for_all()?;
+    let mut ranges = driver.ranges.lock().expect("no panic holds this lock");
+    let (base, range) = ranges.range_mut(..=at).next_back().ok_or(ERROR_INVALID_VALUE)?;
+    let offset = (at - base) as usize;
+    if offset >= range.bytes {
+        return Err(ERROR_INVALID_VALUE);
+    }
+    change(offset, range)?;
+    range.publish(driver, *base);
+    Ok(())
+}
+
+/// Whether the mappings of a range cover `bytes` from `offset` on exactly.
+fn covers(range: &Range, offset: usize, bytes: usize) -> bool {
+    let mut at = offset;
+    for (begin, mapping) in range.mapped.range(offset..offset + bytes) {
+        if *begin != at {
+            return false;
+        }
+        at += mapping.bytes;
+    }
+    at == offset + bytes
+}
+
+/// A file that has no name.
+fn nameless() -> std::io::Result<File> {
+    let path = shared_path(u64::from(std::process::id()), NEXT_FILE.fetch_add(1, Relaxed));
+    let file = File::options().read(true).write(true).create_new(true).open(&path)?;
+    std::fs::remove_file(&path)?;
+    Ok(file)
+}
+
+static NEXT_FILE: AtomicU64 = AtomicU64::new(1);
+
+/// A file of the emulated run that all its processes reach.
+fn shared_path(process: u64, number: u64) -> PathBuf {
+    driver().shared_folder().join(format!("fathom-shared-{process}-{number}"))
+}
+
+/// What a handle of 64 bytes says: the process and number of a file, and a place in it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct IpcHandle {
+    magic: u64,
+    process: u64,
+    number: u64,
+    bytes: u64,
+    offset: u64,
+    device: u64,
+    rest: [u64; 2],
+}
+
+const IPC_MAGIC: u64 = 0x6d6f_6874_6166_0001;
+
+/// Memory of a device that other processes may open: the number of the file that it lies in.
+pub(crate) type Shared = Mutex<BTreeMap<DevicePtr, u64>>;
+
+/// Puts an allocation into a file, where it is not in one yet; the file's number.
+fn share(driver: &Driver, base: DevicePtr, bytes: u64, device: u32) -> R<u64> {
+    let mut shared = driver.shared.lock().expect("no panic holds this lock");
+    if let Some(number) = shared.get(&base) {
+        return Ok(*number);
+    }
+    driver.wait_for_all()?;
+    let number = NEXT_FILE.fetch_add(1, Relaxed);
+    let path = shared_path(u64::from(std::process::id()), number);
+    let memory = driver.devices[0].memory();
+    let move_there = || -> std::io::Result<Arc<MmapRaw>> {
+        let file = File::options().read(true).write(true).create_new(true).open(&path)?;
+        file.set_len(bytes.next_multiple_of(4))?;
+        Ok(Arc::new(MmapOptions::new().map_raw(&file)?))
+    };
+    let map = move_there().map_err(no_memory)?;
+    let mut part = vec![0; (1 << 20).min(bytes as usize)];
+    for at in (0..bytes).step_by(part.len()) {
+        let length = part.len().min((bytes - at) as usize);
+        memory.read(base + at, &mut part[..length]).map_err(|_| ERROR_INVALID_VALUE)?;
+        // SAFETY: within the mapping, which nobody else knows yet.
+        let to = unsafe { map.as_mut_ptr().add(at as usize) };
+        // SAFETY: as above.
+        unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), to, length) };
+    }
+    memory.map(device, base, bytes, pieces(&map, 0, bytes.next_multiple_of(4) as usize));
+    shared.insert(base, number);
+    Ok(number)
+}
+
+/// An event in a file: two counters that processes share.
+pub(crate) struct SharedEvent {
+    map: MmapRaw,
+    process: u64,
+    number: u64,
+}
+
+impl SharedEvent {
+    /// # Errors
+    /// Where the file cannot be made (`create`) or is not there.
+    fn open(process: u64, number: u64, create: bool) -> R<SharedEvent> {
+        let path = shared_path(process, number);
+        let open = || -> std::io::Result<MmapRaw> {
+            let file = File::options().read(true).write(true).create(create).open(&path)?;
+            file.set_len(8)?;
+            MmapOptions::new().map_raw(&file)
+        };
+        let map = open().map_err(|_| ERROR_MAP_FAILED)?;
+        Ok(SharedEvent { map, process, number })
+    }
+
+    fn counter(&self, index: usize) -> &AtomicU32 {
+        // SAFETY: the mapping has two words, which all processes use as atomics.
+        unsafe { AtomicU32::from_ptr(self.map.as_mut_ptr().cast::<u32>().add(index)) }
+    }
+
+    /// How often the event was recorded.
+    pub(crate) fn recorded(&self) -> &AtomicU32 {
+        self.counter(0)
+    }
+
+    /// How many of the records are done.
+    pub(crate) fn done(&self) -> &AtomicU32 {
+        self.counter(1)
+    }
+}
+
+entry_points! {
+    fn cuIpcGetEventHandle(handle: *mut IpcHandle, event: Handle) {
+        let event = initialised()?.events.get(event)?;
+        // Timing and sharing exclude one another.
+        if event.timed {
+            return Err(ERROR_INVALID_HANDLE);
+        }
+        let process = u64::from(std::process::id());
+        if event.shared.get().is_none() {
+            let number = NEXT_FILE.fetch_add(1, Relaxed);
+            let made = SharedEvent::open(process, number, true)?;
+            // Another thread may have been faster; its file is as good.
+            let _ = event.shared.set(made);
+        }
+        let shared = event.shared.get().expect("set above");
+        let (process, number) = (shared.process, shared.number);
+        put(handle, IpcHandle {
+            magic: IPC_MAGIC,
+            process,
+            number,
+            bytes: 8,
+            offset: 0,
+            device: 0,
+            rest: [0; 2],
+        })
+    }
+
+    fn cuIpcOpenEventHandle(event: *mut Handle, handle: IpcHandle) {
+        if handle.magic != IPC_MAGIC {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        let shared = SharedEvent::open(handle.process, handle.number, false)?;
+        let new = Event::new(false);
+        let _ = new.shared.set(shared);
+        put(event, initialised()?.events.insert(Arc::new(new)))
+    }
+
+    fn cuMemGetAllocationGranularity(
+        granularity: *mut usize,
+        properties: *const Properties,
+        option: u32,
+    ) {
+        let _ = (properties, option);
+        put(granularity, Piece::BYTES as usize)
+    }
+
+    fn cuMemCreate(
+        handle: *mut Handle,
+        bytes: usize,
+        properties: *const Properties,
+        flags: u64,
+    ) {
+        let driver = initialised()?;
+        let properties = *properties.as_ref().ok_or(ERROR_INVALID_VALUE)?;
+        let whole = bytes > 0 && bytes.is_multiple_of(Piece::BYTES as usize);
+        if properties.kind != PINNED || !whole || flags != 0 {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        if properties.location[0] != DEVICE || properties.handle_types & !FILE_DESCRIPTOR != 0 {
+            driver.name_unsupported("cuMemCreate on the host, or for other processes by a fabric");
+            return Err(ERROR_NOT_SUPPORTED);
+        }
+        driver.device(properties.location[1] as i32)?;
+        let (map, file) = if properties.handle_types & FILE_DESCRIPTOR != 0 {
+            let file = nameless().map_err(no_memory)?;
+            file.set_len(bytes as u64).map_err(no_memory)?;
+            (MmapOptions::new().map_raw(&file).map_err(no_memory)?, Some(file))
+        } else {
+            (MmapOptions::new().len(bytes).map_anon().map_err(no_memory)?.into(), None)
+        };
+        let physical = Physical { properties, bytes, map: Arc::new(map), file };
+        put(handle, driver.physical.insert(Arc::new(physical)))
+    }
+
+    fn cuMemRelease(handle: Handle) { initialised()?.physical.remove(handle).map(|_| ()) }
+
+    fn cuMemGetAllocationPropertiesFromHandle(properties: *mut Properties, handle: Handle) {
+        put(properties, initialised()?.physical.get(handle)?.properties)
+    }
+
+    fn cuMemRetainAllocationHandle(handle: *mut Handle, at: DevicePtr) {
+        let driver = initialised()?;
+        let ranges = driver.ranges.lock().expect("no panic holds this lock");
+        let (base, range) = ranges.range(..=at).next_back().ok_or(ERROR_INVALID_VALUE)?;
+        let mapped = range.mapped.range(..=(at - base) as usize).next_back();
+        let (_, mapping) = mapped.ok_or(ERROR_INVALID_VALUE)?;
+        put(handle, driver.physical.insert(mapping.physical.clone()))
+    }
+
+    fn cuMemAddressReserve(
+        at: *mut DevicePtr,
+        bytes: usize,
+        align: usize,
+        hint: DevicePtr,
+        flags: u64,
+    ) {
+        let _ = hint;
+        let driver = initialised()?;
+        let aligned = align == 0 || align.is_power_of_two();
+        if bytes == 0 || !bytes.is_multiple_of(Piece::BYTES as usize) || !aligned || flags != 0 {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        let base = driver.devices[0].memory().reserve(0, bytes as u64, align.max(1) as u64);
+        let range = Range { device: 0, bytes, mapped: BTreeMap::new() };
+        driver.ranges.lock().expect("no panic holds this lock").insert(base, range);
+        put(at, base)
+    }
+
+    fn cuMemAddressFree(at: DevicePtr, bytes: usize) {
+        let mut ranges = initialised()?.ranges.lock().expect("no panic holds this lock");
+        match ranges.get(&at) {
+            Some(range) if range.bytes == bytes && range.mapped.is_empty() => {
+                ranges.remove(&at);
+                Ok(())
+            }
+            _ => Err(ERROR_INVALID_VALUE),
+        }
+    }
+
+    fn cuMemMap(at: DevicePtr, bytes: usize, offset: usize, handle: Handle, flags: u64) {
+        let physical = initialised()?.physical.get(handle)?;
+        let whole = [bytes, offset].iter().all(|n| n.is_multiple_of(Piece::BYTES as usize));
+        if bytes == 0 || !whole || offset + bytes > physical.bytes || flags != 0 {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        with_range(at, |place, range| {
+            let before = range.mapped.range(..place).next_back();
+            let overlaps = before.is_some_and(|(begin, mapping)| begin + mapping.bytes > place)
+                || range.mapped.range(place..place + bytes).next().is_some();
+            if overlaps || place + bytes > range.bytes {
+                return Err(ERROR_INVALID_VALUE);
+            }
+            range.device = physical.properties.location[1];
+            range.mapped.insert(place, Mapping { physical, offset, bytes, accessible: false });
+            Ok(())
+        })
+    }
+
+    fn cuMemUnmap(at: DevicePtr, bytes: usize) {
+        with_range(at, |place, range| {
+            if !covers(range, place, bytes) {
+                return Err(ERROR_INVALID_VALUE);
+            }
+            range.mapped.retain(|begin, _| !(place..place + bytes).contains(begin));
+            Ok(())
+        })
+    }
+
+    // Devices reach each other's memory: access is a matter of the range alone.
+    fn cuMemSetAccess(at: DevicePtr, bytes: usize, access: *const [u32; 3], count: usize) {
+        let any = (0..count).any(|i| (*access.add(i))[2] != 0);
+        with_range(at, |place, range| {
+            if !covers(range, place, bytes) {
+                return Err(ERROR_INVALID_VALUE);
+            }
+            let mapped = range.mapped.range_mut(place..place + bytes);
+            mapped.for_each(|(_, mapping)| mapping.accessible = any);
+            Ok(())
+        })
+    }
+
+    fn cuMemGetAccess(flags: *mut u64, location: *const [u32; 2], at: DevicePtr) {
+        const READ_WRITE: u64 = 3;
+        let _ = location;
+        let mut accessible = false;
+        with_range(at, |place, range| {
+            let mapping = range.mapped.range(..=place).next_back().ok_or(ERROR_INVALID_VALUE)?;
+            accessible = mapping.1.accessible;
+            Ok(())
+        })?;
+        put(flags, if accessible { READ_WRITE } else { 0 })
+    }
+
+    fn cuMemExportToShareableHandle(
+        to: *mut i32,
+        handle: Handle,
+        handle_type: u32,
+        flags: u64,
+    ) {
+        let physical = initialised()?.physical.get(handle)?;
+        let file = physical.file.as_ref().ok_or(ERROR_INVALID_VALUE)?;
+        if handle_type != FILE_DESCRIPTOR || flags != 0 {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        // The descriptor is the client's, to send and to close.
+        put(to, file.try_clone().map_err(|_| ERROR_OPERATING_SYSTEM)?.into_raw_fd())
+    }
+
+    fn cuMemImportFromShareableHandle(handle: *mut Handle, from: usize, handle_type: u32) {
+        let driver = initialised()?;
+        if handle_type != FILE_DESCRIPTOR {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        // SAFETY: the client's descriptor, which is only borrowed.
+        let borrowed = std::mem::ManuallyDrop::new(unsafe { File::from_raw_fd(from as i32) });
+        if borrowed.as_raw_fd() < 0 {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        let file = borrowed.try_clone().map_err(|_| ERROR_INVALID_VALUE)?;
+        let bytes = file.metadata().map_err(|_| ERROR_INVALID_VALUE)?.len() as usize;
+        let map = MmapOptions::new().map_raw(&file).map_err(no_memory)?;
+        let properties = Properties {
+            kind: PINNED,
+            handle_types: FILE_DESCRIPTOR,
+            location: [DEVICE, 0],
+            rest: [0; 2],
+        };
+        let physical = Physical { properties, bytes, map: Arc::new(map), file: Some(file) };
+        put(handle, driver.physical.insert(Arc::new(physical)))
+    }
+
+    fn cuMulticastGetGranularity(granularity: *mut usize, properties: *const u8, option: u32) {
+        let _ = (granularity, properties, option);
+        initialised()?.name_unsupported("multicast objects (cuMulticast*)");
+        Err(ERROR_NOT_SUPPORTED)
+    }
+
+    fn cuIpcGetMemHandle(handle: *mut IpcHandle, at: DevicePtr) {
+        let driver = initialised()?;
+        let view = driver.devices[0].memory().view();
+        let found = view.locate(at, 1).ok_or(ERROR_INVALID_VALUE)?;
+        if *found.kind() == fathom_emulator::memory::Kind::Host {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        let (base, bytes, device) = (found.base(), found.bytes(), found.device());
+        let number = share(driver, base, bytes, device)?;
+        put(handle, IpcHandle {
+            magic: IPC_MAGIC,
+            process: std::process::id().into(),
+            number,
+            bytes,
+            offset: at - base,
+            device: device.into(),
+            rest: [0; 2],
+        })
+    }
+
+    fn cuIpcOpenMemHandle_v2(at: *mut DevicePtr, handle: IpcHandle, flags: u32) {
+        let _ = flags;
+        let driver = initialised()?;
+        if handle.magic != IPC_MAGIC || handle.process == u64::from(std::process::id()) {
+            // A process has its own memory already.
+            return Err(ERROR_INVALID_CONTEXT);
+        }
+        let path = shared_path(handle.process, handle.number);
+        let open = || -> std::io::Result<MmapRaw> {
+            let file = File::options().read(true).write(true).open(&path)?;
+            MmapOptions::new().map_raw(&file)
+        };
+        let map = Arc::new(open().map_err(|_| ERROR_MAP_FAILED)?);
+        let device = driver.current()? as u32;
+        let memory = driver.devices[0].memory();
+        let base = memory.reserve(device, handle.bytes, 1);
+        let length = handle.bytes.next_multiple_of(4) as usize;
+        if map.len() < length {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        memory.map(device, base, handle.bytes, pieces(&map, 0, length));
+        put(at, base + handle.offset)
+    }
+
+    fn cuIpcCloseMemHandle(at: DevicePtr) {
+        let driver = initialised()?;
+        driver.wait_for_all()?;
+        let memory = driver.devices[0].memory();
+        let found = memory.view().locate(at, 1).map(|a| (a.base(), a.bytes()));
+        let (base, bytes) = found.ok_or(ERROR_INVALID_VALUE)?;
+        memory.unmap(base, bytes);
+        Ok(())
+    }
+}
