@@ -1,5 +1,5 @@
-//! All behaviour tests of the crate in one program: each program that uses the model compiles it
-//! again and links everything, a minute for a dozen of them.
+//! All behaviour tests of the crate in one program: the model's generic code is compiled for every
+//! program that uses it, and each links everything.
 
 mod checkpoint;
 mod data;
