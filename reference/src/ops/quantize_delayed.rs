@@ -3,8 +3,8 @@
 //!
 //! `q = saturating RNE of x scale`, and q's own scale is `scale_inv = 1 / scale`. Then x's largest
 //! magnitude enters `history` in front, the oldest leaves, and the next step's scale follows:
-//! `max_of_format / a / 2^margin` with a the history's largest (or newest), `scale` as it is where a
-//! is 0 or not finite. The arithmetic is `fathom_numerics::quant::delayed`.
+//! `max_of_format / a / 2^margin` with a the history's largest (or newest), `scale` as it is where
+//! a is 0 or not finite. The arithmetic is `fathom_numerics::quant::delayed`.
 
 use fathom_numerics::formats::Format;
 use fathom_numerics::quant::delayed::{AmaxAlgorithm, DelayedScaling};
