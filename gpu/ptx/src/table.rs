@@ -2,16 +2,18 @@
 //!
 //! A row is written much as the PTX ISA writes syntax: `mad.part{.sat}.type d, a, b, c`;
 //! [`pattern`] explains the notation and compiles it. The rows themselves are data, in one file per
-//! group of chapters. To add an instruction, add its [`Opcode`] and a row.
+//! group of chapters. To add an instruction, add its [`Opcode`], a row, and its [`Effect`].
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use crate::types::words;
+pub use effects::Effect;
 pub use pattern::{Element, Form, Kind, Length, Row, Section, Slot, Want};
 
 mod arithmetic;
 mod data;
+mod effects;
 mod float;
 mod matrix;
 pub mod pattern;

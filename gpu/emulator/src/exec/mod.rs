@@ -42,31 +42,16 @@ use crate::lower::builder::{Lower, Lowered, mnemonic, unsupported};
 
 /// Lowers one instruction by the file of its class.
 pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
-    // Most classes look at the operands that are there; the others have fixed places.
+    // Most classes look at the operands that are there. Where several are optional, only their
+    // places tell them apart.
+    let optional = ins.form.form().slots.iter().filter(|slot| slot.optional).count();
     let has_gaps = ins.operands.contains(&Operand::None);
-    if has_gaps && ins.op != Opcode::Call && !is_asynchronous(ins.op) {
+    if has_gaps && ins.op != Opcode::Call && optional < 2 {
         let mut dense = ins.clone();
         dense.operands.retain(|o| *o != Operand::None);
         return by_class(l, &dense);
     }
     by_class(l, ins)
-}
-
-/// Instructions whose optional operands are told apart by their place.
-fn is_asynchronous(op: Opcode) -> bool {
-    use Opcode::*;
-    matches!(
-        op,
-        CpAsync
-            | CpAsyncBulk
-            | CpReduceAsyncBulk
-            | CpAsyncBulkTensor
-            | CpReduceAsyncBulkTensor
-            | MbarrierArrive
-            | MbarrierArriveDrop
-            | MbarrierTestWait
-            | MbarrierTryWait
-    )
 }
 
 fn by_class(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
@@ -120,7 +105,36 @@ fn by_class(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         Ldmatrix | Stmatrix | Movmatrix => matrix::lower(l, ins),
         Vadd2 | Vsub2 | Vavrg2 | Vabsdiff2 | Vmin2 | Vmax2 | Vset2 | Vadd4 | Vsub4 | Vavrg4
         | Vabsdiff4 | Vmin4 | Vmax4 | Vset4 => video::lower(l, ins),
-        _ => unsupported(format!("the instruction {}", mnemonic(ins))),
+        StBulk
+        | MultimemLdReduce
+        | MultimemSt
+        | MultimemRed
+        | MultimemCpAsyncBulk
+        | MultimemCpReduceAsyncBulk
+        | ClusterlaunchcontrolTryCancel
+        | ClusterlaunchcontrolQueryCancel
+        | WgmmaMmaAsyncSp
+        | Stacksave
+        | Stackrestore
+        | Alloca
+        | Vadd
+        | Vsub
+        | Vabsdiff
+        | Vmin
+        | Vmax
+        | Vshl
+        | Vshr
+        | Vmad
+        | Vset
+        | Tex
+        | Tld4
+        | Txq
+        | Istypep
+        | Suld
+        | Sust
+        | Sured
+        | Suq
+        | Tcgen05 => unsupported(format!("the instruction {}", mnemonic(ins))),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Basic blocks of a function, and where diverged threads meet again.
 
 use fathom_ptx::ast::{Body, Instruction, Operand, Statement, TableKind};
-use fathom_ptx::table::Opcode;
+use fathom_ptx::table::{Effect, Opcode};
 
 /// A basic block: statements `start..end`.
 #[derive(Clone, Debug, Default)]
@@ -25,7 +25,7 @@ pub struct Cfg {
 }
 
 fn ends_block(op: Opcode) -> bool {
-    matches!(op, Opcode::Bra | Opcode::BrxIdx | Opcode::Ret | Opcode::Exit | Opcode::Trap)
+    op.effect() == Effect::Jump
 }
 
 /// Labels that a branch may go to.

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use fathom_ptx::ast::{
     self, Address, Base, Body, Instruction, LocalId, Operand, Statement, Symbol, VarId,
 };
-use fathom_ptx::table::Opcode;
+use fathom_ptx::table::{Effect, Opcode};
 use fathom_ptx::types::{Scope, Sem, Space};
 
 use crate::error::Unsupported;
@@ -333,7 +333,7 @@ impl<'a> Lower<'a> {
                 Some(g) => (self.registers.slot[g.reg.index()], g.negated),
                 None => (NO_GUARD, false),
             };
-            self.note_communication(ins);
+            self.communicates |= communicates(ins);
             let first = self.ops.len() as u32;
             exec::lower(self, ins)?;
             self.note_touched(ins, first);
@@ -388,24 +388,18 @@ impl<'a> Lower<'a> {
             self.touched.insert(first, touch);
         }
     }
+}
 
-    fn note_communication(&mut self, ins: &Instruction) {
-        use Opcode::*;
-        let global = |l: &Self| {
-            let space = ins.mods.space();
-            let scope = ins.mods.scope();
-            let _ = l;
-            matches!(space, None | Some(Space::Global | Space::Generic))
-                && scope != Some(Scope::Cta)
-        };
-        let strong = !matches!(ins.mods.sem(), None | Some(Sem::Weak));
-        self.communicates |= match ins.op {
-            Atom | Red => global(self),
-            Ld | St => strong && global(self),
-            CpReduceAsyncBulk => ins.mods.spaces().next() == Some(Space::Global),
-            CpReduceAsyncBulkTensor => true,
-            MultimemLdReduce | MultimemSt | MultimemRed | MultimemCpAsyncBulk => true,
-            _ => false,
-        };
+/// Whether CTAs of different clusters may notice each other by this instruction, so that their
+/// order has to be the same in every run.
+fn communicates(ins: &Instruction) -> bool {
+    let global = matches!(ins.mods.space(), None | Some(Space::Global | Space::Generic));
+    let beyond_cta = global && ins.mods.scope() != Some(Scope::Cta);
+    match ins.op.effect() {
+        Effect::Own | Effect::Jump => false,
+        Effect::Access => beyond_cta && !matches!(ins.mods.sem(), None | Some(Sem::Weak)),
+        Effect::Atomic => beyond_cta,
+        Effect::Reduction => ins.mods.spaces().next() == Some(Space::Global),
+        Effect::Multimem => true,
     }
 }

@@ -2,7 +2,7 @@
 //! hundred are live at once.
 
 use fathom_ptx::ast::{Base, Body, Instruction, Operand, RegId, Statement};
-use fathom_ptx::table::Opcode;
+use fathom_ptx::table::{Kind, Opcode};
 use fathom_ptx::types::Type;
 
 use super::cfg::Cfg;
@@ -19,73 +19,6 @@ pub struct Registers {
     pub predicates: u32,
     /// Most registers live at one place, in units of 32 bits.
     pub pressure: u32,
-}
-
-/// Instructions whose first operand is not written.
-fn writes_nothing(op: Opcode) -> bool {
-    use Opcode::*;
-    matches!(
-        op,
-        St | StAsync
-            | StBulk
-            | Red
-            | RedAsync
-            | MultimemSt
-            | MultimemRed
-            | MultimemCpAsyncBulk
-            | MultimemCpReduceAsyncBulk
-            | Bra
-            | BrxIdx
-            | Ret
-            | Exit
-            | BarSync
-            | BarArrive
-            | BarWarpSync
-            | BarrierSync
-            | BarrierArrive
-            | BarrierClusterArrive
-            | BarrierClusterWait
-            | Membar
-            | Fence
-            | FenceProxy
-            | Griddepcontrol
-            | MbarrierInit
-            | MbarrierInval
-            | MbarrierExpectTx
-            | MbarrierCompleteTx
-            | CpAsync
-            | CpAsyncCommitGroup
-            | CpAsyncWaitGroup
-            | CpAsyncWaitAll
-            | CpAsyncMbarrierArrive
-            | CpAsyncBulk
-            | CpReduceAsyncBulk
-            | CpAsyncBulkPrefetch
-            | CpAsyncBulkTensor
-            | CpReduceAsyncBulkTensor
-            | CpAsyncBulkPrefetchTensor
-            | CpAsyncBulkCommitGroup
-            | CpAsyncBulkWaitGroup
-            | TensormapReplace
-            | TensormapCpFenceproxy
-            | Stmatrix
-            | WmmaStore
-            | WgmmaFence
-            | WgmmaCommitGroup
-            | WgmmaWaitGroup
-            | Prefetch
-            | Prefetchu
-            | Applypriority
-            | Discard
-            | Stackrestore
-            | Brkpt
-            | Nanosleep
-            | Pmevent
-            | Trap
-            | Setmaxnreg
-            | Sust
-            | Sured
-    )
 }
 
 fn registers_in(operand: &Operand, out: &mut Vec<RegId>) {
@@ -120,19 +53,20 @@ fn base_register(base: &Base) -> Option<RegId> {
     if let Base::Reg(r) = base { Some(*r) } else { None }
 }
 
-/// Registers that an instruction writes and reads.
+/// Registers that an instruction writes and reads, as the slots of its form say.
 pub fn effects(ins: &Instruction) -> (Vec<RegId>, Vec<RegId>) {
     let (mut defs, mut uses) = (Vec::new(), Vec::new());
     uses.extend(ins.guard.map(|g| g.reg));
-    for (i, operand) in ins.operands.iter().enumerate() {
-        // mbarrier.arrive has a form without a destination.
-        let address = matches!(operand, Operand::Address(_) | Operand::Tensor(..));
-        if i == 0 && !writes_nothing(ins.op) && !address {
+    if let Some(call) = ins.call() {
+        call.returns.iter().for_each(|o| registers_in(o, &mut defs));
+        call.args.iter().chain([call.target]).for_each(|o| registers_in(o, &mut uses));
+    }
+    for (slot, operand) in ins.form.form().slots.iter().zip(&ins.operands) {
+        let written = slot.kind == Kind::Dst;
+        if written {
             registers_in(operand, &mut defs);
-            if matches!(ins.op, Opcode::WgmmaMmaAsync | Opcode::WgmmaMmaAsyncSp) {
-                uses.extend(defs.iter().copied());
-            }
-        } else {
+        }
+        if !written || slot.read_too {
             registers_in(operand, &mut uses);
         }
     }

@@ -334,7 +334,7 @@ pub const SECTIONS: &[Section] = &[
         rows: &[
             row(
                 WgmmaMmaAsync,
-                "wgmma.mma_async.sync{.aligned}.shape.dtype.f16.f16 d:t0*d, a:b64, b:b64, !scale, \
+                "wgmma.mma_async.sync{.aligned}.shape.dtype.f16.f16 +d:t0*d, a:b64, b:b64, !scale, \
                 #na:s32, #nb:s32, #ta:s32, #tb:s32",
                 "shape=m64n*k16; dtype=f16 f32",
                 "8.0 sm_90a",
@@ -343,7 +343,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 WgmmaMmaAsync,
-                "wgmma.mma_async.sync{.aligned}.shape.dtype.f16.f16 d:t0*d, a:b32*4, b:b64, \
+                "wgmma.mma_async.sync{.aligned}.shape.dtype.f16.f16 +d:t0*d, a:b32*4, b:b64, \
                 !scale, #na:s32, #nb:s32, #tb:s32",
                 "shape=m64n*k16; dtype=f16 f32",
                 "8.0 sm_90a",
@@ -351,7 +351,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 WgmmaMmaAsync,
-                "wgmma.mma_async.sync{.aligned}.shape.f32.bf16.bf16 d:t0*d, a:b64, b:b64, !scale, \
+                "wgmma.mma_async.sync{.aligned}.shape.f32.bf16.bf16 +d:t0*d, a:b64, b:b64, !scale, \
                 #na:s32, #nb:s32, #ta:s32, #tb:s32",
                 "shape=m64n*k16",
                 "8.0 sm_90a",
@@ -359,7 +359,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 WgmmaMmaAsync,
-                "wgmma.mma_async.sync{.aligned}.shape.f32.bf16.bf16 d:t0*d, a:b32*4, b:b64, \
+                "wgmma.mma_async.sync{.aligned}.shape.f32.bf16.bf16 +d:t0*d, a:b32*4, b:b64, \
                 !scale, #na:s32, #nb:s32, #tb:s32",
                 "shape=m64n*k16",
                 "8.0 sm_90a",
@@ -367,7 +367,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 WgmmaMmaAsync,
-                "wgmma.mma_async.sync{.aligned}.shape.f32.tf32.tf32 d:t0*d, a:b64, b:b64, !scale, \
+                "wgmma.mma_async.sync{.aligned}.shape.f32.tf32.tf32 +d:t0*d, a:b64, b:b64, !scale, \
                 #na:s32, #nb:s32",
                 "shape=m64n*k8",
                 "8.0 sm_90a",
@@ -375,7 +375,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 WgmmaMmaAsync,
-                "wgmma.mma_async.sync{.aligned}.shape.f32.tf32.tf32 d:t0*d, a:b32*4, b:b64, \
+                "wgmma.mma_async.sync{.aligned}.shape.f32.tf32.tf32 +d:t0*d, a:b32*4, b:b64, \
                 !scale, #na:s32, #nb:s32",
                 "shape=m64n*k8",
                 "8.0 sm_90a",
@@ -383,7 +383,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 WgmmaMmaAsync,
-                "wgmma.mma_async.sync{.aligned}.shape.dtype.atype.btype d:t0*d, a:b64, b:b64, \
+                "wgmma.mma_async.sync{.aligned}.shape.dtype.atype.btype +d:t0*d, a:b64, b:b64, \
                 !scale, #na:s32, #nb:s32",
                 "shape=m64n*k32; dtype=f16 f32; atype=e4m3 e5m2; btype=e4m3 e5m2",
                 "8.0 sm_90a",
@@ -391,7 +391,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 WgmmaMmaAsync,
-                "wgmma.mma_async.sync{.aligned}.shape.dtype.atype.btype d:t0*d, a:b32*4, b:b64, \
+                "wgmma.mma_async.sync{.aligned}.shape.dtype.atype.btype +d:t0*d, a:b32*4, b:b64, \
                 !scale, #na:s32, #nb:s32",
                 "shape=m64n*k32; dtype=f16 f32; atype=e4m3 e5m2; btype=e4m3 e5m2",
                 "8.0 sm_90a",
@@ -399,7 +399,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 WgmmaMmaAsync,
-                "wgmma.mma_async.sync{.aligned}.shape{.satfinite}.s32.atype.btype d:t0*d, a:b64, \
+                "wgmma.mma_async.sync{.aligned}.shape{.satfinite}.s32.atype.btype +d:t0*d, a:b64, \
                 b:b64, !scale",
                 "shape=m64n%k32; atype=s8 u8; btype=s8 u8",
                 "8.0 sm_90a",
@@ -407,7 +407,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 WgmmaMmaAsync,
-                "wgmma.mma_async.sync{.aligned}.shape{.satfinite}.s32.atype.btype d:t0*d, \
+                "wgmma.mma_async.sync{.aligned}.shape{.satfinite}.s32.atype.btype +d:t0*d, \
                 a:b32*4, b:b64, !scale",
                 "shape=m64n%k32; atype=s8 u8; btype=s8 u8",
                 "8.0 sm_90a",
@@ -415,7 +415,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 WgmmaMmaAsync,
-                "wgmma.mma_async.sync{.aligned}.shape.s32.b1.b1.op.popc d:t0*d, a:b64, b:b64, \
+                "wgmma.mma_async.sync{.aligned}.shape.s32.b1.b1.op.popc +d:t0*d, a:b64, b:b64, \
                 !scale",
                 "shape=m64n%k256; op=and",
                 "8.0 sm_90a",
@@ -423,7 +423,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 WgmmaMmaAsync,
-                "wgmma.mma_async.sync{.aligned}.shape.s32.b1.b1.op.popc d:t0*d, a:b32*4, b:b64, \
+                "wgmma.mma_async.sync{.aligned}.shape.s32.b1.b1.op.popc +d:t0*d, a:b32*4, b:b64, \
                 !scale",
                 "shape=m64n%k256; op=and",
                 "8.0 sm_90a",
@@ -431,7 +431,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 WgmmaMmaAsyncSp,
-                "wgmma.mma_async.sp.sync{.aligned}.shape.dtype.f16.f16 d:t0*d, a:b64, b:b64, \
+                "wgmma.mma_async.sp.sync{.aligned}.shape.dtype.f16.f16 +d:t0*d, a:b64, b:b64, \
                 meta:b32, #sel:b32, !scale, #na:s32, #nb:s32, #ta:s32, #tb:s32",
                 "shape=m64n*k32; dtype=f16 f32",
                 "8.2 sm_90a",
@@ -439,7 +439,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 WgmmaMmaAsyncSp,
-                "wgmma.mma_async.sp.sync{.aligned}.shape.dtype.f16.f16 d:t0*d, a:b32*4, b:b64, \
+                "wgmma.mma_async.sp.sync{.aligned}.shape.dtype.f16.f16 +d:t0*d, a:b32*4, b:b64, \
                 meta:b32, #sel:b32, !scale, #na:s32, #nb:s32, #tb:s32",
                 "shape=m64n*k32; dtype=f16 f32",
                 "8.2 sm_90a",
@@ -447,7 +447,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 WgmmaMmaAsyncSp,
-                "wgmma.mma_async.sp.sync{.aligned}.shape.f32.bf16.bf16 d:t0*d, a:b64, b:b64, \
+                "wgmma.mma_async.sp.sync{.aligned}.shape.f32.bf16.bf16 +d:t0*d, a:b64, b:b64, \
                 meta:b32, #sel:b32, !scale, #na:s32, #nb:s32, #ta:s32, #tb:s32",
                 "shape=m64n*k32",
                 "8.2 sm_90a",
@@ -455,7 +455,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 WgmmaMmaAsyncSp,
-                "wgmma.mma_async.sp.sync{.aligned}.shape.f32.bf16.bf16 d:t0*d, a:b32*4, b:b64, \
+                "wgmma.mma_async.sp.sync{.aligned}.shape.f32.bf16.bf16 +d:t0*d, a:b32*4, b:b64, \
                 meta:b32, #sel:b32, !scale, #na:s32, #nb:s32, #tb:s32",
                 "shape=m64n*k32",
                 "8.2 sm_90a",
@@ -463,7 +463,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 WgmmaMmaAsyncSp,
-                "wgmma.mma_async.sp.sync{.aligned}.shape.f32.tf32.tf32 d:t0*d, a:any*n, b:b64, \
+                "wgmma.mma_async.sp.sync{.aligned}.shape.f32.tf32.tf32 +d:t0*d, a:any*n, b:b64, \
                 meta:b32, #sel:b32, !scale, #na:s32, #nb:s32",
                 "shape=m64n*k16",
                 "8.2 sm_90a",
@@ -471,7 +471,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 WgmmaMmaAsyncSp,
-                "wgmma.mma_async.sp.sync{.aligned}.shape.dtype.atype.btype d:t0*d, a:any*n, \
+                "wgmma.mma_async.sp.sync{.aligned}.shape.dtype.atype.btype +d:t0*d, a:any*n, \
                 b:b64, meta:b32, #sel:b32, !scale, #na:s32, #nb:s32",
                 "shape=m64n*k64; dtype=f16 f32; atype=e4m3 e5m2; btype=e4m3 e5m2",
                 "8.2 sm_90a",
@@ -479,7 +479,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             row(
                 WgmmaMmaAsyncSp,
-                "wgmma.mma_async.sp.sync{.aligned}.shape{.satfinite}.s32.atype.btype d:t0*d, \
+                "wgmma.mma_async.sp.sync{.aligned}.shape{.satfinite}.s32.atype.btype +d:t0*d, \
                 a:any*n, b:b64, meta:b32, #sel:b32, !scale",
                 "shape=m64n%k64; atype=s8 u8; btype=s8 u8",
                 "8.2 sm_90a",

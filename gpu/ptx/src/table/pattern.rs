@@ -5,10 +5,11 @@
 //! - suffixes: `.word` is one of the set of that name (the row's own sets, then [`GROUPS`]), else
 //!   the literal suffix; `{.a}` is optional, `{.a.b}` both or neither. As in ptxas, the order of
 //!   suffixes is free, except that types, state spaces and layouts keep theirs.
-//! - operands: `d` is a register that is written (any name that begins with `d`); any other name
-//!   is a register or literal that is read; `[a]` an address; `[t, c]` a tensor map with its
-//!   coordinates; `#n` a literal; `!c` a predicate that may be negated; `&l` a label;
-//!   `d{|q:pred}` an optional second destination; `{, x}` an optional operand.
+//! - operands: `d` is a register that is written (any name that begins with `d`), `+d` one that
+//!   is read as well; any other name is a register or literal that is read; `[a]` an address;
+//!   `[t, c]` a tensor map with its coordinates; `#n` a literal; `!c` a predicate that may be
+//!   negated; `&l` a label; `d{|q:pred}` an optional second destination; `{, x}` an optional
+//!   operand.
 //! - behind a colon, the type: `t0` is the first type suffix (the default), `t1` the second,
 //!   `2t0` twice as wide, `~t0` at least as wide, a type's name itself, `any`. Behind a star, the
 //!   length of a vector operand: a number, `vec` (the `.v2` suffix), `num` (`.x4`), `a b c d` (a
@@ -152,6 +153,8 @@ pub struct Slot {
     pub want: Want,
     /// Vector length.
     pub length: Length,
+    /// A destination that is a source too.
+    pub read_too: bool,
     /// May be left out.
     pub optional: bool,
     /// A second destination behind `|`: its type, and whether it may be left out.
@@ -319,6 +322,8 @@ fn compile_slot(text: &str, optional: bool) -> Slot {
         (None, Some((m, p))) => (m, Some((want(p), false))),
         (None, None) => (text, None),
     };
+    let plain = main.strip_prefix('+').unwrap_or(main);
+    let (read_too, main) = (plain.len() < main.len(), plain);
     let (kind, body) = match main.as_bytes().first() {
         Some(b'[') if main.contains(',') => (Kind::Tensor, main),
         Some(b'[') => (Kind::Address, main),
@@ -338,7 +343,7 @@ fn compile_slot(text: &str, optional: bool) -> Slot {
     };
     let name = head.split(':').next().unwrap_or(head).to_string();
     let want = if kind == Kind::Pred { Want::Exactly(Type::Pred) } else { want(head) };
-    Slot { name, kind, want, length, optional, pair }
+    Slot { name, kind, want, length, read_too, optional, pair }
 }
 
 fn want(text: &str) -> Want {
@@ -385,7 +390,7 @@ impl Form {
                 ',' | '|' | '}' | ']' | '{' | ' ' => code = false,
                 _ => {}
             }
-            if !code && !matches!(c, '#' | '&') {
+            if !code && !matches!(c, '#' | '&' | '+') {
                 out.push(if c == '!' { ' ' } else { c });
             }
         }
