@@ -7,6 +7,11 @@ use std::process::Command;
 
 use serde_json::Value;
 
+#[path = "tidy/imports.rs"]
+mod imports;
+
+use imports::Crate;
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -291,6 +296,130 @@ fn dependencies_point_one_way() {
         }
     }
     assert_none("dependencies that point the wrong way", &wrong);
+}
+
+/// Folders `src` of our crates.
+fn crates() -> BTreeSet<PathBuf> {
+    let sources = sources();
+    let roots = sources.iter().filter(|(p, _)| p.ends_with("src/lib.rs"));
+    roots.map(|(p, _)| p.parent().expect("src").to_owned()).collect()
+}
+
+/// What the two tests below see of a crate: imports of all shapes, followed through `pub use`.
+#[test]
+fn imports_are_seen() {
+    let file = |path: &str, text: &str| (PathBuf::from(path), text.to_owned());
+    let sources = BTreeMap::from([
+        file("src/lib.rs", "mod a;\nmod b;\npub use b::{deep::{self, Deep}, Other};"),
+        file("src/a.rs", "use crate::{b::{Other as O, deep}, Deep};\nfn f() { deep::g() }"),
+        file("src/b/mod.rs", "pub mod deep;\npub struct Other; // crate::a::f"),
+        file("src/b/deep.rs", "pub struct Deep;\npub fn g() { super::super::a::f(\"crate::b\") }"),
+    ]);
+    let files = Crate::read(Path::new("src"), &sources);
+    let arrows = files.arrows();
+    let to = |from: &str| -> Vec<_> { arrows[Path::new(from)].iter().copied().collect() };
+    assert_eq!(to("src/lib.rs"), [Path::new("src/b/deep.rs"), Path::new("src/b/mod.rs")]);
+    assert_eq!(to("src/a.rs"), [Path::new("src/b/deep.rs"), Path::new("src/b/mod.rs")]);
+    assert_eq!(to("src/b/deep.rs"), [Path::new("src/a.rs")]);
+    assert!(to("src/b/mod.rs").is_empty());
+    assert_eq!(files.circles(), [[Path::new("src/a.rs"), Path::new("src/b/deep.rs")]]);
+}
+
+/// Most files that may import each other in a circle.
+const CIRCLE: usize = 4;
+
+/// Crates with a larger circle, and how large it is; each is to be untied.
+const KNOTS: [(&str, usize); 3] =
+    [("gpu/libcuda/src", 10), ("reference/src", 5), ("simulator/src", 7)];
+
+/// A knot of files can only be read, and changed, as one.
+#[test]
+fn circles_of_imports_are_small() {
+    let sources = sources().into_iter().collect();
+    let mut large = Vec::new();
+    for folder in crates() {
+        let files = Crate::read(&folder, &sources);
+        let arrows = files.arrows();
+        let knot = KNOTS.iter().find(|(of, _)| Path::new(of) == folder);
+        let most = knot.map_or(CIRCLE, |(_, files)| *files);
+        for circle in files.circles().iter().filter(|c| c.len() > most) {
+            large.push(format!(
+                "{} files of {} import each other:",
+                circle.len(),
+                folder.display()
+            ));
+            for from in circle {
+                let to = arrows[from].iter().filter(|to| circle.contains(to));
+                let to: Vec<_> = to.map(|to| to.display().to_string()).collect();
+                large.push(format!("  {} imports {}", from.display(), to.join(", ")));
+            }
+        }
+    }
+    assert_none("circles of imports: move what both sides need below them", &large);
+}
+
+/// The layers of the emulator, the lowest first: a file imports nothing of a higher one. Of several
+/// entries that fit a file the longest counts.
+const EMULATOR: [(&str, &[&str]); 6] = [
+    (
+        "facts",
+        &[
+            "config.rs",
+            "error.rs",
+            "heap.rs",
+            "memory.rs",
+            "preset.rs",
+            "program.rs",
+            "tensormap.rs",
+        ],
+    ),
+    ("machine", &["machine/"]),
+    ("builder", &["lower/"]),
+    ("instructions", &["exec/"]),
+    ("driver", &["lower/mod.rs"]),
+    (
+        "surface",
+        &[
+            "device.rs",
+            "engine.rs",
+            "launch.rs",
+            "lib.rs",
+            "memory_host.rs",
+            "module.rs",
+            "report.rs",
+            "run.rs",
+        ],
+    ),
+];
+
+#[test]
+fn layers_of_the_emulator_point_one_way() {
+    let folder = Path::new("gpu/emulator/src");
+    let files = Crate::read(folder, &sources().into_iter().collect());
+    let layer = |file: &Path| {
+        let below = file.strip_prefix(folder).unwrap().to_string_lossy().into_owned();
+        let entries =
+            EMULATOR.iter().enumerate().flat_map(|(i, (_, e))| e.iter().map(move |e| (i, e)));
+        entries.filter(|(_, e)| below.starts_with(**e)).max_by_key(|(_, e)| e.len()).map(|(i, _)| i)
+    };
+    let mut wrong = Vec::new();
+    for (from, list) in files.arrows() {
+        let Some(own) = layer(from) else {
+            wrong.push(format!("{} has no layer: add it to EMULATOR", from.display()));
+            continue;
+        };
+        for to in list {
+            if let Some(other) = layer(to).filter(|other| *other > own) {
+                let (own, other) = (EMULATOR[own].0, EMULATOR[other].0);
+                let (from, to) = (from.display(), to.display());
+                wrong.push(format!(
+                    "{from} ({own}) imports {to} ({other}): move what it needs down to {own} or \
+                     below, or itself up to {other}"
+                ));
+            }
+        }
+    }
+    assert_none("imports of a higher layer", &wrong);
 }
 
 /// Licences under which a dependency may be used beside MIT OR Apache-2.0.
