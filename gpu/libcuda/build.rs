@@ -4,8 +4,8 @@
 //! the per-thread default stream, and the table by which `cuGetProcAddress` finds them.
 //!
 //! A line of the history is a symbol, the CUDA version (1000 * major + 10 * minor) that brought
-//! it, the suffix of its per-thread variant where it has one, and behind `=` a later symbol with
-//! the same signature that does the same.
+//! it, the suffix of its per-thread variant where it has one, behind `=` a later symbol with the
+//! same signature that does the same, and behind `+` another name that it has from a version on.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -82,10 +82,17 @@ fn generate(history: &str, defined: &BTreeMap<String, String>) -> String {
             per_thread = format!("{symbol}_{suffix}");
             code += &jump(&per_thread, &place);
         }
-        table += &format!(
-            "    Symbol({symbol:?}, {version}, {place} as *const c_void, {per_thread} as *const \
-             c_void),\n"
-        );
+        let mut row = |name: &str, version: &str| {
+            table += &format!(
+                "    Symbol({name:?}, {version}, {place} as *const c_void, {per_thread} as *const \
+                 c_void),\n"
+            );
+        };
+        row(symbol, version);
+        if let Some(other) = words.iter().find_map(|w| w.strip_prefix('+')) {
+            let (name, version) = other.split_once(':').expect("a name and a version");
+            row(name, version);
+        }
     }
     format!("{code}pub(super) static SYMBOLS: &[Symbol] = &[\n{table}];\n")
 }

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::sync::atomic::{
     AtomicBool, AtomicI32, AtomicU64,
@@ -179,7 +180,9 @@ static DRIVER: OnceLock<Driver> = OnceLock::new();
 static INITIALISED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    static CONTEXTS: RefCell<Vec<Handle>> = const { RefCell::new(Vec::new()) };
+    /// Never dropped: clients free what they have when their thread's other values are gone.
+    static CONTEXTS: ManuallyDrop<RefCell<Vec<Handle>>> =
+        const { ManuallyDrop::new(RefCell::new(Vec::new())) };
 }
 
 /// Emulated nanoseconds from one kernel of a stream to the next.
@@ -590,12 +593,13 @@ impl Stream {
 
 /// This thread's current context; 0 where there is none.
 pub(crate) fn current_context() -> Handle {
-    CONTEXTS.with_borrow(|stack| stack.last().copied().unwrap_or(0))
+    CONTEXTS.with(|stack| stack.borrow().last().copied().unwrap_or(0))
 }
 
 /// Replaces the top of this thread's context stack.
 pub(crate) fn set_context(context: Handle) {
-    CONTEXTS.with_borrow_mut(|stack| {
+    CONTEXTS.with(|stack| {
+        let mut stack = stack.borrow_mut();
         stack.pop();
         if context != 0 {
             stack.push(context);
@@ -605,7 +609,7 @@ pub(crate) fn set_context(context: Handle) {
 
 /// Pushes onto this thread's context stack.
 pub(crate) fn push_context(context: Handle) {
-    CONTEXTS.with_borrow_mut(|stack| stack.push(context));
+    CONTEXTS.with(|stack| stack.borrow_mut().push(context));
 }
 
 /// Runs a call with another context on top of this thread's stack.
@@ -618,5 +622,5 @@ pub(crate) fn within<T>(context: Handle, call: impl FnOnce() -> R<T>) -> R<T> {
 
 /// Pops this thread's context stack.
 pub(crate) fn pop_context() -> Option<Handle> {
-    CONTEXTS.with_borrow_mut(Vec::pop)
+    CONTEXTS.with(|stack| stack.borrow_mut().pop())
 }

@@ -1,7 +1,7 @@
 //! The shared library as a client loads it: by name, through `cuGetProcAddress`, with plain C
 //! calls.
 
-#![allow(dead_code)] // No test needs all of it.
+#![allow(dead_code, unused_imports)] // No test needs all of it.
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::PathBuf;
