@@ -1,7 +1,7 @@
 //! From op records to kernels: which kernels a GPU library launches for an op, and where they run.
 //!
 //! An op is lowered by its class ([`OpClass`]), which its record states; a new op of a known class
-//! is timed without a change here, a new class does not compile before [`Layer::lower`] says what
+//! is timed without a change here, a new class does not compile before `Layer::lower` says what
 //! it becomes. The sizes are the record's; nothing is added that the op does not ask for. Three
 //! things differ between an op and its kernels:
 //!

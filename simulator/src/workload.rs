@@ -268,7 +268,7 @@ impl OpSource for OpTrace {
         for (needed, what, found, index) in wanted {
             match found {
                 Some(layer) if needed => picked.extend(
-                    of(layer).map(|r| OpRecord { layer: Some(index as usize), ..r.clone() }),
+                    of(layer).map(|r| OpRecord { layer: Some(index), ..r.clone() }),
                 ),
                 None if needed => {
                     return Err(refuse(format!(
@@ -396,7 +396,7 @@ impl Recorded {
         let routed = |r: &OpRecord| {
             let cut =
                 matches!(r.component, Component::Dispatch | Component::Mlp | Component::Combine);
-            cut && r.layer.is_some_and(|l| l as usize >= dense)
+            cut && r.layer.is_some_and(|l| l >= dense)
         };
         let mut records = Vec::new();
         let mut add = |load: f64, phases: &[Phase]| -> Result<(), SimError> {

@@ -167,7 +167,7 @@ impl Layout<'_> {
         let hidden = self.config.hidden_size;
         let norm = format!("{prefix}.post_attention_layernorm.weight");
         let norm = self.norm(&norm, Some(index), hidden);
-        let moe = self.config.moe.clone().filter(|_| self.config.is_moe(index));
+        let moe = self.config.moe.filter(|_| self.config.is_moe(index));
         let mlp = match moe {
             None => {
                 let width = self.config.intermediate_size;
