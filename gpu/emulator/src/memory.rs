@@ -446,8 +446,8 @@ impl Memory {
         }));
     }
 
-    /// Reserves addresses on `device` that [`Self::map`] may give memory, aligned to `align` (a power
-    /// of two).
+    /// Reserves addresses on `device` that [`Self::map`] may give memory, aligned to `align` (a
+    /// power of two).
     pub fn reserve(&self, device: u32, bytes: u64, align: u64) -> u64 {
         let mut table = self.table.write().expect("no panic holds this lock");
         let next = &mut table.next[device as usize];
