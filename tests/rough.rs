@@ -115,32 +115,7 @@ fn world() -> tempfile::TempDir {
     folder
 }
 
-const AXPY: &str = "
-.version 8.0
-.target sm_90a
-.address_size 64
-.visible .entry axpy(.param .u64 x, .param .u64 y, .param .f32 a, .param .u32 n)
-{
-    .reg .pred %p;
-    .reg .b32 %r<4>;
-    .reg .b64 %rd<4>;
-    .reg .f32 %f<4>;
-    mov.u32 %r0, %tid.x;
-    ld.param.u32 %r1, [n];
-    setp.ge.u32 %p, %r0, %r1;
-    @%p ret;
-    ld.param.u64 %rd0, [x];
-    ld.param.u64 %rd1, [y];
-    ld.param.f32 %f0, [a];
-    mad.wide.u32 %rd2, %r0, 4, %rd0;
-    mad.wide.u32 %rd3, %r0, 4, %rd1;
-    ld.global.f32 %f1, [%rd2];
-    ld.global.f32 %f2, [%rd3];
-    fma.rn.f32 %f3, %f0, %f1, %f2;
-    st.global.f32 [%rd3], %f3;
-    ret;
-}
-";
+const AXPY: &str = include_str!("../gpu/emulator/tests/data/axpy.ptx");
 
 /// Command lines that read a file, with whether an empty one is refused.
 const READERS: [&str; 23] = [
