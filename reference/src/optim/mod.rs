@@ -1,6 +1,6 @@
 //! The optimizer: AdamW with clipping by global norm, and an average of the weights.
 //!
-//! The arithmetic is that of the ops in [`crate::ops::optim`]; here is what surrounds them: which
+//! The arithmetic is that of the ops in [`crate::ops`] (`adamw`, `clip_factor`, `sum_of_squares`); here is what surrounds them: which
 //! parameters decay, the bias corrections, the moments. [`ema`] keeps the average on a thread of
 //! its own.
 

@@ -1,5 +1,5 @@
 //! Registers as scalar types: [`Lane`] reads and writes a slot as any of them, [`read`] and
-//! [`write`] as numbers.
+//! [`write()`] as numbers.
 //!
 //! Narrow values lie in the low bits of a slot, zero- or sign-extended as their type says.
 
