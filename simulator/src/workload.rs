@@ -267,9 +267,9 @@ impl OpSource for OpTrace {
             self.records.iter().filter(|r| r.layer.is_none()).cloned().collect();
         for (needed, what, found, index) in wanted {
             match found {
-                Some(layer) if needed => picked.extend(
-                    of(layer).map(|r| OpRecord { layer: Some(index), ..r.clone() }),
-                ),
+                Some(layer) if needed => {
+                    picked.extend(of(layer).map(|r| OpRecord { layer: Some(index), ..r.clone() }))
+                }
                 None if needed => {
                     return Err(refuse(format!(
                         "no record of {what}, which {} has: record a rank that holds one",

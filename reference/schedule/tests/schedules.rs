@@ -289,3 +289,15 @@ proptest! {
         prop_assert!(play(&s, fast).unwrap().makespan <= play(&s, slow).unwrap().makespan + 1e-9);
     }
 }
+
+/// A kind that TOML can name and the comparison leaves out would never be tested.
+#[test]
+fn all_kinds_are_in_the_list_of_all() {
+    let refused = serde_json::from_str::<ScheduleKind>("\"none of them\"").unwrap_err().to_string();
+    let named: Vec<&str> = refused.split('`').skip(3).step_by(2).collect();
+    let listed = ScheduleKind::ALL.map(ScheduleKind::name);
+    for name in &named {
+        assert!(listed.contains(name), "reference/schedule/src/lib.rs: ALL lacks {name}");
+    }
+    assert_eq!(named.len(), listed.len());
+}

@@ -1,8 +1,8 @@
 //! The optimizer: AdamW with clipping by global norm, and an average of the weights.
 //!
-//! The arithmetic is that of the ops in [`crate::ops`] (`adamw`, `clip_factor`, `sum_of_squares`); here is what surrounds them: which
-//! parameters decay, the bias corrections, the moments. [`ema`] keeps the average on a thread of
-//! its own.
+//! The arithmetic is that of the ops `adamw`, `clip_factor` and `sum_of_squares` of [`crate::ops`];
+//! here is what surrounds them: which parameters decay, the bias corrections, the moments. [`ema`]
+//! keeps the average on a thread of its own.
 
 pub mod ema;
 
