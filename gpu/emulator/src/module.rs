@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use fathom_ptx::ast;
 use fathom_ptx::types::Space;
-use fathom_ptx::{Options, parse_with};
+use fathom_ptx::{ErrorKind, Options, parse_with};
 
 use crate::config::LaunchConfig;
 use crate::device::Device;
@@ -35,9 +35,9 @@ impl Compiled {
         }
         // An instruction that the table does not know is refused with the kernel that holds it.
         let mut ast = fathom_ptx::parse(text)
-            .or_else(|e| match e.message.starts_with("unknown instruction") {
-                true => parse_with(text, Options { keep_unknown: true }),
-                false => Err(e),
+            .or_else(|e| match e.kind {
+                ErrorKind::UnknownInstruction => parse_with(text, Options { keep_unknown: true }),
+                ErrorKind::Malformed => Err(e),
             })
             .map_err(|e| Error::Ptx(e.to_string()))?;
         lower::vectors::split(&mut ast);

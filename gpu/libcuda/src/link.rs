@@ -1,311 +1,137 @@
 //! Linking: several PTX texts become one, as `cuLinkAddData` and `cuLinkComplete` promise.
 //!
-//! A text is cut into its statements at module scope. Names without linkage that two texts share
-//! are renamed; declarations give way to definitions; of weak functions the first is kept. Debug
-//! sections and line marks are dropped, since files are numbered by each text for itself.
+//! It works on the syntax trees. Names without linkage that two texts share are renamed;
+//! declarations give way to definitions; of weak functions the first is kept. Debug sections, files
+//! and line marks are dropped, since files are numbered by each text for itself.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
 
-/// What links a name to other texts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Linkage {
-    Internal,
-    Visible,
-    Weak,
-    Extern,
-}
-
-/// A statement at module scope.
-#[derive(Clone, Debug)]
-enum Statement {
-    /// `.version` and its kin, a line each.
-    Header {
-        key: String,
-        value: String,
-    },
-    Function {
-        name: String,
-        linkage: Linkage,
-        entry: bool,
-        text: String,
-    },
-    Variable {
-        name: String,
-        linkage: Linkage,
-        text: String,
-    },
-    Other(String),
-}
-
-fn is_word(c: char) -> bool {
-    c.is_ascii_alphanumeric() || matches!(c, '_' | '$' | '%')
-}
-
-/// A text without comments and debug line marks.
-fn clean(text: &str) -> String {
-    let mut out = String::new();
-    let mut rest = text;
-    let mut quoted = false;
-    while let Some(c) = rest.chars().next() {
-        let comment = |open: &str, close: &str| {
-            (!quoted && rest.starts_with(open)).then(|| rest[2..].find(close).map(|i| i + 2))
-        };
-        if let Some(end) = comment("//", "\n") {
-            rest = &rest[end.unwrap_or(rest.len())..];
-            continue;
-        }
-        if let Some(end) = comment("/*", "*/") {
-            rest = end.map_or("", |i| &rest[i + 2..]);
-            continue;
-        }
-        quoted ^= c == '"';
-        out.push(c);
-        rest = &rest[c.len_utf8()..];
-    }
-    // `.local` begins alike.
-    let marks = |line: &&str| line.split_whitespace().next() != Some(".loc");
-    out.lines().filter(marks).collect::<Vec<_>>().join("\n")
-}
-
-/// Cuts a text into its statements.
-fn statements(text: &str) -> Vec<Statement> {
-    let text = clean(text);
-    let mut out = Vec::new();
-    let mut rest = text.trim_start();
-    while !rest.is_empty() {
-        let line_end = rest.find('\n').unwrap_or(rest.len());
-        let first = rest.split_whitespace().next().unwrap_or("");
-        if matches!(first, ".version" | ".target" | ".address_size" | ".file") {
-            let value = rest[first.len()..line_end].trim().to_owned();
-            out.push(Statement::Header { key: first.to_owned(), value });
-            rest = rest[line_end..].trim_start();
-            continue;
-        }
-        let end = statement_end(rest);
-        out.push(classify(rest[..end].trim()));
-        rest = rest[end..].trim_start();
-    }
-    out
-}
-
-/// Where the statement that `text` begins with ends.
-fn statement_end(text: &str) -> usize {
-    let (mut depth, mut quoted) = (0i32, false);
-    let mut body = false;
-    for (i, c) in text.char_indices() {
-        match c {
-            '"' => quoted = !quoted,
-            _ if quoted => {}
-            '{' | '(' | '[' => {
-                if c == '{' && depth == 0 {
-                    // Initialisers follow `=`; all other braces are bodies.
-                    body = !text[..i].contains('=');
-                }
-                depth += 1;
-            }
-            '}' | ')' | ']' => {
-                depth -= 1;
-                if c == '}' && depth <= 0 && body {
-                    return i + 1;
-                }
-            }
-            ';' if depth <= 0 => return i + 1,
-            _ => {}
-        }
-    }
-    text.len()
-}
-
-fn classify(text: &str) -> Statement {
-    let head = text.split(['{', '=']).next().unwrap_or(text);
-    let words: Vec<&str> = head.split_whitespace().collect();
-    let linkage = if words.contains(&".extern") {
-        Linkage::Extern
-    } else if words.contains(&".weak") || words.contains(&".common") {
-        Linkage::Weak
-    } else if words.contains(&".visible") {
-        Linkage::Visible
-    } else {
-        Linkage::Internal
-    };
-    for (directive, entry) in [(".entry", true), (".func", false)] {
-        if let Some(at) = head.find(directive) {
-            let mut after = head[at + directive.len()..].trim_start();
-            if after.starts_with('(') {
-                after = after.split_once(')').map_or("", |(_, rest)| rest).trim_start();
-            }
-            let name = after.chars().take_while(|&c| is_word(c)).collect();
-            return Statement::Function { name, linkage, entry, text: text.to_owned() };
-        }
-    }
-    let spaces = [".global", ".const", ".shared", ".tex"];
-    if words.iter().any(|w| spaces.contains(w)) {
-        let named = head.split(['[', ';']).next().unwrap_or(head);
-        let name = named.split_whitespace().last().unwrap_or("").to_owned();
-        return Statement::Variable { name, linkage, text: text.to_owned() };
-    }
-    Statement::Other(text.to_owned())
-}
-
-/// Replaces whole words.
-fn rename(text: &str, names: &BTreeMap<String, String>) -> String {
-    let mut out = String::new();
-    let mut word = String::new();
-    let mut quoted = false;
-    for c in text.chars().chain(['\n']) {
-        if is_word(c) && !quoted {
-            word.push(c);
-            continue;
-        }
-        // Behind a dot stands a part of a directive or mnemonic (`ld.local`), never a name.
-        let name = names.get(&word).filter(|_| !out.ends_with('.'));
-        out.push_str(name.unwrap_or(&word));
-        word.clear();
-        quoted ^= c == '"';
-        out.push(c);
-    }
-    out.pop();
-    out
-}
+use fathom_ptx::ast::{FuncId, Item, Linkage, Module, Statement};
+use fathom_ptx::{Options, parse_with};
 
 /// Links PTX texts into one.
 ///
 /// # Errors
-/// A sentence that names what is defined twice.
+/// A sentence that names what is defined twice, or the place where a text is not PTX.
 pub(crate) fn link(texts: &[String]) -> Result<String, String> {
-    let mut parts: Vec<Vec<Statement>> = texts.iter().map(|t| statements(t)).collect();
-    make_distinct(&mut parts);
-    let all = || parts.iter().flatten();
-    let newest = |key: &str| {
-        let number = |v: &str| {
-            let digits: String = v.chars().filter(|c| c.is_ascii_digit() || *c == '.').collect();
-            digits.parse::<f64>().unwrap_or(0.0)
-        };
-        all()
-            .filter_map(|s| match s {
-                Statement::Header { key: k, value } if k == key => Some(value.clone()),
-                _ => None,
-            })
-            .max_by(|a, b| number(a).total_cmp(&number(b)))
-    };
-    let mut out = String::new();
-    for key in [".version", ".target", ".address_size"] {
-        if let Some(value) = newest(key) {
-            out.push_str(&format!("{key} {value}\n"));
+    let mut modules = Vec::new();
+    for (i, text) in texts.iter().enumerate() {
+        // What the table does not know is refused by who loads the result.
+        let module = parse_with(text.trim_end_matches('\0'), Options { keep_unknown: true });
+        modules.push(module.map_err(|e| e.in_file(format!("PTX {}", i + 1)).to_string())?);
+    }
+    make_distinct(&mut modules);
+    let defined = definitions(&modules)?;
+    for function in modules.iter_mut().flat_map(|m| &mut m.functions) {
+        if function.linkage == Linkage::Extern && defined.contains_key(&function.name) {
+            function.linkage = Linkage::Visible;
+        }
+        if let Some(body) = &mut function.body {
+            body.statements.retain(|s| !matches!(s, Statement::Loc(_)));
         }
     }
-    let has_body = |text: &str| text.contains('{');
-    let mut defined: BTreeMap<&str, (usize, Linkage)> = BTreeMap::new();
-    let mut dropped: BTreeSet<(usize, &str)> = BTreeSet::new();
-    for (i, part) in parts.iter().enumerate() {
-        for s in part {
-            let (name, linkage) = match s {
-                Statement::Function { name, linkage, text, .. } if has_body(text) => {
-                    (name, *linkage)
-                }
-                Statement::Variable { name, linkage, .. } if *linkage != Linkage::Extern => {
-                    (name, *linkage)
-                }
-                _ => continue,
-            };
-            match defined.get(name.as_str()) {
-                None => {
-                    defined.insert(name, (i, linkage));
-                }
-                Some(_) if linkage == Linkage::Weak => {
-                    dropped.insert((i, name));
-                }
-                Some(&(first, _)) => {
-                    return Err(format!(
-                        "{name} is defined in PTX {} and in PTX {}",
-                        first + 1,
-                        i + 1
-                    ));
-                }
-            }
-        }
-    }
-    // Declarations of all functions first, then variables, then bodies.
-    let mut known = BTreeSet::new();
-    for s in all() {
-        if let Statement::Function { name, text, entry: false, .. } = s
-            && known.insert(name)
-        {
-            let head = text.split('{').next().unwrap_or(text).trim_end_matches(';').trim();
-            let head = if defined.contains_key(name.as_str()) {
-                head.replace(".extern", ".visible")
-            } else {
-                head.to_owned()
-            };
-            out.push_str(&format!("{head};\n"));
-        }
-    }
-    let mut known = BTreeSet::new();
-    for (i, part) in parts.iter().enumerate() {
-        for s in part {
-            match s {
-                Statement::Variable { name, linkage, text } => {
-                    let elsewhere = *linkage == Linkage::Extern && defined.contains_key(&**name);
-                    if !elsewhere && !dropped.contains(&(i, &**name)) && known.insert(name) {
-                        out.push_str(text);
-                        out.push('\n');
-                    }
-                }
-                Statement::Other(text) if !text.starts_with(".section") => {
-                    out.push_str(text);
-                    out.push('\n');
-                }
-                _ => {}
-            }
-        }
-    }
-    for (i, part) in parts.iter().enumerate() {
-        for s in part {
-            if let Statement::Function { name, text, .. } = s
-                && has_body(text)
-                && !dropped.contains(&(i, name.as_str()))
-            {
-                out.push_str(text);
-                out.push('\n');
-            }
-        }
-    }
-    Ok(out)
+    Ok(print(&modules, &defined))
 }
 
 /// Renames names without linkage that another text has too.
-fn make_distinct(parts: &mut [Vec<Statement>]) {
+fn make_distinct(modules: &mut [Module]) {
     let mut seen: BTreeSet<String> = BTreeSet::new();
-    for (i, part) in parts.iter_mut().enumerate() {
-        let mut names = BTreeMap::new();
-        let mut own = BTreeSet::new();
-        for s in part.iter() {
-            let (name, linkage) = match s {
-                Statement::Function { name, linkage, entry: false, .. }
-                | Statement::Variable { name, linkage, .. } => (name, *linkage),
-                Statement::Function { name, .. } => {
-                    own.insert(name.clone());
-                    continue;
+    for (i, module) in modules.iter_mut().enumerate() {
+        let functions = module.functions.iter_mut();
+        let functions =
+            functions.map(|f| (&mut f.name, f.linkage == Linkage::Internal && !f.entry));
+        let variables = module.variables.iter_mut();
+        let variables = variables.map(|v| (&mut v.name, v.linkage == Linkage::Internal));
+        let mut own = Vec::new();
+        for (name, internal) in functions.chain(variables) {
+            if internal && seen.contains(name) {
+                *name = format!("{name}${}", i + 1);
+            }
+            own.push(name.clone());
+        }
+        seen.extend(own);
+    }
+}
+
+/// Which module gives each function and variable its definition.
+fn definitions(modules: &[Module]) -> Result<BTreeMap<String, usize>, String> {
+    let mut defined: BTreeMap<String, usize> = BTreeMap::new();
+    for (i, module) in modules.iter().enumerate() {
+        for item in &module.items {
+            let (name, linkage) = match item {
+                Item::Variable(v) => {
+                    let v = &module.variables[v.index()];
+                    (&v.name, v.linkage)
+                }
+                Item::Define(f) => {
+                    let f = &module.functions[f.index()];
+                    (&f.name, f.linkage)
                 }
                 _ => continue,
             };
-            if linkage == Linkage::Internal && seen.contains(name) {
-                names.insert(name.clone(), format!("{name}${}", i + 1));
+            if linkage == Linkage::Extern {
+                continue;
             }
-            own.insert(name.clone());
-        }
-        for s in part.iter_mut() {
-            match s {
-                Statement::Function { name, text, .. } | Statement::Variable { name, text, .. } => {
-                    *text = rename(text, &names);
-                    *name = names.get(name).unwrap_or(name).clone();
-                }
-                Statement::Other(text) => *text = rename(text, &names),
-                Statement::Header { .. } => {}
+            let first = *defined.entry(name.clone()).or_insert(i);
+            if first != i && !matches!(linkage, Linkage::Weak | Linkage::Common) {
+                return Err(format!("{name} is defined in PTX {} and in PTX {}", first + 1, i + 1));
             }
         }
-        seen.extend(own.into_iter().map(|n| names.get(&n).unwrap_or(&n).clone()));
     }
+    Ok(defined)
+}
+
+/// The linked text: declarations of all functions first, then variables, then bodies.
+fn print(modules: &[Module], defined: &BTreeMap<String, usize>) -> String {
+    let mut header = Module {
+        version: modules.iter().map(|m| m.version).max().unwrap_or_default(),
+        address_size: modules.iter().map(|m| m.address_size).max().unwrap_or(64),
+        ..Module::default()
+    };
+    if let Some(newest) = modules.iter().max_by_key(|m| m.target.sm) {
+        header.target = newest.target.clone();
+    }
+    let mut out = header.to_string();
+    let mut put = |module: &Module, item: &Item| {
+        write!(out, "{}", module.text_of(item)).expect("writing to a String");
+    };
+    let mut declared = BTreeSet::new();
+    for module in modules {
+        for (i, function) in module.functions.iter().enumerate() {
+            if !function.entry && declared.insert(&function.name) {
+                put(module, &Item::Declare(FuncId(i as u32)));
+            }
+        }
+    }
+    let mut external = BTreeSet::new();
+    for (i, module) in modules.iter().enumerate() {
+        for item in &module.items {
+            let wanted = match item {
+                Item::Variable(v) => match &module.variables[v.index()] {
+                    v if v.linkage == Linkage::Extern => {
+                        !defined.contains_key(&v.name) && external.insert(&v.name)
+                    }
+                    v => defined.get(&v.name) == Some(&i),
+                },
+                Item::Alias(_) | Item::Pragma(_) => true,
+                Item::Declare(_) | Item::Define(_) | Item::File(_) => false,
+            };
+            if wanted {
+                put(module, item);
+            }
+        }
+    }
+    for (i, module) in modules.iter().enumerate() {
+        for item in &module.items {
+            if let Item::Define(f) = item
+                && defined.get(&module.functions[f.index()].name) == Some(&i)
+            {
+                put(module, item);
+            }
+        }
+    }
+    out
 }
 
 #[cfg(test)]

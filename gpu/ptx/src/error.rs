@@ -15,6 +15,8 @@ use crate::ast::Pos;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.render())]
 pub struct Error {
+    /// What a caller may want to tell apart.
+    pub kind: ErrorKind,
     /// File name, where the caller gave one ([`Error::in_file`]).
     pub file: Option<String>,
     /// Where it is wrong: line and column, from 1.
@@ -29,6 +31,16 @@ pub struct Error {
     pub line: String,
 }
 
+/// What is wrong, as far as callers go different ways.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The text is not PTX, or breaks a rule of the PTX ISA.
+    #[default]
+    Malformed,
+    /// An instruction that the table does not know: of a later PTX ISA, or a slip.
+    UnknownInstruction,
+}
+
 /// Longest piece of a source line that is shown.
 const SHOWN: usize = 120;
 
@@ -36,7 +48,22 @@ impl Error {
     /// An error at a place of `source`, `width` characters wide; its line is looked up there.
     pub fn new(source: &str, pos: Pos, width: u32, message: impl Into<String>) -> Self {
         let line = source.lines().nth(pos.line.saturating_sub(1) as usize).unwrap_or("");
-        Error { file: None, pos, width, message: message.into(), help: None, line: line.into() }
+        Error {
+            kind: ErrorKind::default(),
+            file: None,
+            pos,
+            width,
+            message: message.into(),
+            help: None,
+            line: line.into(),
+        }
+    }
+
+    /// Says of which kind it is.
+    #[must_use]
+    pub(crate) fn of_kind(mut self, kind: ErrorKind) -> Self {
+        self.kind = kind;
+        self
     }
 
     /// The same error with a line of help.

@@ -16,6 +16,7 @@ pub mod table;
 pub mod types;
 mod validate;
 
-pub use error::Error;
+pub use error::{Error, ErrorKind};
 pub use parser::{Options, parse, parse_with};
+pub use print::ItemText;
 pub use requirements::requirements;

@@ -12,28 +12,46 @@ impl Display for Module {
         write!(f, ".target sm_{}{suffix}", self.target.sm)?;
         self.target.options.iter().try_for_each(|o| write!(f, ", {o}"))?;
         writeln!(f, "\n.address_size {}\n", self.address_size)?;
-        for item in &self.items {
-            match item {
-                Item::Variable(v) => variable(f, self, &self.variables[v.index()], None, ";\n")?,
-                Item::Declare(i) => header(f, self, &self.functions[i.index()], ";\n")?,
-                Item::Define(i) => {
-                    let function = &self.functions[i.index()];
-                    header(f, self, function, "\n")?;
-                    body(f, self, function)?;
-                }
-                Item::Alias(i) => {
-                    let (alias, aliasee) = self.aliases[*i];
-                    let name = |id: FuncId| &self.functions[id.index()].name;
-                    writeln!(f, ".alias {}, {};", name(alias), name(aliasee))?;
-                }
-                Item::File(i) => {
-                    let file = &self.files[*i];
-                    writeln!(f, ".file {} \"{}\"", file.index, file.name)?;
-                }
-                Item::Pragma(strings) => pragma(f, strings)?,
+        self.items.iter().try_for_each(|item| write!(f, "{}", self.text_of(item)))
+    }
+}
+
+/// One item of a module, as text that ends with a line's end.
+#[derive(Debug)]
+pub struct ItemText<'a> {
+    module: &'a Module,
+    item: &'a Item,
+}
+
+impl Module {
+    /// An item as text; [`Item::Declare`] of a function that has a body is its header.
+    pub fn text_of<'a>(&'a self, item: &'a Item) -> ItemText<'a> {
+        ItemText { module: self, item }
+    }
+}
+
+impl Display for ItemText<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        let module = self.module;
+        match self.item {
+            Item::Variable(v) => variable(f, module, &module.variables[v.index()], None, ";\n"),
+            Item::Declare(i) => header(f, module, &module.functions[i.index()], ";\n"),
+            Item::Define(i) => {
+                let function = &module.functions[i.index()];
+                header(f, module, function, "\n")?;
+                body(f, module, function)
             }
+            Item::Alias(i) => {
+                let (alias, aliasee) = module.aliases[*i];
+                let name = |id: FuncId| &module.functions[id.index()].name;
+                writeln!(f, ".alias {}, {};", name(alias), name(aliasee))
+            }
+            Item::File(i) => {
+                let file = &module.files[*i];
+                writeln!(f, ".file {} \"{}\"", file.index, file.name)
+            }
+            Item::Pragma(strings) => pragma(f, strings),
         }
-        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::names::Names;
 use super::*;
+use crate::error::ErrorKind;
 use crate::table::pattern::Misfit;
 use crate::table::{self, FormId, Opcode, Slot};
 use crate::types::*;
@@ -43,7 +44,9 @@ impl<'a> Parser<'a> {
             _ => written.to_string(),
         };
         let Some((op, suffixes)) = table::split(&plain) else {
-            let error = self.error_at(word, format!("unknown instruction `{}`", shorten(written)));
+            let error = self
+                .error_at(word, format!("unknown instruction `{}`", shorten(written)))
+                .of_kind(ErrorKind::UnknownInstruction);
             return Err(match table::nearest(written) {
                 Some(op) => error.help(format!("nearest is `{op}`")),
                 None => error,
