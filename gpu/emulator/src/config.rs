@@ -21,7 +21,7 @@ pub struct Checks {
 }
 
 impl Checks {
-    /// All on.
+    /// All four on.
     pub const ALL: Checks = Checks { memory: true, races: true, uninit: true, sync: true };
 
     /// Whether any is on.
@@ -56,7 +56,7 @@ impl Checks {
 /// Settings of a device's launches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Sanitizers.
+    /// Which sanitizers watch.
     pub checks: Checks,
     /// Permutes the order in which warps and CTAs take turns; 0 is launch order. Results of a
     /// correct kernel do not depend on it.
@@ -129,7 +129,7 @@ impl LaunchConfig {
 pub struct Params(Vec<u8>);
 
 impl Params {
-    /// No parameters yet.
+    /// An empty list, to be filled by [`Self::with`] in the order of the kernel's parameters.
     pub fn new() -> Self {
         Self::default()
     }
@@ -149,7 +149,7 @@ impl Params {
         self
     }
 
-    /// The packed bytes.
+    /// The bytes, for [`LaunchConfig::params`].
     pub fn into_bytes(self) -> Vec<u8> {
         self.0
     }

@@ -13,7 +13,7 @@ pub enum Error {
     UnknownPreset {
         /// What was asked for.
         found: String,
-        /// The known keys.
+        /// The keys of the presets there are, separated by commas.
         known: String,
     },
     /// The PTX text does not parse or validate.
@@ -25,13 +25,13 @@ pub enum Error {
     /// The launch configuration does not fit device or kernel.
     #[error("cannot launch {kernel}: {what}: expected {expected}, found {found}")]
     Launch {
-        /// Entry name.
+        /// Name of the entry that was to run.
         kernel: String,
         /// Which part of the configuration.
         what: &'static str,
         /// What would be accepted.
         expected: String,
-        /// What was given.
+        /// What the configuration says.
         found: String,
     },
     /// A memory call of the host that does not fit an allocation.
@@ -40,11 +40,11 @@ pub enum Error {
     /// A name that the module does not define.
     #[error("module has no {what} '{name}': it has {known}")]
     NotFound {
-        /// `entry` or `variable`.
+        /// What was looked for: `entry` or `variable`.
         what: &'static str,
         /// What was asked for.
         name: String,
-        /// What there is.
+        /// The names that it defines, separated by commas.
         known: String,
     },
     /// A launch file or its tensors are not as described in docs/emulator.md.
@@ -79,7 +79,7 @@ pub enum MemoryError {
     OutOfMemory {
         /// Bytes asked for.
         requested: u64,
-        /// Bytes left.
+        /// Bytes that the device has left.
         free: u64,
     },
     /// Not inside one live allocation.
@@ -164,9 +164,9 @@ impl fmt::Display for Ub {
 /// One report about a running program: what is wrong, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// Kind.
+    /// What kind of wrong it is.
     pub kind: Ub,
-    /// Entry that ran.
+    /// Name of the entry that ran.
     pub kernel: String,
     /// Line in the PTX text, from 1; 0 where no instruction is to blame.
     pub line: u32,
@@ -174,9 +174,9 @@ pub struct Finding {
     pub instruction: String,
     /// CTA in the grid.
     pub cta: [u32; 3],
-    /// Warp in the CTA.
+    /// Number of the warp in its CTA.
     pub warp: u32,
-    /// Lane in the warp, where one is to blame.
+    /// Lane of the warp, 0 to 31, where one is to blame.
     pub lane: Option<u32>,
     /// Guest address, where there is one.
     pub address: Option<u64>,

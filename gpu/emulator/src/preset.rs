@@ -12,7 +12,7 @@ use crate::error::Error;
 pub struct Preset {
     /// Key of the preset, `h800` for instance.
     pub key: String,
-    /// Streaming multiprocessors.
+    /// Streaming multiprocessors of the GPU.
     pub sm_count: u32,
     cuda: CudaDevice,
 }
@@ -32,7 +32,7 @@ impl DerefMut for Preset {
 }
 
 impl Preset {
-    /// Warp width.
+    /// Lanes of a warp.
     pub const WARP: u32 = 32;
     /// Threads of a CTA at most.
     pub const MAX_THREADS_PER_BLOCK: u32 = 1024;

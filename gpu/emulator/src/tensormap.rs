@@ -81,7 +81,7 @@ pub enum Mode {
 /// A decoded tensor map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorMap {
-    /// Element type.
+    /// Type of an element in global memory.
     pub element: Element,
     /// Dimensions, 1 to 5.
     pub rank: u32,
@@ -103,7 +103,7 @@ pub struct TensorMap {
     pub l2_promotion: u32,
     /// Out-of-bounds elements are NaN instead of zero.
     pub fill_nan: bool,
-    /// Tiled or im2col.
+    /// How a box of coordinates stands for elements: tiled or im2col.
     pub mode: Mode,
 }
 
@@ -111,11 +111,11 @@ pub struct TensorMap {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("tensor map: {field}: expected {expected}, found {found}")]
 pub struct TensorMapError {
-    /// Which argument.
+    /// Which argument breaks a rule.
     pub field: &'static str,
-    /// The rule.
+    /// The rule that it breaks.
     pub expected: String,
-    /// What was given.
+    /// The argument's value.
     pub found: String,
 }
 

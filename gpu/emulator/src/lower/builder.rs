@@ -24,7 +24,7 @@ use crate::program::Program;
 #[derive(Debug)]
 pub struct Why(pub String);
 
-/// Result of lowering.
+/// What lowering gives, or why the emulator cannot do this.
 pub type Lowered<T = ()> = Result<T, Why>;
 
 /// Says that something is not supported.
@@ -261,7 +261,7 @@ impl Lower<'_> {
         at
     }
 
-    /// Type of a register.
+    /// The type that a register of this function is declared with.
     pub fn type_of(&self, r: ast::RegId) -> Type {
         self.body.registers[r.index()].ty
     }
@@ -300,7 +300,7 @@ impl Lower<'_> {
                 Ok(self.reg(*r))
             }
             _ if ty.bits() > 64 => unsupported("128 bits from what is no register"),
-            Operand::Imm(imm) => Ok(self.constant(imm_bits(*imm, ty), wide)),
+            Operand::Imm(imm) => Ok(self.constant(imm.bits(ty), wide)),
             Operand::Special(special) => {
                 let d = self.temp(wide);
                 self.special(*special, d, wide)?;
@@ -417,7 +417,7 @@ impl Lower<'_> {
         unsupported(format!("kernel parameter {i}"))
     }
 
-    /// A destination register.
+    /// The slot of a destination, for a value of any type but a predicate; `_` is [`SINK`].
     pub fn dst(&mut self, operand: &Operand) -> Lowered<Reg> {
         match operand {
             Operand::Reg(r) => Ok(self.reg(*r)),
@@ -434,7 +434,7 @@ impl Lower<'_> {
         }
     }
 
-    /// A destination predicate.
+    /// The number of a destination predicate; `_` is [`PRED_SINK`].
     pub fn dst_pred(&self, operand: &Operand) -> Lowered<Reg> {
         match operand {
             Operand::Reg(r) if self.type_of(*r) == Type::Pred => Ok(self.reg(*r)),
@@ -525,12 +525,6 @@ impl Lower<'_> {
     pub fn literal(&self, operand: &Operand) -> Option<u64> {
         if let Operand::Imm(imm) = operand { Some(imm.bits(Type::B64)) } else { None }
     }
-}
-
-/// Bits of a literal as an operand of `ty`; a literal in a half-precision instruction may be
-/// written as single.
-fn imm_bits(imm: ast::Imm, ty: Type) -> u64 {
-    imm.bits(ty)
 }
 
 /// The mnemonic with its suffixes.

@@ -50,6 +50,7 @@ pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported
     for &f in &reachable {
         l.functions.push(frame(&module.functions[f]));
     }
+    // The registers of a thread are an estimate: the most that any one function has live.
     let mut pressure = 0;
     for (i, &f) in reachable.iter().enumerate() {
         l.function = &module.functions[f];
@@ -276,11 +277,56 @@ fn symbols_in(operand: &Operand, f: &mut impl FnMut(&Symbol)) {
 }
 
 impl<'a> Lower<'a> {
+    /// Lowers one function: its operations follow those of the functions before it.
     fn function_body(&mut self, body: &'a Body) -> Lowered {
+        self.enter(body);
+        branch::load_register_params(self)?;
+        let early = match self.body_has_wgmma {
+            true => unfinished::statements(body, &self.cfg),
+            false => Vec::new(),
+        };
+        for (i, statement) in body.statements.iter().enumerate() {
+            self.places[i] = self.ops.len() as u32;
+            let ins = match statement {
+                Statement::Instruction(ins) => ins,
+                Statement::Unsupported(unknown) => {
+                    self.line = unknown.pos.line;
+                    return not_in_the_table(unknown);
+                }
+                _ => continue,
+            };
+            self.statement = i;
+            self.line = ins.pos.line;
+            self.temps = [0; 2];
+            if early.get(i).copied().unwrap_or(false) {
+                // Whether or not the guard lets the instruction itself execute.
+                self.guard = (NO_GUARD, false);
+                wgmma::finish(self);
+            }
+            self.guard = match ins.guard {
+                Some(g) => (self.registers.slot[g.reg.index()], g.negated),
+                None => (NO_GUARD, false),
+            };
+            self.communicates |= communicates(ins);
+            let first = self.ops.len() as u32;
+            exec::lower(self, ins)?;
+            self.note_touched(ins, first);
+        }
+        self.places[body.statements.len()] = self.ops.len() as u32;
+        self.guard = (NO_GUARD, false);
+        let end = self.ops.len() as u32;
+        branch::function_end(self);
+        self.patch_branches(end);
+        self.leave()
+    }
+
+    /// Sets up what belongs to one function: registers, local variables, places of statements.
+    fn enter(&mut self, body: &'a Body) {
         self.body = body;
         self.line = self.function.pos.line;
         self.cfg = Cfg::new(body, self.function.entry);
         self.registers = registers::allocate(body, &self.cfg);
+        // Temporaries lie behind all registers: an instruction's operands outlive them.
         self.first_temp = [self.registers.slots, self.registers.wide_slots];
         self.most_temps = [0; 2];
         self.info = std::mem::take(&mut self.functions[self.index as usize]);
@@ -303,45 +349,11 @@ impl<'a> Lower<'a> {
         self.branches.clear();
         self.returns.clear();
         self.guard = (NO_GUARD, false);
-        branch::load_register_params(self)?;
-        let early = match self.body_has_wgmma {
-            true => unfinished::statements(body, &self.cfg),
-            false => Vec::new(),
-        };
-        for (i, statement) in body.statements.iter().enumerate() {
-            self.places[i] = self.ops.len() as u32;
-            let ins = match statement {
-                Statement::Instruction(ins) => ins,
-                Statement::Unsupported(unknown) => {
-                    self.line = unknown.pos.line;
-                    let word = unknown.text.split_whitespace().find(|w| !w.starts_with('@'));
-                    let word = word.unwrap_or_default();
-                    let help = unknown.reason.lines().find_map(|l| l.split_once("= help: "));
-                    let help = help.map(|(_, h)| format!(" ({h})")).unwrap_or_default();
-                    return unsupported(format!("the instruction {word}{help}"));
-                }
-                _ => continue,
-            };
-            self.statement = i;
-            self.line = ins.pos.line;
-            self.temps = [0; 2];
-            if early.get(i).copied().unwrap_or(false) {
-                self.guard = (NO_GUARD, false);
-                wgmma::finish(self);
-            }
-            self.guard = match ins.guard {
-                Some(g) => (self.registers.slot[g.reg.index()], g.negated),
-                None => (NO_GUARD, false),
-            };
-            self.communicates |= communicates(ins);
-            let first = self.ops.len() as u32;
-            exec::lower(self, ins)?;
-            self.note_touched(ins, first);
-        }
-        self.places[body.statements.len()] = self.ops.len() as u32;
-        self.guard = (NO_GUARD, false);
-        let end = self.ops.len() as u32;
-        branch::function_end(self);
+    }
+
+    /// Gives branches their targets, which may stand behind them, so that only now all places are
+    /// known. Until then [`MicroOp::imm`](crate::machine::op::MicroOp::imm) holds the statement.
+    fn patch_branches(&mut self, end: u32) {
         for (op, statement) in std::mem::take(&mut self.branches) {
             self.ops[op].x = self.places[statement];
             self.ops[op].imm = self.meet_of(self.ops[op].imm as usize, end);
@@ -350,6 +362,10 @@ impl<'a> Lower<'a> {
             self.ops[op].x = end;
             self.ops[op].imm = self.meet_of(self.ops[op].imm as usize, end);
         }
+    }
+
+    /// Writes down the size of the frame, which only the last instruction's temporaries settle.
+    fn leave(&mut self) -> Lowered {
         let info = &mut self.functions[self.index as usize];
         info.start = self.info.start;
         info.predicates = self.info.predicates;
@@ -361,7 +377,9 @@ impl<'a> Lower<'a> {
         Ok(())
     }
 
-    /// Where the sides of a branch in this statement meet.
+    /// The operation at which the sides of a branch in this statement meet, [`u64::MAX`] where
+    /// they do not before they exit. Lanes that return from a device function meet at its end; in
+    /// an entry nothing is there to be done together.
     fn meet_of(&self, statement: usize, end: u32) -> u64 {
         let block = self.cfg.block_of[statement];
         match self.cfg.meet[block] {
@@ -381,7 +399,8 @@ impl<'a> Lower<'a> {
             let values = list.iter().filter(|&&r| registers::width(self.type_of(r)) > 0);
             values.map(|r| self.first_name + r.index() as u32).collect()
         };
-        // A move without a guard only gives a register another name.
+        // The sanitizer goes by the program's names, since a slot serves one register after
+        // another. A move without a guard only gives a register another name.
         let copies = ins.op == Opcode::Mov && ins.guard.is_none();
         let touch = Touch { written: names(&defs), read: names(&uses), copies };
         if !touch.written.is_empty() || !touch.read.is_empty() {
@@ -402,4 +421,12 @@ fn communicates(ins: &Instruction) -> bool {
         Effect::Reduction => ins.mods.spaces().next() == Some(Space::Global),
         Effect::Multimem => true,
     }
+}
+
+/// Refuses an instruction that the table does not have, with the parser's suggestion.
+fn not_in_the_table(unknown: &ast::Unsupported) -> Lowered {
+    let word = unknown.text.split_whitespace().find(|w| !w.starts_with('@')).unwrap_or_default();
+    let help = unknown.reason.lines().find_map(|l| l.split_once("= help: "));
+    let help = help.map(|(_, h)| format!(" ({h})")).unwrap_or_default();
+    unsupported(format!("the instruction {word}{help}"))
 }

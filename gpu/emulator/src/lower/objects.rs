@@ -12,14 +12,14 @@ use super::registers::effects;
 /// What a register points into.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Points {
-    /// Not computed yet.
+    /// Nothing that writes the register has been looked at yet.
     #[default]
     Unset,
     /// A number without a known origin.
     Plain,
     /// An address inside this variable.
     To(Symbol),
-    /// One of several.
+    /// One of several variables, or of unknown ones: nothing can be held against it.
     Many,
 }
 

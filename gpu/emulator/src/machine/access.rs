@@ -13,7 +13,7 @@ use super::registers::{LANES, Reg};
 use crate::error::Ub;
 use crate::memory::{CHUNK_BYTES, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
 
-/// An address operand.
+/// An address operand, `[reg + offset]`, as the machine computes it in each lane.
 #[derive(Clone, Copy, Debug)]
 pub struct Addr {
     pub reg: Reg,

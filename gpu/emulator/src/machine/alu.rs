@@ -2,8 +2,7 @@
 //!
 //! Each driver exists twice, in plain Rust and compiled for AVX-512; the machine picks once. The
 //! macros [`un`], [`bin`], [`tri`] and [`cmp`] turn an expression on scalars into a
-//! micro-operation,
-//! so that a table of instructions reads as a table of expressions.
+//! micro-operation, so that a table of instructions reads as a table of expressions.
 //!
 //! `unsafe` here is the call of functions compiled for CPU features that were detected.
 
@@ -202,7 +201,7 @@ macro_rules! tri {
     }};
 }
 
-/// A comparison.
+/// A micro-operation that compares two operands and writes predicates, as `setp` does.
 macro_rules! cmp {
     ($a:ty, $f:expr) => {{
         fn run(cx: &mut Cx<'_>, op: &MicroOp) -> Step {

@@ -15,7 +15,7 @@ pub struct NamedBarrier {
     pub arrived: u32,
     /// Threads expected, as the arrivals so far say; 0 where all of the CTA are meant.
     pub expected: Option<u32>,
-    /// Completed generations.
+    /// How many times it has completed.
     pub generation: u64,
     /// Reduction so far of `bar.red`: popc, and, or.
     pub popc: u32,
@@ -64,7 +64,7 @@ pub struct Warpgroup {
     pub committed: [u64; 4],
 }
 
-/// One CTA.
+/// A CTA as it runs: its shared memory, its warps, and what they wait for in it.
 pub struct Cta {
     /// Its place in the grid.
     pub id: [u32; 3],
@@ -76,7 +76,7 @@ pub struct Cta {
     pub shared: Vec<u32>,
     /// Writes to each KiB of shared memory, by which packed copies of it go stale.
     pub versions: Vec<u32>,
-    /// Packed matrix operands.
+    /// Operands of wgmma that were packed for the matrix kernels, for the warps that follow.
     pub tiles: Vec<CachedTile>,
     /// The warps; a warp is taken out while it runs.
     pub warps: Vec<Option<Box<Warp>>>,

@@ -18,17 +18,23 @@ use crate::program::Program;
 
 /// What all warps of a launch share.
 pub struct Grid {
+    /// What runs.
     pub code: Arc<Code>,
+    /// The text it comes from, which findings quote.
     pub program: Arc<Program>,
+    /// Literals and addresses, in all lanes: narrow ones, and wide ones below.
     pub constants: Vec<Slot>,
     pub wide_constants: Vec<WideSlot>,
     pub config: LaunchConfig,
+    /// CTAs of a cluster in x, y, z: the launch's, or what the kernel requires.
     pub cluster: [u32; 3],
     pub preset: Preset,
     pub settings: Settings,
+    /// Global memory as it was allocated when the launch began.
     pub view: View,
     /// What the launch before touched, where this one may start before its end.
     pub previous: Option<Arc<Touched>>,
+    /// Number of the launch in this process (`%gridid`).
     pub seq: u64,
     /// Workspace of a cooperative launch (`%envreg1`, `%envreg2`), else 0.
     pub workspace: u64,
@@ -46,7 +52,7 @@ pub struct Grid {
 }
 
 impl Grid {
-    /// Zero counters.
+    /// Counters of the launch, all zero: one a micro-operation and, with a profile, warp of a CTA.
     pub fn stats(&self) -> Stats {
         let threads: u32 = self.config.block.iter().product();
         let warps = if self.settings.profile { threads.div_ceil(32) as usize } else { 0 };
@@ -61,15 +67,19 @@ impl Grid {
 
 /// The state of one turn of one warp.
 pub struct Cx<'a> {
-    /// Lanes that execute.
+    /// Lanes that execute the present operation: those of the group whose guard holds.
     pub mask: u32,
-    /// All lanes of the group.
+    /// All lanes of the group, guarded off or not.
     pub active: u32,
+    /// First slot of the frame, the same in both register files.
     pub base: usize,
+    /// First predicate of the frame.
     pub pred_base: usize,
+    /// Byte of local memory at which the frame begins.
     pub local_base: u32,
+    /// Index of the present operation in [`Code::ops`].
     pub pc: u32,
-    /// The group that runs.
+    /// The group that runs, an index into [`Warp::groups`].
     pub at: usize,
     pub w: &'a mut Warp,
     pub cluster: &'a mut Cluster,
@@ -91,7 +101,7 @@ pub struct Cx<'a> {
 }
 
 impl<'a> Cx<'a> {
-    /// A 32-bit register.
+    /// The 32 lanes of a 32-bit register, or of a narrow constant.
     #[inline(always)]
     pub fn slot(&self, reg: Reg) -> &[u32; LANES] {
         debug_assert!(reg & WIDE == 0, "register {reg:#x} has 64 bits");
@@ -102,14 +112,14 @@ impl<'a> Cx<'a> {
         }
     }
 
-    /// A 32-bit register to be written.
+    /// As [`Self::slot`], to be written: in all lanes, so that the caller minds [`Self::mask`].
     #[inline(always)]
     pub fn slot_mut(&mut self, reg: Reg) -> &mut [u32; LANES] {
         debug_assert!(reg & WIDE == 0, "register {reg:#x} has 64 bits");
         &mut self.w.regs[self.base + reg as usize].0
     }
 
-    /// A 64-bit register.
+    /// The 32 lanes of a 64-bit register, or of a wide constant.
     #[inline(always)]
     pub fn slot64(&self, reg: Reg) -> &[u64; LANES] {
         debug_assert!(reg & WIDE != 0, "register {reg:#x} has 32 bits");
@@ -121,7 +131,7 @@ impl<'a> Cx<'a> {
         }
     }
 
-    /// A 64-bit register to be written.
+    /// As [`Self::slot64`], to be written: in all lanes, so that the caller minds [`Self::mask`].
     #[inline(always)]
     pub fn slot64_mut(&mut self, reg: Reg) -> &mut [u64; LANES] {
         let sink = u32::from(reg) < SINK_SLOTS;
@@ -254,7 +264,7 @@ impl<'a> Cx<'a> {
         }
     }
 
-    /// Stops the launch.
+    /// Stops the launch with a fatal finding, its last.
     pub fn fail(
         &mut self,
         kind: Ub,
@@ -269,9 +279,9 @@ impl<'a> Cx<'a> {
     }
 }
 
-/// Predicate operands that are no register.
+/// Stands for a predicate that holds in all lanes; no register has this number.
 pub const PRED_TRUE: Reg = 0xfffe;
-/// Always false.
+/// Stands for a predicate that holds in no lane.
 pub const PRED_FALSE: Reg = 0xfffd;
-/// Destination that is dropped.
+/// Destination predicate `_`: what is written there is dropped.
 pub const PRED_SINK: Reg = 0xfffc;

@@ -4,7 +4,7 @@
 /// A function inside [`super::op::Code`].
 #[derive(Clone, Debug, Default)]
 pub struct FunctionInfo {
-    /// First operation.
+    /// Index of its first operation.
     pub start: u32,
     /// Slots of either file, and predicates, of a frame.
     pub slots: u32,
@@ -24,7 +24,7 @@ pub struct Object {
     /// First byte: in the CTA's shared memory, or in the frame's local memory.
     pub start: u32,
     pub bytes: u32,
-    /// In local memory.
+    /// Whether it lies in local memory, else in shared.
     pub local: bool,
 }
 
@@ -37,7 +37,7 @@ pub struct Touch {
     pub copies: bool,
 }
 
-/// A constant operand.
+/// A literal or an address in the code, which a launch turns into a slot of 32 equal lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Constant {
     /// The same in every launch.

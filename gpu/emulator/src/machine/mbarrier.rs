@@ -5,12 +5,12 @@
 /// Most arrivals, and most bytes announced or arrived.
 pub const COUNT: u64 = (1 << 20) - 1;
 
-/// A barrier's contents.
+/// An mbarrier unpacked: arrivals are counted in threads, transactions in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mbarrier {
-    /// Arrivals of a phase.
+    /// Arrivals that complete a phase.
     pub expected: u64,
-    /// Arrivals still missing.
+    /// Arrivals that the present phase still misses.
     pub pending: u64,
     /// Bytes announced minus bytes arrived; below zero where the bytes came first.
     pub transactions: i64,
@@ -21,7 +21,7 @@ pub struct Mbarrier {
 }
 
 impl Mbarrier {
-    /// Reads the 64 bits.
+    /// From the 64 bits in shared memory.
     pub fn unpack(bits: u64) -> Mbarrier {
         Mbarrier {
             expected: bits & COUNT,
@@ -32,7 +32,7 @@ impl Mbarrier {
         }
     }
 
-    /// The 64 bits.
+    /// To the 64 bits in shared memory.
     pub fn pack(self) -> u64 {
         self.expected
             | self.pending << 20

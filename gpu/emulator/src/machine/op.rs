@@ -32,10 +32,10 @@ pub type OpFn = fn(&mut Cx<'_>, &MicroOp) -> Step;
 /// An operation with more operands than a [`MicroOp`] has room for.
 pub type Action = Box<dyn Fn(&mut Cx<'_>) -> Step + Send + Sync>;
 
-/// No guard predicate.
+/// In place of a guard's predicate: the operation executes in all lanes.
 pub const NO_GUARD: u16 = u16::MAX;
 
-/// One micro-operation.
+/// One step of a warp: a function, its operands as slots, and which lanes it is for.
 #[derive(Clone, Copy)]
 pub struct MicroOp {
     pub run: OpFn,

@@ -17,9 +17,9 @@ const YIELDED: u64 = 200;
 /// What a turn came to.
 #[derive(Debug)]
 pub enum Turn {
-    /// Operations executed; false where every group was waiting.
+    /// It executed so many operations; 0 where every group was waiting.
     Ran(u64),
-    /// The launch stops.
+    /// An operation ended the launch, with this finding.
     Fault(Box<Finding>),
 }
 

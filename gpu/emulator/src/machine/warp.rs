@@ -13,7 +13,7 @@ use super::meeting::Meeting;
 use super::registers::{Slot, WideSlot};
 use super::wgmma::Issued;
 
-/// No join.
+/// In place of the index of a [`Join`]: the group meets nobody before its lanes exit.
 pub const NO_JOIN: u32 = u32::MAX;
 
 /// A caller to come back to.
@@ -40,9 +40,9 @@ pub enum Wait {
     Members { missing: u32 },
     /// Warps of the warpgroup, as a mask, that have not come as far with their wgmmas.
     Warpgroup { missing: u32 },
-    /// The cluster barrier's generation.
+    /// All threads of the cluster to arrive at its barrier.
     Cluster,
-    /// An mbarrier's phase.
+    /// The phase of this parity of the mbarrier at a shared address to complete.
     Mbarrier { address: u64, parity: u32 },
     /// Registers that other warpgroups have to give back.
     Registers { wanted: u32 },
@@ -77,15 +77,19 @@ pub struct Join {
 
 /// A warp of a CTA.
 pub struct Warp {
+    /// Number in its CTA.
     pub index: u32,
     /// Lanes that exist and have not exited.
     pub live: u32,
+    /// Its 32-bit registers, frame above frame.
     pub regs: Vec<Slot>,
     /// Its 64-bit registers; a frame starts at the same slot of both files.
     pub wide_regs: Vec<WideSlot>,
+    /// Its predicates, a bit a lane.
     pub preds: Vec<u32>,
+    /// The carry flag of `add.cc` and its kin, a bit a lane.
     pub carry: u32,
-    /// Local memory: `local_words` a lane.
+    /// Local memory: `local_words` a lane, word by word for all lanes.
     pub local: Vec<u32>,
     pub local_words: usize,
     pub groups: Vec<Group>,

@@ -9,7 +9,7 @@ pub enum OperandA {
     Registers { slots: Vec<Reg>, names: Vec<u32> },
 }
 
-/// One wgmma.mma_async.
+/// What one `wgmma.mma_async` of the code multiplies: D (16 rows a warp by `n`) += A (`k` wide) B.
 pub struct Operation {
     pub product: Product,
     pub source: OperandA,

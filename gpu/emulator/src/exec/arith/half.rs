@@ -96,7 +96,7 @@ impl How {
         if self.ftz && self.kind.subnormal(code) { code & 0x8000 } else { code }
     }
 
-    /// One element.
+    /// The result of one lane's element, from codes to a code.
     fn compute(self, a: u16, b: u16, c: u16) -> u16 {
         use Opcode::*;
         let (a, b, c) = (self.flush(a), self.flush(b), self.flush(c));

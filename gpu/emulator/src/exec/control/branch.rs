@@ -113,7 +113,7 @@ pub fn function_end(l: &mut Lower<'_>) {
 enum Place {
     /// A `.param` variable: offset in the caller's frame.
     Frame(u32),
-    /// A register.
+    /// A register, and whether it has 64 bits.
     Register(Reg, bool),
 }
 

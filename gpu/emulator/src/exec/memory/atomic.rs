@@ -77,7 +77,7 @@ impl Cx<'_> {
     }
 }
 
-/// How elements combine.
+/// How an atomic or a reduction combines what memory holds with what it brings.
 #[derive(Clone, Copy, Debug)]
 pub struct Combine {
     pub op: Op,

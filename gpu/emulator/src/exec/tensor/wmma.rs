@@ -64,7 +64,7 @@ impl Fragment {
         if self.bits == 64 { u64::MAX } else { (1 << self.bits) - 1 }
     }
 
-    /// The matrix, row-major.
+    /// The codes of the matrix, row-major, gathered from the registers of all lanes.
     fn read(&self, cx: &Cx<'_>) -> Vec<u64> {
         let mut out = vec![0; self.rows * self.columns];
         let wide = self.bits == 64;

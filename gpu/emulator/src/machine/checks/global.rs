@@ -15,7 +15,7 @@ use crate::machine::cluster::cta_id;
 /// How strong an access is (PTX ISA, "Operation types").
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Strength {
-    /// Plain.
+    /// Plain, or `.weak`: it orders nothing, and races with what is not ordered.
     #[default]
     Weak,
     /// Relaxed, volatile, or an atomic without semantics.

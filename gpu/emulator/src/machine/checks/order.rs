@@ -76,7 +76,7 @@ impl Cx<'_> {
         self.with_global(|g, _, _| g.map_changed(address));
     }
 
-    /// fence.proxy.tensormap::generic.acquire.
+    /// fence.proxy.tensormap::generic.acquire: this CTA may use the map as it is now.
     pub fn map_fenced(&mut self, address: u64) {
         self.with_global(|g, s, who| g.map_fenced(s.number(who.warp), address));
     }

@@ -1,10 +1,24 @@
 //! The sanitizer of shared memory: who wrote and read each byte, and what orders them.
 //!
-//! Every warp has a vector clock; barriers, mbarriers and atomics join them (happens-before). A
-//! second clock says what of it the asynchronous proxy may see: `fence.proxy.async` brings it up to
-//! date. TMA writes on behalf of the mbarrier that they complete on, so that only who waited for
-//! that one sees them; cp.async writes stay pending until they are waited for. wgmma reads on
-//! behalf of its warpgroup, by groups: who waited for a group knows of the reads of all four warps.
+//! It finds races by happens-before, with vector clocks. Each warp counts its own steps from one
+//! release to the next, and holds the latest step that it knows of every other thread. A release
+//! (arriving at a barrier or an mbarrier) joins the warp's clock into the object and begins a new
+//! step; an acquire (leaving, waiting) joins the object's clock into the warp's. An access comes
+//! after an earlier one where the warp's clock has reached the earlier one's step.
+//!
+//! As in FastTrack (Flanagan and Freund, "FastTrack: Efficient and Precise Dynamic Race Detection",
+//! PLDI 2009) a byte does not hold a clock for each access but an epoch, thread and step, of the
+//! last write: writes that are no race are totally ordered, so who comes after the last comes after
+//! all. Reads may be concurrent. FastTrack then keeps a clock of them; here a byte keeps two reads,
+//! so a write that races with a third reader only is not seen: a report names two accesses that
+//! nothing orders, and no report is no proof.
+//!
+//! Three things have no counterpart there. A second clock of each warp says what the asynchronous
+//! proxy may see: `fence.proxy.async` brings it up to date. Asynchronous copies write on behalf of
+//! a thread of their own: TMA's is that of the mbarrier on which they complete, so that only who
+//! waited for that one comes after them; cp.async writes stay pending, after which nobody comes,
+//! until they are waited for. And wgmma reads on behalf of its warpgroup, by groups: who waited for
+//! a group knows of the reads of all four warps.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -365,7 +379,7 @@ impl Sanitizer {
         };
         let access = Access { thread, clock, line: who.line, proxy: who.proxy };
         let mut problem = None;
-        // Neighbours mostly have the same history.
+        // Neighbours mostly have the same history: what was fine for one is fine for the next.
         let mut fine = None;
         for i in first..(first + n).min(self.cells[cta].len()) {
             let cell = self.cells[cta][i];
@@ -380,6 +394,8 @@ impl Sanitizer {
                         .or_else(|| self.fenced(who, cell.write));
                 }
             }
+            // A thread's later read takes the place of its earlier one: who comes after it comes
+            // after both. Readers beyond the second take the second's place.
             let reads = &mut self.cells[cta][i].reads;
             let slot = usize::from(reads[0].clock != 0 && reads[0].thread != thread);
             reads[slot] = access;
@@ -398,6 +414,7 @@ impl Sanitizer {
                 Access { thread: who.warp, clock: PENDING, line: who.line, proxy: false }
             }
             Writer::Mbarrier(address) => {
+                // Of the step that ends when the copy's bytes are counted.
                 let thread = self.thread_of(address);
                 let clock = self.count_of(thread) + 1;
                 Access { thread, clock, line: who.line, proxy: true }
@@ -419,6 +436,8 @@ impl Sanitizer {
                     reads.find_map(|&read| self.conflict(who, read, "read", "this write"))
                 });
             }
+            // The reads are forgotten: who comes after this write comes after them, or they were
+            // reported just now.
             self.cells[cta][i] = Cell { write: access, ..Cell::default() };
         }
         problem
@@ -528,7 +547,7 @@ impl Sanitizer {
         self.copies[warp as usize].last_mut().expect("an open group").push(range);
     }
 
-    /// cp.async.commit_group.
+    /// cp.async.commit_group: the copies that a warp has begun become a group to wait for.
     pub fn copy_commit(&mut self, warp: u32) {
         self.copies[warp as usize].push(Vec::new());
     }
@@ -618,7 +637,7 @@ impl Sanitizer {
         registers.iter().copied().find(|r| self.unfenced[warp as usize].contains(r))
     }
 
-    /// wgmma.commit_group.
+    /// wgmma.commit_group: products that a warp issues from now on are of its next group.
     pub fn product_commit(&mut self, warp: u32) {
         self.groups[warp as usize] += 1;
     }
@@ -652,7 +671,7 @@ impl Sanitizer {
         !self.live.insert((cta, offset))
     }
 
-    /// mbarrier.inval.
+    /// mbarrier.inval: the eight bytes may hold anything again.
     pub fn mbarrier_ends(&mut self, cta: usize, offset: usize) {
         self.live.remove(&(cta, offset));
     }
@@ -709,12 +728,13 @@ impl Sanitizer {
         self.bulk[warp as usize].last_mut().expect("an open group").push(range);
     }
 
-    /// cp.async.bulk.commit_group.
+    /// cp.async.bulk.commit_group: the stores that a warp has begun become a group.
     pub fn bulk_commit(&mut self, warp: u32) {
         self.bulk[warp as usize].push(Vec::new());
     }
 
-    /// cp.async.bulk.wait_group.
+    /// cp.async.bulk.wait_group: all but the last `left` groups have been read, so that their
+    /// source may be written.
     pub fn bulk_wait(&mut self, warp: u32, left: usize) {
         let groups = &mut self.bulk[warp as usize];
         let count = (groups.len() - 1).saturating_sub(left);

@@ -207,7 +207,7 @@ impl Cx<'_> {
         self.tell(Some(lane), address, problem);
     }
 
-    /// mbarrier.inval.
+    /// mbarrier.inval: the eight bytes may hold anything again.
     pub fn mbarrier_ended(&mut self, address: u64) {
         let (cta, offset, _) = Self::range(address, 8);
         self.with_sanitizer(|s, _| s.mbarrier_ends(cta, offset));
