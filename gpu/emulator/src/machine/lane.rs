@@ -1,4 +1,4 @@
-//! Registers as scalar types: [`Lane`] reads and writes a slot as any of them, [`read`] and
+//! Registers as scalar types: [`Lane`] reads and writes a slot as any of them, [`read()`] and
 //! [`write()`] as numbers.
 //!
 //! Narrow values lie in the low bits of a slot, zero- or sign-extended as their type says.
