@@ -48,7 +48,7 @@ fn a_launch_file_runs_and_compares() {
     write(folder.path(), [0.0; 4], "[1, 1, 1]");
     std::fs::write(folder.path().join("axpy.ptx"), PTX.replace("fma.rn", "fma.xx")).unwrap();
     let error = run_file(file, "a100", Settings::default()).unwrap_err().to_string();
-    assert!(error.contains("axpy.ptx:22:5"), "{error}");
+    assert!(error.contains("axpy.ptx:21:5"), "{error}");
     for (from, to) in [("\"u32\"", "\"u9\""), ("\"entry\": \"axpy\"", "\"entry\": \"nope\"")] {
         write(folder.path(), [0.0; 4], "[1, 1, 1]");
         let json = std::fs::read_to_string(file).unwrap().replace(from, to);
