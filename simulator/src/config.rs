@@ -16,14 +16,16 @@ use serde::{Deserialize, Serialize};
 use crate::cost::Pricing;
 use crate::error::{SimError, read_text};
 use crate::hardware::cluster::Cluster;
-use crate::load::ExpertLoad;
 use crate::reliability::Reliability;
-use crate::search::SearchSpace;
 
+mod expert_load;
 pub(crate) mod limits;
 mod read;
+mod search_space;
 
+pub use expert_load::ExpertLoad;
 pub use read::SCENARIOS;
+pub use search_space::SearchSpace;
 
 /// Degrees of parallelism. `tp * cp * pp * dp` ranks in all; expert parallelism spans ranks of `dp
 /// * cp * tp`.

@@ -10,30 +10,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::config::ExpertLoad;
 use crate::error::{SimError, read_table};
 use crate::parallel::{PlacedLayer, Placement};
 use crate::times::LayerKind;
-
-/// How unevenly tokens fall on experts: TOML table `[expert_load]`. Balanced by default.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ExpertLoad {
-    /// Standard deviation of a rank's tokens relative to the mean, independent by rank, layer and
-    /// micro-batch.
-    pub deviation: f64,
-    /// Seed of the draws.
-    pub seed: u64,
-    /// File of a routing trace instead of draws, beside the scenario's file; see [`RoutingTrace`].
-    /// Layers and micro-batches that it lacks take the next smaller ones that it has.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub trace: Option<String>,
-}
-
-impl Default for ExpertLoad {
-    fn default() -> Self {
-        ExpertLoad { deviation: 0.0, seed: 1, trace: None }
-    }
-}
 
 /// Tokens of every expert, from one of three kinds of files:
 ///

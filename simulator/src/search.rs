@@ -1,16 +1,16 @@
 //! The best layouts for a model, a cluster and a memory limit.
 //!
-//! All combinations of the [`SearchSpace`] are considered. What is left out without being simulated
-//! is left out soundly: because it is illegal, because what it must hold does not fit, or because a
-//! layout already simulated is better in everything than the best this one could be: no step is
-//! shorter than the busiest rank's computation. The result is the Pareto front of throughput,
-//! memory and cost, the same whether pruned or not and whatever the number of threads.
+//! All combinations of the [`crate::config::SearchSpace`] are considered. What is left out without
+//! being simulated is left out soundly: because it is illegal, because what it must hold does not
+//! fit, or because a layout already simulated is better in everything than the best this one could
+//! be: no step is shorter than the busiest rank's computation. The result is the Pareto front of
+//! throughput, memory and cost, the same whether pruned or not and whatever the number of threads.
 
 use fathom_schedule::{Schedule, ScheduleKind, Shape};
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::config::{Parallel, Recompute, Scenario};
 use crate::error::SimError;
@@ -20,75 +20,6 @@ use crate::memory::{memory, standing};
 use crate::parallel::{CostModel, LayerTable, Placement, check, place, schedule, schedule_shape};
 use crate::step::report;
 use crate::times::{LayerTimes, StepTimes};
-
-/// What is varied: TOML table `[search]`. A list of one value keeps it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct SearchSpace {
-    /// Tensor-parallel ranks.
-    pub tp: Vec<u64>,
-    /// Context-parallel ranks.
-    pub cp: Vec<u64>,
-    /// Pipeline-parallel ranks.
-    pub pp: Vec<u64>,
-    /// Expert-parallel ranks; 1 for dense models whatever the list.
-    pub ep: Vec<u64>,
-    /// ZeRO stages, 0 to 3.
-    pub zero: Vec<u8>,
-    /// Pipeline schedules.
-    pub schedule: Vec<ScheduleKind>,
-    /// Stages that a rank holds in the interleaved schedule.
-    pub interleave: Vec<u64>,
-    /// Sequences of a micro-batch.
-    pub micro_batch: Vec<u64>,
-    /// What is recomputed in the backward.
-    pub recompute: Vec<Recompute>,
-    /// GPUs of the cluster; empty keeps the scenario's.
-    pub gpus: Vec<u64>,
-    /// Most bytes per GPU that a rank may hold, in 1e9; 0 takes the GPU's memory.
-    pub memory_limit_gb: f64,
-}
-
-impl Default for SearchSpace {
-    fn default() -> Self {
-        SearchSpace {
-            tp: vec![1, 2, 4, 8],
-            cp: vec![1, 2],
-            pp: vec![1, 2, 4, 8, 16, 32],
-            ep: vec![1, 4, 8, 16, 32, 64, 128],
-            zero: vec![0, 1],
-            schedule: ScheduleKind::ALL.to_vec(),
-            interleave: vec![2, 4],
-            micro_batch: vec![1, 2, 4],
-            recompute: vec![Recompute::None, Recompute::Selective, Recompute::Full],
-            gpus: Vec::new(),
-            memory_limit_gb: 0.0,
-        }
-    }
-}
-
-impl SearchSpace {
-    /// The same lists with every value once, where it stands first.
-    fn without_repetition(&self) -> SearchSpace {
-        fn once<T: PartialEq + Clone>(list: &[T]) -> Vec<T> {
-            let first = |(i, x): &(usize, &T)| !list[..*i].contains(x);
-            list.iter().enumerate().filter(first).map(|(_, x)| x.clone()).collect()
-        }
-        SearchSpace {
-            tp: once(&self.tp),
-            cp: once(&self.cp),
-            pp: once(&self.pp),
-            ep: once(&self.ep),
-            zero: once(&self.zero),
-            schedule: once(&self.schedule),
-            interleave: once(&self.interleave),
-            micro_batch: once(&self.micro_batch),
-            recompute: once(&self.recompute),
-            gpus: once(&self.gpus),
-            memory_limit_gb: self.memory_limit_gb,
-        }
-    }
-}
 
 /// A layout on the Pareto front: what it is, and what it reaches.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -447,6 +378,7 @@ fn insert(front: &mut Vec<Layout>, layout: Layout) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::SearchSpace;
     use crate::first_principles::FirstPrinciples;
     use crate::model_code::ModelCode;
 

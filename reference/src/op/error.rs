@@ -6,11 +6,12 @@ use fathom_config::nearest;
 #[derive(Debug, thiserror::Error)]
 pub enum OpError {
     /// No op has this name.
-    #[error("unknown op '{found}'{}; known are {}", meant(found, &super::op_names()),
-            super::op_names().join(", "))]
+    #[error("unknown op '{found}'{}; known are {}", meant(found, known), known.join(", "))]
     Unknown {
         /// The name given.
         found: String,
+        /// The names of all ops.
+        known: Vec<&'static str>,
     },
     /// The parameters do not fit the op.
     #[error("params of {op}, at '{path}': {message}")]

@@ -73,7 +73,7 @@ pub fn op_names() -> Vec<&'static str> {
 /// [`OpError::Unknown`].
 pub fn entry_of(name: &str) -> Result<&'static OpEntry, OpError> {
     let entry = OPS.iter().find(|e| e.name == name);
-    entry.ok_or_else(|| OpError::Unknown { found: name.to_owned() })
+    entry.ok_or_else(|| OpError::Unknown { found: name.to_owned(), known: op_names() })
 }
 
 /// The op of this name with these parameters.
