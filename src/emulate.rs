@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 
-use fathom_libcuda::private::{self, Choices, Summary};
+use fathom_libcuda::private::{self, Choices, OnFinding, Summary};
 use fathom_reference::files;
 use serde_json::json;
 
@@ -49,6 +49,11 @@ pub struct Args {
     /// Permute the order in which warps and CTAs take turns
     #[arg(long, value_name = "N", default_value_t = 0)]
     schedule_seed: u64,
+    /// After a finding that stops a kernel: `report` it and go on, lose the `context` as on
+    /// hardware, or `abort` the process
+    #[arg(long, value_name = "WHAT", default_value = "context",
+          value_parser = OnFinding::ALL.map(|(word, _)| word))]
+    on_finding: String,
     /// Write the summary as one JSON document to this file
     #[arg(long, value_name = "FILE")]
     summary: Option<PathBuf>,
@@ -78,6 +83,7 @@ pub fn run(args: &Args) -> output::Result {
         trace: args.trace.as_ref().map(std::path::absolute).transpose()?,
         profile: args.profile,
         schedule_seed: args.schedule_seed,
+        on_finding: OnFinding::named(&args.on_finding).expect("checked by its parser"),
         summary: None,
     };
     let prepared = private::prepare(choices)?;
@@ -197,6 +203,6 @@ fn print_summary(summary: &Summary, profile: bool) {
         summary.findings.iter().for_each(|f| errln!("{f}"));
     }
     if !summary.errors.is_empty() {
-        errln!("fathom: {} launches could not run (see above)", summary.errors.len());
+        errln!("fathom: {} launches or modules could not run (see above)", summary.errors.len());
     }
 }

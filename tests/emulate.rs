@@ -89,17 +89,38 @@ const TOOLKIT: [&str; 5] = [
     "nvidia-cuda-cccl",
 ];
 
+/// Compiles a program of tests/emulate.
+fn compile(nvcc: &Path, options: &[&str], source: &str, program: &Path) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulate").join(source);
+    let built = Command::new(nvcc).args(options).arg("-o").args([program, &source]).output();
+    let built = built.unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+}
+
+#[test]
+fn a_fault_is_reported_loses_the_context_or_aborts() {
+    let Some(nvcc) = nvcc() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("fault");
+    compile(&nvcc, &[], "fault.cu", &program);
+    // A program that goes on and ends well had a finding all the same; SIGABRT is 6.
+    for (choice, code) in [("report", 1), ("context", 7), ("abort", 134)] {
+        let output = emulate(&["--on-finding", choice, "--", program.to_str().unwrap()]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{choice}: {stderr}");
+        assert!(stderr.contains("out-of-bounds access"), "{choice}: {stderr}");
+    }
+    assert_eq!(emulate(&["--on-finding", "panic", "--", "true"]).status.code(), Some(2));
+}
+
 /// What nvcc builds by default: the runtime linked in, PTX packed with zstd beside machine code.
 #[test]
 fn a_program_that_nvcc_built_runs_unchanged() {
     let Some(nvcc) = nvcc() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulate/runtime.cu");
     let program = folder.path().join("runtime");
     for packing in [&[][..], &["--compress-mode=speed"], &["--no-compress"]] {
-        let built =
-            Command::new(&nvcc).args(packing).arg("-o").args([&program, &source]).output().unwrap();
-        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        compile(&nvcc, packing, "runtime.cu", &program);
         let output = emulate(&["--check", "all", "--", program.to_str().unwrap()]);
         let words = String::from_utf8_lossy(&output.stdout);
         let stderr = String::from_utf8_lossy(&output.stderr);

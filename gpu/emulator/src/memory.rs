@@ -446,6 +446,44 @@ impl Memory {
         }));
     }
 
+    /// Gives a freed allocation that starts at `address` memory again, fresh; false where it is
+    /// live already.
+    ///
+    /// # Errors
+    /// [`MemoryError::NotAStart`], [`MemoryError::OutOfMemory`].
+    pub fn restore(&self, address: u64) -> Result<bool, MemoryError> {
+        let mut table = self.table.write().expect("no panic holds this lock");
+        let found = table.view.find(address).filter(|a| a.base == address).cloned();
+        let Some(found) = found else {
+            let nearest = table.view.nearest(address);
+            return Err(MemoryError::NotAStart { address, nearest });
+        };
+        if !found.is_freed() {
+            return Ok(false);
+        }
+        let d = found.device as usize;
+        let free = table.limit[d] - table.used[d];
+        if found.bytes > free {
+            return Err(MemoryError::OutOfMemory { requested: found.bytes, free });
+        }
+        table.used[d] += found.bytes;
+        let chunks = (0..found.bytes.div_ceil(CHUNK_BYTES)).map(|_| OnceLock::new()).collect();
+        let fresh = Allocation {
+            base: found.base,
+            bytes: found.bytes,
+            kind: found.kind.clone(),
+            device: found.device,
+            number: found.number,
+            tracked: self.track.load(Relaxed),
+            freed: AtomicBool::new(false),
+            backing: Backing::Chunks(chunks),
+        };
+        let list = Arc::make_mut(&mut table.view.allocations);
+        let at = list.partition_point(|a| a.base < address);
+        list[at] = Arc::new(fresh);
+        Ok(true)
+    }
+
     /// Reserves addresses on `device` that [`Self::map`] may give memory, aligned to `align` (a
     /// power of two).
     pub fn reserve(&self, device: u32, bytes: u64, align: u64) -> u64 {

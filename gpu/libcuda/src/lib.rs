@@ -26,7 +26,7 @@ mod say;
 mod self_test;
 pub mod state;
 
-pub use private::{Choices, PrepareError, Prepared, Summary};
+pub use private::{Choices, OnFinding, PrepareError, Prepared, Summary};
 
 /// By this symbol a program can tell the emulated driver from NVIDIA's.
 #[unsafe(no_mangle)]

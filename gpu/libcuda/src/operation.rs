@@ -389,7 +389,6 @@ impl Operation {
             Operation::Nothing
             | Operation::WaitEvent(_)
             | Operation::WaitShared(..)
-            | Operation::Alloc(..)
             | Operation::Child(_)
             | Operation::WaitValue(..) => Ok(()),
             Operation::Launch(launch) => {
@@ -414,6 +413,7 @@ impl Operation {
                 }
                 Ok(())
             }
+            Operation::Alloc(address, bytes) => driver.graph_allocates(device, *address, *bytes),
             Operation::Free(address) => driver.free(*address),
             Operation::Graph(exec) => exec.run(device),
             Operation::Write(value) => value.write(),

@@ -33,8 +33,40 @@ pub struct Choices {
     pub profile: bool,
     /// Permutes the order of warps and CTAs.
     pub schedule_seed: u64,
+    /// What follows a finding that stops a kernel.
+    pub on_finding: OnFinding,
     /// Folder in which every process leaves its summary.
     pub summary: Option<PathBuf>,
+}
+
+/// What follows a finding that stops a kernel, such as an access out of bounds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFinding {
+    /// It is reported, and the program goes on as if the kernel had ended there.
+    Report,
+    /// As on hardware: the context is lost, and every later call says so.
+    #[default]
+    Context,
+    /// The process is aborted.
+    Abort,
+}
+
+impl OnFinding {
+    /// Every choice with the word for it.
+    pub const ALL: [(&str, OnFinding); 3] = [
+        ("report", OnFinding::Report),
+        ("context", OnFinding::Context),
+        ("abort", OnFinding::Abort),
+    ];
+
+    /// The choice that a word stands for.
+    pub fn named(word: &str) -> Option<OnFinding> {
+        Self::ALL.iter().find(|(name, _)| *name == word).map(|(_, choice)| *choice)
+    }
+
+    fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, choice)| *choice == self).expect("all are listed").0
+    }
 }
 
 impl Default for Choices {
@@ -46,6 +78,7 @@ impl Default for Choices {
             trace: None,
             profile: false,
             schedule_seed: 0,
+            on_finding: OnFinding::default(),
             summary: None,
         }
     }
@@ -66,6 +99,7 @@ impl Choices {
             trace: path("TRACE"),
             profile: text("PROFILE").is_some_and(|t| t == "1"),
             schedule_seed: text("SEED").and_then(|t| t.parse().ok()).unwrap_or(0),
+            on_finding: text("ON_FINDING").and_then(|t| OnFinding::named(&t)).unwrap_or_default(),
             summary: path("SUMMARY"),
         }
     }
@@ -77,6 +111,7 @@ impl Choices {
             ("CHECK", OsString::from(&self.check)),
             ("SEED", self.schedule_seed.to_string().into()),
             ("PROFILE", u8::from(self.profile).to_string().into()),
+            ("ON_FINDING", self.on_finding.name().into()),
         ];
         all.extend(self.trace.as_ref().map(|p| ("TRACE", p.clone().into_os_string())));
         all.extend(self.summary.as_ref().map(|p| ("SUMMARY", p.clone().into_os_string())));

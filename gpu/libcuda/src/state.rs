@@ -22,7 +22,7 @@ use crate::api::user_object::UserObject;
 use crate::api::virtual_memory::{Physical, Ranges, Shared, SharedEvent};
 use crate::graph::{self, Captured, EdgeData};
 use crate::operation::Operation;
-use crate::private::{self, Summary};
+use crate::private::{self, OnFinding, Summary};
 use crate::program::{Callable, Kernel, Library, Loaded};
 use crate::queue::{Mark, Queue, Work};
 use crate::say::say;
@@ -160,6 +160,8 @@ pub(crate) struct Driver {
     /// The default pool of each device, and the one that it allocates from.
     pub default_pools: Vec<Handle>,
     pub current_pools: Mutex<Vec<Handle>>,
+    /// The pool that the graphs of each device allocate from.
+    pub graph_pools: Vec<Handle>,
     /// The pool of each allocation from one, and its length.
     pub pooled: Mutex<BTreeMap<DevicePtr, (Handle, u64)>>,
     pub physical: Handles<Arc<Physical>>,
@@ -231,8 +233,8 @@ impl Driver {
         }
         let each = || 0..devices.len();
         let pools = Handles::new();
-        let default_pools: Vec<Handle> =
-            each().map(|device| pools.insert(Arc::new(Pool::new(device)))).collect();
+        let pool_each = || each().map(|device| pools.insert(Arc::new(Pool::new(device)))).collect();
+        let (default_pools, graph_pools): (Vec<Handle>, Vec<Handle>) = (pool_each(), pool_each());
         let queue = Queue::new(devices.len() > 1, run_batch);
         let stream =
             |device| Stream { handle: 0, device, capture: Arc::default(), flags: 0, priority: 0 };
@@ -259,6 +261,7 @@ impl Driver {
             pools,
             current_pools: Mutex::new(default_pools.clone()),
             default_pools,
+            graph_pools,
             pooled: Mutex::default(),
             physical: Handles::new(),
             ranges: Mutex::default(),
@@ -453,6 +456,18 @@ impl Driver {
         }
     }
 
+    /// Notes that a module cannot run here, which was told: a run whose program goes on without it
+    /// is not a clean one.
+    pub(crate) fn noted<T>(&self, module: R<T>) -> R<T> {
+        if let Err(ERROR_NO_BINARY_FOR_GPU) = module {
+            let mut summary = self.summary.lock().expect("no panic holds this lock");
+            summary.errors.push("a module has no PTX that this device may run".to_owned());
+            drop(summary);
+            self.save_summary();
+        }
+        module
+    }
+
     /// Runs launches together.
     pub(crate) fn run(&self, launches: &[(Function, LaunchConfig)]) -> R {
         let together: Vec<Launch<'_>> =
@@ -475,9 +490,11 @@ impl Driver {
         }
         let fatal = report.fatal().map(code_of);
         self.account(report.record, &report.findings);
-        if let Some(error) = fatal {
+        match (fatal, self.choices.on_finding) {
+            (None, _) | (_, OnFinding::Report) => {}
             // As on hardware: this call succeeds, the next ones report it.
-            self.sticky.store(error, Relaxed);
+            (Some(error), OnFinding::Context) => self.sticky.store(error, Relaxed),
+            (Some(_), OnFinding::Abort) => std::process::abort(),
         }
     }
 

@@ -432,6 +432,4 @@ entry_points! {
         dot.push_str("}\n");
         std::fs::write(text(path)?, dot).map_err(|_| ERROR_OPERATING_SYSTEM)
     }
-
-    fn cuDeviceGraphMemTrim(device: i32) { initialised()?.device(device).map(|_| ()) }
 }

@@ -29,7 +29,7 @@ entry_points! {
         let _ = (options, values, count);
         let driver = initialised()?;
         let jit = JitOptions::read(jit_count, jit_options, jit_values);
-        let image = jit.parse(&image::ptx_of(code, driver.capability())?)?;
+        let image = jit.parse(&driver.noted(image::ptx_of(code, driver.capability()))?)?;
         put(library, driver.library(image)?)
     }
 
@@ -46,7 +46,7 @@ entry_points! {
         let _ = (options, values, count);
         let driver = initialised()?;
         let jit = JitOptions::read(jit_count, jit_options, jit_values);
-        let image = jit.parse(&image::ptx_of_file(&text(path)?, driver.capability())?)?;
+        let image = jit.parse(&driver.noted(image::ptx_of_file(&text(path)?, driver.capability()))?)?;
         put(library, driver.library(image)?)
     }
 

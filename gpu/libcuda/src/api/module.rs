@@ -76,7 +76,7 @@ unsafe fn load_image(module: *mut Handle, image: *const u8, options: &JitOptions
     // SAFETY: the caller's promise.
     unsafe {
         driver.current()?;
-        let image = options.parse(&image::ptx_of(image, driver.capability())?)?;
+        let image = options.parse(&driver.noted(image::ptx_of(image, driver.capability()))?)?;
         put(module, driver.load(&image)?)
     }
 }
@@ -136,7 +136,7 @@ entry_points! {
     fn cuModuleLoad(module: *mut Handle, path: *const c_char) {
         let driver = initialised()?;
         driver.current()?;
-        let ptx = image::ptx_of_file(&text(path)?, driver.capability())?;
+        let ptx = driver.noted(image::ptx_of_file(&text(path)?, driver.capability()))?;
         put(module, driver.load(&parse(&ptx, &mut String::new())?)?)
     }
 

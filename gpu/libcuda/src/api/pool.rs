@@ -27,6 +27,8 @@ struct State {
     used: u64,
     used_high: u64,
     reserved_high: u64,
+    /// Of graphs: what is reserved until it is trimmed.
+    reserved_now: u64,
 }
 
 /// Bytes in which a pool takes memory from its device.
@@ -47,6 +49,7 @@ impl Pool {
         let mut state = self.state.lock().expect("no panic holds this lock");
         state.used = change(state.used);
         state.used_high = state.used_high.max(state.used);
+        state.reserved_now = state.reserved_now.max(state.reserved());
         state.reserved_high = state.reserved_high.max(state.reserved());
     }
 }
@@ -58,6 +61,19 @@ impl Driver {
         found.used(|used| used + bytes as u64);
         self.pooled.lock().expect("no panic holds this lock").insert(at, (pool, bytes as u64));
         Ok(at)
+    }
+
+    /// A launch of a graph allocates the memory of one of its nodes, which has its address for
+    /// good and its memory from here on.
+    pub(crate) fn graph_allocates(&self, device: usize, at: DevicePtr, bytes: usize) -> R {
+        let memory = self.devices[device].memory();
+        memory.restore(at).map_err(|_| ERROR_OUT_OF_MEMORY)?;
+        let pool = self.graph_pools[device];
+        let before = (pool, bytes as u64);
+        if self.pooled.lock().expect("no panic holds this lock").insert(at, before).is_none() {
+            self.pools.get(pool)?.used(|used| used + bytes as u64);
+        }
+        Ok(())
     }
 
     /// Tells the pool of an allocation that it goes.
@@ -75,6 +91,13 @@ impl Driver {
         self.device(device)?;
         Ok(self.current_pools.lock().expect("no panic holds this lock")[device as usize])
     }
+}
+
+/// The state of the pool that a device's graphs allocate from.
+fn graph_pool(device: i32) -> R<Arc<Pool>> {
+    let driver = initialised()?;
+    driver.device(device)?;
+    driver.pools.get(driver.graph_pools[device as usize])
 }
 
 /// `CUmemLocation`: a type, 1 for devices, and the device.
@@ -214,5 +237,39 @@ entry_points! {
         let _ = location;
         initialised()?.pools.get(pool)?;
         put(flags, READ_WRITE)
+    }
+
+    // What graphs have used stays reserved until it is trimmed.
+    fn cuDeviceGetGraphMemAttribute(device: i32, attribute: u32, value: *mut u64) {
+        let pool = graph_pool(device)?;
+        let state = *pool.state.lock().expect("no panic holds this lock");
+        put(value, match attribute {
+            0 => state.used,
+            1 => state.used_high,
+            2 => state.reserved_now,
+            3 => state.reserved_high,
+            _ => return Err(ERROR_INVALID_VALUE),
+        })
+    }
+
+    fn cuDeviceSetGraphMemAttribute(device: i32, attribute: u32, value: *const u64) {
+        let pool = graph_pool(device)?;
+        let mut state = pool.state.lock().expect("no panic holds this lock");
+        if value.is_null() || *value != 0 {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        match attribute {
+            1 => state.used_high = state.used,
+            3 => state.reserved_high = state.reserved_now,
+            _ => return Err(ERROR_INVALID_VALUE),
+        }
+        Ok(())
+    }
+
+    fn cuDeviceGraphMemTrim(device: i32) {
+        let pool = graph_pool(device)?;
+        let mut state = pool.state.lock().expect("no panic holds this lock");
+        state.reserved_now = state.reserved();
+        Ok(())
     }
 }
