@@ -2,8 +2,7 @@
 //! GEMM, elementary functions from IEEE operations, fixed reduction trees, Philox.
 //!
 //! This room knows numbers and arrays. It may not know ops, models, files or devices. The contract
-//! it
-//! implements is `docs/numerics.md`; ops wrap it in `fathom-reference`.
+//! it implements is `docs/numerics.md`; ops wrap it in `fathom-reference`.
 
 pub mod elementary;
 pub mod formats;

@@ -1,11 +1,9 @@
 //! Counter-based random numbers: Philox4x32-10 (Salmon, Moraes, Dror, Shaw, 'Parallel random
-//! numbers:
-//! as easy as 1, 2, 3', SC 2011).
+//! numbers: as easy as 1, 2, 3', SC 2011).
 //!
 //! Number `i` of a stream is a pure function of (seed, stream, i), so results do not depend on
 //! threads, ranks or the order of calls. The layout is that of cuRAND's Philox: the key is the
-//! seed,
-//! the counter's low half the block, its high half the stream, low words first.
+//! seed, the counter's low half the block, its high half the stream, low words first.
 //!
 //! ```
 //! use fathom_numerics::philox::Philox;
@@ -88,10 +86,9 @@ impl Philox {
     /// Number `index` of a standard normal distribution.
     ///
     /// Box-Muller on pairs of words (a, b), with [`log`] and [`sin_cos`] of this crate: radius
-    /// `sqrt(-2 log(u))`, u = a * 2^-32 + 2^-33 in (0, 1] (a rounded to f32); angle `2 pi (b >> 8)
-    /// 2^-24`. The
-    /// even number is radius * cos(angle), the odd one radius * sin(angle). At most 6.77 in
-    /// magnitude.
+    /// `sqrt(-2 log(u))`, u = a * 2^-32 + 2^-33 in (0, 1] (a rounded to f32); angle
+    /// `2 pi (b >> 8) 2^-24`. The even number is radius * cos(angle), the odd one radius *
+    /// sin(angle). At most 6.77 in magnitude.
     pub fn normal(self, index: u64) -> f32 {
         let words = self.block(index / WORDS as u64);
         let pair = (index % WORDS as u64 / 2) as usize * 2;

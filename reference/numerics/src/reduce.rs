@@ -47,9 +47,9 @@ impl Addend for f64 {
 /// The halving tree: with `w` the number of values rounded up to a power of two and missing leaves
 /// +0, `v[i] += v[i + o]` for o = w/2, w/4, ..., 1 and all i < o; the sum is `v[0]`.
 ///
-/// It is what every lane of a warp holds after a butterfly, `v += shfl_xor(v, o)` for
-/// o = 16, 8, 4, 2, 1, in which lanes that have no value hold +0. `values` is overwritten. The sum
-/// of nothing is +0.
+/// It is what every lane of a warp holds after a butterfly, `v += shfl_xor(v, o)` for o = 16, 8, 4,
+/// 2, 1, in which lanes that have no value hold +0. `values` is overwritten. The sum of nothing is
+/// +0.
 pub fn tree_sum<T: Addend>(values: &mut [T]) -> T {
     let mut width = values.len().next_power_of_two();
     while width > 1 {
@@ -67,8 +67,7 @@ pub fn tree_sum<T: Addend>(values: &mut [T]) -> T {
 }
 
 /// How the lanes of a warp or CTA add up a row: each lane walks its elements in ascending order
-/// from
-/// +0, the lanes of a warp are added by [`tree_sum`], and so are the sums of the warps.
+/// from +0, the lanes of a warp are added by [`tree_sum`], and so are the sums of the warps.
 ///
 /// ```
 /// use fathom_numerics::reduce::RowTree;
@@ -123,8 +122,7 @@ impl RowTree {
     }
 
     /// The specification: `acc = step(acc, i)` over the elements `i < len` of each lane in
-    /// ascending
-    /// order from +0, then the trees. For sums of anything that is computed on the way.
+    /// ascending order from +0, then the trees. For sums of anything that is computed on the way.
     #[inline]
     pub fn fold<T: Addend>(self, len: usize, step: impl Fn(T, usize) -> T) -> T {
         if self.lanes <= WARP {

@@ -1,6 +1,5 @@
 //! Proves a schedule executable: every chunk once, weight gradients first in first out, no
-//! deadlock; and counts how
-//! many activations a rank keeps alive.
+//! deadlock; and counts how many activations a rank keeps alive.
 
 use std::collections::VecDeque;
 
@@ -50,8 +49,7 @@ pub struct Checked {
     /// depends on.
     pub order: Vec<(u32, u32)>,
     /// By rank: most chunks whose activations are alive at once. A chunk lives from the start of
-    /// its forward to the
-    /// end of its weight gradient.
+    /// its forward to the end of its weight gradient.
     pub activations_peak: Vec<usize>,
 }
 

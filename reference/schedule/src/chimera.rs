@@ -1,17 +1,15 @@
 //! Chimera (Li and Hoefler 2021): two pipelines in opposite directions over the same ranks, whose
-//! chunks fall into each
-//! other's gaps. Units of `p` micro-batches, half for each direction, follow each other without a
-//! flush.
+//! chunks fall into each other's gaps. Units of `p` micro-batches, half for each direction, follow
+//! each other without a flush.
 
 use super::{Chunk, Op};
 
 /// Stream of `rank` of `p` (even) for `m` micro-batches (even).
 ///
 /// On a clock where a forward and a backward each take one tick, micro-batch `j` of unit `u` is at
-/// stage `s` forward in
-/// tick `2 p u + 2 j + s` and backward in tick `2 p u + 2 j + 2 p - 1 - s`. Stages `s` and `p - 1 -
-/// s` of one rank have
-/// different parities, so no two chunks meet; the stream is the chunks in order of their ticks.
+/// stage `s` forward in tick `2 p u + 2 j + s` and backward in tick `2 p u + 2 j + 2 p - 1 - s`.
+/// Stages `s` and `p - 1 - s` of one rank have different parities, so no two chunks meet; the
+/// stream is the chunks in order of their ticks.
 pub(super) fn stream(p: usize, rank: usize, m: usize) -> Vec<Op> {
     let unit = p / 2;
     let mut timed = Vec::with_capacity(2 * m);

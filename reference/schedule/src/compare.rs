@@ -34,14 +34,11 @@ pub struct Row {
 /// The published bubble of `kind`: its text, and its value.
 ///
 /// 1F1B, ZB1P, DualPipe, DualPipeV as in the DualPipe repository's table (B is the full backward);
-/// GPipe as 1F1B;
-/// interleaved 1F1B from Narayanan et al. 2021 with the durations of one chunk. Exact for any F and
-/// B in GPipe, 1F1B
-/// and interleaved; for F = input backward = W in ZB1P; for F = B in Chimera; for F = input
-/// backward >= W and
-/// F&B = F + B in DualPipe and DualPipeV. ZB-V's zero holds for F = input backward = W and counts
-/// only what lies
-/// between a rank's first and last op.
+/// GPipe as 1F1B; interleaved 1F1B from Narayanan et al. 2021 with the durations of one chunk.
+/// Exact for any F and B in GPipe, 1F1B and interleaved; for F = input backward = W in ZB1P; for
+/// F = B in Chimera; for F = input backward >= W and F&B = F + B in DualPipe and DualPipeV. ZB-V's
+/// zero holds for F = input backward = W and counts only what lies between a rank's first and last
+/// op.
 pub fn bubble_formula(
     kind: ScheduleKind,
     p: usize,

@@ -1,6 +1,6 @@
 //! DualPipe (DeepSeek-V3 report, section 3.2.1, figure 5): micro-batches enter the pipeline at both
-//! ends, every rank
-//! holds the stages `r` and `P-1-r`, and forward and backward chunks run as overlapped pairs.
+//! ends, every rank holds the stages `r` and `P-1-r`, and forward and backward chunks run as
+//! overlapped pairs.
 //!
 //! Op for op what the official implementation executes, zero-bubble splits included.
 

@@ -1,6 +1,5 @@
 //! Interleaved 1F1B (Narayanan et al. 2021, section 2.2): a rank holds `v` stages in a loop and
-//! walks through them in
-//! groups of `n` micro-batches, `n` being the number of ranks.
+//! walks through them in groups of `n` micro-batches, `n` being the number of ranks.
 
 use super::{Chunk, Op};
 

@@ -328,8 +328,7 @@ impl Schedule {
 }
 
 /// The pen of the schedules: appends ops and counts micro-batches, one counter a direction for
-/// forwards and one for
-/// backwards, and a first-in-first-out queue of weight gradients.
+/// forwards and one for backwards, and a first-in-first-out queue of weight gradients.
 #[derive(Debug, Default)]
 struct Stream {
     ops: Vec<Op>,

@@ -1,6 +1,5 @@
 //! 1F1B with a flush at the end of the step (Narayanan et al. 2021, figure 4): a rank keeps at most
-//! `p - rank`
-//! micro-batches alive.
+//! `p - rank` micro-batches alive.
 
 use super::{Op, Stream};
 

@@ -1,8 +1,7 @@
 //! ZB1P, the zero-bubble paper's ZB-H1 (Qi et al. 2023, figure 2): 1F1B whose backward is split.
-//! The gradient travels
-//! on after the input part; rank `r` starts its weight gradients `r` micro-batches late, so that
-//! every rank keeps `p`
-//! micro-batches alive and the weight gradients that are left fill the drain.
+//! The gradient travels on after the input part; rank `r` starts its weight gradients `r`
+//! micro-batches late, so that every rank keeps `p` micro-batches alive and the weight gradients
+//! that are left fill the drain.
 
 use super::{Op, Stream};
 

@@ -1,6 +1,5 @@
 //! ZB-V (Qi et al. 2024, figure 4): two stages a rank in a V, every backward split; no bubble where
-//! F, input backward
-//! and weight backward take the same time, with the activations of 1F1B.
+//! F, input backward and weight backward take the same time, with the activations of 1F1B.
 
 use super::{Chunk, Op, Stream};
 

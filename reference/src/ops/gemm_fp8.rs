@@ -5,8 +5,7 @@
 //! (DeepSeek-V3 report, section 3.3.2; `docs/numerics.md`). The arithmetic is
 //! `fathom_numerics::gemm`; b is stored `[n, k]`, as a Linear's weight is. Inputs: a, b F8_E4M3 or
 //! F8_E5M2; a_scale\[ceil(m / tile), ceil(k / tile)\], b_scale\[ceil(n / block), ceil(k / block)\]
-//! F32;
-//! for `accumulate` also c\[m, n\] F32, the old value of the output.
+//! F32; for `accumulate` also c\[m, n\] F32, the old value of the output.
 
 use fathom_numerics::formats::{Format, Rounding};
 use fathom_numerics::gemm::{self, Accumulate, GemmConfig, Promote};

@@ -97,9 +97,8 @@ pub(super) fn exp(x: f32) -> f32 {
 }
 
 /// sigmoid(x) = (high + low) * 2^n: 1/(1+e) for x >= 0, e/(1+e) below, where e = e^-|x|. The
-/// quotient
-/// is refined by its exact remainder, which also takes in the low part of e and the rounding of
-/// 1+e.
+/// quotient is refined by its exact remainder, which also takes in the low part of e and the
+/// rounding of 1+e.
 #[inline(always)]
 fn sigmoid_parts(x: f32) -> (f32, f32, i32) {
     let a = x.abs();

@@ -4,14 +4,12 @@
 //! Every function is a fixed sequence of IEEE-754 binary32 add, multiply, divide, square root and
 //! fused multiply-add, each rounded to nearest even, and of integer operations; nothing is
 //! approximate, nothing is flushed to zero. `gpu/kernels/common/elementary.cuh` takes the same
-//! steps
-//! line by line, so host and device agree to the bit. A NaN result is always [`F32_NAN`].
+//! steps line by line, so host and device agree to the bit. A NaN result is always [`F32_NAN`].
 //! Steps, coefficients and measured errors: `docs/elementary.md`.
 //!
 //! Each function comes as a scalar (`exp(x)`) and as a slice kernel (`exp_slice(&mut xs)`). The
 //! slice kernels compile the same branch-free steps for AVX-512, for AVX2 with FMA and for any
-//! other
-//! machine, and choose at run time; the bits are the same on all three.
+//! other machine, and choose at run time; the bits are the same on all three.
 //!
 //! ```
 //! use fathom_numerics::elementary::{exp, exp_slice};

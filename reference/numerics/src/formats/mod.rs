@@ -1,10 +1,9 @@
 //! Number formats, exact to the bit.
 //!
 //! Every format is a row of data, [`Layout`]: exponent bits, fraction bits, bias, which codes are
-//! special. One decoder and one encoder serve them all ([`layout`]); the typed wrappers
-//! ([`types`]: [`E4M3`], [`E5M2`], [`E5M6`], [`UE8M0`], [`UE4M3`], [`E2M1`], [`Tf32`], and `half`'s
-//! [`bf16`] and [`struct@f16`]) put a name and a storage size on a row. Where a format is chosen at
-//! run
+//! special. One decoder and one encoder serve them all ([`layout`]); the typed wrappers ([`types`]:
+//! [`E4M3`], [`E5M2`], [`E5M6`], [`UE8M0`], [`UE4M3`], [`E2M1`], [`Tf32`], and `half`'s [`bf16`]
+//! and [`struct@f16`]) put a name and a storage size on a row. Where a format is chosen at run
 //! time, it is a [`Format`]. Packed storage of E5M6 and E2M1 is in [`packed`].
 //!
 //! Canonical NaNs: whatever NaN enters, the NaN that leaves is [`Layout::nan`], positive with all

@@ -123,10 +123,8 @@ pub struct GemmConfig {
     /// The tensor core.
     pub accumulator: Accumulator,
     /// Elements of K that the tensor core sums from zero before promotion; `None`: all of K. It
-    /// divides
-    /// both operands' scale blocks or is a multiple of them; where it is larger, the scales it
-    /// spans must
-    /// be equal.
+    /// divides both operands' scale blocks or is a multiple of them; where it is larger, the scales
+    /// it spans must be equal.
     pub promotion_interval: Option<usize>,
     /// How a partial sum enters the FP32 accumulator.
     pub promote: Promote,

@@ -170,8 +170,7 @@ impl TileKernels for Fp8 {
 }
 
 /// Calls `work` with [`PACK`] rows of whole groups of codes and their stride: in place where they
-/// are
-/// there and contiguous, else by way of a copy filled up with zeros.
+/// are there and contiguous, else by way of a copy filled up with zeros.
 fn with_rows(
     codes: &Codes<'_>,
     row: usize,
@@ -382,8 +381,7 @@ unsafe fn tile(groups: usize, a: *const u8, b: *const u8, c: TileOutput, carry: 
 /// Adds `one` to the bytes of `count` where `x < threshold`, unsigned.
 ///
 /// In assembly because the compiler would turn the masked addition into a mask expanded to bytes
-/// and
-/// a subtraction, one more instruction in the innermost loop.
+/// and a subtraction, one more instruction in the innermost loop.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn count_below(count: &mut __m512i, x: __m512i, threshold: __m512i, one: __m512i) {

@@ -48,9 +48,8 @@ pub fn gemm_fp8_grouped_m(
 
 /// Grouped K (wgrad of experts): group g owns `k_sizes[g]` consecutive elements of K, and
 /// `D[g] = A[:, K_g] B[:, K_g]^T`, overwriting or accumulating. K's scale blocks start anew at
-/// every
-/// group, so that group g owns `ceil(k_sizes[g] / block)` columns of each operand's scales. An
-/// empty group adds nothing.
+/// every group, so that group g owns `ceil(k_sizes[g] / block)` columns of each operand's scales.
+/// An empty group adds nothing.
 pub fn gemm_fp8_grouped_k(
     a: &Fp8Operand<'_>,
     b: &Fp8Operand<'_>,

@@ -5,8 +5,7 @@
 //! They are what the `fp32` and `f64` modes of the model multiply with. Any strides will do, so a
 //! transposed operand is a transposed view. The chain starts from +0, or from the old `C` where
 //! `accumulate` is set, so that two calls over halves of K give the bits of one call over all of
-//! it.
-//! A NaN result is stored as [`CANONICAL_NAN_F32`] or [`CANONICAL_NAN_F64`].
+//! it. A NaN result is stored as [`CANONICAL_NAN_F32`] or [`CANONICAL_NAN_F64`].
 //!
 //! Layout of the work: K in blocks of `KC`; A and B of a block are packed into panels (`mr` rows,
 //! up to `nr` columns, K-major); the micro-kernels of `inorder_kernels` keep a tile of C in
@@ -39,8 +38,7 @@ const B_IN_PLACE: usize = 256;
 const PARALLEL_FROM: usize = 1 << 21;
 
 /// `C = A B` or, with `accumulate`, `C` continues its chain with `A B`: in f32, K ascending, one
-/// FMA
-/// a step. A is m x k, B is k x n, C is m x n; all with any strides.
+/// FMA a step. A is m x k, B is k x n, C is m x n; all with any strides.
 ///
 /// # Panics
 /// Where the three shapes do not fit each other.

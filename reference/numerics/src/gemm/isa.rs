@@ -4,8 +4,7 @@
 use std::sync::OnceLock;
 
 /// An instruction set with kernels of its own. All of them give identical bits; tests hold every
-/// one
-/// that the machine has against [`Isa::Portable`].
+/// one that the machine has against [`Isa::Portable`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
     /// x86-64 with AVX-512 F, BW, DQ, VL, VBMI and VNNI (Ice Lake, Zen 4 and later).

@@ -1,15 +1,12 @@
 //! The fused dot-product-add in floating-point lanes: any width up to 40 bits, any group, any
-//! operand
-//! format, on any instruction set.
+//! operand format, on any instruction set.
 //!
-//! A product of two operands is exact in f64 (and of two FP8 operands in f32). Scaled by `2^(F -
-//! e)`,
-//! `e` the step's largest exponent, its truncation to an integer is the aligned term; the sum of
-//! the
-//! integers is exact. Four instructions a product: two multiplications, a truncation, an addition.
-//! Exponents are 16-bit integers and follow the specification to the letter (zero: -126), so that
-//! every
-//! accumulator C is covered in f64; in f32 those that `tile::in_f32_range` admits.
+//! A product of two operands is exact in f64 (and of two FP8 operands in f32). Scaled by
+//! `2^(F - e)`, `e` the step's largest exponent, its truncation to an integer is the aligned term;
+//! the sum of the integers is exact. Four instructions a product: two multiplications, a
+//! truncation, an addition. Exponents are 16-bit integers and follow the specification to the
+//! letter (zero: -126), so that every accumulator C is covered in f64; in f32 those that
+//! `tile::in_f32_range` admits.
 
 use super::tile::{Codes, TILE_ROWS, TileKernels, TileOutput};
 use super::{Isa, tile};
@@ -214,8 +211,7 @@ fn exponents_of<const W: usize>(c: &[[f32; W]; TILE_ROWS]) -> [[i16; W]; TILE_RO
 }
 
 /// Writes the tile kernel `$name` with lanes of `$t`: vectors `$v` of `$lanes`, two a row;
-/// exponents in
-/// vectors of 16-bit integers, one a row.
+/// exponents in vectors of 16-bit integers, one a row.
 macro_rules! lanes_tile {
     ($(#[$attr:meta])* $name:ident, $t:ident, $v:ty, $lanes:literal,
      $load:expr, $store:expr, $splat:expr, $mul:expr, $trunc:expr, $add:expr,

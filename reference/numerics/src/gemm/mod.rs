@@ -1,11 +1,10 @@
 //! Every exact GEMM of the project.
 //!
 //! [`gemm_fp8`] multiplies as DeepSeek-V3's kernels do on Hopper: within a promotion interval of
-//! 128
-//! along K the tensor core chains four steps of 32 from zero; then the partial sum enters an FP32
-//! accumulator on CUDA cores, `acc = fma(scale_a * scale_b, partial, acc)`, K ascending. The
-//! [`grouped`] forms are its two MoE layouts. [`gemm_bf16_into`] and its kin
-//! chain the steps of any accumulator over all of K.
+//! 128 along K the tensor core chains four steps of 32 from zero; then the partial sum enters an
+//! FP32 accumulator on CUDA cores, `acc = fma(scale_a * scale_b, partial, acc)`, K ascending. The
+//! [`grouped`] forms are its two MoE layouts. [`gemm_bf16_into`] and its kin chain the steps of any
+//! accumulator over all of K.
 //!
 //! [`tensor_core`] multiplies tiles with incoming accumulators, as matrix instructions do, and
 //! [`inorder`] holds the plain f32 and f64 GEMMs of the `fp32` and `f64` modes.

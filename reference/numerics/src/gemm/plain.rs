@@ -2,12 +2,9 @@
 //! product, and groups summed exactly.
 //!
 //! The bits are those of `portable`. An `fma` chain is what [`gemm_f32`] computes. Products of E4M3
-//! are
-//! multiples of 2^-18 below 2^18, and so are FP32 sums of them: those of an interval of up to 2^16
-//! stay
-//! below 2^34, so that FP64 adds them without rounding, in any order, and one rounding to FP32 a
-//! group
-//! remains.
+//! are multiples of 2^-18 below 2^18, and so are FP32 sums of them: those of an interval of up to
+//! 2^16 stay below 2^34, so that FP64 adds them without rounding, in any order, and one rounding to
+//! FP32 a group remains.
 
 use super::config::{Accumulate, Fp8Operand, GemmConfig};
 use super::inorder::{gemm_f32, gemm_f64};

@@ -1,6 +1,5 @@
 //! The specification of the exact GEMMs, in plain Rust: what the kernels of this room must
-//! reproduce
-//! bit for bit.
+//! reproduce bit for bit.
 
 use super::config::{Accumulate, Fp8Operand, GemmConfig, Promote};
 use crate::formats::{Format, canonical_f32};
@@ -11,8 +10,8 @@ use rayon::prelude::*;
 /// `D = A B^T` with promotion, checked operands.
 ///
 /// For each element: for each interval of K, ascending, the tensor core sums the interval's
-/// products
-/// from zero in steps of its group; the partial sum enters the FP32 accumulator with its scales.
+/// products from zero in steps of its group; the partial sum enters the FP32 accumulator with its
+/// scales.
 pub(super) fn gemm_fp8(
     a: &Fp8Operand<'_>,
     b: &Fp8Operand<'_>,

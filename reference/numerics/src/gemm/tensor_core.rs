@@ -1,11 +1,9 @@
 //! Matrix instructions on whole tiles, with incoming accumulators: what executes a `wgmma`.
 //!
 //! A [`TensorCore`] packs operands once and multiplies them as often as wanted; an operand is
-//! packed
-//! in about the time that 10 to 20 products an element take. The accumulator chains over all of the
-//! operands' K, so one call may stand for a single instruction (K = 32 for FP8, 16 for BF16) or for
-//! a
-//! row of them.
+//! packed in about the time that 10 to 20 products an element take. The accumulator chains over all
+//! of the operands' K, so one call may stand for a single instruction (K = 32 for FP8, 16 for BF16)
+//! or for a row of them.
 //!
 //! ```
 //! use fathom_numerics::formats::Format;

@@ -1,11 +1,9 @@
 //! The fast exact GEMMs: how the work is cut into tiles, packed, promoted and shared among threads.
 //!
 //! The bits are those of `portable`. K goes interval by interval, an interval in chunks. A chunk's
-//! rows
-//! of A and B are packed as its kernels want them; each tile of C chains the chunk's products in
-//! registers; at the end of an interval the partial sums enter the FP32 accumulator with their
-//! scales.
-//! Tiles do not depend on each other, so threads share them out freely.
+//! rows of A and B are packed as its kernels want them; each tile of C chains the chunk's products
+//! in registers; at the end of an interval the partial sums enter the FP32 accumulator with their
+//! scales. Tiles do not depend on each other, so threads share them out freely.
 
 use super::config::{Accumulate, Fp8Operand, GemmConfig, Promote};
 use super::portable::promote;

@@ -185,8 +185,7 @@ impl Accumulator {
     /// A block-scaled instruction, one step over all of K (the instruction's k is one group).
     ///
     /// With one scale for all of K (k = 32, MXFP8) a product's exponent includes its elements'. The
-    /// FP4
-    /// kinds (k = 64) first sum 16 products exactly, and such a sum's exponent is its scales'
+    /// FP4 kinds (k = 64) first sum 16 products exactly, and such a sum's exponent is its scales'
     /// alone.
     pub(super) fn block_scaled(&self, terms: &Terms<'_>, scale: super::BlockScale, c: u32) -> u32 {
         let acc = Operand::decode(self.output.format(), c);

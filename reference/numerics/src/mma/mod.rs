@@ -3,11 +3,10 @@
 //!
 //! An NVIDIA matrix instruction computes each element of `D = A B + C` by fused dot-product-adds
 //! (arXiv 2511.10909): products exact, all terms and the accumulator aligned to the largest
-//! exponent
-//! among them and cut to `F` fraction bits below it, the cut terms summed exactly, the sum rounded
-//! to the accumulator's format. Architectures differ in how many products share a step, in F and in
-//! the output format; those are the fields of an [`Accumulator`], and [`TABLE`] holds them for
-//! every instruction. An accumulator that no hardware has is written the same way.
+//! exponent among them and cut to `F` fraction bits below it, the cut terms summed exactly, the sum
+//! rounded to the accumulator's format. Architectures differ in how many products share a step, in
+//! F and in the output format; those are the fields of an [`Accumulator`], and [`TABLE`] holds them
+//! for every instruction. An accumulator that no hardware has is written the same way.
 //!
 //! ```
 //! use fathom_numerics::mma::{Arch, Instr, Mma};
@@ -242,8 +241,7 @@ impl Mma {
     }
 
     /// Decodes an element of A or B. Where FP8 is converted to F16 first, a subnormal E4M3 becomes
-    /// a
-    /// normal F16, which changes its nominal exponent.
+    /// a normal F16, which changes its nominal exponent.
     fn operand(&self, format: Format, code: u32) -> Operand {
         let multiplied_as = self.multiplied_as(format);
         if multiplied_as == format {

@@ -128,10 +128,9 @@ pub enum Order {
     /// In steps of the accumulator's group, k ascending, starting from C.
     Ascending,
     /// Products with k = 0, 1 mod 4 from zero, then those with k = 2, 3 mod 4 on top, each in steps
-    /// of
-    /// the group, all elements converted to F16; then C is added with one rounding to nearest. FP8
-    /// `mma.sync` on sm_90, which has no such instruction: ptxas (12.9) emits F2FP conversions, two
-    /// HMMAs of half the depth and an FADD or HADD2.
+    /// of the group, all elements converted to F16; then C is added with one rounding to nearest.
+    /// FP8 `mma.sync` on sm_90, which has no such instruction: ptxas (12.9) emits F2FP conversions,
+    /// two HMMAs of half the depth and an FADD or HADD2.
     PairsThenAddC,
 }
 
@@ -322,8 +321,7 @@ pub(super) fn known(arch: Arch, instr: Instr) -> String {
 type Qualifier = (MmaShape, Types, Option<BlockScale>);
 
 /// Takes a PTX qualifier apart. `mma` names D, A, B, C; the others D, A, B; block-scaled ones put
-/// the
-/// block before and the scale format after.
+/// the block before and the scale format after.
 pub(super) fn parse_qualifier(instr: Instr, qualifier: &str) -> Result<Qualifier, MmaError> {
     let example = match instr {
         MmaSync => "m16n8k16.f32.bf16.bf16.f32",

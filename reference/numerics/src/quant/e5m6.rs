@@ -3,8 +3,7 @@
 //!
 //! Scales are as in [`super::quantize`] with amax / 65024; eight codes lie in three 32-bit words
 //! ([`crate::formats::packed`]), so a row of k elements is `ceil(k / 8) * 3` words, a tail filled
-//! with
-//! zeros.
+//! with zeros.
 
 use super::{QuantConfig, QuantError, Source, rows};
 use crate::formats::{E5M6, packed};
