@@ -11,13 +11,13 @@ pub enum Fault {
     /// A chunk is run a wrong number of times.
     #[error("rank {rank}: {part} of dir {} mb {} runs {count} times, expected once", chunk.dir, chunk.mb)]
     Count {
-        /// Rank.
+        /// The rank whose stream is at fault.
         rank: usize,
         /// `forward`, `backward` or `weight gradient`.
         part: &'static str,
-        /// Which chunk.
+        /// The chunk, by direction and micro-batch.
         chunk: Chunk,
-        /// How often it runs.
+        /// How often it runs; 1 for a chunk outside the schedule's directions or micro-batches.
         count: usize,
     },
     /// A weight gradient is not the oldest in the queue.
@@ -25,13 +25,13 @@ pub enum Fault {
         "rank {rank}: op {index} pops the weight gradient of {popped:?}, the oldest queued is {oldest:?}"
     )]
     Queue {
-        /// Rank.
+        /// The rank whose stream is at fault.
         rank: usize,
-        /// Place in the stream.
+        /// The op's place in the rank's stream, from 0.
         index: usize,
-        /// What the op pops.
+        /// The chunk whose weight gradient the op computes.
         popped: Chunk,
-        /// What the queue holds in front.
+        /// The chunk that has waited longest, whose turn it is; `None` where none waits.
         oldest: Option<Chunk>,
     },
     /// Ranks wait for each other.
@@ -53,7 +53,12 @@ pub struct Checked {
     pub activations_peak: Vec<usize>,
 }
 
-/// Checks `schedule`.
+/// Proves that `schedule` can be executed: on every rank each chunk has exactly one forward, one
+/// input-backward and one weight gradient, queued weight gradients run in the order in which they
+/// were queued, and no ranks wait for each other.
+///
+/// # Errors
+/// The first [`Fault`] found.
 pub fn check(schedule: &Schedule) -> Result<Checked, Fault> {
     for rank in 0..schedule.ranks.len() {
         check_counts(schedule, rank)?;

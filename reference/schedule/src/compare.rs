@@ -9,29 +9,32 @@ use crate::{Schedule, ScheduleError, ScheduleKind, ScheduleShape};
 /// One schedule's row.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
-    /// Name of the schedule.
+    /// [`ScheduleKind::name`].
     pub kind: &'static str,
-    /// Ranks (devices).
+    /// Ranks (devices) that the stages need.
     pub ranks: usize,
     /// Stages whose weights a rank holds.
     pub parameters: usize,
     /// Most chunks of activations alive on any rank.
     pub activations: usize,
-    /// Idle time, mean over ranks.
+    /// Idle time of a rank, mean over ranks, in the unit of the durations.
     pub bubble: f64,
-    /// Idle time by the published formula, where there is one.
+    /// Idle time of a rank by [`bubble_formula`], in the same unit.
     pub bubble_formula: Option<f64>,
-    /// The formula.
+    /// The formula in words, `(P-1)(F+B)` for instance: P stages, n ranks, and the durations F, B,
+    /// W and FB of [`ChunkDurations`].
     pub formula: Option<&'static str>,
-    /// End of the last op.
+    /// End of the last op, in the same unit.
     pub makespan: f64,
-    /// Idle share of the ranks' time.
+    /// Idle share of the ranks' time, 0 to 1.
     pub bubble_fraction: f64,
-    /// Why the schedule cannot be built for these sizes; then all numbers are 0.
+    /// Why the schedule cannot be built for these sizes; then all numbers are 0 and there is no
+    /// formula.
     pub refused: Option<String>,
 }
 
-/// The published bubble of `kind`: its text, and its value.
+/// The published bubble of `kind` with `p` stages on that many ranks: the formula's text, and the
+/// idle time of a rank in the unit of the durations.
 ///
 /// 1F1B, ZB1P, DualPipe, DualPipeV as in the DualPipe repository's table (B is the full backward);
 /// GPipe as 1F1B; interleaved 1F1B from Narayanan et al. 2021 with the durations of one chunk.
@@ -98,7 +101,7 @@ fn refused(kind: ScheduleKind, reason: String) -> Row {
     }
 }
 
-/// All kinds.
+/// A [`row`] for each of [`ScheduleKind::ALL`], in that order.
 pub fn table(shape: ScheduleShape, durations: ChunkDurations) -> Vec<Row> {
     ScheduleKind::ALL.into_iter().map(|kind| row(kind, shape, durations)).collect()
 }

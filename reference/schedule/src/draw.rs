@@ -20,7 +20,8 @@ fn letter(op: Op) -> char {
     if dir == 0 { c } else { c.to_ascii_lowercase() }
 }
 
-/// A line a rank, at most `columns` wide; a column shows what runs in its middle.
+/// A line for each rank: its number, then at most `columns` letters of [`LEGEND`]. A letter stands
+/// for a slot of time and shows what runs in the slot's middle.
 pub fn text(schedule: &Schedule, timeline: &Timeline, columns: usize) -> String {
     // One column a unit of time where that fits, else the whole width.
     let width = (timeline.makespan.ceil() as usize).clamp(1, columns.max(1));
@@ -49,7 +50,7 @@ pub fn op_text(op: Op) -> String {
     }
 }
 
-/// A line a rank with every op.
+/// A line for each rank with every op, in the words of [`op_text`].
 pub fn ops_text(schedule: &Schedule) -> String {
     let mut out = String::new();
     for (rank, ops) in schedule.ranks.iter().enumerate() {
@@ -70,8 +71,8 @@ const SVG_STYLE: &str = "
   }
 ";
 
-/// The schedule as a stand-alone SVG document, time to the right, a row a rank, micro-batch numbers
-/// in the cells.
+/// The schedule as a stand-alone SVG document: time to the right, a row for each rank, micro-batch
+/// numbers in the cells.
 pub fn svg(schedule: &Schedule, timeline: &Timeline) -> String {
     let (left, top, row, unit) = (56.0, 34.0, 22.0, unit_width(schedule, timeline));
     let width = left + timeline.makespan * unit + 12.0;

@@ -33,7 +33,7 @@ impl Shape {
 /// The stages of a pipeline on its ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
-    /// How they lie.
+    /// How stages lie on ranks.
     pub shape: Shape,
     /// Pipeline stages `P`.
     pub stages: usize,
@@ -52,7 +52,7 @@ impl Geometry {
         Geometry { shape, stages, ranks: stages / shape.stages_a_rank(interleave).max(1) }
     }
 
-    /// Values of `dir` that a rank has.
+    /// How many values of `dir` a rank has: they run from 0 to one below.
     pub fn dirs(&self) -> usize {
         match self.shape {
             Shape::Line => 1,
@@ -118,8 +118,8 @@ impl Geometry {
         }
     }
 
-    /// Whether a micro-batch stays on its rank between `stage` and the next: at the turn of a V,
-    /// and where there is one rank. Nothing is sent there.
+    /// Whether a micro-batch stays on its rank between `stage` (not the last) and the next: at the
+    /// turn of a V, and where there is one rank. Nothing is sent there.
     pub fn stays(&self, stage: usize) -> bool {
         self.place(stage, 0).0 == self.place(stage + 1, 0).0
     }

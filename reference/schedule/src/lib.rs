@@ -32,7 +32,7 @@ pub mod timeline;
 
 pub use geometry::{Geometry, Shape};
 
-/// The schedules that can be simulated.
+/// The pipeline schedules: in which order a rank runs the forwards and backwards of its stages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ScheduleKind {
     /// All forwards, then all backwards (Huang et al. 2019).
@@ -144,7 +144,7 @@ pub struct Chunk {
 /// One instruction of a rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Op {
-    /// Forward.
+    /// Forward of a micro-batch through one of the rank's stages.
     F(Chunk),
     /// Full backward: gradients of input and weights.
     B(Chunk),
@@ -154,9 +154,9 @@ pub enum Op {
     W(Chunk),
     /// A forward and a full backward, overlapped.
     FB {
-        /// The forward.
+        /// The chunk that runs forward.
         f: Chunk,
-        /// The backward.
+        /// The chunk that runs backward.
         b: Chunk,
     },
 }
@@ -237,7 +237,7 @@ pub struct ScheduleError(pub String);
 /// The instruction streams of all ranks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Schedule {
-    /// By rank, in order of execution.
+    /// `ranks[r]`: the ops of rank `r` in the order in which it runs them.
     pub ranks: Vec<Vec<Op>>,
     /// Which schedule this is.
     #[serde(skip)]

@@ -17,7 +17,11 @@ pub struct ChunkDurations {
 }
 
 impl ChunkDurations {
-    /// Refuses durations that are not positive numbers, and a weight part longer than its backward.
+    /// Whether a schedule can be played with these durations.
+    ///
+    /// # Errors
+    /// [`ScheduleError`] for a duration that is not a positive finite number, and for a weight part
+    /// that is not shorter than its backward.
     pub fn validate(&self) -> Result<(), ScheduleError> {
         let named = [("f", self.f), ("b", self.b), ("w", self.w), ("fb", self.fb)];
         for (name, value) in named {
@@ -51,13 +55,13 @@ impl ChunkDurations {
 /// A schedule on the clock.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Timeline {
-    /// By rank and op: start and end.
+    /// `spans[rank][i]`: start and end of the rank's i-th op, in the unit of the durations.
     pub spans: Vec<Vec<(f64, f64)>>,
-    /// End of the last op.
+    /// End of the last op; the first begins at 0.
     pub makespan: f64,
-    /// By rank: time without an op.
+    /// By rank: time without an op, from 0 to the makespan.
     pub bubble: Vec<f64>,
-    /// By rank: most chunks alive at once.
+    /// By rank: most chunks alive at once; see [`Checked::activations_peak`].
     pub activations_peak: Vec<usize>,
 }
 
@@ -69,6 +73,10 @@ impl Timeline {
 }
 
 /// Checks `schedule` and plays it: an op starts when its rank is free and its inputs are there.
+/// Sending takes no time.
+///
+/// # Errors
+/// [`Fault`], as [`check`].
 pub fn play(schedule: &Schedule, durations: ChunkDurations) -> Result<Timeline, Fault> {
     let Checked { order, activations_peak } = check(schedule)?;
     let (ranks, dirs, mbs) =

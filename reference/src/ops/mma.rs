@@ -3,9 +3,9 @@
 //! The arithmetic is the row of `fathom_numerics::mma::TABLE` that `arch`, `instr` and `qualifier`
 //! select (arXiv 2511.10909). Shapes, row-major, any leading batch dimensions: a\[.., m, k\],
 //! b\[.., k, n\], c\[.., m, n\] -> d\[.., m, n\]; block-scaled instructions also take
-//! scale_a\[.., m, k/block\] and scale_b\[.., k/block, n\]. E2M1 is packed two a byte along k, low nibble first
-//! (dtype U8, k/2 bytes); TF32 operands are F32, whose low 13 bits are dropped; UE4M3 scales are
-//! stored as F8_E4M3.
+//! scale_a\[.., m, k/block\] and scale_b\[.., k/block, n\]. E2M1 is packed two a byte along k, low
+//! nibble first (dtype U8, k/2 bytes); TF32 operands are F32, whose low 13 bits are dropped; UE4M3
+//! scales are stored as F8_E4M3.
 
 use fathom_numerics::formats::Format;
 use fathom_numerics::formats::packed::unpack_e2m1;
