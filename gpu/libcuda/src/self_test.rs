@@ -1,4 +1,4 @@
-//! The self-test by which NVIDIA's runtime asks whether driver and runtime fit each other.
+//! The check by which NVIDIA's runtime asks whether the driver is NVIDIA's own.
 //!
 //! `driver_types.h` documents it as `cudaErrorSoftwareValidityNotEstablished`: without the answer
 //! every call of the runtime fails with it. The answer is a keyed hash (RFC 2104 over the MD2 of
