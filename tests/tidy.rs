@@ -16,9 +16,12 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The files of the working tree: those that git tracks, or all where there is no git.
+/// The files of the working tree: those that git tracks or would, or all where there is no git.
 fn files() -> Vec<PathBuf> {
-    let git = Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output();
+    let git = Command::new("git")
+        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
+        .current_dir(root())
+        .output();
     if let Ok(output) = git
         && output.status.success()
         && !output.stdout.is_empty()

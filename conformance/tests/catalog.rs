@@ -113,7 +113,11 @@ fn the_page_on_case_files_holds_the_table_of_ops() {
         std::fs::write(&path, &expected).unwrap();
     }
     let page = std::fs::read_to_string(&path).unwrap();
-    assert!(page == expected, "docs/case-files.md: its table is not that of the ops");
+    assert!(
+        page == expected,
+        "docs/case-files.md: its table is not that of the ops; run FATHOM_BLESS=1 cargo test \
+         -p fathom-conformance --test catalog"
+    );
 }
 
 #[test]

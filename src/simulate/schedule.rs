@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::ValueEnum;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use fathom_schedule::compare::{self, Row};
 use fathom_schedule::timeline::{ChunkDurations, Timeline, play};
 use fathom_schedule::{Schedule, ScheduleKind, ScheduleShape, draw};
@@ -20,8 +20,8 @@ use crate::output::{self, Outcome};
 B is a full backward, Bi its input part, W the oldest queued weight gradient, FB an overlapped pair.")]
 pub struct Args {
     /// Schedule
-    #[arg(long, value_enum)]
-    kind: Kind,
+    #[arg(long, value_name = "KIND", value_parser = kinds())]
+    kind: ScheduleKind,
     /// Pipeline stages (zb-v and dualpipev have half as many ranks)
     #[arg(long, value_name = "P")]
     stages: usize,
@@ -57,24 +57,10 @@ pub struct Args {
     columns: usize,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Kind {
-    Gpipe,
-    #[value(name = "1f1b")]
-    OneFOneB,
-    Interleaved,
-    Zb1p,
-    ZbV,
-    Chimera,
-    Dualpipe,
-    Dualpipev,
-}
-
-impl Kind {
-    fn schedule(self) -> ScheduleKind {
-        let value = self.to_possible_value().expect("no kind is hidden");
-        ScheduleKind::from_name(value.get_name()).expect("the names are the simulator's")
-    }
+/// The schedules by their names.
+fn kinds() -> impl TypedValueParser<Value = ScheduleKind> {
+    PossibleValuesParser::new(ScheduleKind::ALL.map(ScheduleKind::name))
+        .map(|name| ScheduleKind::from_name(&name).expect("one of the names"))
 }
 
 /// Runs the command.
@@ -84,7 +70,7 @@ pub fn run(args: &Args) -> output::Result {
     let durations =
         ChunkDurations { f: args.f, b: args.b, w: args.w, fb: args.fb.unwrap_or(args.f + args.b) };
     durations.validate()?;
-    let schedule = Schedule::new(args.kind.schedule(), shape)?;
+    let schedule = Schedule::new(args.kind, shape)?;
     let timeline = play(&schedule, durations)?;
     if let Some(path) = &args.svg {
         output::write_file(path, draw::svg(&schedule, &timeline).as_bytes())?;

@@ -175,7 +175,9 @@ pub struct Form {
 }
 
 fn literal(text: &str) -> Mod {
-    parse_default(text).unwrap_or_else(|| panic!("suffix `.{text}` of the table is not a word"))
+    parse_default(text).unwrap_or_else(|| {
+        panic!("suffix `.{text}` of the table is not a word of gpu/ptx/src/types.rs")
+    })
 }
 
 fn parse_default(t: &str) -> Option<Mod> {
