@@ -7,7 +7,7 @@ use fathom_trace::{DType, TensorMeta};
 use super::{DynOp, OpError, Role, entry_of, metas};
 use crate::Tensor;
 
-/// Outputs by role.
+/// What an op computed: its output tensors by role ([`super::Op::OUTPUTS`]).
 pub type Outputs = BTreeMap<String, Tensor>;
 
 /// An op with its inputs: all that an engine needs to compute.
@@ -15,7 +15,7 @@ pub type Outputs = BTreeMap<String, Tensor>;
 pub struct Case {
     /// The op with its parameters.
     pub op: Box<dyn DynOp>,
-    /// Inputs by role.
+    /// Inputs by role ([`super::Op::INPUTS`]); an optional one may be absent.
     pub inputs: BTreeMap<String, Tensor>,
 }
 
@@ -115,9 +115,9 @@ pub enum EngineError {
     /// The engine has no implementation of the op, or lacks what it needs to run it.
     #[error("{engine} cannot run {op}: {reason}")]
     Unsupported {
-        /// The engine.
+        /// [`Engine::name`].
         engine: String,
-        /// The op.
+        /// The op's name.
         op: String,
         /// What is missing and how to get it.
         reason: String,
@@ -125,9 +125,9 @@ pub enum EngineError {
     /// The engine failed while it ran.
     #[error("{engine} failed on {op}: {reason}")]
     Failed {
-        /// The engine.
+        /// [`Engine::name`].
         engine: String,
-        /// The op.
+        /// The op's name.
         op: String,
         /// What it reported.
         reason: String,

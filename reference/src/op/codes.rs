@@ -32,17 +32,18 @@ pub fn stored_as(format: Format) -> DType {
     }
 }
 
-/// Columns of a tensor that holds `columns` codes a row.
+/// Columns of a tensor that holds `columns` codes a row: packed E5M6 (U32) has three words for
+/// every eight codes or fewer, the other dtypes have one element a code.
 pub fn stored_columns(dtype: DType, columns: usize) -> usize {
     if dtype == DType::U32 { columns.div_ceil(8) * 3 } else { columns }
 }
 
-/// The format of FP8 codes.
+/// The format of codes in a tensor of an [`FP8`] dtype.
 pub fn fp8_format(dtype: DType) -> Format {
     if dtype == DType::F8E5M2 { Format::E5M2 } else { Format::E4M3 }
 }
 
-/// The rule for a parameter that names a format.
+/// The rule for a parameter that names a format: it is one of `expected`.
 ///
 /// # Errors
 /// [`OpError::Params`].
@@ -65,7 +66,8 @@ pub fn extent(block: Block) -> ScaleBlock {
     ScaleBlock { rows: block[0].unwrap_or(usize::MAX), k: block[1].unwrap_or(usize::MAX) }
 }
 
-/// The shape of the scales of a matrix.
+/// The shape of the scales of a `rows` x `columns` matrix: one a block, those cut short by the edge
+/// included.
 pub fn scales(block: Block, rows: usize, columns: usize) -> [usize; 2] {
     let (a, b) = extent(block).scales(rows, columns);
     [a, b]
@@ -85,7 +87,7 @@ pub fn undefined(op: &'static str, error: &impl std::fmt::Display) -> OpError {
     OpError::Undefined { op, message: error.to_string() }
 }
 
-/// FP8 codes with their scales as a GEMM takes them.
+/// FP8 codes \[rows, k\] with their F32 scales as the GEMMs of `fathom-numerics` take them.
 pub fn operand<'a>(codes: &'a Tensor, scales: &'a Tensor, block: Block) -> Fp8Operand<'a> {
     Fp8Operand {
         codes: codes.codes(),
@@ -125,7 +127,7 @@ pub fn castable(op: &'static str, x: &TensorMeta, config: &QuantConfig) -> Resul
     Ok(())
 }
 
-/// Codes and scales of a cast as the op's outputs.
+/// Codes and scales of a cast as an op's two outputs, in that order.
 pub fn outputs(q: Quantized) -> Vec<Tensor> {
     let dtype = stored_as(q.format);
     vec![Tensor::from_array(q.codes).reinterpret(dtype), Tensor::from_array(q.scales)]
@@ -156,7 +158,7 @@ pub fn kept(
     Ok([rows, columns])
 }
 
-/// The values of what [`kept`] accepted, in F32.
+/// The values of what [`kept`] accepted, in F32 \[rows, columns\].
 pub fn values(x: &Tensor, scale: Option<&Tensor>, columns: usize, block: Block) -> Array2<f32> {
     let matrix = |scale: &Tensor| {
         scale.to_array::<f32>().into_dimensionality().expect("checked to have rank 2")

@@ -16,9 +16,9 @@ pub enum OpError {
     /// The parameters do not fit the op.
     #[error("params of {op}, at '{path}': {message}")]
     Params {
-        /// The op.
+        /// The op's name.
         op: &'static str,
-        /// Where in the JSON.
+        /// Where in the JSON of the parameters, `shape.heads` for instance.
         path: String,
         /// What is wrong there.
         message: String,
@@ -26,21 +26,22 @@ pub enum OpError {
     /// Parameters are absent, or there are some that the op does not have.
     #[error("params of {op}: {}", both(missing, unknown))]
     Keys {
-        /// The op.
+        /// The op's name.
         op: &'static str,
-        /// Each with its type.
+        /// The absent keys, each with its type.
         missing: Vec<String>,
-        /// Each with the parameter that may be meant.
+        /// The keys that the op does not have, each with the one that may be meant.
         unknown: Vec<String>,
     },
     /// Inputs are absent, or there are tensors that the op does not take.
     #[error("tensors of {op}: {}", both(missing, unknown))]
     Roles {
-        /// The op.
+        /// The op's name.
         op: &'static str,
-        /// Each with what the op expects there.
+        /// The absent roles, each with what the op expects there.
         missing: Vec<String>,
-        /// Each with the role that may be meant, or all there are.
+        /// The tensors that the op does not take, each with the role that may be meant, or with all
+        /// roles there are.
         unknown: Vec<String>,
     },
     /// A tensor's element type is wrong.
@@ -66,7 +67,7 @@ pub enum OpError {
     /// The values or parameters ask for something that is not defined.
     #[error("{op}: {message}")]
     Undefined {
-        /// The op.
+        /// The op's name.
         op: &'static str,
         /// What is not defined, and what to do instead.
         message: String,

@@ -20,7 +20,7 @@ use crate::Tensor;
 pub struct Shape {
     /// The sizes as the op's source spells them, `[t, heads * qk]` for instance.
     pub words: &'static str,
-    /// The sizes.
+    /// The sizes, outermost dimension first.
     pub sizes: Vec<usize>,
 }
 
@@ -60,7 +60,7 @@ pub struct Described {
     pub role: &'static str,
     /// Its element type in the example; the op may take others.
     pub dtype: DType,
-    /// Its shape.
+    /// Its shape in the example.
     pub shape: Shape,
     values: Values,
 }

@@ -125,7 +125,7 @@ pub trait DynOp: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// As [`Op::infer`].
     fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError>;
-    /// FLOPs and bytes for inputs that `infer` accepted and the outputs that it gave.
+    /// Operations and bytes for inputs that `infer` accepted and the outputs that it gave.
     fn cost(&self, inputs: &[Option<TensorMeta>], outputs: &[TensorMeta]) -> Cost;
     /// Checks the inputs, then computes.
     ///

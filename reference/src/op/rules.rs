@@ -61,7 +61,7 @@ pub fn at_least_one(op: &'static str, path: &str, value: usize) -> Result<(), Op
     Err(OpError::Params { op, path: path.to_owned(), message })
 }
 
-/// A tensor's description.
+/// The description of a tensor, for the outputs that an `infer` announces.
 pub fn meta(role: &str, dtype: DType, shape: &[usize]) -> TensorMeta {
     TensorMeta { role: role.to_owned(), dtype, shape: shape.to_vec() }
 }

@@ -6,7 +6,7 @@ use super::list::for_each_op;
 use super::params::{self, Param};
 use super::{DynOp, Example, Op, OpError, Role};
 
-/// A row of the table.
+/// What generic code can ask of an op that it knows by name only: a row of [`OPS`].
 pub struct OpEntry {
     /// As [`Op::NAME`].
     pub name: &'static str,
