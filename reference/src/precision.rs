@@ -128,7 +128,7 @@ impl Fp8Recipe {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
-    /// Precision mode.
+    /// Whether products are in FP8, BF16, FP32 or FP64.
     pub mode: Mode,
     /// The FP8 casts, in mode `fp8`.
     #[serde(default)]
@@ -146,7 +146,7 @@ pub struct Recipe {
     pub keep_swiglu_input_fp8: bool,
     /// Keep the attention's output in E5M6, in mode `fp8`.
     pub keep_attention_output_e5m6: bool,
-    /// Rows of a KV block of the attention.
+    /// Keys a block: the attention's softmax runs online over blocks of that many rows.
     pub attention_block_kv: usize,
 }
 

@@ -26,15 +26,15 @@ pub struct AttentionLayer {
     pub q: Option<(Norm, Linear)>,
     /// What makes keys and values.
     pub kv: KeyValue,
-    /// Output projection.
+    /// Output projection: every head's result back to the residual's width.
     pub o: Linear,
     /// Heads of this rank.
     pub heads: Heads,
-    /// Columns of a head without position.
+    /// Columns of a head that carry no position; the rest of its `qk` columns are rotated.
     pub nope: usize,
     /// Whether rotated pairs are neighbours.
     pub interleaved: bool,
-    /// Multiplied onto queries times keys.
+    /// What queries times keys are multiplied by before the softmax.
     pub scale: f64,
 }
 
@@ -56,24 +56,35 @@ pub enum KeyValue {
 #[derive(Clone, Debug)]
 pub struct AttentionKept<B: Backend> {
     norm: NormKept<B>,
+    /// The normalised input as the first projection reads it; none where norms are recomputed.
     n: Option<Operand<B>>,
+    /// The first projection's result: query latent (or queries), key-value latent, shared key.
     latent: B::Buffer,
     q_norm: Option<NormKept<B>>,
+    /// The normalised query latent; none without one, and where norms are recomputed.
     qn: Option<Operand<B>>,
     kv_norm: Option<NormKept<B>>,
+    /// The normalised key-value latent, of all rows that this rank sees; none as for `qn`.
     cn: Option<Operand<B>>,
+    /// Rotated queries, rotated keys, values; none where the up-projections are recomputed.
     qkv: Option<[B::Buffer; 3]>,
     o: Operand<B>,
+    /// Logarithm of the softmax's denominator \[t, heads\].
     lse: B::Buffer,
+    /// What the input-backward leaves for the weight-backward.
     grads: Option<AttentionGrads<B>>,
 }
 
 /// Gradients that the weight-backward needs.
 #[derive(Clone, Debug)]
 struct AttentionGrads<B: Backend> {
+    /// Of the layer's output, and so of the output projection's result.
     dh: B::Buffer,
+    /// Of the query up-projection's result, where there is one.
     dq: Option<B::Buffer>,
+    /// Of the key-value up-projection's result, where there is one.
     dkv: Option<B::Buffer>,
+    /// Of the first projection's result.
     dlatent: B::Buffer,
 }
 
@@ -261,7 +272,7 @@ impl AttentionLayer {
         Ok(dx)
     }
 
-    /// Adds to the weights' gradients.
+    /// Adds to the gradients of the projections and norms.
     ///
     /// # Errors
     /// Those of the backend.

@@ -106,7 +106,7 @@ pub enum BalanceKind {
     Expert,
     /// As `Expert` for equal blocks of experts: V2's device-level loss.
     Device {
-        /// How many blocks.
+        /// How many blocks the experts form.
         devices: usize,
     },
 }
@@ -137,7 +137,7 @@ impl Capacity {
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Balance {
-    /// Which one.
+    /// Over which tokens it is taken, and by which experts.
     pub kind: BalanceKind,
     /// Weight of each segment's loss: alpha over the segments (sequences, or micro-batches) of the
     /// whole step.
@@ -146,11 +146,11 @@ pub struct Balance {
 
 /// What every part of a layer is given.
 pub struct Cx<'a, B: Backend> {
-    /// Who executes.
+    /// What executes the ops.
     pub backend: &'a B,
-    /// What in.
+    /// Which element types the ops use, and what is kept for the backward.
     pub recipe: &'a Recipe,
-    /// With which weights.
+    /// The weights of the step.
     pub weights: &'a Weights<B>,
     /// The tensor-parallel ranks.
     pub tp: Group,
@@ -158,7 +158,7 @@ pub struct Cx<'a, B: Backend> {
     pub balance: &'a [Balance],
     /// Room for tokens of the MoE layers, where it is limited.
     pub capacity: Option<Capacity>,
-    /// On which rows.
+    /// The rows (tokens) to work on.
     pub rows: &'a Rows<B>,
     /// Optimizer step and micro-batch, for records.
     pub place: Place,
@@ -167,7 +167,7 @@ pub struct Cx<'a, B: Backend> {
 }
 
 impl<B: Backend> Cx<'_, B> {
-    /// Says where the following ops stand.
+    /// Tells the backend which layer, part and phase the following ops belong to, for records.
     pub fn at(&self, layer: Option<usize>, component: Component, phase: Phase) {
         self.backend.at(Place { layer, component, phase, ..self.place });
     }
@@ -250,7 +250,7 @@ impl<B: Backend> Cx<'_, B> {
         self.backend.reduce_scatter(&ReduceScatter { group }, &x)
     }
 
-    /// The same with other rows.
+    /// This context with other rows.
     pub fn with_rows<'b>(&'b self, rows: &'b Rows<B>) -> Cx<'b, B> {
         Cx { rows, capacity: self.capacity.clone(), ..*self }
     }

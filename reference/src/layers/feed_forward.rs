@@ -5,21 +5,25 @@ use crate::layers::operand::Operand;
 use crate::layers::{Cx, Linear};
 use crate::ops::swiglu::{Swiglu, SwigluBackward};
 
-/// A feed-forward part.
+/// A feed-forward part: `down(silu(gate x) * up x)`.
 #[derive(Clone, Copy, Debug)]
 pub struct FeedForward {
-    /// Gate beside up.
+    /// Gate and up projection as one weight, gate first.
     pub gate_up: Linear,
-    /// Back to the residual's width.
+    /// Projection back to the residual's width.
     pub down: Linear,
 }
 
 /// What its backward needs; the input's operand is kept by the caller.
 #[derive(Clone, Debug)]
 pub struct FeedForwardKept<B: Backend> {
+    /// Gate beside up of every row, SwiGLU's input.
     hidden: Operand<B>,
+    /// SwiGLU's output as `down` reads it; none where it is recomputed.
     act: Option<Operand<B>>,
+    /// The gradient of the output, from input-backward to weight-backward.
     dy: Option<B::Buffer>,
+    /// The gradient of `hidden`, likewise.
     dhidden: Option<B::Buffer>,
 }
 
@@ -61,7 +65,7 @@ impl FeedForward {
         Ok(dx)
     }
 
-    /// Adds to the weights' gradients; `x` is the forward's input.
+    /// Adds to the gradients of both projections; `x` is the forward's input.
     ///
     /// # Errors
     /// Those of the backend.

@@ -17,14 +17,14 @@ use crate::ops::wgrad_fp8::WgradFp8;
 /// `y = x w^T` with `w` \[n, k\].
 #[derive(Clone, Copy, Debug)]
 pub struct Linear {
-    /// The weight.
+    /// The weight \[n, k\]: n outputs, k inputs.
     pub weight: ParamId,
 }
 
 const ONE_RECIPE: &str = "operands and weights are of one recipe";
 
 impl Linear {
-    /// `x w^T`.
+    /// `x w^T`: x \[rows, k\] gives \[rows, n\] in the element type of activations.
     ///
     /// # Errors
     /// Those of the backend.
@@ -39,7 +39,7 @@ impl Linear {
         }
     }
 
-    /// `dy w`.
+    /// The gradient of x, `dy w`: dy \[rows, n\], cast first in mode `fp8`, gives \[rows, k\].
     ///
     /// # Errors
     /// Those of the backend.
@@ -114,12 +114,12 @@ fn wgrad_fp8<B: Backend>(
 /// One Linear an expert: `w` \[experts, n, k\]; rows in order of expert.
 #[derive(Clone, Copy, Debug)]
 pub struct GroupedLinear {
-    /// The stacked weights.
+    /// The experts' weights, stacked.
     pub weight: ParamId,
 }
 
 impl GroupedLinear {
-    /// `x w_e^T` for expert e's rows.
+    /// `x w_e^T` for the rows of each expert e, `counts[e]` of them.
     ///
     /// # Errors
     /// Those of the backend.
@@ -141,7 +141,7 @@ impl GroupedLinear {
         }
     }
 
-    /// `dy w_e` for expert e's rows.
+    /// The gradient of x: `dy w_e` for the rows of each expert e, `counts[e]` of them.
     ///
     /// # Errors
     /// Those of the backend.
@@ -163,7 +163,7 @@ impl GroupedLinear {
         }
     }
 
-    /// Adds `dy_e^T x_e` to each expert's gradient.
+    /// Adds `dy_e^T x_e` to each expert's gradient, from its `counts[e]` rows.
     ///
     /// # Errors
     /// Those of the backend.
@@ -210,9 +210,9 @@ pub struct Norm {
     pub weight: ParamId,
     /// Added to the mean square.
     pub eps: f64,
-    /// First column.
+    /// First of the input's columns that are normalised.
     pub offset: usize,
-    /// How many columns.
+    /// How many columns are.
     pub width: usize,
 }
 

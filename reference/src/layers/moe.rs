@@ -42,11 +42,11 @@ pub struct MoeLayer {
     pub experts: usize,
     /// Experts of this rank.
     pub local: std::ops::Range<usize>,
-    /// The expert-parallel ranks.
+    /// How many expert-parallel ranks share out the experts.
     pub ep: usize,
-    /// Gate beside up of every local expert.
+    /// Gate and up projection of every local expert, gate first.
     pub gate_up: GroupedLinear,
-    /// Down of every local expert.
+    /// Down projection of every local expert.
     pub down: GroupedLinear,
 }
 
@@ -115,7 +115,7 @@ pub struct MoeKept<B: Backend> {
 /// The balance losses of a layer.
 #[derive(Clone, Debug)]
 pub struct BalanceKept<B: Backend> {
-    /// Each segment's, a buffer a loss.
+    /// A buffer for each loss, with the loss of each segment.
     pub losses: Vec<B::Buffer>,
     /// The sum of their gradients for the affinities, where there is a loss.
     dscores: Option<B::Buffer>,

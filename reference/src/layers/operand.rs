@@ -19,20 +19,20 @@ use crate::precision::Mode;
 /// An activation or gradient as GEMMs read it, and as it is kept for wgrad.
 #[derive(Debug)]
 pub enum Operand<B: Backend> {
-    /// As it is.
+    /// The values themselves.
     Plain(B::Buffer),
     /// Codes with scales.
     Codes(Codes<B>),
 }
 
-/// Codes with scales.
+/// Codes with scales: element (i, j) is its code times the scale of its block.
 #[derive(Debug)]
 pub struct Codes<B: Backend> {
     /// FP8 codes \[rows, columns\], or packed E5M6.
     pub q: B::Buffer,
-    /// F32 scales.
+    /// F32 scales, one a block.
     pub scale: B::Buffer,
-    /// Elements of a row.
+    /// Elements of a row; packed codes have fewer words than that.
     pub columns: usize,
     /// Which elements share a scale.
     pub block: Block,
@@ -49,11 +49,11 @@ pub enum Weight<B: Backend> {
     Codes {
         /// Codes \[n, k\] for fprop.
         q: B::Buffer,
-        /// Their scales.
+        /// The F32 scales of `q`, one a block.
         scale: B::Buffer,
         /// Codes \[k, n\] for dgrad.
         q_t: B::Buffer,
-        /// Their scales.
+        /// The F32 scales of `q_t`.
         scale_t: B::Buffer,
     },
 }
@@ -199,7 +199,7 @@ impl<B: Backend> Cx<'_, B> {
         }
     }
 
-    /// The values of an operand.
+    /// The values of an operand \[rows, columns\], dequantised where it has codes.
     ///
     /// # Errors
     /// Those of the backend.

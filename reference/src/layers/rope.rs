@@ -34,7 +34,8 @@ pub fn softmax_scale(config: &ModelConfig) -> f64 {
     }
 }
 
-/// The frequency of each rotated pair, and the factor of the tables.
+/// The frequency of each of the `dim / 2` rotated pairs, in radians a position, and YaRN's factor
+/// (1 without it) by which cosines and sines are multiplied.
 pub fn frequencies(rope: &RopeConfig, dim: usize) -> (Vec<f32>, f64) {
     let pair = |i: usize| rope.theta.powf((2 * i) as f64 / dim as f64) as f32;
     let half = dim / 2;
