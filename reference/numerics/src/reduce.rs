@@ -159,17 +159,17 @@ impl RowTree {
         tree_sum(&mut values[..groups])
     }
 
-    /// The sum: `acc = acc + x[i]`.
+    /// The sum of a row: each lane chains `acc = acc + x[i]`, then the trees.
     pub fn sum(self, row: &[f32]) -> f32 {
         self.sum_on(Isa::best(), row)
     }
 
-    /// The sum of squares: `acc = fma(x[i], x[i], acc)`.
+    /// The sum of squares: each lane chains `acc = fma(x[i], x[i], acc)`, then the trees.
     pub fn sum_of_squares(self, row: &[f32]) -> f32 {
         self.dot(row, row)
     }
 
-    /// The dot product: `acc = fma(a[i], b[i], acc)`.
+    /// The dot product: each lane chains `acc = fma(a[i], b[i], acc)`, then the trees.
     ///
     /// # Panics
     /// If the lengths differ.

@@ -262,7 +262,7 @@ impl Layout {
         self.from_f64(f64::from(x), rounding, overflow)
     }
 
-    /// Encodes an FP64 value, rounded once.
+    /// Encodes an FP64 value, rounded once; NaN and infinity as [`Layout::from_f32`].
     #[inline]
     pub fn from_f64(&self, x: f64, rounding: Rounding, overflow: Overflow) -> u32 {
         let negative = x.is_sign_negative();

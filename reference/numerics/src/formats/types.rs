@@ -192,7 +192,7 @@ impl Tf32 {
         self.0
     }
 
-    /// The value.
+    /// The value, exact.
     pub const fn to_f32(self) -> f32 {
         f32::from_bits(self.0)
     }

@@ -21,7 +21,7 @@ impl ScaleBlock {
     pub const TILE_1X128: ScaleBlock = ScaleBlock { rows: 1, k: 128 };
     /// Weights: one scale for 128 rows by 128 of K.
     pub const BLOCK_128X128: ScaleBlock = ScaleBlock { rows: 128, k: 128 };
-    /// One scale a row.
+    /// One scale for each row, over all of K.
     pub const PER_ROW: ScaleBlock = ScaleBlock { rows: 1, k: usize::MAX };
     /// One scale for the whole operand.
     pub const PER_TENSOR: ScaleBlock = ScaleBlock { rows: usize::MAX, k: usize::MAX };
@@ -120,7 +120,7 @@ pub enum Promote {
 /// The knobs of an FP8 GEMM. The default is Hopper's wgmma with promotion every 128.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct GemmConfig {
-    /// The tensor core.
+    /// The tensor core's arithmetic within an interval.
     pub accumulator: Accumulator,
     /// Elements of K that the tensor core sums from zero before promotion; `None`: all of K. It
     /// divides both operands' scale blocks or is a multiple of them; where it is larger, the scales
@@ -169,7 +169,7 @@ pub enum GemmError {
     /// The output has another shape than the product.
     #[error("{what} is {found:?}: expected {expected:?}")]
     Shape {
-        /// The tensor.
+        /// The name of the tensor or list.
         what: &'static str,
         /// The shape it must have.
         expected: Vec<usize>,
@@ -229,11 +229,11 @@ pub enum GemmError {
         row: usize,
         /// First K block of the interval.
         first: usize,
-        /// Its scale.
+        /// The scale of that block.
         first_scale: f32,
         /// A later K block of the interval.
         other: usize,
-        /// Its scale.
+        /// The scale of that one.
         other_scale: f32,
         /// The block's extent along K.
         block: usize,
@@ -250,7 +250,7 @@ pub enum GemmError {
     /// Group sizes do not add up to K, or exceed M.
     #[error("{what}: expected {expected}, found {found}")]
     GroupSizes {
-        /// Which sizes.
+        /// The argument, `m_sizes` or `k_sizes`.
         what: &'static str,
         /// What they must be.
         expected: String,

@@ -50,6 +50,9 @@ pub fn gemm_fp8_grouped_m(
 /// `D[g] = A[:, K_g] B[:, K_g]^T`, overwriting or accumulating. K's scale blocks start anew at
 /// every group, so that group g owns `ceil(k_sizes[g] / block)` columns of each operand's scales.
 /// An empty group adds nothing.
+///
+/// # Errors
+/// [`GemmError`] where shapes, scales or sizes do not fit each other.
 pub fn gemm_fp8_grouped_k(
     a: &Fp8Operand<'_>,
     b: &Fp8Operand<'_>,

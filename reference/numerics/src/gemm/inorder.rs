@@ -144,7 +144,7 @@ struct Block {
 
 /// One operand of a pass.
 enum Operand<'a, T> {
-    /// Panels, K-major.
+    /// Copied into panels, K-major.
     Packed(&'a [T]),
     /// Where it lies; every panel is whole.
     InPlace(View<T>),

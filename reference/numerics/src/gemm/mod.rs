@@ -49,6 +49,9 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use tiled::promote_row;
 
 /// `D[m, n] = A[m, k] B[n, k]^T` of FP8 operands with scales, in FP32.
+///
+/// # Errors
+/// [`GemmError`] where shapes, formats, scales or the knobs of `config` do not fit each other.
 pub fn gemm_fp8(
     a: &Fp8Operand<'_>,
     b: &Fp8Operand<'_>,
@@ -59,7 +62,11 @@ pub fn gemm_fp8(
     Ok(d)
 }
 
-/// [`gemm_fp8`] into an existing FP32 matrix: wgrad into the gradient.
+/// [`gemm_fp8`] into an existing FP32 matrix \[m, n\], overwriting or accumulating: wgrad adds to a
+/// gradient so.
+///
+/// # Errors
+/// As [`gemm_fp8`]; also where `d` has another shape than the product.
 pub fn gemm_fp8_into(
     a: &Fp8Operand<'_>,
     b: &Fp8Operand<'_>,
@@ -72,6 +79,9 @@ pub fn gemm_fp8_into(
 
 /// [`gemm_fp8_into`] on a chosen instruction set, [`Isa::Portable`] being the specification itself:
 /// for tests and benches.
+///
+/// # Errors
+/// As [`gemm_fp8_into`].
 pub fn gemm_fp8_on(
     isa: Isa,
     a: &Fp8Operand<'_>,
@@ -94,6 +104,10 @@ pub fn gemm_fp8_on(
 
 /// `D[m, n] = A[m, k] B[n, k]^T` of BF16 operands, a chain of `accumulator`'s steps over all of K
 /// (Hopper: 16 products, truncated to FP32 between steps).
+///
+/// # Errors
+/// [`GemmError`] where the shapes do not fit each other, or the accumulator's group is 0 or its
+/// fraction bits are not 1 to 23.
 pub fn gemm_bf16_into(
     a: ArrayView2<'_, bf16>,
     b: ArrayView2<'_, bf16>,
@@ -114,6 +128,9 @@ pub fn gemm_bf16_into(
 }
 
 /// [`gemm_bf16_into`] for FP16 operands.
+///
+/// # Errors
+/// As [`gemm_bf16_into`].
 pub fn gemm_f16_into(
     a: ArrayView2<'_, f16>,
     b: ArrayView2<'_, f16>,
@@ -138,8 +155,11 @@ pub fn cast_bf16(d: ArrayView2<'_, f32>) -> Array2<bf16> {
     d.map(|&x| to_bf16(x))
 }
 
-/// A GEMM without scales over codes of `format` (BF16, FP16, TF32 or an 8-bit one) on a chosen
-/// instruction set, [`Isa::Portable`] being the specification itself.
+/// `D[m, n] = A[m, k] B[n, k]^T` without scales, over codes of `format` (BF16, FP16, TF32 or an
+/// 8-bit one) on a chosen instruction set, [`Isa::Portable`] being the specification itself.
+///
+/// # Errors
+/// As [`gemm_bf16_into`].
 pub fn gemm_unscaled_on(
     isa: Isa,
     format: Format,

@@ -123,7 +123,8 @@ impl Code for u32 {
 }
 
 impl TensorCore {
-    /// The arithmetic on the fastest instruction set; none where the accumulator is held in FP16.
+    /// The arithmetic on operands A and B of these formats, on the fastest instruction set; `None`
+    /// where the accumulator is held in FP16.
     pub fn new(accumulator: Accumulator, a: Format, b: Format) -> Option<TensorCore> {
         TensorCore::on(Isa::best(), accumulator, a, b)
     }
@@ -135,12 +136,13 @@ impl TensorCore {
         Some(TensorCore { accumulator, formats: (a, b), kernels })
     }
 
-    /// Packs A, codes `[m, k]`. FP8 formats take bytes.
+    /// Packs A, codes `[m, k]` of the format named for it: bytes for FP8, words for the others.
     pub fn pack_a<'a, T: Code>(&self, codes: impl Into<CowArray<'a, T, Ix2>>) -> Packed {
         self.pack(codes.into(), true)
     }
 
-    /// Packs B, codes `[n, k]`. FP8 formats take bytes.
+    /// Packs B, codes `[n, k]` (the transpose of the factor) of the format named for it, as
+    /// [`TensorCore::pack_a`] does A.
     pub fn pack_b<'a, T: Code>(&self, codes: impl Into<CowArray<'a, T, Ix2>>) -> Packed {
         self.pack(codes.into(), false)
     }

@@ -32,7 +32,7 @@ pub enum Output {
         /// Fraction bits, 1 to 23.
         fraction_bits: u32,
     },
-    /// FP16.
+    /// FP16, for instructions whose D is F16.
     F16,
 }
 
@@ -115,7 +115,7 @@ pub struct Operand {
 }
 
 impl Operand {
-    /// Decodes a code of `format`.
+    /// Decodes a code of `format`, which may be a scale's.
     #[inline]
     pub fn decode(format: Format, code: u32) -> Operand {
         let u = format.unpack(code);
@@ -140,7 +140,7 @@ pub struct Terms<'a> {
     pub b: &'a [Operand],
     /// A's scales, one a block; empty where the instruction has none.
     pub scale_a: &'a [Operand],
-    /// B's scales.
+    /// B's scales, as many.
     pub scale_b: &'a [Operand],
     /// Fraction bits of A's format.
     pub fraction_a: u32,

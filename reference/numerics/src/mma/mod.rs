@@ -121,6 +121,9 @@ pub struct Mma {
 impl Mma {
     /// Looks up an instruction by its PTX qualifier, such as `m16n8k16.f32.bf16.bf16.f32`,
     /// `m64n128k32.f32.e4m3.e4m3` (wgmma) or `m128n8k64.block16.f32.e2m1.e2m1.ue4m3`.
+    ///
+    /// # Errors
+    /// [`MmaError::Qualifier`] where it is malformed, [`MmaError::Unknown`] where no row covers it.
     pub fn find(arch: Arch, instr: Instr, qualifier: &str) -> Result<Mma, MmaError> {
         let (shape, types, scale) = table::parse_qualifier(instr, qualifier)?;
         Mma::with_types(arch, instr, shape, types, scale).ok_or_else(|| MmaError::Unknown {
@@ -131,7 +134,7 @@ impl Mma {
         })
     }
 
-    /// Looks up an instruction by its parts.
+    /// Looks up an instruction by its parts; `None` where no row of the table covers it.
     pub fn with_types(
         arch: Arch,
         instr: Instr,

@@ -55,6 +55,9 @@ impl Arch {
     }
 
     /// The architecture of that name; `sm_90a` and `sm_100f` are those of `sm_90` and `sm_100`.
+    ///
+    /// # Errors
+    /// [`MmaError::Arch`].
     pub fn parse(name: &str) -> Result<Arch, MmaError> {
         let base = name.trim_end_matches(['a', 'f']);
         let arch = Arch::ALL.into_iter().find(|a| a.name() == base);
@@ -71,11 +74,11 @@ impl std::fmt::Display for Arch {
 /// A family of matrix instructions.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Instr {
-    /// `mma.sync`.
+    /// `mma.sync`: one warp, operands in registers.
     MmaSync,
-    /// `wgmma.mma_async`.
+    /// `wgmma.mma_async`, Hopper's: four warps, B (and A, if so chosen) in shared memory.
     Wgmma,
-    /// `tcgen05.mma`.
+    /// `tcgen05.mma`, that of data-centre Blackwell: D in tensor memory.
     Tcgen05,
     /// `mma.sync` with `.block_scale`.
     MmaBlockScale,
@@ -84,7 +87,7 @@ pub enum Instr {
 }
 
 impl Instr {
-    /// Every family.
+    /// Every family of the table.
     pub const ALL: [Instr; 5] = [MmaSync, Wgmma, Tcgen05, MmaBlockScale, Tcgen05BlockScale];
 
     /// The name that case files use: `mma`, `wgmma`, `tcgen05.mma`, `mma.block_scale`,
@@ -99,7 +102,10 @@ impl Instr {
         }
     }
 
-    /// The family of that name.
+    /// The family of that [`name`](Instr::name).
+    ///
+    /// # Errors
+    /// [`MmaError::Instr`].
     pub fn parse(name: &str) -> Result<Instr, MmaError> {
         let instr = Instr::ALL.into_iter().find(|i| i.name() == name);
         instr.ok_or_else(|| MmaError::Instr(name.to_string()))
@@ -143,7 +149,8 @@ pub enum Operands {
     Mixed(&'static [Format]),
 }
 
-/// A row of the table.
+/// A row of [`TABLE`]: the arithmetic of one instruction on one architecture, for some depths and
+/// formats.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
     /// The architecture.
@@ -158,7 +165,7 @@ pub struct Row {
     pub d: Format,
     /// Scale formats and block sizes; empty where there are none.
     pub scales: &'static [BlockScale],
-    /// The arithmetic.
+    /// How products are grouped, aligned, summed and rounded.
     pub accumulator: Accumulator,
     /// The order of steps.
     pub order: Order,

@@ -15,7 +15,7 @@ use ndarray::{Array2, ArrayView2};
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum AmaxAlgorithm {
-    /// The largest.
+    /// The largest of the history.
     Max,
     /// The last step's.
     MostRecent,

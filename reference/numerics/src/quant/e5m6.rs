@@ -25,6 +25,9 @@ pub struct QuantizedE5M6 {
 
 /// Quantises x`[rows, k]` to E5M6 with a scale for every 1 x `tile`. `config.format` is not looked
 /// at.
+///
+/// # Errors
+/// [`QuantError`] for a floor that is not a positive finite number, and a tile of 0.
 pub fn quantize_tile_e5m6<T: Source>(
     x: ArrayView2<'_, T>,
     tile: usize,
@@ -36,7 +39,7 @@ pub fn quantize_tile_e5m6<T: Source>(
     Ok(QuantizedE5M6 { words: pack(cast.codes.view()), scales: cast.scales, k: x.ncols(), tile })
 }
 
-/// Packs a matrix of codes, row by row.
+/// Packs codes `[rows, k]` row by row into words `[rows, ceil(k / 8) * 3]`.
 pub fn pack(codes: ArrayView2<'_, E5M6>) -> Array2<u32> {
     let (rows, k) = codes.dim();
     let mut words = Vec::with_capacity(rows * k.div_ceil(8) * 3);

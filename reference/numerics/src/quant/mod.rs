@@ -49,7 +49,7 @@ pub enum ScaleKind {
 pub struct QuantConfig {
     /// E4M3 or E5M2.
     pub format: Format,
-    /// FP32 or power-of-two scales.
+    /// Which numbers a scale may be.
     pub scale: ScaleKind,
     /// Lower bound of amax, positive, so that a block of zeros has a finite quotient.
     pub amax_floor: f32,
@@ -68,7 +68,8 @@ impl QuantConfig {
         QuantConfig { scale: ScaleKind::Pow2, ..QuantConfig::default() }
     }
 
-    /// The scale of a block whose largest magnitude is `amax`.
+    /// The scale of a block whose largest magnitude is `amax`, for a format whose largest finite
+    /// value is `max_of_format`.
     #[inline]
     pub fn scale_for(&self, amax: f32, max_of_format: f32) -> f32 {
         let scale = amax.max(self.amax_floor) / max_of_format;
@@ -193,6 +194,10 @@ impl Quantized {
 }
 
 /// Quantises x`[rows, k]` with a scale for every `block`. Tails are smaller blocks.
+///
+/// # Errors
+/// [`QuantError`] for a format other than E4M3 and E5M2, a floor that is not a positive finite
+/// number, and an empty block.
 pub fn quantize<T: Source>(
     x: ArrayView2<'_, T>,
     block: ScaleBlock,
@@ -207,6 +212,9 @@ pub fn quantize<T: Source>(
 }
 
 /// Activations and gradients: a scale for every 1 x `tile` (the report: 128).
+///
+/// # Errors
+/// As [`quantize`].
 pub fn quantize_tile<T: Source>(
     x: ArrayView2<'_, T>,
     tile: usize,
@@ -216,6 +224,9 @@ pub fn quantize_tile<T: Source>(
 }
 
 /// Weights: a scale for every 128 x 128.
+///
+/// # Errors
+/// As [`quantize`].
 pub fn quantize_block<T: Source>(
     x: ArrayView2<'_, T>,
     config: &QuantConfig,

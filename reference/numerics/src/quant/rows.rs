@@ -40,7 +40,7 @@ pub trait Target: bytemuck::Pod + Sync + Send {
     /// The largest finite value, which the block's amax is scaled to.
     const MAX_VALUE: f32;
 
-    /// Saturating, to nearest even, NaN canonical.
+    /// The code of `x`: saturating, to nearest even, NaN canonical.
     fn cast(x: f32) -> Self;
 }
 
