@@ -1,4 +1,4 @@
-//! `concat_columns`: matrices side by side.
+//! `concat_columns`: two or three matrices of as many rows side by side.
 
 use fathom_trace::{DType, OpClass, TensorMeta};
 use schemars::JsonSchema;

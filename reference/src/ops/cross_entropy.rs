@@ -1,8 +1,8 @@
 //! The head and its cross-entropy in one op: logits exist for 128 rows at a time only.
 //!
 //! Forward, for each row with a target (`targets[t] >= 0`): `z = x w^T` (product as in op `gemm`,
-//! F32 or F64 result), `m = max z`, `lse = m + ln(sum exp(z - m))` (fixed tree), `loss = lse -
-//! z_target`. A row without a target has loss 0 and takes no part in the gradient.
+//! F32 or F64 result), `m = max z`, `lse = m + ln(sum exp(z - m))` (fixed tree),
+//! `loss = lse - z_target`. A row without a target has loss 0 and takes no part in the gradient.
 //!
 //! Backward: the logits are computed again, `dz = (exp(z - lse) - [target]) * scale`, cast to the
 //! operands' element type for the two products: `dx = dz w`, `dw = dw + dz^T x`. Where a segment

@@ -18,8 +18,10 @@ pub struct GatherRows {
     pub out: DType,
 }
 
-/// The ids as row numbers, each checked against the table's height.
-/// The indices of rows of a table of `height` rows.
+/// The ids as row numbers of a table of `height` rows.
+///
+/// # Errors
+/// [`OpError::Undefined`] naming the first id outside the table.
 pub(super) fn row_ids(
     op: &'static str,
     ids: &Tensor,
