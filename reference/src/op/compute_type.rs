@@ -43,7 +43,7 @@ pub trait Real:
     fn from_f64(x: f64) -> Self;
     /// Exact in f64.
     fn to_f64(self) -> f64;
-    /// Whether it is no number.
+    /// Whether it is a NaN.
     fn is_nan(self) -> bool;
     /// IEEE square root.
     fn sqrt(self) -> Self;
@@ -161,7 +161,7 @@ impl Real for f32 {
     }
 }
 
-/// Round to nearest even; NaN gives 0x7FFF.
+/// `x` rounded to BF16, to nearest even; NaN gives 0x7FFF.
 pub fn to_bf16(x: f32) -> bf16 {
     if x.is_nan() {
         return bf16::from_bits(0x7FFF);
@@ -257,7 +257,7 @@ pub fn compute_dtype(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
-/// Dtypes of activations.
+/// Dtypes that activations may have.
 pub const FLOATS: &[DType] = &[DType::F32, DType::BF16, DType::F64];
 
 /// Dtypes that an op computes in.
@@ -269,11 +269,17 @@ fn beside(compute: DType) -> [DType; 2] {
 }
 
 /// The rule for an input of whatever dtype [`Real::load`] takes where the op computes in `compute`.
+///
+/// # Errors
+/// [`OpError::DType`].
 pub fn loaded(tensor: &TensorMeta, compute: DType) -> Result<(), OpError> {
     rules::dtype(tensor, &beside(compute))
 }
 
 /// The rule for a parameter `out`: what [`Real::store`] can round results in `compute` to.
+///
+/// # Errors
+/// [`OpError::Params`].
 pub fn stored(op: &'static str, out: DType, compute: DType) -> Result<(), OpError> {
     let allowed = beside(compute);
     if allowed.contains(&out) {
