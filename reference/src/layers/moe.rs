@@ -53,7 +53,9 @@ pub struct MoeLayer {
 /// Where the rows of a micro-batch's tokens lie.
 #[derive(Clone, Debug)]
 pub struct Plan<B: Backend> {
+    /// Slot of each row, as op `dispatch_plan` gives it; slot = token * top_k + choice.
     rows: B::Buffer,
+    /// Row of each slot.
     inverse: B::Buffer,
     tokens: usize,
     /// Rows of each local expert.
@@ -72,7 +74,9 @@ pub struct Dispatched<B: Backend> {
 /// What mlp hands to combine.
 #[derive(Clone, Debug)]
 pub struct MlpOutput<B: Backend> {
+    /// The dense part's or shared expert's output, a row for each token.
     dense: Option<B::Buffer>,
+    /// The routed experts' outputs in order of expert, their gate values multiplied in.
     routed: Option<B::Buffer>,
 }
 
@@ -80,7 +84,10 @@ pub struct MlpOutput<B: Backend> {
 #[derive(Clone, Debug)]
 pub struct MlpKept<B: Backend> {
     norm: NormKept<B>,
+    /// The normalised rows, which the gate reads; none without experts or where norms are
+    /// recomputed.
     n: Option<B::Buffer>,
+    /// The same as the products read them; none where norms are recomputed.
     n_operand: Option<Operand<B>>,
     dense: Option<FeedForwardKept<B>>,
     /// The routed experts' share.
@@ -98,10 +105,16 @@ pub struct MoeKept<B: Backend> {
     pub weights: B::Buffer,
     /// Where the rows lie.
     pub plan: Plan<B>,
+    /// The experts' rows.
     x: Operand<B>,
+    /// The gate value of each of them.
     row_weights: B::Buffer,
+    /// Gate beside up of every row, SwiGLU's input; there after mlp.
     hidden: Option<Operand<B>>,
+    /// SwiGLU's output as the down projection reads it; none where it is recomputed.
     act: Option<Operand<B>>,
+    /// Gradients that the input-backward leaves: of the experts' outputs, of `hidden`, of
+    /// `row_weights` (until the backward of dispatch takes it) and of the gate's logits.
     dy: Option<Operand<B>>,
     dhidden: Option<Operand<B>>,
     dweights: Option<B::Buffer>,
@@ -124,7 +137,9 @@ pub struct BalanceKept<B: Backend> {
 /// Gradients between the backward of mlp and that of dispatch.
 #[derive(Clone, Debug)]
 pub struct MlpGradient<B: Backend> {
+    /// Of the normalised rows, through the dense part or shared expert.
     dense: Option<B::Buffer>,
+    /// Of the experts' rows.
     routed: Option<B::Buffer>,
 }
 
@@ -370,7 +385,7 @@ impl MlpLayer {
         Ok((Dispatched { n: operand, routed }, kept))
     }
 
-    /// Mlp: the experts, or the dense part.
+    /// Mlp: the routed experts, and the dense part or shared expert, whichever the layer has.
     ///
     /// # Errors
     /// Those of the backend.
@@ -392,7 +407,8 @@ impl MlpLayer {
         Ok(output)
     }
 
-    /// Combine: rows back to their tokens, plus the shared expert and the residual `h`.
+    /// Combine: rows back to their tokens, summed, plus the dense part or shared expert and the
+    /// residual `h`.
     ///
     /// # Errors
     /// Those of the backend.
@@ -418,7 +434,8 @@ impl MlpLayer {
         }
     }
 
-    /// Backward of combine: the output's gradient to the experts' rows.
+    /// Backward of combine: brings the output's gradient `dy` to the experts' rows; `None` without
+    /// experts.
     ///
     /// # Errors
     /// Those of the backend.
@@ -434,7 +451,8 @@ impl MlpLayer {
         moe.to_rows(cx, &cx.dispatch_gradient(dy)?, &kept.plan).map(Some)
     }
 
-    /// Input-backward of mlp.
+    /// Input-backward of mlp, given the output's gradient `dy` and the `rows` that
+    /// [`MlpLayer::combine_backward`] made of it.
     ///
     /// # Errors
     /// Those of the backend.
