@@ -291,6 +291,9 @@ pub fn stored(op: &'static str, out: DType, compute: DType) -> Result<(), OpErro
 }
 
 /// The rule for a conversion: F32 to any, BF16 to F32, F64 to F32, and back to itself.
+///
+/// # Errors
+/// [`OpError::Params`].
 pub fn castable(op: &'static str, from: DType, to: DType) -> Result<(), OpError> {
     let widens = from == DType::F32 && to == DType::F64;
     stored(op, to, if widens { DType::F64 } else { compute_dtype(from) })

@@ -12,9 +12,8 @@
 //!    That is one f32 FMA a product.
 //! 3. The floor is the truncation but for negative products that lose bits, where it is one unit
 //!    less. A product's lowest set bit has as exponent the sum of its factors' lowest bits'
-//!    exponents, so those
-//!    products are counted in bytes again, 64 at a time: an addition (whose top bit also multiplies
-//!    the signs), a comparison with the grid's exponent, a masked increment.
+//!    exponents, so those products are counted in bytes again, 64 at a time: an addition (whose top
+//!    bit also multiplies the signs), a comparison with the grid's exponent, a masked increment.
 //!
 //! NaN and infinity ride along in the f32 values. Operands are packed with all three faces: 6 bytes
 //! an element. The unit is a tile of 4 rows by 32 columns.
