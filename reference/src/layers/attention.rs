@@ -38,7 +38,7 @@ pub struct AttentionLayer {
     pub scale: f64,
 }
 
-/// What makes keys and values.
+/// What makes keys and values: multi-head latent attention or grouped queries.
 #[derive(Clone, Debug)]
 pub enum KeyValue {
     /// From a normalised latent and a shared key behind it.

@@ -18,7 +18,8 @@ use crate::ops::gemm::{Gemm, Layout};
 use crate::ops::router::{Router, RouterBackward};
 use crate::ops::swiglu::{Swiglu, SwigluBackward};
 
-/// The second half of a layer.
+/// The second half of a layer: norm, dense feed-forward part or experts, residual. It runs as
+/// dispatch, mlp and combine, the parts that DualPipe overlaps (DeepSeek-V3 report, section 3.2.1).
 #[derive(Clone, Debug)]
 pub struct MlpLayer {
     /// Norm before everything.
@@ -50,7 +51,7 @@ pub struct MoeLayer {
     pub down: GroupedLinear,
 }
 
-/// Where the rows of a micro-batch's tokens lie.
+/// Which rows the tokens of a micro-batch become: a token has one for each expert that it chose.
 #[derive(Clone, Debug)]
 pub struct Plan<B: Backend> {
     /// Slot of each row, as op `dispatch_plan` gives it; slot = token * top_k + choice.
