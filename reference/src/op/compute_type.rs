@@ -39,9 +39,9 @@ pub trait Real:
     /// Negative infinity.
     const NEG_INFINITY: Self;
 
-    /// The nearest value.
+    /// `x`, rounded to nearest even.
     fn from_f64(x: f64) -> Self;
-    /// Exact in f64.
+    /// The value in f64, exact.
     fn to_f64(self) -> f64;
     /// Whether it is a NaN.
     fn is_nan(self) -> bool;
