@@ -14,6 +14,7 @@
 
 mod abi;
 mod api;
+mod driver_check;
 mod graph;
 mod image;
 mod link;
@@ -23,7 +24,6 @@ mod program;
 mod queue;
 mod results;
 mod say;
-mod self_test;
 pub mod state;
 
 pub use private::{Choices, OnFinding, PrepareError, Prepared, Summary};

@@ -237,3 +237,24 @@ impl ModelConfig {
         self.moe.is_some_and(|m| layer >= m.first_dense)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_projects_the_query_directly() {
+        let read = |rank: &str| {
+            let rest =
+                "kv_lora_rank = 4\nqk_nope_head_dim = 2\nqk_rope_head_dim = 2\nv_head_dim = 2";
+            toml::from_str(&format!("kind = \"mla\"\n{rank}{rest}\n")).unwrap()
+        };
+        let rank = |attention| match attention {
+            AttentionConfig::Mla { q_lora_rank, .. } => q_lora_rank,
+            AttentionConfig::Gqa { .. } => panic!("MLA was asked for"),
+        };
+        assert_eq!(rank(read("q_lora_rank = 0\n")), None);
+        assert_eq!(rank(read("")), None);
+        assert_eq!(rank(read("q_lora_rank = 8\n")), Some(8));
+    }
+}

@@ -11,8 +11,8 @@ use super::context::of_client;
 use super::device::{VERSION, pci_bus, uuid};
 use super::{border, entry_points, put};
 use crate::abi::*;
+use crate::driver_check::{DeviceId, Question, answer};
 use crate::say::say;
-use crate::self_test::{DeviceId, Question, answer};
 use crate::state::{Destructor, initialised};
 
 /// What a table is made of.
@@ -32,9 +32,9 @@ struct Slot(*const c_void);
 // SAFETY: the address is that of a function.
 unsafe impl Sync for Slot {}
 
-/// The runtime's own table, and that of its self-test.
+/// The runtime's own table, and that of its check of the driver.
 const RUNTIME: &str = "6BD5FB6C5BF4E74A8987D93912FD9DF9";
-const SELF_TEST: &str = "D4082055BDE6704B8D34BA123C66E1F2";
+const DRIVER_CHECK: &str = "D4082055BDE6704B8D34BA123C66E1F2";
 
 static LAYOUTS: &[Layout] = &[
     Layout {
@@ -76,10 +76,10 @@ static LAYOUTS: &[Layout] = &[
         ],
     },
     Layout {
-        id: SELF_TEST,
+        id: DRIVER_CHECK,
         words: 3,
         sized: true,
-        known: &[(1, Slot(self_test as *const c_void))],
+        known: &[(1, Slot(driver_check as *const c_void))],
     },
     Layout {
         id: "21318C60971432488CA641FF7324C8F2",
@@ -118,8 +118,8 @@ static UNKNOWN: [[extern "C" fn() -> CuResult; 16]; MOST_WORDS / 16] = unknown_s
 
 extern "C" fn nothing() {}
 
-unsafe extern "C" fn self_test(version: u32, unix_seconds: u64, to: *mut [u64; 2]) -> CuResult {
-    border("the runtime's self-test", || {
+unsafe extern "C" fn driver_check(version: u32, unix_seconds: u64, to: *mut [u64; 2]) -> CuResult {
+    border("the runtime's check of the driver", || {
         let driver = initialised()?;
         let table = |id: &str| tables().iter().zip(LAYOUTS).find(|(_, l)| l.id == id);
         let address = |id| table(id).map_or(0, |(table, _)| table.as_ptr() as u64);
@@ -129,7 +129,7 @@ unsafe extern "C" fn self_test(version: u32, unix_seconds: u64, to: *mut [u64; 2
             process: std::process::id(),
             // SAFETY: it has no preconditions.
             thread: unsafe { pthread_self() } as u32,
-            addresses: [address(RUNTIME), address(SELF_TEST), self_test as *const () as u64],
+            addresses: [address(RUNTIME), address(DRIVER_CHECK), driver_check as *const () as u64],
             unix_seconds,
         };
         let devices: Vec<DeviceId> = (0..driver.devices.len() as i32)

@@ -6,13 +6,24 @@ use super::function::{attribute, param_info, set_attribute};
 use super::module::{JitOptions, global, put_symbol};
 use super::{entry_points, put, text};
 use crate::abi::*;
-use crate::image;
+use crate::image::{self, Capability};
 use crate::state::{Driver, R, initialised, within};
 
 /// Runs a call about a kernel as if the device's primary context were the current one.
 fn on_device<T>(driver: &Driver, device: i32, call: impl FnOnce() -> R<T>) -> R<T> {
     driver.device(device)?;
     within(driver.primary_context(device as usize), call)
+}
+
+/// A library of the PTX that `ptx` finds for the devices' compute capability.
+///
+/// # Safety
+/// The options are the client's.
+unsafe fn load(jit: &JitOptions, ptx: impl FnOnce(Capability) -> R<String>) -> R<Handle> {
+    let driver = initialised()?;
+    let ptx = driver.noted(ptx(driver.capability()))?;
+    // SAFETY: the caller's promise.
+    driver.library(unsafe { jit.parse(&ptx) }?)
 }
 
 entry_points! {
@@ -27,10 +38,8 @@ entry_points! {
         count: u32,
     ) {
         let _ = (options, values, count);
-        let driver = initialised()?;
         let jit = JitOptions::read(jit_count, jit_options, jit_values);
-        let image = jit.parse(&driver.noted(image::ptx_of(code, driver.capability()))?)?;
-        put(library, driver.library(image)?)
+        put(library, load(&jit, |capability| image::ptx_of(code, capability))?)
     }
 
     fn cuLibraryLoadFromFile(
@@ -44,10 +53,9 @@ entry_points! {
         count: u32,
     ) {
         let _ = (options, values, count);
-        let driver = initialised()?;
         let jit = JitOptions::read(jit_count, jit_options, jit_values);
-        let image = jit.parse(&driver.noted(image::ptx_of_file(&text(path)?, driver.capability()))?)?;
-        put(library, driver.library(image)?)
+        let path = text(path)?;
+        put(library, load(&jit, |capability| image::ptx_of_file(&path, capability))?)
     }
 
     fn cuLibraryUnload(library: Handle) { initialised()?.unload_library(library) }

@@ -68,13 +68,13 @@ const KEY: [u8; BLOCK] = [
     0x14, 0x6A, 0xDD, 0xAE, 0x53, 0xA9, 0xA7, 0x52, 0xAA, 0x08, 0x41, 0x36, 0x0B, 0xF5, 0x5A, 0x9F,
 ];
 
-/// A device as the test sees it: its UUID, and its PCI domain, bus and device.
+/// A device as the check sees it: its UUID, and its PCI domain, bus and device.
 pub(crate) struct DeviceId {
     pub uuid: [u8; 16],
     pub pci: [i32; 3],
 }
 
-/// What the test is asked and what both sides know.
+/// What the check asks and what both sides know.
 pub(crate) struct Question {
     /// The driver's CUDA version.
     pub driver_version: u32,
@@ -83,7 +83,7 @@ pub(crate) struct Question {
     pub process: u32,
     /// Low half of the thread's identifier.
     pub thread: u32,
-    /// Addresses: of the runtime's export table, of the test's, and of the test's function.
+    /// Addresses: of the runtime's export table, of the check's, and of the check's function.
     pub addresses: [u64; 3],
     pub unix_seconds: u64,
 }
