@@ -6,6 +6,8 @@
 #[macro_use]
 mod output;
 
+#[allow(unsafe_code)]
+mod allocator;
 mod case;
 mod check;
 mod completions;
@@ -34,11 +36,6 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use output::Outcome;
-
-/// Steps allocate and free the same large tensors again and again; the system's allocator gives
-/// their pages back each time and takes a page fault for every one of them later.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// DeepSeek-V3 as a reference: bit-exact on a CPU, on NVIDIA GPUs, and timed on clusters that do
 /// not exist yet.
@@ -81,6 +78,7 @@ enum Command {
 fn main() -> ExitCode {
     // A reader that has seen enough (`| head`) ends the program; it is no error.
     sigpipe::reset();
+    allocator::keep_pages();
     if let Some(library) = embedded::libcuda() {
         fathom_libcuda::private::embed(library);
     }

@@ -64,6 +64,14 @@ impl Words {
     }
 }
 
+/// Words of whatever bytes; without clearing memory first where the bytes are aligned.
+fn copied<T: Pod>(bytes: &[u8]) -> Vec<T> {
+    match bytemuck::try_cast_slice::<u8, T>(bytes) {
+        Ok(words) => words.to_vec(),
+        Err(_) => bytemuck::pod_collect_to_vec(bytes),
+    }
+}
+
 /// A dense row-major tensor on the host. It compares equal to another by element type, shape and
 /// bits, so that NaN equals itself and -0 is not 0.
 #[derive(Clone, Debug)]
@@ -111,16 +119,28 @@ impl Tensor {
         Tensor::from_vec(&shape, array.iter().copied().collect())
     }
 
+    /// A tensor of zero bits whose bytes `fill` writes, little-endian and row-major.
+    pub fn filled(dtype: DType, shape: &[usize], fill: impl FnOnce(&mut [u8])) -> Tensor {
+        let mut tensor = Tensor::zeros(dtype, shape);
+        let words = Arc::get_mut(&mut tensor.words).expect("a new tensor is not shared");
+        fill(words.bytes_mut());
+        tensor
+    }
+
     /// Copies little-endian bytes, as they stand in a safetensors file.
     ///
     /// # Panics
     /// Where the number of bytes is not the shape's times the element's size.
     pub fn from_bytes(dtype: DType, shape: &[usize], bytes: &[u8]) -> Tensor {
-        let mut tensor = Tensor::zeros(dtype, shape);
-        let words = Arc::get_mut(&mut tensor.words).expect("a new tensor is not shared");
-        assert_eq!(bytes.len(), words.bytes().len(), "{} bytes for {dtype} {shape:?}", bytes.len());
-        words.bytes_mut().copy_from_slice(bytes);
-        tensor
+        let len = shape.iter().product::<usize>() * dtype.size();
+        assert_eq!(bytes.len(), len, "{} bytes for {dtype} {shape:?}", bytes.len());
+        let words = match dtype.size() {
+            1 => Words::W8(bytes.to_vec()),
+            2 => Words::W16(copied(bytes)),
+            4 => Words::W32(copied(bytes)),
+            _ => Words::W64(copied(bytes)),
+        };
+        Tensor { dtype, shape: shape.to_vec(), words: Arc::new(words) }
     }
 
     /// A tensor of one element and no dimensions.

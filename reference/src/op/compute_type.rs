@@ -12,10 +12,14 @@ use fathom_numerics::reduce;
 use fathom_trace::{DType, TensorMeta};
 use half::bf16;
 use ndarray::{ArrayView2, ArrayViewMut2};
+use rayon::prelude::*;
 
 use super::{OpError, rules};
 use crate::Tensor;
 use crate::tensor::Element;
+
+/// Elements that one thread loads or stores at a time: enough to be worth the hand-over.
+const CHUNK: usize = 1 << 15;
 
 /// f32 or f64, with the functions that the ops use.
 pub trait Real:
@@ -62,6 +66,8 @@ pub trait Real:
         c: ArrayViewMut2<'_, Self>,
         accumulate: bool,
     );
+    /// `a b` as [`Real::gemm`] gives it, row-major, in memory that nobody had to clear.
+    fn gemm_new(a: ArrayView2<'_, Self>, b: ArrayView2<'_, Self>) -> Vec<Self>;
     /// As [`Real::gemm`] on the BF16 tensor core: operands rounded to BF16, chained from `c`.
     fn gemm_bf16(
         a: ArrayView2<'_, Self>,
@@ -71,6 +77,13 @@ pub trait Real:
     );
     /// The tensor's elements, widened to `Self` where they are narrower.
     fn load(tensor: &Tensor) -> Cow<'_, [Self]>;
+    /// As [`Real::load`], by value: without a copy where the tensor is of `Self` and not shared.
+    fn load_owned(tensor: Tensor) -> Vec<Self> {
+        if tensor.dtype() == Self::DTYPE {
+            return tensor.into_vec();
+        }
+        Self::load(&tensor).into_owned()
+    }
     /// A tensor of `dtype` from computed elements, rounded where `dtype` is narrower.
     fn store(elements: Vec<Self>, shape: &[usize], dtype: DType) -> Tensor;
 }
@@ -126,6 +139,10 @@ impl Real for f32 {
         inorder::gemm_f32(a, b, c, accumulate);
     }
 
+    fn gemm_new(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>) -> Vec<f32> {
+        inorder::gemm_new(a, b)
+    }
+
     fn gemm_bf16(
         a: ArrayView2<'_, f32>,
         b: ArrayView2<'_, f32>,
@@ -139,7 +156,8 @@ impl Real for f32 {
     fn load(tensor: &Tensor) -> Cow<'_, [f32]> {
         match tensor.dtype() {
             DType::BF16 => {
-                Cow::Owned(tensor.as_slice::<bf16>().iter().map(|x| x.to_f32()).collect())
+                let elements = tensor.as_slice::<bf16>().par_iter().with_min_len(CHUNK);
+                Cow::Owned(elements.map(|x| x.to_f32()).collect())
             }
             _ => Cow::Borrowed(tensor.as_slice::<f32>()),
         }
@@ -148,13 +166,15 @@ impl Real for f32 {
     fn store(mut elements: Vec<f32>, shape: &[usize], dtype: DType) -> Tensor {
         match dtype {
             DType::BF16 => {
-                let rounded = elements.iter().map(|&x| to_bf16(x)).collect::<Vec<bf16>>();
-                Tensor::from_vec(shape, rounded)
+                let rounded = elements.par_iter().with_min_len(CHUNK).map(|&x| to_bf16(x));
+                Tensor::from_vec(shape, rounded.collect::<Vec<bf16>>())
             }
             _ => {
-                for x in &mut elements {
-                    *x = if x.is_nan() { f32::from_bits(0x7FFF_FFFF) } else { *x };
-                }
+                elements.par_chunks_mut(CHUNK).for_each(|chunk| {
+                    for x in chunk {
+                        *x = if x.is_nan() { f32::from_bits(0x7FFF_FFFF) } else { *x };
+                    }
+                });
                 Tensor::from_vec(shape, elements)
             }
         }
@@ -225,6 +245,10 @@ impl Real for f64 {
         accumulate: bool,
     ) {
         inorder::gemm_f64(a, b, c, accumulate);
+    }
+
+    fn gemm_new(a: ArrayView2<'_, f64>, b: ArrayView2<'_, f64>) -> Vec<f64> {
+        inorder::gemm_new(a, b)
     }
 
     fn gemm_bf16(

@@ -96,7 +96,7 @@ impl Op for AdamW {
         let types = [m.dtype(), v.dtype()];
         Ok(in_real!(dtype, R => {
             let mut w = w.into_vec::<R>();
-            let [mut m, mut v] = [m, v].map(|t| R::load(&t).into_owned());
+            let [mut m, mut v] = [m, v].map(R::load_owned);
             let (grad, factor) = (grad.as_slice::<R>(), factor.as_slice::<R>()[0]);
             let moments = m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK));
             let rows = w.par_chunks_mut(CHUNK).zip(moments).zip(grad.par_chunks(CHUNK));

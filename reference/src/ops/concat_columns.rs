@@ -48,13 +48,16 @@ impl Op for ConcatColumns {
         let parts: Vec<Tensor> = inputs.into_iter().flatten().collect();
         let (dtype, t) = (parts[0].dtype(), parts[0].shape()[0]);
         let columns: usize = parts.iter().map(|p| p.shape()[1]).sum();
-        let mut y = Vec::with_capacity(t * columns * dtype.size());
-        for row in 0..t {
-            for part in &parts {
-                let width = part.shape()[1] * dtype.size();
-                y.extend_from_slice(&part.bytes()[row * width..][..width]);
+        let y = Tensor::filled(dtype, &[t, columns], |mut y| {
+            for row in 0..t {
+                for part in &parts {
+                    let width = part.shape()[1] * dtype.size();
+                    let (to, rest) = y.split_at_mut(width);
+                    to.copy_from_slice(&part.bytes()[row * width..][..width]);
+                    y = rest;
+                }
             }
-        }
-        Ok(vec![Tensor::from_bytes(dtype, &[t, columns], &y)])
+        });
+        Ok(vec![y])
     }
 }

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::gemm::{Gemm, Layout, product, product_into};
+use super::gemm::{Gemm, Layout};
 use crate::Tensor;
 use crate::op::compute_type::{
     FLOATS, Real, compute_dtype, in_real, maximum, stored, tree_sum_rows,
@@ -83,8 +83,7 @@ fn logits<R: Real>(x: &Tensor, w: &Tensor, from: usize, to: usize) -> Result<Vec
         return Ok(d.remove(0).into_vec::<R>());
     }
     let rows: ArrayView2<'_, R> = x.matrix::<R>();
-    let zeros = vec![R::ZERO; (to - from) * w.shape()[0]];
-    Ok(product(rows.slice_move(s![from..to, ..]), w.matrix::<R>().reversed_axes(), zeros, false))
+    Ok(R::gemm_new(rows.slice_move(s![from..to, ..]), w.matrix::<R>().reversed_axes()))
 }
 
 /// Rows `from..to` as a tensor of their own.
@@ -241,11 +240,10 @@ impl CrossEntropyBackward {
                     continue;
                 }
                 let dz = ArrayView2::from_shape((to - from, vocab), &z).expect("dense");
-                let zeros = vec![R::ZERO; (to - from) * hidden];
-                dx.extend(product(dz, w.matrix::<R>(), zeros, false));
+                dx.extend(R::gemm_new(dz, w.matrix::<R>()));
                 let rows = x.matrix::<R>();
                 let rows = rows.slice(s![from..to, ..]);
-                product_into(dz.reversed_axes(), rows, dw.matrix_mut::<R>(), true);
+                R::gemm(dz.reversed_axes(), rows, dw.matrix_mut::<R>(), true);
             }
         }
         let dw = R::store(dw.into_vec::<R>(), &[vocab, hidden], compute);

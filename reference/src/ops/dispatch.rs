@@ -193,14 +193,18 @@ impl Op for Dispatch {
             let message = format!("received {} exceeds the {} rows", self.received, rows.len());
             return Err(OpError::Undefined { op: Self::NAME, message });
         };
-        let mut y = Vec::with_capacity(self.received * width);
-        for &slot in rows {
-            let row = index(Self::NAME, slot, length * per)? / per;
-            y.extend_from_slice(&x.bytes()[row * width..][..width]);
-        }
+        let sources: Vec<usize> = rows
+            .iter()
+            .map(|&slot| Ok(index(Self::NAME, slot, length * per)? / per))
+            .collect::<Result<_, OpError>>()?;
         let whole = [self.received, x.shape()[1]];
         let shape = if self.slots { &whole[..1] } else { &whole[..] };
-        Ok(vec![Tensor::from_bytes(x.dtype(), shape, &y)])
+        let y = Tensor::filled(x.dtype(), shape, |y| {
+            for (y, &row) in y.chunks_exact_mut(width.max(1)).zip(&sources) {
+                y.copy_from_slice(&x.bytes()[row * width..][..width]);
+            }
+        });
+        Ok(vec![y])
     }
 }
 

@@ -69,11 +69,11 @@ impl Op for GatherRows {
         let (height, width) = (table.shape()[0], table.shape()[1]);
         let ids = row_ids(Self::NAME, ids, height)?;
         let bytes = width * table.dtype().size();
-        let mut y = Vec::with_capacity(ids.len() * bytes);
-        for &id in &ids {
-            y.extend_from_slice(&table.bytes()[id * bytes..][..bytes]);
-        }
-        let y = Tensor::from_bytes(table.dtype(), &[ids.len(), width], &y);
+        let y = Tensor::filled(table.dtype(), &[ids.len(), width], |y| {
+            for (y, &id) in y.chunks_exact_mut(bytes.max(1)).zip(&ids) {
+                y.copy_from_slice(&table.bytes()[id * bytes..][..bytes]);
+            }
+        });
         Op::run(&Cast { out: self.out }, vec![Some(y)])
     }
 }

@@ -10,8 +10,7 @@
 
 use fathom_trace::{DType, OpClass, TensorMeta};
 use half::bf16;
-use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
-use rayon::prelude::*;
+use ndarray::{ArrayView2, ArrayViewMut2, s};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -144,9 +143,16 @@ impl Op for Gemm {
         }
         Ok(vec![in_real!(a.dtype(), R => {
             let (a, b) = self.layout.orient(a.matrix::<R>(), b.matrix::<R>());
-            let accumulate = c.is_some();
-            let c = c.map_or_else(|| vec![R::ZERO; shape.m * shape.n], Tensor::into_vec::<R>);
-            R::store(product(a, b, c, accumulate), &[shape.m, shape.n], self.out)
+            let d = match c {
+                None => R::gemm_new(a, b),
+                Some(c) => {
+                    let mut d = c.into_vec::<R>();
+                    let out = ArrayViewMut2::from_shape((shape.m, shape.n), &mut d).expect("dense");
+                    R::gemm(a, b, out, true);
+                    d
+                }
+            };
+            store_product(d, &[shape.m, shape.n], self.out)
         })])
     }
 }
@@ -178,35 +184,7 @@ impl Gemm {
     }
 }
 
-/// `a b`, added to `c` where `accumulate`; large products are split by rows over threads, which
-/// changes no bit since every element is its own chain.
-pub(super) fn product<R: Real>(
-    a: ArrayView2<'_, R>,
-    b: ArrayView2<'_, R>,
-    mut c: Vec<R>,
-    accumulate: bool,
-) -> Vec<R> {
-    let n = b.ncols();
-    let out = ArrayViewMut2::from_shape((a.nrows(), n), &mut c).expect("dense");
-    product_into(a, b, out, accumulate);
-    c
-}
-
-/// As [`product`], into a view.
-pub(super) fn product_into<R: Real>(
-    a: ArrayView2<'_, R>,
-    b: ArrayView2<'_, R>,
-    mut c: ArrayViewMut2<'_, R>,
-    accumulate: bool,
-) {
-    let (m, k) = a.dim();
-    if m * k * b.ncols() < 1 << 19 {
-        return R::gemm(a, b, c, accumulate);
-    }
-    let rows = m.div_ceil(rayon::current_num_threads()).next_multiple_of(16);
-    let parts = c.axis_chunks_iter_mut(Axis(0), rows).enumerate();
-    parts.collect::<Vec<_>>().into_par_iter().for_each(|(i, c)| {
-        let a = a.slice(s![i * rows..i * rows + c.nrows(), ..]);
-        R::gemm(a, b, c, accumulate);
-    });
+/// A plain product as a tensor: its NaNs are canonical already, so that only a rounding is left.
+pub(super) fn store_product<R: Real>(d: Vec<R>, shape: &[usize], out: DType) -> Tensor {
+    if out == R::DTYPE { Tensor::from_vec(shape, d) } else { R::store(d, shape, out) }
 }

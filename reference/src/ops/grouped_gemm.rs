@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::attention::spans;
-use super::gemm::{Layout, operand_dtypes, product_into};
+use super::gemm::{Layout, operand_dtypes, store_product};
 use crate::Tensor;
 use crate::op::compute_type::bf16_into;
 use crate::op::compute_type::{Real, compute_dtype, in_real};
@@ -105,7 +105,7 @@ impl Op for GroupedGemm {
             let len = shape.iter().product();
             let mut d = c.map_or_else(|| vec![R::ZERO; len], Tensor::into_vec::<R>);
             self.run_plain::<R>(&a, &b, &mut d, accumulate);
-            vec![R::store(d, &shape, self.out)]
+            vec![store_product(d, &shape, self.out)]
         }))
     }
 }
@@ -141,7 +141,7 @@ impl GroupedGemm {
             let (a, b) = (a.slice(s![start..start + rows, ..]), b.index_axis(Axis(0), e));
             let (a, b) = self.layout.orient(a, b);
             if rows > 0 {
-                product_into(a, b, d, accumulate);
+                R::gemm(a, b, d, accumulate);
             }
         });
     }

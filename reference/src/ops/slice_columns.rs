@@ -48,10 +48,12 @@ impl Op for SliceColumns {
     fn run(&self, inputs: Vec<Option<Tensor>>) -> Result<Vec<Tensor>, OpError> {
         let [Some(x)] = &inputs[..] else { unreachable!("mandatory") };
         let (t, size) = (x.shape()[0], x.dtype().size());
-        let mut y = Vec::with_capacity(t * self.width * size);
-        for row in x.bytes().chunks((x.shape()[1] * size).max(1)) {
-            y.extend_from_slice(&row[self.offset * size..][..self.width * size]);
-        }
-        Ok(vec![Tensor::from_bytes(x.dtype(), &[t, self.width], &y)])
+        let (from, to) = ((x.shape()[1] * size).max(1), (self.width * size).max(1));
+        let y = Tensor::filled(x.dtype(), &[t, self.width], |y| {
+            for (y, row) in y.chunks_exact_mut(to).zip(x.bytes().chunks_exact(from)) {
+                y.copy_from_slice(&row[self.offset * size..][..self.width * size]);
+            }
+        });
+        Ok(vec![y])
     }
 }

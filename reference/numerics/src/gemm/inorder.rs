@@ -64,6 +64,27 @@ pub fn gemm_f64(
     gemm_on(Isa::best(), a, b, c, accumulate);
 }
 
+/// `A B` as [`gemm_f32`] and [`gemm_f64`] give it, row-major, in memory that was not cleared first.
+///
+/// # Panics
+/// Where the shapes do not fit each other.
+pub fn gemm_new<T: Element>(a: ArrayView2<'_, T>, b: ArrayView2<'_, T>) -> Vec<T> {
+    let (m, n) = (a.nrows(), b.ncols());
+    assert_eq!(b.nrows(), a.ncols(), "in-order GEMM: A is {:?}, B is {:?}", a.dim(), b.dim());
+    if a.ncols() == 0 {
+        return vec![T::zeroed(); m * n];
+    }
+    let mut c = Vec::with_capacity(m * n);
+    let out = Output { data: c.as_mut_ptr(), row_stride: n as isize, col_stride: 1 };
+    if m * n > 0 {
+        run(Isa::best(), a, b, out, false);
+    }
+    // SAFETY: the chains start at zero and not from C, so that every element of the m x n was
+    // written and none was read before.
+    unsafe { c.set_len(m * n) };
+    c
+}
+
 /// [`gemm_f32`] and [`gemm_f64`] on a chosen instruction set: for tests and benches.
 ///
 /// # Panics
@@ -96,10 +117,23 @@ pub fn gemm_on<T: Element>(
         }
         return;
     }
-    let kernel = T::kernel(isa);
-    let parallel = m * n * k >= PARALLEL_FROM && rayon::current_num_threads() > 1;
     let out =
         Output { data: c.as_mut_ptr(), row_stride: c.strides()[0], col_stride: c.strides()[1] };
+    run(isa, a, b, out, accumulate);
+}
+
+/// The blocks of a product that has at least one element and one step of k. `C` is read only where
+/// the chain continues: with `accumulate`, or in what an earlier block of k wrote.
+fn run<T: Element>(
+    isa: Isa,
+    a: ArrayView2<'_, T>,
+    b: ArrayView2<'_, T>,
+    out: Output<T>,
+    accumulate: bool,
+) {
+    let ((m, k), n) = (a.dim(), b.ncols());
+    let kernel = T::kernel(isa);
+    let parallel = m * n * k >= PARALLEL_FROM && rayon::current_num_threads() > 1;
     for n0 in (0..n).step_by(NC) {
         let cols = NC.min(n - n0);
         for k0 in (0..k).step_by(KC) {
