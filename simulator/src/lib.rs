@@ -11,30 +11,24 @@
 //! 4. `fathom_schedule` gives every rank its instruction stream;
 //! 5. [`events`] plays the streams with those times: when each part ran, and where the time went;
 //! 6. memory, cost, reliability and reports say what that means.
+//!
+//! The folders are the layers: `config` < `workload` < `network`, `cost_model` < `engine` <
+//! `outputs`.
 #![forbid(unsafe_code)]
 
-pub mod calibrate;
-pub mod chunk;
 pub mod config;
-pub mod cost;
+mod cost_model;
+mod engine;
 pub mod error;
-pub mod events;
-pub mod first_principles;
-pub mod hardware;
-pub mod kernel_time;
-pub mod load;
-pub mod lowering;
-pub mod memory;
 pub mod network;
-pub mod parallel;
-pub mod perfetto;
-pub mod reliability;
-pub mod report;
-pub mod search;
-pub mod step;
-pub mod times;
-pub mod validate;
+mod outputs;
 pub mod workload;
+
+pub use config::hardware;
+pub use cost_model::{calibrate, first_principles, kernel_time, times};
+pub use engine::{chunk, events, memory, search, step};
+pub use outputs::{cost, perfetto, reliability, report, validate};
+pub use workload::{load, lowering, parallel};
 
 pub use error::SimError;
 

@@ -37,6 +37,9 @@ fn every_op_becomes_kernels_that_take_bytes_or_is_refused_by_name() {
 fn ops_that_are_told_apart_by_name_are_in_the_table() {
     let named = [lowering::RETILING, lowering::CAST, lowering::FIRST];
     for name in named.iter().chain(&lowering::ALIKE) {
-        assert!(OPS.iter().any(|op| op.name == *name), "simulator/src/lowering.rs: no op {name}");
+        assert!(
+            OPS.iter().any(|op| op.name == *name),
+            "simulator/src/workload/lowering.rs: no op {name}"
+        );
     }
 }

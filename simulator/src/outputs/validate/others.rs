@@ -20,7 +20,7 @@ const KORTHIKANTI: &str = "GPT on A100 (arXiv 2205.05198, table 5)";
 /// sequence and pipelines: `docs/performance-summary.md` and its archive in the repository
 /// NVIDIA-NeMo/Megatron-Bridge; prediction modules as the tables' names and FLOPs say;
 /// recomputation from the recipes beside them.
-const BRIDGE: &str = include_str!("../../presets/published/megatron-bridge.csv");
+const BRIDGE: &str = include_str!("../../../presets/published/megatron-bridge.csv");
 
 /// One public training run.
 struct Public {

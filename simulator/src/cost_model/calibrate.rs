@@ -502,7 +502,7 @@ pub fn parse_table(file: &str, text: &str) -> Result<Vec<MeasuredGemm>, SimError
 /// The fitting half of the GEMMs of the published H800 profile, without the grouped ones, whose
 /// rows vary by layer.
 pub const PROFILE_FITTING_GEMMS: &str =
-    include_str!("../presets/measured/h800-profile-fitting.csv");
+    include_str!("../../presets/measured/h800-profile-fitting.csv");
 
 /// Fits `mma_efficiency`, `promotion_cycles` and `tile_cycles` to the fastest runs of `table`,
 /// measured on `sms` SMs of `gpu`, and `contention` to mean over fastest; the other constants stay

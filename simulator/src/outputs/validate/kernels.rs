@@ -19,7 +19,7 @@ const DEEPEP: &str = "DeepEP on H800, alone";
 const LATENCY: &str = "DeepEP on H800, low latency";
 
 /// The other half of the profile's GEMMs.
-const TEST_GEMMS: &str = include_str!("../../presets/measured/h800-profile-test.csv");
+const TEST_GEMMS: &str = include_str!("../../../presets/measured/h800-profile-test.csv");
 
 /// Rows per expert of rank 0, by layer, in the profile's forward chunk and its backward chunk: a
 /// quarter of the padded rows that the kernels' grids show.

@@ -19,6 +19,7 @@ use crate::hardware::cluster::Cluster;
 use crate::reliability::Reliability;
 
 mod expert_load;
+pub mod hardware;
 pub(crate) mod limits;
 mod read;
 mod search_space;

@@ -7,15 +7,19 @@
 //! (context parallelism, sequence parallelism beside tensor parallelism) is put on top and said so
 //! in place.
 
+pub mod load;
+pub mod lowering;
+pub mod parallel;
+
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
 use fathom_trace::{Component, OpClass, OpRecord, Phase, jsonl};
 use serde::Serialize;
 
+use self::lowering::{Kernel, Lowering};
 use crate::config::{Precision, Recompute};
 use crate::error::SimError;
-use crate::lowering::{self, Kernel, Lowering};
 use crate::times::LayerKind;
 use fathom_config::{ModelConfig, MoeConfig};
 

@@ -10,7 +10,7 @@ type Preset = (&'static str, &'static str);
 
 macro_rules! presets {
     ($folder:literal: $($name:literal),* $(,)?) => {
-        &[$(($name, include_str!(concat!("../../presets/", $folder, "/", $name, ".toml")))),*]
+        &[$(($name, include_str!(concat!("../../../presets/", $folder, "/", $name, ".toml")))),*]
     };
 }
 

@@ -1,0 +1,8 @@
+//! Outputs: dollars, failures, timelines, the report page, and the comparison with published
+//! figures.
+
+pub mod cost;
+pub mod perfetto;
+pub mod reliability;
+pub mod report;
+pub mod validate;
