@@ -23,7 +23,7 @@ fn kernels_agree_with_the_reference_and_the_sanitizers_are_silent() {
     let output = fathom(&[
         "conform",
         "--only",
-        "gemm_fp8,quantize_tile",
+        "gemm_fp8,quantize_tile,scatter_add_rows,concat_columns",
         "--device",
         "emulated",
         "--cases",
@@ -41,7 +41,7 @@ fn kernels_agree_with_the_reference_and_the_sanitizers_are_silent() {
     assert!(report["gpu"].as_str().unwrap().contains("H800"), "{report:#}");
     for op in report["ops"].as_array().unwrap() {
         assert_eq!((&op["cases"], &op["passed"]), (&6.into(), &6.into()), "{op:#}");
-        assert!(op["elements"].as_u64().unwrap() > 1000 && op["failure"].is_null(), "{op:#}");
+        assert!(op["elements"].as_u64().unwrap() > 500 && op["failure"].is_null(), "{op:#}");
     }
     assert!(!stderr.contains("findings"), "{stderr}");
 }
@@ -49,7 +49,7 @@ fn kernels_agree_with_the_reference_and_the_sanitizers_are_silent() {
 #[test]
 fn the_wrong_device_and_unknown_words_are_refused() {
     for (args, expected) in [
-        (&["conform", "--only", "gemm"][..], "expected gemm_fp8, quantize_tile"),
+        (&["conform", "--only", "gem"][..], "expected add, all_gather"),
         (&["conform", "--device", "tpu"], "expected cuda or emulated, found 'tpu'"),
         (&["conform", "--device", "emulated", "--gpu", "h9"], "h9"),
         (&["conform", "--device", "emulated", "--check", "luck"], "luck"),

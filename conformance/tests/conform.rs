@@ -49,7 +49,12 @@ fn the_reference_agrees_with_itself_on_every_suite() {
         let report =
             conform::run(suite, &ReferenceEngine, &ReferenceEngine, &options, &|| ()).unwrap();
         assert_eq!((report.cases, report.passed), (6, 6), "{}", suite.op);
-        assert!(report.elements > 1000 && report.failure.is_none());
+        assert!(
+            report.elements > 100 && report.failure.is_none(),
+            "{}: {}",
+            suite.op,
+            report.elements
+        );
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
@@ -60,8 +65,8 @@ fn every_kernel_has_a_suite() {
         let op = kernel.op;
         assert!(
             conform::suites(&[op.to_owned()]).is_ok(),
-            "the kernel of {op} has no suite: write conformance/src/conform/{op}.rs and add it to \
-             SUITES"
+            "the kernel of {op} has no suite: write conformance/src/conform/{op}.rs and name it \
+             among the suites"
         );
     }
 }
@@ -91,6 +96,6 @@ fn a_failed_launch_is_a_failure_and_an_unknown_op_an_error() {
         conform::run(suite, &Broken, &ReferenceEngine, &options(folder.path()), &|| ()).unwrap();
     let failure = report.failure.unwrap();
     assert!(failure.error.unwrap().contains("ILLEGAL_ADDRESS") && failure.file.is_none());
-    let error = conform::suites(&["gemm".to_owned()]).err().unwrap().to_string();
-    assert!(error.contains("expected gemm_fp8, quantize_tile"), "{error}");
+    let error = conform::suites(&["gem".to_owned()]).err().unwrap().to_string();
+    assert!(error.contains("expected add, all_gather"), "{error}");
 }

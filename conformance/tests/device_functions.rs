@@ -19,7 +19,7 @@ fn compile(device: &Device, source: &str) -> Option<Module> {
         let loaded = unsafe { libloading::Library::new(library) };
         std::mem::forget(loaded.unwrap_or_else(|e| panic!("{}: {e}", library.display())));
     }
-    let headers = Path::new(env!("CARGO_MANIFEST_DIR")).join("../gpu/kernels/common");
+    let headers = Path::new(env!("CARGO_MANIFEST_DIR")).join("../gpu/kernels");
     let options = CompileOptions {
         include_paths: vec![headers.to_str().expect("a path in UTF-8").to_owned()],
         options: vec!["--gpu-architecture=sm_90a".to_owned(), "--fmad=false".to_owned()],
@@ -39,7 +39,7 @@ fn launch(device: &Device, module: &Module, name: &str, ctas: u32, threads: u32,
 
 #[test]
 fn elementary_functions() {
-    let mut source = String::from("#include \"elementary.cuh\"\n");
+    let mut source = String::from("#include \"common/elementary.cuh\"\n");
     for f in Function::ALL {
         let name = f.name();
         source += &format!(
@@ -72,7 +72,7 @@ fn elementary_functions() {
 #[test]
 fn reduction_trees() {
     let source = r#"
-#include "reduce.cuh"
+#include "common/reduce.cuh"
 template <int THREADS, int VECTOR>
 static __device__ void sum(const float* rows, int length, float* out) {
     __shared__ float scratch[32];

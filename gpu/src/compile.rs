@@ -26,14 +26,16 @@ pub struct Source<'a> {
     pub text: &'a str,
 }
 
+/// The [`Source`] of this path below `gpu/kernels`.
 macro_rules! source {
     ($path:literal) => {
-        Source { name: $path, text: include_str!(concat!("../kernels/", $path)) }
+        $crate::compile::Source {
+            name: $path,
+            text: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/", $path)),
+        }
     };
 }
-
-/// The 1x128 cast: entry `quantize_tile`, constants `INPUT_BF16` and `POW2`, each 0 or 1.
-pub const QUANTIZE_TILE: Source<'static> = source!("quant/quantize_tile.cu");
+pub(crate) use source;
 
 /// The FP8 GEMM: entry `fp8_gemm_1d2d`, constants `N`, `K`, `OUTPUT_F32` (0 or 1) and `STAGES`.
 pub const FP8_GEMM_1D2D: Source<'static> = source!("gemm/sm90_fp8_gemm_1d2d.cu");
@@ -340,6 +342,7 @@ fn load_error(path: &Path, error: &libloading::Error) -> CompileError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::quantize_tile::SOURCE as QUANTIZE_TILE;
 
     /// A compiler with a cache of its own; `None`, said loudly, where there is no NVRTC.
     fn compiler() -> Option<(Compiler, tempfile::TempDir)> {

@@ -6,14 +6,16 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DriverError};
+use cudarc::driver::{CudaContext, CudaStream, DriverError};
 use fathom_reference::Tensor;
 use fathom_trace::DType;
 
 use crate::compile::{CompileError, Compiler, Source};
 use crate::driver::{self, Driver};
 use crate::launch::{self, Arg, Kernel, LaunchConfig, Swizzle, TensorMap};
+use crate::memory::{self, Memory};
 use crate::nvrtc;
+use crate::tensor::{DeviceTensor, Matrix, TMA_BYTES};
 
 /// Which CUDA driver a run wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +94,24 @@ pub enum GpuError {
         /// Bytes of each of the arguments.
         found: Vec<usize>,
     },
+    /// There is no room for a tensor.
+    #[error(
+        "no room on the device for {tensor}: it takes {bytes} bytes beside {total} that are held{}, and \
+         {limit} are there; make micro-batches smaller or recompute more",
+        listed(held)
+    )]
+    OutOfMemory {
+        /// The tensor and the op that it is for.
+        tensor: String,
+        /// Bytes that it takes.
+        bytes: usize,
+        /// Bytes that may be held.
+        limit: usize,
+        /// Bytes that are held.
+        total: usize,
+        /// What holds most of them: ops whose outputs they are, with bytes.
+        held: Vec<(&'static str, usize)>,
+    },
     /// A call of the driver failed.
     #[error("{call}: {message}")]
     Driver {
@@ -115,42 +135,17 @@ impl GpuError {
     }
 }
 
-/// Bytes in device memory, given back when dropped.
-pub struct Buffer {
-    pub(crate) slice: CudaSlice<u8>,
-}
-
-/// A matrix in device memory whose rows start at multiples of 16 bytes, as TMA asks.
-pub struct Matrix {
-    pub(crate) buffer: Buffer,
-    pub(crate) dtype: DType,
-    /// Rows of the matrix.
-    pub rows: usize,
-    /// Columns of the matrix.
-    pub columns: usize,
-    /// Distance of two rows.
-    pub(crate) pitch_bytes: usize,
-}
-
-impl Matrix {
-    /// The device memory in which the matrix lies.
-    pub fn buffer(&self) -> &Buffer {
-        &self.buffer
+/// ` (a by gemm, b by upload)`.
+fn listed(held: &[(&'static str, usize)]) -> String {
+    if held.is_empty() {
+        return String::new();
     }
-
-    /// Element type of the matrix.
-    pub fn dtype(&self) -> DType {
-        self.dtype
-    }
-
-    /// Distance of two rows in elements: the leading dimension.
-    pub fn pitch(&self) -> usize {
-        self.pitch_bytes / self.dtype.size()
-    }
+    let words: Vec<String> = held.iter().map(|(by, bytes)| format!("{bytes} by {by}")).collect();
+    format!(" ({})", words.join(", "))
 }
 
 /// A source with its constants: what a kernel is cached by.
-type Key = (&'static str, Vec<(&'static str, u64)>);
+type Key = (&'static str, &'static str, Vec<(&'static str, u64)>);
 
 /// One device, its stream and the kernels that were compiled for it.
 pub struct Gpu {
@@ -159,6 +154,7 @@ pub struct Gpu {
     description: driver::Device,
     compiler: Compiler,
     kernels: Mutex<HashMap<Key, Arc<Kernel>>>,
+    memory: Arc<Memory>,
 }
 
 impl Gpu {
@@ -191,13 +187,19 @@ impl Gpu {
         let cache = nvrtc::cache_dir().ok_or(GpuError::NoCache)?.join("kernels");
         let compiler = Compiler::new(&nvrtc::find().ok_or(GpuError::NoNvrtc)?, &cache)?;
         let context = CudaContext::new(0).map_err(GpuError::of("cuDevicePrimaryCtxRetain"))?;
-        Ok(Gpu {
-            stream: context.default_stream(),
-            kind: wanted,
-            description,
-            compiler,
-            kernels: Mutex::default(),
-        })
+        let stream = context.default_stream();
+        let memory = Memory::new(stream.clone(), description.memory_bytes)?;
+        let kernels = Mutex::default();
+        Ok(Gpu { stream, kind: wanted, description, compiler, kernels, memory })
+    }
+
+    /// The same device, of whose memory at most `bytes` are taken.
+    ///
+    /// # Errors
+    /// [`GpuError::Driver`].
+    pub fn with_memory(mut self, bytes: usize) -> Result<Gpu, GpuError> {
+        self.memory = Memory::new(self.stream.clone(), bytes)?;
+        Ok(self)
     }
 
     /// Whose driver it is, NVIDIA's or the emulated one.
@@ -221,7 +223,7 @@ impl Gpu {
         defines: &[(&'static str, u64)],
         shared_bytes: u32,
     ) -> Result<Arc<Kernel>, GpuError> {
-        let key = (name, defines.to_vec());
+        let key = (source.name, name, defines.to_vec());
         let mut kernels = self.kernels.lock().expect("no panic while it is held");
         if let Some(kernel) = kernels.get(&key) {
             return Ok(kernel.clone());
@@ -260,69 +262,136 @@ impl Gpu {
         (rows, columns): (u32, u32),
         swizzle: Swizzle,
     ) -> Result<TensorMap<'a>, GpuError> {
-        TensorMap::new(&self.stream, matrix, (rows, columns), swizzle)
+        TensorMap::new(matrix, (rows, columns), swizzle)
     }
 
-    /// Copies bytes to new device memory.
+    /// What tensors are allocated for from now on: an op's output, by the names of both.
+    pub(crate) fn purpose(&self, op: &'static str, tensor: &str) {
+        self.memory.purpose(op, tensor);
+    }
+
+    /// Bytes of device memory that are held, and the most that ever were.
+    pub fn memory_held(&self) -> (usize, usize) {
+        self.memory.held()
+    }
+
+    /// How often the host has waited for the device.
+    pub fn waits(&self) -> u64 {
+        self.memory.waits()
+    }
+
+    /// A tensor that nobody has written.
     ///
     /// # Errors
-    /// [`GpuError::Driver`].
-    pub fn upload(&self, bytes: &[u8]) -> Result<Buffer, GpuError> {
-        // The driver refuses to allocate nothing.
-        let slice = match bytes {
-            [] => self.stream.clone_htod(&[0u8; 16]),
-            bytes => self.stream.clone_htod(bytes),
-        };
-        Ok(Buffer { slice: slice.map_err(GpuError::of("cuMemcpyHtoDAsync"))? })
+    /// [`GpuError::OutOfMemory`], [`GpuError::Driver`].
+    pub fn tensor(&self, dtype: DType, shape: &[usize]) -> Result<DeviceTensor, GpuError> {
+        let bytes = shape.iter().product::<usize>() * dtype.size();
+        let block = Arc::new(self.memory.allocate(bytes)?);
+        Ok(DeviceTensor::new(block, 0, dtype, shape))
     }
 
-    /// Copies a matrix to the device, each row padded with zeros to 16 bytes.
+    /// A tensor of zero bits.
     ///
     /// # Errors
-    /// [`GpuError::Driver`].
-    ///
-    /// # Panics
-    /// Where the tensor has no dimension.
-    pub fn upload_matrix(&self, tensor: &Tensor) -> Result<Matrix, GpuError> {
-        let (rows, columns) = tensor.rows_columns();
-        let row_bytes = columns * tensor.dtype().size();
-        let pitch_bytes = row_bytes.next_multiple_of(16);
-        let buffer = if pitch_bytes == row_bytes {
-            self.upload(tensor.bytes())?
-        } else {
-            let mut padded = vec![0; rows * pitch_bytes];
-            let from = tensor.bytes().chunks_exact(row_bytes.max(1));
-            for (to, from) in padded.chunks_exact_mut(pitch_bytes).zip(from) {
-                to[..row_bytes].copy_from_slice(from);
-            }
-            self.upload(&padded)?
-        };
-        Ok(Matrix { buffer, dtype: tensor.dtype(), rows, columns, pitch_bytes })
+    /// As [`Gpu::tensor`].
+    pub fn zeros(&self, dtype: DType, shape: &[usize]) -> Result<DeviceTensor, GpuError> {
+        let tensor = self.tensor(dtype, shape)?;
+        tensor.block.clear(tensor.bytes())?;
+        Ok(tensor)
     }
 
-    /// A matrix of zero bits on the device, rows padded to 16 bytes.
+    /// Copies a tensor to the device.
     ///
     /// # Errors
-    /// [`GpuError::Driver`].
-    pub fn zeros(&self, dtype: DType, rows: usize, columns: usize) -> Result<Matrix, GpuError> {
-        let pitch_bytes = (columns * dtype.size()).next_multiple_of(16);
-        let slice = self.stream.alloc_zeros((rows * pitch_bytes).max(16));
-        let buffer = Buffer { slice: slice.map_err(GpuError::of("cuMemAllocAsync"))? };
-        Ok(Matrix { buffer, dtype, rows, columns, pitch_bytes })
+    /// As [`Gpu::tensor`].
+    pub fn upload(&self, tensor: &Tensor) -> Result<DeviceTensor, GpuError> {
+        let on_device = self.tensor(tensor.dtype(), tensor.shape())?;
+        on_device.block.upload(tensor.bytes())?;
+        Ok(on_device)
     }
 
-    /// Copies a matrix to the host, without its padding; waits for all work before it.
+    /// Whole numbers that a kernel reads: lengths of segments, offsets of groups.
+    ///
+    /// # Errors
+    /// As [`Gpu::tensor`].
+    pub fn constants(&self, numbers: &[i32]) -> Result<DeviceTensor, GpuError> {
+        self.upload(&Tensor::from_vec(&[numbers.len()], numbers.to_vec()))
+    }
+
+    /// Copies a tensor to the host; waits for all work before it.
     ///
     /// # Errors
     /// [`GpuError::Driver`], also for what went wrong in a kernel before.
-    pub fn download(&self, matrix: &Matrix) -> Result<Tensor, GpuError> {
-        self.stream.synchronize().map_err(GpuError::of("cuStreamSynchronize"))?;
-        let copied = self.stream.clone_dtoh(&matrix.buffer.slice);
-        let padded = copied.map_err(GpuError::of("cuMemcpyDtoHAsync"))?;
-        self.stream.synchronize().map_err(GpuError::of("cuStreamSynchronize"))?;
+    pub fn download(&self, tensor: &DeviceTensor) -> Result<Tensor, GpuError> {
+        let mut bytes = vec![0; tensor.bytes()];
+        tensor.block.download(tensor.offset, &mut bytes)?;
+        Ok(Tensor::from_bytes(tensor.dtype(), tensor.shape(), &bytes))
+    }
+
+    /// A copy on the device.
+    ///
+    /// # Errors
+    /// As [`Gpu::tensor`].
+    pub fn copy(&self, tensor: &DeviceTensor) -> Result<DeviceTensor, GpuError> {
+        let copy = self.tensor(tensor.dtype(), tensor.shape())?;
+        let bytes = tensor.bytes();
+        memory::copy_rows(tensor.as_rows(bytes), copy.as_rows(bytes), 1, bytes)?;
+        Ok(copy)
+    }
+
+    /// The tensor for writing: itself where nobody else holds it, else a copy.
+    ///
+    /// # Errors
+    /// As [`Gpu::tensor`].
+    pub fn writable(&self, tensor: DeviceTensor) -> Result<DeviceTensor, GpuError> {
+        if tensor.is_sole() { Ok(tensor) } else { self.copy(&tensor) }
+    }
+
+    /// A tensor as TMA copies it: itself where its rows start at multiples of 16 bytes, else a copy
+    /// with its rows set apart.
+    ///
+    /// # Errors
+    /// As [`Gpu::tensor`].
+    pub fn matrix(&self, tensor: &DeviceTensor) -> Result<Matrix, GpuError> {
+        let (rows, columns) = tensor.rows_columns();
+        let row_bytes = columns * tensor.dtype().size();
+        let (block, offset) = (tensor.block.clone(), tensor.offset);
+        if row_bytes.is_multiple_of(TMA_BYTES) && offset.is_multiple_of(TMA_BYTES) {
+            let dtype = tensor.dtype();
+            return Ok(Matrix { block, offset, dtype, rows, columns, pitch_bytes: row_bytes });
+        }
+        let matrix = self.padded(tensor.dtype(), rows, columns)?;
+        memory::copy_rows(tensor.as_rows(row_bytes), matrix.as_rows(), rows, row_bytes)?;
+        Ok(matrix)
+    }
+
+    /// A matrix that nobody has written, its rows at multiples of 16 bytes.
+    ///
+    /// # Errors
+    /// As [`Gpu::tensor`].
+    pub fn padded(&self, dtype: DType, rows: usize, columns: usize) -> Result<Matrix, GpuError> {
+        let pitch_bytes = (columns * dtype.size()).next_multiple_of(TMA_BYTES);
+        let block = Arc::new(self.memory.allocate(rows * pitch_bytes)?);
+        Ok(Matrix { block, offset: 0, dtype, rows, columns, pitch_bytes })
+    }
+
+    /// A matrix as a dense tensor of this shape: itself where its rows follow one another, else a
+    /// copy.
+    ///
+    /// # Errors
+    /// As [`Gpu::tensor`].
+    ///
+    /// # Panics
+    /// Where the shape has another number of elements.
+    pub fn dense(&self, matrix: Matrix, shape: &[usize]) -> Result<DeviceTensor, GpuError> {
         let row_bytes = matrix.columns * matrix.dtype.size();
-        let rows = padded.chunks_exact(matrix.pitch_bytes.max(1)).take(matrix.rows);
-        let bytes: Vec<u8> = rows.flat_map(|row| &row[..row_bytes]).copied().collect();
-        Ok(Tensor::from_bytes(matrix.dtype, &[matrix.rows, matrix.columns], &bytes))
+        let elements: usize = shape.iter().product();
+        assert_eq!(elements, matrix.rows * matrix.columns, "elements of {shape:?}");
+        if row_bytes == matrix.pitch_bytes || matrix.rows == 1 {
+            return Ok(DeviceTensor::new(matrix.block, matrix.offset, matrix.dtype, shape));
+        }
+        let tensor = self.tensor(matrix.dtype, shape)?;
+        memory::copy_rows(matrix.as_rows(), tensor.as_rows(row_bytes), matrix.rows, row_bytes)?;
+        Ok(tensor)
     }
 }

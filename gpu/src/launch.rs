@@ -12,10 +12,11 @@ use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaFunction, CudaModule, CudaStream, DevicePtr, sys};
+use cudarc::driver::{CudaFunction, CudaModule, CudaStream, sys};
 use fathom_trace::DType;
 
-use crate::device::{Buffer, GpuError, Matrix};
+use crate::device::GpuError;
+use crate::tensor::{DeviceTensor, Matrix};
 
 /// An entry of a loaded module, with the sizes of its parameters.
 pub struct Kernel {
@@ -61,8 +62,12 @@ impl Kernel {
 /// An argument of a kernel, as large as the parameter that it is for.
 #[derive(Clone, Copy)]
 pub enum Arg<'a> {
-    /// The address of device memory.
-    Buffer(&'a Buffer),
+    /// The address of a tensor's first element.
+    Tensor(&'a DeviceTensor),
+    /// The same, or a null pointer.
+    OptionalTensor(Option<&'a DeviceTensor>),
+    /// The address of a matrix's first element.
+    Matrix(&'a Matrix),
     /// A tensor map by value (`__grid_constant__`).
     Map(&'a TensorMap<'a>),
     /// A 32-bit unsigned integer.
@@ -71,6 +76,22 @@ pub enum Arg<'a> {
     U64(u64),
     /// A 32-bit float.
     F32(f32),
+}
+
+/// Threads of a CTA of the kernels that give each thread an element.
+const ELEMENT_THREADS: u32 = 256;
+
+impl LaunchConfig {
+    /// CTAs of `threads`, no clusters, no dynamic shared memory.
+    pub fn new(ctas: usize, threads: u32) -> LaunchConfig {
+        let grid = u32::try_from(ctas).expect("a grid has at most 2^31 - 1 CTAs");
+        LaunchConfig { grid, block: threads, cluster: 1, shared_bytes: 0, programmatic: false }
+    }
+
+    /// A thread an element, 256 a CTA.
+    pub fn elements(n: usize) -> LaunchConfig {
+        LaunchConfig::new(n.div_ceil(ELEMENT_THREADS as usize), ELEMENT_THREADS)
+    }
 }
 
 /// The shape of a launch; grid, block and cluster have one dimension each.
@@ -96,6 +117,8 @@ struct Slot([u64; 16]);
 
 /// Enqueues `kernel` on `stream`.
 ///
+/// A grid of no CTA is no launch.
+///
 /// # Errors
 /// [`GpuError::Arguments`] where number or sizes are not the kernel's, [`GpuError::Driver`]. What
 /// goes wrong on the device is reported by the next call that waits for it.
@@ -110,7 +133,10 @@ pub(crate) fn launch(
         let (kernel, expected) = (kernel.name, kernel.param_bytes.clone());
         return Err(GpuError::Arguments { kernel, expected, found });
     }
-    let mut slots: Vec<Slot> = args.iter().map(|a| a.slot(stream)).collect();
+    if config.grid == 0 {
+        return Ok(());
+    }
+    let mut slots: Vec<Slot> = args.iter().map(Arg::slot).collect();
     let mut pointers: Vec<*mut c_void> = slots.iter_mut().map(|s| (&raw mut *s).cast()).collect();
     let mut attributes = Vec::new();
     let mut attribute = |id, value| {
@@ -158,15 +184,17 @@ impl Arg<'_> {
     fn bytes(&self) -> usize {
         match self {
             Arg::Map(_) => size_of::<sys::CUtensorMap>(),
-            Arg::Buffer(_) | Arg::U64(_) => 8,
+            Arg::Tensor(_) | Arg::OptionalTensor(_) | Arg::Matrix(_) | Arg::U64(_) => 8,
             Arg::U32(_) | Arg::F32(_) => 4,
         }
     }
 
-    fn slot(&self, stream: &CudaStream) -> Slot {
+    fn slot(&self) -> Slot {
         let mut words = [0; 16];
         match self {
-            Arg::Buffer(buffer) => words[0] = address(buffer, stream),
+            Arg::Tensor(tensor) => words[0] = tensor.address(),
+            Arg::OptionalTensor(tensor) => words[0] = tensor.map_or(0, DeviceTensor::address),
+            Arg::Matrix(matrix) => words[0] = matrix.address(),
             Arg::Map(map) => words = map.raw.opaque,
             Arg::U32(value) => words[0] = u64::from(*value),
             Arg::U64(value) => words[0] = *value,
@@ -174,11 +202,6 @@ impl Arg<'_> {
         }
         Slot(words)
     }
-}
-
-fn address(buffer: &Buffer, stream: &CudaStream) -> u64 {
-    // One stream orders all work, so nothing has to be recorded when the pointer is given up.
-    buffer.slice.device_ptr(stream).0
 }
 
 /// How TMA permutes 16-byte chunks of a box in shared memory.
@@ -208,7 +231,6 @@ impl TensorMap<'_> {
     /// [`GpuError::Driver`] where the driver refuses the sizes: a box has at most 256 elements a
     /// dimension, and at most 128 bytes a row under [`Swizzle::Bytes128`].
     pub(crate) fn new<'a>(
-        stream: &CudaStream,
         matrix: &'a Matrix,
         (rows, columns): (u32, u32),
         swizzle: Swizzle,
@@ -241,7 +263,7 @@ impl TensorMap<'_> {
                 &mut raw,
                 element,
                 2,
-                address(&matrix.buffer, stream) as *mut c_void,
+                matrix.address() as *mut c_void,
                 sizes.as_ptr(),
                 strides.as_ptr(),
                 boxes.as_ptr(),

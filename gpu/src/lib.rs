@@ -4,16 +4,23 @@
 //! - [`compile`]: CUDA C++ to PTX, cached by content.
 //! - [`driver`]: which libcuda is loaded, NVIDIA's or the emulated one, and its devices.
 //! - [`device`]: a GPU with its memory and its compiled kernels.
+//! - [`tensor`], `memory`: what lies in its memory, and who holds how much of that.
 //! - [`kernels`]: the host files, their table, and the engine over them.
+//! - [`backend`]: the same as the backend that the model runs on.
 //! - [`launch`]: the launch with its attributes, tensor maps; the only `unsafe` calls on a device.
 //! - [`nvrtc`]: where NVIDIA's run-time compiler is, and fetching it once.
 
+pub mod backend;
 pub mod compile;
 pub mod device;
 pub mod driver;
 pub mod kernels;
 pub mod launch;
+mod memory;
 pub mod nvrtc;
+pub mod tensor;
 
+pub use backend::Cuda;
 pub use device::{DeviceKind, Gpu, GpuError};
 pub use kernels::CudaEngine;
+pub use tensor::DeviceTensor;

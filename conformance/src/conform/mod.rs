@@ -6,8 +6,10 @@
 //! as it goes on disagreeing, and written as a case file with what the engine gave, for
 //! `fathom diagnose`.
 //!
-//! To add an op: copy a neighbour's file and add it to [`SUITES`].
+//! To add an op: copy a neighbour's file, or a function of one, and name it in its list of suites.
 
+mod data;
+mod draw;
 mod gemm_fp8;
 mod quantize_tile;
 pub mod values;
@@ -45,11 +47,21 @@ pub struct Suite {
     pub strategy: fn(index: usize) -> BoxedStrategy<Drawn>,
 }
 
-/// The ops with a suite, in alphabetical order.
-pub const SUITES: &[Suite] = &[
-    Suite { op: GemmFp8::NAME, strategy: gemm_fp8::strategy },
-    Suite { op: QuantizeTile::NAME, strategy: quantize_tile::strategy },
+/// The suites by file; [`all`] has them in order.
+const FILES: &[&[Suite]] = &[
+    data::SUITES,
+    &[
+        Suite { op: GemmFp8::NAME, strategy: gemm_fp8::strategy },
+        Suite { op: QuantizeTile::NAME, strategy: quantize_tile::strategy },
+    ],
 ];
+
+/// The ops with a suite, in alphabetical order.
+fn all() -> Vec<&'static Suite> {
+    let mut suites: Vec<&Suite> = FILES.iter().copied().flatten().collect();
+    suites.sort_by_key(|suite| suite.op);
+    suites
+}
 
 /// Tries at simplifying a case that disagrees.
 const SIMPLIFICATIONS: usize = 24;
@@ -140,7 +152,7 @@ pub struct Failure {
 #[derive(Debug, thiserror::Error)]
 pub enum ConformError {
     /// No suite of this name.
-    #[error("--only {found}: expected {}", SUITES.iter().map(|s| s.op).collect::<Vec<_>>().join(", "))]
+    #[error("--only {found}: expected {}", all().iter().map(|s| s.op).collect::<Vec<_>>().join(", "))]
     NoSuite {
         /// The name that was asked for.
         found: String,
@@ -159,10 +171,10 @@ pub enum ConformError {
 /// [`ConformError::NoSuite`].
 pub fn suites(only: &[String]) -> Result<Vec<&'static Suite>, ConformError> {
     if only.is_empty() {
-        return Ok(SUITES.iter().collect());
+        return Ok(all());
     }
     let find = |name: &String| {
-        let suite = SUITES.iter().find(|s| s.op == name);
+        let suite = all().into_iter().find(|s| s.op == name);
         suite.ok_or_else(|| ConformError::NoSuite { found: name.clone() })
     };
     only.iter().map(find).collect()

@@ -10,7 +10,7 @@
 #ifndef FATHOM_COMMON_REDUCE_CUH
 #define FATHOM_COMMON_REDUCE_CUH
 
-#include "elementary.cuh"
+#include "common/elementary.cuh"
 
 // tree_sum over WIDTH neighbouring lanes, WIDTH a power of two of at most 32; NaN not yet canonical.
 template <int WIDTH>

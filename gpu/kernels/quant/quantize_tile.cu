@@ -10,10 +10,6 @@
 //   POW2        1: scales are powers of two, rounded up
 // LAUNCH
 //   any grid of 128 threads; a warp casts one tile at a time and strides over the tiles.
-// NOTES
-// - Scales go to scale[row * scale_row_stride + tile * scale_tile_stride]: rows innermost is what
-//   the GEMM copies by TMA, tiles innermost is the case file's layout.
-// - The columns from k up to ldq are not written: the tensor map's bound hides them.
 #include "common/types.cuh"
 
 constexpr u32 TILE = 128;
@@ -78,21 +74,19 @@ FATHOM_DEVICE void cast_tile(const void* x, u64 start, u32 width, float amax_flo
     if (lane == 0) *scale_out = scale;
 }
 
-// x[rows, ldx] -> q[rows, ldq] and the scales; ldx and ldq in elements.
+// x[rows, k] -> q[rows, k] and scale[rows, ceil(k / 128)].
 extern "C" __global__ void __launch_bounds__(128)
     quantize_tile(const void* __restrict__ x, u8* __restrict__ q, float* __restrict__ scale, u32 rows,
-                  u32 k, u64 ldx, u64 ldq, u64 scale_row_stride, u64 scale_tile_stride,
-                  float amax_floor) {
+                  u32 k, float amax_floor) {
     const u32 tiles = ceil_div(k, TILE);
     const u64 total = (u64)rows * tiles;
     const u64 warps = (u64)gridDim.x * (blockDim.x / LANES);
     u64 at = (u64)blockIdx.x * (blockDim.x / LANES) + threadIdx.x / LANES;
     for (; at < total; at += warps) {
         u64 row = at / tiles;
-        u32 tile = (u32)(at % tiles);
-        u32 column = tile * TILE;
+        u32 column = (u32)(at % tiles) * TILE;
         u32 width = k - column < TILE ? k - column : TILE;
-        cast_tile(x, row * ldx + column, width, amax_floor, q + row * ldq + column,
-                  scale + row * scale_row_stride + tile * scale_tile_stride);
+        u64 start = row * k + column;
+        cast_tile(x, start, width, amax_floor, q + start, scale + at);
     }
 }

@@ -7,13 +7,13 @@ use fathom_numerics::gemm::{Accumulate, Promote};
 use fathom_numerics::mma::Arch;
 use fathom_reference::op::codes::stored_as;
 use fathom_reference::ops::gemm_fp8::GemmFp8;
-use fathom_reference::{DynOp, Tensor};
-use fathom_trace::DType;
+use fathom_trace::{DType, TensorMeta};
 
-use super::RunError;
+use super::{Kernel, mandatory, require, roles};
 use crate::compile::FP8_GEMM_1D2D;
-use crate::device::{Buffer, Gpu, GpuError, Matrix};
+use crate::device::{Gpu, GpuError};
 use crate::launch::{Arg, LaunchConfig, Swizzle, TensorMap};
+use crate::tensor::{DeviceTensor, Matrix};
 
 /// Extent of a tile of the output, and of a block of K.
 const BLOCK: usize = 128;
@@ -72,20 +72,18 @@ fn pipeline(output_f32: bool) -> (u64, u32) {
 
 /// `d[m, n] = a[m, k] b[n, k]^T`, enqueued.
 ///
-/// `a_scale` is transposed, [ceil(k / 128), m]: what [`super::quantize_tile::launch`] writes.
-/// `b_scale` is dense, [ceil(n / 128), ceil(k / 128)] F32. `d` is F32 or BF16.
+/// `a_scale` is transposed, [ceil(k / 128), m] (see [`Gpu::transposed`]); `b_scale` is
+/// [ceil(n / 128), ceil(k / 128)] F32. `d` is F32 or BF16.
 ///
 /// # Errors
 /// [`GpuError`].
 ///
 /// # Panics
 /// Where shapes or element types do not fit each other, or a dimension is 0.
-pub fn launch(
+pub fn product(
     gpu: &Gpu,
-    a: &Matrix,
-    a_scale: &Matrix,
-    b: &Matrix,
-    b_scale: &Buffer,
+    (a, a_scale): (&Matrix, &Matrix),
+    (b, b_scale): (&Matrix, &DeviceTensor),
     d: &Matrix,
 ) -> Result<(), GpuError> {
     let (m, n, k) = (d.rows, d.columns, a.columns);
@@ -109,54 +107,43 @@ pub fn launch(
         Arg::Map(&map_b),
         Arg::Map(&map_scale),
         Arg::Map(&map_d),
-        Arg::Buffer(b_scale),
-        Arg::Buffer(d.buffer()),
+        Arg::Tensor(b_scale),
+        Arg::Matrix(d),
         Arg::U64(d.pitch() as u64),
         Arg::U32(m as u32),
     ];
     gpu.launch(&kernel, &plan.config, &args)
 }
 
-/// The op from host to host.
-///
-/// # Errors
-/// [`RunError`].
-pub(super) fn run(
-    gpu: &Gpu,
-    op: &dyn DynOp,
-    inputs: &[Option<Tensor>],
-) -> Result<Vec<Tensor>, RunError> {
-    let op = op.as_any().downcast_ref::<GemmFp8>().expect("the table names this op");
-    let [Some(a), Some(a_scale), Some(b), Some(b_scale), _] = inputs else {
-        unreachable!("infer accepted the inputs");
-    };
-    covers(op, a, b).map_err(RunError::Unsupported)?;
-    let dtype = stored_as(op.d);
-    if op.m == 0 || op.n == 0 || op.k == 0 {
-        return Ok(vec![Tensor::zeros(dtype, &[op.m, op.n])]);
+impl Kernel for GemmFp8 {
+    fn covers(&self, inputs: &[Option<TensorMeta>]) -> Result<(), String> {
+        let [Some(a), _, Some(b), _, _] = inputs else { unreachable!("mandatory") };
+        require(&[
+            (self.arch == Arch::Sm90, "arch: sm_90"),
+            (self.promotion_interval == Some(BLOCK), "promotion_interval: 128"),
+            (self.a_tile == [Some(1), Some(BLOCK)], "a_tile: [1, 128]"),
+            (self.b_block == [Some(BLOCK); 2], "b_block: [128, 128]"),
+            (self.accumulate == Accumulate::Overwrite, "accumulate: overwrite"),
+            (self.promote == Promote::Fma, "promote: fma"),
+            (self.accumulator.is_none(), "no accumulator of its own"),
+            (a.dtype == DType::F8E4M3 && b.dtype == DType::F8E4M3, "a and b of F8_E4M3"),
+        ])
     }
-    let a_scale = Tensor::from_array(a_scale.matrix::<f32>().t().to_owned());
-    let (a, b) = (gpu.upload_matrix(a)?, gpu.upload_matrix(b)?);
-    let (a_scale, b_scale) = (gpu.upload_matrix(&a_scale)?, gpu.upload(b_scale.bytes())?);
-    let d = gpu.zeros(dtype, op.m, op.n)?;
-    launch(gpu, &a, &a_scale, &b, &b_scale, &d)?;
-    Ok(vec![gpu.download(&d)?])
-}
 
-/// Whether the kernel computes this variant; else the parameter, and what it takes.
-fn covers(op: &GemmFp8, a: &Tensor, b: &Tensor) -> Result<(), String> {
-    let rules = [
-        (op.arch == Arch::Sm90, "arch: sm_90"),
-        (op.promotion_interval == Some(BLOCK), "promotion_interval: 128"),
-        (op.a_tile == [Some(1), Some(BLOCK)], "a_tile: [1, 128]"),
-        (op.b_block == [Some(BLOCK); 2], "b_block: [128, 128]"),
-        (op.accumulate == Accumulate::Overwrite, "accumulate: overwrite"),
-        (op.promote == Promote::Fma, "promote: fma"),
-        (op.accumulator.is_none(), "no accumulator of its own"),
-        (a.dtype() == DType::F8E4M3 && b.dtype() == DType::F8E4M3, "a and b of F8_E4M3"),
-    ];
-    match rules.iter().find(|(holds, _)| !holds) {
-        None => Ok(()),
-        Some((_, takes)) => Err(format!("the kernel takes {takes}")),
+    fn launch(
+        &self,
+        gpu: &Gpu,
+        inputs: Vec<Option<DeviceTensor>>,
+    ) -> Result<Vec<DeviceTensor>, GpuError> {
+        let [a, a_scale, b, b_scale, _] = roles(inputs);
+        let (a, b, b_scale) = (mandatory(a), mandatory(b), mandatory(b_scale));
+        let (dtype, shape) = (stored_as(self.d), [self.m, self.n]);
+        if self.m == 0 || self.n == 0 || self.k == 0 {
+            return Ok(vec![gpu.zeros(dtype, &shape)?]);
+        }
+        let a_scale = gpu.transposed(&mandatory(a_scale))?;
+        let d = gpu.padded(dtype, self.m, self.n)?;
+        product(gpu, (&gpu.matrix(&a)?, &a_scale), (&gpu.matrix(&b)?, &b_scale), &d)?;
+        Ok(vec![gpu.dense(d, &shape)?])
     }
 }

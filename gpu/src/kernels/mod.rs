@@ -1,67 +1,103 @@
 //! One host file per kernel: what it takes, how it is launched, and the op that it computes.
 //!
-//! To add a kernel: write its source in `gpu/kernels`, copy the host file of a neighbour, move its
-//! op from [`WITHOUT_KERNEL`] to [`KERNELS`] and write the suite of its cases in
-//! `conformance/src/conform`. A host file has two parts: the
-//! launch over device memory, which the backend calls, and `run`, which takes a case of the op from
-//! host to host and says which parameters the kernel does not cover.
+//! To add a kernel: write its source in `gpu/kernels`, copy the host file of a neighbour, which
+//! implements [`Kernel`] for the op, move the op from [`WITHOUT_KERNEL`] to [`KERNELS`] and write
+//! the suite of its cases in `conformance/src/conform`.
+//!
+//! [`execute`] is the one way to a kernel: the backend, `conform`, `check` and `replay` go through
+//! it. [`covers`] says the same before there is a device, when a run is planned.
 
+mod copies;
+mod elementwise;
 pub mod gemm_fp8;
 pub mod quantize_tile;
+mod rows;
+mod transpose;
 
-use fathom_reference::ops::gemm_fp8::GemmFp8;
-use fathom_reference::ops::quantize_tile::QuantizeTile;
-use fathom_reference::{Case, DynOp, Engine, EngineError, Op, Outputs, Tensor};
+use fathom_reference::ops;
+use fathom_reference::{Case, DynOp, Engine, EngineError, Op, Outputs};
+use fathom_trace::{DType, TensorMeta};
 
 use crate::device::{Gpu, GpuError};
+use crate::tensor::DeviceTensor;
 
-/// Why a kernel gives no outputs for a case.
-#[derive(Debug)]
-pub enum RunError {
-    /// The kernel does not compute this variant of the op: the parameter and what it takes.
-    Unsupported(String),
-    /// Compiling, launching or waiting failed.
-    Gpu(GpuError),
+/// An op that has a kernel.
+pub trait Kernel: Op {
+    /// Whether the kernel computes this variant of the op on inputs of these element types and
+    /// shapes; [`Op::infer`] accepted them.
+    ///
+    /// # Errors
+    /// What the kernel takes, in words that name the parameter or the tensor.
+    fn covers(&self, inputs: &[Option<TensorMeta>]) -> Result<(), String>;
+
+    /// Enqueues the op on inputs that [`Op::infer`] and [`Kernel::covers`] accepted: a tensor a
+    /// role, by value, so that one that nobody else holds may be written in place. Gives a tensor
+    /// an output.
+    ///
+    /// # Errors
+    /// [`GpuError`].
+    fn launch(
+        &self,
+        gpu: &Gpu,
+        inputs: Vec<Option<DeviceTensor>>,
+    ) -> Result<Vec<DeviceTensor>, GpuError>;
 }
 
-impl From<GpuError> for RunError {
-    fn from(error: GpuError) -> RunError {
-        RunError::Gpu(error)
-    }
-}
-
-/// An op from host to host: the op with its parameters, the inputs in the order of its roles.
-type Run = fn(&Gpu, &dyn DynOp, &[Option<Tensor>]) -> Result<Vec<Tensor>, RunError>;
+/// [`Kernel::covers`] behind a pointer.
+type Covers = fn(&dyn DynOp, &[Option<TensorMeta>]) -> Result<(), String>;
+/// [`Kernel::launch`] behind a pointer.
+type Launch =
+    fn(&dyn DynOp, &Gpu, Vec<Option<DeviceTensor>>) -> Result<Vec<DeviceTensor>, GpuError>;
 
 /// A row of [`KERNELS`].
 pub struct KernelEntry {
     /// The op's name in the table of ops.
     pub op: &'static str,
-    run: Run,
+    covers: Covers,
+    launch: Launch,
+}
+
+const fn entry<K: Kernel>() -> KernelEntry {
+    KernelEntry {
+        op: K::NAME,
+        covers: |op, inputs| typed::<K>(op).covers(inputs),
+        launch: |op, gpu, inputs| typed::<K>(op).launch(gpu, inputs),
+    }
+}
+
+fn typed<K: Kernel>(op: &dyn DynOp) -> &K {
+    op.as_any().downcast_ref().expect("the entry was found by the op's name")
 }
 
 /// The ops that have a kernel, in alphabetical order.
 pub const KERNELS: &[KernelEntry] = &[
-    KernelEntry { op: GemmFp8::NAME, run: gemm_fp8::run },
-    KernelEntry { op: QuantizeTile::NAME, run: quantize_tile::run },
+    entry::<ops::add::Add>(),
+    entry::<ops::collective::AllGather>(),
+    entry::<ops::collective::AllReduce>(),
+    entry::<ops::cast::Cast>(),
+    entry::<ops::concat_columns::ConcatColumns>(),
+    entry::<ops::concat_rows::ConcatRows>(),
+    entry::<ops::gather_rows::GatherRows>(),
+    entry::<ops::gemm_fp8::GemmFp8>(),
+    entry::<ops::quantize_tile::QuantizeTile>(),
+    entry::<ops::collective::Recv>(),
+    entry::<ops::collective::ReduceScatter>(),
+    entry::<ops::scatter_add_rows::ScatterAddRows>(),
+    entry::<ops::collective::Send>(),
+    entry::<ops::slice_columns::SliceColumns>(),
+    entry::<ops::slice_rows::SliceRows>(),
 ];
 
 /// The ops that only the CPU computes so far, in alphabetical order.
 pub const WITHOUT_KERNEL: &[&str] = &[
     "adamw",
-    "add",
-    "all_gather",
-    "all_reduce",
     "attention",
     "attention_backward",
     "attention_cached",
     "attention_latent",
     "balance_loss",
-    "cast",
     "clip_factor",
     "combine",
-    "concat_columns",
-    "concat_rows",
     "cross_entropy",
     "cross_entropy_backward",
     "dequantize",
@@ -69,7 +105,6 @@ pub const WITHOUT_KERNEL: &[&str] = &[
     "dispatch_plan",
     "drop_tokens",
     "ema",
-    "gather_rows",
     "gemm",
     "grouped_gemm",
     "grouped_gemm_fp8",
@@ -81,18 +116,12 @@ pub const WITHOUT_KERNEL: &[&str] = &[
     "quantize_block",
     "quantize_delayed",
     "quantize_weight",
-    "recv",
-    "reduce_scatter",
     "rms_norm",
     "rms_norm_backward",
     "rms_norm_wgrad",
     "rope",
     "router",
     "router_backward",
-    "scatter_add_rows",
-    "send",
-    "slice_columns",
-    "slice_rows",
     "sum_of_squares",
     "swiglu",
     "swiglu_backward",
@@ -100,7 +129,91 @@ pub const WITHOUT_KERNEL: &[&str] = &[
     "wgrad_fp8",
 ];
 
-/// The kernels as an engine: what `check`, `conform` and `diagnose` stand on.
+/// Whether there is a kernel for this op, its variant, and inputs of these types and shapes.
+///
+/// # Errors
+/// What is missing, and what is covered, in words.
+pub fn covers(op: &dyn DynOp, inputs: &[Option<TensorMeta>]) -> Result<(), String> {
+    let entry = entry_of(op)?;
+    if let Some(x) = inputs.iter().flatten().find(|x| x.dtype == DType::F64) {
+        return Err(format!("{} is F64, and kernels compute in F32", x.role));
+    }
+    (entry.covers)(op, inputs)
+}
+
+fn entry_of(op: &dyn DynOp) -> Result<&'static KernelEntry, String> {
+    KERNELS.iter().find(|k| k.op == op.name()).ok_or_else(|| {
+        let known: Vec<_> = KERNELS.iter().map(|k| k.op).collect();
+        format!("there is no kernel for it, only for {}", known.join(", "))
+    })
+}
+
+/// Enqueues an op; the device's results are there when a later call waits for them. `engine` is
+/// who runs it, for errors.
+///
+/// # Errors
+/// [`EngineError`]: the inputs do not fit the op, there is no kernel for the variant, or the driver
+/// failed.
+pub fn execute(
+    gpu: &Gpu,
+    engine: &str,
+    op: &dyn DynOp,
+    inputs: Vec<Option<DeviceTensor>>,
+) -> Result<Vec<DeviceTensor>, EngineError> {
+    let metas: Vec<Option<TensorMeta>> = op
+        .inputs()
+        .iter()
+        .zip(&inputs)
+        .map(|(role, input)| input.as_ref().map(|tensor| tensor.meta(role.name)))
+        .collect();
+    let expected = op.infer(&metas)?;
+    covers(op, &metas).map_err(|reason| EngineError::Unsupported {
+        engine: engine.to_owned(),
+        op: op.name().to_owned(),
+        reason,
+    })?;
+    gpu.purpose(op.name(), &op.outputs().join(", "));
+    let launch = entry_of(op).expect("it is covered").launch;
+    let outputs = launch(op, gpu, inputs).map_err(|e| failed(engine, op.name(), &e))?;
+    let found = outputs.iter().zip(&expected).map(|(o, e)| o.meta(&e.role));
+    debug_assert!(
+        outputs.len() == expected.len() && found.eq(expected.iter().cloned()),
+        "{}: the kernel's outputs {outputs:?} are not what infer announced: {expected:?}",
+        op.name(),
+    );
+    Ok(outputs)
+}
+
+/// The device's error as an engine's.
+pub(crate) fn failed(engine: &str, op: &str, error: &GpuError) -> EngineError {
+    EngineError::Failed { engine: engine.to_owned(), op: op.to_owned(), reason: error.to_string() }
+}
+
+/// For [`Kernel::covers`]: each rule with what the kernel takes; the first that does not hold
+/// refuses.
+fn require(rules: &[(bool, &str)]) -> Result<(), String> {
+    match rules.iter().find(|(holds, _)| !holds) {
+        None => Ok(()),
+        Some((_, takes)) => Err(format!("the kernel takes {takes}")),
+    }
+}
+
+/// 1 for BF16, 0 for F32: the constant by which sources choose an element type.
+fn is_bf16(tensor: &DeviceTensor) -> u64 {
+    u64::from(tensor.dtype() == DType::BF16)
+}
+
+/// Takes the inputs apart, one a role.
+fn roles<const N: usize>(inputs: Vec<Option<DeviceTensor>>) -> [Option<DeviceTensor>; N] {
+    inputs.try_into().expect("one entry a role")
+}
+
+/// The input of a mandatory role.
+fn mandatory(input: Option<DeviceTensor>) -> DeviceTensor {
+    input.expect("infer accepted the inputs")
+}
+
+/// The kernels as an engine, from host to host: what `check`, `conform` and `diagnose` stand on.
 pub struct CudaEngine {
     gpu: Gpu,
 }
@@ -123,26 +236,16 @@ impl Engine for CudaEngine {
     }
 
     fn run(&self, case: &Case) -> Result<Outputs, EngineError> {
+        let (name, op) = (self.name(), case.op.as_ref());
+        let failed = |e: GpuError| failed(&name, op.name(), &e);
         case.infer()?;
-        let unsupported = |reason: String| EngineError::Unsupported {
-            engine: self.name(),
-            op: case.op.name().to_owned(),
-            reason,
-        };
-        let entry = KERNELS.iter().find(|k| k.op == case.op.name()).ok_or_else(|| {
-            let known: Vec<_> = KERNELS.iter().map(|k| k.op).collect();
-            unsupported(format!("there is no kernel for it, only for {}", known.join(", ")))
-        })?;
-        let inputs = case.ordered_inputs()?;
-        let outputs = (entry.run)(&self.gpu, case.op.as_ref(), &inputs).map_err(|e| match e {
-            RunError::Unsupported(reason) => unsupported(reason),
-            RunError::Gpu(error) => EngineError::Failed {
-                engine: self.name(),
-                op: case.op.name().to_owned(),
-                reason: error.to_string(),
-            },
-        })?;
-        Ok(case.op.outputs().iter().map(|r| (*r).to_owned()).zip(outputs).collect())
+        self.gpu.purpose("upload", "");
+        let upload = |x: &Option<_>| x.as_ref().map(|x| self.gpu.upload(x)).transpose();
+        let inputs = case.ordered_inputs()?.iter().map(upload).collect::<Result<_, _>>();
+        let outputs = execute(&self.gpu, &name, op, inputs.map_err(failed)?)?;
+        let outputs: Result<Vec<_>, _> = outputs.iter().map(|o| self.gpu.download(o)).collect();
+        let roles = op.outputs().iter().map(|role| (*role).to_owned());
+        Ok(roles.zip(outputs.map_err(failed)?).collect())
     }
 }
 

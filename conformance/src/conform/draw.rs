@@ -1,0 +1,91 @@
+//! What suites draw with: sizes at random and at the edges of tiles, tensors of a kind of values,
+//! indices, and the case of them.
+
+use std::collections::BTreeMap;
+
+use fathom_numerics::philox::Philox;
+use fathom_reference::{Case, DynOp, Tensor};
+use fathom_trace::DType;
+use half::bf16;
+use proptest::prelude::prop_oneof;
+use proptest::sample::select;
+use proptest::strategy::Strategy;
+
+use super::Drawn;
+use super::values::Values;
+
+/// A size of `least` to `most`: mostly any, now and then at an edge.
+pub fn size(least: usize, most: usize) -> impl Strategy<Value = usize> {
+    let edges = [0, 1, 2, 15, 16, 17, 31, 32, 33, 127, 128, 129, 255, 256, 257];
+    let within: Vec<usize> =
+        edges.into_iter().chain([least, most]).filter(|n| (least..=most).contains(n)).collect();
+    prop_oneof![2 => least..=most, 1 => select(within)]
+}
+
+/// F32 or BF16.
+pub fn float() -> impl Strategy<Value = DType> {
+    select(vec![DType::F32, DType::BF16])
+}
+
+/// The tensors of one case: each a function of the kind of values, the seed and its stream.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw {
+    /// Kind of the floats.
+    pub values: Values,
+    /// Seed of the case.
+    pub seed: u64,
+}
+
+impl Draw {
+    /// The draw of case `index`, which walks through the kinds of values.
+    pub fn new(index: usize, seed: u64) -> Draw {
+        Draw { values: Values::ALL[index % Values::ALL.len()], seed }
+    }
+
+    /// Floats of the kind, F32 or BF16.
+    pub fn floats(self, stream: u64, dtype: DType, shape: &[usize]) -> Tensor {
+        let len = shape.iter().product();
+        as_dtype(self.values.floats(self.seed, stream, len, false), dtype, shape)
+    }
+
+    /// Numbers below `bound`, which is not 0.
+    pub fn indices(self, stream: u64, shape: &[usize], bound: usize) -> Tensor {
+        let len = shape.iter().product();
+        let words = self.words(stream, len);
+        Tensor::from_vec(shape, words.iter().map(|w| (*w as usize % bound) as i32).collect())
+    }
+
+    /// Any bits.
+    pub fn words(self, stream: u64, len: usize) -> Vec<u32> {
+        let mut words = vec![0; len];
+        Philox::new(self.seed, 1000 + stream).words(0, &mut words);
+        words
+    }
+
+    /// The case of an op with these inputs; `None`: the optional role is left out.
+    pub fn case(
+        self,
+        op: impl DynOp,
+        inputs: impl IntoIterator<Item = (&'static str, Option<Tensor>)>,
+    ) -> Drawn {
+        let there = |(role, tensor): (&str, Option<Tensor>)| Some((role.to_owned(), tensor?));
+        let inputs: BTreeMap<String, Tensor> = inputs.into_iter().filter_map(there).collect();
+        let tensors =
+            inputs.iter().map(|(role, t)| format!("{role} {} {:?}", t.dtype(), t.shape()));
+        let tensors: Vec<String> = tensors.collect();
+        let what = format!("{}, {:?}, {:?}", tensors.join(", "), self.values, op);
+        Drawn { what, case: Case { op: op.boxed(), inputs } }
+    }
+}
+
+/// Floats as a tensor. BF16 takes the upper half of the bits: NaNs that live in the lower half
+/// become infinities.
+fn as_dtype(floats: Vec<f32>, dtype: DType, shape: &[usize]) -> Tensor {
+    match dtype {
+        DType::BF16 => {
+            let upper = |x: &f32| bf16::from_bits((x.to_bits() >> 16) as u16);
+            Tensor::from_vec(shape, floats.iter().map(upper).collect())
+        }
+        _ => Tensor::from_vec(shape, floats),
+    }
+}
