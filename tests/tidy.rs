@@ -265,7 +265,7 @@ fn dependencies_point_one_way() {
         ("fathom-trace", &[]),
         ("fathom-config", &["fathom-trace"]),
         ("fathom-reference", &["fathom-config", "fathom-numerics", "fathom-trace"]),
-        ("fathom-gpu", &["fathom-numerics", "fathom-trace", "fathom-reference"]),
+        ("fathom-gpu", &["fathom-config", "fathom-numerics", "fathom-trace", "fathom-reference"]),
         ("fathom-ptx", &[]),
         ("fathom-emulator", &["fathom-config", "fathom-numerics", "fathom-ptx", "fathom-trace"]),
         ("fathom-libcuda", &["fathom-emulator", "fathom-numerics", "fathom-ptx", "fathom-trace"]),

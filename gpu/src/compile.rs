@@ -344,6 +344,10 @@ mod tests {
     use super::*;
     use crate::kernels::quantize_tile::SOURCE as QUANTIZE_TILE;
 
+    fn tile_constants(bf16: u64, scale: u64) -> [(&'static str, u64); 4] {
+        [("X_BF16", bf16), ("TILE", 128), ("FORMAT", 0), ("SCALE", scale)]
+    }
+
     /// A compiler with a cache of its own; `None`, said loudly, where there is no NVRTC.
     fn compiler() -> Option<(Compiler, tempfile::TempDir)> {
         let nvrtc = crate::nvrtc::find_or_fetch_for_tests()?;
@@ -354,8 +358,8 @@ mod tests {
     #[test]
     fn quantize_tile_compiles_for_every_input_and_scale_without_warning() {
         let Some((compiler, _cache)) = compiler() else { return };
-        for (bf16, pow2) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-            let defines = [("INPUT_BF16", bf16), ("POW2", pow2)];
+        for (bf16, scale) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let defines = tile_constants(bf16, scale);
             let compiled = compiler.compile(QUANTIZE_TILE, &defines).unwrap();
             assert_eq!(compiled.log.trim(), "");
             for part in [".target sm_90a", ".entry quantize_tile", "cvt.rn.satfinite.e4m3x2.f32"] {
@@ -425,9 +429,9 @@ mod tests {
     #[test]
     fn the_second_time_comes_from_the_cache_and_other_constants_do_not() {
         let Some((compiler, cache)) = compiler() else { return };
-        let first = compiler.compile(QUANTIZE_TILE, &[("INPUT_BF16", 0), ("POW2", 0)]).unwrap();
-        let again = compiler.compile(QUANTIZE_TILE, &[("INPUT_BF16", 0), ("POW2", 0)]).unwrap();
-        let other = compiler.compile(QUANTIZE_TILE, &[("INPUT_BF16", 0), ("POW2", 1)]).unwrap();
+        let first = compiler.compile(QUANTIZE_TILE, &tile_constants(0, 0)).unwrap();
+        let again = compiler.compile(QUANTIZE_TILE, &tile_constants(0, 0)).unwrap();
+        let other = compiler.compile(QUANTIZE_TILE, &tile_constants(0, 1)).unwrap();
         assert!(!first.cached && again.cached && !other.cached);
         assert_eq!(first.ptx, again.ptx);
         assert_ne!(first.ptx, other.ptx);

@@ -48,6 +48,12 @@ impl Draw {
         as_dtype(self.values.floats(self.seed, stream, len, false), dtype, shape)
     }
 
+    /// The same, positive and around 1e-3 where the kind allows: scales, roots, affinities.
+    pub fn positive(self, stream: u64, dtype: DType, shape: &[usize]) -> Tensor {
+        let len = shape.iter().product();
+        as_dtype(self.values.floats(self.seed, stream, len, true), dtype, shape)
+    }
+
     /// Numbers below `bound`, which is not 0.
     pub fn indices(self, stream: u64, shape: &[usize], bound: usize) -> Tensor {
         let len = shape.iter().product();
@@ -60,6 +66,16 @@ impl Draw {
         let mut words = vec![0; len];
         Philox::new(self.seed, 1000 + stream).words(0, &mut words);
         words
+    }
+
+    /// `parts` lengths, 0 among them, that add up to `total`.
+    pub fn segments(self, stream: u64, parts: usize, total: usize) -> Vec<usize> {
+        let words = self.words(stream, parts.saturating_sub(1));
+        let mut ends: Vec<usize> = words.iter().map(|w| *w as usize % (total + 1)).collect();
+        ends.push(total);
+        ends.sort_unstable();
+        let begins = std::iter::once(0).chain(ends.iter().copied());
+        begins.zip(&ends).map(|(begin, end)| end - begin).collect()
     }
 
     /// The case of an op with these inputs; `None`: the optional role is left out.

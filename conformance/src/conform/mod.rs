@@ -11,7 +11,11 @@
 mod data;
 mod draw;
 mod gemm_fp8;
-mod quantize_tile;
+mod heads;
+mod moe;
+mod norm;
+mod optim;
+mod quant;
 pub mod values;
 
 use std::collections::BTreeMap;
@@ -19,7 +23,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use fathom_reference::ops::gemm_fp8::GemmFp8;
-use fathom_reference::ops::quantize_tile::QuantizeTile;
 use fathom_reference::{Case, Engine, EngineError, Op, Outputs};
 use proptest::strategy::{BoxedStrategy, Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -50,10 +53,12 @@ pub struct Suite {
 /// The suites by file; [`all`] has them in order.
 const FILES: &[&[Suite]] = &[
     data::SUITES,
-    &[
-        Suite { op: GemmFp8::NAME, strategy: gemm_fp8::strategy },
-        Suite { op: QuantizeTile::NAME, strategy: quantize_tile::strategy },
-    ],
+    heads::SUITES,
+    moe::SUITES,
+    norm::SUITES,
+    optim::SUITES,
+    quant::SUITES,
+    &[Suite { op: GemmFp8::NAME, strategy: gemm_fp8::strategy }],
 ];
 
 /// The ops with a suite, in alphabetical order.

@@ -10,7 +10,13 @@
 mod copies;
 mod elementwise;
 pub mod gemm_fp8;
+mod heads;
+mod moe;
+mod norm;
+mod optim;
+mod quant;
 pub mod quantize_tile;
+mod router;
 mod rows;
 mod transpose;
 
@@ -19,6 +25,7 @@ use fathom_reference::{Case, DynOp, Engine, EngineError, Op, Outputs};
 use fathom_trace::{DType, TensorMeta};
 
 use crate::device::{Gpu, GpuError};
+use crate::launch::LaunchConfig;
 use crate::tensor::DeviceTensor;
 
 /// An op that has a kernel.
@@ -71,61 +78,61 @@ fn typed<K: Kernel>(op: &dyn DynOp) -> &K {
 
 /// The ops that have a kernel, in alphabetical order.
 pub const KERNELS: &[KernelEntry] = &[
+    entry::<ops::adamw::AdamW>(),
     entry::<ops::add::Add>(),
     entry::<ops::collective::AllGather>(),
     entry::<ops::collective::AllReduce>(),
+    entry::<ops::balance::BalanceLoss>(),
     entry::<ops::cast::Cast>(),
+    entry::<ops::clip_factor::ClipFactor>(),
+    entry::<ops::dispatch::Combine>(),
     entry::<ops::concat_columns::ConcatColumns>(),
     entry::<ops::concat_rows::ConcatRows>(),
+    entry::<ops::dequantize::Dequantize>(),
+    entry::<ops::dispatch::Dispatch>(),
+    entry::<ops::dispatch::DispatchPlan>(),
+    entry::<ops::drop_tokens::DropTokens>(),
+    entry::<ops::ema::Ema>(),
     entry::<ops::gather_rows::GatherRows>(),
     entry::<ops::gemm_fp8::GemmFp8>(),
+    entry::<ops::mla_absorb::MlaAbsorbQuery>(),
+    entry::<ops::mla_absorb::MlaAbsorbValue>(),
+    entry::<ops::mla_kv::MlaKv>(),
+    entry::<ops::mla_kv::MlaKvBackward>(),
+    entry::<ops::quantize_block::QuantizeBlock>(),
+    entry::<ops::quantize_delayed::QuantizeDelayed>(),
     entry::<ops::quantize_tile::QuantizeTile>(),
+    entry::<ops::quantize_weight::QuantizeWeight>(),
     entry::<ops::collective::Recv>(),
     entry::<ops::collective::ReduceScatter>(),
+    entry::<ops::rms_norm::RmsNorm>(),
+    entry::<ops::rms_norm::RmsNormBackward>(),
+    entry::<ops::rms_norm::RmsNormWgrad>(),
+    entry::<ops::rope::Rope>(),
+    entry::<ops::router::Router>(),
+    entry::<ops::router::RouterBackward>(),
     entry::<ops::scatter_add_rows::ScatterAddRows>(),
     entry::<ops::collective::Send>(),
     entry::<ops::slice_columns::SliceColumns>(),
     entry::<ops::slice_rows::SliceRows>(),
+    entry::<ops::sum_of_squares::SumOfSquares>(),
+    entry::<ops::swiglu::Swiglu>(),
+    entry::<ops::swiglu::SwigluBackward>(),
+    entry::<ops::transpose_quantize::TransposeQuantize>(),
 ];
 
 /// The ops that only the CPU computes so far, in alphabetical order.
 pub const WITHOUT_KERNEL: &[&str] = &[
-    "adamw",
     "attention",
     "attention_backward",
     "attention_cached",
     "attention_latent",
-    "balance_loss",
-    "clip_factor",
-    "combine",
     "cross_entropy",
     "cross_entropy_backward",
-    "dequantize",
-    "dispatch",
-    "dispatch_plan",
-    "drop_tokens",
-    "ema",
     "gemm",
     "grouped_gemm",
     "grouped_gemm_fp8",
-    "mla_absorb_query",
-    "mla_absorb_value",
-    "mla_kv",
-    "mla_kv_backward",
     "mma",
-    "quantize_block",
-    "quantize_delayed",
-    "quantize_weight",
-    "rms_norm",
-    "rms_norm_backward",
-    "rms_norm_wgrad",
-    "rope",
-    "router",
-    "router_backward",
-    "sum_of_squares",
-    "swiglu",
-    "swiglu_backward",
-    "transpose_quantize",
     "wgrad_fp8",
 ];
 
@@ -201,6 +208,14 @@ fn require(rules: &[(bool, &str)]) -> Result<(), String> {
 /// 1 for BF16, 0 for F32: the constant by which sources choose an element type.
 fn is_bf16(tensor: &DeviceTensor) -> u64 {
     u64::from(tensor.dtype() == DType::BF16)
+}
+
+/// Threads of the kernels that give half a warp a row.
+const ROW_THREADS: u32 = 256;
+
+/// Half a warp for each of `n` rows.
+fn half_warps(n: usize) -> LaunchConfig {
+    LaunchConfig::new(n.div_ceil(ROW_THREADS as usize / 16), ROW_THREADS)
 }
 
 /// Takes the inputs apart, one a role.

@@ -1,33 +1,33 @@
-//! `quantize_tile` by `gpu/kernels/quant/quantize_tile.cu`: F32 or BF16 to E4M3, a scale for every
-//! 1x128.
+//! `quantize_tile` by `gpu/kernels/quant/quantize_tile.cu`: a scale for every 1 x tile.
 
 use fathom_numerics::formats::Format;
-use fathom_numerics::quant::ScaleKind;
+use fathom_reference::op::codes::{stored_as, stored_columns};
 use fathom_reference::ops::quantize_tile::QuantizeTile;
 use fathom_trace::{DType, TensorMeta};
 
+use super::quant::{format_code, scale_code};
 use super::{Kernel, is_bf16, mandatory, require, roles};
 use crate::compile::{Source, source};
 use crate::device::{Gpu, GpuError};
 use crate::launch::{Arg, LaunchConfig};
 use crate::tensor::DeviceTensor;
 
-/// Entry `quantize_tile`, constants `INPUT_BF16` and `POW2`.
+/// Entry `quantize_tile`, constants `X_BF16`, `TILE`, `FORMAT` and `SCALE`.
 pub(crate) const SOURCE: Source<'static> = source!("quant/quantize_tile.cu");
 
-/// Elements that share a scale.
-const TILE: usize = 128;
+/// The longest tile that a warp holds in registers.
+const LONGEST: usize = 1024;
 /// Threads of a CTA; a warp casts a tile at a time.
 const THREADS: u32 = 128;
 
 impl Kernel for QuantizeTile {
     fn covers(&self, inputs: &[Option<TensorMeta>]) -> Result<(), String> {
         let [Some(x)] = inputs else { unreachable!("mandatory") };
+        let eights = self.format != Format::E5M6 || self.tile.is_multiple_of(8);
         require(&[
-            (self.format == Format::E4M3, "format: e4m3"),
-            (self.tile == TILE, "tile: 128"),
-            (self.scale != ScaleKind::Mx, "scale: f32 or pow2"),
-            (matches!(x.dtype, DType::F32 | DType::BF16), "x of F32 or BF16"),
+            (x.dtype != DType::F16, "x of F32 or BF16"),
+            (self.tile <= LONGEST, "tile: at most 1024"),
+            (eights, "tile: a multiple of 8 for format e5m6"),
         ])
     }
 
@@ -39,11 +39,15 @@ impl Kernel for QuantizeTile {
         let [x] = roles(inputs);
         let x = mandatory(x);
         let (m, k) = x.rows_columns();
-        let tiles = k.div_ceil(TILE);
-        let q = gpu.tensor(DType::F8E4M3, &[m, k])?;
+        let (tiles, dtype) = (k.div_ceil(self.tile), stored_as(self.format));
+        let q = gpu.tensor(dtype, &[m, stored_columns(dtype, k)])?;
         let scale = gpu.tensor(DType::F32, &[m, tiles])?;
-        let pow2 = u64::from(self.scale == ScaleKind::Pow2);
-        let defines = [("INPUT_BF16", is_bf16(&x)), ("POW2", pow2)];
+        let defines = [
+            ("X_BF16", is_bf16(&x)),
+            ("TILE", self.tile as u64),
+            ("FORMAT", format_code(self.format)),
+            ("SCALE", scale_code(self.scale)),
+        ];
         let kernel = gpu.kernel(SOURCE, "quantize_tile", &defines, 0)?;
         // A warp for every tile, at most 16 CTAs an SM.
         let ctas = (m * tiles).div_ceil(THREADS as usize / 32);
@@ -54,6 +58,7 @@ impl Kernel for QuantizeTile {
             Arg::Tensor(&scale),
             Arg::U32(m as u32),
             Arg::U32(k as u32),
+            Arg::U64((stored_columns(dtype, k) * dtype.size()) as u64),
             Arg::F32(self.amax_floor),
         ];
         gpu.launch(&kernel, &LaunchConfig::new(ctas.min(most), THREADS), &args)?;

@@ -13,6 +13,16 @@ use crate::tensor::DeviceTensor;
 /// Entries `gather_rows`, `scatter_add_rows` and `canonical`; constants `X_BF16` and `Y_BF16`.
 const SOURCE: Source<'static> = source!("data/rows.cu");
 
+/// Gives every NaN of an F32 tensor the bits that the reference stores.
+///
+/// # Errors
+/// [`GpuError`].
+pub(super) fn canonical(gpu: &Gpu, x: &DeviceTensor) -> Result<(), GpuError> {
+    let kernel = gpu.kernel(SOURCE, "canonical", &[("X_BF16", 0), ("Y_BF16", 0)], 0)?;
+    let args = [Arg::Tensor(x), Arg::U64(x.len() as u64)];
+    gpu.launch(&kernel, &LaunchConfig::elements(x.len()), &args)
+}
+
 impl Kernel for GatherRows {
     fn covers(&self, _inputs: &[Option<TensorMeta>]) -> Result<(), String> {
         require(&[(self.out != DType::F64, "out: F32 or BF16")])
@@ -70,10 +80,7 @@ impl Kernel for ScatterAddRows {
         if self.out != DType::F32 {
             return Ok(vec![elementwise::cast(gpu, acc, self.out)?]);
         }
-        let canonical = gpu.kernel(SOURCE, "canonical", &defines, 0)?;
-        let n = acc.len();
-        let args = [Arg::Tensor(&acc), Arg::U64(n as u64)];
-        gpu.launch(&canonical, &LaunchConfig::elements(n), &args)?;
+        canonical(gpu, &acc)?;
         Ok(vec![acc])
     }
 }

@@ -11,6 +11,10 @@ use fathom_numerics::quant::{
 use ndarray::{Array2, ArrayView2, s};
 use proptest::prelude::*;
 
+/// E4M3 with power-of-two scales and DeepSeek's floor.
+const POW2: QuantConfig =
+    QuantConfig { format: Format::E4M3, scale: ScaleKind::Pow2, amax_floor: 1e-4 };
+
 /// The scale and codes of one block, by the rule's words; codes in order of `x`.
 fn rule(x: &[f32], format: Format, config: &QuantConfig) -> (f32, Vec<u32>) {
     let finite_or_infinite = x.iter().filter(|x| !x.is_nan());
@@ -168,7 +172,7 @@ fn mx_scales_at_the_edges() {
 #[test]
 fn segments_start_their_blocks_anew() {
     let x = Array2::from_shape_fn((153, 9), |(i, k)| ((i * 9 + k) as f32).cos() * 7.0);
-    let (segments, config) = ([20, 0, 130], QuantConfig::pow2());
+    let (segments, config) = ([20, 0, 130], POW2);
     let kept = dequantize(&quantize_tile(x.view(), 128, &config).unwrap());
     for (block, bands) in [(ScaleBlock { rows: 1, k: 128 }, 9), (ScaleBlock::BLOCK_128X128, 1)] {
         for x in [&x, &kept] {
@@ -240,7 +244,7 @@ fn sources_and_strides_agree() {
     let x = Array2::from_shape_fn((37, 200), |(i, k)| {
         bf16::from_f32(((i * 31 + k * 7) % 97) as f32 / 13.0 - 3.0)
     });
-    let config = QuantConfig::pow2();
+    let config = POW2;
     let wide = x.map(|x| x.to_f32());
     let from_bf16 = quantize_tile(x.view(), 128, &config).unwrap();
     assert_eq!(from_bf16, quantize_tile(wide.view(), 128, &config).unwrap());

@@ -63,11 +63,6 @@ impl Default for QuantConfig {
 }
 
 impl QuantConfig {
-    /// The default with power-of-two scales.
-    pub fn pow2() -> QuantConfig {
-        QuantConfig { scale: ScaleKind::Pow2, ..QuantConfig::default() }
-    }
-
     /// The scale of a block whose largest magnitude is `amax`, for a format whose largest finite
     /// value is `max_of_format`.
     #[inline]

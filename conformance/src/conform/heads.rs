@@ -1,0 +1,109 @@
+//! Cases of what attention's heads are made of: rotation, keys and values of latent attention, the
+//! absorbed projections.
+
+use fathom_reference::Tensor;
+use fathom_reference::ops::mla_absorb::{MlaAbsorbQuery, MlaAbsorbValue};
+use fathom_reference::ops::mla_kv::{MlaKv, MlaKvBackward};
+use fathom_reference::ops::rope::Rope;
+use fathom_trace::DType;
+use proptest::prelude::any;
+use proptest::strategy::{BoxedStrategy, Strategy};
+
+use super::draw::{Draw, float, size};
+use super::{Drawn, Suite};
+
+/// The suites of this file.
+pub const SUITES: &[Suite] = &[
+    Suite { op: "mla_absorb_query", strategy: mla_absorb_query },
+    Suite { op: "mla_absorb_value", strategy: mla_absorb_value },
+    Suite { op: "mla_kv", strategy: mla_kv },
+    Suite { op: "mla_kv_backward", strategy: mla_kv_backward },
+    Suite { op: "rope", strategy: rope },
+];
+
+/// Cosines, sines and positions for `t` tokens and `rotated` columns.
+fn tables(draw: Draw, t: usize, rotated: usize, length: usize) -> [(&'static str, Tensor); 3] {
+    [
+        ("cos", draw.floats(10, DType::F32, &[length, rotated / 2])),
+        ("sin", draw.floats(11, DType::F32, &[length, rotated / 2])),
+        ("positions", draw.indices(12, &[t], length)),
+    ]
+}
+
+fn with_tables(
+    inputs: [(&'static str, Tensor); 2],
+    tables: [(&'static str, Tensor); 3],
+) -> Vec<(&'static str, Option<Tensor>)> {
+    inputs.into_iter().chain(tables).map(|(role, tensor)| (role, Some(tensor))).collect()
+}
+
+fn rope(index: usize) -> BoxedStrategy<Drawn> {
+    let head = (size(0, 20), size(0, 64), 1usize..=5);
+    (size(0, 40), head, size(1, 30), float(), any::<([bool; 2], u64)>())
+        .prop_map(move |(t, (start, rotated, heads), length, dtype, (flags, seed))| {
+            let draw = Draw::new(index, seed);
+            let head_dim = (start + rotated).max(1);
+            let [interleaved, inverse] = flags;
+            let op = Rope { head_dim, start: start.min(head_dim), interleaved, inverse };
+            let x = draw.floats(0, dtype, &[t, heads * head_dim]);
+            let [cos, sin, positions] = tables(draw, t, head_dim - op.start, length);
+            let inputs = [("x", x), cos, sin, positions];
+            draw.case(op, inputs.map(|(role, tensor)| (role, Some(tensor))))
+        })
+        .boxed()
+}
+
+fn mla_kv(index: usize) -> BoxedStrategy<Drawn> {
+    let head = (1usize..=4, size(0, 40), size(0, 34), size(1, 40));
+    (size(0, 30), head, [size(0, 20), size(0, 9), size(1, 30)], float(), any::<(bool, u64)>())
+        .prop_map(move |(t, (heads, nope, rope, v), sizes, dtype, (interleaved, seed))| {
+            let [offset, behind, length] = sizes;
+            let draw = Draw::new(index, seed);
+            let kv = draw.floats(0, dtype, &[t, heads * (nope + v)]);
+            let latent = draw.floats(1, dtype, &[t, offset + rope + behind]);
+            let op = MlaKv { heads, nope, rope, v, offset, interleaved };
+            let tables = tables(draw, t, rope, length);
+            draw.case(op, with_tables([("kv", kv), ("latent", latent)], tables))
+        })
+        .boxed()
+}
+
+fn mla_kv_backward(index: usize) -> BoxedStrategy<Drawn> {
+    let head = (1usize..=6, size(0, 40), size(1, 34), size(0, 40));
+    (size(0, 30), head, size(1, 30), float(), any::<(bool, u64)>())
+        .prop_map(move |(t, (heads, nope, rope, v), length, dtype, (interleaved, seed))| {
+            let draw = Draw::new(index, seed);
+            let dk = draw.floats(0, dtype, &[t, heads * (nope + rope)]);
+            let dv = draw.floats(1, dtype, &[t, heads * v]);
+            let op = MlaKvBackward { heads, nope, rope, v, interleaved };
+            let tables = tables(draw, t, rope, length);
+            draw.case(op, with_tables([("dk", dk), ("dv", dv)], tables))
+        })
+        .boxed()
+}
+
+fn mla_absorb_query(index: usize) -> BoxedStrategy<Drawn> {
+    let head = (1usize..=3, size(0, 33), size(0, 17), size(0, 17), size(0, 40));
+    (size(0, 20), head, float(), any::<u64>())
+        .prop_map(move |(t, (heads, nope, rope, v, r), dtype, seed)| {
+            let draw = Draw::new(index, seed);
+            let q = draw.floats(0, dtype, &[t, heads * (nope + rope)]);
+            let w = draw.floats(1, DType::F32, &[heads * (nope + v), r]);
+            let op = MlaAbsorbQuery { heads, nope, rope, v };
+            draw.case(op, [("q", Some(q)), ("w", Some(w))])
+        })
+        .boxed()
+}
+
+fn mla_absorb_value(index: usize) -> BoxedStrategy<Drawn> {
+    let head = (1usize..=3, size(0, 17), size(0, 33), size(0, 40));
+    (size(0, 20), head, float(), any::<u64>())
+        .prop_map(move |(t, (heads, nope, v, r), dtype, seed)| {
+            let draw = Draw::new(index, seed);
+            let o = draw.floats(0, dtype, &[t, heads * r]);
+            let w = draw.floats(1, DType::F32, &[heads * (nope + v), r]);
+            let op = MlaAbsorbValue { heads, nope, v };
+            draw.case(op, [("o", Some(o)), ("w", Some(w))])
+        })
+        .boxed()
+}

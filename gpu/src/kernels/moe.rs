@@ -1,0 +1,169 @@
+//! Tokens to experts and back, by the kernels of `gpu/kernels/moe`: `dispatch_plan`, `dispatch`,
+//! `combine`, `drop_tokens`.
+
+use fathom_reference::ops::dispatch::{Combine, Dispatch, DispatchPlan};
+use fathom_reference::ops::drop_tokens::DropTokens;
+use fathom_trace::{DType, TensorMeta};
+
+use super::{Kernel, is_bf16, mandatory, require, roles};
+use crate::compile::{Source, source};
+use crate::device::{Gpu, GpuError};
+use crate::launch::{Arg, LaunchConfig};
+use crate::tensor::DeviceTensor;
+
+/// Entries `plan_counts`, `plan_rows` with the constant `PLAN`, `dispatch` with `BYTES`, `combine`
+/// with `X_BF16` and `Y_BF16`.
+const DISPATCH: Source<'static> = source!("moe/dispatch.cu");
+/// Entries `drop`, `dropped`.
+const DROP: Source<'static> = source!("moe/drop_tokens.cu");
+
+/// Threads of the kernels that give each warp an owner of slots.
+const WARPS_THREADS: u32 = 128;
+
+/// A warp for each of `n`.
+fn warps(n: usize) -> LaunchConfig {
+    LaunchConfig::new(n.div_ceil(WARPS_THREADS as usize / 32), WARPS_THREADS)
+}
+
+impl Kernel for DispatchPlan {
+    fn covers(&self, _inputs: &[Option<TensorMeta>]) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn launch(
+        &self,
+        gpu: &Gpu,
+        inputs: Vec<Option<DeviceTensor>>,
+    ) -> Result<Vec<DeviceTensor>, GpuError> {
+        let [indices] = roles(inputs);
+        let indices = mandatory(indices);
+        let (slots, experts) = (indices.len(), self.experts);
+        let rows = gpu.tensor(DType::I32, &[slots])?;
+        let inverse = gpu.tensor(DType::I32, &[slots])?;
+        // The dropped are counted behind the experts.
+        let counts = gpu.tensor(DType::I32, &[experts + 1, 1])?;
+        let sizes = [slots, experts].map(|n| Arg::U32(n as u32));
+        let count = gpu.kernel(DISPATCH, "plan_counts", &[("PLAN", 1)], 0)?;
+        let args = [Arg::Tensor(&indices), Arg::Tensor(&counts), sizes[0], sizes[1]];
+        gpu.launch(&count, &warps(experts + 1), &args)?;
+        let place = gpu.kernel(DISPATCH, "plan_rows", &[("PLAN", 1)], 0)?;
+        let args = [
+            Arg::Tensor(&indices),
+            Arg::Tensor(&counts),
+            Arg::Tensor(&rows),
+            Arg::Tensor(&inverse),
+            sizes[0],
+            sizes[1],
+        ];
+        gpu.launch(&place, &warps(experts + 1), &args)?;
+        Ok(vec![rows, inverse, counts.rows(0, experts).reshape(&[experts])])
+    }
+}
+
+impl Kernel for Dispatch {
+    fn covers(&self, inputs: &[Option<TensorMeta>]) -> Result<(), String> {
+        let [Some(x), Some(rows)] = inputs else { unreachable!("mandatory") };
+        require(&[
+            (self.group.size == 1, "a group of one rank"),
+            (x.dtype.size() <= 4, "elements of at most 4 bytes"),
+            (self.received <= rows.shape[0], "received: at most the slots"),
+        ])
+    }
+
+    fn launch(
+        &self,
+        gpu: &Gpu,
+        inputs: Vec<Option<DeviceTensor>>,
+    ) -> Result<Vec<DeviceTensor>, GpuError> {
+        let [x, rows] = roles(inputs);
+        let (x, rows) = (mandatory(x), mandatory(rows));
+        let (columns, per) = if self.slots { (1, 1) } else { (x.shape()[1], self.top_k) };
+        let shape = [self.received, columns];
+        let y = gpu.tensor(x.dtype(), if self.slots { &shape[..1] } else { &shape[..] })?;
+        let defines = [("BYTES", x.dtype().size() as u64)];
+        let kernel = gpu.kernel(DISPATCH, "dispatch", &defines, 0)?;
+        let args = [
+            Arg::Tensor(&x),
+            Arg::Tensor(&rows),
+            Arg::Tensor(&y),
+            Arg::U64(y.len() as u64),
+            Arg::U32(columns as u32),
+            Arg::U32(per as u32),
+            Arg::U32(rows.len() as u32),
+        ];
+        gpu.launch(&kernel, &LaunchConfig::elements(y.len()), &args)?;
+        Ok(vec![y])
+    }
+}
+
+impl Kernel for Combine {
+    fn covers(&self, _inputs: &[Option<TensorMeta>]) -> Result<(), String> {
+        require(&[(self.group.size == 1, "a group of one rank")])
+    }
+
+    fn launch(
+        &self,
+        gpu: &Gpu,
+        inputs: Vec<Option<DeviceTensor>>,
+    ) -> Result<Vec<DeviceTensor>, GpuError> {
+        let [y, inverse] = roles(inputs);
+        let (y, inverse) = (mandatory(y), mandatory(inverse));
+        let (columns, per) = if self.slots { (1, 1) } else { (y.shape()[1], self.top_k) };
+        let width = if self.slots { self.top_k } else { columns };
+        let x = gpu.tensor(self.out, &[self.tokens, width])?;
+        let defines = [("X_BF16", is_bf16(&y)), ("Y_BF16", is_bf16(&x))];
+        let kernel = gpu.kernel(DISPATCH, "combine", &defines, 0)?;
+        let args = [
+            Arg::Tensor(&y),
+            Arg::Tensor(&inverse),
+            Arg::Tensor(&x),
+            Arg::U64(x.len() as u64),
+            Arg::U32(columns as u32),
+            Arg::U32(per as u32),
+            Arg::U32(y.shape()[0] as u32),
+            Arg::U32(inverse.len() as u32),
+        ];
+        gpu.launch(&kernel, &LaunchConfig::elements(x.len()), &args)?;
+        Ok(vec![x])
+    }
+}
+
+impl Kernel for DropTokens {
+    fn covers(&self, _inputs: &[Option<TensorMeta>]) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn launch(
+        &self,
+        gpu: &Gpu,
+        inputs: Vec<Option<DeviceTensor>>,
+    ) -> Result<Vec<DeviceTensor>, GpuError> {
+        let [indices, scores] = roles(inputs);
+        let (indices, scores) = (mandatory(indices), mandatory(scores));
+        let (slots, experts) = (indices.len(), scores.shape()[1]);
+        let share = experts / self.devices;
+        let room = (self.factor * slots as f64 / self.devices as f64).floor() as usize;
+        let exempt = self.segments.iter().enumerate().flat_map(|(segment, &length)| {
+            std::iter::repeat_n(i32::from(self.exempt.contains(&segment)), length)
+        });
+        let exempt = gpu.constants(&exempt.collect::<Vec<_>>())?;
+        let kept = gpu.tensor(DType::I32, indices.shape())?;
+        let counts = gpu.tensor(DType::I32, &[self.devices])?;
+        let sizes = |numbers: [usize; 3]| numbers.map(|n| Arg::U32(n as u32));
+        let drop = gpu.kernel(DROP, "drop", &[], 0)?;
+        let mut args = vec![
+            Arg::Tensor(&indices),
+            Arg::Tensor(&scores),
+            Arg::Tensor(&exempt),
+            Arg::Tensor(&kept),
+        ];
+        args.extend(sizes([slots, indices.shape()[1], experts]));
+        args.extend([Arg::U32(share as u32), Arg::U32(room.min(u32::MAX as usize) as u32)]);
+        gpu.launch(&drop, &LaunchConfig::elements(slots), &args)?;
+        let dropped = gpu.kernel(DROP, "dropped", &[], 0)?;
+        let mut args = vec![Arg::Tensor(&indices), Arg::Tensor(&kept), Arg::Tensor(&counts)];
+        args.extend(sizes([slots, self.devices, share]));
+        gpu.launch(&dropped, &warps(self.devices), &args)?;
+        Ok(vec![kept, counts])
+    }
+}
