@@ -9,6 +9,7 @@ use crate::first_principles::FirstPrinciples;
 use crate::hardware;
 use crate::kernel_time::{AttentionShape, GemmKind, GemmShape, KernelModel, MemoryClass};
 use crate::network::alltoall::{AllToAll, AllToAllModel, Exchange};
+use crate::network::low_latency::low_latency_s;
 use fathom_config::{Gpu, ModelConfig, MoeConfig};
 
 const FITTING: &str = "Profiled chunk: GEMMs of the fitting half";
@@ -198,7 +199,7 @@ fn deep_ep(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
         for ((what, bytes), figure) in
             [("dispatch", 7392.0), ("combine", 14336.0)].into_iter().zip(figures)
         {
-            let ours = low_latency_s(&cluster, ep, 128 * v3.top_k as u64, bytes) * 1e6;
+            let ours = low_latency_s(&cluster, ep, (128 * v3.top_k) as f64, bytes) * 1e6;
             let row = Row::new(LATENCY, format!("EP{ep} {what}, 128 tokens"), "us", figure, ours);
             rows.push(match ep {
                 8 => row.note("bytes and latency alone"),
@@ -209,25 +210,4 @@ fn deep_ep(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
         }
     }
     Ok(rows)
-}
-
-/// Share of a NIC's bandwidth that messages of one token reach: 40 of 50 GB/s, the effective
-/// bandwidth with which arXiv 2505.09343, section 4.3, counts.
-const SMALL_MESSAGES: f64 = 0.8;
-
-/// Low-latency kernels send every copy on its own: over NVLink inside the node, over the NIC else,
-/// both at once.
-fn low_latency_s(
-    cluster: &crate::hardware::cluster::Cluster,
-    ep: u64,
-    copies: u64,
-    bytes: f64,
-) -> f64 {
-    let per_node = cluster.gpus_per_node.min(ep) as f64;
-    let all = copies as f64 * bytes;
-    let inside = all * (per_node - 1.0) / ep as f64;
-    let outside = all * (ep as f64 - per_node) / ep as f64;
-    let up = inside / cluster.gpu.scale_up_usable_bytes_per_s();
-    let out = outside / (SMALL_MESSAGES * cluster.nic_bytes_per_s_per_gpu());
-    up.max(out) + 2.0 * cluster.network.cross_leaf_latency_s
 }
