@@ -5,6 +5,7 @@
 //! - [`catalog`]: the ops as documentation shows them, and their example cases.
 //! - [`check`]: whole folders of case files against an engine.
 //! - [`conform`]: an engine against the reference on drawn cases.
+//! - [`inference`]: the model's code as the serving simulator's source of op records.
 //! - [`junit`], [`github`]: verdicts as continuous integration reads them.
 //! - [`record`]: the op calls of a run as case files, and the op trace.
 //! - [`replay`]: a recording against an engine.
@@ -25,6 +26,7 @@ pub mod demo;
 pub mod diagnose;
 pub mod emulated;
 pub mod github;
+pub mod inference;
 pub mod junit;
 pub mod record;
 pub mod replay;

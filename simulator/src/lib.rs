@@ -22,6 +22,7 @@ mod engine;
 pub mod error;
 pub mod network;
 mod outputs;
+pub mod serve;
 pub mod workload;
 
 pub use config::hardware;

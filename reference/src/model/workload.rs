@@ -160,6 +160,38 @@ pub fn record(
     Ok(meta.take_records())
 }
 
+/// Records an iteration of decoding on this rank: `tokens` new tokens through every layer in the
+/// absorbed form, the head's logits, and each MTP module's draft for them. All tokens join one
+/// empty
+/// cache: how long the caches of real requests are is for the reader of the records to put in.
+///
+/// # Errors
+/// [`WorkloadError`].
+pub fn record_decode(
+    config: &ModelConfig,
+    recipe: &Recipe,
+    parallel: Parallel,
+    tokens: usize,
+    load: Load,
+) -> Result<Vec<OpRecord>, WorkloadError> {
+    countable(config, 1, tokens, 1)?;
+    let model = Model::new(config, recipe.clone(), parallel, 0)?;
+    let meta = Meta::new(0, load);
+    let params = model.shapes(&meta)?;
+    let weights = model.weights(&meta, &params)?;
+    // Casting the weights is no part of an iteration.
+    meta.take_records();
+    let ids = vec![0; tokens];
+    let hidden = model.decode(&meta, &weights, &mut model.cache(), &ids)?;
+    model.logits(&meta, &weights, &hidden)?;
+    for module in 0..model.mtp.len() {
+        let mut cache = model.draft_cache(module);
+        let hidden = model.draft(&meta, &weights, module, &mut cache, (&hidden, &ids))?;
+        model.logits(&meta, &weights, &hidden)?;
+    }
+    Ok(meta.take_records())
+}
+
 /// What one component of a step amounts to on a rank.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Share {
@@ -223,6 +255,28 @@ fn reduce(
 mod tests {
     use super::*;
     use crate::precision::Mode;
+
+    /// The absorbed form by hand: a token's products but the key's and value's up-projection, which
+    /// the absorbed products replace at the same cost.
+    #[test]
+    fn an_iteration_of_decoding_multiplies_by_every_active_weight() {
+        let config = ModelConfig::preset("deepseek-v3").unwrap();
+        let parallel = Parallel { tp: 1, pp: 1, ep: 64, dp: 64, cp: 1 };
+        let recipe = Recipe::new(Mode::Fp8);
+        let records = record_decode(&config, &recipe, parallel, 64, Load::Balanced).unwrap();
+        let attends = |r: &&OpRecord| r.op == "attention_latent";
+        assert_eq!(records.iter().filter(attends).count(), 62);
+        assert!(records.iter().all(|r| r.phase == Phase::F));
+        let flops: u64 = records.iter().filter(|r| !attends(r)).map(|r| r.flops).sum();
+        let p = config.parameters();
+        let moe = config.moe.unwrap();
+        let module = config.attention_params()
+            + config.moe_ffn_params(&moe, moe.top_k)
+            + 2 * 7168 * 7168
+            + p.embedding;
+        let expected = 2.0 * 64.0 * (p.active + module) as f64;
+        assert!((flops as f64 / expected - 1.0).abs() < 0.01, "{flops} against {expected}");
+    }
 
     #[test]
     fn any_rank_of_the_large_model_is_recorded_without_weights() {

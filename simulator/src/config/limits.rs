@@ -2,27 +2,38 @@
 //! refused with its key, before anything is computed from it.
 
 use super::Scenario;
+use crate::hardware::cluster::Cluster;
 
 /// A whole number by key: value, least, most.
 type Size = (&'static str, u64, u64, u64);
 /// Another number by key: value, least, most.
 type Number = (&'static str, f64, f64, f64);
 
+/// The first number of a cluster outside its limits.
+pub(crate) fn machine(c: &Cluster) -> Option<(&'static str, String)> {
+    outside(counts(c), rates(c))
+}
+
 /// The first number outside its limits: key, and a message with what is allowed.
 pub(crate) fn first_outside(s: &Scenario) -> Option<(&'static str, String)> {
+    let numbers = rates(&s.cluster).into_iter().chain(run(s)).collect();
+    outside(sizes(s).into_iter().chain(counts(&s.cluster)).collect(), numbers)
+}
+
+fn outside(sizes: Vec<Size>, numbers: Vec<Number>) -> Option<(&'static str, String)> {
     let mut sizes =
-        sizes(s).into_iter().filter(|&(_, value, least, most)| !(least..=most).contains(&value));
+        sizes.into_iter().filter(|&(_, value, least, most)| !(least..=most).contains(&value));
     if let Some((key, value, least, most)) = sizes.next() {
         return Some((key, format!("expected {least} to {most}, found {value}")));
     }
-    let numbers = hardware(s).into_iter().chain(run(s));
-    let mut numbers = numbers.filter(|&(_, value, least, most)| !(least..=most).contains(&value));
+    let mut numbers =
+        numbers.into_iter().filter(|&(_, value, least, most)| !(least..=most).contains(&value));
     let (key, value, least, most) = numbers.next()?;
     Some((key, format!("expected {least:?} to {most:?}, found {value:?}")))
 }
 
 fn sizes(s: &Scenario) -> Vec<Size> {
-    let (p, t, c, n) = (&s.parallel, &s.training, &s.cluster, &s.cluster.network);
+    let (p, t) = (&s.parallel, &s.training);
     vec![
         ("parallel.tp", p.tp, 1, 1 << 24),
         ("parallel.cp", p.cp, 1, 1 << 24),
@@ -34,6 +45,14 @@ fn sizes(s: &Scenario) -> Vec<Size> {
         ("training.seq_len", t.seq_len, 1, 1 << 24),
         ("training.micro_batch", t.micro_batch, 1, 1 << 12),
         ("training.global_batch", t.global_batch, 1, 1 << 28),
+        ("ramp.start_batch", s.ramp.map_or(1, |r| r.start_batch), 1, 1 << 28),
+    ]
+}
+
+/// Counts and sizes of the machine.
+fn counts(c: &Cluster) -> Vec<Size> {
+    let n = &c.network;
+    vec![
         ("cluster.gpus", c.gpus, 1, 1 << 24),
         ("cluster.gpus_per_node", c.gpus_per_node, 1, 1 << 12),
         ("cluster.network.nics_per_node", n.nics_per_node, 1, 1 << 12),
@@ -42,13 +61,12 @@ fn sizes(s: &Scenario) -> Vec<Size> {
         ("cluster.gpu.sms", c.gpu.sms, 1, 1 << 16),
         ("cluster.gpu.memory_bytes", c.gpu.memory_bytes, 1, 1 << 50),
         ("cluster.gpu.l2_bytes", c.gpu.l2_bytes, 1, 1 << 50),
-        ("ramp.start_batch", s.ramp.map_or(1, |r| r.start_batch), 1, 1 << 28),
     ]
 }
 
 /// Rates, shares and times of the machine.
-fn hardware(s: &Scenario) -> Vec<Number> {
-    let (c, g, n) = (&s.cluster, &s.cluster.gpu, &s.cluster.network);
+fn rates(c: &Cluster) -> Vec<Number> {
+    let (g, n) = (&c.gpu, &c.network);
     // Fast enough that a byte takes a finite time, slow enough for any wish.
     let (slow, fast) = (1.0, 1e24);
     vec![

@@ -21,7 +21,7 @@ use crate::reliability::Reliability;
 mod expert_load;
 pub mod hardware;
 pub(crate) mod limits;
-mod read;
+pub(crate) mod read;
 mod search_space;
 
 pub use expert_load::ExpertLoad;

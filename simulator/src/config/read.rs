@@ -106,7 +106,8 @@ fn rename(table: &mut Table) {
     }
 }
 
-fn resolve_cluster(source: &Source<'_>, mut cluster: Table) -> Result<Table, KeyError> {
+/// Puts presets under the keys of a cluster and its GPU.
+pub(crate) fn resolve_cluster(source: &Source<'_>, mut cluster: Table) -> Result<Table, KeyError> {
     if let Some(name) = source.take_string(&mut cluster, "preset", "cluster.preset")? {
         let base = preset_table(source, presets::CLUSTERS, "cluster.preset", &name)?;
         // `gpu = "h800"` of the preset gives way to a table's overrides, not the other way round.
@@ -147,7 +148,8 @@ fn resolve_cluster(source: &Source<'_>, mut cluster: Table) -> Result<Table, Key
     Ok(cluster)
 }
 
-fn preset_table(
+/// The table of preset `name`, or an error at `key` that lists what there is.
+pub(crate) fn preset_table(
     source: &Source<'_>,
     all: &[(&str, &'static str)],
     key: &str,
