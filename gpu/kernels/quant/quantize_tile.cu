@@ -22,6 +22,7 @@ static_assert(FORMAT != 2 || TILE % 8 == 0, "eight codes of E5M6 lie together, s
 
 using X = Float<X_BF16>;
 
+#if FORMAT == 2
 // Word `word` of the three that hold codes first .. first + 7 of the warp's lanes.
 FATHOM_DEVICE u32 packed_word(u32 code, u32 first, u32 word) {
     u32 out = 0;
@@ -33,6 +34,7 @@ FATHOM_DEVICE u32 packed_word(u32 code, u32 first, u32 word) {
     }
     return out;
 }
+#endif
 
 // Element i of a lane is column i * 32 + lane: each load of a warp is one dense row segment. q is where the
 // tile's codes begin.
