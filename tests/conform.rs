@@ -22,8 +22,6 @@ fn kernels_agree_with_the_reference_and_the_sanitizers_are_silent() {
     let save = folder.path().to_str().unwrap();
     let output = fathom(&[
         "conform",
-        "--only",
-        "gemm_fp8,quantize_tile,scatter_add_rows,concat_columns",
         "--device",
         "emulated",
         "--cases",
@@ -41,7 +39,8 @@ fn kernels_agree_with_the_reference_and_the_sanitizers_are_silent() {
     assert!(report["gpu"].as_str().unwrap().contains("H800"), "{report:#}");
     for op in report["ops"].as_array().unwrap() {
         assert_eq!((&op["cases"], &op["passed"]), (&6.into(), &6.into()), "{op:#}");
-        assert!(op["elements"].as_u64().unwrap() > 500 && op["failure"].is_null(), "{op:#}");
+        // The fewest: a case of clip_factor has two numbers.
+        assert!(op["elements"].as_u64().unwrap() >= 12 && op["failure"].is_null(), "{op:#}");
     }
     assert!(!stderr.contains("findings"), "{stderr}");
 }
