@@ -21,15 +21,7 @@ fn kernels_agree_with_the_reference_and_the_sanitizers_are_silent() {
     let folder = tempfile::tempdir().unwrap();
     let save = folder.path().to_str().unwrap();
     let output = fathom(&[
-        "conform",
-        "--device",
-        "emulated",
-        "--cases",
-        "6",
-        "--check",
-        "all",
-        "--json",
-        "--save",
+        "conform", "--device", "emulated", "--cases", "6", "--check", "all", "--json", "--save",
         save,
     ]);
     let stderr = text(&output.stderr);

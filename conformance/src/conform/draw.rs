@@ -7,7 +7,8 @@ use fathom_numerics::philox::Philox;
 use fathom_reference::{Case, DynOp, Tensor};
 use fathom_trace::DType;
 use half::bf16;
-use proptest::prelude::prop_oneof;
+use proptest::collection::vec;
+use proptest::prelude::{Just, prop_oneof};
 use proptest::sample::select;
 use proptest::strategy::Strategy;
 
@@ -20,6 +21,17 @@ pub fn size(least: usize, most: usize) -> impl Strategy<Value = usize> {
     let within: Vec<usize> =
         edges.into_iter().chain([least, most]).filter(|n| (least..=most).contains(n)).collect();
     prop_oneof![2 => least..=most, 1 => select(within)]
+}
+
+/// Lengths of up to `most` segments or groups: some are 0, now and then all but one.
+pub fn lengths(most: usize, longest: usize) -> impl Strategy<Value = Vec<usize>> {
+    let one = prop_oneof![1 => Just(0), 3 => size(0, longest)];
+    let only = (1..=most, 0..most, size(1, longest)).prop_map(|(count, at, length)| {
+        let mut lengths = vec![0; count];
+        lengths[at % count] = length;
+        lengths
+    });
+    prop_oneof![4 => vec(one, 1..=most), 1 => only]
 }
 
 /// F32 or BF16.

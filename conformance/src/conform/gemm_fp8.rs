@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use fathom_numerics::formats::Format;
+use fathom_numerics::gemm::Accumulate;
+use fathom_reference::op::codes::scales;
 use fathom_reference::ops::gemm_fp8::GemmFp8;
 use fathom_reference::{Case, DynOp, Tensor};
 use fathom_trace::DType;
@@ -10,8 +12,9 @@ use proptest::prelude::{any, prop_oneof};
 use proptest::sample::select;
 use proptest::strategy::{BoxedStrategy, Strategy};
 
-use super::Drawn;
+use super::draw::{Draw, size};
 use super::values::Values;
+use super::{Drawn, fp8};
 
 #[derive(Clone, Copy, Debug)]
 struct Spec {
@@ -24,9 +27,13 @@ struct Spec {
     seed: u64,
 }
 
-/// Case `index`: codes and scales walk through their kinds, the rest is drawn.
+/// Case `index`: codes and scales walk through their kinds, the rest is drawn; every second round of
+/// the kinds has the variants of the recipe's baselines.
 pub fn strategy(index: usize) -> BoxedStrategy<Drawn> {
     let kinds = Values::ALL.len();
+    if index / kinds % 2 == 1 {
+        return variants(index);
+    }
     let codes = Values::ALL[index % kinds];
     // Ordinary scales every second round, else each kind in turn.
     let scales = match index / kinds % 2 {
@@ -41,6 +48,37 @@ pub fn strategy(index: usize) -> BoxedStrategy<Drawn> {
     (rows(), rows(), depth, output, any::<u64>())
         .prop_map(move |(m, n, k, output, seed)| {
             Spec { m, n, k, output, codes, scales, seed }.draw()
+        })
+        .boxed()
+}
+
+/// Other formats, scale blocks and intervals, sizes from 0, and products that are added to c.
+fn variants(index: usize) -> BoxedStrategy<Drawn> {
+    let how = select(vec![Accumulate::Overwrite, Accumulate::Chain, Accumulate::AddAtEnd]);
+    let output = select(vec![Format::Bf16, Format::F32]);
+    let sizes = (size(0, 260), size(0, 260), size(0, 600));
+    (fp8::with_weights(), [fp8::format(), fp8::format()], (how, output), sizes, any::<u64>())
+        .prop_map(move |(recipe, [a, b], (accumulate, d), (m, n, k), seed)| {
+            let codes = fp8::Codes::new(index, seed);
+            let draw = Draw::new(index, seed);
+            let op = GemmFp8 {
+                a_tile: recipe.a,
+                b_block: recipe.b,
+                promotion_interval: recipe.interval,
+                accumulate,
+                ..GemmFp8::hopper(m, n, k, d)
+            };
+            let adds = accumulate != Accumulate::Overwrite;
+            draw.case(
+                op,
+                [
+                    ("a", Some(codes.codes(0, a, &[m, k]))),
+                    ("a_scale", Some(codes.scales(1, &scales(recipe.a, m, k)))),
+                    ("b", Some(codes.codes(2, b, &[n, k]))),
+                    ("b_scale", Some(codes.scales(3, &scales(recipe.b, n, k)))),
+                    ("c", adds.then(|| draw.floats(4, DType::F32, &[m, n]))),
+                ],
+            )
         })
         .boxed()
 }

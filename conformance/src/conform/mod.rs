@@ -10,6 +10,8 @@
 
 mod data;
 mod draw;
+mod fp8;
+mod gemm;
 mod gemm_fp8;
 mod heads;
 mod moe;
@@ -59,6 +61,8 @@ const FILES: &[&[Suite]] = &[
     optim::SUITES,
     quant::SUITES,
     &[Suite { op: GemmFp8::NAME, strategy: gemm_fp8::strategy }],
+    fp8::SUITES,
+    gemm::SUITES,
 ];
 
 /// The ops with a suite, in alphabetical order.

@@ -22,6 +22,11 @@ FATHOM_DEVICE void mbarrier_arrive_expect(u32 barrier, u32 bytes) {
                  : "memory");
 }
 
+// Arrives at a barrier of this CTA.
+FATHOM_DEVICE void mbarrier_arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
 // The address in the cluster's window of what CTA `rank` has at `address`; linear in the address.
 FATHOM_DEVICE u32 mapa(u32 address, u32 rank) {
     u32 remote;

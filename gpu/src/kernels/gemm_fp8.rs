@@ -1,15 +1,18 @@
 //! `gemm_fp8` by `gpu/kernels/gemm/sm90_fp8_gemm_1d2d.cu`: E4M3 x E4M3 on Hopper, scales for every
-//! 1x128 of A and 128x128 of B, promotion every 128.
+//! 1x128 of A and 128x128 of B, promotion every 128. Other formats, scale blocks and intervals, and
+//! products that are added, go to [`super::fp8`].
 //!
 //! Any m, n, k: rows are padded to 16 bytes, and the tensor maps' bounds hide the padding.
 
 use fathom_numerics::gemm::{Accumulate, Promote};
 use fathom_numerics::mma::Arch;
 use fathom_reference::op::codes::stored_as;
+use fathom_reference::ops::gemm::GemmShape;
 use fathom_reference::ops::gemm_fp8::GemmFp8;
 use fathom_trace::{DType, TensorMeta};
 
-use super::{Kernel, mandatory, require, roles};
+use super::gemm::{Grouping, Ranges};
+use super::{Kernel, fp8, mandatory, require, roles};
 use crate::compile::FP8_GEMM_1D2D;
 use crate::device::{Gpu, GpuError};
 use crate::launch::{Arg, LaunchConfig, Swizzle, TensorMap};
@@ -115,19 +118,23 @@ pub fn product(
     gpu.launch(&kernel, &plan.config, &args)
 }
 
+/// Whether the variant is the one of the report, for which there is a kernel of its own.
+fn is_1d2d(op: &GemmFp8, a: DType, b: DType) -> bool {
+    op.promotion_interval == Some(BLOCK)
+        && op.a_tile == [Some(1), Some(BLOCK)]
+        && op.b_block == [Some(BLOCK); 2]
+        && op.accumulate == Accumulate::Overwrite
+        && [a, b] == [DType::F8E4M3; 2]
+}
+
 impl Kernel for GemmFp8 {
-    fn covers(&self, inputs: &[Option<TensorMeta>]) -> Result<(), String> {
-        let [Some(a), _, Some(b), _, _] = inputs else { unreachable!("mandatory") };
+    fn covers(&self, _inputs: &[Option<TensorMeta>]) -> Result<(), String> {
         require(&[
             (self.arch == Arch::Sm90, "arch: sm_90"),
-            (self.promotion_interval == Some(BLOCK), "promotion_interval: 128"),
-            (self.a_tile == [Some(1), Some(BLOCK)], "a_tile: [1, 128]"),
-            (self.b_block == [Some(BLOCK); 2], "b_block: [128, 128]"),
-            (self.accumulate == Accumulate::Overwrite, "accumulate: overwrite"),
             (self.promote == Promote::Fma, "promote: fma"),
             (self.accumulator.is_none(), "no accumulator of its own"),
-            (a.dtype == DType::F8E4M3 && b.dtype == DType::F8E4M3, "a and b of F8_E4M3"),
-        ])
+        ])?;
+        fp8::covers(self.promotion_interval, self.k, [self.a_tile, self.b_block])
     }
 
     fn launch(
@@ -135,15 +142,26 @@ impl Kernel for GemmFp8 {
         gpu: &Gpu,
         inputs: Vec<Option<DeviceTensor>>,
     ) -> Result<Vec<DeviceTensor>, GpuError> {
-        let [a, a_scale, b, b_scale, _] = roles(inputs);
-        let (a, b, b_scale) = (mandatory(a), mandatory(b), mandatory(b_scale));
-        let (dtype, shape) = (stored_as(self.d), [self.m, self.n]);
-        if self.m == 0 || self.n == 0 || self.k == 0 {
-            return Ok(vec![gpu.zeros(dtype, &shape)?]);
+        let [a, a_scale, b, b_scale, c] = roles(inputs);
+        let (a, b) = (mandatory(a), mandatory(b));
+        let (a_scale, b_scale) = (mandatory(a_scale), mandatory(b_scale));
+        let GemmFp8 { m, n, k, .. } = *self;
+        let (out, shape) = (stored_as(self.d), [m, n]);
+        if is_1d2d(self, a.dtype(), b.dtype()) && m > 0 && n > 0 && k > 0 {
+            let a_scale = gpu.transposed(&a_scale)?;
+            let d = gpu.padded(out, m, n)?;
+            product(gpu, (&gpu.matrix(&a)?, &a_scale), (&gpu.matrix(&b)?, &b_scale), &d)?;
+            return Ok(vec![gpu.dense(d, &shape)?]);
         }
-        let a_scale = gpu.transposed(&mandatory(a_scale))?;
-        let d = gpu.padded(dtype, self.m, self.n)?;
-        product(gpu, (&gpu.matrix(&a)?, &a_scale), (&gpu.matrix(&b)?, &b_scale), &d)?;
-        Ok(vec![gpu.dense(d, &shape)?])
+        let shape_mnk = GemmShape { m, n, k };
+        let product = fp8::Product {
+            ranges: Ranges { grouping: Grouping::Depth, lengths: vec![k], shape: shape_mnk },
+            a: fp8::Operand { codes: &a, scales: &a_scale, block: self.a_tile },
+            b: fp8::Operand { codes: &b, scales: &b_scale, block: self.b_block },
+            promotion_interval: self.promotion_interval,
+            accumulate: self.accumulate,
+            out,
+        };
+        Ok(vec![product.launch(gpu, c, &shape)?])
     }
 }

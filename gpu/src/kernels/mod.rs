@@ -9,7 +9,11 @@
 
 mod copies;
 mod elementwise;
+mod fp8;
+pub mod gemm;
 pub mod gemm_fp8;
+mod grouped_gemm;
+mod grouped_gemm_fp8;
 mod heads;
 mod moe;
 mod norm;
@@ -19,6 +23,7 @@ pub mod quantize_tile;
 mod router;
 mod rows;
 mod transpose;
+mod wgrad_fp8;
 
 use fathom_reference::ops;
 use fathom_reference::{Case, DynOp, Engine, EngineError, Op, Outputs};
@@ -94,7 +99,10 @@ pub const KERNELS: &[KernelEntry] = &[
     entry::<ops::drop_tokens::DropTokens>(),
     entry::<ops::ema::Ema>(),
     entry::<ops::gather_rows::GatherRows>(),
+    entry::<ops::gemm::Gemm>(),
     entry::<ops::gemm_fp8::GemmFp8>(),
+    entry::<ops::grouped_gemm::GroupedGemm>(),
+    entry::<ops::grouped_gemm_fp8::GroupedGemmFp8>(),
     entry::<ops::mla_absorb::MlaAbsorbQuery>(),
     entry::<ops::mla_absorb::MlaAbsorbValue>(),
     entry::<ops::mla_kv::MlaKv>(),
@@ -119,6 +127,7 @@ pub const KERNELS: &[KernelEntry] = &[
     entry::<ops::swiglu::Swiglu>(),
     entry::<ops::swiglu::SwigluBackward>(),
     entry::<ops::transpose_quantize::TransposeQuantize>(),
+    entry::<ops::wgrad_fp8::WgradFp8>(),
 ];
 
 /// The ops that only the CPU computes so far, in alphabetical order.
@@ -129,11 +138,7 @@ pub const WITHOUT_KERNEL: &[&str] = &[
     "attention_latent",
     "cross_entropy",
     "cross_entropy_backward",
-    "gemm",
-    "grouped_gemm",
-    "grouped_gemm_fp8",
     "mma",
-    "wgrad_fp8",
 ];
 
 /// Whether there is a kernel for this op, its variant, and inputs of these types and shapes.

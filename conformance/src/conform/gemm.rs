@@ -1,0 +1,75 @@
+//! Cases of `gemm` and `grouped_gemm`: all layouts and results, from zero or from c, k in segments,
+//! experts with all rows or none, sizes around those that kernels work in.
+
+use fathom_reference::ops::gemm::{Gemm, Layout};
+use fathom_reference::ops::grouped_gemm::GroupedGemm;
+use fathom_trace::DType;
+use proptest::prelude::any;
+use proptest::sample::select;
+use proptest::strategy::{BoxedStrategy, Just, Strategy};
+
+use super::draw::{Draw, float, lengths, size};
+use super::{Drawn, Suite};
+
+/// The suites of this file.
+pub const SUITES: &[Suite] =
+    &[Suite { op: "gemm", strategy: gemm }, Suite { op: "grouped_gemm", strategy: grouped_gemm }];
+
+fn layout() -> impl Strategy<Value = Layout> {
+    select(vec![Layout::Nt, Layout::Nn, Layout::Tn])
+}
+
+/// Element types of the operands and of the result.
+fn types() -> impl Strategy<Value = [DType; 2]> {
+    let result = |from: DType| match from {
+        DType::BF16 => select(vec![DType::F32, DType::BF16]),
+        _ => select(vec![DType::F32]),
+    };
+    float().prop_flat_map(move |from| (Just(from), result(from)).prop_map(|(a, b)| [a, b]))
+}
+
+fn gemm(index: usize) -> BoxedStrategy<Drawn> {
+    let k = lengths(3, 140);
+    (layout(), types(), size(0, 260), size(0, 260), k, any::<(bool, bool, u64)>())
+        .prop_map(move |(layout, [from, out], m, n, mut segments, (add, split, seed))| {
+            let k = segments.iter().sum();
+            if layout != Layout::Tn || !split {
+                segments.clear();
+            }
+            let draw = Draw::new(index, seed);
+            let a = if layout == Layout::Tn { [k, m] } else { [m, k] };
+            let b = if layout == Layout::Nt { [n, k] } else { [k, n] };
+            draw.case(
+                Gemm { layout, out, segments },
+                [
+                    ("a", Some(draw.floats(0, from, &a))),
+                    ("b", Some(draw.floats(1, from, &b))),
+                    ("c", add.then(|| draw.floats(2, DType::F32, &[m, n]))),
+                ],
+            )
+        })
+        .boxed()
+}
+
+fn grouped_gemm(index: usize) -> BoxedStrategy<Drawn> {
+    let counts = lengths(5, 150);
+    (layout(), types(), counts, size(0, 40), size(0, 150), size(0, 150), any::<(bool, u64)>())
+        .prop_map(move |(layout, [from, out], counts, dropped, n, k, (add, seed))| {
+            let (draw, experts) = (Draw::new(index, seed), counts.len());
+            let rows = counts.iter().sum::<usize>() + dropped;
+            let (b, d) = match layout {
+                Layout::Nt => (vec![experts, n, k], vec![rows, n]),
+                Layout::Nn => (vec![experts, k, n], vec![rows, n]),
+                Layout::Tn => (vec![rows, n], vec![experts, k, n]),
+            };
+            draw.case(
+                GroupedGemm { layout, out, counts },
+                [
+                    ("a", Some(draw.floats(0, from, &[rows, k]))),
+                    ("b", Some(draw.floats(1, from, &b))),
+                    ("c", add.then(|| draw.floats(2, DType::F32, &d))),
+                ],
+            )
+        })
+        .boxed()
+}
