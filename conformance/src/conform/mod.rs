@@ -8,6 +8,7 @@
 //!
 //! To add an op: copy a neighbour's file, or a function of one, and name it in its list of suites.
 
+mod attention;
 mod data;
 mod draw;
 mod fp8;
@@ -54,6 +55,7 @@ pub struct Suite {
 
 /// The suites by file; [`all`] has them in order.
 const FILES: &[&[Suite]] = &[
+    attention::SUITES,
     data::SUITES,
     heads::SUITES,
     moe::SUITES,

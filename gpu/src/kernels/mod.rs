@@ -7,6 +7,9 @@
 //! [`execute`] is the one way to a kernel: the backend, `conform`, `check` and `replay` go through
 //! it. [`covers`] says the same before there is a device, when a run is planned.
 
+mod attention;
+mod attention_cached;
+mod attention_latent;
 mod copies;
 mod elementwise;
 mod fp8;
@@ -87,6 +90,10 @@ pub const KERNELS: &[KernelEntry] = &[
     entry::<ops::add::Add>(),
     entry::<ops::collective::AllGather>(),
     entry::<ops::collective::AllReduce>(),
+    entry::<ops::attention::Attention>(),
+    entry::<ops::attention::AttentionBackward>(),
+    entry::<ops::attention_cached::AttentionCached>(),
+    entry::<ops::attention_latent::AttentionLatent>(),
     entry::<ops::balance::BalanceLoss>(),
     entry::<ops::cast::Cast>(),
     entry::<ops::clip_factor::ClipFactor>(),
@@ -131,15 +138,7 @@ pub const KERNELS: &[KernelEntry] = &[
 ];
 
 /// The ops that only the CPU computes so far, in alphabetical order.
-pub const WITHOUT_KERNEL: &[&str] = &[
-    "attention",
-    "attention_backward",
-    "attention_cached",
-    "attention_latent",
-    "cross_entropy",
-    "cross_entropy_backward",
-    "mma",
-];
+pub const WITHOUT_KERNEL: &[&str] = &["cross_entropy", "cross_entropy_backward", "mma"];
 
 /// Whether there is a kernel for this op, its variant, and inputs of these types and shapes.
 ///

@@ -1,0 +1,145 @@
+//! Cases of the attention ops: packed segments, more keys than queries, grouped heads, widths of
+//! heads that are no multiple of anything, and values that 0 times them is not 0.
+
+use fathom_reference::op::Op;
+use fathom_reference::ops::attention::{Attention, AttentionBackward, Heads};
+use fathom_reference::ops::attention_cached::AttentionCached;
+use fathom_reference::ops::attention_latent::AttentionLatent;
+use fathom_trace::DType;
+use proptest::collection::vec;
+use proptest::prelude::{any, prop_oneof};
+use proptest::sample::select;
+use proptest::strategy::{BoxedStrategy, Just, Strategy};
+
+use super::draw::{Draw, float, size};
+use super::{Drawn, Suite};
+
+/// The suites of this file.
+pub const SUITES: &[Suite] = &[
+    Suite { op: "attention", strategy: attention },
+    Suite { op: "attention_backward", strategy: attention_backward },
+    Suite { op: "attention_cached", strategy: attention_cached },
+    Suite { op: "attention_latent", strategy: attention_latent },
+];
+
+/// Rows of a block of keys, the recipe's.
+const BLOCK_KV: usize = 64;
+
+/// Key heads with up to three queries each, and columns of a head: any, or those of models.
+fn heads() -> impl Strategy<Value = Heads> {
+    let models = select(vec![(64, 64), (192, 128), (128, 128), (24, 16)]);
+    let columns = prop_oneof![1 => (1usize..=80, 1usize..=80), 2 => models];
+    (1usize..=2, 1usize..=3, columns).prop_map(|(kv_heads, group, (qk, v))| Heads {
+        heads: kv_heads * group,
+        kv_heads,
+        qk,
+        v,
+    })
+}
+
+/// Queries of each segment, with the keys in front of them.
+fn segments() -> impl Strategy<Value = Vec<[usize; 2]>> {
+    let before = prop_oneof![2 => Just(0), 1 => size(0, 130)];
+    vec((size(0, 140), before).prop_map(|(queries, before)| [queries, before]), 1..=3)
+}
+
+/// An attention with its queries and keys.
+fn drawn() -> impl Strategy<Value = (Attention, DType, u64)> {
+    (heads(), segments(), float(), any::<u64>()).prop_map(|(shape, segments, dtype, seed)| {
+        let packed = segments.iter().all(|&[_, before]| before == 0);
+        let keys = if packed { vec![] } else { segments.iter().map(|[q, b]| q + b).collect() };
+        let segments = segments.into_iter().map(|[queries, _]| queries).collect();
+        let scale = (shape.qk as f64).powf(-0.5);
+        (Attention { shape, scale, segments, keys, block_kv: BLOCK_KV }, dtype, seed)
+    })
+}
+
+/// Rows of queries and of keys.
+fn rows(op: &Attention) -> [usize; 2] {
+    let keys = if op.keys.is_empty() { &op.segments } else { &op.keys };
+    [op.segments.iter().sum(), keys.iter().sum()]
+}
+
+fn attention(index: usize) -> BoxedStrategy<Drawn> {
+    drawn()
+        .prop_map(move |(op, dtype, seed)| {
+            let (draw, [t, s]) = (Draw::new(index, seed), rows(&op));
+            let Heads { heads, kv_heads, qk, v } = op.shape;
+            draw.case(
+                op,
+                [
+                    ("q", Some(draw.floats(0, dtype, &[t, heads * qk]))),
+                    ("k", Some(draw.floats(1, dtype, &[s, kv_heads * qk]))),
+                    ("v", Some(draw.floats(2, dtype, &[s, kv_heads * v]))),
+                ],
+            )
+        })
+        .boxed()
+}
+
+/// The output and sums are those of the forward, so that probabilities are such.
+fn attention_backward(index: usize) -> BoxedStrategy<Drawn> {
+    drawn()
+        .prop_map(move |(op, dtype, seed)| {
+            let (draw, [t, s]) = (Draw::new(index, seed), rows(&op));
+            let Heads { heads, kv_heads, qk, v } = op.shape;
+            let queries = draw.floats(0, dtype, &[t, heads * qk]);
+            let keys = draw.floats(1, dtype, &[s, kv_heads * qk]);
+            let values = draw.floats(2, dtype, &[s, kv_heads * v]);
+            let inputs = [&queries, &keys, &values].map(|x| Some(x.clone())).to_vec();
+            let forward = Op::run(&op, inputs).expect("the shapes fit");
+            let Attention { shape, scale, segments, keys: key_rows, block_kv } = op;
+            draw.case(
+                AttentionBackward { shape, scale, segments, keys: key_rows, block_kv },
+                [
+                    ("q", Some(queries)),
+                    ("k", Some(keys)),
+                    ("v", Some(values)),
+                    ("o", Some(forward[0].clone())),
+                    ("lse", Some(forward[1].clone())),
+                    ("do", Some(draw.floats(3, dtype, &[t, heads * v]))),
+                ],
+            )
+        })
+        .boxed()
+}
+
+fn attention_cached(index: usize) -> BoxedStrategy<Drawn> {
+    let queries = prop_oneof![2 => 1usize..=4, 1 => size(0, 140)];
+    (heads(), queries, size(0, 300), float(), any::<u64>())
+        .prop_map(move |(shape, t, before, dtype, seed)| {
+            let (draw, s) = (Draw::new(index, seed), t + before);
+            let Heads { heads, kv_heads, qk, v } = shape;
+            let scale = (qk as f64).powf(-0.5);
+            draw.case(
+                AttentionCached { shape, scale, block_kv: BLOCK_KV },
+                [
+                    ("q", Some(draw.floats(0, dtype, &[t, heads * qk]))),
+                    ("cache", Some(draw.floats(1, dtype, &[s, kv_heads * (qk + v)]))),
+                ],
+            )
+        })
+        .boxed()
+}
+
+fn attention_latent(index: usize) -> BoxedStrategy<Drawn> {
+    let queries = prop_oneof![2 => 1usize..=4, 1 => size(0, 140)];
+    let columns = prop_oneof![
+        1 => (1usize..=150, 0usize..=40),
+        2 => select(vec![(128, 16), (512, 64)]),
+    ];
+    (1usize..=3, columns, queries, size(0, 300), float(), any::<u64>())
+        .prop_map(move |(heads, (rank, rope), t, before, dtype, seed)| {
+            let (draw, s) = (Draw::new(index, seed), t + before);
+            let width = rank + rope;
+            let scale = (width as f64).powf(-0.5);
+            draw.case(
+                AttentionLatent { heads, rank, scale, block_kv: BLOCK_KV },
+                [
+                    ("q", Some(draw.floats(0, dtype, &[t, heads * width]))),
+                    ("cache", Some(draw.floats(1, dtype, &[s, width]))),
+                ],
+            )
+        })
+        .boxed()
+}
