@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use fathom_reference::backend::{Backend, Reference};
+use fathom_reference::backend::Backend;
 use fathom_reference::checkpoint::{HfCheckpoint, tensors};
 use fathom_reference::data::{Tokenizer, read_text};
 use fathom_reference::eval::{Evaluator, Wanted, Windows, read_tokens};
@@ -10,6 +10,7 @@ use fathom_reference::files;
 use fathom_reference::precision::Mode;
 use serde_json::json;
 
+use crate::backend::{BackendArgs, on_backend};
 use crate::output::{self, Outcome};
 use crate::record::RecordArgs;
 
@@ -56,6 +57,8 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    backend: BackendArgs,
+    #[command(flatten)]
     record: RecordArgs,
 }
 
@@ -69,8 +72,12 @@ pub fn mode(name: &str) -> Result<Mode, String> {
 pub fn run(args: &Args) -> output::Result {
     let inputs = [&args.model].into_iter().chain(&args.tokens).chain(&args.text);
     files::keep_apart(inputs, args.record.outputs().chain(&args.save))?;
+    on_backend!(args.backend, backend => evaluate(args, backend))
+}
+
+fn evaluate<B: Backend>(args: &Args, backend: B) -> output::Result {
     let recording = args.record.open()?;
-    let backend = recording.wrap(Reference);
+    let backend = recording.wrap(backend);
     let checkpoint = HfCheckpoint::open_as(&args.model, args.without_mtp)?;
     let evaluator = Evaluator::load(backend, &checkpoint, args.precision)?;
     drop(checkpoint);

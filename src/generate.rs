@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use fathom_reference::backend::{Backend, Reference};
+use fathom_reference::backend::Backend;
 use fathom_reference::checkpoint::HfCheckpoint;
 use fathom_reference::data::{TextStream, Tokenizer};
 use fathom_reference::eval::{Evaluator, read_prompt};
@@ -11,6 +11,7 @@ use fathom_reference::generate::{Generation, Sampling, Settings, generate};
 use fathom_reference::precision::Mode;
 use serde_json::json;
 
+use crate::backend::{BackendArgs, on_backend};
 use crate::output::{self, Outcome};
 use crate::record::RecordArgs;
 
@@ -61,6 +62,8 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    backend: BackendArgs,
+    #[command(flatten)]
     record: RecordArgs,
 }
 
@@ -68,8 +71,12 @@ pub struct Args {
 pub fn run(args: &Args) -> output::Result {
     let inputs = [&args.model].into_iter().chain(&args.prompt_tokens);
     files::keep_apart(inputs, args.record.outputs())?;
+    on_backend!(args.backend, backend => run_on(args, backend))
+}
+
+fn run_on<B: Backend>(args: &Args, backend: B) -> output::Result {
     let recording = args.record.open()?;
-    let backend = recording.wrap(Reference);
+    let backend = recording.wrap(backend);
     let checkpoint = HfCheckpoint::open_as(&args.model, args.without_mtp)?;
     let evaluator = Evaluator::load(backend, &checkpoint, args.precision)?;
     drop(checkpoint);

@@ -8,6 +8,7 @@ mod output;
 
 #[allow(unsafe_code)]
 mod allocator;
+mod backend;
 mod case;
 mod check;
 mod completions;

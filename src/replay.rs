@@ -4,13 +4,12 @@ use std::path::PathBuf;
 
 use fathom_conformance::check::{FileReport, Status};
 use fathom_conformance::replay::{self, OpSummary};
-use fathom_gpu::driver::{self, Driver};
-use fathom_gpu::{CudaEngine, DeviceKind, Gpu};
-use fathom_libcuda::private::{self, Choices};
+use fathom_gpu::CudaEngine;
 use fathom_reference::Engine;
 use fathom_reference::op::ReferenceEngine;
 use serde_json::json;
 
+use crate::backend::{BackendArgs, Chosen};
 use crate::output::{self, Outcome};
 
 /// Run recorded op calls on a backend and compare every bit
@@ -24,9 +23,8 @@ pub struct Args {
     /// Folder that a run recorded into with --record
     #[arg(value_name = "DIR")]
     folder: PathBuf,
-    /// Backend that computes
-    #[arg(long, value_name = "NAME", default_value = "reference")]
-    backend: Backend,
+    #[command(flatten)]
+    backend: BackendArgs,
     /// Replay these ops only
     #[arg(long, value_name = "OP,...", value_delimiter = ',')]
     op: Vec<String>,
@@ -35,37 +33,16 @@ pub struct Args {
     json: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Backend {
-    /// Plain Rust on the CPU
-    Reference,
-    /// Our kernels on a GPU
-    Cuda,
-    /// Our kernels on the emulated driver
-    Emulated,
-}
-
 /// Failing files that the table names; `--json` names all.
 const SHOWN: usize = 10;
 
 /// Runs the command.
 pub fn run(args: &Args) -> output::Result {
     let targets = replay::cases(&args.folder)?;
-    let engine: Box<dyn Engine> = match args.backend {
-        Backend::Reference => Box::new(ReferenceEngine),
-        Backend::Cuda => Box::new(CudaEngine::new(Gpu::open(DeviceKind::Cuda)?)),
-        Backend::Emulated => {
-            let ours = matches!(driver::probe(), Driver::Present { emulated: true, .. });
-            if !ours && !private::is_prepared() {
-                let (status, _) = private::run_again(Choices::default())?;
-                return Ok(match status.code() {
-                    Some(0) => Outcome::Holds,
-                    Some(1) => Outcome::Fails,
-                    _ => Outcome::BadInput,
-                });
-            }
-            Box::new(CudaEngine::new(Gpu::open(DeviceKind::Emulated)?))
-        }
+    let engine: Box<dyn Engine> = match args.backend.open()? {
+        Chosen::Reference => Box::new(ReferenceEngine),
+        Chosen::Device(gpu) => Box::new(CudaEngine::new(gpu)),
+        Chosen::Elsewhere(outcome) => return Ok(outcome),
     };
     let bar = output::progress(targets.len(), "replay");
     let mut reports = Vec::new();

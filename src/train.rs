@@ -1,16 +1,20 @@
 //! `fathom train`: a run in a folder, with a progress bar, logs and checkpoints.
 
+use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use fathom_reference::backend::Reference;
+use fathom_gpu::Cuda;
+use fathom_gpu::backend::Plan;
+use fathom_reference::backend::{Backend, Reference};
 use fathom_reference::files;
 use fathom_reference::train::run::{self, Event, Place};
-use fathom_reference::train::{Setting, StepLog, TrainConfig, TrainError};
+use fathom_reference::train::{Setting, StepLog, TrainConfig, TrainError, Trainer};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
+use crate::backend::{BackendArgs, Chosen};
 use crate::output::{self, Outcome};
 use crate::record::RecordArgs;
 
@@ -22,6 +26,7 @@ use crate::record::RecordArgs;
   fathom train --data book.txt --validate 0.02 --out runs/book
   fathom train --config run.toml --out runs/a
   fathom train --out runs/a --resume             go on where it stopped, to the bit
+  fathom train --backend emulated --steps 2      our CUDA kernels, without a GPU: the same bits
   fathom train --set recipe.fp8.gradient_block=[128,128] --set optim.clip=0.5
 
 Ctrl-C writes a checkpoint and stops. DIR gets train.jsonl, tensorboard/, checkpoints/ and, at the
@@ -45,6 +50,8 @@ pub struct Args {
     /// Print one JSON document at the end, and nothing else, on stdout
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    backend: BackendArgs,
     #[command(flatten)]
     record: RecordArgs,
 }
@@ -121,6 +128,29 @@ fn train(args: &Args) -> output::Result {
     let flags = &args.flags;
     let inputs = flags.data.iter().chain(&flags.config).chain(&flags.validate);
     files::keep_apart(inputs, args.record.outputs())?;
+    match args.backend.open()? {
+        Chosen::Reference => train_on(args, config, Reference),
+        Chosen::Device(gpu) => {
+            planned(&config)?;
+            train_on(args, config, Cuda::new(gpu))
+        }
+        Chosen::Elsewhere(outcome) => Ok(outcome),
+    }
+}
+
+/// Refuses a run of which a step needs what no kernel covers.
+fn planned(config: &TrainConfig) -> Result<(), Box<dyn Error>> {
+    match Trainer::rehearse(config.clone(), Plan::new())?.missing() {
+        None => Ok(()),
+        Some(missing) => Err(format!(
+            "a step of this run needs what our kernels do not cover:\n{missing}\n\
+             --backend reference computes all of it"
+        )
+        .into()),
+    }
+}
+
+fn train_on<B: Backend>(args: &Args, config: TrainConfig, backend: B) -> output::Result {
     let interrupts = interrupts()?;
     let mut screen = Screen::new(args.json);
     let place = Place { out: args.out.clone(), resume: args.resume };
@@ -130,7 +160,7 @@ fn train(args: &Args) -> output::Result {
         screen.show(event);
     };
     let recording = args.record.open()?;
-    let backend = recording.wrap(Reference);
+    let backend = recording.wrap(backend);
     let result = run::run(config, backend, &place, &stopped, &mut tell);
     screen.finish();
     args.record.close(&recording)?;

@@ -2,7 +2,12 @@
 //!
 //! There is one stream, on which everything happens in the order in which it was asked for, and
 //! nothing is computed on the CPU: an op or a variant without a kernel is refused. The host waits
-//! for the device only where it reads something ([`Backend::download`]).
+//! for the device only where it reads something ([`Backend::download`]). [`Plan`] says before a run
+//! what it would have to refuse.
+
+mod plan;
+
+pub use plan::Plan;
 
 use fathom_reference::backend::{Backend, Result};
 use fathom_reference::{DynOp, Tensor};

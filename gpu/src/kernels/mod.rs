@@ -153,10 +153,8 @@ pub fn covers(op: &dyn DynOp, inputs: &[Option<TensorMeta>]) -> Result<(), Strin
 }
 
 fn entry_of(op: &dyn DynOp) -> Result<&'static KernelEntry, String> {
-    KERNELS.iter().find(|k| k.op == op.name()).ok_or_else(|| {
-        let known: Vec<_> = KERNELS.iter().map(|k| k.op).collect();
-        format!("there is no kernel for it, only for {}", known.join(", "))
-    })
+    let entry = KERNELS.iter().find(|k| k.op == op.name());
+    entry.ok_or_else(|| "there is no kernel for it".to_owned())
 }
 
 /// Enqueues an op; the device's results are there when a later call waits for them. `engine` is

@@ -16,7 +16,7 @@ use crate::checkpoint::HfCheckpoint;
 use crate::data::Loader;
 use crate::layers::{Balance, BalanceKind, Gradients, Weights};
 use crate::model::routing::max_violation;
-use crate::model::{Batch, Model, Params, StepReport, StepSettings};
+use crate::model::{Batch, Model, ParamSpec, Params, StepReport, StepSettings};
 use crate::ops::add::Add;
 use crate::optim::ema::Ema;
 use crate::optim::{NonFinite, Optimizer, scalar};
@@ -132,6 +132,23 @@ impl<B: Backend> Trainer<B> {
         let weights = trainer.host_weights()?;
         trainer.start_ema(weights);
         Ok(trainer)
+    }
+
+    /// One step of a run on a backend that computes nothing: every op of it is asked for, with its
+    /// parameters and shapes, on buffers without values. Gives the backend back.
+    ///
+    /// # Errors
+    /// [`TrainError`].
+    pub fn rehearse(config: TrainConfig, backend: B) -> Result<B, TrainError> {
+        let mut trainer = Trainer::prepare(config, backend)?;
+        let master = trainer.model.recipe.master();
+        let zeros = |spec: &ParamSpec| trainer.backend.zeros(master, &spec.shape);
+        let buffers = trainer.model.specs.iter().map(zeros).collect::<OpResult<_>>()?;
+        trainer.params = Params { buffers };
+        trainer.optimizer =
+            Optimizer::new(&trainer.config.optim, &trainer.model, &trainer.backend)?;
+        trainer.step(&|| false)?;
+        Ok(trainer.backend)
     }
 
     /// A run without values: parameters and moments are still to be set.
