@@ -6,6 +6,7 @@ mod chunk;
 mod gemm;
 pub mod parts;
 mod schedule;
+mod serve;
 mod validate;
 
 use std::fmt::Write;
@@ -75,6 +76,7 @@ enum Part {
     Chunk(chunk::Args),
     Gemm(gemm::Args),
     Alltoall(alltoall::Args),
+    Serve(serve::Args),
     Calibrate(calibrate::Args),
     Validate(validate::Args),
 }
@@ -86,6 +88,7 @@ pub fn run(args: &Args) -> output::Result {
         Some(Part::Chunk(args)) => chunk::run(args),
         Some(Part::Gemm(args)) => gemm::run(args),
         Some(Part::Alltoall(args)) => alltoall::run(args),
+        Some(Part::Serve(args)) => serve::run(args),
         Some(Part::Calibrate(args)) => calibrate::run(args),
         Some(Part::Validate(args)) => validate::run(args),
         None => step(args),

@@ -399,8 +399,12 @@ impl Meter {
         Latency::of(self.ttft.clone())
     }
 
-    /// Time a token after the first, mean of a request.
+    /// Time a token after the first, mean of a request; where no whole request ended in the window, the
+    /// mean time between tokens of those under way.
     pub fn tpot(&self) -> Latency {
+        if self.tpot.is_empty() && self.emitted_tokens > 0 {
+            return Latency { mean_s: self.gap_per_token_s(), ..Latency::default() };
+        }
         Latency::of(self.tpot.clone())
     }
 
@@ -417,6 +421,20 @@ impl Meter {
     /// Time between two arrivals of tokens of a request (percentiles to a hundredth).
     pub fn itl(&self) -> Latency {
         self.itl.latency()
+    }
+
+    /// Time to the first token that `share` of the requests keep.
+    pub fn ttft_at(&self, share: f64) -> f64 {
+        let mut list = self.ttft.clone();
+        list.sort_by(f64::total_cmp);
+        let at = ((share * list.len() as f64).ceil() as usize).clamp(1, list.len().max(1));
+        list.get(at - 1).copied().unwrap_or(0.0)
+    }
+
+    /// Mean time between tokens of a request, by the tokens emitted: also of requests under way.
+    pub fn gap_per_token_s(&self) -> f64 {
+        let gaps = self.itl.latency();
+        gaps.mean_s * gaps.count as f64 / self.emitted_tokens.max(1) as f64
     }
 
     /// Share of the requests that ended within the service level.
