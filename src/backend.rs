@@ -60,8 +60,8 @@ impl BackendArgs {
     }
 }
 
-/// Evaluates an expression with `$backend` as the backend of the flag; where the command line was run
-/// elsewhere, returns how that ended.
+/// Evaluates an expression with `$backend` as the backend of the flag; where the command line was
+/// run elsewhere, returns how that ended.
 macro_rules! on_backend {
     ($args:expr, $backend:ident => $body:expr) => {
         match $args.open()? {

@@ -75,8 +75,8 @@ pub struct Codes {
 }
 
 impl Codes {
-    /// The codes of case `index` walk through the kinds of values, and so do the scales every second
-    /// round; else they are ordinary.
+    /// The codes of case `index` walk through the kinds of values, and so do the scales every
+    /// second round; else they are ordinary.
     pub fn new(index: usize, seed: u64) -> Codes {
         let kinds = Values::ALL.len();
         let codes = Values::ALL[index % kinds];
@@ -87,8 +87,8 @@ impl Codes {
         Codes { codes, scales, seed }
     }
 
-    /// Codes of a format. Those of E4M3 are of the kind; in E5M2 the same bits are other numbers, NaNs
-    /// and infinities among them where the kind has any.
+    /// Codes of a format. Those of E4M3 are of the kind; in E5M2 the same bits are other numbers,
+    /// NaNs and infinities among them where the kind has any.
     pub fn codes(self, stream: u64, dtype: DType, shape: &[usize]) -> Tensor {
         let mut codes = self.codes.e4m3(self.seed, stream, shape.iter().product());
         if dtype == DType::F8E5M2 && self.codes != Values::NonFinite {

@@ -27,8 +27,8 @@ struct Spec {
     seed: u64,
 }
 
-/// Case `index`: codes and scales walk through their kinds, the rest is drawn; every second round of
-/// the kinds has the variants of the recipe's baselines.
+/// Case `index`: codes and scales walk through their kinds, the rest is drawn; every second round
+/// of the kinds has the variants of the recipe's baselines.
 pub fn strategy(index: usize) -> BoxedStrategy<Drawn> {
     let kinds = Values::ALL.len();
     if index / kinds % 2 == 1 {

@@ -1,5 +1,5 @@
-//! `attention` and `attention_backward` by the kernels of `gpu/kernels/attention`, on CUDA cores for F32 and
-//! on the tensor cores for BF16; the decoding forms have their launch from here.
+//! `attention` and `attention_backward` by the kernels of `gpu/kernels/attention`, on CUDA cores
+//! for F32 and on the tensor cores for BF16; the decoding forms have their launch from here.
 
 use fathom_reference::ops::attention::{Attention, AttentionBackward, Heads};
 use fathom_trace::{DType, TensorMeta};

@@ -1,5 +1,5 @@
-//! `attention_cached` by the kernels of [`super::attention`]: keys and values lie side by side in the
-//! rows of the cache.
+//! `attention_cached` by the kernels of [`super::attention`]: keys and values lie side by side in
+//! the rows of the cache.
 
 use fathom_reference::ops::attention_cached::AttentionCached;
 use fathom_trace::TensorMeta;

@@ -1,5 +1,5 @@
-//! `attention_latent` by the kernels of [`super::attention`]: one key head, a row of the cache, whose
-//! first columns are the values.
+//! `attention_latent` by the kernels of [`super::attention`]: one key head, a row of the cache,
+//! whose first columns are the values.
 
 use fathom_reference::ops::attention::Heads;
 use fathom_reference::ops::attention_latent::AttentionLatent;

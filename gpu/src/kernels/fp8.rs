@@ -1,5 +1,5 @@
-//! What `gemm_fp8`, `grouped_gemm_fp8` and `wgrad_fp8` share: `gpu/kernels/gemm/sm90_fp8_gemm.cu`, for
-//! any scale blocks, formats and ranges of k.
+//! What `gemm_fp8`, `grouped_gemm_fp8` and `wgrad_fp8` share: `gpu/kernels/gemm/sm90_fp8_gemm.cu`,
+//! for any scale blocks, formats and ranges of k.
 
 use fathom_numerics::gemm::Accumulate;
 use fathom_reference::op::codes::{Block, extent};

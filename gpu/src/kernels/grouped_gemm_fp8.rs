@@ -1,5 +1,5 @@
-//! `grouped_gemm_fp8` by the kernel of [`super::fp8`]: the rows of experts are bounds that the kernel
-//! finds its tile in.
+//! `grouped_gemm_fp8` by the kernel of [`super::fp8`]: the rows of experts are bounds that the
+//! kernel finds its tile in.
 
 use fathom_numerics::gemm::Accumulate;
 use fathom_reference::ops::gemm::GemmShape;

@@ -1,5 +1,5 @@
-//! `wgrad_fp8` by the kernel of [`super::fp8`]: k in segments that are chained into one gradient, or
-//! in ranges of experts with a gradient each; the sums start from the old gradient.
+//! `wgrad_fp8` by the kernel of [`super::fp8`]: k in segments that are chained into one gradient,
+//! or in ranges of experts with a gradient each; the sums start from the old gradient.
 
 use fathom_numerics::gemm::Accumulate;
 use fathom_reference::ops::gemm::GemmShape;

@@ -95,13 +95,13 @@ impl Op for GroupedGemmFp8 {
         let config =
             GemmConfig { promotion_interval: self.promotion_interval, ..GemmConfig::default() };
         let [x, y] = scales(self.b_block, n, k);
-        let codes = b.bytes().chunks((n * k).max(1));
-        let b_scales = b_scale.as_slice::<f32>().chunks((x * y).max(1));
-        let experts: Vec<Fp8Operand<'_>> = codes
-            .zip(b_scales)
-            .map(|(codes, scales)| Fp8Operand {
-                codes: ArrayView2::from_shape((n, k), codes).expect("dense"),
-                scales: ArrayView2::from_shape((x, y), scales).expect("dense"),
+        let (codes, b_scales) = (b.bytes(), b_scale.as_slice::<f32>());
+        // By number, not by pieces: an expert without an element is one, too.
+        let experts: Vec<Fp8Operand<'_>> = (0..b.shape()[0])
+            .map(|e| Fp8Operand {
+                codes: ArrayView2::from_shape((n, k), &codes[e * n * k..][..n * k]).expect("dense"),
+                scales: ArrayView2::from_shape((x, y), &b_scales[e * x * y..][..x * y])
+                    .expect("dense"),
                 format: fp8_format(b.dtype()),
                 block: extent(self.b_block),
             })

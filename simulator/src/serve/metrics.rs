@@ -399,8 +399,8 @@ impl Meter {
         Latency::of(self.ttft.clone())
     }
 
-    /// Time a token after the first, mean of a request; where no whole request ended in the window, the
-    /// mean time between tokens of those under way.
+    /// Time a token after the first, mean of a request; where no whole request ended in the window,
+    /// the mean time between tokens of those under way.
     pub fn tpot(&self) -> Latency {
         if self.tpot.is_empty() && self.emitted_tokens > 0 {
             return Latency { mean_s: self.gap_per_token_s(), ..Latency::default() };

@@ -2,8 +2,8 @@
 //!
 //! The pools are sized apart, as they run: a unit that reads prompts takes the most requests a
 //! second at which the promised share of first tokens comes in time; a unit that decodes holds the
-//! most requests at once at which the promised share keeps its time a token. A unified unit is asked
-//! for both.
+//! most requests at once at which the promised share keeps its time a token. A unified unit is
+//! asked for both.
 
 use serde::Serialize;
 
@@ -206,8 +206,8 @@ fn most_a_second(s: &ServeScenario, ready: &Ready) -> Result<Option<(f64, Meter)
     Ok(best)
 }
 
-/// The most requests at once of a unit that decodes within the service level: the rate at which they
-/// end, and the run.
+/// The most requests at once of a unit that decodes within the service level: the rate at which
+/// they end, and the run.
 fn most_at_once(s: &ServeScenario, ready: &Ready) -> Result<Option<(f64, Meter)>, SimError> {
     let pool = &ready.pools[0].pool;
     let output = s.workload.output.map_or(1.0, |l| l.mean);
@@ -242,7 +242,8 @@ fn decoding(s: &ServeScenario, ready: &Ready, n: u64) -> Result<Meter, SimError>
 /// Seconds that tell how a full unit decodes.
 const DECODE_S: f64 = 15.0;
 
-/// Requests that last longer than the run have not ended: the time between tokens stands for theirs.
+/// Requests that last longer than the run have not ended: the time between tokens stands for
+/// theirs.
 fn keeps_tpot(s: &ServeScenario, m: &Meter) -> bool {
     s.sla.tpot_s == 0.0 || m.gap_per_token_s() <= s.sla.tpot_s
 }
