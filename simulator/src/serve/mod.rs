@@ -10,7 +10,7 @@
 //! 5. [`requests`] come from distributions or traces; [`engine`] plays arrivals, iterations of the
 //!    [`unit`]s and the caches' way between pools; [`metrics`] measures;
 //! 6. [`run`] puts all of it together and reports, [`page`] as HTML; [`plan`] sizes pools for a
-//! load under a service level and tries layouts against each other.
+//!    load under a service level and tries layouts against each other.
 //!
 //! Nothing here trains: it shares the kernel and network models with a step, and no more.
 
