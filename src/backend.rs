@@ -30,7 +30,7 @@ pub enum Chosen {
     /// The reference.
     Reference,
     /// The kernels, on this device.
-    Device(Gpu),
+    Device(Box<Gpu>),
     /// The same command line was run once more, with the emulated driver in front; it ended so.
     Elsewhere(Outcome),
 }
@@ -56,7 +56,7 @@ impl BackendArgs {
                 _ => Outcome::BadInput,
             }));
         }
-        Ok(Chosen::Device(Gpu::open(kind)?))
+        Ok(Chosen::Device(Box::new(Gpu::open(kind)?)))
     }
 }
 
@@ -70,7 +70,7 @@ macro_rules! on_backend {
                 $body
             }
             $crate::backend::Chosen::Device(gpu) => {
-                let $backend = fathom_gpu::Cuda::new(gpu);
+                let $backend = fathom_gpu::Cuda::new(*gpu);
                 $body
             }
             $crate::backend::Chosen::Elsewhere(outcome) => return Ok(outcome),
