@@ -41,7 +41,7 @@ pub fn run(args: &Args) -> output::Result {
     let targets = replay::cases(&args.folder)?;
     let engine: Box<dyn Engine> = match args.backend.open()? {
         Chosen::Reference => Box::new(ReferenceEngine),
-        Chosen::Device(gpu) => Box::new(CudaEngine::new(gpu)),
+        Chosen::Device(gpu) => Box::new(CudaEngine::new(*gpu)),
         Chosen::Elsewhere(outcome) => return Ok(outcome),
     };
     let bar = output::progress(targets.len(), "replay");

@@ -132,7 +132,7 @@ fn train(args: &Args) -> output::Result {
         Chosen::Reference => train_on(args, config, Reference),
         Chosen::Device(gpu) => {
             planned(&config)?;
-            train_on(args, config, Cuda::new(gpu))
+            train_on(args, config, Cuda::new(*gpu))
         }
         Chosen::Elsewhere(outcome) => Ok(outcome),
     }

@@ -1,6 +1,7 @@
 //! `fathom simulate validate`: published figures beside predictions.
 
-use fathom_simulator::validate::{Role, number, validate};
+use fathom_conformance::inference::InferenceCode;
+use fathom_simulator::validate::{Role, Validation, number, serving, validate};
 
 use super::parts;
 use crate::output::{self, Outcome};
@@ -31,7 +32,10 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> output::Result {
-    let v = validate(&args.cost.model()?)?;
+    let cost = args.cost.model()?;
+    let mut rows = validate(&cost)?.rows;
+    rows.extend(serving(&InferenceCode, cost.constants)?);
+    let v = Validation::of(rows);
     if args.json {
         output::print_json(&v)?;
     } else if args.markdown {

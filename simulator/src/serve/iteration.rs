@@ -302,7 +302,11 @@ impl IterationModel {
     /// an iteration.
     pub fn prompt_cost_s(&self, tokens: f64, pairs: f64) -> f64 {
         let p = self.table.at(4096.0);
-        let layer = p.before_s + p.after_s + p.shared_s + p.experts_s + p.dense_s;
+        // The experts' rows come from all ranks.
+        let layer = match self.model.moe.filter(|_| self.ep > 1) {
+            Some(_) => p.before_s + p.after_s + p.shared_s,
+            None => p.before_s + p.after_s + p.shared_s + p.experts_s + p.dense_s,
+        };
         let layers = self.model.layers as f64;
         layers * (tokens * layer / 4096.0 + pairs * self.cores.query_key_s)
     }

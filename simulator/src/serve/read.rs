@@ -83,17 +83,31 @@ impl ServeScenario {
     }
 }
 
+/// The keys that say how requests arrive, of which one takes the place of another.
+const WAYS: [&str; 3] = ["rate_per_s", "concurrency", "trace"];
+
+/// Removes all ways of arriving but `kept`.
+fn forget_ways(table: &mut Table, kept: &[&str]) {
+    if let Some(Value::Table(workload)) = table.get_mut("workload") {
+        WAYS.iter().filter(|way| !kept.contains(way)).for_each(|way| drop(workload.remove(*way)));
+    }
+}
+
 /// Puts presets under the table's own keys.
 fn resolve(source: &Source<'_>, mut table: Table) -> Result<Table, KeyError> {
+    let set = |way: &&str| {
+        let key = format!("workload.{way}=");
+        source.set.iter().any(|s| s.assignment.replace(' ', "").starts_with(&key))
+    };
+    let by_flag: Vec<&str> = WAYS.into_iter().filter(set).collect();
+    if !by_flag.is_empty() {
+        forget_ways(&mut table, &by_flag);
+    }
     if let Some(name) = source.take_string(&mut table, "preset", "preset")? {
         let mut base = preset_table(source, SERVING, "preset", &name)?;
-        // One way of arriving takes the place of another.
-        let ways = ["rate_per_s", "concurrency", "trace"];
         let own = table.get("workload").and_then(Value::as_table);
-        if own.is_some_and(|own| ways.iter().any(|way| own.contains_key(*way)))
-            && let Some(Value::Table(workload)) = base.get_mut("workload")
-        {
-            ways.iter().for_each(|way| drop(workload.remove(*way)));
+        if own.is_some_and(|own| WAYS.iter().any(|way| own.contains_key(*way))) {
+            forget_ways(&mut base, &[]);
         }
         table = merge(base, table);
     }

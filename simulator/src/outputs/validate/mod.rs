@@ -7,8 +7,10 @@
 mod figures;
 mod kernels;
 mod others;
+mod serving;
 mod training;
 
+pub use serving::serving;
 pub use training::{PROFILE_LOADS, pretraining_gpu_hours, profiled_chunk};
 
 use serde::Serialize;
@@ -155,9 +157,7 @@ pub fn validate(cost: &FirstPrinciples) -> Result<Validation, SimError> {
     rows.extend(kernels::rows(cost)?);
     rows.extend(training::rows(cost)?);
     rows.extend(others::rows(cost)?);
-    let goals = rows.iter().filter(|r| r.goal.is_some()).count();
-    let met = rows.iter().filter(|r| r.goal.is_some() && r.met).count();
-    Ok(Validation { rows, goals, met })
+    Ok(Validation::of(rows))
 }
 
 /// A value with as many digits as help: none above 1000, three below 10.
@@ -173,6 +173,13 @@ pub fn number(value: f64) -> String {
 }
 
 impl Validation {
+    /// The validation of these figures.
+    pub fn of(rows: Vec<Row>) -> Validation {
+        let goals = rows.iter().filter(|r| r.goal.is_some()).count();
+        let met = rows.iter().filter(|r| r.goal.is_some() && r.met).count();
+        Validation { rows, goals, met }
+    }
+
     /// The constants and the validation as Markdown, one table a section.
     pub fn markdown(&self) -> String {
         let mut out = "| constant | value | fitted on |\n|---|---:|---|\n".to_string();
@@ -180,7 +187,13 @@ impl Validation {
         for (name, source) in Constants::FITTED_ON {
             out += &format!("| `{name}` | {} | {source} |\n", values[name]);
         }
-        out += &format!("\n{} of {} figures with a goal are within it.\n", self.met, self.goals);
+        out + &self.tables()
+    }
+
+    /// How many goals are met, and the figures as Markdown, one table a section.
+    pub fn tables(&self) -> String {
+        let mut out =
+            format!("\n{} of {} figures with a goal are within it.\n", self.met, self.goals);
         let mut section = "";
         for row in &self.rows {
             if row.section != section {

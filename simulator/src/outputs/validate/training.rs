@@ -11,14 +11,11 @@ use crate::error::SimError;
 use crate::events::Detail;
 use crate::first_principles::FirstPrinciples;
 use crate::hardware;
-use crate::network::collectives::decode_all_to_all_s;
 use crate::step::{StepReport, simulate};
-use crate::times::LayerKind;
 
 const CHUNK: &str = "Profiled chunk";
 const STEP: &str = "DeepSeek-V3 step on 2048 H800";
 const RUN: &str = "DeepSeek-V3's whole training";
-const SERVING: &str = "DeepSeek-V3/R1 serving on H800 (inference overview)";
 
 /// Loads of rank 0 relative to the mean by layer, forward and backward chunk, in the order in which
 /// the layers run: distinct tokens received over the 30,144 expected.
@@ -65,7 +62,6 @@ pub(super) fn rows(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
     let report = simulate(&published, cost, Detail::Totals)?.report;
     rows.extend(step_rows(&report, cost)?);
     rows.extend(run_rows(&published, &report, cost)?);
-    rows.extend(serving_rows(&published, cost)?);
     Ok(rows)
 }
 
@@ -117,34 +113,6 @@ fn step_rows(r: &StepReport, cost: &FirstPrinciples) -> Result<Vec<Row>, SimErro
             .note(recalled),
         Row::new(STEP, "MFU, causal", "%", 38.94, r.mfu_causal * 100.0),
         Row::new(STEP, "MFU, non-causal", "%", 43.73, r.mfu_noncausal * 100.0),
-    ])
-}
-
-/// Bounds of serving: what a node could do without a moment's idleness. The published figures are
-/// means of a day.
-fn serving_rows(base: &Scenario, cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
-    // Prefill: 32 GPUs, experts over all of them, two micro-batches whose exchanges hide each
-    // other.
-    let mut s = base.clone();
-    (s.parallel.ep, s.parallel.dp, s.parallel.pp) = (32, 32, 1);
-    let ctx = FirstPrinciples::context(&s);
-    let layers = [(LayerKind::Dense, 3.0), (LayerKind::Moe, (s.model.layers - 3) as f64)];
-    let mut seconds = 0.0;
-    for (kind, count) in layers {
-        let f = cost.layer(&s, &ctx, kind)?[1].forward;
-        seconds += count * (f.attention_s + f.mlp_s).max(f.dispatch_s + f.combine_s);
-    }
-    // 56.3 % of the input tokens are found in the cache and counted.
-    let prefill = 8.0 * s.training.seq_len as f64 / seconds / (1.0 - 0.563);
-    // Decode: two micro-batches of 32 tokens per GPU behind the exchange over the NIC alone.
-    let token_s = 2.0 * 61.0 * decode_all_to_all_s(32, 9, 7000, 50e9);
-    let decode = 8.0 * 64.0 / token_s;
-    Ok(vec![
-        Row::new(SERVING, "prefill a node", "1e3 tokens/s", 73.7, prefill / 1e3).note(
-            "ours is a bound: full chunks of 4096 tokens, no idle time; published is a day's mean",
-        ),
-        Row::new(SERVING, "decode a node", "1e3 tokens/s", 14.8, decode / 1e3)
-            .note("ours is a bound: the exchange over 50 GB/s alone; published is a day's mean"),
     ])
 }
 
