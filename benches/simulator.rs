@@ -1,15 +1,23 @@
-//! The simulator's speed: a full DeepSeek-V3 step, the same layout on 100,352 GPUs, and a search.
+//! The simulator's speed: a full DeepSeek-V3 step, the same layout on 100,352 GPUs, a search, and
+//! seconds of serving.
 //!
 //! `cargo bench -p fathom-benches --bench simulator`. The goals: a step in at most 20 ms on one
 //! core, 100,352 GPUs in at
-//! most 5 times that, 10,000 layouts in at most 10 s on two cores.
+//! most 5 times that, 10,000 layouts in at most 10 s on two cores, a second of 320 GPUs that decode
+//! in at most 100 ms.
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use fathom_conformance::inference::InferenceCode;
 use fathom_conformance::workload::ModelCode;
 use fathom_simulator::config::Scenario;
 use fathom_simulator::events::Detail;
 use fathom_simulator::first_principles::FirstPrinciples;
+use fathom_simulator::kernel_time::Constants;
 use fathom_simulator::search::search;
+use fathom_simulator::serve::config::ServeScenario;
+use fathom_simulator::serve::engine::Engine;
+use fathom_simulator::serve::requests::Requests;
+use fathom_simulator::serve::run::prepare;
 use fathom_simulator::step::simulate;
 
 fn v3() -> Scenario {
@@ -42,5 +50,22 @@ fn searches(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, steps, searches);
+/// Ten seconds of a unit of 320 GPUs with 11,200 requests in their answers, the start included.
+fn serving(criterion: &mut Criterion) {
+    let set = ["duration_s=10".to_owned(), "warmup_s=0".to_owned()];
+    let scenario = ServeScenario::preset("deepseek-v3-decode-h800-320", &set).expect("a preset");
+    let ready = prepare(&scenario, &InferenceCode, Constants::FITTED).expect("a legal layout");
+    let start = || {
+        let requests = Requests::of(&scenario).expect("no trace");
+        Engine::new(&scenario, ready.pools.clone(), requests)
+    };
+    let mut group = criterion.benchmark_group("serving");
+    group.sample_size(20);
+    group.bench_function("ten seconds of 320 GPUs", |b| {
+        b.iter_batched(start, |engine| engine.run(false), BatchSize::LargeInput)
+    });
+    group.finish();
+}
+
+criterion_group!(benches, steps, searches, serving);
 criterion_main!(benches);

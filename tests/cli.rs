@@ -57,6 +57,20 @@ fn the_simulator_refuses_bad_input_with_2_and_a_reason() {
         ("simulate /".into(), "/: expected a file, found a folder"),
         ("simulate --preset deepseek-v3-h80-2048".into(), "did you mean 'deepseek-v3-h800-2048'?"),
         (format!("simulate {v3} parallel.ppp=4"), "did you mean `pp`?"),
+        ("simulate serve --preset deepseek-v3".into(), "deepseek-v3-online-h800"),
+        ("simulate serve /no/such.toml".into(), "/no/such.toml: No such file"),
+        (
+            "simulate serve --preset deepseek-v3-online-h800 --set decode.gpu=8".into(),
+            "unknown field `gpu`",
+        ),
+        (
+            "simulate serve --preset deepseek-v3-online-h800 --set decode.ep=3 --json".into(),
+            "decode.ep: expected 1 or all 144 gpus of a unit, found 3",
+        ),
+        (
+            "simulate serve --preset deepseek-v3-online-h800 --plan 0".into(),
+            "--plan: expected 0.001 to 1e6 requests a second",
+        ),
         (format!("simulate {v3} training.total_tokens=nan"), "expected a finite number, found NaN"),
         (format!("simulate {v3} parallel.ep=48"), "ep 48 does not divide the 256 routed experts"),
         (format!("simulate {v3} model.n_layers=0"), "model.layers: expected at least 1, found 0"),
@@ -100,4 +114,19 @@ fn completions_and_manual_pages_name_every_command() {
     fathom(&["man", "--dir", folder.path().to_str().unwrap()]);
     let page = std::fs::read_to_string(folder.path().join("fathom-train.1")).unwrap();
     assert!(page.contains("resume"), "{page}");
+}
+
+/// A pool that does not fit: exit code 1, the reason on the screen and in the document.
+#[test]
+fn serving_that_does_not_fit_exits_with_1() {
+    let set = "--set decode.gpus=8 --set decode.tp=1 --set workload.concurrency=8";
+    let args = format!("simulate serve --preset deepseek-v3-decode-h800-320 {set}");
+    let words: Vec<&str> = args.split(' ').collect();
+    let screen = fathom(&words);
+    assert_eq!(screen.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&screen.stdout).contains("decode does not fit: "));
+    let json = fathom(&[&words[..], &["--json"]].concat());
+    assert_eq!(json.status.code(), Some(1));
+    let document: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert!(document["complaints"][0].as_str().unwrap().starts_with("decode does not fit"));
 }
