@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 
 use fathom_schedule::Shape;
+use fathom_simulator::error::read_text;
 use fathom_simulator::search::{Layout, SearchResult, search};
+use fathom_simulator::serve::read::asks_for_serving;
 
 use crate::output::{self, Outcome};
-use crate::simulate::{self, parts};
+use crate::simulate::{self, parts, serve};
 
 /// Find the best layouts for a model, a cluster and a memory limit
 #[derive(clap::Args)]
@@ -17,7 +19,8 @@ use crate::simulate::{self, parts};
 
 FILE.toml is a scenario; its table [search] lists what is varied (tp, cp, pp, ep, zero, schedule,
 interleave, micro_batch, recompute, gpus) and memory_limit_gb. The result is the Pareto front of
-throughput, memory and cost.")]
+throughput, memory and cost. A scenario of serving is searched as `simulate serve --search` does, for
+its own rate of requests.")]
 pub struct Args {
     /// Scenario (TOML)
     #[arg(value_name = "FILE.toml", required_unless_present = "preset", conflicts_with = "preset")]
@@ -41,8 +44,18 @@ pub struct Args {
     no_prune: bool,
 }
 
+/// Whether the scenario is one of serving.
+fn serves(args: &Args) -> bool {
+    let text = args.file.as_ref().and_then(|file| read_text(file).ok());
+    let preset = args.preset.as_ref().map(|name| format!("preset = \"{}\"", name.escape_default()));
+    text.or(preset).is_some_and(|text| asks_for_serving(&text))
+}
+
 /// Runs the command.
 pub fn run(args: &Args) -> output::Result {
+    if serves(args) {
+        return serve::layouts(args.file.as_deref(), args.preset.as_deref(), &args.set, args.json);
+    }
     let scenario = simulate::scenario(args.file.as_deref(), args.preset.as_deref(), &args.set)?;
     let bar = output::progress(0, "search");
     let progress = |done: usize, all: usize| {

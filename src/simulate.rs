@@ -6,7 +6,7 @@ mod chunk;
 mod gemm;
 pub mod parts;
 mod schedule;
-mod serve;
+pub mod serve;
 mod validate;
 
 use std::fmt::Write;

@@ -118,12 +118,14 @@ fn world() -> tempfile::TempDir {
 const AXPY: &str = include_str!("../gpu/emulator/tests/data/axpy.ptx");
 
 /// Command lines that read a file, with whether an empty one is refused.
-const READERS: [&str; 23] = [
+const READERS: [&str; 25] = [
     "check {}",
     "diagnose {}",
     "replay {}",
     "simulate {}",
     "search {}",
+    "simulate serve {}",
+    "simulate serve --preset deepseek-v3-online-h800 --constants {}",
     "simulate chunk --config {}",
     "simulate alltoall --ep 8 --config {}",
     "simulate calibrate {}",
@@ -365,6 +367,7 @@ fn a_full_stdout_is_an_error() {
         "simulate schedule --kind 1f1b --stages 2 --micro-batches 2",
         "simulate schedule --kind 1f1b --stages 2 --micro-batches 2 --json",
         "simulate validate",
+        "simulate serve --preset llama-3.1-70b-unified-h100-8 --set duration_s=15",
         "model inspect small",
         "model trace small --sequence 16",
         "emulate run axpy.json",

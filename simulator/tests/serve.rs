@@ -3,6 +3,8 @@
 #[path = "../../conformance/src/inference.rs"]
 mod model_code;
 
+use std::path::Path;
+
 use fathom_simulator::kernel_time::Constants;
 use fathom_simulator::serve::config::ServeScenario;
 use fathom_simulator::serve::engine::Engine;
@@ -222,6 +224,31 @@ fn what_does_not_fit_says_so() {
     let r = serve(&s, &InferenceCode, Constants::FITTED).unwrap();
     assert!(r.complaints[0].starts_with("decode does not fit: "), "{:?}", r.complaints);
     assert_eq!(r.requests.arrived, 0);
+}
+
+/// A trace in Mooncake's manner: the second prompt finds the first one's two blocks, the third none
+/// of those that were driven out.
+#[test]
+fn a_trace_of_blocks_is_cached_as_its_blocks_say() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let line = |ms: u64, tokens: u64, blocks: &str| {
+        format!(
+            "{{\"timestamp\": {ms}, \"input_length\": {tokens}, \"output_length\": 5, \"hash_ids\": [{blocks}]}}\n"
+        )
+    };
+    let text = [
+        line(0, 1024, "1, 2"),
+        line(2000, 1500, "1, 2, 3"),
+        line(4000, 600, "4, 5"),
+        line(6000, 1024, "1, 2"),
+    ];
+    std::fs::write(folder.join("serve-trace.jsonl"), text.concat()).unwrap();
+    let scenario = "preset = \"llama-3.1-70b-unified-h100-8\"\nwarmup_s = 0\nduration_s = 20\n[workload]\ntrace = \"serve-trace.jsonl\"\n[prefix_cache]\ncapacity_tokens = 1536\n";
+    let s = ServeScenario::from_toml("t.toml", scenario, Some(folder), &[]).unwrap();
+    let m = play(&s, true);
+    // Found: 0, 1024, 0, and of the last prompt nothing: its blocks are the oldest.
+    assert_eq!((m.cached_tokens, m.read_tokens), (1024, 1024 + 476 + 600 + 1024));
+    assert_eq!(m.counts, [4, 4, 0]);
 }
 
 proptest! {

@@ -6,11 +6,27 @@ mod model_code;
 use std::path::Path;
 
 use fathom_simulator::kernel_time::Constants;
+use fathom_simulator::serve::run::REACHED;
 use fathom_simulator::validate::{Validation, serving};
 use model_code::InferenceCode;
 
 const BEGIN: &str = "<!-- begin: serving figures -->\n";
 const END: &str = "<!-- end -->\n";
+
+/// Every goal is met, and the share that is printed with every run is that of these rows.
+#[test]
+fn every_goal_is_met_within_the_printed_share() {
+    let rows = serving(&InferenceCode, Constants::FITTED).unwrap();
+    let tested: Vec<_> = rows.iter().filter(|r| r.goal.is_some()).collect();
+    assert_eq!(tested.len(), 14);
+    let shares = tested.iter().map(|r| {
+        assert!(r.met, "{r:?}");
+        r.published / r.predicted
+    });
+    let (least, most) = shares.fold((1.0f64, 0.0f64), |(a, b), s| (a.min(s), b.max(s)));
+    let hundredth = |x: f64| (x * 100.0).round() / 100.0;
+    assert_eq!([hundredth(least), hundredth(most)], REACHED);
+}
 
 /// `FATHOM_BLESS=1` writes the block anew.
 #[test]

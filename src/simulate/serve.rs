@@ -1,6 +1,6 @@
 //! `fathom simulate serve`: requests on pools of GPUs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use fathom_conformance::inference::InferenceCode;
 use fathom_reference::files;
@@ -69,10 +69,7 @@ pub fn run(args: &Args) -> output::Result {
             return Err(format!("{flag}: expected 0.001 to 1e6 requests a second").into());
         }
     }
-    let s = match (&args.file, &args.preset) {
-        (Some(file), _) => ServeScenario::read(file, &args.set)?,
-        (None, preset) => ServeScenario::preset(preset.as_deref().unwrap_or_default(), &args.set)?,
-    };
+    let s = scenario(args.file.as_deref(), args.preset.as_deref(), &args.set)?;
     let trace = s.workload.trace.iter().map(PathBuf::from).collect::<Vec<_>>();
     let inputs = args.file.iter().chain(&args.constants).chain(&trace);
     files::keep_apart(inputs, args.report.iter())?;
@@ -83,11 +80,7 @@ pub fn run(args: &Args) -> output::Result {
     let named = |e: SimError| super::named(args.file.as_deref(), args.preset.as_deref(), e);
     if let Some(load) = args.search {
         let found = search(&s, load, &InferenceCode, constants).map_err(named)?;
-        match args.json {
-            true => output::print_json(&found)?,
-            false => print_search(&found, load),
-        }
-        return Ok(Outcome::Holds);
+        return show(&found, load, args.json);
     }
     let report = serve(&s, &InferenceCode, constants).map_err(named)?;
     let fits = report.complaints.is_empty();
@@ -105,6 +98,41 @@ pub fn run(args: &Args) -> output::Result {
         planned.iter().for_each(print_plan);
     }
     Ok(if fits { Outcome::Holds } else { Outcome::Fails })
+}
+
+fn scenario(
+    file: Option<&Path>,
+    preset: Option<&str>,
+    set: &[String],
+) -> Result<ServeScenario, SimError> {
+    match file {
+        Some(file) => ServeScenario::read(file, set),
+        None => ServeScenario::preset(preset.unwrap_or_default(), set),
+    }
+}
+
+/// Searches the layouts of a serving scenario for its own rate: `fathom search`.
+pub fn layouts(
+    file: Option<&Path>,
+    preset: Option<&str>,
+    set: &[String],
+    json: bool,
+) -> output::Result {
+    let s = scenario(file, preset, set)?;
+    let load = s.workload.rate_per_s.ok_or(
+        "a search of serving layouts is for a rate: expected workload.rate_per_s, or `fathom simulate serve --search RATE`",
+    )?;
+    let found = search(&s, load, &InferenceCode, Constants::FITTED)
+        .map_err(|e| super::named(file, preset, e))?;
+    show(&found, load, json)
+}
+
+fn show(found: &ServeSearchResult, load: f64, json: bool) -> output::Result {
+    match json {
+        true => output::print_json(found)?,
+        false => print_search(found, load),
+    }
+    Ok(Outcome::Holds)
 }
 
 fn line(name: &str, value: String) {
@@ -171,7 +199,11 @@ fn print(r: &ServeReport) {
         outln!("  {name:<26}{mean:>10}{p50:>10}{p90:>10}{p95:>10}{p99:>10}");
     }
     r.pools.iter().for_each(print_pool);
-    outln!("\n{} requests in {:.0} ms", q.arrived, r.wall_s * 1e3);
+    let [least, most] = r.reached_share.map(|s| 100.0 * s);
+    outln!(
+        "\npublished deployments reach {least:.0} to {most:.0} % of such throughputs (docs/serving.md)"
+    );
+    outln!("{} requests in {:.0} ms", q.arrived, r.wall_s * 1e3);
 }
 
 fn print_pool(p: &PoolReport) {

@@ -162,8 +162,8 @@ pub fn record(
 
 /// Records an iteration of decoding on this rank: `tokens` new tokens through every layer in the
 /// absorbed form, the head's logits, and each MTP module's draft for them. All tokens join one
-/// empty
-/// cache: how long the caches of real requests are is for the reader of the records to put in.
+/// empty cache: how long the caches of real requests are is for the reader of the records to put
+/// in.
 ///
 /// # Errors
 /// [`WorkloadError`].

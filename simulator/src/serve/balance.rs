@@ -1,8 +1,7 @@
 //! How evenly the experts of a unit are loaded, and what keeping them even costs.
 //!
 //! Every expert of every layer has a popularity: the exponential of a normal draw. The balancer
-//! sees
-//! the popularity of the last interval; the present one has drifted from it. What every layer
+//! sees the popularity of the last interval; the present one has drifted from it. What every layer
 //! waits for is its busiest GPU.
 
 use serde::Serialize;

@@ -234,8 +234,7 @@ impl IterationModel {
     }
 
     /// Seconds of an exchange of one of `parts` parts of a batch: until the rank that sends most,
-    /// or
-    /// the one whose experts get most, is done.
+    /// or the one whose experts get most, is done.
     fn exchange_s(&self, moe: &MoeConfig, exchange: Exchange, batch: &Batch, parts: f64) -> f64 {
         let bytes = match exchange {
             Exchange::Dispatch => self.dispatch_bytes,
@@ -276,9 +275,9 @@ fn largest_of(n: f64) -> f64 {
 
 impl IterationModel {
     /// Load of the busiest expert rank over the mean, where the placement's is `imbalance` and a
-    /// rank
-    /// has so many tokens on average: beside the placement, the tokens of a step fall at random,
-    /// those of a prompt in runs that choose alike. The two are independent: their squares add.
+    /// rank has so many tokens on average: beside the placement, the tokens of a step fall at
+    /// random, those of a prompt in runs that choose alike. The two are independent: their squares
+    /// add.
     pub fn load(&self, imbalance: f64, decoded: f64, read: f64) -> f64 {
         if self.ep <= 1 || decoded + read <= 0.0 {
             return 1.0;

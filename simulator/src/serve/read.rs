@@ -26,6 +26,14 @@ pub const SERVING: &[(&str, &str)] = presets!(
     "llama-3.1-70b-unified-h100-8",
 );
 
+/// Whether a file of this text asks for serving: it has a pool, or starts from a preset that does.
+pub fn asks_for_serving(text: &str) -> bool {
+    let Ok(table) = text.parse::<Table>() else { return false };
+    let preset = table.get("preset").and_then(Value::as_str);
+    ["prefill", "decode", "unified"].iter().any(|pool| table.contains_key(*pool))
+        || preset.is_some_and(|name| SERVING.iter().any(|(known, _)| *known == name))
+}
+
 impl ServeScenario {
     /// Reads a scenario file; `set` are overrides `key.path=value` that win over the file.
     ///

@@ -240,8 +240,7 @@ impl BlockCache {
     }
 
     /// Tokens of a prompt that are found, from its start to the first block that is not; the
-    /// prompt's
-    /// blocks are held from now on.
+    /// prompt's blocks are held from now on.
     pub fn found(&mut self, request: &Request) -> u64 {
         let held = request.blocks.iter().take_while(|b| self.used_at.contains_key(b)).count();
         for &block in &request.blocks {

@@ -15,6 +15,10 @@ use super::requests::Requests;
 use crate::error::SimError;
 use crate::kernel_time::Constants;
 
+/// Published throughput over ours, least and most of the large deployments that nothing was fitted
+/// on (`fathom simulate validate`, sections 'Serving'; a test holds it to them).
+pub const REACHED: [f64; 2] = [0.87, 0.98];
+
 /// One pool in the report.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PoolReport {
@@ -79,6 +83,8 @@ pub struct ServeReport {
     pub kv_transfer: Latency,
     /// Share of the requests within the service level, where one is promised.
     pub within_sla: Option<f64>,
+    /// Share of such throughputs that published deployments reach, least and most: [`REACHED`].
+    pub reached_share: [f64; 2],
     /// Dollars a million tokens read (with what caches held), and a million emitted.
     pub usd_per_million: [f64; 2],
     /// Seconds that the simulation took.
@@ -203,6 +209,7 @@ pub fn report(s: &ServeScenario, ready: Ready) -> Result<ServeReport, SimError> 
     let tpot = meter.tpot();
     Ok(ServeReport {
         name: s.name.clone(),
+        reached_share: REACHED,
         usd_per_million: usd_per_million(&reports, input, output),
         complaints,
         pools: reports,

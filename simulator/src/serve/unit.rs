@@ -20,7 +20,9 @@ pub struct Running {
 pub struct Reading {
     /// The request.
     pub id: u32,
-    /// Tokens that are in the cache already.
+    /// Tokens that a prefix cache held.
+    pub cached: u32,
+    /// Tokens that are in the rank's cache, or will be loaded with the first chunk.
     pub done: u32,
     /// Tokens that are still to be read.
     pub left: u32,
@@ -92,7 +94,7 @@ impl Unit {
 
     /// Puts a prompt of which `done` tokens are cached behind the others.
     pub fn enqueue(&mut self, id: u32, done: u32, left: u32) {
-        self.queue.push_back(Reading { id, done, left, begun: false });
+        self.queue.push_back(Reading { id, cached: done, done, left, begun: false });
         self.queued_tokens += u64::from(left);
     }
 
@@ -129,39 +131,53 @@ impl Unit {
         self.ranks.iter().fold((0, 0), of)
     }
 
-    /// Takes the youngest requests off ranks whose pages would not last the iteration; how many.
+    /// Pages that a rank's running requests may take in the next iteration.
+    fn growth(&self, rank: &Rank) -> u64 {
+        let grow = |r: &Running| {
+            let [now, then] = [r.cached, r.cached + r.left.min(self.steps)].map(u64::from);
+            self.pages_of(then) - self.pages_of(now)
+        };
+        rank.running.iter().map(grow).sum()
+    }
+
+    /// Takes the youngest work off ranks whose pages would not last the iteration, prompts that are
+    /// half read before requests that decode; how many.
     pub fn retract(&mut self) -> u64 {
         let mut taken = 0;
         for i in 0..self.ranks.len() {
-            loop {
-                let rank = &self.ranks[i];
-                let grow = |r: &Running| {
-                    let (now, then) =
-                        (u64::from(r.cached), u64::from(r.cached + r.left.min(self.steps)));
-                    self.pages_of(then) - self.pages_of(now)
-                };
-                let needed: u64 = rank.running.iter().map(grow).sum();
-                if rank.pages + needed <= self.pages || rank.running.len() <= 1 {
-                    break;
+            while self.ranks[i].pages + self.growth(&self.ranks[i]) > self.pages {
+                if !self.put_back(i) {
+                    let rank = &mut self.ranks[i];
+                    if rank.running.len() <= 1 {
+                        break;
+                    }
+                    let last = rank.running.pop().expect("more than one");
+                    rank.cached_tokens -= u64::from(last.cached);
+                    rank.pages -= u64::from(last.cached).div_ceil(self.page_tokens);
+                    self.waiting.push_front(last);
                 }
-                let pages_of = |tokens: u32| u64::from(tokens).div_ceil(self.page_tokens);
-                let rank = &mut self.ranks[i];
-                let last = rank.running.pop().expect("more than one");
-                rank.cached_tokens -= u64::from(last.cached);
-                rank.pages -= pages_of(last.cached);
-                self.waiting.push_front(last);
                 taken += 1;
             }
         }
         taken
     }
 
+    /// Puts the youngest prompt that a rank reads back to the others; what was read of it is lost.
+    fn put_back(&mut self, rank: usize) -> bool {
+        let Some(reading) = self.ranks[rank].queue.pop() else { return false };
+        let held = if reading.begun { self.pages_of(u64::from(reading.done)) } else { 0 };
+        self.ranks[rank].pages -= held;
+        let lost = reading.done - reading.cached;
+        self.queued_tokens += u64::from(lost);
+        let (done, left) = (reading.cached, reading.left + lost);
+        self.queue.push_front(Reading { done, left, begun: false, ..reading });
+        true
+    }
+
     /// Chooses what the next iteration reads: every rank goes on with the prompts that it has
-    /// begun;
-    /// then the oldest prompts that fit the unit's budget are dealt out, the costliest first, each
-    /// to the rank with the least to do, so that tokens and attention are even. `cost` is seconds
-    /// of
-    /// so many tokens and pairs of a query and a key.
+    /// begun; then the oldest prompts that fit the unit's budget are dealt out, the costliest
+    /// first, each to the rank with the least to do, so that tokens and attention are even. `cost`
+    /// is seconds of so many tokens and pairs of a query and a key.
     pub fn choose(&mut self, cost: &dyn Fn(f64, f64) -> f64) {
         let whole = |r: &Reading| cost(f64::from(r.left), pairs(r, u64::from(r.left)));
         let steps = u64::from(self.steps);
@@ -187,12 +203,21 @@ impl Unit {
         let mut work = vec![0.0; ranks];
         for i in 0..ranks {
             self.ranks[i].chunk.clear();
-            for at in 0..self.ranks[i].queue.len() {
+            let mut at = 0;
+            while at < self.ranks[i].queue.len() {
                 let reading = self.ranks[i].queue[at];
                 let most = affordable(&reading, even - work[i], cost).min(budget[i]);
                 let taken = self.take(i, &reading, most);
                 work[i] += cost(taken as f64, pairs(&reading, taken));
                 budget[i] -= taken;
+                at += 1;
+                // Several that hold pages which none can do without: the youngest gives way.
+                let r = &self.ranks[i];
+                let stuck = r.chunk.is_empty() && r.running.is_empty() && r.queue.len() > 1;
+                if at == r.queue.len() && stuck {
+                    self.put_back(i);
+                    at = 0;
+                }
             }
         }
         let mut order: Vec<usize> = (0..fresh.len()).collect();
@@ -227,15 +252,15 @@ impl Unit {
         let r = &self.ranks[rank];
         let take = u64::from(reading.left).min(budget);
         let seats = !self.unified || r.running.len() + r.queue.len() < self.max_batch;
-        seats && r.pages + self.pages_for(reading, take) <= self.pages
+        seats && r.pages + self.growth(r) + self.pages_for(reading, take) <= self.pages
     }
 
     /// Lets a rank read a prompt of its queue up to `budget` tokens; how many it takes.
     fn take(&mut self, rank: usize, reading: &Reading, budget: u64) -> u64 {
         let take = u64::from(reading.left).min(budget);
-        let pages = self.pages_for(reading, take);
+        let (pages, growth) = (self.pages_for(reading, take), self.growth(&self.ranks[rank]));
         let r = &mut self.ranks[rank];
-        if take == 0 || r.pages + pages > self.pages {
+        if take == 0 || r.pages + growth + pages > self.pages {
             return 0;
         }
         r.pages += pages;
