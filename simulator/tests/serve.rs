@@ -196,6 +196,40 @@ fn faster_machines_are_not_slower() {
     }
 }
 
+/// A tensor-parallel group sums behind its attention, when decoding too: a slower link is seen.
+#[test]
+fn tensor_parallel_decoding_pays_for_its_sums() {
+    let time = |set: &[&str]| {
+        let s = scenario("deepseek-v3-decode-h800-320", set);
+        let ready = prepare(&s, &InferenceCode, Constants::FITTED).unwrap();
+        ready.pools[0].model.time(&Batch::decoding(128.0, 1.0, 5000.0, 1.0))
+    };
+    let slow = "cluster.gpu.scale_up_bytes_per_s=20e9";
+    let (fast, slow) = (time(&[]), time(&[slow]));
+    // 128 rows of 14,336 bytes in BF16 over 16 instead of 160 GB/s, a ring of four, two passes:
+    // 6/4 * 1.835 MB * (1/16e9 - 1/160e9) = 155 us a layer of both micro-batches.
+    let expected = 61.0 * 1.5 * 128.0 * 14336.0 * (1.0 / 16e9 - 1.0 / 160e9);
+    let found = slow.projections_s + slow.shared_s - fast.projections_s - fast.shared_s;
+    assert!((found / expected - 1.0).abs() < 0.1, "{found} against {expected}");
+}
+
+/// Experts that are not spread are cut by the tensor-parallel group: each rank reads its part.
+#[test]
+fn experts_without_ep_are_cut_by_tp() {
+    let experts = |tp: u64| {
+        let s = scenario(
+            "llama-3.1-70b-unified-h100-8",
+            &["model.preset=\"qwen3-235b-a22b\"", "unified.ep=1", &format!("unified.tp={tp}")],
+        );
+        let ready = prepare(&s, &InferenceCode, Constants::FITTED).unwrap();
+        ready.pools[0].model.time(&Batch::decoding(64.0, 1.0, 500.0, 1.0)).experts_s
+    };
+    // 94 layers of 128 experts of 18.9 MB at 2.78 TB/s: 82 ms by their bytes alone.
+    let (one, four) = (experts(1), experts(4));
+    assert!((0.080..0.095).contains(&one), "{one}");
+    assert!((0.020..0.032).contains(&four), "{four}");
+}
+
 /// Copies of the experts pay where popularity differs, and never beyond the mean.
 #[test]
 fn the_balancer_helps() {

@@ -141,8 +141,8 @@ impl Timer<'_> {
             if self.cut.prefill { source.prefill(&it) } else { source.decode(&it) }
         };
         let whole = record(tp, tokens)?;
-        // The routed half runs on each rank's own part of the tokens.
-        let own = tokens.div_ceil(tp);
+        // With experts on several ranks the routed half runs on each rank's own part of the tokens.
+        let own = if self.cut.ep > 1 { tokens.div_ceil(tp) } else { tokens };
         let part = if tp > 1 && self.cut.ep > 1 { record(1, own)? } else { whole.clone() };
         let half = |r: &OpRecord| {
             matches!(r.component, Component::Dispatch | Component::Mlp | Component::Combine)
@@ -154,7 +154,7 @@ impl Timer<'_> {
             first.chain(part.iter().filter(|r| r.layer == layer && routed && half(r))).collect()
         };
         let sum = |parts: [f64; 4]| parts.iter().sum::<f64>();
-        let [before_s, after_s, shared_s, experts_s] = self.layer(&of(moe), own);
+        let [before_s, after_s, shared_s, experts_s] = self.layer(&of(moe), own, tokens);
         let outside = |r: &&OpRecord| {
             r.layer.is_none() && matches!(r.component, Component::Head | Component::Embedding)
         };
@@ -166,14 +166,14 @@ impl Timer<'_> {
             after_s,
             shared_s,
             experts_s,
-            dense_s: sum(self.layer(&of(dense), own)),
+            dense_s: sum(self.layer(&of(dense), own, tokens)),
             head_s,
-            draft_s: if self.cut.prefill { 0.0 } else { sum(self.layer(&of(mtp), own)) },
+            draft_s: if self.cut.prefill { 0.0 } else { sum(self.layer(&of(mtp), own, tokens)) },
         })
     }
 
     /// Seconds before the attention, after it, of the shared expert, of the routed ones.
-    fn layer(&self, records: &[&OpRecord], own: u64) -> [f64; 4] {
+    fn layer(&self, records: &[&OpRecord], own: u64, tokens: u64) -> [f64; 4] {
         let is_core =
             |r: &OpRecord| matches!(r.class, OpClass::Attention) || CORES.contains(&r.op.as_str());
         let core = records.iter().position(|r| is_core(r)).unwrap_or(records.len());
@@ -193,7 +193,25 @@ impl Timer<'_> {
             }
             groups[part].push(r);
         }
-        groups.map(|g| self.run(&g, own))
+        let summed = |g: &[&OpRecord]| g.iter().any(|r| is_collective(r));
+        let (after, mlp) = (summed(&groups[1]), summed(&groups[2]) || summed(&groups[3]));
+        let cut_experts = self.cut.ep == 1 && !groups[3].is_empty();
+        let mut seconds = groups.map(|g| self.run(&g, own));
+        // What the record of one rank leaves out: the sums over a tensor-parallel group behind the
+        // attention, and behind experts that are cut.
+        if self.cut.tp > 1 && !records.is_empty() {
+            let all = self
+                .all_reduce_s(self.cut.tp, 2.0 * (tokens as usize * self.model.hidden_size) as f64);
+            seconds[1] += if after { 0.0 } else { all };
+            seconds[3] += if cut_experts && !mlp { all } else { 0.0 };
+        }
+        seconds
+    }
+
+    /// With sequence parallelism its two halves stand before and behind the norms.
+    fn all_reduce_s(&self, ranks: u64, bytes: f64) -> f64 {
+        let shape = GroupShape::strided(ranks, 1, self.cluster.gpus_per_node);
+        time_s(self.cluster, Collective::AllReduce, Algorithm::Hierarchical, shape, bytes)
     }
 
     fn is_routed(&self, r: &OpRecord, own: u64) -> bool {
@@ -218,12 +236,9 @@ impl Timer<'_> {
 
     /// Seconds of a product or a collective; none for what only moves bytes.
     fn product(&self, r: &OpRecord, own: u64) -> Option<f64> {
-        if let Some(group) = r.group.filter(|g| g.kind == GroupKind::Tp && g.size > 1) {
-            // With sequence parallelism its two halves stand before and behind the norms.
+        if is_collective(r) {
             let bytes = r.inputs.first().map_or(0.0, |t| t.bytes() as f64);
-            let shape = GroupShape::strided(group.size as u64, 1, self.cluster.gpus_per_node);
-            let kind = Collective::AllReduce;
-            return Some(time_s(self.cluster, kind, Algorithm::Hierarchical, shape, bytes));
+            return Some(self.all_reduce_s(self.cut.tp, bytes));
         }
         let a = r.inputs.first()?;
         match r.class {
@@ -245,7 +260,14 @@ impl Timer<'_> {
                 let rows = (own * self.cut.choices).div_ceil(slots);
                 let n = b.shape[b.shape.len() - 2] as u64;
                 let held = slots.min(own * self.cut.choices).max(1) as usize;
-                Some(self.gemm(&GemmShape::grouped_m(vec![rows; held], n, columns(a)), a.dtype))
+                // Experts that are not spread are cut: by columns going up, by rows coming down.
+                let up = columns(a) == self.model.hidden_size as u64;
+                let parts = if self.cut.ep == 1 { self.cut.tp } else { 1 };
+                let (n, k) = match up {
+                    true => (n.div_ceil(parts), columns(a)),
+                    false => (n, columns(a).div_ceil(parts)),
+                };
+                Some(self.gemm(&GemmShape::grouped_m(vec![rows; held], n, k), a.dtype))
             }
             // The absorbed products, a GEMM a head.
             OpClass::Decode if !CORES.contains(&r.op.as_str()) => {
@@ -321,6 +343,11 @@ impl Timer<'_> {
         let Run { bytes, class } = std::mem::take(run);
         class.map_or(0.0, |c| self.gpu.constants.gap_s + self.gpu.memory(bytes, c, None))
     }
+}
+
+/// A sum over a tensor-parallel group.
+fn is_collective(r: &OpRecord) -> bool {
+    r.group.is_some_and(|g| g.kind == GroupKind::Tp && g.size > 1)
 }
 
 /// The attention of decoding, whose time depends on the caches.
