@@ -132,7 +132,7 @@ pub struct AllToAll {
 }
 
 /// Expected largest of `n` standard normal draws (Fisher-Tippett).
-fn largest_of(n: f64) -> f64 {
+pub(crate) fn largest_of(n: f64) -> f64 {
     if n < 2.0 {
         return 0.0;
     }

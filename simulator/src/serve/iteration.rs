@@ -23,7 +23,7 @@ use serde::Serialize;
 use super::kernels::{Cores, PartTable, Parts};
 use crate::hardware::cluster::Cluster;
 use crate::kernel_time::Constants;
-use crate::network::alltoall::{AllToAll, AllToAllModel, Exchange};
+use crate::network::alltoall::{AllToAll, AllToAllModel, Exchange, largest_of};
 use crate::network::low_latency::low_latency_s;
 
 /// Which kernels exchange tokens.
@@ -262,15 +262,6 @@ impl IterationModel {
             }
         }
     }
-}
-
-/// Expected largest of `n` standard normal draws (Fisher-Tippett).
-fn largest_of(n: f64) -> f64 {
-    if n < 2.0 {
-        return 0.0;
-    }
-    let a = (2.0 * n.ln()).sqrt();
-    (a - (n.ln().ln() + (4.0 * std::f64::consts::PI).ln()) / (2.0 * a)).max(0.0)
 }
 
 impl IterationModel {
