@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use fathom_reference::backend::Reference;
-use fathom_reference::train::TrainError;
 use fathom_reference::train::compare::{Run, Spread};
 use fathom_reference::train::run::{self, Event, Place};
 use fathom_reference::train::sweep::{self, Axis, Planned, Row};
+use fathom_reference::train::{TrainError, ranks};
 use serde_json::json;
 
 use crate::output::{self, Outcome};
@@ -70,14 +70,14 @@ fn sweep(args: &Args) -> output::Result {
         }
         bar.set_message(run.name.clone());
         let place = Place { out: run.out.clone(), resume };
-        let mut tell = |event: &Event<'_>| {
+        let mut tell = |event: &Event| {
             interrupts.hear(event);
             if let Event::Step(log) = event {
                 bar.set_position(done + log.step);
             }
         };
         let stopped = || interrupts.stopped();
-        match run::run(config, Reference, &place, &stopped, &mut tell) {
+        match ranks::run::run(config, |_| Reference, &place, &stopped, &mut tell) {
             Ok(summary) if summary.stopped => {
                 bar.finish_and_clear();
                 errln!("stopped; the same command goes on where it stopped");

@@ -11,7 +11,7 @@ use fathom_gpu::backend::Plan;
 use fathom_reference::backend::{Backend, Reference};
 use fathom_reference::files;
 use fathom_reference::train::run::{self, Event, Place};
-use fathom_reference::train::{Setting, StepLog, TrainConfig, TrainError, Trainer};
+use fathom_reference::train::{Setting, StepLog, TrainConfig, TrainError, Trainer, ranks};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use crate::backend::{BackendArgs, Chosen};
@@ -28,6 +28,8 @@ use crate::record::RecordArgs;
   fathom train --out runs/a --resume             go on where it stopped, to the bit
   fathom train --backend emulated --steps 2      our CUDA kernels, without a GPU: the same bits
   fathom train --set recipe.fp8.gradient_block=[128,128] --set optim.clip=0.5
+  fathom train --ranks 4 --set parallel.dp=2 --set parallel.pp=2 --set grad_shards=2
+                                                 ranks as threads, with the bits of one process
 
 Ctrl-C writes a checkpoint and stops. DIR gets train.jsonl, tensorboard/, checkpoints/ and, at the
 end, model/ for `fathom eval` and `fathom generate`. All keys of run.toml: docs/training.md.
@@ -44,6 +46,10 @@ pub struct Args {
     resume: bool,
     #[command(flatten)]
     flags: RunFlags,
+    /// Ranks of the run, each a thread: those of its layout (section [parallel]), which no bit
+    /// depends on
+    #[arg(long, value_name = "N")]
+    ranks: Option<usize>,
     /// Seed of initial weights and data order
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -125,11 +131,25 @@ pub fn run(args: &Args) -> output::Result {
 
 fn train(args: &Args) -> output::Result {
     let config = configuration(args)?;
+    let world = config.parallel.world();
+    if let Some(asked) = args.ranks.filter(|&asked| asked != world) {
+        let p = &config.parallel;
+        return Err(format!(
+            "--ranks {asked}: expected {world}, the ranks of the layout (parallel.pp = {} x \
+             parallel.dp = {}); set these, or leave --ranks out",
+            p.pp, p.dp
+        )
+        .into());
+    }
     let flags = &args.flags;
     let inputs = flags.data.iter().chain(&flags.config).chain(&flags.validate);
     files::keep_apart(inputs, args.record.outputs())?;
     match args.backend.open()? {
         Chosen::Reference => train_on(args, config, Reference),
+        Chosen::Device(_) if world > 1 => {
+            let ranks = "the kernels' backends take one rank so far";
+            Err(format!("--backend: {ranks}, found {world}; --backend reference takes many").into())
+        }
         Chosen::Device(gpu) => {
             planned(&config)?;
             train_on(args, config, Cuda::new(*gpu))
@@ -151,19 +171,30 @@ fn planned(config: &TrainConfig) -> Result<(), Box<dyn Error>> {
 }
 
 fn train_on<B: Backend>(args: &Args, config: TrainConfig, backend: B) -> output::Result {
+    let world = config.parallel.world();
     let interrupts = interrupts()?;
     let mut screen = Screen::new(args.json);
     let place = Place { out: args.out.clone(), resume: args.resume };
     let stopped = || interrupts.stopped();
-    let mut tell = |event: &Event<'_>| {
+    let mut tell = |event: &Event| {
         interrupts.hear(event);
         screen.show(event);
     };
-    let recording = args.record.open()?;
-    let backend = recording.wrap(backend);
-    let result = run::run(config, backend, &place, &stopped, &mut tell);
-    screen.finish();
-    args.record.close(&recording)?;
+    let result = if world > 1 {
+        if args.record.outputs().next().is_some() {
+            return Err(format!("--record and --op-trace take one rank, found {world}").into());
+        }
+        let result = ranks::run::run(config, |_| Reference, &place, &stopped, &mut tell);
+        screen.finish();
+        result
+    } else {
+        let recording = args.record.open()?;
+        let backend = recording.wrap(backend);
+        let result = run::run(config, backend, &place, &stopped, &mut tell);
+        screen.finish();
+        args.record.close(&recording)?;
+        result
+    };
     let summary = match result {
         Err(TrainError::Diverged(found)) => {
             errln!("error: {found}");
@@ -238,7 +269,7 @@ impl Interrupts {
     }
 
     /// Hears of what the run does: while a checkpoint is being written, nothing interrupts it.
-    pub fn hear(&self, event: &Event<'_>) {
+    pub fn hear(&self, event: &Event) {
         match event {
             Event::Saving => self.saving.store(true, Ordering::SeqCst),
             Event::Checkpoint { .. } => self.saving.store(false, Ordering::SeqCst),
@@ -297,7 +328,7 @@ impl Screen {
         }
     }
 
-    fn show(&mut self, event: &Event<'_>) {
+    fn show(&mut self, event: &Event) {
         match event {
             Event::Start { step, steps, parameters, data } => {
                 self.start(*step, *steps);

@@ -264,7 +264,10 @@ fn dependencies_point_one_way() {
         ("fathom-numerics", &[][..]),
         ("fathom-trace", &[]),
         ("fathom-config", &["fathom-trace"]),
-        ("fathom-reference", &["fathom-config", "fathom-numerics", "fathom-trace"]),
+        (
+            "fathom-reference",
+            &["fathom-config", "fathom-numerics", "fathom-schedule", "fathom-trace"],
+        ),
         ("fathom-gpu", &["fathom-config", "fathom-numerics", "fathom-trace", "fathom-reference"]),
         ("fathom-ptx", &[]),
         ("fathom-emulator", &["fathom-config", "fathom-numerics", "fathom-ptx", "fathom-trace"]),

@@ -150,7 +150,11 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 fn assert_same_run(bench: &Bench, a: &str, b: &str) {
-    for part in ["checkpoints", "model", "model-average"] {
+    assert_same_parts(bench, a, b, &["checkpoints", "model", "model-average"]);
+}
+
+fn assert_same_parts(bench: &Bench, a: &str, b: &str, parts: &[&str]) {
+    for part in parts {
         let [a, b] = [a, b].map(|name| files(&bench.out(name).join(part)));
         assert!(!a.is_empty() && a.keys().eq(b.keys()), "{part}: {:?} {:?}", a.keys(), b.keys());
         for (path, bytes) in &a {
@@ -208,6 +212,48 @@ fn a_run_killed_at_random_moments_ends_with_the_bits_of_one_left_alone() {
     fs::write(left, "half a file").unwrap();
     bench.run("killed", &["--resume"]);
     assert_same_run(&bench, "alone", "killed");
+}
+
+/// Ranks as threads, killed and gone on with on another layout each time; layouts as `--set`s.
+#[test]
+fn a_run_on_ranks_ends_with_the_bits_of_one_process_whatever_kills_it() {
+    let bench = Bench::new();
+    bench.run("alone", &["--seed", "3"]);
+    let layouts: [&[&str]; 4] = [
+        &["--ranks", "4", "--set", "parallel.dp=2", "--set", "parallel.pp=2"],
+        &["--set", "parallel.pp=1", "--set", "parallel.dp=2"],
+        &[
+            "--set",
+            "parallel.pp=2",
+            "--set",
+            "parallel.dp=1",
+            "--set",
+            "parallel.schedule=\"zb1p\"",
+        ],
+        &["--set", "parallel.pp=1", "--set", "parallel.dp=1"],
+    ];
+    let begin = Instant::now();
+    let output = bench.run("left", &[&["--seed", "3"], layouts[0]].concat());
+    let whole = begin.elapsed();
+    assert!(String::from_utf8_lossy(&output.stdout).contains("trained 40 steps"));
+    assert_same_parts(&bench, "alone", "left", &["model", "model-average"]);
+    let mut killed = 0;
+    for (i, part) in [0.4, 0.5, 0.45].into_iter().enumerate() {
+        let mut command = bench.command("killed", &["--seed", "3", "--resume"]);
+        command.args(layouts[i]).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        killed += u32::from(!wait(&mut child, Instant::now() + whole.mul_f64(part)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(killed > 0, "no run was slow enough to be killed");
+    bench.run("killed", &[&["--seed", "3", "--resume"], layouts[3]].concat());
+    assert_same_parts(&bench, "alone", "killed", &["model", "model-average"]);
+    // What does not fit is refused with the numbers, and nothing is begun.
+    let message = bench.refused("none", &["--ranks", "3"]);
+    assert!(message.contains("--ranks 3: expected 1, the ranks of the layout"), "{message}");
+    let message = bench.refused("none", &["--set", "parallel.dp=3"]);
+    assert!(message.contains("grad_shards: expected a multiple of 3"), "{message}");
 }
 
 #[test]

@@ -15,6 +15,7 @@ pub mod backend;
 pub mod checkpoint;
 pub mod data;
 pub mod eval;
+pub mod exchange;
 pub mod files;
 pub mod generate;
 pub mod inspect;

@@ -62,8 +62,9 @@ pub fn predict(
     measure(config, recipe, Meta::new(0, Load::Balanced), &batch)
 }
 
-/// What a training run holds at once on one process: lasting tensors, the sets of gradients that
-/// wait for their neighbours in the tree of shards, and a micro-batch's activations at their peak.
+/// What a training run holds at once in one process, on all ranks that are its threads: lasting
+/// tensors, the sets of gradients that wait for their neighbours in the tree of shards (on ranks:
+/// of all shards), and a micro-batch's activations at their peak, a set a rank.
 ///
 /// # Errors
 /// [`MemoryError`].
@@ -74,21 +75,43 @@ pub fn training(config: &TrainConfig) -> Result<Need, MemoryError> {
     let lasting = inspect::lasting(&model);
     let parameters: u64 = model.specs.iter().map(|spec| spec.elements() as u64).sum();
     let master = parameters * model.recipe.master().size() as u64;
-    let sets = u64::from(grad_shards.max(&1).ilog2()) + 1;
+    let ranks = config.parallel.world() as u64;
+    let (sets, held) = match ranks {
+        1 => (u64::from(grad_shards.max(&1).ilog2()) + 1, 1.0),
+        _ => (*grad_shards as u64, held_by_ranks(config)? as f64 / parameters as f64),
+    };
+    let times = |bytes: u64| (bytes as f64 * held) as u64;
+    // Ranks gather the masters that they cast, beside the pieces that they own.
+    let gathered = if ranks > 1 { times(lasting.master) } else { 0 };
     let moments = match (model.recipe.mode, optim.moments) {
         (Mode::F64, _) => 4 * lasting.moments,
         (_, MomentType::Fp32) => 2 * lasting.moments,
         (_, MomentType::Bf16) => lasting.moments,
     };
     let parts = vec![
-        ("weights", lasting.weights),
-        ("master copies", lasting.master),
+        ("weights", times(lasting.weights)),
+        ("master copies", lasting.master + gathered),
         ("gradients", lasting.gradients * sets),
         ("moments", moments),
         ("average of the weights", if optim.ema_decay > 0.0 { master } else { 0 }),
-        ("activations", activations.peak),
+        ("activations", activations.peak * ranks),
     ];
     Ok(Need { job: format!("training '{}'", config.name), parts })
+}
+
+/// Parameters that all ranks of a layout hold together.
+fn held_by_ranks(config: &TrainConfig) -> Result<u64, MemoryError> {
+    let parallel = &config.parallel;
+    let mut held = 0;
+    for pp in 0..parallel.pp {
+        for ep in 0..parallel.ep {
+            for model in crate::train::ranks::stages(config, pp, ep)? {
+                let own: usize = model.specs.iter().map(|spec| spec.elements()).sum();
+                held += (own * parallel.dp / parallel.ep) as u64;
+            }
+        }
+    }
+    Ok(held)
 }
 
 /// What an evaluation holds beside its activations; `gradients` where it takes them too.

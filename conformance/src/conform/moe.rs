@@ -69,7 +69,8 @@ fn dispatch(index: usize) -> BoxedStrategy<Drawn> {
             let x = Tensor::from_bytes(dtype, &[t, columns], &bytes[..t * columns * dtype.size()]);
             let rows = permutation(draw, t * top_k);
             let received = if all { rows.len() } else { rows.len() / 2 };
-            let op = Dispatch { top_k, received, copies_sent: 0, slots, group: ALONE };
+            let (copies_sent, group, sent) = (0, ALONE, Vec::new());
+            let op = Dispatch { top_k, received, copies_sent, slots, group, sent };
             draw.case(op, [("x", Some(x)), ("rows", Some(Tensor::from_vec(&[t * top_k], rows)))])
         })
         .boxed()
@@ -83,7 +84,8 @@ fn combine(index: usize) -> BoxedStrategy<Drawn> {
             let rows = if all { inverse.len() } else { inverse.len() / 2 };
             let shape = [rows, columns];
             let y = draw.floats(0, y, if slots { &shape[..1] } else { &shape[..] });
-            let op = Combine { top_k, tokens, copies_sent: 0, slots, out, group: ALONE };
+            let (copies_sent, group, sent) = (0, ALONE, Vec::new());
+            let op = Combine { top_k, tokens, copies_sent, slots, out, group, sent };
             let inverse = Tensor::from_vec(&[tokens * top_k], inverse);
             draw.case(op, [("y", Some(y)), ("inverse", Some(inverse))])
         })

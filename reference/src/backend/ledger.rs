@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
 
-use fathom_trace::DType;
+use fathom_trace::{DType, Group};
 
 use super::{Backend, Place, Result};
 use crate::{DynOp, Tensor};
@@ -125,6 +125,10 @@ impl<B: Backend> Backend for Ledger<B> {
         slots: usize,
     ) -> Result<Vec<usize>> {
         self.inner.expert_counts(&counts.inner, local, slots)
+    }
+
+    fn group_counts(&self, counts: &Self::Buffer, group: Group) -> Result<Option<Vec<Vec<usize>>>> {
+        self.inner.group_counts(&counts.inner, group)
     }
 }
 

@@ -16,7 +16,7 @@ mod reference;
 
 use std::ops::Range;
 
-use fathom_trace::{Component, DType, Phase};
+use fathom_trace::{Component, DType, Group, Phase};
 
 pub use ledger::{Alive, Counted, Ledger};
 pub use meta::{Load, Meta, MetaBuffer};
@@ -176,6 +176,19 @@ pub trait Backend {
     ) -> Result<Vec<usize>> {
         let counts = self.download(counts)?;
         Ok(counts.as_slice::<i32>()[local].iter().map(|&n| n as usize).collect())
+    }
+
+    /// The rows that each rank of the expert-parallel group sends to each expert, \[rank\]
+    /// \[expert\], where its ranks exchange them; `None` where there is nobody to ask.
+    ///
+    /// # Errors
+    /// As [`Backend::download`].
+    fn group_counts(
+        &self,
+        _counts: &Self::Buffer,
+        _group: Group,
+    ) -> Result<Option<Vec<Vec<usize>>>> {
+        Ok(None)
     }
 
     for_each_op!(typed_methods);

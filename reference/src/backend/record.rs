@@ -138,6 +138,10 @@ impl<B: Backend, H: Hook<B>> Backend for Recorder<B, H> {
     ) -> Result<Vec<usize>> {
         self.inner.expert_counts(counts, local, slots)
     }
+
+    fn group_counts(&self, counts: &B::Buffer, group: Group) -> Result<Option<Vec<Vec<usize>>>> {
+        self.inner.group_counts(counts, group)
+    }
 }
 
 /// Role, dtype and shape of each input, `None` for an optional role that was left out; what

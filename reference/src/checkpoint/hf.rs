@@ -254,7 +254,9 @@ impl HfCheckpoint {
         self.check(&Model::new(&self.config, recipe, Parallel::default(), 0)?)
     }
 
-    fn check(&self, model: &Model) -> Result<(), HfError> {
+    /// Checks that every tensor of the model is there with its shape, and, where the model is whole,
+    /// none that it has no use for.
+    pub(crate) fn check(&self, model: &Model) -> Result<(), HfError> {
         let mut used = BTreeSet::new();
         for spec in &model.specs {
             for part in &spec.parts {

@@ -1,11 +1,15 @@
 //! Checkpoints of a run: everything needed to go on to the bit.
 //!
+//! Ranks write theirs side by side: each the pieces that it owns, as `NAME@OFFSET`; the first then
+//! writes the index, with the whole tensors' shapes, and renames. A reader sees whole tensors.
+//!
 //! A checkpoint is a folder `step-00000100` with files of tensors (safetensors) and
 //! `checkpoint.json`, which holds the run's header, and size and blake3 hash of every file, under a
 //! hash of its own. It is written into a folder beside it, flushed to the disk, and renamed, so
 //! that a process killed at any moment leaves whole checkpoints only. Reading checks everything;
 //! [`latest`] goes back to the newest one that is whole.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -80,15 +84,48 @@ struct Body {
     files: Vec<Listed>,
 }
 
-#[derive(Serialize, Deserialize)]
+/// A file of a checkpoint, as its index lists it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Listed {
+pub struct Listed {
     name: String,
     bytes: u64,
     blake3: String,
+    /// Whole shapes of the tensors of which the file has pieces.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    shapes: BTreeMap<String, Vec<usize>>,
+}
+
+/// Elements of a tensor that one of several writers has.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// The tensor's name.
+    pub name: String,
+    /// Its whole shape.
+    pub shape: Vec<usize>,
+    /// The first of the elements, in row-major order.
+    pub offset: usize,
+    /// The elements, as a list.
+    pub tensor: Tensor,
+}
+
+impl Part {
+    /// One past the last of the elements.
+    pub fn end(&self) -> usize {
+        self.offset + self.tensor.len()
+    }
+
+    /// Adds the elements that follow.
+    pub fn extend(&mut self, more: &Tensor) {
+        let bytes = [self.tensor.bytes(), more.bytes()].concat();
+        let length = self.tensor.len() + more.len();
+        self.tensor = Tensor::from_bytes(self.tensor.dtype(), &[length], &bytes);
+    }
 }
 
 const FORMAT: &str = "fathom-training-1";
+/// The same with pieces of tensors in its files.
+const IN_PIECES: &str = "fathom-training-2";
 const INDEX: &str = "checkpoint.json";
 
 fn io_at(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
@@ -118,42 +155,113 @@ fn sync(path: &Path) -> Result<(), CheckpointError> {
 /// # Errors
 /// [`CheckpointError`]; no checkpoint is then there that was not before.
 pub fn write(folder: &Path, saved: &Saved, shard_bytes: usize) -> Result<PathBuf, CheckpointError> {
-    fs::create_dir_all(folder).map_err(io_at(folder))?;
-    let name = format!("step-{:08}", saved.step);
-    let (target, beside) = (folder.join(&name), folder.join(format!(".writing-{name}")));
-    if beside.exists() {
-        fs::remove_dir_all(&beside).map_err(io_at(&beside))?;
+    let beside = begin(folder, saved.step)?;
+    let shards = shards(&saved.tensors, shard_bytes, |(_, t)| t);
+    let mut files = Vec::new();
+    for (i, shard) in shards.iter().enumerate() {
+        let name = format!("tensors-{:05}-of-{:05}.safetensors", i + 1, shards.len());
+        files.push(write_file(&beside, name, shard, BTreeMap::new())?);
     }
-    fs::create_dir(&beside).map_err(io_at(&beside))?;
-    let mut shards: Vec<&[(String, Tensor)]> = Vec::new();
-    let mut rest = &saved.tensors[..];
+    commit(folder, saved.step, saved.header.clone(), files)
+}
+
+/// Items in order, cut so that the tensors of each cut have at most `bytes`, or are one.
+fn shards<T>(items: &[T], bytes: usize, tensor: impl Fn(&T) -> &Tensor) -> Vec<&[T]> {
+    let (mut shards, mut rest) = (Vec::new(), items);
     while !rest.is_empty() {
         let mut filled = 0;
-        let fits = |(_, t): &&(String, Tensor)| {
-            filled += t.bytes().len();
-            filled <= shard_bytes
+        let fits = |item: &&T| {
+            filled += tensor(item).bytes().len();
+            filled <= bytes
         };
         let (shard, after) = rest.split_at(rest.iter().take_while(fits).count().max(1));
         shards.push(shard);
         rest = after;
     }
-    let mut files = Vec::new();
-    for (i, shard) in shards.iter().enumerate() {
-        let name = format!("tensors-{:05}-of-{:05}.safetensors", i + 1, shards.len());
-        let path = beside.join(&name);
-        tensors::write(&path, shard)?;
-        let (bytes, blake3) = file_hash(&path)?;
-        files.push(Listed { name, bytes, blake3 });
+    shards
+}
+
+fn write_file(
+    beside: &Path,
+    name: String,
+    tensors: &[(String, Tensor)],
+    shapes: BTreeMap<String, Vec<usize>>,
+) -> Result<Listed, CheckpointError> {
+    let path = beside.join(&name);
+    tensors::write(&path, tensors)?;
+    let (bytes, blake3) = file_hash(&path)?;
+    Ok(Listed { name, bytes, blake3, shapes })
+}
+
+/// Where the checkpoint of a step is once it is whole.
+pub fn path(folder: &Path, step: u64) -> PathBuf {
+    folder.join(format!("step-{step:08}"))
+}
+
+fn beside(folder: &Path, step: u64) -> PathBuf {
+    folder.join(format!(".writing-step-{step:08}"))
+}
+
+/// Begins a checkpoint, for [`write_parts`] and [`commit`]: an empty folder beside its place.
+///
+/// # Errors
+/// [`CheckpointError::Io`].
+pub fn begin(folder: &Path, step: u64) -> Result<PathBuf, CheckpointError> {
+    fs::create_dir_all(folder).map_err(io_at(folder))?;
+    let beside = beside(folder, step);
+    if beside.exists() {
+        fs::remove_dir_all(&beside).map_err(io_at(&beside))?;
     }
-    let body = Body { step: saved.step, header: saved.header.clone(), files };
-    let index = Index { format: FORMAT.into(), blake3: body_hash(&body), body };
+    fs::create_dir(&beside).map_err(io_at(&beside))?;
+    Ok(beside)
+}
+
+/// Writes the parts of one of several writers, in files of at most `shard_bytes` (one part at
+/// least), and gives what the index lists.
+///
+/// # Errors
+/// [`CheckpointError`].
+pub fn write_parts(
+    folder: &Path,
+    step: u64,
+    writer: usize,
+    parts: &[Part],
+    shard_bytes: usize,
+) -> Result<Vec<Listed>, CheckpointError> {
+    let beside = beside(folder, step);
+    let mut listed = Vec::new();
+    for (i, shard) in shards(parts, shard_bytes, |part| &part.tensor).iter().enumerate() {
+        let name = format!("pieces-{writer:05}-{:05}.safetensors", i + 1);
+        let entry = |p: &Part| (format!("{}@{}", p.name, p.offset), p.tensor.clone());
+        let tensors: Vec<(String, Tensor)> = shard.iter().map(entry).collect();
+        let shapes = shard.iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
+        listed.push(write_file(&beside, name, &tensors, shapes)?);
+    }
+    Ok(listed)
+}
+
+/// Writes the index of a checkpoint whose files are there, and renames it to its place.
+///
+/// # Errors
+/// [`CheckpointError`]; no checkpoint is then there that was not before.
+pub fn commit(
+    folder: &Path,
+    step: u64,
+    header: Value,
+    files: Vec<Listed>,
+) -> Result<PathBuf, CheckpointError> {
+    let (beside, target) = (beside(folder, step), path(folder, step));
+    let pieces = files.iter().any(|file| !file.shapes.is_empty());
+    let format = if pieces { IN_PIECES } else { FORMAT };
+    let body = Body { step, header, files };
+    let index = Index { format: format.into(), blake3: body_hash(&body), body };
     let path = beside.join(INDEX);
     let text = serde_json::to_vec_pretty(&index).expect("plain data");
     fs::write(&path, text).map_err(io_at(&path))?;
     sync(&path)?;
     sync(&beside)?;
     if target.exists() {
-        remove(folder, &name)?;
+        remove(folder, &format!("step-{step:08}"))?;
     }
     fs::rename(&beside, &target).map_err(io_at(&target))?;
     sync(folder)?;
@@ -224,14 +332,15 @@ pub fn read(path: &Path) -> Result<Saved, CheckpointError> {
         Ok(index) => index,
         Err(e) => return corrupt(&index_path, "a checkpoint's index".into(), e.to_string()),
     };
-    if index.format != FORMAT {
-        return corrupt(&index_path, format!("format '{FORMAT}'"), format!("'{}'", index.format));
+    if ![FORMAT, IN_PIECES].contains(&index.format.as_str()) {
+        let expected = format!("format '{FORMAT}' or '{IN_PIECES}'");
+        return corrupt(&index_path, expected, format!("'{}'", index.format));
     }
     let found = body_hash(&index.body);
     if found != index.blake3 {
         return corrupt(&index_path, format!("a body of blake3 {}", index.blake3), found);
     }
-    let mut tensors = Vec::new();
+    let (mut tensors, mut pieces) = (Vec::new(), Pieces::default());
     for listed in &index.body.files {
         let path = path.join(&listed.name);
         let (bytes, blake3) = file_hash(&path)?;
@@ -243,10 +352,57 @@ pub fn read(path: &Path) -> Result<Saved, CheckpointError> {
             return corrupt(&path, format!("blake3 {}", listed.blake3), blake3);
         }
         let file = TensorsFile::open(&path)?;
-        let copy = |name: &String| (name.clone(), file.tensor(name).expect("listed in the file"));
-        tensors.extend(file.entries.keys().map(copy));
+        for name in file.entries.keys() {
+            let tensor = file.tensor(name).expect("listed in the file");
+            let piece = name.rsplit_once('@').and_then(|(whole, offset)| {
+                Some((listed.shapes.get_key_value(whole)?, offset.parse::<usize>().ok()?))
+            });
+            match piece {
+                Some(((whole, shape), offset)) => {
+                    pieces.entry(whole.clone()).or_default().push((offset, shape.clone(), tensor));
+                }
+                None => tensors.push((name.clone(), tensor)),
+            }
+        }
+    }
+    for (name, pieces) in pieces {
+        match join(pieces) {
+            Ok(tensor) => tensors.push((name, tensor)),
+            Err(found) => {
+                return corrupt(&index_path, format!("all of tensor '{name}'"), found);
+            }
+        }
     }
     Ok(Saved { step: index.body.step, header: index.body.header, tensors })
+}
+
+/// By tensor: offset, whole shape and elements of each piece.
+type Pieces = BTreeMap<String, Vec<(usize, Vec<usize>, Tensor)>>;
+
+/// A tensor of its pieces; what is wrong where they are not all of it, each once.
+fn join(mut pieces: Vec<(usize, Vec<usize>, Tensor)>) -> Result<Tensor, String> {
+    pieces.sort_by_key(|(offset, ..)| *offset);
+    let (_, shape, first) = &pieces[0];
+    let (mut bytes, mut end) = (Vec::new(), 0);
+    for (offset, of, tensor) in &pieces {
+        if (of, tensor.dtype()) != (shape, first.dtype()) {
+            return Err(format!(
+                "pieces of {} {shape:?} and {} {of:?}",
+                first.dtype(),
+                tensor.dtype()
+            ));
+        }
+        if *offset != end {
+            return Err(format!("a piece at {offset} where {end} follows"));
+        }
+        bytes.extend_from_slice(tensor.bytes());
+        end += tensor.len();
+    }
+    let elements = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n));
+    if elements != Some(end) {
+        return Err(format!("{end} elements of {shape:?}"));
+    }
+    Ok(Tensor::from_bytes(first.dtype(), shape, &bytes))
 }
 
 /// The newest checkpoint that is whole, `None` where there are none at all; `refused` is told of
@@ -304,6 +460,40 @@ mod tests {
         assert_eq!(read, saved(3));
         let files = fs::read_dir(folder.path().join("step-00000003")).unwrap().count();
         assert_eq!(files, 3, "an index and two files of tensors");
+    }
+
+    #[test]
+    fn pieces_of_several_writers_are_whole_tensors_to_a_reader() {
+        let folder = tempfile::tempdir().unwrap();
+        let whole = saved(3);
+        begin(folder.path(), 3).unwrap();
+        // Writer w has every element whose number is 2w or 2w + 1, so none has a whole tensor.
+        let mut files = Vec::new();
+        for writer in [1, 0] {
+            let part = |(name, tensor): &(String, Tensor)| Part {
+                name: name.clone(),
+                shape: tensor.shape().to_vec(),
+                offset: 2 * writer,
+                tensor: Tensor::from_bytes(
+                    tensor.dtype(),
+                    &[2],
+                    &tensor.bytes()[8 * writer..][..8],
+                ),
+            };
+            let parts: Vec<Part> = whole.tensors.iter().map(part).collect();
+            files.extend(write_parts(folder.path(), 3, writer, &parts, 16).unwrap());
+        }
+        assert_eq!(files.len(), 4, "two files a writer");
+        assert!(list(folder.path()).unwrap().is_empty(), "nothing is there before the commit");
+        let missing = files[1..].to_vec();
+        let path = commit(folder.path(), 3, whole.header.clone(), files).unwrap();
+        assert_eq!(read(&path).unwrap(), whole);
+        // An index that lists not all of them.
+        let index = Body { step: 3, header: whole.header, files: missing };
+        let index = Index { format: IN_PIECES.into(), blake3: body_hash(&index), body: index };
+        fs::write(path.join(INDEX), serde_json::to_vec(&index).unwrap()).unwrap();
+        let e = read(&path).unwrap_err().to_string();
+        assert!(e.contains("all of tensor 'a', found 2 elements of [2, 2]"), "{e}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod linear;
 pub mod moe;
 pub mod operand;
 pub mod rope;
+pub mod union;
 
 pub use context::{Balance, BalanceKind, Capacity, Context, Cx, Gradients, Weights};
 pub use linear::{Linear, Norm};

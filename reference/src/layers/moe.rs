@@ -1,5 +1,8 @@
 //! The second half of a layer in its three parts: dispatch (norm, router, tokens to experts), mlp
 //! (routed and shared experts, or a dense feed-forward part) and combine (back, sum, residual).
+//!
+//! Micro-batches that run side by side (`expert_union`) meet in mlp only: their rows are one call of
+//! the experts, see [`union`](super::union).
 
 use fathom_trace::{Group, GroupKind};
 
@@ -7,6 +10,7 @@ use crate::backend::{Backend, Result};
 use crate::layers::feed_forward::{FeedForward, FeedForwardKept};
 use crate::layers::linear::{GroupedLinear, NormKept};
 use crate::layers::operand::{Codes, Operand};
+use crate::layers::union::Union;
 use crate::layers::{Balance, BalanceKind, Capacity, Cx, Linear, Norm};
 use crate::model::params::ParamId;
 use crate::ops::add::Add;
@@ -59,8 +63,13 @@ pub struct Plan<B: Backend> {
     /// Row of each slot.
     inverse: B::Buffer,
     tokens: usize,
-    /// Rows of each local expert.
-    pub counts: Vec<usize>,
+    /// Rows that the micro-batch gives to each expert of the layer, on whichever rank it is.
+    pub chosen: Vec<usize>,
+    /// Rows that each rank of the expert-parallel group gives to each local expert, in order of
+    /// ranks.
+    pub received: Vec<Vec<usize>>,
+    /// Rows that each rank gives to each expert of the layer, for the exchange; empty without one.
+    sent: Vec<Vec<usize>>,
 }
 
 /// What dispatch hands to mlp.
@@ -106,24 +115,35 @@ pub struct MoeKept<B: Backend> {
     pub weights: B::Buffer,
     /// Where the rows lie.
     pub plan: Plan<B>,
-    /// The experts' rows.
-    x: Operand<B>,
-    /// The gate value of each of them.
-    row_weights: B::Buffer,
-    /// Gate beside up of every row, SwiGLU's input; there after mlp.
-    hidden: Option<Operand<B>>,
-    /// SwiGLU's output as the down projection reads it; none where it is recomputed.
-    act: Option<Operand<B>>,
-    /// Gradients that the input-backward leaves: of the experts' outputs, of `hidden`, of
-    /// `row_weights` (until the backward of dispatch takes it) and of the gate's logits.
-    dy: Option<Operand<B>>,
-    dhidden: Option<Operand<B>>,
+    /// What the experts keep, with the first of the micro-batches whose rows they computed
+    /// together; there after mlp.
+    experts: Option<ExpertsKept<B>>,
+    /// Gradients that the input-backward leaves: of the rows' gate values (until the backward of
+    /// dispatch takes it) and of the gate's logits.
     dweights: Option<B::Buffer>,
     dlogits: Option<B::Buffer>,
     /// The balance losses.
     pub balance: BalanceKept<B>,
     /// Slots that each device dropped, where room is limited.
     pub dropped: Option<B::Buffer>,
+}
+
+/// What the backward of the routed experts needs.
+#[derive(Clone, Debug)]
+struct ExpertsKept<B: Backend> {
+    /// Where the rows come from, of which micro-batch and rank.
+    union: Union,
+    /// The experts' rows.
+    x: Operand<B>,
+    /// The gate value of each of them.
+    row_weights: B::Buffer,
+    /// Gate beside up of every row, SwiGLU's input.
+    hidden: Operand<B>,
+    /// SwiGLU's output as the down projection reads it; none where it is recomputed.
+    act: Option<Operand<B>>,
+    /// Gradients that the input-backward leaves: of the experts' outputs, and of `hidden`.
+    dy: Option<Operand<B>>,
+    dhidden: Option<Operand<B>>,
 }
 
 /// The balance losses of a layer.
@@ -161,10 +181,11 @@ impl MoeLayer {
     fn dispatch_op(&self, plan: &Plan<impl Backend>, slots: bool) -> Dispatch {
         Dispatch {
             top_k: self.router.top_k,
-            received: plan.counts.iter().sum(),
+            received: plan.received.iter().flatten().sum(),
             copies_sent: self.copies_sent(plan.tokens),
             slots,
             group: self.group(),
+            sent: plan.sent.clone(),
         }
     }
 
@@ -176,16 +197,18 @@ impl MoeLayer {
             slots,
             out: if slots { cx.recipe.master() } else { cx.activation() },
             group: self.group(),
+            sent: plan.sent.clone(),
         }
     }
 
-    /// Chooses experts and brings the rows to them.
+    /// Chooses experts and brings the rows to them, with the gate value of each.
+    #[allow(clippy::type_complexity)]
     fn dispatch<B: Backend>(
         &self,
         cx: &Cx<'_, B>,
         n: &B::Buffer,
         operand: &Operand<B>,
-    ) -> Result<MoeKept<B>> {
+    ) -> Result<(MoeKept<B>, (Operand<B>, B::Buffer))> {
         let (backend, master) = (cx.backend, cx.recipe.master());
         let gate_input = backend.cast(&Cast { out: master }, n)?;
         let logits = Gemm { layout: Layout::Nt, out: master, segments: Vec::new() };
@@ -202,30 +225,38 @@ impl MoeLayer {
             }
             None => (indices.clone(), None),
         };
-        let op = DispatchPlan { experts: self.experts };
-        let [rows, inverse, counts] = backend.dispatch_plan(&op, &placed)?;
-        let tokens = cx.rows.len();
-        let slots = tokens * self.router.top_k * self.ep;
-        let counts = backend.expert_counts(&counts, self.local.clone(), slots)?;
-        let plan = Plan { rows, inverse, tokens, counts };
+        let plan = self.plan(cx, &placed)?;
         let x = self.to_rows(cx, operand, &plan)?;
         let row_weights = backend.dispatch(&self.dispatch_op(&plan, true), &weights, &plan.rows)?;
-        Ok(MoeKept {
+        let kept = MoeKept {
             scores,
             indices,
             weights,
             plan,
-            x,
-            row_weights,
-            hidden: None,
-            act: None,
-            dy: None,
-            dhidden: None,
+            experts: None,
             dweights: None,
             dlogits: None,
             balance,
             dropped,
-        })
+        };
+        Ok((kept, (x, row_weights)))
+    }
+
+    /// Where the rows of the chosen experts \[t, top_k\] lie, here and in the group.
+    fn plan<B: Backend>(&self, cx: &Cx<'_, B>, placed: &B::Buffer) -> Result<Plan<B>> {
+        let (backend, tokens) = (cx.backend, cx.rows.len());
+        let op = DispatchPlan { experts: self.experts };
+        let [rows, inverse, counts] = backend.dispatch_plan(&op, placed)?;
+        let local = self.local.clone();
+        if let Some(sent) = backend.group_counts(&counts, self.group())? {
+            let received = sent.iter().map(|of_rank| of_rank[local.clone()].to_vec()).collect();
+            let chosen = sent[local.start / local.len()].clone();
+            return Ok(Plan { rows, inverse, tokens, chosen, received, sent });
+        }
+        let slots = tokens * self.router.top_k * self.ep;
+        let received = backend.expert_counts(&counts, local, slots)?;
+        let (chosen, received) = (received.clone(), vec![received]);
+        Ok(Plan { rows, inverse, tokens, chosen, received, sent: Vec::new() })
     }
 
     /// A token-wise operand as the experts' rows: codes and scales travel, not values.
@@ -278,36 +309,54 @@ impl MoeLayer {
         Ok(BalanceKept { losses, dscores: sum })
     }
 
-    /// The experts on their rows.
-    fn mlp<B: Backend>(&self, cx: &Cx<'_, B>, kept: &mut MoeKept<B>) -> Result<B::Buffer> {
-        let counts = &kept.plan.counts;
-        let hidden = self.gate_up.fprop(cx, &kept.x, counts)?;
+    /// The experts on the rows of all micro-batches: each one's part of the outputs.
+    fn mlp<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        routed: &[&(Operand<B>, B::Buffer)],
+        kept: &mut [&mut MoeKept<B>],
+    ) -> Result<Vec<B::Buffer>> {
+        let union = Union::new(kept.iter().map(|kept| &kept.plan.received));
+        let counts = union.counts();
+        let x = union.join_operands(cx, routed.iter().map(|(x, _)| x))?;
+        let row_weights = union.join(cx.backend, routed.iter().map(|(_, weights)| weights))?;
+        let hidden = self.gate_up.fprop(cx, &x, counts)?;
         let op = Swiglu { out: cx.activation() };
-        let act = cx.operand(&cx.backend.swiglu(&op, &hidden, Some(&kept.row_weights))?)?;
+        let act = cx.operand(&cx.backend.swiglu(&op, &hidden, Some(&row_weights))?)?;
         let act = cx.by_row(act)?;
         let y = self.down.fprop(cx, &act, counts)?;
-        kept.hidden = Some(cx.keep_swiglu_input(&hidden)?);
-        kept.act = (!cx.recipe.recompute_swiglu).then_some(act);
-        Ok(y)
+        let parts = union.split(cx.backend, y)?;
+        let hidden = cx.keep_swiglu_input(&hidden)?;
+        let act = (!cx.recipe.recompute_swiglu).then_some(act);
+        let (dy, dhidden) = (None, None);
+        kept[0].experts = Some(ExpertsKept { union, x, row_weights, hidden, act, dy, dhidden });
+        Ok(parts)
     }
 
-    /// Gradient of the experts' rows, given that of the combined output.
+    /// Gradient of the experts' rows, given that of the combined output: each micro-batch's part.
     fn mlp_backward<B: Backend>(
         &self,
         cx: &Cx<'_, B>,
-        kept: &mut MoeKept<B>,
-        dy: Operand<B>,
-    ) -> Result<B::Buffer> {
-        let counts = &kept.plan.counts;
+        kept: &mut [&mut MoeKept<B>],
+        dy: &[Operand<B>],
+    ) -> Result<Vec<B::Buffer>> {
+        let mut experts = kept[0].experts.take().expect("forward comes first");
+        let union = &experts.union;
+        let dy = union.join_operands(cx, dy.iter())?;
+        let counts = union.counts();
         let dact = self.down.dgrad(cx, &dy, counts)?;
-        let hidden = cx.values(kept.hidden.as_ref().expect("forward comes first"))?;
+        let hidden = cx.values(&experts.hidden)?;
         let op = SwigluBackward { out: cx.activation() };
-        let weights = Some(&kept.row_weights);
+        let weights = Some(&experts.row_weights);
         let [dhidden, dweights] = cx.backend.swiglu_backward(&op, &dact, &hidden, weights)?;
         let dx = self.gate_up.dgrad(cx, &cx.by_row(cx.gradient(&dhidden)?)?, counts)?;
-        let dhidden = Operand::Plain(dhidden);
-        (kept.dy, kept.dhidden, kept.dweights) = (Some(dy), Some(dhidden), Some(dweights));
-        Ok(dx)
+        let parts = union.split(cx.backend, dx)?;
+        for (kept, dweights) in kept.iter_mut().zip(union.split(cx.backend, dweights)?) {
+            kept.dweights = Some(dweights);
+        }
+        (experts.dy, experts.dhidden) = (Some(dy), Some(Operand::Plain(dhidden)));
+        kept[0].experts = Some(experts);
+        Ok(parts)
     }
 
     /// Gradient of the normalised rows: through the experts and through the gate.
@@ -339,26 +388,36 @@ impl MoeLayer {
         kept: MoeKept<B>,
         n: &B::Buffer,
     ) -> Result<()> {
-        let ready = "input-backward comes first";
-        let (dy, dhidden) = (kept.dy.expect(ready), kept.dhidden.expect(ready));
-        let dlogits = kept.dlogits.expect(ready);
-        let counts = &kept.plan.counts;
-        let act = match kept.act {
-            Some(act) => act,
-            None => {
-                let op = Swiglu { out: cx.activation() };
-                let hidden = cx.values(kept.hidden.as_ref().expect(ready))?;
-                cx.operand(&cx.backend.swiglu(&op, &hidden, Some(&kept.row_weights))?)?
-            }
-        };
-        self.down.wgrad(cx, &act, &dy, counts)?;
-        self.gate_up.wgrad(cx, &kept.x, &dhidden, counts)?;
+        if let Some(experts) = kept.experts {
+            self.experts_backward_weight(cx, experts)?;
+        }
+        let dlogits = kept.dlogits.expect("input-backward comes first");
         let out = cx.recipe.master();
         let gate_input = cx.backend.cast(&Cast { out }, n)?;
         let op = Gemm { layout: Layout::Tn, out, segments: Vec::new() };
         cx.accumulate(self.gate.weight, |acc| {
             cx.backend.gemm(&op, &dlogits, &gate_input, Some(acc))
         })
+    }
+
+    fn experts_backward_weight<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        kept: ExpertsKept<B>,
+    ) -> Result<()> {
+        let ready = "input-backward comes first";
+        let (dy, dhidden) = (kept.dy.expect(ready), kept.dhidden.expect(ready));
+        let counts = kept.union.counts();
+        let act = match kept.act {
+            Some(act) => act,
+            None => {
+                let op = Swiglu { out: cx.activation() };
+                let hidden = cx.values(&kept.hidden)?;
+                cx.operand(&cx.backend.swiglu(&op, &hidden, Some(&kept.row_weights))?)?
+            }
+        };
+        self.down.wgrad(cx, &act, &dy, counts)?;
+        self.gate_up.wgrad(cx, &kept.x, &dhidden, counts)
     }
 }
 
@@ -378,7 +437,7 @@ impl MlpLayer {
             None => cx.operand(&n)?,
         };
         let moe = self.moe.as_ref().map(|moe| moe.dispatch(cx, &n, &operand)).transpose()?;
-        let routed = moe.as_ref().map(|kept| (kept.x.clone(), kept.row_weights.clone()));
+        let (moe, routed) = moe.unzip();
         let keep = !cx.recipe.recompute_norms;
         let kept_n = (keep && moe.is_some()).then_some(n);
         let n_operand = keep.then(|| operand.clone());
@@ -386,26 +445,34 @@ impl MlpLayer {
         Ok((Dispatched { n: operand, routed }, kept))
     }
 
-    /// Mlp: the routed experts, and the dense part or shared expert, whichever the layer has.
+    /// Mlp: the routed experts on the rows of all micro-batches, and the dense part or shared expert
+    /// on each, whichever the layer has. The slices have an entry a micro-batch.
     ///
     /// # Errors
     /// Those of the backend.
     pub fn mlp<B: Backend>(
         &self,
-        cx: &Cx<'_, B>,
-        input: &Dispatched<B>,
-        kept: &mut MlpKept<B>,
-    ) -> Result<MlpOutput<B>> {
-        let mut output = MlpOutput { dense: None, routed: None };
-        if let (Some(moe), Some(kept)) = (&self.moe, &mut kept.moe) {
-            output.routed = Some(moe.mlp(cx, kept)?);
+        cxs: &[Cx<'_, B>],
+        inputs: &[Dispatched<B>],
+        kept: &mut [MlpKept<B>],
+    ) -> Result<Vec<MlpOutput<B>>> {
+        let mut routed: Vec<Option<B::Buffer>> = vec![None; cxs.len()];
+        if let Some(moe) = &self.moe {
+            let inputs: Vec<_> = inputs.iter().filter_map(|x| x.routed.as_ref()).collect();
+            let mut kept: Vec<_> = kept.iter_mut().filter_map(|kept| kept.moe.as_mut()).collect();
+            routed = moe.mlp(&cxs[0], &inputs, &mut kept)?.into_iter().map(Some).collect();
         }
-        if let Some(dense) = &self.dense {
-            let (y, dense) = dense.forward(cx, &input.n)?;
-            output.dense = Some(y);
-            kept.dense = Some(dense);
+        let mut outputs = Vec::with_capacity(cxs.len());
+        for (((cx, input), kept), routed) in cxs.iter().zip(inputs).zip(kept).zip(routed) {
+            let mut output = MlpOutput { dense: None, routed };
+            if let Some(dense) = &self.dense {
+                let (y, dense) = dense.forward(cx, &input.n)?;
+                output.dense = Some(y);
+                kept.dense = Some(dense);
+            }
+            outputs.push(output);
         }
-        Ok(output)
+        Ok(outputs)
     }
 
     /// Combine: rows back to their tokens, summed, plus the dense part or shared expert and the
@@ -452,8 +519,8 @@ impl MlpLayer {
         moe.to_rows(cx, &cx.dispatch_gradient(dy)?, &kept.plan).map(Some)
     }
 
-    /// Input-backward of mlp, given the output's gradient `dy` and the `rows` that
-    /// [`MlpLayer::combine_backward`] made of it.
+    /// Input-backward of mlp, given the outputs' gradients `dy` and the `rows` that
+    /// [`MlpLayer::combine_backward`] made of each. The slices have an entry a micro-batch.
     ///
     /// # Errors
     /// Those of the backend.
@@ -462,20 +529,27 @@ impl MlpLayer {
     /// Before the forward.
     pub fn mlp_backward_input<B: Backend>(
         &self,
-        cx: &Cx<'_, B>,
-        kept: &mut MlpKept<B>,
-        dy: &B::Buffer,
-        rows: Option<Operand<B>>,
-    ) -> Result<MlpGradient<B>> {
-        let mut gradient = MlpGradient { dense: None, routed: None };
-        if let (Some(moe), Some(kept), Some(rows)) = (&self.moe, &mut kept.moe, rows) {
-            gradient.routed = Some(moe.mlp_backward(cx, kept, rows)?);
+        cxs: &[Cx<'_, B>],
+        kept: &mut [MlpKept<B>],
+        dy: &[B::Buffer],
+        rows: Vec<Option<Operand<B>>>,
+    ) -> Result<Vec<MlpGradient<B>>> {
+        let mut routed: Vec<Option<B::Buffer>> = vec![None; cxs.len()];
+        if let Some(moe) = &self.moe {
+            let rows: Vec<_> = rows.into_iter().flatten().collect();
+            let mut kept: Vec<_> = kept.iter_mut().filter_map(|kept| kept.moe.as_mut()).collect();
+            routed = moe.mlp_backward(&cxs[0], &mut kept, &rows)?.into_iter().map(Some).collect();
         }
-        if let Some(dense) = &self.dense {
-            let kept = kept.dense.as_mut().expect("forward comes first");
-            gradient.dense = Some(dense.backward_input(cx, kept, dy.clone())?);
+        let mut gradients = Vec::with_capacity(cxs.len());
+        for (((cx, kept), dy), routed) in cxs.iter().zip(kept).zip(dy).zip(routed) {
+            let mut gradient = MlpGradient { dense: None, routed };
+            if let Some(dense) = &self.dense {
+                let kept = kept.dense.as_mut().expect("forward comes first");
+                gradient.dense = Some(dense.backward_input(cx, kept, dy.clone())?);
+            }
+            gradients.push(gradient);
         }
-        Ok(gradient)
+        Ok(gradients)
     }
 
     /// Input-backward of dispatch: the gradient of `h`, with the residual's `dy`.

@@ -91,11 +91,25 @@ impl Model {
         parallel: Parallel,
         rank: usize,
     ) -> Result<Model, BuildError> {
+        let (at, stages) = (coordinates(parallel, rank)?, parallel.pp);
+        let layers = config.layers * at.pp / stages..config.layers * (at.pp + 1) / stages;
+        Model::stage(config, recipe, parallel, rank, layers)
+    }
+
+    /// As [`Model::new`] with the decoder layers that the rank's stage has.
+    ///
+    /// # Errors
+    /// As [`Model::new`].
+    pub fn stage(
+        config: &ModelConfig,
+        recipe: Recipe,
+        parallel: Parallel,
+        rank: usize,
+        stage: Range<usize>,
+    ) -> Result<Model, BuildError> {
         let at = coordinates(parallel, rank)?;
         let mut layout = Layout { config, parallel, at, params: Builder::default() };
         let stages = parallel.pp;
-        let stage: Range<usize> =
-            config.layers * at.pp / stages..config.layers * (at.pp + 1) / stages;
         let (first, last) = (at.pp == 0, at.pp + 1 == stages);
         let table = [config.vocab_size, config.hidden_size];
         let looks_up = config.mtp_depth > 0 && config.mtp_kind == MtpKind::Sequential;

@@ -6,6 +6,8 @@
 //! many tokens come together. [`LatentCache::truncate`] takes rejected drafts back.
 //! [`Model::draft`] runs an MTP module the same way, with a cache of its own.
 
+use std::slice::{from_mut, from_ref};
+
 use fathom_trace::{Component, Phase};
 
 use super::step::StepSettings;
@@ -183,7 +185,8 @@ fn decode_layer<B: Backend>(
     cx.at(Some(layer.index), Component::Attention, Phase::F);
     let h = decode_attention(cx, layer, cache, x)?;
     let (dispatched, mut kept) = layer.dispatch_f(cx, &h)?;
-    let output = layer.mlp_f(cx, &dispatched, &mut kept)?;
+    let (cxs, inputs) = (from_ref(cx), from_ref(&dispatched));
+    let output = layer.mlp_f(cxs, inputs, from_mut(&mut kept))?.remove(0);
     layer.combine_f(cx, &h, output, &kept)
 }
 

@@ -63,18 +63,19 @@ impl Layer {
         self.mlp.dispatch(cx, h)
     }
 
-    /// F of mlp: routed experts on their rows, and the shared expert or dense part on the tokens.
+    /// F of mlp: routed experts on the rows of all micro-batches, and the shared expert or dense
+    /// part on the tokens of each.
     ///
     /// # Errors
     /// As [`Layer::attention_f`].
     pub fn mlp_f<B: Backend>(
         &self,
-        cx: &Cx<'_, B>,
-        input: &Dispatched<B>,
-        kept: &mut MlpKept<B>,
-    ) -> Result<MlpOutput<B>> {
-        self.at(cx, Component::Mlp, Phase::F);
-        self.mlp.mlp(cx, input, kept)
+        cxs: &[Cx<'_, B>],
+        inputs: &[Dispatched<B>],
+        kept: &mut [MlpKept<B>],
+    ) -> Result<Vec<MlpOutput<B>>> {
+        self.at(&cxs[0], Component::Mlp, Phase::F);
+        self.mlp.mlp(cxs, inputs, kept)
     }
 
     /// F of combine: brings the experts' rows back and gives the layer's output, the sum of `h`,
@@ -109,19 +110,19 @@ impl Layer {
     }
 
     /// B of mlp: gradients of the inputs of routed experts (from `rows`) and dense part (from
-    /// `dy`).
+    /// `dy`), for all micro-batches.
     ///
     /// # Errors
     /// As [`Layer::attention_f`].
     pub fn mlp_b<B: Backend>(
         &self,
-        cx: &Cx<'_, B>,
-        kept: &mut MlpKept<B>,
-        dy: &B::Buffer,
-        rows: Option<Operand<B>>,
-    ) -> Result<MlpGradient<B>> {
-        self.at(cx, Component::Mlp, Phase::B);
-        self.mlp.mlp_backward_input(cx, kept, dy, rows)
+        cxs: &[Cx<'_, B>],
+        kept: &mut [MlpKept<B>],
+        dy: &[B::Buffer],
+        rows: Vec<Option<Operand<B>>>,
+    ) -> Result<Vec<MlpGradient<B>>> {
+        self.at(&cxs[0], Component::Mlp, Phase::B);
+        self.mlp.mlp_backward_input(cxs, kept, dy, rows)
     }
 
     /// B of dispatch: the gradient of `h`, from experts, gate, norm and residual.
@@ -171,44 +172,158 @@ impl Layer {
         self.attention.backward_weight(cx, kept)
     }
 
-    /// F of the whole layer: its output \[t, hidden\], and what the backward needs.
+    /// F of attention on micro-batches side by side.
+    pub(super) fn attentions_f<B: Backend>(
+        &self,
+        cxs: &[Cx<'_, B>],
+        xs: Vec<B::Buffer>,
+    ) -> Result<(Vec<B::Buffer>, Vec<AttentionKept<B>>)> {
+        let parts = cxs.iter().zip(xs).map(|(cx, x)| self.attention_f(cx, &x));
+        Ok(parts.collect::<Result<Vec<_>>>()?.into_iter().unzip())
+    }
+
+    /// F of dispatch on micro-batches side by side.
+    #[allow(clippy::type_complexity)]
+    pub(super) fn dispatches_f<B: Backend>(
+        &self,
+        cxs: &[Cx<'_, B>],
+        hs: &[B::Buffer],
+    ) -> Result<(Vec<Dispatched<B>>, Vec<MlpKept<B>>)> {
+        let parts = cxs.iter().zip(hs).map(|(cx, h)| self.dispatch_f(cx, h));
+        Ok(parts.collect::<Result<Vec<_>>>()?.into_iter().unzip())
+    }
+
+    /// F of combine on micro-batches side by side.
+    pub(super) fn combines_f<B: Backend>(
+        &self,
+        cxs: &[Cx<'_, B>],
+        hs: &[B::Buffer],
+        outputs: Vec<MlpOutput<B>>,
+        kept: &[MlpKept<B>],
+    ) -> Result<Vec<B::Buffer>> {
+        let parts = cxs.iter().zip(hs).zip(outputs).zip(kept);
+        parts.map(|(((cx, h), output), kept)| self.combine_f(cx, h, output, kept)).collect()
+    }
+
+    /// B of combine on micro-batches side by side.
+    pub(super) fn combines_b<B: Backend>(
+        &self,
+        cxs: &[Cx<'_, B>],
+        kept: &[MlpKept<B>],
+        dys: &[B::Buffer],
+    ) -> Result<Vec<Option<Operand<B>>>> {
+        let parts = cxs.iter().zip(kept).zip(dys);
+        parts.map(|((cx, kept), dy)| self.combine_b(cx, kept, dy)).collect()
+    }
+
+    /// B of dispatch on micro-batches side by side.
+    pub(super) fn dispatches_b<B: Backend>(
+        &self,
+        cxs: &[Cx<'_, B>],
+        kept: &mut [MlpKept<B>],
+        dys: Vec<B::Buffer>,
+        gradients: Vec<MlpGradient<B>>,
+    ) -> Result<Vec<B::Buffer>> {
+        let parts = cxs.iter().zip(kept).zip(dys).zip(gradients);
+        let part = |(((cx, kept), dy), gradient): (((&Cx<'_, B>, _), B::Buffer), _)| {
+            self.dispatch_b(cx, kept, &dy, gradient)
+        };
+        parts.map(part).collect()
+    }
+
+    /// B of attention on micro-batches side by side.
+    pub(super) fn attentions_b<B: Backend>(
+        &self,
+        cxs: &[Cx<'_, B>],
+        kept: &mut [AttentionKept<B>],
+        dhs: Vec<B::Buffer>,
+    ) -> Result<Vec<B::Buffer>> {
+        let parts = cxs.iter().zip(kept).zip(dhs);
+        parts.map(|((cx, kept), dh)| self.attention_b(cx, kept, dh)).collect()
+    }
+
+    /// W of mlp and dispatch on micro-batches side by side.
+    pub(super) fn mlps_w<B: Backend>(
+        &self,
+        cxs: &[Cx<'_, B>],
+        kept: Vec<MlpKept<B>>,
+    ) -> Result<()> {
+        cxs.iter().zip(kept).try_for_each(|(cx, kept)| self.mlp_w(cx, kept))
+    }
+
+    /// W of attention on micro-batches side by side.
+    pub(super) fn attentions_w<B: Backend>(
+        &self,
+        cxs: &[Cx<'_, B>],
+        kept: Vec<AttentionKept<B>>,
+    ) -> Result<()> {
+        cxs.iter().zip(kept).try_for_each(|(cx, kept)| self.attention_w(cx, kept))
+    }
+
+    /// F of the whole layer for micro-batches that run side by side: the output \[t, hidden\] of
+    /// each, and what its backward needs.
     ///
     /// # Errors
     /// As [`Layer::attention_f`].
     pub fn forward<B: Backend>(
         &self,
-        cx: &Cx<'_, B>,
-        x: &B::Buffer,
-    ) -> Result<(B::Buffer, LayerKept<B>)> {
-        let (h, attention) = self.attention_f(cx, x)?;
-        let (dispatched, mut mlp) = self.dispatch_f(cx, &h)?;
-        let output = self.mlp_f(cx, &dispatched, &mut mlp)?;
-        let y = self.combine_f(cx, &h, output, &mlp)?;
-        Ok((y, LayerKept { attention, mlp }))
+        cxs: &[Cx<'_, B>],
+        xs: Vec<B::Buffer>,
+    ) -> Result<(Vec<B::Buffer>, Vec<LayerKept<B>>)> {
+        let (hs, attention) = self.attentions_f(cxs, xs)?;
+        let (dispatched, mut mlp) = self.dispatches_f(cxs, &hs)?;
+        let outputs = self.mlp_f(cxs, &dispatched, &mut mlp)?;
+        drop(dispatched);
+        let ys = self.combines_f(cxs, &hs, outputs, &mlp)?;
+        Ok((ys, LayerKept::join(attention, mlp)))
     }
 
-    /// B of the whole layer: the gradient of `x`, given that of its output.
+    /// B of the whole layer: the gradient of each `x`, given that of its output.
     ///
     /// # Errors
     /// As [`Layer::attention_f`].
     pub fn backward_input<B: Backend>(
         &self,
-        cx: &Cx<'_, B>,
-        kept: &mut LayerKept<B>,
-        dy: B::Buffer,
-    ) -> Result<B::Buffer> {
-        let rows = self.combine_b(cx, &kept.mlp, &dy)?;
-        let gradient = self.mlp_b(cx, &mut kept.mlp, &dy, rows)?;
-        let dh = self.dispatch_b(cx, &mut kept.mlp, &dy, gradient)?;
-        self.attention_b(cx, &mut kept.attention, dh)
+        cxs: &[Cx<'_, B>],
+        kept: &mut Vec<LayerKept<B>>,
+        dys: Vec<B::Buffer>,
+    ) -> Result<Vec<B::Buffer>> {
+        let (mut attention, mut mlp) = LayerKept::split(std::mem::take(kept));
+        let rows = self.combines_b(cxs, &mlp, &dys)?;
+        let gradients = self.mlp_b(cxs, &mut mlp, &dys, rows)?;
+        let dhs = self.dispatches_b(cxs, &mut mlp, dys, gradients)?;
+        let dxs = self.attentions_b(cxs, &mut attention, dhs)?;
+        *kept = LayerKept::join(attention, mlp);
+        Ok(dxs)
     }
 
     /// W of the whole layer; input-backward comes first.
     ///
     /// # Errors
     /// As [`Layer::attention_f`].
-    pub fn backward_weight<B: Backend>(&self, cx: &Cx<'_, B>, kept: LayerKept<B>) -> Result<()> {
-        self.mlp_w(cx, kept.mlp)?;
-        self.attention_w(cx, kept.attention)
+    pub fn backward_weight<B: Backend>(
+        &self,
+        cxs: &[Cx<'_, B>],
+        kept: Vec<LayerKept<B>>,
+    ) -> Result<()> {
+        let (attention, mlp) = LayerKept::split(kept);
+        self.mlps_w(cxs, mlp)?;
+        self.attentions_w(cxs, attention)
+    }
+}
+
+impl<B: Backend> LayerKept<B> {
+    /// What micro-batches side by side keep, of the two halves.
+    pub(super) fn join(
+        attention: Vec<AttentionKept<B>>,
+        mlp: Vec<MlpKept<B>>,
+    ) -> Vec<LayerKept<B>> {
+        let both = attention.into_iter().zip(mlp);
+        both.map(|(attention, mlp)| LayerKept { attention, mlp }).collect()
+    }
+
+    /// The transpose of [`LayerKept::join`].
+    pub(super) fn split(kept: Vec<LayerKept<B>>) -> (Vec<AttentionKept<B>>, Vec<MlpKept<B>>) {
+        kept.into_iter().map(|LayerKept { attention, mlp }| (attention, mlp)).unzip()
     }
 }

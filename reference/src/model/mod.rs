@@ -7,7 +7,7 @@
 //! let model = Model::new(&config, Recipe::new(Mode::Fp32), Parallel::default(), 0)?;
 //! let params = model.init(&backend, seed)?;              // or checkpoint::hf::load
 //! let weights = model.weights(&backend, &params)?;       // casts, once an optimizer step
-//! let mut grads = model.zero_gradients(&backend)?;       // one set per shard
+//! let mut grads = model.zero_gradients(&backend)?; // one set per shard
 //! for batch in micro_batches {
 //!     let batch = model.batch(&backend, &batch)?;        // uploads ids, targets, tables
 //!     let report = model.step(&backend, &weights, &batch, &settings, &mut grads)?;
@@ -30,13 +30,16 @@ pub mod layer;
 mod mtp;
 pub mod params;
 pub mod routing;
+pub mod stage;
 mod step;
+mod tail;
 pub mod workload;
 
 pub use build::{BuildError, Model};
 pub use decode::LatentCache;
 pub use mtp::{Join, MtpModule};
 pub use params::{ParamId, ParamKind, ParamSpec, Part};
+pub use stage::{Lane, PairedBackward, StageKept, StageReport};
 pub use step::{Batch, DeviceBatch, Forward, StepReport, StepSettings};
 
 use fathom_numerics::philox::Philox;
@@ -92,9 +95,24 @@ impl Model {
     /// # Errors
     /// Those of the backend.
     pub fn zero_gradients<B: Backend>(&self, backend: &B) -> Result<Gradients<B>> {
+        self.zero_gradients_of(backend, true)
+    }
+
+    /// As [`Model::zero_gradients`] for shard `i` of a union: routed experts have accumulators in
+    /// the first only.
+    pub(crate) fn zero_gradients_in_union<B: Backend>(
+        &self,
+        backend: &B,
+        i: usize,
+    ) -> Result<Gradients<B>> {
+        self.zero_gradients_of(backend, i == 0)
+    }
+
+    fn zero_gradients_of<B: Backend>(&self, backend: &B, experts: bool) -> Result<Gradients<B>> {
         let zeros = |spec: &ParamSpec| {
             let zeros = || backend.zeros(self.recipe.master(), &spec.shape);
-            spec.trained().then(zeros).transpose()
+            let has_one = spec.trained() && (experts || spec.kind != ParamKind::Experts);
+            has_one.then(zeros).transpose()
         };
         let uses = self.further_uses().into_iter().map(|id| &self.specs[id.0]);
         let buffers = self.specs.iter().chain(uses).map(zeros).collect::<Result<_>>()?;
@@ -122,7 +140,22 @@ impl Model {
         MtpSlots { embedding: embeddings + index, head: heads + index }
     }
 
-    /// Ends a shard: adds each further use's accumulator to its parameter's, in order.
+    /// Whether the accumulator of a parameter of its own is on another stage: the embedding, where
+    /// MTP modules or a tied head read it on a last stage that is not the first.
+    fn is_elsewhere(&self, id: ParamId) -> bool {
+        self.at.pp > 0 && self.embedding == Some(id)
+    }
+
+    /// Further uses of parameters whose first use is on another stage: accumulator and parameter, in
+    /// the order in which they are added.
+    pub(crate) fn uses_elsewhere(&self) -> Vec<(usize, ParamId)> {
+        let uses = self.further_uses().into_iter().enumerate();
+        let slots = uses.map(|(i, id)| (self.specs.len() + i, id));
+        slots.filter(|(_, id)| self.is_elsewhere(*id)).collect()
+    }
+
+    /// Ends a shard: adds each further use's accumulator to its parameter's, in order. Of a
+    /// parameter whose first use is on another stage the uses are left apart.
     ///
     /// # Errors
     /// Those of the backend.
@@ -134,12 +167,18 @@ impl Model {
         backend: &B,
         mut gradients: Gradients<B>,
     ) -> Result<Gradients<B>> {
-        let uses = gradients.buffers.split_off(self.specs.len());
-        for (id, of_use) in self.further_uses().into_iter().zip(uses) {
-            let (sum, of_use) = (gradients.buffers[id.0].take(), of_use.expect("trained"));
+        let mut uses = gradients.buffers.split_off(self.specs.len());
+        for (id, of_use) in self.further_uses().into_iter().zip(&mut uses) {
+            if self.is_elsewhere(id) {
+                continue;
+            }
+            let of_use = of_use.take().expect("trained");
+            let sum = gradients.buffers[id.0].take().expect("trained");
             let op = Add { out: self.recipe.master() };
-            let sum = backend.add(&op, &sum.expect("trained"), &of_use, None)?;
-            gradients.buffers[id.0] = Some(sum);
+            gradients.buffers[id.0] = Some(backend.add(&op, &sum, &of_use, None)?);
+        }
+        if self.at.pp > 0 {
+            gradients.buffers.extend(uses);
         }
         Ok(gradients)
     }

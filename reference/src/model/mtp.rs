@@ -114,56 +114,71 @@ impl MtpModule {
         cx.at(Some(self.layer.index), Component::Mtp, phase);
     }
 
-    /// The module's hidden state after its norm; a sequential module needs the embedding.
+    /// The module's hidden states after its norm, and what the backward needs, for micro-batches
+    /// side by side; a sequential module needs the embeddings.
     pub(super) fn forward<B: Backend>(
         &self,
-        cx: &Cx<'_, B>,
-        embedding: Option<&B::Buffer>,
-        hidden: &B::Buffer,
-    ) -> Result<(B::Buffer, MtpKept<B>)> {
-        self.at(cx, Phase::F);
-        let (x, join) = match &self.join {
-            Some(join) => {
-                let embedding = embedding.expect("a sequential module sees the next token");
-                let (x, kept) = join.forward(cx, embedding, hidden)?;
-                (x, Some(kept))
+        cxs: &[Cx<'_, B>],
+        inputs: Vec<(Option<B::Buffer>, B::Buffer)>,
+    ) -> Result<Vec<(B::Buffer, MtpKept<B>)>> {
+        let (mut xs, mut joins) = (Vec::new(), Vec::new());
+        for (cx, (embedding, hidden)) in cxs.iter().zip(inputs) {
+            self.at(cx, Phase::F);
+            let (x, join) = match &self.join {
+                Some(join) => {
+                    let embedding = embedding.expect("a sequential module sees the next token");
+                    let (x, kept) = join.forward(cx, &embedding, &hidden)?;
+                    (x, Some(kept))
+                }
+                None => (hidden, None),
+            };
+            xs.push(x);
+            joins.push(join);
+        }
+        let (ys, layers) = self.layer.forward(cxs, xs)?;
+        let mut outputs = Vec::with_capacity(cxs.len());
+        for (((cx, y), join), layer) in cxs.iter().zip(ys).zip(joins).zip(layers) {
+            self.at(cx, Phase::F);
+            let (out, norm) = self.norm.fprop(cx, &y)?;
+            outputs.push((out, MtpKept { join, layer, norm }));
+        }
+        Ok(outputs)
+    }
+
+    /// The gradients of embedding and hidden state; adds to the weights' gradients.
+    pub(super) fn backward<B: Backend>(
+        &self,
+        cxs: &[Cx<'_, B>],
+        kept: Vec<MtpKept<B>>,
+        douts: Vec<B::Buffer>,
+    ) -> Result<Vec<MtpGradients<B>>> {
+        let (mut layers, mut norms, mut joins) = (Vec::new(), Vec::new(), Vec::new());
+        let mut dys = Vec::with_capacity(cxs.len());
+        for ((cx, MtpKept { join, layer, mut norm }), dout) in cxs.iter().zip(kept).zip(douts) {
+            self.at(cx, Phase::B);
+            dys.push(self.norm.dgrad(cx, &mut norm, dout, None)?);
+            layers.push(layer);
+            norms.push(norm);
+            joins.push(join);
+        }
+        let dxs = self.layer.backward_input(cxs, &mut layers, dys)?;
+        let mut gradients = Vec::with_capacity(cxs.len());
+        for ((cx, join), dx) in cxs.iter().zip(&mut joins).zip(dxs) {
+            self.at(cx, Phase::B);
+            gradients.push(match (&self.join, join) {
+                (Some(join), Some(kept)) => join.backward_input(cx, kept, dx)?,
+                _ => MtpGradients { embedding: None, hidden: dx },
+            });
+        }
+        // W follows B at once: a tail has no other work to hide, and its operands are freed early.
+        for ((cx, norm), join) in cxs.iter().zip(norms).zip(joins) {
+            self.at(cx, Phase::W);
+            self.norm.wgrad(cx, &norm)?;
+            if let (Some(join), Some(kept)) = (&self.join, join) {
+                join.backward_weight(cx, kept)?;
             }
-            None => (hidden.clone(), None),
-        };
-        let (y, layer) = self.layer.forward(cx, &x)?;
-        self.at(cx, Phase::F);
-        let (out, norm) = self.norm.fprop(cx, &y)?;
-        Ok((out, MtpKept { join, layer, norm }))
-    }
-
-    /// The gradients of the embedding and of the hidden state.
-    pub(super) fn backward_input<B: Backend>(
-        &self,
-        cx: &Cx<'_, B>,
-        kept: &mut MtpKept<B>,
-        dout: B::Buffer,
-    ) -> Result<MtpGradients<B>> {
-        self.at(cx, Phase::B);
-        let dy = self.norm.dgrad(cx, &mut kept.norm, dout, None)?;
-        let dx = self.layer.backward_input(cx, &mut kept.layer, dy)?;
-        self.at(cx, Phase::B);
-        match (&self.join, &mut kept.join) {
-            (Some(join), Some(kept)) => join.backward_input(cx, kept, dx),
-            _ => Ok(MtpGradients { embedding: None, hidden: dx }),
         }
-    }
-
-    /// Adds to the weights' gradients.
-    pub(super) fn backward_weight<B: Backend>(
-        &self,
-        cx: &Cx<'_, B>,
-        kept: MtpKept<B>,
-    ) -> Result<()> {
-        self.at(cx, Phase::W);
-        self.norm.wgrad(cx, &kept.norm)?;
-        if let (Some(join), Some(kept)) = (&self.join, kept.join) {
-            join.backward_weight(cx, kept)?;
-        }
-        self.layer.backward_weight(cx, kept.layer)
+        self.layer.backward_weight(cxs, layers)?;
+        Ok(gradients)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use fathom_trace::{Component, DType, GroupKind, Phase};
+use fathom_trace::{DType, GroupKind};
 
 use crate::backend::{Backend, Place, Result};
 use crate::layers::context::Rows;
@@ -10,12 +10,10 @@ use crate::layers::linear::NormKept;
 use crate::layers::{Balance, Capacity, Context, Cx, Gradients, Weights, rope};
 use crate::model::Model;
 use crate::model::layer::LayerKept;
-use crate::model::mtp::{MtpGradients, MtpKept};
-use crate::model::params::ParamId;
-use crate::ops::cross_entropy::{CrossEntropy, CrossEntropyBackward};
-use crate::ops::gather_rows::GatherRows;
+use crate::model::mtp::MtpKept;
+use crate::model::stage::{Lane, StageKept, StageReport};
+use crate::model::tail::{Losses, Tail};
 use crate::ops::gemm::{Gemm, Layout};
-use crate::ops::scatter_add_rows::ScatterAddRows;
 use crate::parallel;
 use crate::{EngineError, Tensor};
 use fathom_config::MtpKind;
@@ -124,7 +122,8 @@ pub struct Stream<B: Backend> {
 pub struct DeviceBatch<B: Backend> {
     /// The main model's rows.
     pub main: Stream<B>,
-    /// Rows of each MTP module; shorter than the model's list where no sequence is long enough.
+    /// Rows of each MTP module; none where no sequence is long enough, and then the module runs all
+    /// the same, since its experts may have rows of other micro-batches.
     pub mtp: Vec<Stream<B>>,
 }
 
@@ -160,14 +159,6 @@ impl StepSettings {
     }
 }
 
-/// The loss of each row, and what its backward needs.
-#[derive(Debug)]
-pub struct Losses<B: Backend> {
-    /// Cross-entropy of each row \[t\] in nats, 0 where it has no target.
-    pub loss: B::Buffer,
-    lse: B::Buffer,
-}
-
 /// What a forward gives and keeps for its backward.
 #[derive(Debug)]
 pub struct Forward<B: Backend> {
@@ -184,14 +175,6 @@ pub struct Forward<B: Backend> {
     pub mtp: Vec<(B::Buffer, Losses<B>, MtpKept<B>)>,
 }
 
-/// What the forward behind the last layer keeps.
-pub(super) struct Tail<B: Backend> {
-    hidden: B::Buffer,
-    losses: Losses<B>,
-    norm: NormKept<B>,
-    mtp: Vec<(B::Buffer, Losses<B>, MtpKept<B>)>,
-}
-
 /// Losses and loads of a micro-batch, or of a whole step once they are added up.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepReport {
@@ -203,7 +186,7 @@ pub struct StepReport {
     pub balance: f64,
     /// Choices of experts that were dropped for want of room.
     pub dropped: usize,
-    /// Rows that each expert of this rank got: layer (MTP modules follow the last) and counts.
+    /// Rows that each expert got of these tokens: layer (MTP modules follow the last) and counts.
     pub loads: Vec<(usize, Vec<usize>)>,
 }
 
@@ -243,9 +226,6 @@ impl Model {
         let mut mtp = Vec::new();
         for module in &self.mtp {
             let rows = batch.mtp_rows(module.depth, self.config.mtp_kind);
-            if rows.tokens.is_empty() {
-                break;
-            }
             let MtpRows { tokens, targets, positions, segments, previous } = rows;
             mtp.push(stream(tokens, targets, positions, segments, Some(previous))?);
         }
@@ -287,28 +267,6 @@ impl Model {
         Cx { backend, recipe, weights, tp, balance, capacity, rows, place, gradients }
     }
 
-    pub(super) fn embed<B: Backend>(&self, cx: &Cx<'_, B>, ids: &B::Buffer) -> Result<B::Buffer> {
-        cx.at(None, Component::Embedding, Phase::F);
-        let table = cx.master(self.embedding.expect("this stage has the embedding"));
-        cx.backend.gather_rows(&GatherRows { out: cx.activation() }, table, ids)
-    }
-
-    fn head_weight<'a, B: Backend>(&self, cx: &Cx<'a, B>) -> &'a B::Buffer {
-        cx.weights.head(self.head.expect("this stage has the head"))
-    }
-
-    fn losses<B: Backend>(
-        &self,
-        cx: &Cx<'_, B>,
-        x: &B::Buffer,
-        targets: &B::Buffer,
-    ) -> Result<Losses<B>> {
-        cx.at(None, Component::Head, Phase::F);
-        let head = self.head_weight(cx);
-        let [loss, lse] = cx.backend.cross_entropy(&CrossEntropy {}, x, head, targets)?;
-        Ok(Losses { loss, lse })
-    }
-
     /// Logits \[t, vocab\] of hidden states after their norm, in master precision: for evaluation;
     /// training never makes them all.
     ///
@@ -339,88 +297,14 @@ impl Model {
         settings: &StepSettings,
         outputs: bool,
     ) -> Result<Forward<B>> {
-        let cx = self.cx(backend, weights, &batch.main.rows, settings, None);
-        let x = self.embed(&cx, &batch.main.ids)?;
+        let lanes = [Lane { batch, settings, gradients: None }];
         let mut all = Vec::new();
-        let (x, layers) =
-            self.layers_forward(&cx, x, |y| all.extend(outputs.then(|| y.clone())))?;
-        let Tail { hidden, losses, norm, mtp } = self.tail_forward(&cx, batch, settings, &x)?;
+        let each = |ys: &[B::Buffer]| all.extend(outputs.then(|| ys[0].clone()));
+        let (_, kept) = self.stage_forward_with(backend, weights, &lanes, None, each)?;
+        let StageKept { layers, mut tails } = kept;
+        let Tail { hidden, losses, norm, mtp } = tails.remove(0);
+        let layers = layers.into_iter().map(|mut lanes| lanes.remove(0)).collect();
         Ok(Forward { hidden, outputs: all, losses, layers, norm, mtp })
-    }
-
-    /// The forward of this stage's layers; `each` sees every output.
-    pub(super) fn layers_forward<B: Backend>(
-        &self,
-        cx: &Cx<'_, B>,
-        mut x: B::Buffer,
-        mut each: impl FnMut(&B::Buffer),
-    ) -> Result<(B::Buffer, Vec<LayerKept<B>>)> {
-        let mut layers = Vec::new();
-        for layer in &self.layers {
-            let (y, kept) = layer.forward(cx, &x)?;
-            x = y;
-            each(&x);
-            layers.push(kept);
-        }
-        Ok((x, layers))
-    }
-
-    /// Final norm, loss and MTP modules.
-    pub(super) fn tail_forward<B: Backend>(
-        &self,
-        cx: &Cx<'_, B>,
-        batch: &DeviceBatch<B>,
-        settings: &StepSettings,
-        x: &B::Buffer,
-    ) -> Result<Tail<B>> {
-        let backend = cx.backend;
-        cx.at(None, Component::Head, Phase::F);
-        let norm = self.norm.expect("this stage has the final norm");
-        let (hidden, norm) = norm.fprop(cx, x)?;
-        let losses = self.losses(cx, &hidden, &batch.main.targets)?;
-        let mut mtp: Vec<(B::Buffer, Losses<B>, MtpKept<B>)> = Vec::new();
-        for (module, stream) in self.mtp.iter().zip(&batch.mtp).take(settings.mtp_scales.len()) {
-            let mut cx = self.cx(backend, cx.weights, &stream.rows, settings, cx.gradients);
-            let lengths = &batch.main.rows.segments;
-            cx.capacity = cx.capacity.map(|c| c.of_longer_than(module.depth, lengths));
-            let embedding =
-                module.join.as_ref().map(|_| self.embed(&cx, &stream.ids)).transpose()?;
-            let before = match self.config.mtp_kind {
-                MtpKind::Sequential => mtp.last().map_or(&hidden, |(hidden, ..)| hidden),
-                MtpKind::Parallel => x,
-            };
-            cx.at(Some(module.layer.index), Component::Mtp, Phase::F);
-            let previous = stream.previous.as_ref().expect("an MTP stream has one");
-            let op = GatherRows { out: cx.activation() };
-            let before = backend.gather_rows(&op, before, previous)?;
-            let (out, kept) = module.forward(&cx, embedding.as_ref(), &before)?;
-            let losses = self.losses(&cx, &out, &stream.targets)?;
-            mtp.push((out, losses, kept));
-        }
-        Ok(Tail { hidden, losses, norm, mtp })
-    }
-
-    /// Gradient of the hidden state through the head, and of the head into accumulator `slot`.
-    fn losses_backward<B: Backend>(
-        &self,
-        cx: &Cx<'_, B>,
-        (x, losses): (&B::Buffer, &Losses<B>),
-        targets: &B::Buffer,
-        scale: f64,
-        slot: usize,
-    ) -> Result<B::Buffer> {
-        cx.at(None, Component::Head, Phase::B);
-        let segments = cx.rows.segments.clone();
-        let op = CrossEntropyBackward { scale, out: cx.activation(), segments };
-        let head = self.head_weight(cx);
-        let mut dx = None;
-        cx.accumulate(ParamId(slot), |acc| {
-            let [d, dw] =
-                cx.backend.cross_entropy_backward(&op, x, head, targets, &losses.lse, acc)?;
-            dx = Some(d);
-            Ok(dw)
-        })?;
-        Ok(dx.expect("the head has a gradient"))
     }
 
     /// Input-backward and weight-backward of a micro-batch: adds to `gradients` and gives them
@@ -441,108 +325,12 @@ impl Model {
         gradients: Gradients<B>,
     ) -> Result<Gradients<B>> {
         let gradients = RefCell::new(gradients);
+        let lanes = [Lane { batch, settings, gradients: Some(&gradients) }];
         let Forward { hidden, losses, layers, norm, mtp, .. } = forward;
-        let cx = self.cx(backend, weights, &batch.main.rows, settings, Some(&gradients));
-        let tail = Tail { hidden, losses, norm, mtp };
-        let dx = self.tail_backward(&cx, batch, settings, tail)?;
-        let dx = self.layers_backward(&cx, layers, dx)?;
-        let slot = self.embedding.expect("this stage has the embedding").0;
-        self.embed_backward(&cx, &dx, &batch.main.ids, slot)?;
+        let tails = vec![Tail { hidden, losses, norm, mtp }];
+        let layers = layers.into_iter().map(|kept| vec![kept]).collect();
+        self.stage_backward(backend, weights, &lanes, StageKept { layers, tails }, None)?;
         Ok(gradients.into_inner())
-    }
-
-    /// Backward of MTP modules, loss and final norm: the gradient of the last layer's output.
-    pub(super) fn tail_backward<B: Backend>(
-        &self,
-        cx: &Cx<'_, B>,
-        batch: &DeviceBatch<B>,
-        settings: &StepSettings,
-        tail: Tail<B>,
-    ) -> Result<B::Buffer> {
-        let Tail { hidden, losses, norm: mut norm_kept, mtp } = tail;
-        let backend = cx.backend;
-        // The modules run last to first, as their chain ran first to last: what module d + 1 gives
-        // for its input is a part of the gradient of module d's output. `states[d + 1]` is the
-        // output of module d, `states[0]` that of the main model, since each head's backward
-        // computes its logits again.
-        let mut states = vec![hidden];
-        states.extend(mtp.iter().map(|(out, ..)| out.clone()));
-        let mut later: Option<B::Buffer> = None;
-        let mut of_trunk: Vec<(usize, B::Buffer)> = Vec::new();
-        for (d, (_, losses, mut kept)) in mtp.into_iter().enumerate().rev() {
-            let (module, stream) = (&self.mtp[d], &batch.mtp[d]);
-            let cx = self.cx(backend, cx.weights, &stream.rows, settings, cx.gradients);
-            let slots = self.mtp_slots(d);
-            let (scale, state) = (settings.mtp_scales[d], (&states[d + 1], &losses));
-            // Two gradients meet in the module's output: that of its own loss and, row by row, that
-            // of the module after it, whose rows are a subset of these.
-            let mut dout = self.losses_backward(&cx, state, &stream.targets, scale, slots.head)?;
-            if let Some(later) = later.take() {
-                let previous = batch.mtp[d + 1].previous.as_ref().expect("an MTP stream has one");
-                let op = ScatterAddRows { out: cx.activation() };
-                dout = backend.scatter_add_rows(&op, &later, previous, dout)?;
-            }
-            let MtpGradients { embedding, hidden } = module.backward_input(&cx, &mut kept, dout)?;
-            // W follows B at once: a tail has no other work to hide, and its operands are freed
-            // early.
-            module.backward_weight(&cx, kept)?;
-            // Each use of the shared embedding and head has an accumulator of its own, so that it
-            // is one chain over sequences however they are grouped into micro-batches.
-            if let Some(embedding) = embedding {
-                self.embed_backward(&cx, &embedding, &stream.ids, slots.embedding)?;
-            }
-            // A sequential module read the output of the one before it; a parallel head read the
-            // last layer's output before the final norm, whose gradient is made below.
-            match self.config.mtp_kind {
-                MtpKind::Sequential => later = Some(hidden),
-                MtpKind::Parallel => of_trunk.push((d, hidden)),
-            }
-        }
-        let (state, slot) = ((&states[0], &losses), self.head_slot());
-        let mut dx =
-            self.losses_backward(cx, state, &batch.main.targets, settings.main_scale, slot)?;
-        if let Some(later) = later {
-            let previous = batch.mtp[0].previous.as_ref().expect("an MTP stream has one");
-            let op = ScatterAddRows { out: cx.activation() };
-            dx = backend.scatter_add_rows(&op, &later, previous, dx)?;
-        }
-        // Up to here `dx` is the gradient of the normalised hidden state, which the main head and
-        // the first sequential module read; from here on that of the last layer's output.
-        let norm = self.norm.expect("this stage has the final norm");
-        dx = norm.dgrad(cx, &mut norm_kept, dx, None)?;
-        norm.wgrad(cx, &norm_kept)?;
-        for (d, of_head) in of_trunk {
-            let previous = batch.mtp[d].previous.as_ref().expect("an MTP stream has one");
-            let op = ScatterAddRows { out: cx.activation() };
-            dx = backend.scatter_add_rows(&op, &of_head, previous, dx)?;
-        }
-        Ok(dx)
-    }
-
-    /// Backward of this stage's layers: the gradient of their input.
-    pub(super) fn layers_backward<B: Backend>(
-        &self,
-        cx: &Cx<'_, B>,
-        layers: Vec<LayerKept<B>>,
-        mut dx: B::Buffer,
-    ) -> Result<B::Buffer> {
-        for (layer, mut kept) in self.layers.iter().zip(layers).rev() {
-            dx = layer.backward_input(cx, &mut kept, dx)?;
-            layer.backward_weight(cx, kept)?;
-        }
-        Ok(dx)
-    }
-
-    pub(super) fn embed_backward<B: Backend>(
-        &self,
-        cx: &Cx<'_, B>,
-        dx: &B::Buffer,
-        ids: &B::Buffer,
-        slot: usize,
-    ) -> Result<()> {
-        cx.at(None, Component::Embedding, Phase::W);
-        let op = ScatterAddRows { out: cx.recipe.master() };
-        cx.accumulate(ParamId(slot), |acc| cx.backend.scatter_add_rows(&op, dx, ids, acc))
     }
 
     /// Forward and backward of a micro-batch: adds to `gradients`, and reads losses and loads back.
@@ -557,11 +345,40 @@ impl Model {
         settings: &StepSettings,
         gradients: &mut Gradients<B>,
     ) -> Result<StepReport> {
-        let forward = self.forward(backend, weights, batch, settings, false)?;
-        let report = self.report(backend, &forward)?;
-        let before = std::mem::take(gradients);
-        *gradients = self.backward(backend, weights, batch, settings, forward, before)?;
-        Ok(report)
+        let batches = [(batch, settings)];
+        Ok(self
+            .step_together(backend, weights, &batches, std::slice::from_mut(gradients))?
+            .remove(0))
+    }
+
+    /// As [`Model::step`] for micro-batches side by side, whose rows are one call of the routed
+    /// experts: dense weights add to the accumulators of their own micro-batch, experts to those of
+    /// the first.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn step_together<B: Backend>(
+        &self,
+        backend: &B,
+        weights: &Weights<B>,
+        batches: &[(&DeviceBatch<B>, &StepSettings)],
+        gradients: &mut [Gradients<B>],
+    ) -> Result<Vec<StepReport>> {
+        let cells: Vec<_> = gradients.iter_mut().map(|g| RefCell::new(std::mem::take(g))).collect();
+        let lane = |((batch, settings), cell): (&(_, _), _)| Lane {
+            batch: *batch,
+            settings: *settings,
+            gradients: Some(cell),
+        };
+        let lanes: Vec<Lane<'_, B>> = batches.iter().zip(&cells).map(lane).collect();
+        let (_, kept) = self.stage_forward(backend, weights, &lanes, None)?;
+        let reports = self.stage_reports(backend, &kept)?;
+        self.stage_backward(backend, weights, &lanes, kept, None)?;
+        drop(lanes);
+        for (gradients, cell) in gradients.iter_mut().zip(cells) {
+            *gradients = cell.into_inner();
+        }
+        Ok(reports.into_iter().map(|part| StepReport::of_stages([part])).collect())
     }
 
     /// Reads the losses and loads of a forward back to the host.
@@ -569,34 +386,39 @@ impl Model {
     /// # Errors
     /// Those of the backend.
     pub fn report<B: Backend>(&self, backend: &B, forward: &Forward<B>) -> Result<StepReport> {
-        let sum = |losses: &Losses<B>| Result::<_>::Ok(host_sum(&backend.download(&losses.loss)?));
-        let mtp_layers = self.mtp.iter().map(|m| m.layer.index);
-        let indices = self.layers.iter().map(|l| l.index).chain(mtp_layers);
-        let kept = forward.layers.iter().chain(forward.mtp.iter().map(|(_, _, kept)| &kept.layer));
-        let load = |(index, kept): (usize, &LayerKept<B>)| {
-            kept.mlp.moe.as_ref().map(|moe| (index, moe.plan.counts.clone()))
-        };
-        let mtp_kept = || forward.mtp.iter().map(|(_, _, kept)| &kept.layer);
-        let (mut balance, mut dropped) = (0.0, 0);
-        for kept in forward.layers.iter().chain(mtp_kept()) {
-            if let Some(moe) = &kept.mlp.moe {
-                for loss in &moe.balance.losses {
-                    balance += host_sum(&backend.download(loss)?);
-                }
-                if let Some(of_devices) = &moe.dropped {
-                    let of_devices = backend.download(of_devices)?;
-                    dropped +=
-                        of_devices.as_slice::<i32>().iter().map(|&n| n as usize).sum::<usize>();
-                }
+        let tail = (&forward.losses, &forward.mtp[..]);
+        let part = self.stage_report(backend, forward.layers.iter(), Some(tail))?;
+        Ok(StepReport::of_stages([part]))
+    }
+}
+
+impl StepReport {
+    /// A micro-batch's report of the reports of its stages, in order.
+    pub fn of_stages(parts: impl IntoIterator<Item = StageReport>) -> StepReport {
+        let mut report = StepReport::default();
+        for part in parts {
+            report.main += part.main;
+            report.mtp.extend(part.mtp);
+            report.dropped += part.dropped;
+            part.balance.iter().for_each(|x| report.balance += x);
+            report.loads.extend(part.loads);
+        }
+        report
+    }
+
+    /// Adds a micro-batch's sums to the step's.
+    pub fn add(&mut self, of: StepReport) {
+        self.main += of.main;
+        self.balance += of.balance;
+        self.dropped += of.dropped;
+        self.mtp.resize(self.mtp.len().max(of.mtp.len()), 0.0);
+        self.mtp.iter_mut().zip(of.mtp).for_each(|(sum, x)| *sum += x);
+        for (layer, loads) in of.loads {
+            match self.loads.iter_mut().find(|(index, _)| *index == layer) {
+                Some((_, sum)) => sum.iter_mut().zip(loads).for_each(|(sum, n)| *sum += n),
+                None => self.loads.push((layer, loads)),
             }
         }
-        Ok(StepReport {
-            balance,
-            dropped,
-            main: sum(&forward.losses)?,
-            mtp: forward.mtp.iter().map(|(_, losses, _)| sum(losses)).collect::<Result<_>>()?,
-            loads: indices.zip(kept).filter_map(load).collect(),
-        })
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use fathom_trace::{Component, DType, Group, GroupKind, OpRecord, Phase};
 
+use super::stage::Lane;
 use super::step::{Batch, StepSettings};
 use super::{BuildError, Model, ParamKind};
 use crate::EngineError;
@@ -120,39 +121,29 @@ pub fn record(
             ..StepSettings::of(&host, config.mtp_depth, 0.3)
         };
         let cell = RefCell::new(gradients);
+        let lanes = [Lane { batch: &batch, settings: &settings, gradients: Some(&cell) }];
         let cx = model.cx(&meta, &weights, &batch.main.rows, &settings, Some(&cell));
         let boundary = [host.tokens.len(), config.hidden_size];
-        let wire = || meta.zeros(recipe.activation(), &boundary);
         let pipeline = parallel::group(parallel, GroupKind::Pp);
-        let at = |phase| cx.at(None, Component::Pipeline, phase);
-        let x = match model.at.pp {
-            0 => model.embed(&cx, &batch.main.ids)?,
-            _ => {
-                at(Phase::F);
-                meta.recv(&Recv { group: pipeline }, &wire()?)?
-            }
+        let receive = |phase| {
+            cx.at(None, Component::Pipeline, phase);
+            let wire = meta.zeros(recipe.activation(), &boundary)?;
+            meta.recv(&Recv { group: pipeline }, &wire).map(|x| vec![x])
         };
-        let (x, kept) = model.layers_forward(&cx, x, |_| ())?;
-        let last = model.at.pp + 1 == parallel.pp;
-        let mut dx = if last {
-            let tail = model.tail_forward(&cx, &batch, &settings, &x)?;
-            model.tail_backward(&cx, &batch, &settings, tail)?
-        } else {
-            at(Phase::F);
-            meta.send(&Send { group: pipeline }, &x)?;
-            at(Phase::B);
-            meta.recv(&Recv { group: pipeline }, &wire()?)?
+        let send = |phase, x: &[_]| {
+            cx.at(None, Component::Pipeline, phase);
+            meta.send(&Send { group: pipeline }, &x[0]).map(|_| ())
         };
-        dx = model.layers_backward(&cx, kept, dx)?;
-        match model.at.pp {
-            0 => {
-                let slot = model.embedding.expect("the first stage has the embedding").0;
-                model.embed_backward(&cx, &dx, &batch.main.ids, slot)?;
-            }
-            _ => {
-                at(Phase::B);
-                meta.send(&Send { group: pipeline }, &dx)?;
-            }
+        let (first, last) = (model.at.pp == 0, model.at.pp + 1 == parallel.pp);
+        let x = (!first).then(|| receive(Phase::F)).transpose()?;
+        let (y, kept) = model.stage_forward(&meta, &weights, &lanes, x)?;
+        if !last {
+            send(Phase::F, &y)?;
+        }
+        let dy = (!last).then(|| receive(Phase::B)).transpose()?;
+        let dx = model.stage_backward(&meta, &weights, &lanes, kept, dy)?;
+        if !first {
+            send(Phase::B, &dx)?;
         }
         gradients = cell.into_inner();
     }

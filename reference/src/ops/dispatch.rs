@@ -10,8 +10,9 @@
 //!   `out`; with `slots` element (t, j) is its row's. Also the backward of `dispatch`.
 //!
 //! `group` is the expert-parallel group; each rank holds `experts / size` experts and receives
-//! `received` rows. With one rank the exchange is the identity, and only then can the host compute
-//! it. A token goes once to each rank that it needs (`copies_sent` in all), as DeepEP does it.
+//! `received` rows: by expert, then by rank, then by slot. With one rank the exchange is the
+//! identity, and only then can a backend alone compute it; `exchange::backend` executes it for
+//! several. A token goes once to each rank that it needs (`copies_sent` in all), as DeepEP does it.
 
 use fathom_trace::{DType, Group, GroupKind, OpClass, TensorMeta};
 use schemars::JsonSchema;
@@ -48,6 +49,10 @@ pub struct Dispatch {
     pub slots: bool,
     /// The expert-parallel ranks.
     pub group: Group,
+    /// Rows that each rank of the group sends to each expert, \[rank\]\[expert\], where ranks
+    /// exchange them: a value of the run, which neither case files nor records hold. Else empty.
+    #[serde(skip)]
+    pub sent: Vec<Vec<usize>>,
 }
 
 /// Sums rows into tokens.
@@ -66,6 +71,10 @@ pub struct Combine {
     pub out: DType,
     /// The expert-parallel ranks.
     pub group: Group,
+    /// Rows that each rank of the group sends to each expert, \[rank\]\[expert\], where ranks
+    /// exchange them: a value of the run, which neither case files nor records hold. Else empty.
+    #[serde(skip)]
+    pub sent: Vec<Vec<usize>>,
 }
 
 impl Op for DispatchPlan {
@@ -154,7 +163,8 @@ impl Op for Dispatch {
     fn example() -> Example {
         let (t, columns, top_k, received) = (3, 4, 2, 6);
         let group = Group { kind: GroupKind::Ep, size: 1 };
-        Example::new(Dispatch { top_k, received, copies_sent: 0, slots: false, group })
+        let sent = Vec::new();
+        Example::new(Dispatch { top_k, received, copies_sent: 0, slots: false, group, sent })
             .input("x", DType::BF16, shape![t, columns])
             .indices("rows", shape![t * top_k], &[0, 3, 2, 1, 4, 5])
             .output("y", shape![received, columns])
@@ -224,6 +234,7 @@ impl Op for Combine {
             slots: false,
             out: DType::BF16,
             group,
+            sent: Vec::new(),
         })
         .input("y", DType::BF16, shape![rows, columns])
         .indices("inverse", shape![tokens * top_k], &[0, 3, 2, 1, 4, 5])

@@ -11,7 +11,7 @@ use crate::op::example::{Example, shape};
 use crate::op::{Op, OpError, Role, input, rules};
 
 /// Elements whose squares one row of the tree adds up.
-pub(super) const BLOCK: usize = 1 << 16;
+pub const BLOCK: usize = 1 << 16;
 
 /// Element `slot` of `partials` becomes the sum of the squares of x: blocks of 65,536 elements,
 /// each over 256 lanes of 4 (`RowTree::cta(256).with_vector(4)`, chains of fma), the blocks' sums

@@ -1,18 +1,19 @@
 //! What a run is: the TOML file of `fathom train`, its presets, and the schedules behind it.
 //!
 //! Sections: `[model]` (`preset`, `path` to a `config.json` or a folder, or every key inline),
-//! `[recipe]` (precision), `[data]`, `[optim]`, `[schedule]`, `[checkpoint]`, `[log]`. What a file
+//! `[recipe]` (precision), `[data]`, `[optim]`, `[schedule]`, `[parallel]`, `[checkpoint]`, `[log]`. What a file
 //! leaves out comes from its `preset`, `tiny` where it names none. `read.rs` reads it.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::parallel::ParallelConfig;
 use super::schedule::{Point, Resolved, Schedule};
 use crate::data::DataConfig;
 use crate::layers::{BalanceKind, Capacity};
 use crate::optim::OptimConfig;
-use crate::precision::Recipe;
+use crate::precision::{Mode, Recipe};
 use fathom_config::{KeyError, ModelConfig};
 
 /// Why a run's configuration cannot be used.
@@ -51,6 +52,10 @@ pub struct TrainConfig {
     pub micro_batch: usize,
     /// Logical shards over which the gradient is defined; every batch is a multiple of it.
     pub grad_shards: usize,
+    /// Neighbouring shards whose j-th micro-batches are one call of the routed experts: a multiple
+    /// of `parallel.ep`, which it is where it is not set. It is part of the result.
+    #[serde(default = "one")]
+    pub expert_union: usize,
     /// The architecture.
     pub model: ModelConfig,
     /// Precision mode, formats and scales, and what is kept for backward.
@@ -63,12 +68,19 @@ pub struct TrainConfig {
     pub optim: OptimConfig,
     /// Learning rate, batch, and weights of the losses over the run.
     pub schedule: ScheduleConfig,
+    /// On how many ranks the run lies, and how; it changes no bit.
+    #[serde(default)]
+    pub parallel: ParallelConfig,
     /// When checkpoints are written, and how.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
     /// What is logged, and when.
     #[serde(default)]
     pub log: LogConfig,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// What changes over the run: TOML section `[schedule]`.
@@ -237,6 +249,31 @@ impl TrainConfig {
         })
     }
 
+    /// Refuses an `expert_union` that shards cannot form, or whose rows cannot be joined.
+    fn check_union(&self) -> Result<(), (String, String)> {
+        let TrainConfig { expert_union, grad_shards, recipe, .. } = self;
+        if !grad_shards.is_multiple_of(*expert_union) {
+            let message =
+                format!("expected a divisor of grad_shards = {grad_shards}, found {expert_union}");
+            return Err(("expert_union".to_owned(), message));
+        }
+        let whole = [
+            ("activation_block", recipe.fp8.activation_block),
+            ("gradient_block", recipe.fp8.gradient_block),
+        ];
+        let spans_rows = |(_, block): &&(_, [Option<usize>; 2])| block[0].is_none();
+        match whole.iter().find(spans_rows) {
+            Some((key, _)) if *expert_union > 1 && recipe.mode == Mode::Fp8 => {
+                let message = format!(
+                    "expected 1, found {expert_union}: with recipe.fp8.{key} over all rows a scale \
+                     would span rows of several micro-batches"
+                );
+                Err(("expert_union".to_owned(), message))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses values out of range and settings that contradict each other.
     ///
     /// # Errors
@@ -254,11 +291,16 @@ impl TrainConfig {
             );
             return wrong("seq_len", message);
         }
-        for (key, value) in [("micro_batch", self.micro_batch), ("grad_shards", self.grad_shards)] {
+        for (key, value) in [
+            ("micro_batch", self.micro_batch),
+            ("grad_shards", self.grad_shards),
+            ("expert_union", self.expert_union),
+        ] {
             if value == 0 {
                 return wrong(key, "expected at least 1, found 0".into());
             }
         }
+        self.check_union()?;
         if self.checkpoint.keep == 0 {
             return wrong("checkpoint.keep", "expected at least 1, found 0".into());
         }
@@ -308,6 +350,6 @@ impl TrainConfig {
             );
             return wrong("schedule.batch", message);
         }
-        Ok(())
+        self.check_parallel()
     }
 }

@@ -4,10 +4,11 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use fathom_trace::{Component, DType, Phase};
+use fathom_trace::{Component, DType, Group, Phase};
 use half::{bf16, f16};
 
-use super::trainer::{StepBatches, StepLog, Trainer, accumulate};
+use super::shards::accumulate;
+use super::trainer::{StepBatches, StepLog, Trainer};
 use crate::backend::{Backend, Call, Place, Recorder, Result};
 use crate::model::Params;
 use crate::{DynOp, EngineError, Tensor};
@@ -162,7 +163,7 @@ pub(super) fn find<B: Backend>(
 }
 
 /// The first output of an op call that is not finite, among those that come to the host.
-fn look<B: Backend>(call: &Call<'_, B>) -> Option<Culprit> {
+pub(super) fn look<B: Backend>(call: &Call<'_, B>) -> Option<Culprit> {
     let (op, place) = (call.op.name(), call.place);
     call.op.outputs().iter().zip(call.outputs).find_map(|(role, output)| {
         let output = not_finite(role, &call.backend.download(output).ok()?)?;
@@ -178,7 +179,9 @@ fn again<B: Backend, R: Backend<Buffer = B::Buffer>>(
     let model = &trainer.model;
     let params = Params::<R> { buffers: trainer.params.buffers.clone() };
     let weights = model.weights(recorder, &params)?;
-    let Some((gradients, _)) = accumulate(recorder, model, &weights, batches, &|| false)? else {
+    let union = trainer.config.expert_union;
+    let sum = accumulate(recorder, model, &weights, batches, union, &|| false)?;
+    let Some((gradients, _)) = sum else {
         return Ok(());
     };
     let empty = crate::optim::Optimizer::<R> {
@@ -191,7 +194,7 @@ fn again<B: Backend, R: Backend<Buffer = B::Buffer>>(
 }
 
 /// A backend by reference.
-struct Borrowed<'a, B>(&'a B);
+pub(super) struct Borrowed<'a, B>(pub &'a B);
 
 impl<B: Backend> Backend for Borrowed<'_, B> {
     type Buffer = B::Buffer;
@@ -235,6 +238,10 @@ impl<B: Backend> Backend for Borrowed<'_, B> {
         slots: usize,
     ) -> Result<Vec<usize>> {
         self.0.expert_counts(counts, local, slots)
+    }
+
+    fn group_counts(&self, counts: &B::Buffer, group: Group) -> Result<Option<Vec<Vec<usize>>>> {
+        self.0.group_counts(counts, group)
     }
 }
 

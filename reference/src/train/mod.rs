@@ -8,7 +8,8 @@
 //!
 //! A step's sequences are split evenly over `grad_shards`, in order. Within a shard micro-batches
 //! chain into one accumulator; shards are added by the binary tree of neighbours
-//! (`docs/numerics.md`, section 8). Normalisers of all losses are the whole step's. A step is a
+//! (`docs/numerics.md`, section 8). `expert_union` neighbouring shards bring their micro-batches to
+//! the routed experts together. Normalisers of all losses are the whole step's. A step is a
 //! function of (configuration, weights, moments, place in the data): nothing else is random.
 
 pub mod compare;
@@ -16,10 +17,13 @@ mod config;
 pub mod divergence;
 pub mod lock;
 pub mod log;
+pub mod parallel;
 mod plot;
+pub mod ranks;
 mod read;
 pub mod run;
 pub mod schedule;
+mod shards;
 pub mod state;
 pub mod sweep;
 pub mod tensorboard;
@@ -30,6 +34,7 @@ pub use config::{
 };
 pub use divergence::Divergence;
 pub use fathom_config::layered::Setting;
+pub use parallel::ParallelConfig;
 pub use read::PRESETS;
 pub use trainer::{StepLog, StepOutcome, Trainer, ValidationLog};
 
@@ -39,6 +44,7 @@ use crate::EngineError;
 use crate::checkpoint::HfError;
 use crate::checkpoint::training::CheckpointError;
 use crate::data::DataError;
+use crate::exchange::ExchangeError;
 use crate::generate::GenerateError;
 use crate::memory::MemoryError;
 use crate::memory::room::NoRoom;
@@ -82,6 +88,12 @@ pub enum TrainError {
     /// What the run holds in memory cannot be told.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// Ranks cannot exchange.
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
+    /// Ranks ended with errors, or not at all.
+    #[error("{}", .0.join("\n"))]
+    Ranks(Vec<String>),
     /// The machine has less memory than the run needs.
     #[error(transparent)]
     NoRoom(#[from] NoRoom),

@@ -155,6 +155,9 @@ fn resolve(source: &Source<'_>) -> Result<TrainConfig, TrainConfigError> {
     let recipe = resolve_recipe(source, recipe)?;
     let mut json = to_json(&Value::Table(table));
     json["recipe"] = recipe;
+    if let (None, Some(ep)) = (json.get("expert_union"), json.pointer("/parallel/ep")) {
+        json["expert_union"] = ep.clone();
+    }
     let mut config = deserialize(source, json)?;
     config.check().map_err(|(key, message)| source.wrong(&key, message))?;
     if let Some((key, expected, found)) = config.model.refusal() {

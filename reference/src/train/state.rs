@@ -13,7 +13,7 @@ use crate::Tensor;
 use crate::backend::Backend;
 use crate::checkpoint::training::Saved;
 use crate::data::LoaderState;
-use crate::model::Params;
+use crate::model::{ParamSpec, Params};
 use crate::optim::Optimizer;
 
 /// What a training checkpoint's header holds beside its tensors.
@@ -39,6 +39,34 @@ impl Header {
             key: format!("the checkpoint's header, {}", e.path()),
             message: e.inner().to_string(),
         })
+    }
+}
+
+/// The tensors of a checkpoint, to be taken by parameter.
+pub(super) struct Taken<'a>(BTreeMap<&'a str, &'a Tensor>);
+
+impl<'a> Taken<'a> {
+    pub fn new(saved: &'a Saved) -> Taken<'a> {
+        Taken(saved.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect())
+    }
+
+    /// The tensor of a kind (`weights`, `first`, `second`, `average`) of a parameter.
+    pub fn take(
+        &mut self,
+        kind: &str,
+        spec: &ParamSpec,
+        dtype: DType,
+    ) -> Result<Tensor, TrainError> {
+        let (name, shape) = (format!("{kind}/{}", spec.name), &spec.shape[..]);
+        let setting = |found: String| TrainError::Setting {
+            key: format!("the checkpoint's tensor '{name}'"),
+            message: format!("expected {dtype} {shape:?} as this run needs it, found {found}"),
+        };
+        let found = self.0.remove(name.as_str()).ok_or_else(|| setting("none".into()))?;
+        if found.dtype() != dtype || found.shape() != shape {
+            return Err(setting(format!("{} {:?}", found.dtype(), found.shape())));
+        }
+        Ok(found.clone())
     }
 }
 
@@ -82,42 +110,24 @@ impl<B: Backend> Trainer<B> {
     pub fn resume(config: TrainConfig, backend: B, saved: Saved) -> Result<Trainer<B>, TrainError> {
         let header = Header::of(&saved)?;
         let mut trainer = Trainer::prepare(config, backend)?;
-        let (steps, mut tensors) = (saved.step, BTreeMap::from_iter(saved.tensors));
+        let (steps, mut taken) = (saved.step, Taken::new(&saved));
         let master = trainer.model.recipe.master();
         let moment = Optimizer::<B>::moment_dtype(&trainer.config.optim, &trainer.model);
-        let mut take = |name: String, dtype: DType, shape: &[usize]| {
-            let setting = |message| TrainError::Setting {
-                key: format!("the checkpoint's tensor '{name}'"),
-                message,
-            };
-            let found = tensors.remove(&name).ok_or_else(|| {
-                setting(format!("expected {dtype} {shape:?} as this run needs it, found none"))
-            })?;
-            if found.dtype() != dtype || found.shape() != shape {
-                return Err(setting(format!(
-                    "expected {dtype} {shape:?} as this run needs it, found {} {:?}",
-                    found.dtype(),
-                    found.shape()
-                )));
-            }
-            Ok::<Tensor, TrainError>(found)
-        };
         let (mut weights, mut average) = (Vec::new(), Vec::new());
         let (mut first, mut second) = (Vec::new(), Vec::new());
         for spec in &trainer.model.specs {
-            let name = |kind: &str| format!("{kind}/{}", spec.name);
-            weights.push(trainer.backend.upload(take(name("weights"), master, &spec.shape)?)?);
+            weights.push(trainer.backend.upload(taken.take("weights", spec, master)?)?);
             for (kind, moments) in [("first", &mut first), ("second", &mut second)] {
                 moments.push(match spec.trained() {
                     true => {
-                        let tensor = take(name(kind), moment, &spec.shape)?;
+                        let tensor = taken.take(kind, spec, moment)?;
                         Some(trainer.backend.upload(tensor)?)
                     }
                     false => None,
                 });
             }
             if trainer.config.optim.ema_decay > 0.0 {
-                average.push(take(name("average"), master, &spec.shape)?);
+                average.push(taken.take("average", spec, master)?);
             }
         }
         trainer.params = Params { buffers: weights };

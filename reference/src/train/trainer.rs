@@ -9,15 +9,15 @@ use serde::{Deserialize, Serialize};
 use super::config::{Plan, Schedules, TrainConfig};
 use super::divergence::{self, Divergence};
 use super::schedule::Point;
+use super::shards::accumulate;
 use super::{TrainConfigError, TrainError};
 use crate::Tensor;
-use crate::backend::{Backend, Place, Result as OpResult};
+use crate::backend::{Backend, Result as OpResult};
 use crate::checkpoint::HfCheckpoint;
 use crate::data::Loader;
-use crate::layers::{Balance, BalanceKind, Gradients, Weights};
+use crate::layers::{Balance, BalanceKind};
 use crate::model::routing::max_violation;
 use crate::model::{Batch, Model, ParamSpec, Params, StepReport, StepSettings};
-use crate::ops::add::Add;
 use crate::optim::ema::Ema;
 use crate::optim::{NonFinite, Optimizer, scalar};
 
@@ -111,9 +111,145 @@ pub enum StepOutcome {
 pub(super) struct StepBatches {
     pub shards: Vec<Vec<Batch>>,
     pub settings: StepSettings,
-    predicted: usize,
-    predicted_mtp: Vec<usize>,
-    tokens: u64,
+    pub counts: Counts,
+}
+
+/// What the losses of a step are means over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    /// Rows with a target.
+    pub predicted: usize,
+    /// The same of each MTP module.
+    pub predicted_mtp: Vec<usize>,
+    /// Segments that attention stays inside.
+    pub segments: usize,
+    /// Micro-batches.
+    pub micro_batches: usize,
+    /// Tokens.
+    pub tokens: u64,
+}
+
+impl Counts {
+    /// Adds a micro-batch of a model of that many MTP modules.
+    pub fn add(&mut self, batch: &Batch, depth: usize) {
+        self.predicted += batch.predicted();
+        self.predicted_mtp.resize(depth, 0);
+        for (d, n) in self.predicted_mtp.iter_mut().enumerate() {
+            *n += batch.predicted_mtp(d + 1);
+        }
+        self.segments += batch.segments.len();
+        self.micro_batches += 1;
+        self.tokens += batch.tokens.len() as u64;
+    }
+
+    /// Normalisers and weights of the losses of step `step`.
+    pub fn settings(&self, config: &TrainConfig, plan: Plan, step: u64) -> StepSettings {
+        let over = |weight: f64, n: usize| if n == 0 { 0.0 } else { weight / n as f64 };
+        let kind = config.schedule.balance_kind;
+        let groups = match kind {
+            BalanceKind::Batch => self.micro_batches,
+            BalanceKind::Sequence | BalanceKind::Expert | BalanceKind::Device { .. } => {
+                self.segments
+            }
+        };
+        let alpha = plan.balance_loss;
+        let depth = self.predicted_mtp.len() as f64;
+        let mtp = |&n: &usize| over(plan.mtp_lambda / depth, n);
+        StepSettings {
+            step,
+            micro_batch: None,
+            main_scale: over(1.0, self.predicted),
+            mtp_scales: self.predicted_mtp.iter().map(mtp).collect(),
+            balance: (alpha > 0.0)
+                .then(|| Balance { kind, weight: over(alpha, groups) })
+                .into_iter()
+                .collect(),
+            capacity: config.schedule.capacity.clone(),
+        }
+    }
+
+    /// The log of a step with these losses and loads; `before` are the tokens trained on before it.
+    pub fn log(&self, plan: Plan, step: u64, before: u64, report: &StepReport) -> StepLog {
+        let mean = |sum: f64, n: usize| if n == 0 { 0.0 } else { sum / n as f64 };
+        let mtp = report.mtp.iter().zip(&self.predicted_mtp);
+        let wide = |loads: &[usize]| loads.iter().map(|&n| n as u64).collect::<Vec<u64>>();
+        let loads: Vec<(usize, Vec<u64>)> =
+            report.loads.iter().map(|(layer, loads)| (*layer, wide(loads))).collect();
+        StepLog {
+            step,
+            tokens: before + self.tokens,
+            loss: mean(report.main, self.predicted),
+            mtp_loss: mtp.map(|(&sum, &n)| mean(sum, n)).collect(),
+            balance_loss: report.balance,
+            learning_rate: plan.learning_rate,
+            batch: plan.batch,
+            bias_update_speed: plan.bias_update_speed,
+            mtp_lambda: plan.mtp_lambda,
+            max_violation: loads.iter().map(|(_, loads)| max_violation(loads)).collect(),
+            expert_load: loads,
+            ..StepLog::default()
+        }
+    }
+}
+
+impl StepLog {
+    /// Whether losses and gradient norm are finite, so that the update can be done.
+    pub(super) fn finite(&self) -> bool {
+        let numbers = [self.loss, self.balance_loss, self.gradient_norm];
+        numbers.iter().chain(&self.mtp_loss).all(|x| x.is_finite())
+    }
+}
+
+/// The loss on held-out micro-batches; `None` where there are none. Step and seconds are left open.
+pub(super) fn validate<B: Backend>(
+    model: &Model,
+    backend: &B,
+    params: &Params<B>,
+    held_out: &[Batch],
+) -> OpResult<Option<ValidationLog>> {
+    if held_out.is_empty() {
+        return Ok(None);
+    }
+    let weights = model.weights(backend, params)?;
+    let depth = model.mtp.len();
+    let (mut main, mut predicted) = (0.0, 0);
+    let mut mtp = vec![(0.0, 0); depth];
+    for batch in held_out {
+        let device = model.batch(backend, batch)?;
+        let settings = StepSettings::of(batch, depth, 0.0);
+        let forward = model.forward(backend, &weights, &device, &settings, false)?;
+        let report = model.report(backend, &forward)?;
+        main += report.main;
+        predicted += batch.predicted();
+        for (d, (sum, rows)) in mtp.iter_mut().enumerate() {
+            *sum += report.mtp[d];
+            *rows += batch.predicted_mtp(d + 1);
+        }
+    }
+    let mean = |sum: f64, n: usize| if n == 0 { 0.0 } else { sum / n as f64 };
+    Ok(Some(ValidationLog {
+        loss: mean(main, predicted),
+        mtp_loss: mtp.into_iter().map(|(sum, n)| mean(sum, n)).collect(),
+        predicted,
+        ..ValidationLog::default()
+    }))
+}
+
+/// The next shard of the data, `sequences` of it, as micro-batches.
+pub(super) fn read_shard(
+    loader: &mut Loader,
+    config: &TrainConfig,
+    sequences: usize,
+) -> Result<Vec<Batch>, TrainError> {
+    let mut micro_batches = Vec::new();
+    let mut left = sequences;
+    while left > 0 {
+        let take = left.min(config.micro_batch);
+        let sequences: Vec<Batch> = (0..take).map(|_| loader.next()).collect::<Result<_, _>>()?;
+        left -= take;
+        micro_batches.push(Batch::join(&sequences));
+    }
+    Ok(micro_batches)
 }
 
 impl<B: Backend> Trainer<B> {
@@ -195,35 +331,10 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// Those of the backend.
     pub fn validate(&self) -> Result<Option<ValidationLog>, TrainError> {
-        if self.validation.is_empty() {
-            return Ok(None);
-        }
         let begin = Instant::now();
-        let (model, backend) = (&self.model, &self.backend);
-        let weights = model.weights(backend, &self.params)?;
-        let depth = model.mtp.len();
-        let (mut main, mut predicted) = (0.0, 0);
-        let mut mtp = vec![(0.0, 0); depth];
-        for batch in &self.validation {
-            let device = model.batch(backend, batch)?;
-            let settings = StepSettings::of(batch, depth, 0.0);
-            let forward = model.forward(backend, &weights, &device, &settings, false)?;
-            let report = model.report(backend, &forward)?;
-            main += report.main;
-            predicted += batch.predicted();
-            for (d, (sum, rows)) in mtp.iter_mut().enumerate() {
-                *sum += report.mtp[d];
-                *rows += batch.predicted_mtp(d + 1);
-            }
-        }
-        let mean = |sum: f64, n: usize| if n == 0 { 0.0 } else { sum / n as f64 };
-        Ok(Some(ValidationLog {
-            step: self.steps,
-            loss: mean(main, predicted),
-            mtp_loss: mtp.into_iter().map(|(sum, n)| mean(sum, n)).collect(),
-            predicted,
-            seconds: begin.elapsed().as_secs_f64(),
-        }))
+        let log = validate(&self.model, &self.backend, &self.params, &self.validation)?;
+        let seconds = begin.elapsed().as_secs_f64();
+        Ok(log.map(|log| ValidationLog { step: self.steps, seconds, ..log }))
     }
 
     /// Whether the run has reached its number of steps or of tokens.
@@ -264,17 +375,18 @@ impl<B: Backend> Trainer<B> {
         let batches = self.batches(plan)?;
         let weights = self.model.weights(&self.backend, &self.params)?;
         let model = &self.model;
-        let Some((gradients, report)) = accumulate(&self.backend, model, &weights, &batches, stop)?
-        else {
+        let union = self.config.expert_union;
+        let sum = accumulate(&self.backend, model, &weights, &batches, union, stop)?;
+        let Some((gradients, report)) = sum else {
             self.loader.restore(&place)?;
             return Ok(StepOutcome::Interrupted);
         };
         let clip = self.optimizer.clip(&self.model, &self.backend, &gradients)?;
         let norm = scalar(&self.backend.download(&clip.norm)?);
-        let mut log = self.log(plan, &batches, &report);
+        let (step, before) = (self.steps + 1, self.tokens);
+        let mut log = batches.counts.log(plan, step, before, &report);
         log.gradient_norm = norm;
-        let numbers = [log.loss, log.balance_loss, norm];
-        if numbers.iter().chain(&log.mtp_loss).all(|x| x.is_finite()) {
+        if log.finite() {
             // The weights' handles go first, so that the update may write in place.
             drop(weights);
             let rate = (&clip, plan.learning_rate);
@@ -310,146 +422,14 @@ impl<B: Backend> Trainer<B> {
 
     /// The next sequences of the data, as shards of micro-batches.
     fn batches(&mut self, plan: Plan) -> Result<StepBatches, TrainError> {
-        let per_shard = plan.batch / self.config.grad_shards;
-        let mut shards = Vec::with_capacity(self.config.grad_shards);
-        for _ in 0..self.config.grad_shards {
-            let mut micro_batches = Vec::new();
-            let mut left = per_shard;
-            while left > 0 {
-                let take = left.min(self.config.micro_batch);
-                let sequences: Vec<Batch> =
-                    (0..take).map(|_| self.loader.next()).collect::<Result<_, _>>()?;
-                left -= take;
-                micro_batches.push(Batch::join(&sequences));
-            }
-            shards.push(micro_batches);
+        let TrainConfig { grad_shards, .. } = self.config;
+        let mut shards = Vec::with_capacity(grad_shards);
+        for _ in 0..grad_shards {
+            shards.push(read_shard(&mut self.loader, &self.config, plan.batch / grad_shards)?);
         }
-        Ok(self.whole(plan, shards))
-    }
-
-    /// Normalisers over the whole step.
-    fn whole(&self, plan: Plan, shards: Vec<Vec<Batch>>) -> StepBatches {
-        let all = || shards.iter().flatten();
-        let depth = self.model.mtp.len();
-        let predicted = all().map(Batch::predicted).sum();
-        let predicted_mtp: Vec<usize> =
-            (1..=depth).map(|d| all().map(|b| b.predicted_mtp(d)).sum()).collect();
-        let over = |weight: f64, n: usize| if n == 0 { 0.0 } else { weight / n as f64 };
-        let kind = self.config.schedule.balance_kind;
-        let groups = match kind {
-            BalanceKind::Batch => all().count(),
-            BalanceKind::Sequence | BalanceKind::Expert | BalanceKind::Device { .. } => {
-                all().map(|b| b.segments.len()).sum()
-            }
-        };
-        let alpha = plan.balance_loss;
-        let mtp = |&n: &usize| over(plan.mtp_lambda / depth as f64, n);
-        let settings = StepSettings {
-            step: self.steps + 1,
-            micro_batch: None,
-            main_scale: over(1.0, predicted),
-            mtp_scales: predicted_mtp.iter().map(mtp).collect(),
-            balance: (alpha > 0.0)
-                .then(|| Balance { kind, weight: over(alpha, groups) })
-                .into_iter()
-                .collect(),
-            capacity: self.config.schedule.capacity.clone(),
-        };
-        let tokens = all().map(|b| b.tokens.len() as u64).sum();
-        StepBatches { shards, settings, predicted, predicted_mtp, tokens }
-    }
-
-    fn log(&self, plan: Plan, batches: &StepBatches, report: &StepReport) -> StepLog {
-        let mean = |sum: f64, n: usize| if n == 0 { 0.0 } else { sum / n as f64 };
-        let mtp = report.mtp.iter().zip(&batches.predicted_mtp);
-        let wide = |loads: &[usize]| loads.iter().map(|&n| n as u64).collect::<Vec<u64>>();
-        let loads: Vec<(usize, Vec<u64>)> =
-            report.loads.iter().map(|(layer, loads)| (*layer, wide(loads))).collect();
-        StepLog {
-            step: self.steps + 1,
-            tokens: self.tokens + batches.tokens,
-            loss: mean(report.main, batches.predicted),
-            mtp_loss: mtp.map(|(&sum, &n)| mean(sum, n)).collect(),
-            balance_loss: report.balance,
-            learning_rate: plan.learning_rate,
-            batch: plan.batch,
-            bias_update_speed: plan.bias_update_speed,
-            mtp_lambda: plan.mtp_lambda,
-            max_violation: loads.iter().map(|(_, loads)| max_violation(loads)).collect(),
-            expert_load: loads,
-            ..StepLog::default()
-        }
-    }
-}
-
-/// The gradient of a step: micro-batches chained within a shard, shards added by the binary tree of
-/// neighbours. A shard is added as soon as its neighbour is there, so that no more than
-/// log2(shards) + 1 sets of accumulators live at a time.
-pub(super) fn accumulate<B: Backend>(
-    backend: &B,
-    model: &Model,
-    weights: &Weights<B>,
-    batches: &StepBatches,
-    stop: &dyn Fn() -> bool,
-) -> OpResult<Option<(Gradients<B>, StepReport)>> {
-    let mut report = StepReport::default();
-    // Complete subtrees, the largest first, with the number of their shards.
-    let mut subtrees: Vec<(usize, Gradients<B>)> = Vec::new();
-    let mut number = 0;
-    for shard in &batches.shards {
-        let mut gradients = model.zero_gradients(backend)?;
-        for batch in shard {
-            if stop() {
-                return Ok(None);
-            }
-            let settings = StepSettings { micro_batch: Some(number), ..batches.settings.clone() };
-            let batch = model.batch(backend, batch)?;
-            let of = model.step(backend, weights, &batch, &settings, &mut gradients)?;
-            add_report(&mut report, of);
-            number += 1;
-        }
-        let mut tree = (1, model.finish_gradients(backend, gradients)?);
-        while subtrees.last().is_some_and(|(size, _)| *size == tree.0) {
-            let (size, left) = subtrees.pop().expect("just seen");
-            tree = (size + tree.0, add(backend, model, left, &tree.1)?);
-        }
-        subtrees.push(tree);
-    }
-    // What is left moves up unchanged until it has a neighbour.
-    let (_, mut sum) = subtrees.pop().expect("at least one shard");
-    while let Some((_, left)) = subtrees.pop() {
-        sum = add(backend, model, left, &sum)?;
-    }
-    Ok(Some((sum, report)))
-}
-
-fn add<B: Backend>(
-    backend: &B,
-    model: &Model,
-    left: Gradients<B>,
-    right: &Gradients<B>,
-) -> OpResult<Gradients<B>> {
-    backend.at(Place::default());
-    let op = Add { out: model.recipe.master() };
-    let pair = |(a, b): (Option<B::Buffer>, &Option<B::Buffer>)| match (a, b) {
-        (Some(a), Some(b)) => backend.add(&op, &a, b, None).map(Some),
-        _ => Ok(None),
-    };
-    let buffers =
-        left.buffers.into_iter().zip(&right.buffers).map(pair).collect::<OpResult<_>>()?;
-    Ok(Gradients { buffers })
-}
-
-/// Adds a micro-batch's sums to the step's.
-fn add_report(sum: &mut StepReport, of: StepReport) {
-    sum.main += of.main;
-    sum.balance += of.balance;
-    sum.mtp.resize(sum.mtp.len().max(of.mtp.len()), 0.0);
-    sum.mtp.iter_mut().zip(of.mtp).for_each(|(sum, x)| *sum += x);
-    for (layer, loads) in of.loads {
-        match sum.loads.iter_mut().find(|(index, _)| *index == layer) {
-            Some((_, sum)) => sum.iter_mut().zip(loads).for_each(|(sum, n)| *sum += n),
-            None => sum.loads.push((layer, loads)),
-        }
+        let mut counts = Counts::default();
+        shards.iter().flatten().for_each(|batch| counts.add(batch, self.model.mtp.len()));
+        let settings = counts.settings(&self.config, plan, self.steps + 1);
+        Ok(StepBatches { shards, settings, counts })
     }
 }

@@ -1,0 +1,330 @@
+//! How a run lies on ranks: TOML section `[parallel]`, what of it is legal, and which rank computes
+//! which shards.
+//!
+//! None of it changes a bit; `grad_shards` and `expert_union`, which do, are keys of the run.
+
+use fathom_schedule::{Geometry, Schedule, ScheduleKind, ScheduleShape, Shape};
+use serde::{Deserialize, Serialize};
+
+use super::TrainConfig;
+use crate::parallel::{self, Parallel};
+
+/// The layout of a run: TOML section `[parallel]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ParallelConfig {
+    /// Tensor parallel ranks; 1.
+    pub tp: usize,
+    /// Ranks of the pipeline.
+    pub pp: usize,
+    /// Expert parallel ranks, among the data parallel ones.
+    pub ep: usize,
+    /// Data parallel ranks.
+    pub dp: usize,
+    /// Context parallel ranks; 1.
+    pub cp: usize,
+    /// Order of forwards and backwards in the pipeline.
+    pub schedule: ScheduleKind,
+    /// Stages of a rank where the schedule is `interleaved`.
+    pub interleave: usize,
+    /// Layers of each stage; an even share where it is not set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stage_layers: Option<Vec<usize>>,
+    /// Longest wait of a rank for another, in seconds.
+    pub timeout_seconds: f64,
+}
+
+impl Default for ParallelConfig {
+    fn default() -> Self {
+        ParallelConfig {
+            tp: 1,
+            pp: 1,
+            ep: 1,
+            dp: 1,
+            cp: 1,
+            schedule: ScheduleKind::OneFOneB,
+            interleave: 2,
+            stage_layers: None,
+            timeout_seconds: 600.0,
+        }
+    }
+}
+
+impl ParallelConfig {
+    /// The sizes of all dimensions.
+    pub fn sizes(&self) -> Parallel {
+        Parallel { tp: self.tp, pp: self.pp, ep: self.ep, dp: self.dp, cp: self.cp }
+    }
+
+    /// How many ranks there are.
+    pub fn world(&self) -> usize {
+        parallel::world(self.sizes())
+    }
+
+    /// Where the pipeline's stages lie.
+    pub fn geometry(&self) -> Geometry {
+        Geometry::of_ranks(self.schedule.shape(), self.pp, self.interleave)
+    }
+
+    /// Directions in which micro-batches pass the pipeline, each of whole shards.
+    pub fn directions(&self) -> usize {
+        if self.schedule.shape() == Shape::TwoWay { 2 } else { 1 }
+    }
+}
+
+/// What a rank computes of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shares {
+    /// Logical shards of the step.
+    pub grad_shards: usize,
+    /// Neighbouring shards that share the experts' calls.
+    pub expert_union: usize,
+    ep: usize,
+    dp: usize,
+    directions: usize,
+}
+
+impl Shares {
+    /// The shares of a run's ranks.
+    pub fn of(config: &TrainConfig) -> Shares {
+        let TrainConfig { grad_shards, expert_union, parallel, .. } = config;
+        Shares {
+            grad_shards: *grad_shards,
+            expert_union: *expert_union,
+            ep: parallel.ep,
+            dp: parallel.dp,
+            directions: parallel.directions(),
+        }
+    }
+
+    /// Shards that a rank computes side by side.
+    pub fn side_by_side(&self) -> usize {
+        self.expert_union / self.ep
+    }
+
+    /// Unions that a rank takes part in, in each direction.
+    pub fn unions(&self) -> usize {
+        self.grad_shards / self.expert_union / (self.dp / self.ep) / self.directions
+    }
+
+    /// The shards that data parallel rank `dp` computes side by side in its union number `union` of
+    /// a direction: neighbours, the expert parallel ranks having neighbouring ones.
+    pub fn shards(&self, dp: usize, direction: usize, union: usize) -> std::ops::Range<usize> {
+        let (group, member) = (dp / self.ep, dp % self.ep);
+        let number = (group * self.directions + direction) * self.unions() + union;
+        let first = number * self.expert_union + member * self.side_by_side();
+        first..first + self.side_by_side()
+    }
+
+    /// The data parallel rank that computes each shard.
+    pub fn owners(&self) -> Vec<usize> {
+        let mut owners = vec![0; self.grad_shards];
+        for dp in 0..self.dp {
+            for direction in 0..self.directions {
+                for union in 0..self.unions() {
+                    self.shards(dp, direction, union).for_each(|shard| owners[shard] = dp);
+                }
+            }
+        }
+        owners
+    }
+
+    /// The first shard of the union that `shard` is in: where the experts' accumulator stands.
+    pub fn union_of(&self, shard: usize) -> usize {
+        shard / self.expert_union * self.expert_union
+    }
+}
+
+impl TrainConfig {
+    /// Layers of each pipeline stage, in order.
+    pub fn stage_layers(&self) -> Vec<std::ops::Range<usize>> {
+        let stages = self.parallel.geometry().stages;
+        let layers = self.model.layers;
+        let mut begin = 0;
+        let mut take = |n: usize| {
+            begin += n;
+            begin - n..begin
+        };
+        match &self.parallel.stage_layers {
+            Some(given) => given.iter().map(|&n| take(n)).collect(),
+            None => {
+                (0..stages).map(|s| take(layers * (s + 1) / stages - layers * s / stages)).collect()
+            }
+        }
+    }
+
+    /// The pipeline's instructions for a step of `batch` sequences.
+    ///
+    /// # Errors
+    /// Key and reason where the schedule cannot run that many micro-batches.
+    pub fn pipeline(&self, batch: usize) -> Result<Schedule, (String, String)> {
+        let shares = Shares::of(self);
+        let per_shard = (batch / self.grad_shards).div_ceil(self.micro_batch);
+        let micro_batches = per_shard * shares.unions() * self.parallel.directions();
+        let stages = self.parallel.geometry().stages;
+        let shape = ScheduleShape { stages, micro_batches, interleave: self.parallel.interleave };
+        Schedule::new(self.parallel.schedule, shape).map_err(|e| {
+            let message = format!(
+                "{e}; a step of {batch} sequences in micro-batches of {} over grad_shards = {} and \
+                 {} data parallel ranks has {micro_batches}",
+                self.micro_batch, self.grad_shards, self.parallel.dp
+            );
+            ("parallel.schedule".to_owned(), message)
+        })
+    }
+
+    /// Refuses a layout that the run cannot lie on.
+    pub(super) fn check_parallel(&self) -> Result<(), (String, String)> {
+        let p = &self.parallel;
+        let wrong = |key: &str, message: String| Err((format!("parallel.{key}"), message));
+        for (key, value) in [("tp", p.tp), ("cp", p.cp)] {
+            if value != 1 {
+                let message = format!(
+                    "expected 1, found {value}: this dimension is recorded (fathom model trace) and \
+                     simulated, not executed"
+                );
+                return wrong(key, message);
+            }
+        }
+        let longest = 1e9;
+        if !(p.timeout_seconds > 0.0 && p.timeout_seconds <= longest) {
+            let found = p.timeout_seconds;
+            return wrong(
+                "timeout_seconds",
+                format!("expected above 0, to {longest}, found {found}"),
+            );
+        }
+        parallel::coordinates(p.sizes(), 0).map_err(|e| ("parallel".to_owned(), e.to_string()))?;
+        let most = 1024;
+        if p.world() > most {
+            return wrong("dp", format!("expected at most {most} ranks, found {}", p.world()));
+        }
+        if p.schedule.shape() == Shape::Loop && !(2..=255).contains(&p.interleave) {
+            return wrong("interleave", format!("expected 2 to 255, found {}", p.interleave));
+        }
+        match &self.model.moe {
+            None if p.ep > 1 => {
+                return wrong("ep", format!("expected 1 without routed experts, found {}", p.ep));
+            }
+            Some(moe) if !moe.n_routed_experts.is_multiple_of(p.ep) => {
+                let experts = moe.n_routed_experts;
+                return wrong("ep", format!("expected a divisor of {experts}, found {}", p.ep));
+            }
+            _ => {}
+        }
+        self.check_shares()?;
+        self.check_stages()?;
+        let batches = self.schedule.batch.stated();
+        batches.into_iter().try_for_each(|batch| self.pipeline(batch as usize).map(|_| ()))
+    }
+
+    fn check_shares(&self) -> Result<(), (String, String)> {
+        let (p, union) = (&self.parallel, self.expert_union);
+        if !union.is_multiple_of(p.ep) {
+            let message = format!("expected a multiple of parallel.ep = {}, found {union}", p.ep);
+            return Err(("expert_union".to_owned(), message));
+        }
+        let (beside, directions) = (union / p.ep, p.directions());
+        let least = beside * p.dp * directions;
+        if self.grad_shards.is_multiple_of(least) {
+            return Ok(());
+        }
+        let message = format!(
+            "expected a multiple of {least} (parallel.dp = {} x {directions} direction(s) of {} x \
+             expert_union / ep = {beside}), found {}",
+            p.dp,
+            p.schedule.name(),
+            self.grad_shards
+        );
+        Err(("grad_shards".to_owned(), message))
+    }
+
+    fn check_stages(&self) -> Result<(), (String, String)> {
+        let wrong = |key: &str, message: String| Err((format!("parallel.{key}"), message));
+        let (stages, layers) = (self.parallel.geometry().stages, self.model.layers);
+        if stages > layers {
+            return wrong(
+                "pp",
+                format!(
+                    "expected a layer a stage, found {stages} stages for the \
+                model's {layers} layers"
+                ),
+            );
+        }
+        let Some(given) = &self.parallel.stage_layers else { return Ok(()) };
+        let sum = given.iter().fold(0usize, |sum, &n| sum.saturating_add(n));
+        if given.len() != stages || sum != layers || given.contains(&0) {
+            let message = format!(
+                "expected {stages} numbers from 1 that add up to the {layers} layers, found {given:?}"
+            );
+            return wrong("stage_layers", message);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::Setting;
+
+    fn config(set: &[&str]) -> Result<TrainConfig, String> {
+        let set: Vec<Setting> = set.iter().map(|s| Setting::set(s)).collect();
+        TrainConfig::preset("tiny", &set).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn every_shard_has_one_rank_and_unions_are_neighbours() {
+        for (dp, ep, union, directions, grad_shards) in
+            [(1, 1, 1, 1, 3), (4, 2, 2, 1, 8), (4, 4, 8, 2, 16), (2, 1, 4, 1, 8), (4, 2, 2, 2, 8)]
+        {
+            let shares = Shares { grad_shards, expert_union: union, ep, dp, directions };
+            let mut seen = vec![0; grad_shards];
+            for d in 0..dp {
+                for direction in 0..directions {
+                    for number in 0..shares.unions() {
+                        let shards = shares.shards(d, direction, number);
+                        let first = shares.union_of(shards.start);
+                        assert!(shards.clone().all(|s| shares.union_of(s) == first));
+                        // The ranks of its expert parallel group have the others of the union.
+                        let group = d / ep * ep;
+                        let of_group =
+                            (group..group + ep).flat_map(|d| shares.shards(d, direction, number));
+                        assert!(of_group.eq(first..first + union), "{shares:?}");
+                        shards.for_each(|s| seen[s] += 1);
+                    }
+                }
+            }
+            assert_eq!(seen, vec![1; grad_shards], "{shares:?}");
+        }
+    }
+
+    #[test]
+    fn illegal_layouts_are_refused_with_the_numbers() {
+        let refused = |set: &[&str], key: &str, words: &str| {
+            let e = config(set).unwrap_err();
+            assert!(e.contains(key) && e.contains(words), "{set:?}: {e}");
+        };
+        refused(&["parallel.tp=2"], "parallel.tp", "expected 1, found 2");
+        refused(&["parallel.dp=2"], "grad_shards", "expected a multiple of 2 (parallel.dp = 2 x 1");
+        refused(&["parallel.dp=0"], "parallel", "at least 1");
+        refused(&["parallel.pp=3"], "parallel.pp", "3 stages for the model's 2 layers");
+        let dual = ["parallel.pp=2", "parallel.schedule=\"dualpipe\"", "grad_shards=2"];
+        refused(&dual, "parallel.schedule", "at least 2P = 4");
+        let two = ["parallel.dp=2", "grad_shards=2", "parallel.ep=2", "expert_union=1"];
+        refused(&two, "expert_union", "a multiple of parallel.ep = 2, found 1");
+        refused(&["expert_union=2"], "expert_union", "a divisor of grad_shards = 1");
+        let three = ["parallel.ep=3", "parallel.dp=3", "grad_shards=3", "schedule.batch=3"];
+        refused(&three, "parallel.ep", "divisor of 4");
+        refused(&["parallel.timeout_seconds=0"], "parallel.timeout_seconds", "above 0");
+        let stages = ["parallel.pp=2", "parallel.stage_layers=[1,2]"];
+        refused(&stages, "parallel.stage_layers", "add up to the 2 layers");
+        let blocks =
+            ["grad_shards=2", "expert_union=2", "recipe.fp8.gradient_block=[\"all\",\"all\"]"];
+        refused(&blocks, "expert_union", "gradient_block");
+        // What is not set follows from the layout.
+        let set = ["parallel.dp=2", "grad_shards=2", "parallel.ep=2"];
+        assert_eq!(config(&set).unwrap().expert_union, 2);
+        assert_eq!(config(&[]).unwrap().expert_union, 1);
+    }
+}

@@ -1,0 +1,381 @@
+//! Training on many ranks: whatever the layout, weights, moments, average, losses, place in the data
+//! and checkpoint have the bits of one process.
+//!
+//! A program of its own: it starts many threads, and runs for minutes.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fathom_reference::Tensor;
+use fathom_reference::backend::Reference;
+use fathom_reference::checkpoint::training::{self, Saved};
+use fathom_reference::exchange::threads::{self, End};
+use fathom_reference::train::ranks::{RankTrainer, Shared};
+use fathom_reference::train::run::Runner;
+use fathom_reference::train::{Setting, StepLog, StepOutcome, TrainConfig, TrainError, Trainer};
+
+/// A run small enough for a test, with experts, an average and fill-in-the-middle.
+fn config(set: &[&str]) -> TrainConfig {
+    let mut all: Vec<Setting> = [
+        "steps=4",
+        "seq_len=16",
+        "micro_batch=1",
+        "model.vocab_size=384",
+        "model.hidden_size=64",
+        "model.intermediate_size=64",
+        "model.moe.intermediate_size=64",
+        "data.tokenizer.vocab_size=280",
+        "data.tokenizer.train_bytes=20000",
+        "optim.ema_decay=0.5",
+        "schedule.learning_rate=1e-3",
+        "schedule.balance_loss=1e-2",
+    ]
+    .map(Setting::set)
+    .to_vec();
+    all.extend(set.iter().map(|s| Setting::set(s)));
+    TrainConfig::preset("tiny", &all).unwrap_or_else(|e| panic!("{set:?}: {e}"))
+}
+
+/// What a run comes to: its logs without times, and everything that it keeps, by name.
+#[derive(Debug, PartialEq)]
+struct Outcome {
+    logs: Vec<StepLog>,
+    tensors: Vec<(String, Tensor)>,
+    header: serde_json::Value,
+}
+
+impl Outcome {
+    fn of(logs: Vec<StepLog>, saved: Saved) -> Outcome {
+        let Saved { mut tensors, mut header, .. } = saved;
+        tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
+        // The layout is the only thing in which runs may differ.
+        header["config"]["parallel"] = serde_json::Value::Null;
+        Outcome { logs: logs.into_iter().map(timeless).collect(), tensors, header }
+    }
+
+    fn assert_is(&self, one: &Outcome, layout: &str) {
+        for (i, (many, one)) in self.logs.iter().zip(&one.logs).enumerate() {
+            assert_eq!(many, one, "{layout}: log of step {}", i + 1);
+        }
+        assert_eq!(self.logs.len(), one.logs.len(), "{layout}");
+        assert_eq!(self.header, one.header, "{layout}");
+        assert_eq!(self.tensors.len(), one.tensors.len(), "{layout}");
+        for ((name, many), (of_one, one)) in self.tensors.iter().zip(&one.tensors) {
+            assert_eq!(name, of_one, "{layout}");
+            assert!(many == one, "{layout}: {name} differs");
+        }
+    }
+}
+
+fn timeless(log: StepLog) -> StepLog {
+    StepLog { seconds: 0.0, tokens_per_second: 0.0, ..log }
+}
+
+fn done(outcome: StepOutcome) -> StepLog {
+    match outcome {
+        StepOutcome::Done(log) => *log,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The run in one process.
+fn one(set: &[&str], steps: usize) -> Outcome {
+    let mut trainer = Trainer::new(config(set), Reference).unwrap_or_else(|e| panic!("{e}"));
+    let logs = (0..steps).map(|_| done(trainer.step(&|| false).unwrap())).collect();
+    Outcome::of(logs, trainer.save().unwrap())
+}
+
+/// Steps of a run on the ranks of its layout, from `saved` on; a checkpoint is written at the end.
+fn steps(set: &[&str], saved: Option<Saved>, steps: usize, folder: &Path) -> (Vec<StepLog>, Saved) {
+    let shared = Shared::open(config(set), saved.map(Arc::new)).unwrap_or_else(|e| panic!("{e}"));
+    let world = shared.config.parallel.world();
+    let target = folder.to_owned();
+    let main = move |exchange| {
+        let mut trainer = RankTrainer::new(&shared, Reference, exchange)?;
+        let mut logs = Vec::new();
+        for _ in 0..steps {
+            logs.push(done(trainer.step(&|| false)?));
+        }
+        Ok::<_, TrainError>((logs, trainer.checkpoint(&target)?))
+    };
+    let mut all = Vec::new();
+    for end in threads::run(world, Duration::from_secs(300), main, &mut || ()) {
+        match end {
+            End::Returned(Ok(of_rank)) => all.push(of_rank),
+            End::Returned(Err(e)) => panic!("{set:?}: {e}"),
+            other => panic!("{set:?}: {other:?}"),
+        }
+    }
+    let path = all[0].1.clone();
+    let logs: Vec<Vec<StepLog>> =
+        all.into_iter().map(|(logs, _)| logs.into_iter().map(timeless).collect()).collect();
+    assert!(logs.iter().all(|of_rank| *of_rank == logs[0]), "{set:?}: ranks log differently");
+    (logs.into_iter().next().unwrap(), training::read(&path).unwrap())
+}
+
+/// The run on the ranks of its layout.
+fn many(set: &[&str], count: usize) -> Outcome {
+    let folder = tempfile::tempdir().unwrap();
+    let (logs, saved) = steps(set, None, count, folder.path());
+    Outcome::of(logs, saved)
+}
+
+const MODES: [&str; 3] = ["recipe.mode=\"fp32\"", "recipe.mode=\"bf16\"", "recipe.mode=\"fp8\""];
+
+/// Layouts that are compared with one process: pp, dp, ep, schedule.
+type Layout = (usize, usize, usize, &'static str);
+
+fn settings((pp, dp, ep, schedule): Layout) -> Vec<String> {
+    vec![
+        format!("parallel.pp={pp}"),
+        format!("parallel.dp={dp}"),
+        format!("parallel.ep={ep}"),
+        format!("parallel.schedule={schedule:?}"),
+    ]
+}
+
+/// Runs of one `grad_shards` and `expert_union`, and the layouts that they lie on.
+const TABLE: [(usize, usize, &[Layout]); 3] = [
+    (
+        4,
+        1,
+        &[
+            (1, 1, 1, "1f1b"),
+            (1, 2, 1, "1f1b"),
+            (1, 4, 1, "1f1b"),
+            (2, 1, 1, "gpipe"),
+            (4, 1, 1, "1f1b"),
+            (2, 2, 1, "zb1p"),
+            (2, 1, 1, "interleaved"),
+            (2, 1, 1, "zb-v"),
+            (2, 1, 1, "chimera"),
+            (4, 1, 1, "dualpipe"),
+            (2, 2, 1, "dualpipe"),
+            (2, 1, 1, "dualpipev"),
+        ],
+    ),
+    (
+        4,
+        2,
+        &[
+            (1, 2, 2, "1f1b"),
+            (1, 4, 2, "1f1b"),
+            (1, 2, 1, "1f1b"),
+            (2, 2, 2, "dualpipe"),
+            (4, 2, 2, "zb1p"),
+            (2, 2, 1, "zb-v"),
+            (2, 4, 2, "interleaved"),
+        ],
+    ),
+    (4, 4, &[(1, 4, 4, "1f1b"), (1, 1, 1, "1f1b"), (2, 4, 4, "dualpipev")]),
+];
+
+/// Every layout runs two steps, is gone on with on the next layout for one, and is compared with one
+/// process. The page shows the table that this writes (`FATHOM_BLESS=1` rewrites it).
+#[test]
+fn the_layouts_of_the_table_have_the_bits_of_one_process() {
+    let mut rows = String::from(
+        "| grad_shards | expert_union | pp | dp | ep | schedule | then | fp32 | bf16 | fp8 |\n\
+         |---:|---:|---:|---:|---:|---|---|---|---|---|\n",
+    );
+    for (grad_shards, union, layouts) in TABLE {
+        let run = [
+            format!("grad_shards={grad_shards}"),
+            format!("expert_union={union}"),
+            "model.layers=4".to_owned(),
+            "schedule.batch=16".to_owned(),
+        ];
+        let with = |mode: &str, layout: &[String]| -> Vec<String> {
+            let all = run.iter().chain(layout).cloned();
+            all.chain([mode.to_owned()]).collect()
+        };
+        let wholes = MODES.map(|mode| one(&words(&with(mode, &[])), 3));
+        for (i, &layout) in layouts.iter().enumerate() {
+            let next = layouts[(i + 1) % layouts.len()];
+            for (mode, whole) in MODES.iter().zip(&wholes) {
+                let folder = tempfile::tempdir().unwrap();
+                let first = with(mode, &settings(layout));
+                let (mut logs, saved) = steps(&words(&first), None, 2, folder.path());
+                let then = with(mode, &settings(next));
+                let (more, saved) = steps(&words(&then), Some(saved), 1, folder.path());
+                logs.extend(more);
+                Outcome::of(logs, saved).assert_is(whole, &format!("{layout:?}, {next:?}, {mode}"));
+            }
+            let (pp, dp, ep, schedule) = layout;
+            let (pp2, dp2, ep2, schedule2) = next;
+            rows += &format!(
+                "| {grad_shards} | {union} | {pp} | {dp} | {ep} | {schedule} | pp {pp2} dp {dp2} ep \
+                 {ep2} {schedule2} | equal | equal | equal |\n"
+            );
+        }
+    }
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/distributed.md");
+    let text = std::fs::read_to_string(&page).unwrap();
+    let (before, _) = text.split_once("| grad_shards |").unwrap_or((&text, ""));
+    let expected = format!("{before}{rows}");
+    if std::env::var_os("FATHOM_BLESS").is_some() {
+        std::fs::write(&page, &expected).unwrap();
+    }
+    let text = std::fs::read_to_string(&page).unwrap();
+    assert!(text == expected, "docs/distributed.md has another table; FATHOM_BLESS=1 rewrites it");
+}
+
+fn words(settings: &[String]) -> Vec<&str> {
+    settings.iter().map(String::as_str).collect()
+}
+
+/// An expert's rows of a union are one call, and that is another result than calls of their own.
+#[test]
+fn a_union_of_shards_is_part_of_the_result() {
+    let set = ["grad_shards=4", "schedule.batch=8"];
+    let alone = one(&set, 2);
+    assert_ne!(alone.tensors, one(&[&set[..], &["expert_union=4"]].concat(), 2).tensors);
+}
+
+/// The report's shape in miniature: pp 16, ep 4, dp 4, both directions of DualPipe, 64 ranks.
+#[test]
+fn sixty_four_ranks_are_one_process() {
+    let set = [
+        "model.layers=16",
+        "grad_shards=8",
+        "expert_union=4",
+        "schedule.batch=128",
+        "seq_len=8",
+        "model.hidden_size=32",
+        "model.intermediate_size=32",
+        "model.moe.intermediate_size=32",
+    ];
+    let layout = settings((16, 4, 4, "dualpipe"));
+    let all = [&set[..], &words(&layout)].concat();
+    many(&all, 1).assert_is(&one(&set, 1), "64 ranks");
+}
+
+/// A tied head, two MTP modules and a dropped token: what several stages share.
+#[test]
+fn what_stages_share_is_added_in_order() {
+    for more in [
+        &["model.tie_word_embeddings=true", "model.mtp_depth=2"][..],
+        &["model.mtp_depth=2", "model.mtp_kind=\"parallel\""],
+        &["model.mtp_depth=0", "schedule.capacity.devices=2", "schedule.capacity.factor=1.0"],
+    ] {
+        let set = ["model.layers=4", "grad_shards=4", "expert_union=2", "schedule.batch=16"];
+        let set = [&set[..], more].concat();
+        let whole = one(&set, 2);
+        for layout in [(2, 2, 2, "dualpipe"), (4, 2, 1, "1f1b"), (1, 2, 2, "1f1b")] {
+            let layout = settings(layout);
+            let all = [&set[..], &words(&layout)].concat();
+            many(&all, 2).assert_is(&whole, &format!("{more:?} {layout:?}"));
+        }
+    }
+}
+
+#[test]
+fn a_run_goes_on_on_another_layout_with_the_same_bits() {
+    let set = ["model.layers=4", "grad_shards=4", "expert_union=2", "schedule.batch=16"];
+    let layouts: [&[&str]; 3] = [
+        &["parallel.pp=2", "parallel.dp=2", "parallel.ep=2", "parallel.schedule=\"dualpipe\""],
+        &["parallel.dp=4", "parallel.ep=2"],
+        &["parallel.pp=4", "parallel.stage_layers=[1,1,1,1]", "parallel.ep=1"],
+    ];
+    let whole = one(&set, 4);
+    let (mut logs, mut saved) = (Vec::new(), None);
+    for (layout, count) in layouts.into_iter().zip([1, 2, 1]) {
+        let folder = tempfile::tempdir().unwrap();
+        let (new, written) =
+            steps(&[&set[..], layout].concat(), saved.take(), count, folder.path());
+        logs.extend(new);
+        saved = Some(written);
+    }
+    Outcome::of(logs, saved.unwrap()).assert_is(&whole, "three layouts");
+    // And one process goes on from what ranks wrote.
+    let folder = tempfile::tempdir().unwrap();
+    let (mut logs, saved) = steps(&[&set[..], layouts[0]].concat(), None, 2, folder.path());
+    let mut trainer = Trainer::resume(config(&set), Reference, saved).unwrap();
+    logs.extend((0..2).map(|_| done(trainer.step(&|| false).unwrap())));
+    Outcome::of(logs, trainer.save().unwrap()).assert_is(&whole, "ranks, then one process");
+}
+
+/// Documents so short that a micro-batch has no row of the second MTP module, beside one that has:
+/// the module's experts are the same call for both.
+#[test]
+fn micro_batches_without_rows_of_a_module_take_part() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("documents.jsonl");
+    // Eight documents of two tokens fill a sequence of 16; then one that is longer.
+    let line = |text: &str| format!("{{\"text\": \"{text}\"}}\n");
+    let sequence = |i: usize| match i % 2 {
+        0 => (0..8).map(|j| line(&char::from(b'a' + (i + j) as u8 % 26).to_string())).collect(),
+        _ => line(&format!("document {i} ").repeat(2)[..15]),
+    };
+    std::fs::write(&path, (0..40).map(sequence).collect::<String>()).unwrap();
+    let source = format!("data.sources=[{{format=\"jsonl\",path={:?}}}]", path.to_str().unwrap());
+    for mode in MODES {
+        let set = [
+            mode,
+            &source,
+            "data.mask_documents=true",
+            "data.shuffle=false",
+            "data.duplicates.exact=false",
+            "model.mtp_depth=2",
+            "grad_shards=2",
+            "expert_union=2",
+            "schedule.batch=4",
+        ];
+        let whole = one(&set, 2);
+        let layout = ["parallel.dp=2", "parallel.ep=2"];
+        many(&[&set[..], &layout].concat(), 2).assert_is(&whole, mode);
+    }
+}
+
+#[test]
+fn a_value_that_is_not_finite_is_reported_as_in_one_process() {
+    let set = ["recipe.mode=\"fp32\"", "model.layers=4", "grad_shards=2", "schedule.batch=8"];
+    let layout = ["parallel.pp=2", "parallel.dp=2"];
+    let mut trainer = Trainer::new(config(&set), Reference).unwrap();
+    done(trainer.step(&|| false).unwrap());
+    let saved = trainer.save().unwrap();
+    let poisoned = |name: &str, value: f32| {
+        let mut saved = saved.clone();
+        let (_, tensor) = saved.tensors.iter_mut().find(|(n, _)| n == name).unwrap();
+        tensor.as_mut_slice::<f32>().fill(value);
+        saved
+    };
+    for (name, value) in [
+        ("weights/model.layers.2.self_attn.o_proj.weight", f32::MAX),
+        ("weights/model.norm.weight", f32::NAN),
+    ] {
+        let saved = poisoned(name, value);
+        let mut one = Trainer::resume(config(&set), Reference, saved.clone()).unwrap();
+        let Err(TrainError::Diverged(expected)) = one.step(&|| false) else { panic!("{name}") };
+        let all = [&set[..], &layout].concat();
+        let shared = Shared::open(config(&all), Some(Arc::new(saved))).unwrap();
+        let main = move |exchange| {
+            let mut trainer = RankTrainer::new(&shared, Reference, exchange)?;
+            match trainer.step(&|| false) {
+                Err(TrainError::Diverged(found)) => Ok(found),
+                Err(error) => Err(error),
+                Ok(outcome) => panic!("{outcome:?}"),
+            }
+        };
+        for end in threads::run(4, Duration::from_secs(300), main, &mut || ()) {
+            match end {
+                End::Returned(Ok(found)) => assert_eq!(found.to_string(), expected.to_string()),
+                other => panic!("{name}: {other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn ranks_of_other_configurations_are_refused_with_both_sides() {
+    let shared = |seed: &str| Shared::open(config(&["grad_shards=2", "parallel.dp=2", seed]), None);
+    let both = [shared("seed=1").unwrap(), shared("seed=2").unwrap()];
+    let main = move |exchange: Arc<dyn fathom_reference::exchange::Exchange>| {
+        let own = &both[exchange.rank()];
+        RankTrainer::new(own, Reference, exchange).map(|_| ())
+    };
+    let ends = threads::run(2, Duration::from_secs(60), main, &mut || ());
+    let words = format!("{ends:?}");
+    assert!(words.contains("seed = 1") && words.contains("seed = 2"), "{words}");
+}
