@@ -62,7 +62,7 @@ FATHOM_DEVICE float online_softmax(float (&s)[4], u32 column, u32 seen, float sc
     return alpha;
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 1)
     fp32_attention(const float* __restrict__ q, const float* __restrict__ k, const float* __restrict__ v,
                    float* __restrict__ o, float* __restrict__ lse, const int* __restrict__ bounds, u32 segments,
                    float scale, u32 heads, u32 kv_heads, u32 qk, u32 v_columns, u64 row_q, u64 row_k, u64 row_v,

@@ -149,7 +149,7 @@ FATHOM_DEVICE void of_keys(const Inputs& in, const Block& block, float* tile_a, 
     store_rows(sum, to, row_to, block.rows, columns - start);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 1)
     fp32_attention_backward(const float* __restrict__ q, const float* __restrict__ k, const float* __restrict__ v,
                             const float* __restrict__ d_o, const float* __restrict__ lse,
                             const float* __restrict__ delta, float* __restrict__ out,

@@ -35,7 +35,7 @@ FATHOM_DEVICE void chain(float (&sum)[4][4], float* shared, const float* a, cons
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 1)
     fp32_gemm(const float* __restrict__ a, const float* __restrict__ b, const float* c, float* d,
               const int* __restrict__ bounds, u32 groups, u32 m, u32 n, u32 k) {
     __shared__ __align__(16) float shared[2 * FMA_TILE_FLOATS];

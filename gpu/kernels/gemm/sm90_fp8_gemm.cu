@@ -139,13 +139,9 @@ FATHOM_DEVICE void accumulate(float (&partial)[64], u32 shared, const Ring& ring
 // Where the scales of this thread's elements lie.
 struct Scales {
     const float *upper, *lower, *b;  // the rows of a's two, the first row of b's
-    u32 column, n, columns_b;
+    u32 tile_column, column;           // first column of the tile, and of this thread's
+    u32 n, columns_b;
 };
-
-FATHOM_DEVICE float scale_b(const Scales& at, u32 column, u32 block) {
-    const u32 row = column >= at.n ? 0 : B_ROWS == 0 ? 0 : column / (B_ROWS == 0 ? 1 : B_ROWS);
-    return __ldg(at.b + (u64)row * at.columns_b + block);
-}
 
 // acc = fma(scale_a * scale_b, partial, acc)
 FATHOM_DEVICE void promote(float (&sum)[64], const float (&partial)[64], const Scales& at, u32 block_a,
@@ -153,12 +149,16 @@ FATHOM_DEVICE void promote(float (&sum)[64], const float (&partial)[64], const S
     const float upper = __ldg(at.upper + block_a), lower = __ldg(at.lower + block_a);
     // A tile of 128 columns lies in one block of b's rows.
     constexpr bool ONE = B_ROWS % BLOCK == 0;
-    float left = scale_b(at, at.column, block_b), right = left;
+    constexpr u32 ROWS = B_ROWS == 0 ? 1 : B_ROWS;
+    const float* b = at.b + block_b;
+    float left = 0.0f, right = 0.0f;
+    if (ONE) left = right = __ldg(B_ROWS == 0 ? b : b + (u64)(at.tile_column / ROWS) * at.columns_b);
 #pragma unroll
     for (u32 j = 0; j < 64; j += 4) {
         if (!ONE) {
-            left = scale_b(at, at.column + 2 * j, block_b);
-            right = scale_b(at, at.column + 2 * j + 1, block_b);
+            const u32 column = at.column + 2 * j;
+            left = column < at.n ? __ldg(b + (u64)(column / ROWS) * at.columns_b) : 0.0f;
+            right = column + 1 < at.n ? __ldg(b + (u64)((column + 1) / ROWS) * at.columns_b) : 0.0f;
         }
         sum[j] = __fmaf_rn(__fmul_rn(upper, left), partial[j], sum[j]);
         sum[j + 1] = __fmaf_rn(__fmul_rn(upper, right), partial[j + 1], sum[j + 1]);
@@ -231,7 +231,8 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     // Rows that are not there read the scales of one that is.
     const u32 upper = row < m ? row / rows_a : 0, lower = row + 8 < m ? (row + 8) / rows_a : 0;
     const Scales at = {scale_a + (u64)upper * columns_a, scale_a + (u64)lower * columns_a,
-                       scale_b + (u64)expert * ceil_div(n, rows_b) * columns_b, column, n, columns_b};
+                       scale_b + (u64)expert * ceil_div(n, rows_b) * columns_b,
+                       work.column, column, n, columns_b};
 
     float sum[64] = {};
     if (ACCUMULATE == CHAIN) {

@@ -95,15 +95,16 @@ impl Op for GroupedGemmFp8 {
         let config =
             GemmConfig { promotion_interval: self.promotion_interval, ..GemmConfig::default() };
         let [x, y] = scales(self.b_block, n, k);
-        let (codes, b_scales) = (b.bytes(), b_scale.as_slice::<f32>());
-        // By number, not by pieces: an expert without an element is one, too.
-        let experts: Vec<Fp8Operand<'_>> = (0..b.shape()[0])
-            .map(|e| Fp8Operand {
-                codes: ArrayView2::from_shape((n, k), &codes[e * n * k..][..n * k]).expect("dense"),
-                scales: ArrayView2::from_shape((x, y), &b_scales[e * x * y..][..x * y])
-                    .expect("dense"),
-                format: fp8_format(b.dtype()),
-                block: extent(self.b_block),
+        let experts: Vec<Fp8Operand<'_>> = (0..self.counts.len())
+            .map(|e| {
+                let codes = &b.bytes()[e * n * k..(e + 1) * n * k];
+                let scales = &b_scale.as_slice::<f32>()[e * x * y..(e + 1) * x * y];
+                Fp8Operand {
+                    codes: ArrayView2::from_shape((n, k), codes).expect("dense"),
+                    scales: ArrayView2::from_shape((x, y), scales).expect("dense"),
+                    format: fp8_format(b.dtype()),
+                    block: extent(self.b_block),
+                }
             })
             .collect();
         let mut d = Array2::zeros((rows, n));
@@ -111,5 +112,33 @@ impl Op for GroupedGemmFp8 {
         grouped::gemm_fp8_grouped_m(&a, &experts, &self.counts, d.view_mut(), &config)
             .map_err(|e| undefined(Self::NAME, &e))?;
         Ok(vec![f32::store(d.into_raw_vec_and_offset().0, &[rows, n], self.out)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Weights without elements were no experts at all: "m_sizes is \[2\]: expected \[0\]".
+    #[test]
+    fn empty_weights_are_experts_all_the_same() {
+        for (n, k) in [(0, 130), (3, 0), (0, 0)] {
+            let op = GroupedGemmFp8 {
+                counts: vec![2, 1],
+                a_tile: [Some(1), Some(128)],
+                b_block: [Some(128), Some(128)],
+                promotion_interval: Some(128),
+                out: DType::F32,
+            };
+            let [x, y] = scales(op.b_block, n, k);
+            let inputs = [
+                Tensor::zeros(DType::F8E4M3, &[4, k]),
+                Tensor::zeros(DType::F32, &[4, k.div_ceil(128)]),
+                Tensor::zeros(DType::F8E4M3, &[2, n, k]),
+                Tensor::zeros(DType::F32, &[2, x, y]),
+            ];
+            let d = Op::run(&op, inputs.map(Some).to_vec()).unwrap();
+            assert!(d[0] == Tensor::zeros(DType::F32, &[4, n]), "{n} x {k}");
+        }
     }
 }
