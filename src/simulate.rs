@@ -3,6 +3,7 @@
 mod alltoall;
 mod calibrate;
 mod chunk;
+mod compare;
 mod gemm;
 pub mod parts;
 mod schedule;
@@ -74,6 +75,7 @@ pub struct Args {
 enum Part {
     Schedule(schedule::Args),
     Chunk(chunk::Args),
+    Compare(compare::Args),
     Gemm(gemm::Args),
     Alltoall(alltoall::Args),
     Serve(serve::Args),
@@ -86,6 +88,7 @@ pub fn run(args: &Args) -> output::Result {
     match &args.part {
         Some(Part::Schedule(args)) => schedule::run(args),
         Some(Part::Chunk(args)) => chunk::run(args),
+        Some(Part::Compare(args)) => compare::run(args),
         Some(Part::Gemm(args)) => gemm::run(args),
         Some(Part::Alltoall(args)) => alltoall::run(args),
         Some(Part::Serve(args)) => serve::run(args),
@@ -153,7 +156,7 @@ fn step(args: &Args) -> output::Result {
     } else {
         print(&sim, &run);
     }
-    Ok(Outcome::Holds)
+    Ok(if sim.memory.fits() { Outcome::Holds } else { Outcome::Fails })
 }
 
 /// Every kernel once by op and shape, with where it runs first and how often a layer launches it.
@@ -204,6 +207,9 @@ fn print(sim: &Simulation, run: &WholeRun) {
     );
     let line = |name: &str, value: String| outln!("  {name:<34}{value}");
     line("step", format!("{:.3} s", r.step_time_s));
+    let i = &r.interval;
+    line("eight of ten cases", format!("{:.3} to {:.3} s", i.low_s, i.high_s));
+    line("", format!("by {} validated runs of {}", i.runs, i.basis));
     line("throughput", format!("{:.1} tokens/s a GPU", r.tokens_per_s_per_gpu));
     line("tokens a day", format!("{:.2} B", r.tokens_per_day / 1e9));
     line("GPU-hours a trillion tokens", format!("{:.1} K", r.gpu_hours_per_trillion_tokens / 1e3));
@@ -238,14 +244,21 @@ fn print(sim: &Simulation, run: &WholeRun) {
     line(
         "the whole run",
         format!(
-            "{:.2} T tokens, {:.0} K GPU-hours, {:.1} days ({:.1} with failures), {:.2} M$",
+            "{:.2} T tokens, {:.0} K GPU-hours, {:.1} days ({:.1} with failures: {:.2} M$, {:.2} GWh)",
             run.tokens / 1e12,
             run.gpu_hours / 1e3,
             run.days,
             run.days_with_failures,
-            run.usd / 1e6
+            run.usd / 1e6,
+            run.kwh / 1e6
         ),
     );
+    if let Some(allowed) = &run.allowed {
+        let tokens = allowed.tokens.map(|t| format!(", {:.3} T tokens", t / 1e12));
+        line("the budget", format!("{:.0} GPUs{}", allowed.gpus, tokens.unwrap_or_default()));
+    }
+    let layers: Vec<String> = r.stage_layers.iter().map(usize::to_string).collect();
+    line("layers of the stages", layers.join(" "));
     if let Some(assumption) = &run.assumption {
         line("", format!("assumed: {assumption}"));
     }
@@ -262,7 +275,7 @@ fn print(sim: &Simulation, run: &WholeRun) {
     ];
     for (name, seconds) in parts {
         let share = seconds / r.step_time_s;
-        let bar = "#".repeat((share * 50.0).round() as usize);
+        let bar = bar(share);
         outln!("  {name:<34}{seconds:>8.3} s {:>5.1} %  {bar}", 100.0 * share);
     }
     let (rank, bytes) = sim.memory.fullest();
@@ -273,11 +286,20 @@ fn print(sim: &Simulation, run: &WholeRun) {
         r.memory_capacity_gb
     );
     for (name, bytes) in peak.named() {
-        let bar = "#".repeat((50.0 * bytes / sim.memory.capacity_bytes).round() as usize);
+        let bar = bar(bytes / sim.memory.capacity_bytes);
         outln!("  {name:<34}{:>8.2} GB  {bar}", bytes / 1e9);
     }
     if let Some(complaint) = &r.memory_complaint {
         outln!("\n{complaint}");
     }
     outln!("\n{} events in {:.1} ms", r.events, r.wall_s * 1e3);
+}
+
+/// Characters of a bar that stands for the whole.
+const BAR: f64 = 50.0;
+
+/// A bar for a share of the whole; what is more than all of it ends in an arrow.
+fn bar(share: f64) -> String {
+    let full = "#".repeat((share.clamp(0.0, 1.0) * BAR).round() as usize);
+    if share > 1.0 { full + ">" } else { full }
 }

@@ -77,6 +77,10 @@ fn the_simulator_refuses_bad_input_with_2_and_a_reason() {
         (format!("simulate {v3} reliability.gpu_mtbf_hours=0.001"), "the run would never end"),
         (format!("search {v3} search.pp=[0]"), "is legal"),
         (format!("search {v3} search.memory_limit_gb=-1"), "expected 0.0 to 1000000000.0"),
+        (format!("simulate {v3} stack.preset=megatron"), "did you mean 'megatron-core'?"),
+        (format!("simulate {v3} stack.launch_us=-1"), "stack.launch_us: expected 0.0 to"),
+        (format!("simulate {v3} stack.graphs=some"), "unknown variant `some`"),
+        ("simulate compare deepseek-v3-h800-2048 deepseek-v3-h80-2048".into(), "did you mean"),
         ("simulate chunk --comm-sms 132".into(), "comm_sms 132 leaves none of the 132 SMs"),
         ("simulate chunk --ep 12".into(), "12 GPUs are not whole nodes of 8"),
         ("simulate alltoall --ep 64 --load 1e300".into(), "--load lies in 1 to 1e6"),
@@ -96,6 +100,19 @@ fn the_simulator_refuses_bad_input_with_2_and_a_reason() {
         assert!(error.contains(part), "{args}: {error}");
         assert!(out.stdout.is_empty(), "{args}");
     }
+}
+
+/// What does not fit is an answer, and it is no: exit code 1, with bars that end.
+#[test]
+fn a_step_that_does_not_fit_exits_with_1() {
+    let tiny = ["--set", "cluster.gpu.memory_bytes=1000"];
+    let out = fathom(&[&["simulate", "--preset", "deepseek-v3-h800-2048"], &tiny[..]].concat());
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert_eq!(out.status.code(), Some(1), "{text}");
+    assert!(text.contains("does not fit: ") && text.len() < 10_000, "{}", text.len());
+    let both = ["simulate", "compare", "deepseek-v3-h800-2048", "deepseek-v3-b200-2048"];
+    assert_eq!(fathom(&both).status.code(), Some(0));
+    assert_eq!(fathom(&[&both[..], &tiny[..]].concat()).status.code(), Some(1));
 }
 
 #[test]

@@ -118,7 +118,7 @@ fn world() -> tempfile::TempDir {
 const AXPY: &str = include_str!("../gpu/emulator/tests/data/axpy.ptx");
 
 /// Command lines that read a file, with whether an empty one is refused.
-const READERS: [&str; 25] = [
+const READERS: [&str; 26] = [
     "check {}",
     "diagnose {}",
     "replay {}",
@@ -132,6 +132,7 @@ const READERS: [&str; 25] = [
     "simulate calibrate --gemms {} --gpu h800",
     "simulate calibrate --kernels {} --gpu h800",
     "simulate --preset deepseek-v3-h800-2048 --constants {}",
+    "simulate --preset deepseek-v3-h800-2048 --gemms {} --gemms-gpu b200",
     "simulate --preset deepseek-v3-h800-2048 --op-trace {}",
     "simulate --preset deepseek-v3-h800-2048 --kernel-times {}",
     "emulate run {}",

@@ -11,9 +11,6 @@
 //! 4. `fathom_schedule` gives every rank its instruction stream;
 //! 5. [`events`] plays the streams with those times: when each part ran, and where the time went;
 //! 6. memory, cost, reliability and reports say what that means.
-//!
-//! The folders are the layers: `config` < `workload` < `network`, `cost_model` < `engine` <
-//! `outputs`.
 #![forbid(unsafe_code)]
 
 pub mod config;
@@ -27,8 +24,8 @@ pub mod workload;
 
 pub use config::hardware;
 pub use cost_model::{calibrate, first_principles, kernel_time, times};
-pub use engine::{chunk, events, memory, search, step};
-pub use outputs::{cost, perfetto, reliability, report, validate};
+pub use engine::{chunk, events, exposure, memory, search, step};
+pub use outputs::{cost, interval, perfetto, reliability, report, validate};
 pub use workload::{load, lowering, parallel};
 
 pub use error::SimError;

@@ -3,6 +3,7 @@
 
 use fathom_schedule::timeline::{self, ChunkDurations};
 use fathom_schedule::{Op, Schedule, ScheduleKind, ScheduleShape, Shape};
+use fathom_simulator::events::chunk::Weights;
 use fathom_simulator::events::{Detail, StepOutcome, chunk, play};
 use fathom_simulator::times::{
     LayerKind, LayerTimes, PhaseTimes, StageTimes, StepTimes, TailTimes,
@@ -25,6 +26,7 @@ fn uniform(layers: Vec<LayerTimes>, schedule: &Schedule) -> StepTimes {
         ],
         tail: vec![TailTimes::default(); schedule.ranks.len()],
         p2p_s: vec![0.0; schedule.geometry.stages - 1],
+        wgrad_under_exchanges: true,
         instruction_overhead_s: 0.0,
         expert_load: Vec::new(),
     }
@@ -66,11 +68,11 @@ fn chunks_alone_by_hand() {
     // Backward of a layer: combine 0-1, mlp 1-4, dispatch 4-7 with mlp(W) 4-6 under it, attention
     // 7-11; then the next
     // layer's combine 11-12 under attention(W) 11-12; again 3 + 3 + 4, and attention(W).
-    let (b, _) = chunk::backward(&[l, l], true, &[], 0.0, None);
+    let (b, _) = chunk::backward(&[l, l], Weights::Beside, &[], 0.0, None);
     assert_eq!(b.span_s, 11.0 + 11.0 + 1.0);
     assert_eq!(b.compute_s, 20.0);
     assert_eq!(b.exposed_s, 3.0);
-    let (bi, _) = chunk::backward(&[l, l], false, &[], 0.0, None);
+    let (bi, _) = chunk::backward(&[l, l], Weights::Later, &[], 0.0, None);
     assert_eq!((bi.span_s, bi.exposed_s), (22.0, 8.0));
     let (w, _) = chunk::weight(&[l, l], &[], 0.0, None);
     assert_eq!(w.span_s, 6.0);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use fathom_config::MoeConfig;
 use fathom_simulator::hardware;
 use fathom_simulator::kernel_time::Constants;
-use fathom_simulator::network::alltoall::{AllToAll, AllToAllModel, Exchange};
+use fathom_simulator::network::alltoall::{AllToAll, AllToAllModel, Beside, Exchange};
 use serde_json::json;
 
 use super::parts;
@@ -106,7 +106,9 @@ pub fn run(args: &Args) -> output::Result {
     let unified = parts::what_if(&args.what_if)?.unified_network;
     let network = AllToAllModel::new(&cluster, Constants::FITTED, unified);
     let t = network.alone(&moe, &op);
-    let under = network.under_compute(&moe, &op, args.memory_share);
+    // Computation as long as the exchange by itself, which takes its share of the memory.
+    let beside = Beside { memory_s: args.memory_share * t.seconds, compute_s: t.seconds };
+    let under = network.under_compute(&moe, &op, beside);
     if args.json {
         let mut value = serde_json::to_value(t)?;
         value["under_compute_s"] = json!(under);

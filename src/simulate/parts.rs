@@ -3,10 +3,12 @@
 
 use std::path::{Path, PathBuf};
 
-use fathom_config::ModelConfig;
+use fathom_config::{Gpu, ModelConfig};
 use fathom_conformance::workload::ModelCode;
 use fathom_simulator::SimError;
+use fathom_simulator::calibrate::parse_table;
 use fathom_simulator::config::{Scenario, WhatIf};
+use fathom_simulator::error::read_table;
 use fathom_simulator::first_principles::FirstPrinciples;
 use fathom_simulator::kernel_time::{Constants, KernelTimes};
 use fathom_simulator::workload::OpTrace;
@@ -38,6 +40,13 @@ pub struct CostArgs {
     /// Ops of a step as a backend recorded them (JSON Lines), instead of the model's own code
     #[arg(long, value_name = "FILE.jsonl")]
     op_trace: Option<PathBuf>,
+    /// GEMMs measured alone on the GPU --gemms-gpu (CSV: name,kind,m,n,k,mean_us,min_us): constants
+    /// are fitted to them, and GEMMs of like sizes take their times
+    #[arg(long, value_name = "FILE.csv", requires = "gemms_gpu")]
+    gemms: Option<PathBuf>,
+    /// GPU preset that --gemms was measured on
+    #[arg(long, value_name = "NAME", requires = "gemms")]
+    gemms_gpu: Option<String>,
     /// Measured kernels (CSV or JSON: op, shape, mean_us) instead of the model's times
     #[arg(long, value_name = "FILE")]
     kernel_times: Option<PathBuf>,
@@ -46,7 +55,7 @@ pub struct CostArgs {
 impl CostArgs {
     /// The files that the flags name.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
-        self.constants.iter().chain(&self.op_trace).chain(&self.kernel_times)
+        self.constants.iter().chain(&self.op_trace).chain(&self.gemms).chain(&self.kernel_times)
     }
 
     /// The cost model that the flags ask for: the program's own where none is given.
@@ -58,6 +67,13 @@ impl CostArgs {
         let model = match &self.constants {
             None => model,
             Some(path) => model.with_constants(Constants::read(path)?),
+        };
+        let model = match (&self.gemms, &self.gemms_gpu) {
+            (Some(path), Some(gpu)) => {
+                let table = parse_table(&path.display().to_string(), &read_table(path)?)?;
+                model.with_gemms(&Gpu::preset(gpu)?, &table)?
+            }
+            _ => model,
         };
         Ok(match &self.kernel_times {
             None => model,

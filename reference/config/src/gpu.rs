@@ -42,8 +42,19 @@ pub struct Gpu {
     pub scale_up_bytes_per_s: f64,
     /// Share of the scale-up bandwidth that large copies reach.
     pub scale_up_usable: f64,
+    /// Share of the scale-up bandwidth that reducing and gathering collectives reach;
+    /// `scale_up_usable` where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collective_usable: Option<f64>,
     /// Board power (TDP), watts.
     pub tdp_w: f64,
+    /// Power to which the board is limited, watts; the TDP where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power_limit_w: Option<f64>,
+    /// Shares of the BF16 peak between which nine of ten library GEMMs lie on machines of this kind
+    /// (published tables); `bf16_achievable` alone where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bf16_achievable_range: Option<[f64; 2]>,
     /// What CUDA reports of it; none where the emulator cannot be this GPU.
     #[serde(default, skip_serializing)]
     pub cuda: Option<CudaDevice>,
@@ -53,6 +64,23 @@ impl Gpu {
     /// Bytes/s of the scale-up link that large copies reach, one direction.
     pub fn scale_up_usable_bytes_per_s(&self) -> f64 {
         self.scale_up_bytes_per_s * self.scale_up_usable
+    }
+
+    /// Bytes/s of the scale-up link that collectives reach, one direction.
+    pub fn collective_bytes_per_s(&self) -> f64 {
+        self.scale_up_bytes_per_s * self.collective_usable.unwrap_or(self.scale_up_usable)
+    }
+
+    /// Factor on the clock under load that the power limit leaves: voltage falls with the clock, so
+    /// the power above idle goes with the cube of the clock (CMOS; idle taken as a tenth of the
+    /// TDP).
+    pub fn power_clock_factor(&self) -> f64 {
+        let limit = self.power_limit_w.unwrap_or(self.tdp_w);
+        if limit >= self.tdp_w {
+            return 1.0;
+        }
+        let idle = 0.1 * self.tdp_w;
+        ((limit - idle).max(0.01 * self.tdp_w) / (self.tdp_w - idle)).cbrt()
     }
 }
 

@@ -17,8 +17,10 @@ pub const MODELS: &[(&str, &str)] = presets!(
 );
 
 /// Every GPU: its name and its TOML.
-pub const GPUS: &[(&str, &str)] =
-    presets!("gpus": "h800", "h100", "h200", "b200", "gb200", "a100", "mi300x");
+pub const GPUS: &[(&str, &str)] = presets!(
+    "gpus": "h800", "h100", "h200", "h20", "b200", "gb200", "b300", "gb300", "rtx-pro-6000", "a100",
+    "mi300x", "mi355x",
+);
 
 /// Names that architectures had in version 0.1.
 const FORMER: &[(&str, &str)] =

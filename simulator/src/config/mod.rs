@@ -23,10 +23,12 @@ pub mod hardware;
 pub(crate) mod limits;
 pub(crate) mod read;
 mod search_space;
+mod stack;
 
 pub use expert_load::ExpertLoad;
 pub use read::SCENARIOS;
 pub use search_space::SearchSpace;
+pub use stack::{ContextForm, ExpertOverlap, Graphs, STACKS, Stack, StageSplit};
 
 /// Degrees of parallelism. `tp * cp * pp * dp` ranks in all; expert parallelism spans ranks of `dp
 /// * cp * tp`.
@@ -59,6 +61,14 @@ fn one() -> u64 {
 
 fn two() -> u64 {
     2
+}
+
+fn twenty() -> u64 {
+    20
+}
+
+fn trillion() -> f64 {
+    1e12
 }
 
 /// Arithmetic of the GEMMs.
@@ -97,7 +107,8 @@ pub struct Training {
     pub precision: Precision,
     /// What is recomputed in the backward instead of kept.
     pub recompute: Recompute,
-    /// Tokens of the whole run, of which duration and cost follow.
+    /// Tokens of the whole run, of which duration and cost follow; a trillion where absent.
+    #[serde(default = "trillion")]
     pub total_tokens: f64,
 }
 
@@ -129,7 +140,8 @@ pub struct Scenario {
     pub parallel: Parallel,
     /// Pipeline schedule of a step.
     pub schedule: ScheduleKind,
-    /// SMs that the communication kernels hold while chunks overlap.
+    /// SMs that the communication kernels hold while chunks overlap; DeepSeek-V3's 20 where absent.
+    #[serde(default = "twenty")]
     pub comm_sms: u64,
     /// Sizes of sequence, micro-batch, batch and run.
     pub training: Training,
@@ -139,6 +151,9 @@ pub struct Scenario {
     /// Transformer layers of every pipeline stage; balanced by their cost where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage_layers: Option<Vec<u64>>,
+    /// The software that runs it.
+    #[serde(default)]
+    pub stack: Stack,
     /// How unevenly tokens fall on experts.
     #[serde(default)]
     pub expert_load: ExpertLoad,

@@ -4,7 +4,7 @@ use fathom_config::layered::{Source, merge};
 use fathom_config::{KeyError, ModelConfig, unknown_name};
 use toml::{Table, Value};
 
-use super::{Scenario, limits};
+use super::{STACKS, Scenario, limits};
 use crate::error::SimError;
 use crate::hardware as presets;
 
@@ -54,7 +54,24 @@ pub(super) fn scenario_text(name: &str) -> Result<&'static str, SimError> {
 /// Reads, merges and checks the scenario of `source`.
 pub(super) fn scenario(source: &Source<'_>) -> Result<Scenario, SimError> {
     let table = resolve(source, source.table()?)?;
-    let mut scenario: Scenario = source.deserialize(table)?;
+    let missing = missing(&table);
+    let read: Result<Scenario, KeyError> = source.deserialize(table);
+    let mut scenario = match (read, missing.split_first()) {
+        // All at once, not one after every correction.
+        (Err(e), Some((first, others))) if e.to_string().contains("missing field") => {
+            let field = first.rsplit('.').next().unwrap_or(first);
+            let also = match others {
+                [] => String::new(),
+                _ => format!(", nor are {}", others.join(", ")),
+            };
+            let message = format!(
+                "missing field `{field}`: it is not given{also}, and no preset = \"...\" names what to \
+                 start from"
+            );
+            return Err(source.wrong(first, message).into());
+        }
+        (read, _) => read?,
+    };
     if let Some((key, message)) = limits::first_outside(&scenario) {
         return Err(source.wrong(key, message).into());
     }
@@ -74,6 +91,32 @@ pub(super) fn scenario(source: &Source<'_>) -> Result<Scenario, SimError> {
     Ok(scenario)
 }
 
+/// Keys without a default.
+const REQUIRED: [&str; 11] = [
+    "name",
+    "schedule",
+    "model",
+    "cluster",
+    "parallel",
+    "training",
+    "training.seq_len",
+    "training.micro_batch",
+    "training.global_batch",
+    "training.precision",
+    "training.recompute",
+];
+
+/// The required keys that `table` has not; those of a table that is missing itself not counted.
+fn missing(table: &Table) -> Vec<&'static str> {
+    let has = |key: &&str| match key.split_once('.') {
+        None => table.contains_key(*key),
+        Some((outer, inner)) => {
+            table.get(outer).and_then(Value::as_table).is_none_or(|t| t.contains_key(inner))
+        }
+    };
+    REQUIRED.into_iter().filter(|key| !has(key)).collect()
+}
+
 /// Puts presets under the table's own keys.
 fn resolve(source: &Source<'_>, mut table: Table) -> Result<Table, KeyError> {
     if let Some(Value::Table(model)) = table.get_mut("model") {
@@ -85,6 +128,12 @@ fn resolve(source: &Source<'_>, mut table: Table) -> Result<Table, KeyError> {
     if let Some(Value::Table(model)) = table.remove("model") {
         let model = source.model(model, ModelConfig::shape_from_hf_file)?;
         table.insert("model".into(), Value::Table(model));
+    }
+    if let Some(Value::Table(mut stack)) = table.remove("stack") {
+        if let Some(name) = source.take_string(&mut stack, "preset", "stack.preset")? {
+            stack = merge(preset_table(source, STACKS, "stack.preset", &name)?, stack);
+        }
+        table.insert("stack".into(), Value::Table(stack));
     }
     if let Some(Value::Table(cluster)) = table.remove("cluster") {
         table.insert("cluster".into(), Value::Table(resolve_cluster(source, cluster)?));
@@ -225,6 +274,22 @@ mod tests {
         let set = ["parallel.ppp=3".to_owned()];
         let e = Scenario::preset("deepseek-v3-h800-2048", &set).unwrap_err().to_string();
         assert!(e.starts_with("--set parallel.ppp=3: ") && e.contains("did you mean `pp`?"), "{e}");
+    }
+
+    #[test]
+    fn missing_keys_are_told_all_at_once_and_some_have_defaults() {
+        let e = read("name = \"x\"\n[training]\nseq_len = 1\n").unwrap_err().to_string();
+        for key in ["schedule", "model", "cluster", "parallel", "training.global_batch"] {
+            assert!(e.contains(key), "{e}");
+        }
+        assert!(!e.contains("training.seq_len") && !e.contains("total_tokens"), "{e}");
+        let text = "name = \"x\"\nschedule = \"1f1b\"\n[model]\npreset = \"llama-3.1-70b\"\n\
+                    [cluster]\npreset = \"h100-16384\"\n[parallel]\n[training]\nseq_len = 8\n\
+                    micro_batch = 1\nglobal_batch = 1\nprecision = \"bf16\"\nrecompute = \"none\"\n";
+        let s = read(text).unwrap();
+        assert_eq!((s.comm_sms, s.training.total_tokens), (20, 1e12));
+        let e = read(&text.replace("seq_len", "seqlen")).unwrap_err().to_string();
+        assert!(e.contains("unknown field `seqlen`"), "{e}");
     }
 
     #[test]

@@ -508,35 +508,64 @@ pub const PROFILE_FITTING_GEMMS: &str =
 /// measured on `sms` SMs of `gpu`, and `contention` to mean over fastest; the other constants stay
 /// as in `start`.
 ///
-/// The time is linear in the three unknowns (the inverse of the efficiency for the first); relative
-/// errors are minimised in the least-squares sense. Too few different GEMMs, and times that no such
-/// constants give, are a [`SimError::Input`].
+/// For given tile widths the time is linear in the three unknowns (the inverse of the efficiency
+/// for the first); relative errors are minimised in the least-squares sense, a few times over, since
+/// a library's widths depend on the constants. What no GEMM of the table tells (promotion, where
+/// there is none) stays. Too few different GEMMs, and times that no such constants give, are a
+/// [`SimError::Input`].
 pub fn fit_gemms(
     gpu: &Gpu,
     sms: u64,
     table: &[MeasuredGemm],
     start: Constants,
 ) -> Result<Constants, SimError> {
-    let model = |c: Constants| {
-        let mut k = KernelModel::alone(gpu, c, &crate::config::WhatIf::default());
-        k.sms = sms;
-        k
-    };
+    let mut fitted = start;
+    for _ in 0..ROUNDS {
+        let model = model_on(gpu, sms, fitted);
+        let width = |g: &MeasuredGemm| {
+            model.gemm_of_library(&GemmShape::new(g.m, g.n, g.k), g.kind).block_n
+        };
+        let widths: Vec<u64> = table.iter().map(width).collect();
+        fitted = fit_tiles(gpu, sms, table, &widths, start)?;
+    }
+    let ratio: f64 = table.iter().map(|g| g.mean_us / g.min_us).sum::<f64>() / table.len() as f64;
+    Ok(Constants { contention: ratio, ..fitted })
+}
+
+/// Rounds of fitting constants and choosing tile widths by them; the third changes no digit that is
+/// printed.
+const ROUNDS: usize = 3;
+
+/// `sms` SMs of `gpu` with nothing beside.
+fn model_on(gpu: &Gpu, sms: u64, constants: Constants) -> KernelModel {
+    let what_if = crate::config::WhatIf::default();
+    KernelModel { sms, ..KernelModel::alone(gpu, constants, &what_if) }
+}
+
+/// [`fit_gemms`] for GEMMs with tiles of these `widths`.
+fn fit_tiles(
+    gpu: &Gpu,
+    sms: u64,
+    table: &[MeasuredGemm],
+    widths: &[u64],
+    start: Constants,
+) -> Result<Constants, SimError> {
     // The time with one unknown at 1 and the others at 0, less the time with all at 0.
     let with = |mma: f64, promotion: f64, tile: f64| {
         let mma_efficiency = if mma == 0.0 { f64::INFINITY } else { 1.0 / mma };
-        model(Constants { mma_efficiency, promotion_cycles: promotion, tile_cycles: tile, ..start })
-    };
-    let time = |k: &KernelModel, g: &MeasuredGemm| {
-        k.gemm_unbounded(&GemmShape::new(g.m, g.n, g.k), g.kind)
+        let constants =
+            Constants { mma_efficiency, promotion_cycles: promotion, tile_cycles: tile, ..start };
+        model_on(gpu, sms, constants)
     };
     let base = with(0.0, 0.0, 0.0);
     let units = [with(1.0, 0.0, 0.0), with(0.0, 1.0, 0.0), with(0.0, 0.0, 1.0)];
     let (mut a, mut b) = ([[0.0; 3]; 3], [0.0; 3]);
-    for g in table {
+    for (g, &width) in table.iter().zip(widths) {
+        let time =
+            |k: &KernelModel| k.gemm_unbounded(&GemmShape::new(g.m, g.n, g.k), g.kind, width);
         let measured = g.min_us / 1e6;
-        let fixed = time(&base, g);
-        let row = [0, 1, 2].map(|i| (time(&units[i], g) - fixed) / measured);
+        let fixed = time(&base);
+        let row = [0, 1, 2].map(|i| (time(&units[i]) - fixed) / measured);
         let target = 1.0 - fixed / measured;
         for i in 0..3 {
             b[i] += row[i] * target;
@@ -545,23 +574,45 @@ pub fn fit_gemms(
             }
         }
     }
-    let x = solve(a, b).ok_or_else(|| {
-        SimError::input("measured table", "too few different GEMMs to fit three constants")
-    })?;
-    if x.iter().any(|v| !v.is_finite() || *v < 0.0) {
+    let known = [1.0 / start.mma_efficiency, start.promotion_cycles, start.tile_cycles];
+    let x = solve_told(a, b, known)?;
+    if x[0] <= 0.0 || x.iter().any(|v| !v.is_finite()) {
         return Err(SimError::input(
             "measured table",
             format!("the fit gives {x:?}: the times do not follow tiles and waves on {sms} SMs"),
         ));
     }
-    let ratio: f64 = table.iter().map(|g| g.mean_us / g.min_us).sum::<f64>() / table.len() as f64;
-    Ok(Constants {
-        mma_efficiency: 1.0 / x[0],
-        promotion_cycles: x[1],
-        tile_cycles: x[2],
-        contention: ratio,
-        ..start
-    })
+    Ok(Constants { mma_efficiency: 1.0 / x[0], promotion_cycles: x[1], tile_cycles: x[2], ..start })
+}
+
+/// The unknowns that the normal equations tell; one that no row depends on stays as `known`, one
+/// that would be negative is 0 and the others are solved for anew.
+fn solve_told(
+    mut a: [[f64; 3]; 3],
+    mut b: [f64; 3],
+    known: [f64; 3],
+) -> Result<[f64; 3], SimError> {
+    let mut fixed: [Option<f64>; 3] = std::array::from_fn(|i| (a[i][i] == 0.0).then_some(known[i]));
+    let too_few =
+        || SimError::input("measured table", "too few different GEMMs to fit the constants");
+    if fixed[0].is_some() {
+        return Err(too_few());
+    }
+    loop {
+        for i in 0..3 {
+            if fixed[i].is_some() {
+                // The equation `x = 0`; a value that no row depends on is put in at the end.
+                a[i] = [0.0; 3];
+                a.iter_mut().for_each(|row| row[i] = 0.0);
+                (a[i][i], b[i]) = (1.0, 0.0);
+            }
+        }
+        let x = solve(a, b).ok_or_else(too_few)?;
+        match (1..3).find(|&i| fixed[i].is_none() && x[i] < 0.0) {
+            Some(negative) => fixed[negative] = Some(0.0),
+            None => return Ok(std::array::from_fn(|i| fixed[i].unwrap_or(x[i]))),
+        }
+    }
 }
 
 /// Gaussian elimination with pivoting; `None` where the matrix is singular.

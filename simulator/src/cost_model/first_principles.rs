@@ -9,17 +9,22 @@ use std::sync::{Arc, Mutex};
 
 use fathom_trace::{Component, Group, OpRecord, Phase};
 
-use crate::config::{Precision, Recompute, Scenario};
+use crate::calibrate::{MeasuredGemm, fit_gemms};
+use crate::config::{ContextForm, Graphs, Precision, Recompute, Scenario, WhatIf};
 use crate::error::SimError;
-use crate::kernel_time::{AttentionShape, Constants, KernelModel, KernelTimes, MemoryClass, Work};
+use crate::kernel_time::{
+    AttentionShape, Constants, GemmTable, KernelModel, KernelTimes, MemoryClass, Work,
+};
 use crate::lowering::Kernel;
 use crate::memory::{StageParameters, stage_parameters};
-use crate::network::alltoall::{AllToAll, AllToAllModel, Exchange};
+use crate::network::alltoall::{AllToAll, AllToAllModel, Beside, Exchange};
 use crate::network::collectives::{Algorithm, Collective, GroupShape, p2p_s, time_s};
 use crate::parallel::{self, CostModel, PlacedLayer, Placement};
 use crate::times::{LayerKind, LayerTimes, PhaseTimes, StepTimes, TailTimes};
-use crate::workload::{LayerContext, LayerKernels, OpSource, Recorded, dispatch_token_bytes};
-use fathom_config::{ModelConfig, MoeConfig};
+use crate::workload::{
+    LayerContext, LayerKernels, OpSource, Recorded, dispatch_token_bytes, visit_probability,
+};
+use fathom_config::{AttentionConfig, Gpu, ModelConfig, MoeConfig};
 
 /// Times everything from op records, data-sheet figures and [`Constants`].
 #[derive(Clone)]
@@ -27,6 +32,7 @@ pub struct FirstPrinciples {
     /// Fitted constants.
     pub constants: Constants,
     measured: Arc<KernelTimes>,
+    gemms: Arc<GemmTable>,
     source: Arc<dyn OpSource>,
     known: Arc<Mutex<Vec<Known>>>,
 }
@@ -42,9 +48,26 @@ struct Known {
 #[derive(Debug, Clone, Copy, Default)]
 struct Busy {
     seconds: f64,
+    gemm_s: f64,
     bytes: f64,
     collectives_s: f64,
     routed_s: f64,
+    /// Kernels that the host launches one by one.
+    launches: f64,
+}
+
+impl Busy {
+    /// Seconds that the part holds its stream: with the collectives that it waits for, and not
+    /// before the host has launched it all.
+    fn total_s(&self, s: &Scenario) -> f64 {
+        // A collective in as many parts as ranks: all but one may run under the GEMMs.
+        let part = self.collectives_s / s.parallel.tp as f64;
+        let exposed = match s.stack.tp_overlap {
+            true => part.max(self.collectives_s - self.gemm_s),
+            false => self.collectives_s,
+        };
+        (self.seconds + exposed).max(self.launches * s.stack.launch_us / 1e6)
+    }
 }
 
 impl FirstPrinciples {
@@ -53,6 +76,7 @@ impl FirstPrinciples {
         FirstPrinciples {
             constants: Constants::FITTED,
             measured: Arc::default(),
+            gemms: Arc::default(),
             source: Arc::new(source),
             known: Arc::default(),
         }
@@ -89,10 +113,29 @@ impl FirstPrinciples {
         Ok(timed.map(|(kind, k)| (kind, k.clone(), self.kernel_s(&model, k, s))).collect())
     }
 
-    /// Seconds of one kernel without the gap to the next: measured, or the model's.
+    /// Seconds of one kernel without the gap to the next: measured, or the model's, which measured
+    /// GEMMs of like sizes correct.
     fn kernel_s(&self, model: &KernelModel, kernel: &Kernel, s: &Scenario) -> f64 {
         let own = || (model.kernel(kernel, &s.what_if) - self.constants.gap_s).max(0.0);
-        self.measured.of(kernel).unwrap_or_else(own)
+        let corrected = || match &kernel.work {
+            Work::Gemm(shape, kind) => own() * self.gemms.ratio(shape, *kind),
+            _ => own(),
+        };
+        self.measured.of(kernel).unwrap_or_else(corrected)
+    }
+
+    /// The same with GEMMs measured on `gpu` alone, on all its SMs: the constants are fitted to
+    /// them, and what is left of their times corrects GEMMs of like sizes.
+    ///
+    /// # Errors
+    /// As [`fit_gemms`](crate::calibrate::fit_gemms).
+    pub fn with_gemms(self, gpu: &Gpu, table: &[MeasuredGemm]) -> Result<Self, SimError> {
+        let fitted = fit_gemms(gpu, gpu.sms, table, self.constants)?;
+        // Kernels beside communication were not in the table.
+        let constants = Constants { contention: self.constants.contention, ..fitted };
+        let model = KernelModel::alone(gpu, constants, &WhatIf::default());
+        let gemms = Arc::new(GemmTable::new(&model, table));
+        Ok(FirstPrinciples { constants, gemms, known: Arc::default(), ..self })
     }
 
     /// The op records that a scenario's layers are made of.
@@ -169,7 +212,7 @@ impl FirstPrinciples {
         };
         let sum = |components: &[Component], phase| {
             let parts = components.iter().map(|&c| busy(kind, c, phase));
-            parts.map(|b| b.seconds + b.collectives_s).sum::<f64>()
+            parts.map(|b| b.total_s(s)).sum::<f64>()
         };
         let phase_times = |phase| PhaseTimes {
             attention_s: sum(&[Component::Attention, Component::Dispatch], phase),
@@ -201,8 +244,15 @@ impl FirstPrinciples {
             let bytes: f64 = parts.iter().map(|&(c, p)| busy(LayerKind::Moe, c, p).bytes).sum();
             bytes / s.cluster.gpu.memory_bytes_per_s
         };
+        // A pair's layer computes all phases between its four exchanges.
+        let pair_s = phases.map(|p| {
+            let of = |c| busy(LayerKind::Moe, c, p).seconds;
+            of(Component::Attention) + of(Component::Mlp)
+        });
+        let compute_s = pair_s.iter().sum::<f64>() / 4.0;
         let all_to_all = |exchange: Exchange, beside: &[(Component, Phase)], load: f64| {
-            self.all_to_all(s, ctx, &moe, exchange, load, overlapped.then(|| memory_s(beside)))
+            let beside = || Beside { memory_s: memory_s(beside), compute_s };
+            self.all_to_all(s, ctx, &moe, exchange, load, overlapped.then(beside))
         };
         // The gradient of a combine is dispatched, that of a dispatch combined.
         let (out, back) = (Exchange::Dispatch, Exchange::Combine);
@@ -240,16 +290,34 @@ impl FirstPrinciples {
     ) -> Busy {
         let mut busy = Busy::default();
         for kernel in of {
+            let launched = match s.stack.graphs {
+                Graphs::None => true,
+                Graphs::Dense => kernel.routed,
+                Graphs::Full => false,
+            };
+            let launched = f64::from(u8::from(launched));
             if let Work::Collective { op, group, bytes } = &kernel.work {
-                busy.collectives_s += self.blocking(s, op, *group, *bytes);
+                let regathered = kernel.phase == Phase::B && s.stack.tp_regather;
+                // One of the two halves of an all-reduce once more.
+                let passes = if regathered && op == "all_reduce" { 1.5 } else { 1.0 };
+                busy.collectives_s += passes * self.blocking(s, op, *group, *bytes);
+                busy.launches += launched;
                 continue;
             }
-            let seconds = match self.measured.of(kernel) {
-                Some(measured) => self.constants.gap_s + measured,
-                None => kernels.kernel(kernel, &s.what_if),
-            };
+            let seconds = self.constants.gap_s + self.kernel_s(kernels, kernel, s);
+            let (mut passes, mut launches) = (1.0, 1.0);
+            match &kernel.work {
+                Work::Memory { launches: own, .. } => {
+                    passes = s.stack.elementwise_passes;
+                    launches = *own as f64 * passes;
+                }
+                Work::Gemm(..) => busy.gemm_s += seconds,
+                _ => {}
+            }
+            let seconds = seconds * passes;
             busy.seconds += seconds;
-            busy.bytes += kernel.bytes;
+            busy.launches += launched * launches;
+            busy.bytes += kernel.bytes * passes;
             busy.routed_s += if kernel.routed { seconds } else { 0.0 };
         }
         busy
@@ -265,34 +333,64 @@ impl FirstPrinciples {
                 let shape = GroupShape::strided(size, 1, per_node);
                 time_s(&s.cluster, Collective::AllReduce, Algorithm::Hierarchical, shape, bytes)
             }
-            // Keys and values pass while the attention of the previous part runs; what a link needs
-            // beyond that is exposed, the latency always.
-            "ring_exchange" => {
-                let same_node = size * s.parallel.tp <= per_node;
-                let whole = p2p_s(&s.cluster, bytes, same_node);
-                (whole - self.attention_forward_s(s)).max(0.0)
-                    + (size as f64 - 1.0) * s.cluster.network.cross_leaf_latency_s
-            }
+            "ring_exchange" => self.context_s(s, size, bytes),
             _ => 0.0,
+        }
+    }
+
+    /// Seconds of context parallelism's exchange that attention waits for; `ring_bytes` are those of
+    /// keys and values that pass a rank around the whole ring.
+    fn context_s(&self, s: &Scenario, size: u64, ring_bytes: f64) -> f64 {
+        let per_node = (s.cluster.gpus_per_node / s.parallel.tp).clamp(1, size);
+        let latency = s.cluster.network.cross_leaf_latency_s;
+        // Keys and values pass while the attention of the previous part runs; what a link needs
+        // beyond that is exposed, the latency always.
+        let ring = |ranks: u64, bytes: f64, same_node: bool| {
+            let whole = p2p_s(&s.cluster, bytes, same_node);
+            (whole - self.attention_forward_s(s)).max(0.0) + (ranks as f64 - 1.0) * latency
+        };
+        // Queries, keys, values to heads and the output back to sequence; all but the own part
+        // leaves the rank.
+        let turned = |ranks: u64, same_node: bool| {
+            let (qk, v) = s.model.head_dims();
+            let keys = match s.model.attention {
+                AttentionConfig::Mla { .. } => s.model.heads,
+                AttentionConfig::Gqa { kv_heads, .. } => kv_heads,
+            } as u64;
+            let heads = (s.model.heads as u64).div_ceil(s.parallel.tp) * (qk + v) as u64;
+            let keys = keys.div_ceil(s.parallel.tp) * (qk + v) as u64;
+            let tokens = s.training.micro_batch * s.training.seq_len / s.parallel.cp;
+            let bytes = (2 * tokens * (heads + keys)) as f64 * (ranks as f64 - 1.0) / ranks as f64;
+            p2p_s(&s.cluster, bytes, same_node) + 2.0 * latency
+        };
+        match s.stack.context {
+            ContextForm::Ring => ring(size, ring_bytes, per_node == size),
+            ContextForm::AllToAll => turned(size, per_node == size),
+            ContextForm::Hybrid => {
+                let nodes = size.div_ceil(per_node);
+                let inside = if per_node > 1 { turned(per_node, true) } else { 0.0 };
+                let left = ring_bytes * (nodes as f64 - 1.0) / (size as f64 - 1.0);
+                inside + if nodes > 1 { ring(nodes, left, false) } else { 0.0 }
+            }
         }
     }
 
     fn attention_forward_s(&self, s: &Scenario) -> f64 {
         let (qk_dim, v_dim) = s.model.head_dims();
         let heads = s.training.micro_batch * s.model.heads as u64 / s.parallel.tp;
-        let shape = AttentionShape {
-            heads: heads.div_ceil(s.parallel.cp).max(1),
+        let whole = AttentionShape {
+            heads,
             queries: s.training.seq_len,
             keys: s.training.seq_len,
             qk_dim: qk_dim as u64,
             v_dim: v_dim as u64,
             causal: true,
         };
+        let shape = whole.share_of(s.parallel.cp);
         self.kernels(s, false).attention(&shape, false)
     }
 
-    /// Seconds of one all-to-all: alone, or under kernels whose bytes take the memory so many
-    /// seconds.
+    /// Seconds of one all-to-all: alone, or under the computation `beside`.
     fn all_to_all(
         &self,
         s: &Scenario,
@@ -300,7 +398,7 @@ impl FirstPrinciples {
         moe: &MoeConfig,
         exchange: Exchange,
         load: f64,
-        memory_s: Option<f64>,
+        beside: Option<Beside>,
     ) -> f64 {
         let model = AllToAllModel::new(&s.cluster, self.constants, s.what_if.unified_network);
         // The load of one rank stretches its own part; the group waits for its slowest either way.
@@ -308,6 +406,7 @@ impl FirstPrinciples {
             Exchange::Dispatch => dispatch_token_bytes(&s.model, ctx.precision),
             Exchange::Combine => 2.0 * s.model.hidden_size as f64,
         };
+        let token_bytes = token_bytes * copies(s, moe, ctx.ep);
         let op = AllToAll {
             exchange,
             ep: ctx.ep,
@@ -316,9 +415,9 @@ impl FirstPrinciples {
             load: load.max(1.0),
             sms: s.comm_sms.max(2),
         };
-        match memory_s {
-            Some(u) => self.constants.notify_s + model.under_compute(moe, &op, u),
-            None => 4.0 * s.cluster.network.cross_leaf_latency_s + model.alone(moe, &op).seconds,
+        match beside {
+            Some(beside) => model.under_compute(moe, &op, beside),
+            None => model.met(moe, &op),
         }
     }
 
@@ -362,10 +461,22 @@ impl FirstPrinciples {
         // Gradient norm, then AdamW: gradient, master and both moments in, all but the gradient
         // out, with the BF16 copy.
         let kernels = self.kernels(s, false);
-        tail.optimizer_s = kernels.memory(4.0 * (dense + expert), MemoryClass::Stream, None)
-            + kernels.memory(22.0 * updated, MemoryClass::Stream, None);
+        let norm_s = kernels.memory(4.0 * (dense + expert), MemoryClass::Stream, None);
+        let update_s = kernels.memory(22.0 * updated, MemoryClass::Stream, None);
+        tail.optimizer_s = s.stack.elementwise_passes * (norm_s + update_s);
         tail
     }
+}
+
+/// How often a token crosses to a place where one of its experts is, against once: a node where
+/// the group spans several, a rank within one.
+fn copies(s: &Scenario, moe: &MoeConfig, ep: u64) -> f64 {
+    if !s.stack.expert_copies {
+        return 1.0;
+    }
+    let places = if ep > s.cluster.gpus_per_node { ep / s.cluster.gpus_per_node } else { ep };
+    let experts = moe.n_routed_experts as u64 / places.max(1);
+    moe.top_k as f64 / (places as f64 * visit_probability(moe, experts.max(1)))
 }
 
 impl CostModel for FirstPrinciples {
@@ -399,6 +510,7 @@ impl CostModel for FirstPrinciples {
             stages: Vec::new(),
             tail,
             p2p_s: p2p,
+            wgrad_under_exchanges: true,
             instruction_overhead_s: self.constants.gap_s,
             expert_load: Vec::new(),
         }

@@ -93,6 +93,8 @@ pub struct StepTimes {
     /// `stages.len() - 1` entries, seconds. Boundaries inside a rank (the turn of a V) cost nothing
     /// and hold 0.
     pub p2p_s: Vec<f64>,
+    /// Whether a full backward runs its weight gradients while its exchanges are on the way.
+    pub wgrad_under_exchanges: bool,
     /// Fixed time before every instruction in which neither stream runs (launches, bookkeeping),
     /// seconds.
     pub instruction_overhead_s: f64,

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::config::{Precision, Recompute, Scenario};
 use crate::events::StepOutcome;
+use crate::network::alltoall::largest_of;
 use crate::parallel::{PlacedLayer, Placement, geometry};
 use crate::times::LayerKind;
 use fathom_config::AttentionConfig;
@@ -217,13 +218,20 @@ pub fn activation_bytes_per_token(s: &Scenario, kind: LayerKind) -> f64 {
     bytes += match &m.moe {
         Some(moe) if routed => {
             let width = moe.intermediate_size as f64;
-            let rows = moe.top_k as f64;
+            let rows = moe.top_k as f64 * busiest(s, m.layers);
             let gate = 4.0 * moe.n_routed_experts as f64;
             gate + rows * (linear * h + swiglu(width)) + moe.n_shared_experts as f64 * swiglu(width)
         }
         _ => swiglu(m.intermediate_size as f64),
     };
     bytes + mtp_extra(s, kind)
+}
+
+/// Rows of the fullest expert rank against the mean, over so many layers whose loads are drawn one by
+/// one and add up.
+fn busiest(s: &Scenario, layers: usize) -> f64 {
+    let spread = s.expert_load.deviation / (layers.max(1) as f64).sqrt();
+    1.0 + spread * largest_of(s.parallel.ep as f64)
 }
 
 /// A prediction module also keeps its concatenated inputs and its logits.
@@ -279,6 +287,7 @@ pub fn standing(
     let tokens = (s.training.micro_batch * s.training.seq_len) as f64 / (p.cp * p.tp) as f64;
     let h = s.model.hidden_size as f64;
     let rows = s.model.moe.map_or(0.0, |moe| if p.ep > 1 { moe.top_k as f64 } else { 0.0 });
+    let rows = rows * busiest(s, 1);
     // Dispatch FP8 or BF16 out and combine BF16 back, one set for the forward and one for the
     // backward chunk; two micro-batches arriving and two leaving the pipeline rank.
     let all_to_all = 2.0 * tokens * rows * h * (if fp8 { 1.0 } else { 2.0 } + 2.0);
@@ -398,6 +407,18 @@ mod tests {
         assert_eq!(c.weights, 2.0 * (dense + experts));
         assert_eq!(c.gradients, 4.0 * (dense + experts));
         assert!((c.optimizer - 8.0 * (dense / 128.0 + experts / 2.0)).abs() < 1.0);
+    }
+
+    #[test]
+    fn uneven_experts_hold_more() {
+        let of = |deviation: f64| {
+            let mut s = v3();
+            s.expert_load.deviation = deviation;
+            peaks(&s).ranks[4].peak
+        };
+        let (even, uneven) = (of(0.0), of(0.5));
+        assert!(uneven.activations > even.activations);
+        assert!(uneven.communication > 1.5 * even.communication);
     }
 
     #[test]

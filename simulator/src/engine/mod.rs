@@ -3,6 +3,7 @@
 
 pub mod chunk;
 pub mod events;
+pub mod exposure;
 pub mod memory;
 pub mod search;
 pub mod step;

@@ -18,7 +18,7 @@ use crate::events::{Detail, StepOutcome, play};
 use crate::load::{self, RoutingTrace};
 use crate::memory::{memory, standing};
 use crate::parallel::{CostModel, LayerTable, Placement, check, place, schedule, schedule_shape};
-use crate::step::report;
+use crate::step::{report, step_times};
 use crate::times::{LayerTimes, StepTimes};
 
 /// A layout on the Pareto front: what it is, and what it reaches.
@@ -250,7 +250,7 @@ fn candidate(
     let table = keys[&table_key(&scenario)];
     let placement = place(&scenario, tables[table].weights)?;
     let shell = Schedule::empty(scenario.schedule, schedule_shape(&scenario))?;
-    let frame = model.frame(&scenario, &placement);
+    let frame = step_times(&scenario, model, &tables[table], &placement);
     let ranks = 0..shell.ranks.len();
     let memory_bound = ranks.clone().map(|r| standing(&scenario, &placement, &shell, r).total());
     let memory_bound = memory_bound.fold(0.0, f64::max);
@@ -314,10 +314,7 @@ fn judge(c: &Candidate, with: Times<'_>, limit: f64, front: Option<&[Layout]>) -
     if front.is_some_and(|f| f.iter().any(|l| beats(l, &bound))) {
         return Verdict::Dominated;
     }
-    let mut times = StepTimes {
-        stages: with.tables[c.table].stages(&c.placement),
-        ..with.model.frame(s, &c.placement)
-    };
+    let mut times = step_times(s, with.model, &with.tables[c.table], &c.placement);
     let (ep, mbs) = (s.parallel.ep as usize, s.micro_batches() as usize);
     times.expert_load = load::table(&s.expert_load, with.routing, &c.placement, ep, mbs);
     let outcome =

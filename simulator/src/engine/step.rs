@@ -6,14 +6,16 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::config::Scenario;
-use crate::cost::{Cost, cost};
+use crate::cost::{Allowed, Cost, allowed, cost, kilowatts_per_gpu};
 use crate::error::SimError;
-use crate::events::{AllToAll, Breakdown, Detail, StepOutcome, play};
+use crate::events::{AllToAll, Breakdown, Detail, StepOutcome, play, play_in_order};
+use crate::exposure;
+use crate::interval::{self, Interval};
 use crate::load::{self, RoutingTrace};
 use crate::memory::{Memory, memory};
-use crate::parallel::{CostModel, LayerTable, Placement, check, place, schedule};
+use crate::parallel::{CostModel, LayerTable, PlacedLayer, Placement, check, placements, schedule};
 use crate::reliability::{Goodput, goodput};
-use crate::times::StepTimes;
+use crate::times::{LayerKind, StepTimes};
 
 /// The numbers of a step, with the keys of `--json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -22,6 +24,8 @@ pub struct StepReport {
     pub name: String,
     /// Seconds of one training step.
     pub step_time_s: f64,
+    /// Seconds between which it lies in eight of ten cases.
+    pub interval: Interval,
     /// Tokens per second per GPU.
     pub tokens_per_s_per_gpu: f64,
     /// Tokens per day of the whole cluster, failures not counted.
@@ -36,6 +40,8 @@ pub struct StepReport {
     pub breakdown_s: Breakdown,
     /// The all-to-alls, means over ranks.
     pub all_to_all: AllToAll,
+    /// Transformer layers and prediction modules of each pipeline stage.
+    pub stage_layers: Vec<usize>,
     /// Peak memory of each pipeline rank, 1e9 bytes.
     pub memory_peak_gb: Vec<f64>,
     /// Memory per GPU, 1e9 bytes.
@@ -82,14 +88,11 @@ pub fn simulate(
     let start = Instant::now();
     check(scenario)?;
     let schedule = schedule(scenario)?;
-    let (placement, mut times) = place_and_time(scenario, model)?;
-    if times.expert_load.is_empty() {
-        times.expert_load = expert_load(scenario, &placement)?;
-    }
-    check_times(&times)?;
+    let (placement, times) = place_and_time(scenario, model, &schedule)?;
     let outcome = play(&schedule, &times, detail).expect("the project's schedules are executable");
     let memory = memory(scenario, &placement, &schedule, &outcome);
     let mut report = report(scenario, &outcome, &memory);
+    report.stage_layers = stage_layers(&placement);
     report.wall_s = start.elapsed().as_secs_f64();
     Ok(Simulation {
         scenario: scenario.clone(),
@@ -102,15 +105,52 @@ pub fn simulate(
     })
 }
 
-/// Times every kind of layer, places by these times, and puts the step's times together.
+/// Times every kind of layer, plays the step with every split of layers into stages that may be the
+/// fastest ([`placements`]), and gives the fastest that fits into memory; the fastest of all where
+/// none fits.
 pub fn place_and_time(
     s: &Scenario,
     model: &dyn CostModel,
+    schedule: &Schedule,
 ) -> Result<(Placement, StepTimes), SimError> {
     let table = LayerTable::new(s, model)?;
-    let placement = place(s, table.weights)?;
-    let times = StepTimes { stages: table.stages(&placement), ..model.frame(s, &placement) };
+    let order = fathom_schedule::check::check(schedule)
+        .expect("the project's schedules are executable")
+        .order;
+    let mut best: Option<((bool, f64), Placement, StepTimes)> = None;
+    let all = placements(s)?;
+    let single = all.len() == 1;
+    for placement in all {
+        let mut times = step_times(s, model, &table, &placement);
+        if times.expert_load.is_empty() {
+            times.expert_load = expert_load(s, &placement)?;
+        }
+        check_times(&times)?;
+        if single {
+            return Ok((placement, times));
+        }
+        let fits = memory(s, &placement, schedule, &StepOutcome::default()).fits();
+        let played = play_in_order(schedule, &order, &times, Detail::Totals);
+        let key = (!fits, played.step_time_s);
+        if best.as_ref().is_none_or(|(known, ..)| key < *known) {
+            best = Some((key, placement, times));
+        }
+    }
+    let (_, placement, times) = best.expect("there is at least one split");
     Ok((placement, times))
+}
+
+/// The times of a placed step: its layers, its frame, and what of the data-parallel traffic the
+/// computation does not hide.
+pub(crate) fn step_times(
+    s: &Scenario,
+    model: &dyn CostModel,
+    table: &LayerTable,
+    placement: &Placement,
+) -> StepTimes {
+    let mut times = StepTimes { stages: table.stages(placement), ..model.frame(s, placement) };
+    exposure::settle(s, &mut times);
+    times
 }
 
 /// Refuses a scenario whose numbers are so extreme that a part of the step takes no finite time.
@@ -136,7 +176,13 @@ fn expert_load(s: &Scenario, p: &Placement) -> Result<Vec<Vec<f32>>, SimError> {
     Ok(load::table(&s.expert_load, &trace, p, ep, micro_batches))
 }
 
-/// The numbers of a step that was played; `wall_s` is left 0.
+/// Transformer layers and prediction modules of each stage.
+fn stage_layers(placement: &Placement) -> Vec<usize> {
+    let inner = |l: &&PlacedLayer| !matches!(l.kind, LayerKind::Embedding | LayerKind::Head);
+    placement.stages.iter().map(|stage| stage.iter().filter(inner).count()).collect()
+}
+
+/// The numbers of a step that was played; `wall_s` is left 0, `stage_layers` empty.
 pub fn report(s: &Scenario, outcome: &StepOutcome, memory: &Memory) -> StepReport {
     let tokens_per_s = s.tokens_per_step() / outcome.step_time_s;
     let per_gpu = tokens_per_s / s.cluster.gpus as f64;
@@ -147,6 +193,7 @@ pub fn report(s: &Scenario, outcome: &StepOutcome, memory: &Memory) -> StepRepor
     StepReport {
         name: s.name.clone(),
         step_time_s: outcome.step_time_s,
+        interval: interval::around(s, outcome.step_time_s),
         tokens_per_s_per_gpu: per_gpu,
         tokens_per_day: tokens_per_s * 86400.0,
         gpu_hours_per_trillion_tokens: 1e12 / per_gpu / 3600.0,
@@ -154,6 +201,7 @@ pub fn report(s: &Scenario, outcome: &StepOutcome, memory: &Memory) -> StepRepor
         mfu_noncausal: mfu(false),
         breakdown_s: outcome.breakdown,
         all_to_all: outcome.all_to_all,
+        stage_layers: Vec::new(),
         memory_peak_gb: memory.ranks.iter().map(|r| r.peak.total() / 1e9).collect(),
         memory_capacity_gb: memory.capacity_bytes / 1e9,
         memory_complaint: memory.complaint(s),
@@ -177,8 +225,13 @@ pub struct WholeRun {
     pub days: f64,
     /// Days with the goodput of the scenario's failures.
     pub days_with_failures: f64,
-    /// Dollars for the time without failures.
+    /// Dollars, for the time with failures.
     pub usd: f64,
+    /// Energy of the facility for the time with failures, kilowatt-hours.
+    pub kwh: f64,
+    /// What the budgets allow, where there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed: Option<Allowed>,
     /// What was assumed where a batch is too small for the schedule.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub assumption: Option<String>,
@@ -204,6 +257,8 @@ pub fn whole_run(
         days: 0.0,
         days_with_failures: 0.0,
         usd: 0.0,
+        kwh: 0.0,
+        allowed: None,
         assumption: None,
     };
     if let Some(ramp) = s.ramp {
@@ -238,7 +293,10 @@ pub fn whole_run(
             full.reliability.failures_per_day, s.reliability.restart_s, s.reliability.checkpoint_s
         )));
     }
-    run.usd = run.gpu_hours * full.cost.usd_per_gpu_hour;
+    let paid_hours = run.gpu_hours / full.reliability.goodput;
+    run.usd = paid_hours * full.cost.usd_per_gpu_hour;
+    run.kwh = paid_hours * kilowatts_per_gpu(&s.pricing, &s.cluster);
+    run.allowed = allowed(&s.pricing, &s.cluster, run.usd / tokens.max(1.0));
     Ok(run)
 }
 

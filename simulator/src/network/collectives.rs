@@ -66,8 +66,8 @@ pub fn time_s(
     if group.size() <= 1 || bytes <= 0.0 {
         return 0.0;
     }
-    let up = cluster.gpu.scale_up_usable_bytes_per_s();
-    let nic = cluster.nic_bytes_per_s_per_gpu();
+    let up = cluster.gpu.collective_bytes_per_s();
+    let nic = cluster.scale_out_bytes_per_s(group.nodes);
     let (up_latency, out_latency) =
         (cluster.network.scale_up_latency_s, cluster.network.cross_leaf_latency_s);
     let passes = if collective == Collective::AllReduce { 2.0 } else { 1.0 };
@@ -105,7 +105,9 @@ pub fn p2p_s(cluster: &Cluster, bytes: f64, same_node: bool) -> f64 {
     if same_node {
         bytes / cluster.gpu.scale_up_usable_bytes_per_s() + cluster.network.scale_up_latency_s
     } else {
-        bytes / cluster.nic_bytes_per_s_per_gpu() + cluster.network.cross_leaf_latency_s
+        // The far end may lie anywhere.
+        let nodes = cluster.gpus / cluster.gpus_per_node;
+        bytes / cluster.scale_out_bytes_per_s(nodes) + cluster.network.cross_leaf_latency_s
     }
 }
 

@@ -41,6 +41,7 @@ impl Fabric {
         // terminals' share would ask for.
         let share = if net.topology == TopologyKind::Dragonfly { 1.0 / 2.0 } else { 1.0 };
         let downlinks = (net.switch_ports / 2) as f64;
+        let share = share / net.oversubscription;
         let uplink = downlinks * net.nic_bytes_per_s * PAYLOAD_SHARE * share;
         capacity.extend(std::iter::repeat_n(uplink, 2 * leaves));
         Fabric {

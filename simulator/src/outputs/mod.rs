@@ -2,6 +2,7 @@
 //! figures.
 
 pub mod cost;
+pub mod interval;
 pub mod perfetto;
 pub mod reliability;
 pub mod report;

@@ -299,17 +299,17 @@ impl Layer<'_> {
         let segments = list(r, "segments");
         let (heads, qk, v) = (dim("heads"), dim("qk"), dim("v"));
         let cp = self.ctx.cp;
-        // Context parallelism deals the causal square out evenly: a share of the heads' work on the
-        // whole sequence.
+        // Context parallelism deals the causal square out evenly.
         let queries = segments.iter().max().copied().unwrap_or(0) * cp;
-        let attention = AttentionShape {
-            heads: (heads * segments.len().max(1) as u64).div_ceil(cp).max(1),
+        let whole = AttentionShape {
+            heads: heads * segments.len().max(1) as u64,
             queries,
             keys: queries,
             qk_dim: qk,
             v_dim: v,
             causal: true,
         };
+        let attention = whole.share_of(cp);
         let tokens: u64 = segments.iter().sum();
         if cp > 1 {
             self.ring(r, tokens, if backward { 2.0 } else { 1.0 });

@@ -2,7 +2,7 @@
 
 use fathom_schedule::{Geometry, Schedule, ScheduleShape, Shape};
 
-use crate::config::{Precision, Scenario, limits};
+use crate::config::{Precision, Scenario, StageSplit, limits};
 use crate::error::SimError;
 use crate::times::{LayerKind, LayerTimes, StageTimes, StepTimes};
 use fathom_config::AttentionConfig;
@@ -200,9 +200,10 @@ pub fn check(scenario: &Scenario) -> Result<(), SimError> {
     if p.pp as usize > 4096 || stages(scenario) > 4096 {
         return refuse(format!("{} stages, at most 4096", stages(scenario)));
     }
-    if stages(scenario) > m.layers {
+    // An embedding by itself, and a loss by itself.
+    if stages(scenario) > m.layers + 2 {
         return refuse(format!(
-            "{} stages for {} layers, every stage needs one",
+            "{} stages for {} layers, every stage but the first and the last needs one",
             stages(scenario),
             m.layers
         ));
@@ -261,6 +262,19 @@ fn stage_layers(scenario: &Scenario, w: LayerWeights) -> Result<Vec<u64>, SimErr
         }
         return Ok(given.clone());
     }
+    if n as u64 > total {
+        let mut layers = vec![1; n];
+        layers[n - 1] = 0;
+        if n as u64 == total + 2 {
+            layers[0] = 0;
+        }
+        return Ok(layers);
+    }
+    if scenario.stack.stages == StageSplit::Even {
+        // The first stages take what is left over.
+        let (each, rest) = (total / n as u64, total % n as u64);
+        return Ok((0..n as u64).map(|stage| each + u64::from(stage < rest)).collect());
+    }
     let geometry = geometry(scenario);
     let mut layers = vec![1u64; n];
     let mut work = vec![w.layer; n];
@@ -304,6 +318,27 @@ pub fn place(scenario: &Scenario, weights: LayerWeights) -> Result<Placement, Si
     );
     last.push(PlacedLayer { kind: LayerKind::Head, index: 0 });
     Ok(Placement { stages, ranks: scenario.parallel.pp as usize })
+}
+
+/// Most layers that what follows the last transformer layer may count for.
+const HEAVIEST_END: u64 = 8;
+
+/// The splits of layers into stages that may be the fastest: for every weight of prediction module
+/// and head, from none to eight layers by quarters, the one whose busiest rank has the least work.
+/// They do not depend on the hardware, so that the best of them is no slower on a faster one. One
+/// where the scenario or its stack says how layers are split. `scenario` must have passed [`check`].
+pub fn placements(scenario: &Scenario) -> Result<Vec<Placement>, SimError> {
+    let mut found = Vec::new();
+    for quarters in 0..=4 * HEAVIEST_END {
+        let end = quarters as f64 / 4.0;
+        let mtp = end / 2.0 / scenario.model.mtp_depth.max(1) as f64;
+        let head = if scenario.model.mtp_depth > 0 { end / 2.0 } else { end };
+        let placement = place(scenario, LayerWeights { layer: 1.0, mtp, head })?;
+        if !found.contains(&placement) {
+            found.push(placement);
+        }
+    }
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -353,6 +388,53 @@ mod tests {
                 .to_string()
                 .contains("64 layers, expected 16 entries with 61")
         );
+    }
+
+    #[test]
+    fn embedding_and_loss_may_have_stages_of_their_own() {
+        let mut s = v3();
+        (s.model.layers, s.model.mtp_depth) = (14, 0);
+        let n = counts(&place(&s, WEIGHTS).unwrap());
+        assert_eq!(n, [vec![0], vec![1; 14], vec![0]].concat());
+        let stages = place(&s, WEIGHTS).unwrap().stages;
+        let kinds = |stage: usize| stages[stage].iter().map(|l| l.kind).collect::<Vec<_>>();
+        assert_eq!((kinds(0), kinds(15)), (vec![LayerKind::Embedding], vec![LayerKind::Head]));
+        s.model.layers = 15;
+        assert_eq!(counts(&place(&s, WEIGHTS).unwrap()), [vec![1; 15], vec![0]].concat());
+        s.model.layers = 13;
+        assert!(check(&s).unwrap_err().to_string().contains("16 stages for 13 layers"));
+    }
+
+    /// 7 layers on 3 stages, the last with a head of two layers: by all splits of 7 into three.
+    #[test]
+    fn the_busiest_rank_is_as_light_as_any_split_makes_it() {
+        let mut s = Scenario::preset("llama-3.1-405b-h100-16384", &[]).unwrap();
+        s.schedule = fathom_schedule::ScheduleKind::OneFOneB;
+        for (layers, pp, head) in [(7, 3, 2.0), (12, 5, 0.5), (9, 4, 3.3), (20, 6, 1.7)] {
+            (s.model.layers, s.parallel.pp) = (layers, pp as u64);
+            let weights = LayerWeights { layer: 1.0, mtp: 0.0, head };
+            let work = |n: &[usize]| {
+                let last = *n.last().unwrap() as f64 + head;
+                n[..n.len() - 1].iter().map(|&k| k as f64).fold(last, f64::max)
+            };
+            let ours = work(&counts(&place(&s, weights).unwrap()));
+            let best =
+                compositions(layers, pp).iter().map(|n| work(n)).fold(f64::INFINITY, f64::min);
+            assert!((ours - best).abs() < 1e-9, "{layers} on {pp}: {ours} against {best}");
+        }
+    }
+
+    /// Every way to write `sum` as `parts` positive numbers in order.
+    fn compositions(sum: usize, parts: usize) -> Vec<Vec<usize>> {
+        if parts == 1 {
+            return if sum > 0 { vec![vec![sum]] } else { Vec::new() };
+        }
+        let longer = |first: usize| {
+            compositions(sum - first, parts - 1)
+                .into_iter()
+                .map(move |rest| [vec![first], rest].concat())
+        };
+        (1..sum).flat_map(longer).collect()
     }
 
     #[test]

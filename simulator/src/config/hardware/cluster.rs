@@ -37,12 +37,19 @@ pub struct Network {
     pub nics_per_node: u64,
     /// Bandwidth of one NIC, one direction, raw bytes/s.
     pub nic_bytes_per_s: f64,
+    /// Bandwidth below a leaf switch over that of its uplinks: 1 where it blocks nothing.
+    #[serde(default = "nothing_blocked")]
+    pub oversubscription: f64,
     /// End-to-end latency of a small message inside the node, seconds.
     pub scale_up_latency_s: f64,
     /// End-to-end latency of a small message below one leaf switch, seconds.
     pub same_leaf_latency_s: f64,
     /// End-to-end latency of a small message across the spine, seconds.
     pub cross_leaf_latency_s: f64,
+}
+
+fn nothing_blocked() -> f64 {
+    1.0
 }
 
 /// A cluster of equal nodes.
@@ -64,6 +71,25 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// Nodes below one leaf switch: of a plane or rail those that it joins, else as many as its ports
+    /// hold all NICs of.
+    pub fn nodes_of_a_leaf(&self) -> u64 {
+        let net = &self.network;
+        let down = (net.switch_ports / 2).max(1);
+        match net.topology {
+            TopologyKind::Mpft | TopologyKind::Rail => down,
+            _ => (down / net.nics_per_node).max(1),
+        }
+    }
+
+    /// Scale-out bytes/s per GPU, one direction, among `nodes` nodes in a row: uplinks bound it where
+    /// they reach beyond a leaf.
+    pub fn scale_out_bytes_per_s(&self, nodes: u64) -> f64 {
+        let blocked =
+            if nodes > self.nodes_of_a_leaf() { self.network.oversubscription } else { 1.0 };
+        self.nic_bytes_per_s_per_gpu() / blocked
+    }
+
     /// Scale-out bytes/s per GPU, one direction: its share of the node's NICs.
     pub fn nic_bytes_per_s_per_gpu(&self) -> f64 {
         self.network.nic_bytes_per_s * self.network.nics_per_node as f64 / self.gpus_per_node as f64

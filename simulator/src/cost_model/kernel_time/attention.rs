@@ -34,6 +34,17 @@ impl AttentionShape {
         (pairs * self.heads) as f64
     }
 
+    /// A rank's share among `ranks` that deal the square out evenly, each with an early and a late
+    /// part of the sequence: its queries meet half of the keys on average.
+    pub fn share_of(self, ranks: u64) -> AttentionShape {
+        if ranks == 1 {
+            return self;
+        }
+        let queries = self.queries.div_ceil(ranks);
+        let keys = if self.causal { (self.keys + BLOCK) / 2 } else { self.keys };
+        AttentionShape { queries, keys, causal: false, ..self }
+    }
+
     /// Sizes as tables of measured times name them: heads, queries, keys, widths.
     pub fn name(&self) -> String {
         let AttentionShape { heads, queries, keys, qk_dim, v_dim, .. } = self;
@@ -60,7 +71,9 @@ impl KernelModel {
     pub fn attention(&self, shape: &AttentionShape, backward: bool) -> f64 {
         let c = &self.constants;
         let scores = (BLOCK * BLOCK) as f64;
-        let sm_rate = self.gpu.bf16_flops * self.gpu.bf16_achievable / self.gpu.sms as f64;
+        // What the power limit leaves, or what measured GEMMs reach, whichever is less.
+        let share = self.gpu.bf16_achievable.min(c.mma_efficiency);
+        let sm_rate = self.gpu.bf16_flops * share / self.gpu.sms as f64;
         let mma_s = 2.0 * scores * shape.dims(backward) / sm_rate;
         let cycles = if backward { c.softmax_backward_cycles } else { c.softmax_cycles };
         let softmax_s = scores * cycles / self.gpu.clock_hz;

@@ -138,8 +138,9 @@ impl GemmShape {
 const BLOCK_M: u64 = 128;
 const BLOCK_K: u64 = 128;
 
-/// The tile widths that a library for BF16 chooses from.
-const LIBRARY_BLOCK_N: [u64; 11] = [64, 72, 80, 88, 96, 104, 112, 120, 128, 144, 160];
+/// The tile widths that a library for BF16 chooses from; the last two where accumulators lie in a
+/// memory of their own.
+const LIBRARY_BLOCK_N: [u64; 13] = [64, 72, 80, 88, 96, 104, 112, 120, 128, 144, 160, 192, 256];
 
 /// Where the time of a GEMM goes; the parts do not overlap.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -168,20 +169,31 @@ impl KernelModel {
 
     /// Time of a GEMM with the best tile width that a library has.
     pub fn gemm_best_block(&self, shape: &GemmShape, kind: GemmKind) -> GemmTime {
+        let widest = if self.gpu.architecture == "blackwell" { 256 } else { 160 };
         LIBRARY_BLOCK_N
             .iter()
+            .filter(|&&block_n| block_n <= widest)
             .map(|&block_n| self.gemm_with_block(shape, kind, block_n))
             .min_by(|a, b| a.seconds.total_cmp(&b.seconds))
             .expect("the list of widths is not empty")
     }
 
-    /// Seconds of a GEMM with tiles 128 wide by its tiles alone, no bandwidth or power limit:
-    /// linear in the constants that calibration fits.
-    pub(crate) fn gemm_unbounded(&self, shape: &GemmShape, kind: GemmKind) -> f64 {
+    /// Time of a GEMM as the libraries tile it: FP8 kernels by the scales' blocks of 128, those for
+    /// BF16 choose.
+    pub fn gemm_of_library(&self, shape: &GemmShape, kind: GemmKind) -> GemmTime {
+        match kind {
+            GemmKind::Bf16 | GemmKind::Bf16Accumulate => self.gemm_best_block(shape, kind),
+            GemmKind::Fp8OneTwo | GemmKind::Fp8OneOne => self.gemm(shape, kind),
+        }
+    }
+
+    /// Seconds of a GEMM by its tiles of 128 x `block_n` alone, no bandwidth or power limit: linear
+    /// in the constants that calibration fits.
+    pub(crate) fn gemm_unbounded(&self, shape: &GemmShape, kind: GemmKind, block_n: u64) -> f64 {
         let mut free = self.clone();
         free.gpu.fp8_achievable = f64::INFINITY;
         free.gpu.bf16_achievable = f64::INFINITY;
-        let t = free.gemm(shape, kind);
+        let t = free.gemm_with_block(shape, kind, block_n);
         self.constants.ramp_s + t.mma_s + t.promotion_s + t.epilogue_s
     }
 

@@ -9,6 +9,7 @@ mod constants;
 mod gemm;
 mod measured;
 mod record;
+mod table;
 mod work;
 
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,7 @@ pub use attention::AttentionShape;
 pub use constants::Constants;
 pub use gemm::{GemmKind, GemmShape, GemmTime, GroupedBy};
 pub use measured::{KernelTimes, MeasuredKernel};
+pub use table::GemmTable;
 pub use work::Work;
 
 /// How a memory-bound kernel touches memory; decides which share of the bandwidth it reaches.
@@ -64,10 +66,16 @@ impl KernelModel {
 
     /// The whole GPU, with nothing beside.
     pub fn alone(gpu: &Gpu, constants: Constants, what_if: &WhatIf) -> KernelModel {
+        let mut gpu = gpu.clone();
+        // What tensor cores sustain is measured under the whole TDP.
+        let clock = gpu.power_clock_factor();
+        gpu.clock_hz *= clock;
+        gpu.bf16_achievable *= clock;
+        gpu.fp8_achievable *= clock;
         KernelModel {
-            gpu: gpu.clone(),
-            constants,
             sms: gpu.sms,
+            gpu,
+            constants,
             contended: false,
             no_promotion: what_if.wide_accumulation || what_if.scaling_in_tensor_core,
         }

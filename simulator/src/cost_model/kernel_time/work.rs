@@ -64,11 +64,7 @@ impl KernelModel {
     pub fn kernel(&self, kernel: &Kernel, wishes: &WhatIf) -> f64 {
         let gap = self.constants.gap_s;
         match &kernel.work {
-            // The FP8 kernels tile by the scales' blocks of 128, libraries for BF16 choose.
-            Work::Gemm(shape, kind @ (GemmKind::Bf16 | GemmKind::Bf16Accumulate)) => {
-                gap + self.gemm_best_block(shape, *kind).seconds
-            }
-            Work::Gemm(shape, kind) => gap + self.gemm(shape, *kind).seconds,
+            Work::Gemm(shape, kind) => gap + self.gemm_of_library(shape, *kind).seconds,
             Work::Attention(shape, backward) => gap + self.attention(shape, *backward),
             Work::Memory { bytes, class, launches, max_sms } => {
                 let left = bytes_left(&kernel.op, wishes);

@@ -137,16 +137,43 @@ fn forward_layer(s: &mut Streams<'_>, layer: usize, t: PhaseTimes, ready: f64) -
     s.run(Component::Combine, Phase::F, layer, t.combine_s, ready)
 }
 
-/// Runs one layer backward from `ready`, its weight gradients beside the communication where `w` is
-/// given; the end of its attention's input gradient.
+/// When a backward's weight gradients run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weights {
+    /// As soon as they can, while the layer's exchanges are on the way.
+    Beside,
+    /// Each before the exchange that follows its layer's half.
+    Before,
+    /// By themselves: the backward is for the inputs only.
+    Later,
+}
+
+impl Weights {
+    /// Of a full backward.
+    pub fn of(under_exchanges: bool) -> Weights {
+        if under_exchanges { Weights::Beside } else { Weights::Before }
+    }
+}
+
+/// Runs one layer backward from `ready`; the end of its attention's input gradient.
 fn backward_layer(
     s: &mut Streams<'_>,
     layer: usize,
-    b: PhaseTimes,
-    w: Option<PhaseTimes>,
+    mut b: PhaseTimes,
+    w: PhaseTimes,
+    weights: Weights,
     ready: f64,
 ) -> f64 {
-    let w = w.unwrap_or_default();
+    let w = match weights {
+        Weights::Beside => w,
+        Weights::Later => PhaseTimes::default(),
+        Weights::Before => {
+            // One after the other on the compute stream: as one part each.
+            b.mlp_s += w.mlp_s;
+            b.attention_s += w.attention_s;
+            PhaseTimes::default()
+        }
+    };
     let combine = s.run(Component::Combine, Phase::B, layer, b.combine_s, ready);
     let mlp = s.run(Component::Mlp, Phase::B, layer, b.mlp_s, combine);
     let dispatch = s.run(Component::Dispatch, Phase::B, layer, b.dispatch_s, mlp);
@@ -173,11 +200,10 @@ pub fn forward(
     s.finish()
 }
 
-/// Plays a backward chunk by itself, full or for the input only. In a full one, weight gradients
-/// run under the all-to-all.
+/// Plays a backward chunk by itself, with its weight gradients where `weights` says.
 pub fn backward(
     layers: &[LayerTimes],
-    full: bool,
+    weights: Weights,
     load: Load<'_>,
     overhead_s: f64,
     spans: Option<&mut Vec<PartSpan>>,
@@ -186,8 +212,8 @@ pub fn backward(
     let mut ready = overhead_s;
     for (i, layer) in layers.iter().enumerate().rev() {
         let b = stretched(layer.backward, layer.routed_share, load, i);
-        let w = full.then(|| stretched(layer.weight, layer.routed_share, load, i));
-        ready = backward_layer(&mut s, i, b, w, ready);
+        let w = stretched(layer.weight, layer.routed_share, load, i);
+        ready = backward_layer(&mut s, i, b, w, weights, ready);
     }
     s.finish()
 }
@@ -263,7 +289,7 @@ pub fn pair(
         let layer = &b.alone[j];
         let tb = stretched(layer.backward, layer.routed_share, b.load, j);
         let tw = stretched(layer.weight, layer.routed_share, b.load, j);
-        b_ready = backward_layer(&mut s, j, tb, Some(tw), b_ready);
+        b_ready = backward_layer(&mut s, j, tb, tw, Weights::Beside, b_ready);
     }
     s.finish()
 }

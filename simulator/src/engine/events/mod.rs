@@ -15,7 +15,7 @@ use fathom_trace::{Component, Phase};
 use serde::Serialize;
 
 use crate::times::{LayerTimes, StageTimes, StepTimes, TailTimes};
-use chunk::{ChunkTime, PartSpan, Side};
+use chunk::{ChunkTime, PartSpan, Side, Weights};
 
 /// Where the time of a step goes, means over ranks, seconds; the entries sum to the step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
@@ -311,8 +311,11 @@ impl<'a> Engine<'a> {
         let alone = |c: Chunk| -> &[LayerTimes] { &times.stages[stage_of(c)].alone };
         let played = match op {
             Op::F(c) => chunk::forward(alone(c), &self.load_f, overhead, spans),
-            Op::B(c) => chunk::backward(alone(c), true, &self.load_b, overhead, spans),
-            Op::Bi(c) => chunk::backward(alone(c), false, &self.load_b, overhead, spans),
+            Op::B(c) => {
+                let weights = Weights::of(times.wgrad_under_exchanges);
+                chunk::backward(alone(c), weights, &self.load_b, overhead, spans)
+            }
+            Op::Bi(c) => chunk::backward(alone(c), Weights::Later, &self.load_b, overhead, spans),
             Op::W(c) => chunk::weight(alone(c), &self.load_b, overhead, spans),
             Op::FB { f, b } => {
                 let side = |stage: &'a StageTimes, load| Side {

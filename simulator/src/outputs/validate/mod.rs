@@ -7,16 +7,20 @@
 mod figures;
 mod kernels;
 mod others;
+mod runs;
 mod serving;
 mod training;
 
+pub use runs::{B200_GEMMS, b200_gemms};
 pub use serving::serving;
 pub use training::{PROFILE_LOADS, pretraining_gpu_hours, profiled_chunk};
 
 use serde::Serialize;
 
+use crate::config::Scenario;
 use crate::error::SimError;
 use crate::first_principles::FirstPrinciples;
+use crate::interval::{self, Likeness, ValidatedRun};
 use crate::kernel_time::Constants;
 
 /// What a figure is to the model.
@@ -56,6 +60,9 @@ pub struct Row {
     pub met: bool,
     /// Why it differs, or an assumption that the prediction makes.
     pub note: String,
+    /// A whole run's likeness with measured over predicted time, of which intervals are made.
+    #[serde(skip)]
+    pub run: Option<ValidatedRun>,
 }
 
 impl Row {
@@ -78,6 +85,7 @@ impl Row {
             goal_points: false,
             met: true,
             note: String::new(),
+            run: None,
         }
     }
 
@@ -112,6 +120,14 @@ impl Row {
 
     fn fitted(mut self) -> Row {
         self.role = Role::Fitted;
+        self
+    }
+
+    /// A run of `s`, of whose step the figure is the time, or the rate where `rate`.
+    fn of_run(mut self, s: &Scenario, rate: bool) -> Row {
+        let ratio = self.published / self.predicted;
+        let ratio = if rate { 1.0 / ratio } else { ratio };
+        self.run = Some(ValidatedRun { like: Likeness::of(s), ratio });
         self
     }
 
@@ -157,7 +173,33 @@ pub fn validate(cost: &FirstPrinciples) -> Result<Validation, SimError> {
     rows.extend(kernels::rows(cost)?);
     rows.extend(training::rows(cost)?);
     rows.extend(others::rows(cost)?);
+    rows.extend(runs::rows(cost)?);
+    rows.push(intervals(&rows));
     Ok(Validation::of(rows))
+}
+
+/// How many of the runs lie within the interval that all the others give.
+fn intervals(rows: &[Row]) -> Row {
+    let runs: Vec<ValidatedRun> = rows.iter().filter_map(|r| r.run.clone()).collect();
+    let held = 100.0 * interval::coverage(&runs);
+    let mut row = Row::new("Intervals", "runs within their 80 % interval", "%", 80.0, held);
+    (row.error, row.goal_points) = (held - 80.0, true);
+    row.note(format!("each of {} runs against the interval made from the others", runs.len()))
+}
+
+impl Validation {
+    /// The table of which intervals are made ([`interval::VALIDATED`]).
+    pub fn runs_csv(&self) -> String {
+        let mut out = "# Measured over predicted time of every public run that was compared; \
+                       rewritten by\n# FATHOM_BLESS=1 cargo test -p fathom-simulator --test \
+                       validation\ngpu,stack,family,ratio\n"
+            .to_owned();
+        for run in self.rows.iter().filter_map(|r| r.run.as_ref()) {
+            let Likeness { gpu, stack, family } = &run.like;
+            out += &format!("{gpu},{stack},{family},{:.3}\n", run.ratio);
+        }
+        out
+    }
 }
 
 /// A value with as many digits as help: none above 1000, three below 10.

@@ -3,7 +3,7 @@
 use fathom_schedule::ScheduleKind;
 
 use super::Row;
-use crate::config::{Parallel, Precision, Recompute, Scenario, Training};
+use crate::config::{Graphs, Parallel, Precision, Recompute, Scenario, Stack, Training};
 use crate::error::SimError;
 use crate::events::Detail;
 use crate::first_principles::FirstPrinciples;
@@ -37,6 +37,7 @@ struct Public {
     recompute: Recompute,
     /// Per-tensor scales: no promotion by blocks.
     per_tensor: bool,
+    stack: Stack,
 }
 
 impl Public {
@@ -67,6 +68,7 @@ impl Public {
             total_tokens: 1e12,
         };
         s.what_if.wide_accumulation = self.per_tensor;
+        s.stack = self.stack.clone();
         Ok(s)
     }
 
@@ -103,11 +105,13 @@ fn deepseek_v2(cost: &FirstPrinciples) -> Result<Row, SimError> {
         precision: Precision::Bf16,
         recompute: Recompute::Selective,
         per_tensor: false,
+        stack: Stack::default(),
     };
     let s = Scenario { schedule: ScheduleKind::Zb1p, ..run.scenario(None)? };
     let ours = simulate(&s, cost, Detail::Totals)?.report.gpu_hours_per_trillion_tokens;
     let figure = "GPU-hours a trillion tokens, PP16 EP8";
     Ok(Row::new(V2, figure, "1e3", 172.8, ours / 1e3)
+        .of_run(&s, false)
         .note("unpublished, and taken: 1024 GPUs, selective recomputation, even loads"))
 }
 
@@ -130,9 +134,11 @@ fn meta(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
             precision: Precision::Bf16,
             recompute: Recompute::None,
             per_tensor: false,
+            stack: Stack::default(),
         };
         let report = run.run(cost, None)?;
-        rows.push(Row::new(META, name, "TFLOPS", tflops, report.mfu_causal * 989.5));
+        let row = Row::new(META, name, "TFLOPS", tflops, report.mfu_causal * 989.5);
+        rows.push(row.of_run(&run.scenario(None)?, true));
     }
     Ok(rows)
 }
@@ -155,6 +161,10 @@ fn bridge_run(line: &'static str) -> (Public, Option<ModelConfig>, [&'static str
         precision,
         recompute,
         per_tensor: cell[16] == "true",
+        stack: Stack {
+            graphs: if cell[17] == "no" { Graphs::None } else { Graphs::Full },
+            ..Stack::preset("megatron-core-tuned").expect("an embedded stack")
+        },
     };
     let with_mtp = |m: ModelConfig| ModelConfig { mtp_depth: number(5) as usize, ..m };
     let model = ModelConfig::preset(cell[4]).ok().map(with_mtp);
@@ -165,7 +175,7 @@ fn megatron_bridge(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
     let mut rows = Vec::new();
     for line in BRIDGE.lines().skip(1) {
         let (public, model, [release, graphs], tokens) = bridge_run(line);
-        let ours = public.run(cost, model)?.tokens_per_s_per_gpu;
+        let ours = public.run(cost, model.clone())?.tokens_per_s_per_gpu;
         let [tp, cp, pp, _, ep] = public.layout;
         let arithmetic = match (public.precision, public.per_tensor) {
             (Precision::Bf16, _) => "BF16",
@@ -177,11 +187,12 @@ fn megatron_bridge(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
             "{release}: {}, {arithmetic}, TP{tp} CP{cp} PP{pp} VP{vp} EP{ep}, batch {}",
             public.name, public.global_batch
         );
-        let row = Row::new(NEMO, figure, "tokens/s/GPU", tokens, ours);
+        let row = Row::new(NEMO, figure, "tokens/s/GPU", tokens, ours)
+            .of_run(&public.scenario(model)?, true);
         // The recipes of that release, beside the tables.
         rows.push(match graphs {
             "yes" => row.note("CUDA graphs"),
-            "no" => row.note("no CUDA graphs: launches from the host, which ours has no time for"),
+            "no" => row.note("no CUDA graphs"),
             _ => row,
         });
     }
@@ -221,10 +232,12 @@ fn korthikanti(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
             precision: Precision::Bf16,
             recompute: Recompute::None,
             per_tensor: false,
+            stack: Stack::default(),
         };
-        let ours = run.run(cost, Some(model))?.step_time_s;
+        let ours = run.run(cost, Some(model.clone()))?.step_time_s;
         rows.push(
             Row::new(KORTHIKANTI, name, "s a step", seconds, ours)
+                .of_run(&run.scenario(Some(model))?, false)
                 .note("published without flash attention, which ours has"),
         );
     }

@@ -60,7 +60,9 @@ pub(super) fn rows(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
     let mut rows = chunk_rows(cost)?;
     let published = Scenario::preset("deepseek-v3-h800-2048", &[])?;
     let report = simulate(&published, cost, Detail::Totals)?.report;
-    rows.extend(step_rows(&report, cost)?);
+    let mut steps = step_rows(&report, cost)?;
+    steps[0] = steps[0].clone().of_run(&published, false);
+    rows.extend(steps);
     rows.extend(run_rows(&published, &report, cost)?);
     Ok(rows)
 }
