@@ -263,7 +263,7 @@ fn candidate(
 
 /// Computation of one rank up to its last instruction and gradient reduction: every layer of its
 /// stages forward and backward on every micro-batch, in the quicker of the two situations.
-fn rank_bound(
+pub(crate) fn rank_bound(
     t: &LayerTable,
     p: &Placement,
     shell: &Schedule,

@@ -15,6 +15,7 @@ use crate::load::{self, RoutingTrace};
 use crate::memory::{Memory, memory};
 use crate::parallel::{CostModel, LayerTable, PlacedLayer, Placement, check, placements, schedule};
 use crate::reliability::{Goodput, goodput};
+use crate::search::rank_bound;
 use crate::times::{LayerKind, StepTimes};
 
 /// The numbers of a step, with the keys of `--json`.
@@ -130,6 +131,13 @@ pub fn place_and_time(
             return Ok((placement, times));
         }
         let fits = memory(s, &placement, schedule, &StepOutcome::default()).fits();
+        // A step is no shorter than what its busiest rank computes.
+        let ranks = 0..schedule.ranks.len();
+        let busy = ranks.map(|r| rank_bound(&table, &placement, schedule, &times, r));
+        let least = (!fits, busy.fold(0.0, f64::max));
+        if best.as_ref().is_some_and(|(known, ..)| least >= *known) {
+            continue;
+        }
         let played = play_in_order(schedule, &order, &times, Detail::Totals);
         let key = (!fits, played.step_time_s);
         if best.as_ref().is_none_or(|(known, ..)| key < *known) {

@@ -71,8 +71,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Nodes below one leaf switch: of a plane or rail those that it joins, else as many as its ports
-    /// hold all NICs of.
+    /// Nodes below one leaf switch: of a plane or rail those that it joins, else as many as its
+    /// ports hold all NICs of.
     pub fn nodes_of_a_leaf(&self) -> u64 {
         let net = &self.network;
         let down = (net.switch_ports / 2).max(1);
@@ -82,8 +82,8 @@ impl Cluster {
         }
     }
 
-    /// Scale-out bytes/s per GPU, one direction, among `nodes` nodes in a row: uplinks bound it where
-    /// they reach beyond a leaf.
+    /// Scale-out bytes/s per GPU, one direction, among `nodes` nodes in a row: uplinks bound it
+    /// where they reach beyond a leaf.
     pub fn scale_out_bytes_per_s(&self, nodes: u64) -> f64 {
         let blocked =
             if nodes > self.nodes_of_a_leaf() { self.network.oversubscription } else { 1.0 };
