@@ -63,7 +63,7 @@ pub struct Stack {
     pub launch_us: f64,
     /// What is replayed without the host.
     pub graphs: Graphs,
-    /// Memory traffic and launches of norms, activations, casts and sums, relative to fused kernels.
+    /// Memory traffic and launches of norms, activations, casts and sums against fused kernels.
     pub elementwise_passes: f64,
     /// Tensor-parallel exchanges run under the GEMMs beside them, in as many parts as ranks.
     pub tp_overlap: bool,

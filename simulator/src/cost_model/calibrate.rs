@@ -509,7 +509,7 @@ pub const PROFILE_FITTING_GEMMS: &str =
 /// as in `start`.
 ///
 /// For given tile widths the time is linear in the three unknowns (the inverse of the efficiency
-/// for the first); relative errors are minimised in the least-squares sense, a few times over, since
+/// for the first); relative errors are minimised in the least-squares sense, a few times over:
 /// a library's widths depend on the constants. What no GEMM of the table tells (promotion, where
 /// there is none) stays. Too few different GEMMs, and times that no such constants give, are a
 /// [`SimError::Input`].

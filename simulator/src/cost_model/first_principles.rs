@@ -338,8 +338,8 @@ impl FirstPrinciples {
         }
     }
 
-    /// Seconds of context parallelism's exchange that attention waits for; `ring_bytes` are those of
-    /// keys and values that pass a rank around the whole ring.
+    /// Seconds of context parallelism's exchange that attention waits for; `ring_bytes` are those
+    /// of keys and values that pass a rank around the whole ring.
     fn context_s(&self, s: &Scenario, size: u64, ring_bytes: f64) -> f64 {
         let per_node = (s.cluster.gpus_per_node / s.parallel.tp).clamp(1, size);
         let latency = s.cluster.network.cross_leaf_latency_s;

@@ -227,8 +227,8 @@ pub fn activation_bytes_per_token(s: &Scenario, kind: LayerKind) -> f64 {
     bytes + mtp_extra(s, kind)
 }
 
-/// Rows of the fullest expert rank against the mean, over so many layers whose loads are drawn one by
-/// one and add up.
+/// Rows of the fullest expert rank against the mean, over so many layers whose loads are drawn one
+/// by one and add up.
 fn busiest(s: &Scenario, layers: usize) -> f64 {
     let spread = s.expert_load.deviation / (layers.max(1) as f64).sqrt();
     1.0 + spread * largest_of(s.parallel.ep as f64)

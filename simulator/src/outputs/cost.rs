@@ -9,8 +9,8 @@ use crate::network::topology::{self, NetworkPrices};
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Pricing {
-    /// Purchase price per GPU with its share of the host, dollars; switches and links come on top, as
-    /// many as the cluster's topology needs. 0 rents at the cluster's `usd_per_gpu_hour`.
+    /// Purchase price per GPU with its share of the host, dollars; switches and links come on top,
+    /// as many as the cluster's topology needs. 0 rents at the cluster's `usd_per_gpu_hour`.
     pub capital_usd_per_gpu: f64,
     /// Years over which the purchase is written off.
     pub lifetime_years: f64,
@@ -22,8 +22,8 @@ pub struct Pricing {
     pub pue: f64,
     /// Power of a GPU's share of host and network relative to the GPU's own.
     pub host_power_share: f64,
-    /// Dollars that may be spent on buying the cluster or, where it is rented, on the run; 0 sets no
-    /// limit.
+    /// Dollars that may be spent on buying the cluster or, where it is rented, on the run; 0 sets
+    /// no limit.
     pub budget_usd: f64,
     /// Power that the facility has, megawatts; 0 sets no limit.
     pub budget_mw: f64,
@@ -87,8 +87,8 @@ pub struct Allowed {
     pub tokens: Option<f64>,
 }
 
-/// What the budgets of `pricing` allow on `cluster`; `usd_per_token` is what a token costs, failures
-/// counted. `None` where nothing is limited.
+/// What the budgets of `pricing` allow on `cluster`; `usd_per_token` is what a token costs,
+/// failures counted. `None` where nothing is limited.
 pub fn allowed(pricing: &Pricing, cluster: &Cluster, usd_per_token: f64) -> Option<Allowed> {
     let (usd, mw) = (pricing.budget_usd, pricing.budget_mw);
     if usd == 0.0 && mw == 0.0 {
@@ -128,8 +128,8 @@ mod tests {
         assert_eq!(rent.usd_per_gpu_hour, 2.0);
         assert!((rent.usd_per_trillion_tokens - 360e3).abs() < 1e-3);
         // 2048 NICs on an eighth of the largest tree: 96 switches and 2048 links, 4,394.5 dollars a
-        // GPU. Both together 35,064 dollars over 4 years of 8766 hours: 1 dollar an hour; 0.7 kW * 2
-        // * 1.0 * 0.1 dollars: 0.14.
+        // GPU. Both together 35,064 dollars over 4 years of 8766 hours: 1 dollar an hour; 0.7 kW
+        // * 2 * 1.0 * 0.1 dollars: 0.14.
         let network = (96.0 * 83_000.0 + 2048.0 * 504.0) / 2048.0;
         assert!((network_usd_per_gpu(&cluster) - network).abs() < 1e-9);
         let own = Pricing {

@@ -326,7 +326,8 @@ const HEAVIEST_END: u64 = 8;
 /// The splits of layers into stages that may be the fastest: for every weight of prediction module
 /// and head, from none to eight layers by quarters, the one whose busiest rank has the least work.
 /// They do not depend on the hardware, so that the best of them is no slower on a faster one. One
-/// where the scenario or its stack says how layers are split. `scenario` must have passed [`check`].
+/// where the scenario or its stack says how layers are split. `scenario` must have passed
+/// [`check`].
 pub fn placements(scenario: &Scenario) -> Result<Vec<Placement>, SimError> {
     let mut found = Vec::new();
     for quarters in 0..=4 * HEAVIEST_END {

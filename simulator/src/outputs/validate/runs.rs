@@ -35,7 +35,7 @@ pub fn b200_gemms() -> Result<Vec<MeasuredGemm>, SimError> {
 }
 
 /// The runs of so many micro-batches of 4096 tokens, six of 22, were used: `elementwise_passes` of
-/// Megatron-Core and `collective_usable` of B200 are the round figures with the smallest error on them.
+/// Megatron-Core and `collective_usable` of B200 are the round figures that err least on them.
 const FITTED_MICRO_BATCHES: u64 = 4;
 
 struct Run {
