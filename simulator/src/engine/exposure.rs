@@ -1,9 +1,9 @@
 //! How much of the data-parallel traffic, and of the experts' exchanges, the computation hides.
 //!
 //! The cost model gives the whole traffic of one reduction of the gradients and one gathering of
-//! the parameters. How often a step has them follows from the ZeRO stage, what runs beside them from
-//! the stack; whatever does not fit beside is exposed, and so is one layer's part, which nothing
-//! precedes or follows.
+//! the parameters. How often a step has them follows from the ZeRO stage, what runs beside them
+//! from the stack; whatever does not fit beside is exposed, and so is one layer's part, which
+//! nothing precedes or follows.
 
 use crate::config::{ExpertOverlap, Scenario};
 use crate::parallel;

@@ -328,7 +328,7 @@ mod tests {
     }
 
     /// The published profile: 8.04 ms of computation from one exchange to the next on 64 ranks,
-    /// and 3.1 ms of waits. Where computation takes no time nobody waits, and fewer ranks wait less.
+    /// and 3.1 ms of waits. Where computation takes no time nobody waits, and fewer wait less.
     #[test]
     fn waits_come_from_the_computation_and_the_peers() {
         let cluster = hardware::cluster("h800-64").unwrap();
