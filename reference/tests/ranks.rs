@@ -1,5 +1,5 @@
-//! Training on many ranks: whatever the layout, weights, moments, average, losses, place in the data
-//! and checkpoint have the bits of one process.
+//! Training on many ranks: whatever the layout, weights, moments, average, losses, place in the
+//! data and checkpoint have the bits of one process.
 //!
 //! A program of its own: it starts many threads, and runs for minutes.
 
@@ -171,8 +171,8 @@ const TABLE: [(usize, usize, &[Layout]); 3] = [
     (4, 4, &[(1, 4, 4, "1f1b"), (1, 1, 1, "1f1b"), (2, 4, 4, "dualpipev")]),
 ];
 
-/// Every layout runs two steps, is gone on with on the next layout for one, and is compared with one
-/// process. The page shows the table that this writes (`FATHOM_BLESS=1` rewrites it).
+/// Every layout runs two steps, is gone on with on the next layout for one, and is compared with
+/// one process. The page shows the table that this writes (`FATHOM_BLESS=1` rewrites it).
 #[test]
 fn the_layouts_of_the_table_have_the_bits_of_one_process() {
     let mut rows = String::from(

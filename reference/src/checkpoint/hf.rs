@@ -254,8 +254,8 @@ impl HfCheckpoint {
         self.check(&Model::new(&self.config, recipe, Parallel::default(), 0)?)
     }
 
-    /// Checks that every tensor of the model is there with its shape, and, where the model is whole,
-    /// none that it has no use for.
+    /// Checks that every tensor of the model is there with its shape, and, where the model is
+    /// whole, none that it has no use for.
     pub(crate) fn check(&self, model: &Model) -> Result<(), HfError> {
         let mut used = BTreeSet::new();
         for spec in &model.specs {

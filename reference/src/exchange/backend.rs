@@ -121,8 +121,8 @@ impl<B: Backend> Ranked<B> {
         })
     }
 
-    /// Rows to the ranks of their experts. They are sorted by expert already, so each rank's are one
-    /// piece; what arrives is put in the order expert, rank, slot.
+    /// Rows to the ranks of their experts. They are sorted by expert already, so each rank's are
+    /// one piece; what arrives is put in the order expert, rank, slot.
     fn dispatch(&self, op: &Dispatch, x: B::Buffer, rows: B::Buffer) -> Result<B::Buffer> {
         let name = Dispatch::NAME;
         let communicator = self.communicator(name, op.group)?;
@@ -178,8 +178,8 @@ impl Exchanged {
         self.by_member.iter().sum()
     }
 
-    /// Each block of rows of one member for one expert here, in the order expert, member: member and
-    /// range of its rows.
+    /// Each block of rows of one member for one expert here, in the order expert, member: member
+    /// and range of its rows.
     fn blocks(&self) -> Vec<(usize, Range<usize>)> {
         let mut next = vec![0; self.received.len()];
         let mut blocks = Vec::new();

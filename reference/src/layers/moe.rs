@@ -1,8 +1,8 @@
 //! The second half of a layer in its three parts: dispatch (norm, router, tokens to experts), mlp
 //! (routed and shared experts, or a dense feed-forward part) and combine (back, sum, residual).
 //!
-//! Micro-batches that run side by side (`expert_union`) meet in mlp only: their rows are one call of
-//! the experts, see [`union`](super::union).
+//! Micro-batches that run side by side (`expert_union`) meet in mlp only: their rows are one call
+//! of the experts, see [`union`](super::union).
 
 use fathom_trace::{Group, GroupKind};
 
@@ -445,8 +445,8 @@ impl MlpLayer {
         Ok((Dispatched { n: operand, routed }, kept))
     }
 
-    /// Mlp: the routed experts on the rows of all micro-batches, and the dense part or shared expert
-    /// on each, whichever the layer has. The slices have an entry a micro-batch.
+    /// Mlp: the routed experts on the rows of all micro-batches, and the dense part or shared
+    /// expert on each, whichever the layer has. The slices have an entry a micro-batch.
     ///
     /// # Errors
     /// Those of the backend.

@@ -18,8 +18,8 @@ pub struct Union {
     counts: Vec<usize>,
     /// Rows of each micro-batch.
     rows: Vec<usize>,
-    /// Of each row of the call, its place in the micro-batches' rows one after the other; none where
-    /// there is one micro-batch, whose rows are the call's.
+    /// Of each row of the call, its place in the micro-batches' rows one after the other; none
+    /// where there is one micro-batch, whose rows are the call's.
     order: Option<Vec<usize>>,
 }
 

@@ -146,8 +146,8 @@ impl Model {
         self.at.pp > 0 && self.embedding == Some(id)
     }
 
-    /// Further uses of parameters whose first use is on another stage: accumulator and parameter, in
-    /// the order in which they are added.
+    /// Further uses of parameters whose first use is on another stage: accumulator and parameter,
+    /// in the order in which they are added.
     pub(crate) fn uses_elsewhere(&self) -> Vec<(usize, ParamId)> {
         let uses = self.further_uses().into_iter().enumerate();
         let slots = uses.map(|(i, id)| (self.specs.len() + i, id));

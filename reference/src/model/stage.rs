@@ -176,8 +176,8 @@ impl Model {
         Ok(())
     }
 
-    /// Input- and weight-backward of this stage, layer by layer: the gradients of its input. All but
-    /// the last stage are given those of their output.
+    /// Input- and weight-backward of this stage, layer by layer: the gradients of its input. All
+    /// but the last stage are given those of their output.
     ///
     /// # Errors
     /// Those of the backend.
@@ -249,9 +249,9 @@ impl Model {
     }
 
     /// A forward and a full backward of other micro-batches, on this stage or (`of_backward`) on
-    /// another of the rank, interleaved layer by layer in the four parts that DualPipe overlaps: the
-    /// forward's output and what it keeps, and the gradients of the backward's input. The order is
-    /// that in which the simulator plays a pair.
+    /// another of the rank, interleaved layer by layer in the four parts that DualPipe overlaps:
+    /// the forward's output and what it keeps, and the gradients of the backward's input. The order
+    /// is that in which the simulator plays a pair.
     ///
     /// # Errors
     /// As [`Model::stage_backward`].

@@ -1,8 +1,9 @@
 //! What a run is: the TOML file of `fathom train`, its presets, and the schedules behind it.
 //!
 //! Sections: `[model]` (`preset`, `path` to a `config.json` or a folder, or every key inline),
-//! `[recipe]` (precision), `[data]`, `[optim]`, `[schedule]`, `[parallel]`, `[checkpoint]`, `[log]`. What a file
-//! leaves out comes from its `preset`, `tiny` where it names none. `read.rs` reads it.
+//! `[recipe]` (precision), `[data]`, `[optim]`, `[schedule]`, `[parallel]`, `[checkpoint]`,
+//! `[log]`. What a file leaves out comes from its `preset`, `tiny` where it names none. `read.rs`
+//! reads it.
 
 use std::path::PathBuf;
 

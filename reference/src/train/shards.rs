@@ -1,9 +1,9 @@
 //! A step's gradient from its shards: micro-batches chained within a shard, shards added by the
 //! binary tree of neighbours.
 //!
-//! `expert_union` neighbouring shards bring their j-th micro-batches to the routed experts together.
-//! Experts then have one accumulator a union, which stands in the tree at the union's first shard;
-//! where a node of the tree has one side only, that side moves up unchanged.
+//! `expert_union` neighbouring shards bring their j-th micro-batches to the routed experts
+//! together. Experts then have one accumulator a union, which stands in the tree at the union's
+//! first shard; where a node of the tree has one side only, that side moves up unchanged.
 
 use crate::backend::{Backend, Place, Result};
 use crate::layers::{Gradients, Weights};

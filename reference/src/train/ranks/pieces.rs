@@ -1,5 +1,5 @@
-//! ZeRO-1: masters, moments and average of every parameter are cut into pieces, each owned by one of
-//! the ranks that hold the parameter.
+//! ZeRO-1: masters, moments and average of every parameter are cut into pieces, each owned by one
+//! of the ranks that hold the parameter.
 //!
 //! A piece is a block of the whole parameter as one process has it (`sum_of_squares::BLOCK`
 //! elements), so that its share of the gradient norm is the contract's, whatever the layout. What a

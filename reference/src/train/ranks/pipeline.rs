@@ -1,8 +1,8 @@
 //! Executes a rank's instructions of a pipeline schedule: every op on the stage that it names, with
 //! hidden states and their gradients from and to the neighbouring stages.
 //!
-//! What is sent does not wait for its receiver. A micro-batch's backward adds to the accumulators of
-//! its shard in the order of the shard's micro-batches, which every schedule keeps.
+//! What is sent does not wait for its receiver. A micro-batch's backward adds to the accumulators
+//! of its shard in the order of the shard's micro-batches, which every schedule keeps.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
