@@ -1,11 +1,15 @@
 //! The suites: an engine with another arithmetic is found out, on a small case, and the case file
 //! says which arithmetic it was. The kernels themselves are run by the program's own test.
 
+use std::collections::BTreeMap;
+
 use fathom_conformance::conform::{self, Options};
 use fathom_conformance::{case_file, diagnose};
-use fathom_reference::DynOp;
+use fathom_numerics::elementary;
 use fathom_reference::op::{Case, Engine, EngineError, Outputs, ReferenceEngine};
+use fathom_reference::ops::cross_entropy::CrossEntropy;
 use fathom_reference::ops::gemm_fp8::GemmFp8;
+use fathom_reference::{DynOp, Tensor};
 
 /// Promotes every 64 instead of every 128.
 struct Hasty;
@@ -98,4 +102,21 @@ fn a_failed_launch_is_a_failure_and_an_unknown_op_an_error() {
     assert!(failure.error.unwrap().contains("ILLEGAL_ADDRESS") && failure.file.is_none());
     let error = conform::suites(&["gem".to_owned()]).err().unwrap().to_string();
     assert!(error.contains("expected adamw, add"), "{error}");
+}
+
+/// The reference once took the system library's logarithm here, which is 0x3F08B529.
+#[test]
+fn the_heads_logarithm_is_the_contracts() {
+    let logits = [0.0f32, (0.705_766_f32).ln()];
+    let sum = 1.0 + elementary::exp(logits[1]);
+    assert_eq!(sum.to_bits(), 0x3FDA_568A);
+    let inputs = BTreeMap::from([
+        ("x".to_owned(), Tensor::from_vec(&[1, 1], vec![1.0f32])),
+        ("weight".to_owned(), Tensor::from_vec(&[2, 1], logits.to_vec())),
+        ("targets".to_owned(), Tensor::from_vec(&[1], vec![0i32])),
+    ]);
+    let outputs = ReferenceEngine.run(&Case { op: CrossEntropy {}.boxed(), inputs }).unwrap();
+    let lse = outputs["lse"].as_slice::<f32>()[0];
+    assert_eq!(lse.to_bits(), 0x3F08_B528);
+    assert_eq!(lse.to_bits(), elementary::log(sum).to_bits());
 }

@@ -51,8 +51,9 @@ pub trait Real:
     fn is_nan(self) -> bool;
     /// IEEE square root.
     fn sqrt(self) -> Self;
-    /// Natural logarithm.
-    fn ln(self) -> Self;
+    /// Natural logarithm. Not `ln`: where the type is known to be f32, that name is the system
+    /// library's function, whose bits differ.
+    fn natural_log(self) -> Self;
     /// The halving tree of `fathom_numerics::reduce` over lanes, which it overwrites.
     fn add_lanes(lanes: &mut [Self]) -> Self;
     /// Exponential of every element.
@@ -114,7 +115,7 @@ impl Real for f32 {
         f32::sqrt(self)
     }
 
-    fn ln(self) -> f32 {
+    fn natural_log(self) -> f32 {
         elementary::log(self)
     }
 
@@ -222,7 +223,7 @@ impl Real for f64 {
         f64::sqrt(self)
     }
 
-    fn ln(self) -> f64 {
+    fn natural_log(self) -> f64 {
         f64::ln(self)
     }
 

@@ -289,7 +289,7 @@ impl Attention {
             }
             for i in 0..last - first {
                 o.row_mut(first + i).iter_mut().for_each(|o| *o = *o / l[i]);
-                lse[first + i] = m[i] + l[i].ln();
+                lse[first + i] = m[i] + l[i].natural_log();
             }
         }
         (o, lse)

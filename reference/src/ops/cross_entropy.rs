@@ -136,7 +136,7 @@ impl Op for CrossEntropy {
                     let m = z.iter().fold(R::NEG_INFINITY, |m, &z| maximum(m, z));
                     z.iter_mut().for_each(|z| *z -= m);
                     R::exp_slice(z);
-                    *lse = m + tree_sum_rows([&*z], |[z]| z).ln();
+                    *lse = m + tree_sum_rows([&*z], |[z]| z).natural_log();
                     *loss = own.map_or(R::ZERO, |own| *lse - own);
                 });
             }

@@ -311,9 +311,9 @@ impl AttentionFamily {
             _ => x / l,
         };
         let lse = match v.kept {
-            Kept::Natural => m + Real::ln(l),
-            Kept::Log2 => (m + Real::ln(l)) * std::f32::consts::LOG2_E,
-            Kept::WithoutMaximum => Real::ln(l),
+            Kept::Natural => m + Real::natural_log(l),
+            Kept::Log2 => (m + Real::natural_log(l)) * std::f32::consts::LOG2_E,
+            Kept::WithoutMaximum => Real::natural_log(l),
             Kept::Maximum => m,
             Kept::Sum => l,
         };
