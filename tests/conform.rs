@@ -34,6 +34,7 @@ fn kernels_agree_with_the_reference_and_the_sanitizers_are_silent() {
         // The fewest: a case of clip_factor has two numbers.
         assert!(op["elements"].as_u64().unwrap() >= 12 && op["failure"].is_null(), "{op:#}");
     }
+    assert_eq!(report["ops"].as_array().unwrap().len(), fathom_gpu::kernels::KERNELS.len());
     assert!(!stderr.contains("findings"), "{stderr}");
 }
 

@@ -193,15 +193,6 @@ impl Gpu {
         Ok(Gpu { stream, kind: wanted, description, compiler, kernels, memory })
     }
 
-    /// The same device, of whose memory at most `bytes` are taken.
-    ///
-    /// # Errors
-    /// [`GpuError::Driver`].
-    pub fn with_memory(mut self, bytes: usize) -> Result<Gpu, GpuError> {
-        self.memory = Memory::new(self.stream.clone(), bytes)?;
-        Ok(self)
-    }
-
     /// Whose driver it is, NVIDIA's or the emulated one.
     pub fn kind(&self) -> DeviceKind {
         self.kind
@@ -268,16 +259,6 @@ impl Gpu {
     /// What tensors are allocated for from now on: an op's output, by the names of both.
     pub(crate) fn purpose(&self, op: &'static str, tensor: &str) {
         self.memory.purpose(op, tensor);
-    }
-
-    /// Bytes of device memory that are held, and the most that ever were.
-    pub fn memory_held(&self) -> (usize, usize) {
-        self.memory.held()
-    }
-
-    /// How often the host has waited for the device.
-    pub fn waits(&self) -> u64 {
-        self.memory.waits()
     }
 
     /// A tensor that nobody has written.

@@ -9,7 +9,6 @@
 //! Allocator.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use cudarc::driver::{CudaStream, result, sys};
@@ -30,7 +29,6 @@ pub(crate) struct Memory {
     /// Most bytes that may be held at once.
     limit: usize,
     books: Mutex<Books>,
-    waits: AtomicU64,
 }
 
 /// What is held, and what is being done.
@@ -39,7 +37,6 @@ struct Books {
     /// Bytes by category.
     held: BTreeMap<&'static str, usize>,
     total: usize,
-    peak: usize,
     /// Category of the allocations to come, and the tensor that they are for.
     category: &'static str,
     tensor: String,
@@ -63,7 +60,7 @@ impl Memory {
         let pools = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED;
         let ordered = context.attribute(pools).map_err(GpuError::of("cuDeviceGetAttribute"))? > 0;
         let books = Mutex::new(Books { category: "other", ..Books::default() });
-        Ok(Arc::new(Memory { stream, ordered, limit, books, waits: AtomicU64::new(0) }))
+        Ok(Arc::new(Memory { stream, ordered, limit, books }))
     }
 
     /// Books what is allocated from now on under `category`, for the tensor of this name.
@@ -72,17 +69,6 @@ impl Memory {
         books.category = category;
         books.tensor.clear();
         books.tensor.push_str(tensor);
-    }
-
-    /// Bytes held, and the most that ever were.
-    pub(crate) fn held(&self) -> (usize, usize) {
-        let books = self.books.lock().expect("no panic while it is held");
-        (books.total, books.peak)
-    }
-
-    /// How often the host waited for the device.
-    pub(crate) fn waits(&self) -> u64 {
-        self.waits.load(Ordering::Relaxed)
     }
 
     /// `bytes` of memory that nobody has written.
@@ -110,7 +96,6 @@ impl Memory {
         let category = books.category;
         *books.held.entry(category).or_default() += bytes;
         books.total += bytes;
-        books.peak = books.peak.max(books.total);
         Ok(Block { memory: self.clone(), address, bytes, category })
     }
 
@@ -119,7 +104,6 @@ impl Memory {
     /// # Errors
     /// [`GpuError::Driver`], also for what went wrong in a kernel before.
     pub(crate) fn wait(&self) -> Result<(), GpuError> {
-        self.waits.fetch_add(1, Ordering::Relaxed);
         self.stream.synchronize().map_err(GpuError::of("cuStreamSynchronize"))
     }
 
@@ -290,5 +274,20 @@ impl Drop for Block {
                 *held -= self.bytes;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_memory_names_the_tensor_and_what_holds_most() {
+        let held = BTreeMap::from([("gemm", 700), ("upload", 200), ("cast", 0)]);
+        let books = Books { held, total: 900, category: "rms_norm", tensor: "y, rstd".to_owned() };
+        let message = books.out_of_memory(128, 1000).to_string();
+        let expected = "no room on the device for y, rstd of rms_norm: it takes 128 bytes beside \
+                        900 that are held (700 by gemm, 200 by upload), and 1000 are there";
+        assert!(message.starts_with(expected), "{message}");
     }
 }

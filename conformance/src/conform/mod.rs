@@ -15,6 +15,7 @@ mod fp8;
 mod gemm;
 mod gemm_fp8;
 mod heads;
+mod loss;
 mod moe;
 mod norm;
 mod optim;
@@ -58,6 +59,7 @@ const FILES: &[&[Suite]] = &[
     attention::SUITES,
     data::SUITES,
     heads::SUITES,
+    loss::SUITES,
     moe::SUITES,
     norm::SUITES,
     optim::SUITES,

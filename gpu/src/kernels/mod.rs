@@ -11,6 +11,7 @@ mod attention;
 mod attention_cached;
 mod attention_latent;
 mod copies;
+mod cross_entropy;
 mod elementwise;
 mod fp8;
 pub mod gemm;
@@ -100,6 +101,8 @@ pub const KERNELS: &[KernelEntry] = &[
     entry::<ops::dispatch::Combine>(),
     entry::<ops::concat_columns::ConcatColumns>(),
     entry::<ops::concat_rows::ConcatRows>(),
+    entry::<ops::cross_entropy::CrossEntropy>(),
+    entry::<ops::cross_entropy::CrossEntropyBackward>(),
     entry::<ops::dequantize::Dequantize>(),
     entry::<ops::dispatch::Dispatch>(),
     entry::<ops::dispatch::DispatchPlan>(),
@@ -138,7 +141,7 @@ pub const KERNELS: &[KernelEntry] = &[
 ];
 
 /// The ops that only the CPU computes so far, in alphabetical order.
-pub const WITHOUT_KERNEL: &[&str] = &["cross_entropy", "cross_entropy_backward", "mma"];
+pub const WITHOUT_KERNEL: &[&str] = &["mma"];
 
 /// Whether there is a kernel for this op, its variant, and inputs of these types and shapes.
 ///
