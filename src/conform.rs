@@ -122,7 +122,8 @@ fn on_the_emulated_driver(args: &Args) -> output::Result {
     if !summary.findings.is_empty() {
         errln!("fathom: {} findings of the emulated device:", summary.findings.len());
         summary.findings.iter().for_each(|f| errln!("{f}"));
-        report_findings(args.junit.as_deref(), args.github, &summary.findings)?;
+        let findings: Vec<String> = summary.findings.iter().map(ToString::to_string).collect();
+        report_findings(args.junit.as_deref(), args.github, &findings)?;
     }
     Ok(match status.code() {
         Some(0) if summary.findings.is_empty() => Outcome::Holds,

@@ -1,6 +1,8 @@
 //! `fathom emulate`: run any command on the emulated driver, or one launch file.
 
+mod findings;
 mod launch;
+mod report;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,6 +13,7 @@ use fathom_reference::files;
 use serde_json::json;
 
 use crate::output::{self, Outcome};
+use findings::Format;
 
 /// Run any command with an emulated CUDA driver in place of NVIDIA's
 #[derive(clap::Args)]
@@ -57,6 +60,13 @@ pub struct Args {
     /// Write the summary as one JSON document to this file
     #[arg(long, value_name = "FILE")]
     summary: Option<PathBuf>,
+    /// Write the findings to this file: FILE.json, FILE.sarif, or FILE.xml (JUnit)
+    #[arg(long, value_name = "FILE")]
+    findings: Option<PathBuf>,
+    /// Write a page of the run: launches, time, work and findings by kernel, and whose bits are
+    /// exact
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
     /// The command and its arguments
     #[arg(required = true, last = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -73,7 +83,9 @@ pub fn run(args: &Args) -> output::Result {
         return launch::run(args);
     }
     let program = PathBuf::from(&args.command[0]);
-    files::keep_apart([&program], args.summary.iter().chain(&args.trace))?;
+    let written = [&args.summary, &args.trace, &args.findings, &args.report];
+    files::keep_apart([&program], written.into_iter().flatten())?;
+    let format = args.findings.as_deref().map(Format::of).transpose()?;
     fathom_emulator::Preset::named(&args.gpu)?;
     fathom_emulator::Checks::parse(&args.check)?;
     let choices = Choices {
@@ -101,6 +113,14 @@ pub fn run(args: &Args) -> output::Result {
         }))?;
         fathom_conformance::write_atomically(path, &text)
             .map_err(|e| format!("{}: {e}", path.display()))?;
+    }
+    if let (Some(path), Some(format)) = (&args.findings, format) {
+        output::write_file(path, format.document(&summary).as_bytes())?;
+    }
+    if let Some(path) = &args.report {
+        let words: Vec<_> = args.command.iter().map(|w| w.to_string_lossy()).collect();
+        let page = report::page(&summary, &words.join(" "), &args.gpu, &args.check);
+        output::write_file(path, page.as_bytes())?;
     }
     if !status.success() {
         errln!("fathom: {} ended with {status}", args.command[0].to_string_lossy());

@@ -6,7 +6,8 @@ use std::process::Command;
 
 /// Whether a Python has cuda-python, NVRTC and numpy.
 fn has_cuda_python(python: &str) -> bool {
-    let probe = "import numpy; from cuda.bindings import driver, nvrtc";
+    let probe = "import numpy; from cuda.bindings import driver, nvjitlink, nvrtc; \
+                 nvjitlink.version()";
     let output = Command::new(python).args(["-c", probe]).output();
     output.is_ok_and(|o| o.status.success())
 }
@@ -30,17 +31,20 @@ fn python() -> Option<String> {
         let output = Command::new(program).args(args).output();
         output.is_ok_and(|o| o.status.success())
     };
-    let packages = ["-m", "pip", "install", "-q", "cuda-bindings", "nvidia-cuda-nvrtc", "numpy"];
-    let made = ran("python3", &["-m", "venv", &folder.to_string_lossy()]) && ran(&own, &packages);
+    let install = [&["-m", "pip", "install", "-q"][..], &CUDA_PYTHON].concat();
+    let made = ran("python3", &["-m", "venv", &folder.to_string_lossy()]) && ran(&own, &install);
     if made && has_cuda_python(&own) {
         return Some(own);
     }
     fathom_trace::shared::skipped(
         "no Python with cuda-python, and none could be fetched (pip install cuda-bindings \
-         nvidia-cuda-nvrtc numpy, or set FATHOM_PYTHON)",
+         nvidia-cuda-nvrtc nvidia-nvjitlink numpy, or set FATHOM_PYTHON)",
     );
     None
 }
+
+/// The packages of a Python with cuda-python.
+const CUDA_PYTHON: [&str; 4] = ["cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-nvjitlink", "numpy"];
 
 /// `FATHOM_NVCC`, else `nvcc` where there is one, else that of a virtual environment beside the
 /// build, which the first run fetches with pip.
@@ -113,6 +117,46 @@ fn a_fault_is_reported_loses_the_context_or_aborts() {
     assert_eq!(emulate(&["--on-finding", "panic", "--", "true"]).status.code(), Some(2));
 }
 
+/// The first finding is told with its source line, why it matters and how to silence it; files
+/// and the page have all.
+#[test]
+fn findings_have_their_source_line_wherever_they_are_told() {
+    let Some(nvcc) = nvcc() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (program, page) = (path("fault"), path("run.html"));
+    compile(&nvcc, &["-lineinfo"], "fault.cu", Path::new(&program));
+    for name in ["f.json", "f.sarif", "f.xml"] {
+        let file = path(name);
+        let run = emulate(&["--findings", &file, "--report", &page, "--", &program]);
+        let stderr = String::from_utf8_lossy(&run.stderr);
+        let source = stderr.lines().find(|line| line.contains("fault.cu:")).unwrap_or(&stderr);
+        assert!(source.trim().starts_with("from "), "{stderr}");
+        assert!(stderr.contains("why it matters: no allocation holds that address"), "{stderr}");
+        assert!(stderr.contains("to silence it: always on"), "{stderr}");
+    }
+    let written = |name: &str| std::fs::read_to_string(path(name)).unwrap();
+    let json = |name| serde_json::from_str::<serde_json::Value>(&written(name)).unwrap();
+    let finding = &json("f.json")["findings"][0];
+    assert_eq!(
+        (&finding["kind"], &finding["source"]["line"]),
+        (&"out_of_bounds".into(), &2.into())
+    );
+    let run = &json("f.sarif")["runs"][0];
+    let result = &run["results"][0];
+    assert_eq!(run["tool"]["driver"]["rules"][0]["id"], result["ruleId"]);
+    let place = &result["locations"][0]["physicalLocation"];
+    assert!(place["artifactLocation"]["uri"].as_str().unwrap().ends_with("fault.cu"), "{place}");
+    assert_eq!((&place["region"]["startLine"], &result["level"]), (&2.into(), &"error".into()));
+    let junit = written("f.xml");
+    assert!(junit.contains("tests=\"1\" failures=\"1\""), "{junit}");
+    let page = written("run.html");
+    for part in ["out-of-bounds access", "fault.cu:2", "<td>_Z5writePi</td>", ">exact<"] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
+    assert_eq!(emulate(&["--findings", &path("f.txt"), "--", "true"]).status.code(), Some(2));
+}
+
 /// What nvcc builds by default: the runtime linked in, PTX packed with zstd beside machine code.
 #[test]
 fn a_program_that_nvcc_built_runs_unchanged() {
@@ -164,6 +208,22 @@ fn a_cuda_python_program_runs_unchanged() {
     assert!(output.status.success(), "{stderr}");
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "NVIDIA H800 (emulated): equal");
     assert!(stderr.contains("1 launches of 1 kernels"), "{stderr}");
+}
+
+/// NVRTC's and nvJitLink's cubins, which other programs load, are PTX here.
+#[test]
+fn a_program_that_asks_for_machine_code_gets_ptx() {
+    let Some(python) = python() else { return };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulate/cubin.py");
+    let output = emulate(&["--", &python, script.to_str().unwrap()]);
+    let words = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{words}{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        words,
+        "NVRTC's cubin: True\nnvJitLink's of CUBIN and CUBIN: True\n\
+         nvJitLink's of PTX and CUBIN: True\nnvJitLink's of LTOIR and LTOIR: True\n\
+         nvJitLink's of LTOIR and PTX: True\nnvJitLink's error: ERROR_PTX_COMPILE\n"
+    );
 }
 
 #[test]

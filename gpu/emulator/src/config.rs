@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::Finding;
+
 /// Which sanitizers run. All off costs nothing; out-of-bounds, misaligned and freed accesses to
 /// global memory stop a launch in any case, as the hardware does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -53,6 +55,18 @@ impl Checks {
     }
 }
 
+/// Who is told of a finding as soon as it is made, on the thread that made it; kernels run on.
+#[derive(Clone, Copy, Debug)]
+pub struct Tell(pub fn(&Finding));
+
+impl PartialEq for Tell {
+    fn eq(&self, other: &Tell) -> bool {
+        std::ptr::fn_addr_eq(self.0, other.0)
+    }
+}
+
+impl Eq for Tell {}
+
 /// Settings of a device's launches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -72,6 +86,9 @@ pub struct Settings {
     pub limit: u64,
     /// Host threads at most; 0 is rayon's choice.
     pub threads: usize,
+    /// Who is told of findings before the launch ends; once for each place and launch, and host
+    /// thread.
+    pub tell: Option<Tell>,
 }
 
 impl Default for Settings {
@@ -84,6 +101,7 @@ impl Default for Settings {
             patience: 200_000_000,
             limit: 0,
             threads: 0,
+            tell: None,
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Why a call failed before or instead of running anything.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +103,7 @@ pub enum MemoryError {
 }
 
 /// What kind of wrong a program did. The names are those of the reports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ub {
     /// Access outside of every live allocation, or beyond shared or local memory.
@@ -161,8 +161,55 @@ impl fmt::Display for Ub {
     }
 }
 
+impl Ub {
+    /// Why it matters, in a sentence.
+    pub fn why(self) -> &'static str {
+        match self {
+            Ub::OutOfBounds => {
+                "no allocation holds that address: hardware faults, or reads or \
+                                overwrites what lies there by chance"
+            }
+            Ub::UseAfterFree => "the memory was given back and may by now hold something else",
+            Ub::Misaligned => "an access must start at a multiple of its size, or hardware faults",
+            Ub::Uninitialized => {
+                "what is read is left over from earlier use and differs from run to \
+                                  run"
+            }
+            Ub::SharedRace => {
+                "no barrier orders the two accesses, so that the value depends on which \
+                               warp comes first"
+            }
+            Ub::GlobalRace => "CTAs run in any order, and nothing orders the two accesses",
+            Ub::MissingProxyFence => {
+                "asynchronous copies and tensor cores see generic writes only \
+                                      behind fence.proxy.async"
+            }
+            Ub::AsyncNotWaited => {
+                "the operation may still be under way, so that old or half-written \
+                                   data is seen"
+            }
+            Ub::MbarrierMisuse => "the barrier's state is not what its waiters count on",
+            Ub::BarrierMisuse => "threads that disagree about a barrier are undefined behaviour",
+            Ub::Divergence => "the instruction is defined only if all threads it names take part",
+            Ub::BadDescriptor => "hardware reads the bits as another layout, or faults",
+            Ub::Deadlock => "hardware would hang until it is reset",
+            Ub::Trap => "the program stopped itself",
+            Ub::BadControlFlow => "control left the program",
+        }
+    }
+}
+
+/// A line of the source that PTX was compiled from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceLine {
+    /// File, as the compiler wrote it.
+    pub file: String,
+    /// Line in it, from 1.
+    pub line: u32,
+}
+
 /// One report about a running program: what is wrong, and where.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// What kind of wrong it is.
     pub kind: Ub,
@@ -172,6 +219,8 @@ pub struct Finding {
     pub line: u32,
     /// The instruction as written.
     pub instruction: String,
+    /// Where it stems from, if the PTX says so (`.loc`).
+    pub source: Option<SourceLine>,
     /// CTA in the grid.
     pub cta: [u32; 3],
     /// Number of the warp in its CTA.
@@ -190,6 +239,33 @@ pub struct Finding {
     pub count: u64,
 }
 
+impl Finding {
+    /// Whether both are one defect: the same kind at the same instruction.
+    pub fn is_same(&self, other: &Finding) -> bool {
+        (self.kind, self.line, &self.kernel) == (other.kind, other.line, &other.kernel)
+    }
+
+    /// What a user can do who does not want to be told.
+    pub fn to_silence(&self) -> &'static str {
+        match self.kind {
+            _ if self.fatal => {
+                "always on, since the kernel ends there; with --on-finding report the program goes on"
+            }
+            Ub::SharedRace | Ub::GlobalRace | Ub::MissingProxyFence | Ub::AsyncNotWaited => {
+                "leave races out of --check"
+            }
+            Ub::UseAfterFree => "leave races out of --check",
+            Ub::Uninitialized => "leave uninit out of --check",
+            Ub::OutOfBounds => "leave memory out of --check",
+            // Members of a mask or a warpgroup that stay away are reported in any case.
+            Ub::Divergence => {
+                "leave sync out of --check (absent members of a mask are always told)"
+            }
+            _ => "leave sync out of --check",
+        }
+    }
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}: {}", self.kind, self.message)?;
@@ -197,6 +273,9 @@ impl fmt::Display for Finding {
             writeln!(f, "  at {}, PTX line {}: {}", self.kernel, self.line, self.instruction)?;
         } else {
             writeln!(f, "  in {}", self.kernel)?;
+        }
+        if let Some(SourceLine { file, line }) = &self.source {
+            writeln!(f, "  from {file}:{line}")?;
         }
         let [x, y, z] = self.cta;
         write!(f, "  by CTA ({x}, {y}, {z}), warp {}", self.warp)?;

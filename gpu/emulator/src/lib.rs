@@ -46,8 +46,9 @@ mod report;
 pub mod run;
 mod tensormap;
 
+pub use config::Tell;
 pub use device::{Checks, Device, Settings};
-pub use error::{Error, Finding, MemoryError, Ub, Unsupported};
+pub use error::{Error, Finding, MemoryError, SourceLine, Ub, Unsupported};
 pub use fathom_trace::KernelRecord;
 pub use launch::{
     CLUSTER, COOPERATIVE_GRID, Launch, LaunchConfig, LaunchReport, Params, check_launch,

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use crate::abi::*;
-use crate::api::user_object::release_all;
-use crate::operation::Operation;
-use crate::state::{Driver, R};
+use crate::api::user_object::{release_all, retain_all};
+use crate::operation::{Choice, Operation};
+use crate::state::{Driver, R, driver};
 
 /// `CUgraphEdgeData`: ports and type of an edge.
 pub(crate) type EdgeData = [u8; 8];
@@ -30,6 +30,15 @@ pub(crate) struct Graph {
     pub user_objects: BTreeMap<Handle, u64>,
     /// Whether it belongs to a node or to an executable graph, which destroy it.
     pub owned: bool,
+}
+
+/// A condition of a graph.
+#[derive(Clone, Copy)]
+pub(crate) struct Condition {
+    /// The graph that it was made for, whose nodes and inner graphs may use it.
+    pub graph: Handle,
+    /// The value that each launch begins with, where it is to have one.
+    pub default: Option<u32>,
 }
 
 /// A graph behind a handle.
@@ -63,8 +72,8 @@ pub(crate) struct Step {
     pub operation: Operation,
     pub enabled: bool,
     pub after: Vec<(Handle, EdgeData)>,
-    /// What a child graph is made of.
-    pub child: Vec<Step>,
+    /// What the graphs that it holds are made of.
+    pub bodies: Vec<Vec<Step>>,
 }
 
 /// An executable graph.
@@ -73,6 +82,16 @@ pub(crate) struct Exec {
     pub flags: u64,
     /// In an order in which all that a step waits for stands before it.
     pub steps: Mutex<Vec<Step>>,
+    /// How often it holds each user object: as often as its graph and that one's children did.
+    pub user_objects: Mutex<BTreeMap<Handle, u64>>,
+}
+
+impl Drop for Exec {
+    fn drop(&mut self) {
+        if let Ok(held) = self.user_objects.get_mut() {
+            release_all(held);
+        }
+    }
 }
 
 impl Graph {
@@ -95,6 +114,13 @@ impl Graph {
         Some(order)
     }
 
+    /// Whether it allocates or frees: from such a graph neither nodes nor edges can be taken.
+    pub(crate) fn has_memory_nodes(&self) -> bool {
+        let memory =
+            |node: &Node| matches!(node.operation, Operation::Alloc(..) | Operation::Free(_));
+        self.nodes.values().any(memory)
+    }
+
     /// Nodes that wait for a node.
     pub(crate) fn dependents(&self, node: Handle) -> Vec<(Handle, EdgeData)> {
         let edges = |(handle, n): (&Handle, &Node)| {
@@ -110,8 +136,33 @@ impl Step {
         if !self.enabled {
             return Ok(());
         }
-        self.operation.run(device)?;
-        self.child.iter().try_for_each(|step| step.run(device))
+        let Operation::Conditional(conditional) = &self.operation else {
+            self.operation.run(device)?;
+            return self.bodies.iter().flatten().try_for_each(|step| step.run(device));
+        };
+        let run = |body: Option<&Vec<Step>>| -> R {
+            body.into_iter().flatten().try_for_each(|step| step.run(device))
+        };
+        match (conditional.choice, conditional.value()?) {
+            (Choice::If, value) => run(self.bodies.get(usize::from(value == 0))),
+            (Choice::Switch, value) => run(self.bodies.get(value as usize)),
+            (Choice::While, _) => {
+                while conditional.value()? != 0 {
+                    run(self.bodies.first())?;
+                    // A kernel that fails sets no condition.
+                    driver().error()?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The conditions of its own node and of those in the graphs that it holds.
+    fn conditions(&self, found: &mut BTreeSet<DevicePtr>) {
+        if let Operation::Conditional(conditional) = &self.operation {
+            found.insert(conditional.condition);
+        }
+        self.bodies.iter().flatten().for_each(|step| step.conditions(found));
     }
 }
 
@@ -122,13 +173,16 @@ impl Exec {
         let mut open: Vec<&Step> = steps.iter().collect();
         while let Some(step) = open.pop() {
             step.operation.events(recorded, awaited);
-            open.extend(&step.child);
+            open.extend(step.bodies.iter().flatten());
         }
     }
 
     /// Runs it once on a device.
     pub(crate) fn run(&self, device: usize) -> R {
         let steps = self.steps.lock().expect("no panic holds this lock").clone();
+        let mut conditions = BTreeSet::new();
+        steps.iter().for_each(|step| step.conditions(&mut conditions));
+        driver().set_conditions(&conditions)?;
         steps.iter().try_for_each(|step| step.run(device))
     }
 }
@@ -177,15 +231,14 @@ impl Driver {
     pub(crate) fn clone_graph(&self, graph: Handle, owned: bool) -> R<Handle> {
         let original = self.graphs.get(graph)?.lock().expect("no panic holds this lock").clone();
         let copy = self.graphs.insert(Arc::default());
-        let mut made = Graph { owned, ..Graph::default() };
+        retain_all(&original.user_objects);
+        let user_objects = original.user_objects.clone();
+        let mut made = Graph { owned, user_objects, ..Graph::default() };
         let mut twins = BTreeMap::new();
         let order = original.order().ok_or(ERROR_INVALID_VALUE)?;
         for handle in order {
             let node = &original.nodes[&handle];
-            let operation = match node.operation {
-                Operation::Child(child) => Operation::Child(self.clone_graph(child, true)?),
-                ref other => other.clone(),
-            };
+            let operation = node.operation.with_bodies(|body| self.clone_graph(body, true))?;
             let twin = self.nodes.insert(copy);
             twins.insert(handle, twin);
             made.originals.insert(twin, handle);
@@ -196,6 +249,18 @@ impl Driver {
         Ok(copy)
     }
 
+    /// Gives conditions the values that a launch begins with.
+    fn set_conditions(&self, conditions: &BTreeSet<DevicePtr>) -> R {
+        let known = self.conditions.lock().expect("no panic holds this lock");
+        for at in conditions {
+            if let Some(value) = known.get(at).and_then(|condition| condition.default) {
+                let word = value.to_le_bytes();
+                self.devices[0].memory().write(*at, &word).map_err(|_| ERROR_ILLEGAL_ADDRESS)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Forgets a graph and its nodes.
     pub(crate) fn destroy_graph(&self, graph: Handle) -> R {
         let graph = self.graphs.remove(graph)?;
@@ -203,11 +268,25 @@ impl Driver {
         release_all(&graph.user_objects);
         for (handle, node) in &graph.nodes {
             self.nodes.remove(*handle)?;
-            if let Operation::Child(child) = node.operation {
-                self.destroy_graph(child)?;
-            }
+            node.operation.bodies().iter().try_for_each(|body| self.destroy_graph(*body))?;
         }
         Ok(())
+    }
+
+    /// The user objects of a graph and its children, retained once more.
+    pub(crate) fn hold_user_objects(&self, graph: Handle) -> R<BTreeMap<Handle, u64>> {
+        let mut held = BTreeMap::new();
+        let mut open = vec![graph];
+        while let Some(graph) = open.pop() {
+            let graph = self.graphs.get(graph)?;
+            let graph = graph.lock().expect("no panic holds this lock");
+            retain_all(&graph.user_objects);
+            for (object, count) in &graph.user_objects {
+                *held.entry(*object).or_default() += count;
+            }
+            open.extend(graph.nodes.values().flat_map(|node| node.operation.bodies()));
+        }
+        Ok(held)
     }
 
     /// The steps of a graph in an order in which they can run.
@@ -218,11 +297,9 @@ impl Driver {
             .into_iter()
             .map(|handle| {
                 let Node { operation, after } = graph.nodes[&handle].clone();
-                let child = match operation {
-                    Operation::Child(child) => self.steps(child)?,
-                    _ => Vec::new(),
-                };
-                Ok(Step { node: handle, operation, enabled: true, after, child })
+                let bodies = operation.bodies().iter().map(|body| self.steps(*body));
+                let bodies = bodies.collect::<R<_>>()?;
+                Ok(Step { node: handle, operation, enabled: true, after, bodies })
             })
             .collect()
     }

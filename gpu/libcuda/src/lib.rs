@@ -8,7 +8,9 @@
 //!
 //! - `queue`: what streams have been given to do, and who runs it; `operation`: what that is, in a
 //!   stream or as a node of a `graph`.
+//! - `machine`: words for the devices that a process sees and the places of memory.
 //! - `program`: modules, libraries and their functions.
+//! - `standins`: NVRTC and nvJitLink as they must answer here, with PTX.
 //!
 //! Translation only: handles, error codes, streams, events. Execution stands in `fathom-emulator`.
 
@@ -18,12 +20,15 @@ mod driver_check;
 mod graph;
 mod image;
 mod link;
+mod machine;
 mod operation;
 pub mod private;
 mod program;
 mod queue;
 mod results;
 mod say;
+#[cfg(all(target_os = "linux", target_env = "gnu", target_arch = "x86_64"))]
+mod standins;
 pub mod state;
 
 pub use private::{Choices, OnFinding, PrepareError, Prepared, Summary};

@@ -29,6 +29,8 @@ pub(crate) enum Operation {
     WaitShared(Arc<Event>, u32),
     /// A graph as a node.
     Child(Handle),
+    /// Graphs of which a condition chooses.
+    Conditional(Conditional),
     /// Memory that a node allocated: address and length.
     Alloc(DevicePtr, usize),
     Free(DevicePtr),
@@ -45,6 +47,36 @@ pub(crate) struct Launch {
     pub handle: Handle,
     pub callable: Arc<Callable>,
     pub config: LaunchConfig,
+}
+
+/// A node that runs one of its graphs, or none, or one again and again.
+#[derive(Clone)]
+pub(crate) struct Conditional {
+    /// The word that kernels set: `CUgraphConditionalHandle`, an address of device memory.
+    pub condition: DevicePtr,
+    pub choice: Choice,
+    pub bodies: Vec<Handle>,
+}
+
+/// How a condition's value chooses (`CUgraphConditionalNodeType`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Choice {
+    /// The first graph unless it is 0, else the second where there is one.
+    If,
+    /// The graph as long as it is not 0.
+    While,
+    /// The graph of that number, where there is one.
+    Switch,
+}
+
+impl Conditional {
+    /// The condition's value.
+    pub(crate) fn value(&self) -> R<u32> {
+        let mut word = [0; 4];
+        let memory = driver().devices[0].memory();
+        memory.read(self.condition, &mut word).map_err(|_| ERROR_ILLEGAL_ADDRESS)?;
+        Ok(u32::from_le_bytes(word))
+    }
 }
 
 /// A rectangle of memory and what it is filled with (`CUDA_MEMSET_NODE_PARAMS`).
@@ -351,6 +383,7 @@ impl Operation {
             Operation::Host(..) | Operation::Callback(..) => (3, "host"),
             Operation::Child(_) | Operation::Graph(_) => (4, "graph"),
             Operation::Nothing => (5, "empty"),
+            Operation::Conditional(_) => (13, "conditional"),
             Operation::WaitEvent(_) | Operation::WaitShared(..) => (6, "wait for event"),
             Operation::Record(_) => (7, "record event"),
             Operation::Alloc(..) => (10, "allocation"),
@@ -372,6 +405,27 @@ impl Operation {
         }
     }
 
+    /// The graphs that it holds.
+    pub(crate) fn bodies(&self) -> &[Handle] {
+        match self {
+            Operation::Child(graph) => std::slice::from_ref(graph),
+            Operation::Conditional(conditional) => &conditional.bodies,
+            _ => &[],
+        }
+    }
+
+    /// The same with each graph that it holds made anew.
+    pub(crate) fn with_bodies(&self, mut make: impl FnMut(Handle) -> R<Handle>) -> R<Operation> {
+        Ok(match self {
+            Operation::Child(graph) => Operation::Child(make(*graph)?),
+            Operation::Conditional(conditional) => {
+                let bodies = conditional.bodies.iter().map(|b| make(*b)).collect::<R<_>>()?;
+                Operation::Conditional(Conditional { bodies, ..conditional.clone() })
+            }
+            other => other.clone(),
+        })
+    }
+
     /// The events that it records and those that it waits for.
     pub(crate) fn events(&self, recorded: &mut Vec<Handle>, awaited: &mut Vec<Handle>) {
         match self {
@@ -390,6 +444,7 @@ impl Operation {
             | Operation::WaitEvent(_)
             | Operation::WaitShared(..)
             | Operation::Child(_)
+            | Operation::Conditional(_)
             | Operation::WaitValue(..) => Ok(()),
             Operation::Launch(launch) => {
                 driver.run(&[(launch.callable.function.clone(), launch.config.clone())])
@@ -414,6 +469,8 @@ impl Operation {
                 Ok(())
             }
             Operation::Alloc(address, bytes) => driver.graph_allocates(device, *address, *bytes),
+            // A pool gives 0 where no byte was asked for.
+            Operation::Free(0) => Ok(()),
             Operation::Free(address) => driver.free(*address),
             Operation::Graph(exec) => exec.run(device),
             Operation::Write(value) => value.write(),

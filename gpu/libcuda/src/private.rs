@@ -240,6 +240,13 @@ impl Prepared {
             path.push(old);
         }
         command.env("LD_LIBRARY_PATH", path);
+        // Before all others, so that it can stand in for what gives out machine code (`standins`).
+        let mut preload = self.folder.join("libcuda.so.1").into_os_string();
+        if let Some(old) = std::env::var_os("LD_PRELOAD").filter(|p| !p.is_empty()) {
+            preload.push(":");
+            preload.push(old);
+        }
+        command.env("LD_PRELOAD", preload);
         command.env("TRITON_PTXAS_PATH", self.folder.join("ptxas"));
         // Triton 3.9 asks for this one from sm_90 on.
         command.env("TRITON_PTXAS_BLACKWELL_PATH", self.folder.join("ptxas"));
@@ -306,8 +313,8 @@ pub struct Summary {
     pub approximate: BTreeMap<String, u64>,
     /// Kernels by name.
     pub kernels: BTreeMap<String, Totals>,
-    /// Findings of the sanitizers, as printed.
-    pub findings: Vec<String>,
+    /// Findings of the sanitizers, each defect once.
+    pub findings: Vec<Finding>,
     /// Launches that could not run, as printed.
     pub errors: Vec<String>,
 }
@@ -331,6 +338,10 @@ pub struct Totals {
     pub bank_conflicts: u64,
     /// Failed waits on barriers.
     pub barrier_waits: u64,
+    /// Seconds that the host took for them.
+    pub host_seconds: f64,
+    /// Approximate instructions by mnemonic; where there are none, the kernel's bits are exact.
+    pub approximate: BTreeMap<String, u64>,
 }
 
 impl Totals {
@@ -343,6 +354,8 @@ impl Totals {
         self.global_sectors += other.global_sectors;
         self.bank_conflicts += other.bank_conflicts;
         self.barrier_waits += other.barrier_waits;
+        self.host_seconds += other.host_seconds;
+        add_all(&mut self.approximate, &other.approximate);
     }
 }
 
@@ -353,7 +366,19 @@ fn add_all(to: &mut BTreeMap<String, u64>, from: &BTreeMap<String, u64>) {
 }
 
 impl Summary {
-    pub(crate) fn add(&mut self, record: &KernelRecord, findings: &[Finding]) {
+    /// Whether a finding's defect is known.
+    pub(crate) fn knows(&self, finding: &Finding) -> bool {
+        self.findings.iter().any(|known| known.is_same(finding))
+    }
+
+    fn find(&mut self, finding: &Finding) {
+        match self.findings.iter_mut().find(|known| known.is_same(finding)) {
+            Some(known) => known.count += finding.count,
+            None => self.findings.push(finding.clone()),
+        }
+    }
+
+    pub(crate) fn add(&mut self, record: &KernelRecord, findings: &[Finding], host_seconds: f64) {
         self.launches += 1;
         self.thread_instructions += record.thread_instructions;
         self.warp_instructions += record.warp_instructions;
@@ -369,8 +394,10 @@ impl Summary {
             global_sectors: record.global_sectors,
             bank_conflicts: record.bank_conflicts,
             barrier_waits: record.barrier_waits,
+            host_seconds,
+            approximate: record.approximate.clone(),
         });
-        self.findings.extend(findings.iter().map(ToString::to_string));
+        findings.iter().for_each(|finding| self.find(finding));
     }
 
     fn merge(&mut self, other: Summary) {
@@ -383,7 +410,7 @@ impl Summary {
         for (name, totals) in &other.kernels {
             self.kernels.entry(name.clone()).or_default().merge(totals);
         }
-        self.findings.extend(other.findings);
+        other.findings.iter().for_each(|finding| self.find(finding));
         self.errors.extend(other.errors);
     }
 

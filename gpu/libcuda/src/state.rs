@@ -9,23 +9,25 @@ use std::sync::atomic::{
     Ordering::{Relaxed, SeqCst},
 };
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
 
 use fathom_emulator::{
     CLUSTER, COOPERATIVE_GRID, Checks, Device, Error, Finding, Function, KernelRecord, Launch,
-    LaunchConfig, LaunchReport, Preset, Ub, check_launch, launch_together,
+    LaunchConfig, LaunchReport, Preset, Tell, Ub, check_launch, launch_together,
 };
 use fathom_trace::jsonl;
 
 use crate::abi::*;
-use crate::api::pool::Pool;
+use crate::api::pool::{self, Pool};
 use crate::api::user_object::UserObject;
 use crate::api::virtual_memory::{Physical, Ranges, Shared, SharedEvent};
 use crate::graph::{self, Captured, EdgeData};
+use crate::machine::{Advice, HostKind, visible};
 use crate::operation::Operation;
 use crate::private::{self, OnFinding, Summary};
 use crate::program::{Callable, Kernel, Library, Loaded};
 use crate::queue::{Mark, Queue, Work};
-use crate::say::say;
+use crate::say::{self, say};
 
 pub(crate) type R<T = ()> = Result<T, CuResult>;
 
@@ -136,6 +138,9 @@ pub(crate) struct Stream {
 /// The driver of this process.
 pub(crate) struct Driver {
     pub devices: Vec<Device>,
+    /// Which of the machine's each is (CUDA_VISIBLE_DEVICES); where it is none, one is there that
+    /// no client gets.
+    pub visible: Vec<i32>,
     /// Emulated nanoseconds that each device has worked.
     clocks: Vec<AtomicU64>,
     /// The error that a broken kernel left; every later call returns it, as on hardware.
@@ -155,11 +160,17 @@ pub(crate) struct Driver {
     pub nodes: Handles<Handle>,
     pub execs: Handles<Arc<graph::Exec>>,
     pub user_objects: Handles<Arc<UserObject>>,
+    /// The conditions of graphs, by the words that hold their values.
+    pub conditions: Mutex<BTreeMap<DevicePtr, graph::Condition>>,
+    /// What was advised of managed memory, by allocation.
+    pub advice: Mutex<BTreeMap<DevicePtr, Advice>>,
     pub queue: Queue,
     pub pools: Handles<Arc<Pool>>,
     /// The default pool of each device, and the one that it allocates from.
     pub default_pools: Vec<Handle>,
     pub current_pools: Mutex<Vec<Handle>>,
+    /// The default pools of the host's memory and of managed memory, made when they are asked for.
+    pub host_pools: Mutex<Vec<(pool::Place, Handle)>>,
     /// The pool that the graphs of each device allocate from.
     pub graph_pools: Vec<Handle>,
     /// The pool of each allocation from one, and its length.
@@ -168,7 +179,8 @@ pub(crate) struct Driver {
     pub ranges: Ranges,
     pub shared: Shared,
     pub links: Handles<Arc<Mutex<Vec<String>>>>,
-    pub host: Mutex<BTreeMap<usize, std::alloc::Layout>>,
+    /// Host memory of the driver: pinned and managed.
+    pub host: Mutex<BTreeMap<usize, (std::alloc::Layout, HostKind)>>,
     /// The context of each allocation of device memory.
     pub owners: Mutex<BTreeMap<DevicePtr, Handle>>,
     default_streams: Vec<Stream>,
@@ -218,7 +230,9 @@ pub(crate) fn initialise() {
 impl Driver {
     fn new(choices: private::Choices) -> Result<Driver, Error> {
         let preset = Preset::named(&choices.gpu)?;
-        let devices = Device::peers(preset, choices.devices.max(1));
+        let chosen = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+        let visible = visible(choices.devices.max(1), chosen.as_deref());
+        let devices = Device::peers(preset, visible.len().max(1));
         for device in &devices {
             let checks = Checks::parse(&choices.check).unwrap_or(Checks::ALL);
             device.memory().track_written(checks.uninit);
@@ -228,12 +242,14 @@ impl Driver {
                 checks,
                 schedule_seed,
                 profile,
+                tell: Some(Tell(say::finding)),
                 ..device.settings()
             });
         }
         let each = || 0..devices.len();
         let pools = Handles::new();
-        let pool_each = || each().map(|device| pools.insert(Arc::new(Pool::new(device)))).collect();
+        let make = |device| pools.insert(Arc::new(Pool::new(pool::Place::Device(device))));
+        let pool_each = || each().map(make).collect();
         let (default_pools, graph_pools): (Vec<Handle>, Vec<Handle>) = (pool_each(), pool_each());
         let queue = Queue::new(devices.len() > 1, run_batch);
         let stream =
@@ -244,6 +260,7 @@ impl Driver {
             retained: each().map(|_| AtomicU64::new(0)).collect(),
             default_streams: each().map(stream).collect(),
             devices,
+            visible,
             sticky: AtomicI32::new(SUCCESS),
             contexts: Handles::new(),
             modules: Handles::new(),
@@ -257,9 +274,12 @@ impl Driver {
             nodes: Handles::new(),
             execs: Handles::new(),
             user_objects: Handles::new(),
+            conditions: Mutex::default(),
+            advice: Mutex::default(),
             queue,
             pools,
             current_pools: Mutex::new(default_pools.clone()),
+            host_pools: Mutex::default(),
             default_pools,
             graph_pools,
             pooled: Mutex::default(),
@@ -280,6 +300,11 @@ impl Driver {
     pub(crate) fn device(&self, ordinal: i32) -> R<&Device> {
         let index = usize::try_from(ordinal).map_err(|_| ERROR_INVALID_DEVICE)?;
         self.devices.get(index).ok_or(ERROR_INVALID_DEVICE)
+    }
+
+    /// Which of the machine's devices one is.
+    pub(crate) fn physical(&self, device: i32) -> i32 {
+        self.visible.get(device as usize).copied().unwrap_or(device)
     }
 
     /// The folder that all processes of an emulated run share.
@@ -398,12 +423,29 @@ impl Driver {
         check_launch(&Launch { function, config }).map_err(|error| self.cannot_run(&error))
     }
 
-    /// Frees device memory.
+    /// Frees memory, of a device or of the host.
     pub(crate) fn free(&self, address: DevicePtr) -> R {
+        if self.host_free(address as usize)? {
+            self.left_pool(address);
+            self.advice.lock().expect("no panic holds this lock").remove(&address);
+            return Ok(());
+        }
         self.shared.lock().expect("no panic holds this lock").remove(&address);
         self.left_pool(address);
         self.owners.lock().expect("no panic holds this lock").remove(&address);
         self.devices[0].free(address).map_err(|_| ERROR_INVALID_VALUE)
+    }
+
+    /// Frees host memory of the driver's; false where the address is not of such memory.
+    pub(crate) fn host_free(&self, at: usize) -> R<bool> {
+        let Some((layout, _)) = self.host.lock().expect("no panic holds this lock").remove(&at)
+        else {
+            return Ok(false);
+        };
+        self.devices[0].free(at as u64).map_err(|_| ERROR_INVALID_VALUE)?;
+        // SAFETY: allocated with this layout, and now unknown to the emulator.
+        unsafe { std::alloc::dealloc(at as *mut u8, layout) };
+        Ok(true)
     }
 
     /// The error that an earlier kernel left, if any.
@@ -472,24 +514,28 @@ impl Driver {
     pub(crate) fn run(&self, launches: &[(Function, LaunchConfig)]) -> R {
         let together: Vec<Launch<'_>> =
             launches.iter().map(|(function, config)| Launch { function, config }).collect();
+        let began = Instant::now();
         let reports = launch_together(&together).map_err(|error| self.cannot_run(&error))?;
+        let seconds = began.elapsed().as_secs_f64() / reports.len() as f64;
         for ((function, _), report) in launches.iter().zip(reports) {
-            self.ended(function, report);
+            self.ended(function, report, seconds);
         }
         Ok(())
     }
 
-    fn ended(&self, function: &Function, report: LaunchReport) {
+    fn ended(&self, function: &Function, report: LaunchReport, seconds: f64) {
         let device = function.module().device();
         let index = device.index() as usize;
         crate::say::print(&report.printed);
         let cycles_ns = report.cycles * 1_000_000 / u64::from(device.preset().clock_khz);
         self.advance(index, LAUNCH_NS + cycles_ns);
-        for finding in &report.findings {
-            say!("{finding}");
+        // A defect is told once, however many launches have it; the summary counts it.
+        let known = |f: &&Finding| self.summary.lock().expect("no panic holds it").knows(f);
+        for finding in report.findings.iter().filter(|finding| !known(finding)) {
+            say::finding(finding);
         }
         let fatal = report.fatal().map(code_of);
-        self.account(report.record, &report.findings);
+        self.account(report.record, &report.findings, seconds);
         match (fatal, self.choices.on_finding) {
             (None, _) | (_, OnFinding::Report) => {}
             // As on hardware: this call succeeds, the next ones report it.
@@ -498,10 +544,10 @@ impl Driver {
         }
     }
 
-    fn account(&self, mut record: KernelRecord, findings: &[Finding]) {
+    fn account(&self, mut record: KernelRecord, findings: &[Finding], seconds: f64) {
         let mut summary = self.summary.lock().expect("no panic holds this lock");
         record.seq = summary.launches;
-        summary.add(&record, findings);
+        summary.add(&record, findings, seconds);
         drop(summary);
         if let Some(folder) = &self.choices.trace
             && let Err(error) = self.write_trace(folder, &record)

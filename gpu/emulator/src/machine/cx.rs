@@ -7,8 +7,7 @@ use super::op::{Code, Step};
 use super::registers::{CONSTANT, LANES, Reg, SINK_SLOTS, Slot, WIDE, WideSlot};
 use super::stats::Stats;
 use super::warp::{Wait, Warp};
-use crate::config::LaunchConfig;
-use crate::config::Settings;
+use crate::config::{LaunchConfig, Settings, Tell};
 use crate::error::{Finding, Ub};
 use crate::heap::Heap;
 use crate::machine::checks::global::{Global, Strength, Touched};
@@ -230,6 +229,7 @@ impl<'a> Cx<'a> {
             kernel: self.grid.code.name.clone(),
             line,
             instruction: self.grid.program.line(line).to_owned(),
+            source: self.grid.program.source_of(line),
             cta: self.cluster.ctas[self.cta].id,
             warp: self.w.index,
             lane: lane.map(|l| l as u32),
@@ -260,7 +260,12 @@ impl<'a> Cx<'a> {
         let list = &mut self.stats.findings;
         match list.iter_mut().find(|f| f.kind == kind && f.line == finding.line) {
             Some(known) => known.count += 1,
-            None => list.push(finding),
+            None => {
+                if let Some(Tell(tell)) = self.grid.settings.tell {
+                    tell(&finding);
+                }
+                list.push(finding);
+            }
         }
     }
 

@@ -212,6 +212,7 @@ impl<'a> Domain<'a> {
             kernel: grid.code.name.clone(),
             line,
             instruction: grid.program.line(line).to_owned(),
+            source: grid.program.source_of(line),
             cta: cta.id,
             warp: warp.index,
             lane: None,

@@ -6,21 +6,20 @@ use fathom_emulator::Preset;
 
 use super::{entry_points, put, text};
 use crate::abi::*;
-use crate::state::{initialise, initialised};
+use crate::machine;
+use crate::state::{driver, initialise, initialised};
 
 /// CUDA version that the driver claims: 13.5, whose PTX is 9.5.
 pub(super) const VERSION: i32 = 13050;
 
 /// UUID of a device.
 pub(super) fn uuid(device: i32) -> [u8; 16] {
-    let mut id = *b"fathom emulated\0";
-    id[15] = device as u8;
-    id
+    machine::uuid(driver().physical(device))
 }
 
 /// The PCI bus that a device has for itself; domain and device number are 0.
 pub(super) fn pci_bus(device: i32) -> i32 {
-    device + 1
+    driver().physical(device) + 1
 }
 
 /// `CUdevice_attribute` values of a device; 0 for what has no meaning here.
@@ -82,6 +81,9 @@ entry_points! {
         if flags != 0 {
             return Err(ERROR_INVALID_VALUE);
         }
+        if driver().visible.is_empty() {
+            return Err(ERROR_NO_DEVICE);
+        }
         initialise();
         Ok(())
     }
@@ -130,9 +132,9 @@ entry_points! {
     fn cuDeviceGetByPCIBusId(device: *mut i32, id: *const c_char) {
         let id = text(id)?;
         let bus = id.split(':').nth(1).and_then(|b| i32::from_str_radix(b, 16).ok());
-        let ordinal = bus.ok_or(ERROR_INVALID_VALUE)? - 1;
-        initialised()?.device(ordinal)?;
-        put(device, ordinal)
+        let physical = bus.ok_or(ERROR_INVALID_VALUE)? - 1;
+        let found = initialised()?.visible.iter().position(|visible| *visible == physical);
+        put(device, found.ok_or(ERROR_INVALID_DEVICE)? as i32)
     }
 
     fn cuDeviceTotalMem_v2(bytes: *mut usize, device: i32) {

@@ -4,9 +4,11 @@ use std::ffi::c_char;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
+use super::memory::alloc;
 use super::{entry_points, put, text};
 use crate::abi::*;
-use crate::graph::{EdgeData, Exec, Step};
+use crate::api::user_object::release_all;
+use crate::graph::{Condition, EdgeData, Exec, Step};
 use crate::operation::Operation;
 use crate::state::{Driver, R, initialised};
 
@@ -107,7 +109,11 @@ unsafe fn change_edges(
     add: bool,
 ) -> R {
     let driver = initialised()?;
-    driver.graphs.get(graph)?;
+    let memory =
+        driver.graphs.get(graph)?.lock().expect("no panic holds this lock").has_memory_nodes();
+    if memory && !add {
+        return Err(ERROR_NOT_SUPPORTED);
+    }
     // SAFETY: the caller's promise.
     for (i, (from, data)) in unsafe { edges(from, data, count) }.into_iter().enumerate() {
         // SAFETY: within the count.
@@ -134,7 +140,8 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 fn instantiate(driver: &Driver, graph: Handle, flags: u64) -> R<Handle> {
     let steps = Mutex::new(driver.steps(graph)?);
     let id = NEXT_ID.fetch_add(1, Relaxed);
-    Ok(driver.execs.insert(Arc::new(Exec { id, flags, steps })))
+    let user_objects = Mutex::new(driver.hold_user_objects(graph)?);
+    Ok(driver.execs.insert(Arc::new(Exec { id, flags, steps, user_objects })))
 }
 
 /// Changes a step of an executable graph.
@@ -165,6 +172,7 @@ fn update(exec: Handle, graph: Handle) -> R<Result<(), (u32, Handle)>> {
         places.sort_unstable();
         places
     };
+    let lengths = |step: &Step| step.bodies.iter().map(Vec::len).collect::<Vec<_>>();
     if old.len() != new.len() {
         return Ok(Err((UPDATE_TOPOLOGY, new.last().map_or(0, |step| step.node))));
     }
@@ -172,14 +180,21 @@ fn update(exec: Handle, graph: Handle) -> R<Result<(), (u32, Handle)>> {
         if was.operation.kind() != is.operation.kind() {
             return Ok(Err((UPDATE_TYPE, is.node)));
         }
-        if shape(&old, was) != shape(&new, is) || was.child.len() != is.child.len() {
+        if shape(&old, was) != shape(&new, is) || lengths(was) != lengths(is) {
             return Ok(Err((UPDATE_TOPOLOGY, is.node)));
         }
     }
     for (was, is) in old.iter_mut().zip(new) {
         was.operation = is.operation;
-        was.child = is.child;
+        was.bodies = is.bodies;
     }
+    drop(old);
+    let held = driver.hold_user_objects(graph)?;
+    let before = {
+        let mut objects = exec.user_objects.lock().expect("no panic holds this lock");
+        std::mem::replace(&mut *objects, held)
+    };
+    release_all(&before);
     Ok(Ok(()))
 }
 
@@ -229,14 +244,16 @@ entry_points! {
 
     fn cuGraphDestroyNode(node: Handle) {
         let driver = initialised()?;
-        let graph = driver.graphs.get(driver.nodes.remove(node)?)?;
+        let graph = driver.graphs.get(driver.nodes.get(node)?)?;
         let mut graph = graph.lock().expect("no panic holds this lock");
+        if graph.has_memory_nodes() {
+            return Err(ERROR_NOT_SUPPORTED);
+        }
+        driver.nodes.remove(node)?;
         let removed = graph.nodes.remove(&node);
         graph.nodes.values_mut().for_each(|other| other.after.retain(|(from, _)| *from != node));
-        if let Some(Operation::Child(child)) = removed.map(|node| node.operation) {
-            driver.destroy_graph(child)?;
-        }
-        Ok(())
+        let removed = removed.ok_or(ERROR_INVALID_VALUE)?.operation;
+        removed.bodies().iter().try_for_each(|body| driver.destroy_graph(*body))
     }
 
     fn cuGraphGetNodes(graph: Handle, nodes: *mut Handle, count: *mut usize) {
@@ -404,6 +421,28 @@ entry_points! {
 
     fn cuGraphNodeGetEnabled(exec: Handle, node: Handle, enabled: *mut u32) {
         put(enabled, with_step(exec, node, |step| Ok(u32::from(step.enabled)))?)
+    }
+
+    fn cuGraphConditionalHandleCreate(
+        condition: *mut DevicePtr,
+        graph: Handle,
+        context: Handle,
+        default: u32,
+        flags: u32,
+    ) {
+        const ASSIGN_DEFAULT: u32 = 1;
+        let _ = context;
+        let driver = initialised()?;
+        driver.graphs.get(graph)?;
+        if flags > ASSIGN_DEFAULT {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        let default = (flags == ASSIGN_DEFAULT).then_some(default);
+        let at = alloc(driver.current()?, 4)?;
+        driver.devices[0].memory().write(at, &[0; 4]).map_err(|_| ERROR_OUT_OF_MEMORY)?;
+        let made = Condition { graph, default };
+        driver.conditions.lock().expect("no panic holds this lock").insert(at, made);
+        put(condition, at)
     }
 
     fn cuGraphLaunch(exec: Handle, stream: Handle) {

@@ -1,13 +1,14 @@
 //! Nodes of graphs by their type: making them, and reading and changing what they do.
 
 use std::ffi::c_void;
+use std::sync::{Arc, Mutex};
 
 use super::graph::{edges, with_step};
 use super::launch::{Attributes, config, pack, shape};
 use super::{entry_points, put};
 use crate::abi::*;
-use crate::graph::EdgeData;
-use crate::operation::{Fill, Launch, Operation};
+use crate::graph::{EdgeData, Graph, Step};
+use crate::operation::{Choice, Conditional, Fill, Launch, Operation};
 use crate::state::{R, initialised};
 
 /// `CUDA_KERNEL_NODE_PARAMS`; the second version has two more fields.
@@ -72,6 +73,17 @@ pub(crate) struct AllocParams {
     at: DevicePtr,
 }
 
+/// `CUDA_CONDITIONAL_NODE_PARAMS`: the condition, how it chooses, how many graphs; where the
+/// driver says which these are.
+#[repr(C)]
+pub(crate) struct ConditionalParams {
+    condition: DevicePtr,
+    choice: u32,
+    count: u32,
+    bodies: *const Handle,
+    context: Handle,
+}
+
 /// `CUgraphNodeParams`: the type, and a union.
 #[repr(C)]
 pub(crate) struct NodeParams {
@@ -115,11 +127,45 @@ fn alloc(params: &mut AllocParams) -> R<Operation> {
     Ok(Operation::Alloc(params.at, params.bytes))
 }
 
+/// A list of graphs that is the client's for as long as the process lives.
+fn list(graphs: &[Handle]) -> *const Handle {
+    let told: &'static [Handle] = graphs.to_vec().leak();
+    told.as_ptr()
+}
+
+/// A conditional node with empty graphs, which the client fills.
+fn conditional(params: &mut ConditionalParams, graph: Handle) -> R<Operation> {
+    let driver = initialised()?;
+    let condition = params.condition;
+    let made_for = {
+        let known = driver.conditions.lock().expect("no panic holds this lock");
+        known.get(&condition).ok_or(ERROR_INVALID_VALUE)?.graph
+    };
+    let choice = match (params.choice, params.count) {
+        (0, 1 | 2) => Choice::If,
+        (1, 1) => Choice::While,
+        (2, 1..) => Choice::Switch,
+        _ => return Err(ERROR_INVALID_VALUE),
+    };
+    // An inner graph may use what the graph around it was given.
+    let inner = driver.graphs.get(graph)?.lock().expect("no panic holds this lock").owned;
+    if made_for != graph && !inner {
+        return Err(ERROR_INVALID_VALUE);
+    }
+    let body = |_| {
+        let graph = Graph { owned: true, ..Graph::default() };
+        driver.graphs.insert(Arc::new(Mutex::new(graph)))
+    };
+    let bodies: Vec<Handle> = (0..params.count).map(body).collect();
+    params.bodies = list(&bodies);
+    Ok(Operation::Conditional(Conditional { condition, choice, bodies }))
+}
+
 /// What the parameters of any type say.
 ///
 /// # Safety
 /// The parameters are the client's.
-unsafe fn operation(params: &mut NodeParams) -> R<Operation> {
+unsafe fn operation(params: &mut NodeParams, graph: Handle) -> R<Operation> {
     let value = params.value.as_mut_ptr();
     // SAFETY: the union's member is the one that the type names.
     unsafe {
@@ -139,13 +185,68 @@ unsafe fn operation(params: &mut NodeParams) -> R<Operation> {
             6 => Operation::WaitEvent(value.read() as Handle),
             7 => Operation::Record(value.read() as Handle),
             10 => alloc(&mut *value.cast::<AllocParams>())?,
-            11 => Operation::Free(value.read()),
+            11 => free(value.read())?,
+            13 => conditional(&mut *value.cast::<ConditionalParams>(), graph)?,
             other => {
                 initialised()?.name_unsupported(&format!("graph nodes of type {other}"));
                 return Err(ERROR_NOT_SUPPORTED);
             }
         })
     }
+}
+
+/// The operation that frees memory, which there must be.
+fn free(at: DevicePtr) -> R<Operation> {
+    if at == 0 { Err(ERROR_INVALID_VALUE) } else { Ok(Operation::Free(at)) }
+}
+
+/// What a node does as the parameters by which it could be made.
+fn params_of(node: Handle) -> R<NodeParams> {
+    let operation = initialised()?.node(node)?.operation;
+    let mut params = NodeParams { kind: operation.kind(), reserved: [0; 3], value: [0; 29] };
+    let value = params.value.as_mut_ptr();
+    // SAFETY: the union has room for each of its members.
+    unsafe {
+        match &operation {
+            Operation::Launch(_) => {
+                let first = kernel_params(node)?;
+                value.cast::<KernelParams2>().write(KernelParams2 { first, kernel: 0, context: 0 });
+            }
+            // Flags, the context, the copy.
+            Operation::Copy(copy) => value.add(2).cast::<Memcpy3d>().write(*copy),
+            Operation::Fill(fill) => value.cast::<FillParams>().write(fill_params(fill)),
+            Operation::Host(function, data) => {
+                let params = HostParams { function: *function, data: *data };
+                value.cast::<HostParams>().write(params);
+            }
+            Operation::Child(graph) => value.write(*graph as u64),
+            Operation::WaitEvent(event) | Operation::Record(event) => value.write(*event as u64),
+            Operation::Alloc(at, bytes) => {
+                value.cast::<AllocParams>().write(alloc_params(*at, *bytes));
+            }
+            Operation::Free(at) => value.write(*at),
+            Operation::Conditional(c) => {
+                value.cast::<ConditionalParams>().write(ConditionalParams {
+                    condition: c.condition,
+                    choice: c.choice as u32,
+                    count: c.bodies.len() as u32,
+                    bodies: list(&c.bodies),
+                    context: 0,
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(params)
+}
+
+fn fill_params(fill: &Fill) -> FillParams {
+    let Fill { at, pitch, value, element, width, height } = *fill;
+    FillParams { at, pitch, value, element: element as u32, width, height }
+}
+
+fn alloc_params(at: DevicePtr, bytes: usize) -> AllocParams {
+    AllocParams { pool: [0; 11], access: 0, access_count: 0, bytes, at }
 }
 
 /// Where a new node goes: its graph, what it waits for, and where its handle is wanted.
@@ -189,16 +290,17 @@ fn set(node: Handle, operation: Operation) -> R {
 /// As [`set`], in an executable graph.
 fn set_step(exec: Handle, node: Handle, operation: Operation) -> R {
     operation.check()?;
-    let child = match operation {
-        Operation::Child(graph) => initialised()?.steps(graph)?,
-        _ => Vec::new(),
-    };
+    let driver = initialised()?;
+    let bodies =
+        operation.bodies().iter().map(|body| driver.steps(*body)).collect::<R<Vec<_>>>()?;
+    let lengths = |bodies: &[Vec<Step>]| bodies.iter().map(Vec::len).collect::<Vec<_>>();
     with_step(exec, node, |step| {
-        if step.operation.kind() != operation.kind() || step.child.len() != child.len() {
+        let same = lengths(&step.bodies) == lengths(&bodies);
+        if step.operation.kind() != operation.kind() || !same {
             return Err(ERROR_INVALID_VALUE);
         }
         step.operation = operation;
-        step.child = child;
+        step.bodies = bodies;
         Ok(())
     })
 }
@@ -345,7 +447,7 @@ entry_points! {
         count: usize,
         at: DevicePtr,
     ) {
-        Place::new(node, graph, after, count).add(Operation::Free(at))
+        Place::new(node, graph, after, count).add(free(at)?)
     }
 
     fn cuGraphAddNode(
@@ -355,7 +457,7 @@ entry_points! {
         count: usize,
         params: *mut NodeParams,
     ) {
-        let operation = operation(params.as_mut().ok_or(ERROR_INVALID_VALUE)?)?;
+        let operation = operation(params.as_mut().ok_or(ERROR_INVALID_VALUE)?, graph)?;
         Place::new(node, graph, after, count).add(operation)
     }
 
@@ -367,16 +469,20 @@ entry_points! {
         count: usize,
         params: *mut NodeParams,
     ) {
-        let operation = operation(params.as_mut().ok_or(ERROR_INVALID_VALUE)?)?;
+        let operation = operation(params.as_mut().ok_or(ERROR_INVALID_VALUE)?, graph)?;
         Place { data, ..Place::new(node, graph, after, count) }.add(operation)
     }
 
+    fn cuGraphNodeGetParams(node: Handle, params: *mut NodeParams) {
+        put(params, params_of(node)?)
+    }
+
     fn cuGraphNodeSetParams_v2(node: Handle, params: *mut NodeParams) {
-        set(node, operation(params.as_mut().ok_or(ERROR_INVALID_VALUE)?)?)
+        set(node, operation(params.as_mut().ok_or(ERROR_INVALID_VALUE)?, initialised()?.nodes.get(node)?)?)
     }
 
     fn cuGraphExecNodeSetParams(exec: Handle, node: Handle, params: *mut NodeParams) {
-        set_step(exec, node, operation(params.as_mut().ok_or(ERROR_INVALID_VALUE)?)?)
+        set_step(exec, node, operation(params.as_mut().ok_or(ERROR_INVALID_VALUE)?, initialised()?.nodes.get(node)?)?)
     }
 
     fn cuGraphKernelNodeGetParams(node: Handle, params: *mut KernelParams) {
@@ -470,8 +576,7 @@ entry_points! {
         let Operation::Fill(f) = initialised()?.node(node)?.operation else {
             return Err(ERROR_INVALID_VALUE);
         };
-        let (at, pitch, value, element) = (f.at, f.pitch, f.value, f.element as u32);
-        put(params, FillParams { at, pitch, value, element, width: f.width, height: f.height })
+        put(params, fill_params(&f))
     }
 
     fn cuGraphMemsetNodeSetParams(node: Handle, params: *const FillParams) {
@@ -546,9 +651,7 @@ entry_points! {
 
     fn cuGraphMemAllocNodeGetParams(node: Handle, params: *mut AllocParams) {
         match initialised()?.node(node)?.operation {
-            Operation::Alloc(at, bytes) => {
-                put(params, AllocParams { pool: [0; 11], access: 0, access_count: 0, bytes, at })
-            }
+            Operation::Alloc(at, bytes) => put(params, alloc_params(at, bytes)),
             _ => Err(ERROR_INVALID_VALUE),
         }
     }

@@ -5,6 +5,7 @@ use std::ffi::c_void;
 
 use super::{entry_points, put};
 use crate::abi::*;
+use crate::machine::HostKind;
 use crate::operation::{Fill, Operation};
 use crate::state::{Driver, R, current_context, initialised};
 
@@ -54,8 +55,8 @@ fn fill_rows(
     initialised()?.submit(stream, Operation::Fill(fill))
 }
 
-/// Pinned host memory, which kernels reach at its own address.
-fn host_alloc(driver: &Driver, bytes: usize) -> R<usize> {
+/// Host memory, which kernels reach at its own address.
+pub(super) fn host_alloc(driver: &Driver, bytes: usize, kind: HostKind) -> R<usize> {
     let size = bytes.max(1).next_multiple_of(256);
     let layout = Layout::from_size_align(size, 4096).map_err(|_| ERROR_INVALID_VALUE)?;
     // SAFETY: the size is not zero.
@@ -66,19 +67,8 @@ fn host_alloc(driver: &Driver, bytes: usize) -> R<usize> {
     // SAFETY: fresh memory, which lives until `host_free` frees it here first.
     unsafe { driver.devices[0].register_host(pointer, size) };
     let at = pointer as usize;
-    driver.host.lock().expect("no panic holds this lock").insert(at, layout);
+    driver.host.lock().expect("no panic holds this lock").insert(at, (layout, kind));
     Ok(at)
-}
-
-/// Frees what [`host_alloc`] gave; false where it is not of there.
-fn host_free(driver: &Driver, at: usize) -> R<bool> {
-    let Some(layout) = driver.host.lock().expect("no panic holds this lock").remove(&at) else {
-        return Ok(false);
-    };
-    driver.devices[0].free(at as u64).map_err(|_| ERROR_INVALID_VALUE)?;
-    // SAFETY: allocated with this layout, and now unknown to the emulator.
-    unsafe { std::alloc::dealloc(at as *mut u8, layout) };
-    Ok(true)
 }
 
 pub(super) fn alloc(device: usize, bytes: usize) -> R<DevicePtr> {
@@ -164,33 +154,32 @@ entry_points! {
     fn cuMemFree_v2(address: DevicePtr) {
         let driver = initialised()?;
         driver.wait_for_all()?;
-        if address == 0 || host_free(driver, address as usize)? {
-            return Ok(());
-        }
-        driver.free(address)
+        if address == 0 { Ok(()) } else { driver.free(address) }
     }
 
     fn cuMemAllocManaged(address: *mut DevicePtr, bytes: usize, flags: u32) {
         let _ = flags;
-        put(address, host_alloc(initialised()?, bytes)? as DevicePtr)
+        if bytes == 0 {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        put(address, host_alloc(initialised()?, bytes, HostKind::Managed)? as DevicePtr)
     }
 
     fn cuMemAllocHost_v2(pointer: *mut usize, bytes: usize) {
-        put(pointer, host_alloc(initialised()?, bytes)?)
+        put(pointer, host_alloc(initialised()?, bytes, HostKind::Pinned)?)
     }
 
     fn cuMemHostAlloc(pointer: *mut usize, bytes: usize, flags: u32) {
         let _ = flags;
-        put(pointer, host_alloc(initialised()?, bytes)?)
+        put(pointer, host_alloc(initialised()?, bytes, HostKind::Pinned)?)
     }
 
     fn cuMemFreeHost(pointer: usize) {
         let driver = initialised()?;
         driver.wait_for_all()?;
-        if pointer == 0 || host_free(driver, pointer)? {
-            Ok(())
-        } else {
-            Err(ERROR_INVALID_VALUE)
+        match pointer == 0 || driver.host_free(pointer)? {
+            true => Ok(()),
+            false => Err(ERROR_INVALID_VALUE),
         }
     }
 
@@ -238,7 +227,21 @@ entry_points! {
             1 => put(data.cast(), driver.primary_context(allocation.device() as usize)),
             2 => put(data.cast(), if host { MEMORY_HOST } else { 2u32 }),
             3 | 4 => put(data.cast(), address),
-            8 => put(data.cast(), 0u32),
+            // Synchronous copies by choice: not chosen. No handles of allocations are given out.
+            6 | 10 | 14 => put(data.cast(), 0u32),
+            7 => put(data.cast(), allocation.base()),
+            8 => {
+                let hosted = driver.host.lock().expect("no panic holds this lock");
+                let kind = hosted.get(&(allocation.base() as usize)).map(|(_, kind)| *kind);
+                put(data.cast(), u32::from(kind == Some(HostKind::Managed)))
+            }
+            13 => put(data.cast(), 1u32),
+            // To be read and written.
+            16 => put(data.cast(), 3u32),
+            17 => {
+                let pooled = driver.pooled.lock().expect("no panic holds this lock");
+                put(data.cast(), pooled.get(&allocation.base()).map_or(0, |(pool, _)| *pool))
+            }
             9 => put(data.cast(), allocation.device() as i32),
             11 => put(data.cast(), allocation.base()),
             12 => put(data.cast(), allocation.bytes() as usize),
@@ -408,52 +411,8 @@ entry_points! {
         fill_rows(stream, at, pitch, (value, 4), (width, height))
     }
 
-    fn cuMemAdvise_v2(at: DevicePtr, bytes: usize, advice: u32, location: u64) {
-        let _ = (at, bytes, advice, location);
-        Ok(())
-    }
-
-    fn cuMemAdvise(at: DevicePtr, bytes: usize, advice: u32, device: i32) {
-        let _ = (at, bytes, advice, device);
-        Ok(())
-    }
-
-    fn cuMemPrefetchAsync_v2(
-        at: DevicePtr,
-        bytes: usize,
-        location: u64,
-        flags: u32,
-        stream: Handle,
-    ) {
-        let _ = (at, bytes, location, flags);
-        initialised()?.stream(stream).map(|_| ())
-    }
-
-    // Managed memory is memory of the host: nothing was advised or moved.
-    fn cuMemRangeGetAttribute(
-        data: *mut c_void,
-        size: usize,
-        attribute: u32,
-        at: DevicePtr,
-        bytes: usize,
-    ) {
-        let view = initialised()?.devices[0].memory().view();
-        view.locate(at, bytes as u64).ok_or(ERROR_INVALID_VALUE)?;
-        // Neither read-mostly nor of one location: 0, and -2 for `CU_DEVICE_INVALID`.
-        let value = if matches!(attribute, 1 | 5 | 7) { 0i32 } else { -2 };
-        for i in 0..size / 4 {
-            put(data.cast::<i32>().add(i), value)?;
-        }
-        Ok(())
-    }
-
     fn cuStreamAttachMemAsync(stream: Handle, at: DevicePtr, bytes: usize, flags: u32) {
         let _ = (at, bytes, flags);
         initialised()?.stream(stream).map(|_| ())
-    }
-
-    fn cuMemPrefetchAsync(at: DevicePtr, bytes: usize, device: i32, stream: Handle) {
-        let _ = (at, bytes, device, stream);
-        Ok(())
     }
 }

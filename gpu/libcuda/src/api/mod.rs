@@ -14,6 +14,7 @@ mod graph_node;
 mod launch;
 mod library;
 mod lookup;
+mod managed;
 mod memory;
 mod module;
 pub(crate) mod pool;

@@ -6,15 +6,24 @@
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
 
-use super::memory::alloc;
+use super::memory::{alloc, host_alloc};
 use super::{entry_points, put};
 use crate::abi::*;
+use crate::machine::{HostKind, Location};
 use crate::operation::Operation;
 use crate::state::{Driver, R, initialised};
 
-/// A pool of a device.
+/// What a pool's memory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Device(usize),
+    /// Of the host; managed memory may have a device as its preferred place.
+    Host(HostKind, Location),
+}
+
+/// A pool.
 pub(crate) struct Pool {
-    pub device: usize,
+    place: Place,
     state: Mutex<State>,
 }
 
@@ -41,8 +50,8 @@ impl State {
 }
 
 impl Pool {
-    pub(crate) fn new(device: usize) -> Pool {
-        Pool { device, state: Mutex::default() }
+    pub(crate) fn new(place: Place) -> Pool {
+        Pool { place, state: Mutex::default() }
     }
 
     fn used(&self, change: impl FnOnce(u64) -> u64) {
@@ -57,9 +66,33 @@ impl Pool {
 impl Driver {
     fn alloc_from(&self, pool: Handle, bytes: usize) -> R<DevicePtr> {
         let found = self.pools.get(pool)?;
-        let at = alloc(found.device, bytes)?;
+        if bytes == 0 {
+            return Ok(0);
+        }
+        let at = match found.place {
+            Place::Device(device) => alloc(device, bytes)?,
+            Place::Host(kind, _) => host_alloc(self, bytes, kind)? as DevicePtr,
+        };
         found.used(|used| used + bytes as u64);
         self.pooled.lock().expect("no panic holds this lock").insert(at, (pool, bytes as u64));
+        Ok(at)
+    }
+
+    /// Allocates in a stream's order; where the stream captures, it is a node, and each launch
+    /// allocates.
+    fn alloc_on(&self, stream: Handle, pool: Handle, bytes: usize) -> R<DevicePtr> {
+        if self.stream(stream)?.capturing().is_none() {
+            return self.alloc_from(pool, bytes);
+        }
+        let Place::Device(device) = self.pools.get(pool)?.place else {
+            self.name_unsupported("host memory as a node of a graph");
+            return Err(ERROR_NOT_SUPPORTED);
+        };
+        if bytes == 0 {
+            return Ok(0);
+        }
+        let at = alloc(device, bytes)?;
+        self.submit(stream, Operation::Alloc(at, bytes))?;
         Ok(at)
     }
 
@@ -100,20 +133,45 @@ fn graph_pool(device: i32) -> R<Arc<Pool>> {
     driver.pools.get(driver.graph_pools[device as usize])
 }
 
-/// `CUmemLocation`: a type, 1 for devices, and the device.
-type Location = [i32; 2];
+/// `CUmemAllocationType`.
+const PINNED: u32 = 1;
+const MANAGED: u32 = 2;
+const ON_DEVICE: i32 = 1;
+
+/// The place that a kind of memory and a location mean.
+fn place(driver: &Driver, kind: u32, location: Location) -> R<Place> {
+    let [on, device] = location;
+    if on == ON_DEVICE {
+        driver.device(device)?;
+    }
+    match (kind, on) {
+        (PINNED, ON_DEVICE) => Ok(Place::Device(device as usize)),
+        (PINNED, 2..=4) => Ok(Place::Host(HostKind::Pinned, location)),
+        (MANAGED, 0..=4) => Ok(Place::Host(HostKind::Managed, location)),
+        _ => Err(ERROR_INVALID_VALUE),
+    }
+}
+
+/// The default pool of a place on the host.
+fn host_pool(driver: &Driver, place: Place) -> Handle {
+    let mut pools = driver.host_pools.lock().expect("no panic holds this lock");
+    if let Some((_, pool)) = pools.iter().find(|(known, _)| *known == place) {
+        return *pool;
+    }
+    let pool = driver.pools.insert(Arc::new(Pool::new(place)));
+    pools.push((place, pool));
+    pool
+}
 
 entry_points! {
     fn cuMemAllocAsync(at: *mut DevicePtr, bytes: usize, stream: Handle) {
         let driver = initialised()?;
         let pool = driver.current_pool(driver.stream(stream)?.device as i32)?;
-        put(at, driver.alloc_from(pool, bytes)?)
+        put(at, driver.alloc_on(stream, pool, bytes)?)
     }
 
     fn cuMemAllocFromPoolAsync(at: *mut DevicePtr, bytes: usize, pool: Handle, stream: Handle) {
-        let driver = initialised()?;
-        driver.stream(stream)?;
-        put(at, driver.alloc_from(pool, bytes)?)
+        put(at, initialised()?.alloc_on(stream, pool, bytes)?)
     }
 
     fn cuMemFreeAsync(at: DevicePtr, stream: Handle) {
@@ -127,10 +185,12 @@ entry_points! {
     }
 
     fn cuMemGetDefaultMemPool(pool: *mut Handle, location: *const Location, kind: u32) {
-        let _ = kind;
-        let [_, device] = *location.as_ref().ok_or(ERROR_INVALID_VALUE)?;
-        initialised()?.device(device)?;
-        put(pool, initialised()?.default_pools[device as usize])
+        let driver = initialised()?;
+        let location = *location.as_ref().ok_or(ERROR_INVALID_VALUE)?;
+        put(pool, match place(driver, kind, location)? {
+            Place::Device(device) => driver.default_pools[device],
+            host => host_pool(driver, host),
+        })
     }
 
     fn cuDeviceGetMemPool(pool: *mut Handle, device: i32) {
@@ -138,9 +198,12 @@ entry_points! {
     }
 
     fn cuMemGetMemPool(pool: *mut Handle, location: *const Location, kind: u32) {
-        let _ = kind;
-        let [_, device] = *location.as_ref().ok_or(ERROR_INVALID_VALUE)?;
-        put(pool, initialised()?.current_pool(device)?)
+        let driver = initialised()?;
+        let location = *location.as_ref().ok_or(ERROR_INVALID_VALUE)?;
+        put(pool, match place(driver, kind, location)? {
+            Place::Device(device) => driver.current_pool(device as i32)?,
+            host => host_pool(driver, host),
+        })
     }
 
     fn cuDeviceSetMemPool(device: i32, pool: Handle) {
@@ -154,29 +217,22 @@ entry_points! {
     // Properties begin with the type and the handle types, then the location.
     fn cuMemPoolCreate(pool: *mut Handle, properties: *const [i32; 4]) {
         let driver = initialised()?;
-        let [kind, _, place, device] = *properties.as_ref().ok_or(ERROR_INVALID_VALUE)?;
-        const PINNED: i32 = 1;
-        const DEVICE: i32 = 1;
-        if kind != PINNED {
-            return Err(ERROR_INVALID_VALUE);
-        }
-        if place != DEVICE {
-            driver.name_unsupported("memory pools on the host");
-            return Err(ERROR_NOT_SUPPORTED);
-        }
-        driver.device(device)?;
-        put(pool, driver.pools.insert(Arc::new(Pool::new(device as usize))))
+        let [kind, _, on, device] = *properties.as_ref().ok_or(ERROR_INVALID_VALUE)?;
+        let place = place(driver, kind as u32, [on, device])?;
+        put(pool, driver.pools.insert(Arc::new(Pool::new(place))))
     }
 
     fn cuMemPoolDestroy(pool: Handle) {
         let driver = initialised()?;
-        if driver.default_pools.contains(&pool) {
+        let of_host = driver.host_pools.lock().expect("no panic holds this lock");
+        if driver.default_pools.contains(&pool) || of_host.iter().any(|(_, known)| *known == pool) {
             return Err(ERROR_INVALID_VALUE);
         }
-        let device = driver.pools.remove(pool)?.device;
-        let mut current = driver.current_pools.lock().expect("no panic holds this lock");
-        if current[device] == pool {
-            current[device] = driver.default_pools[device];
+        if let Place::Device(device) = driver.pools.remove(pool)?.place {
+            let mut current = driver.current_pools.lock().expect("no panic holds this lock");
+            if current[device] == pool {
+                current[device] = driver.default_pools[device];
+            }
         }
         Ok(())
     }
@@ -216,10 +272,17 @@ entry_points! {
             6 => state.reserved_high,
             7 => state.used,
             8 => state.used_high,
-            // Type, location's type: pinned, a device; exports: none.
-            9 | 12 => return put(value.cast::<i32>(), 1),
+            // Type, exports (none), location and its type.
+            9 | 11 | 12 => {
+                let (kind, [on, device]) = match found.place {
+                    Place::Device(device) => (PINNED, [ON_DEVICE, device as i32]),
+                    Place::Host(HostKind::Pinned, location) => (PINNED, location),
+                    Place::Host(HostKind::Managed, location) => (MANAGED, location),
+                };
+                let kind = kind as i32;
+                return put(value.cast::<i32>(), [kind, 0, device, on][attribute as usize - 9]);
+            }
             10 => return put(value.cast::<i32>(), 0),
-            11 => return put(value.cast::<i32>(), found.device as i32),
             13 => 0,
             _ => return Err(ERROR_INVALID_VALUE),
         };

@@ -40,6 +40,14 @@ fn retain(object: Handle, by: u64) -> R {
     Ok(())
 }
 
+/// Retains what a graph holds for a copy of it.
+pub(crate) fn retain_all(held: &BTreeMap<Handle, u64>) {
+    for (object, count) in held {
+        // What the client has released too often is gone.
+        let _ = retain(*object, *count);
+    }
+}
+
 /// Releases what a graph holds, as it goes.
 pub(crate) fn release_all(held: &BTreeMap<Handle, u64>) {
     for (object, count) in held {

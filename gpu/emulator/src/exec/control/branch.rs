@@ -320,7 +320,7 @@ fn enter(
     Step::Control
 }
 
-/// vprintf, __assertfail, malloc, free.
+/// vprintf, __assertfail, malloc, free, cudaGraphSetConditional.
 fn builtin(l: &mut Lower<'_>, name: &str, returns: &[Operand], args: &[Operand]) -> Lowered {
     let mut values = Vec::new();
     for (i, operand) in args.iter().enumerate() {
@@ -401,6 +401,22 @@ fn builtin(l: &mut Lower<'_>, name: &str, returns: &[Operand], args: &[Operand])
                     if !heap.lock().expect("no panic holds this lock").free(address[lane]) {
                         let message = "free of what malloc did not return, or that is freed";
                         return cx.fail(Ub::UseAfterFree, Some(lane), Some(address[lane]), message);
+                    }
+                }
+                Step::Next
+            });
+            Ok(())
+        }
+        // A graph's condition is a word of device memory, and its handle the word's address.
+        "cudaGraphSetConditional" => {
+            l.communicates = true;
+            l.emit_action(Class::Misc, move |cx| {
+                let handle = argument(cx, values[0].0, 8);
+                let value = argument(cx, values[1].0, 4);
+                for lane in cx.lanes() {
+                    let word = (value[lane] as u32).to_le_bytes();
+                    if let Err(step) = cx.write_global(lane, handle[lane], &word) {
+                        return step;
                     }
                 }
                 Step::Next
