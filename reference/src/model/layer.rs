@@ -10,6 +10,9 @@ use crate::layers::attention::{AttentionKept, AttentionLayer};
 use crate::layers::moe::{Dispatched, MlpGradient, MlpKept, MlpLayer, MlpOutput};
 use crate::layers::operand::Operand;
 
+/// What micro-batches side by side give: a buffer of each, and what each keeps.
+type SideBySide<B, Kept> = (Vec<<B as Backend>::Buffer>, Vec<Kept>);
+
 /// A decoder layer: attention with its residual, then a dense or MoE feed-forward part with its
 /// residual. Activations are \[t, hidden\], t the rows of all sequences of a micro-batch.
 #[derive(Clone, Debug)]
@@ -177,7 +180,7 @@ impl Layer {
         &self,
         cxs: &[Cx<'_, B>],
         xs: Vec<B::Buffer>,
-    ) -> Result<(Vec<B::Buffer>, Vec<AttentionKept<B>>)> {
+    ) -> Result<SideBySide<B, AttentionKept<B>>> {
         let parts = cxs.iter().zip(xs).map(|(cx, x)| self.attention_f(cx, &x));
         Ok(parts.collect::<Result<Vec<_>>>()?.into_iter().unzip())
     }
@@ -269,7 +272,7 @@ impl Layer {
         &self,
         cxs: &[Cx<'_, B>],
         xs: Vec<B::Buffer>,
-    ) -> Result<(Vec<B::Buffer>, Vec<LayerKept<B>>)> {
+    ) -> Result<SideBySide<B, LayerKept<B>>> {
         let (hs, attention) = self.attentions_f(cxs, xs)?;
         let (dispatched, mut mlp) = self.dispatches_f(cxs, &hs)?;
         let outputs = self.mlp_f(cxs, &dispatched, &mut mlp)?;

@@ -365,9 +365,9 @@ impl Model {
         gradients: &mut [Gradients<B>],
     ) -> Result<Vec<StepReport>> {
         let cells: Vec<_> = gradients.iter_mut().map(|g| RefCell::new(std::mem::take(g))).collect();
-        let lane = |((batch, settings), cell): (&(_, _), _)| Lane {
-            batch: *batch,
-            settings: *settings,
+        let lane = |(&(batch, settings), cell): (&(_, _), _)| Lane {
+            batch,
+            settings,
             gradients: Some(cell),
         };
         let lanes: Vec<Lane<'_, B>> = batches.iter().zip(&cells).map(lane).collect();

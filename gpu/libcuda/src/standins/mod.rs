@@ -162,9 +162,9 @@ macro_rules! call_real {
     ($name:literal, ($($type:ty),*), ($($arg:expr),* $(,)?)) => {{
         let function = $crate::standins::real($name);
         assert!(!function.is_null(), "the library that has this name is loaded");
+        type Function = unsafe extern "C" fn($($type),*) -> std::ffi::c_int;
         // SAFETY: the type is that of NVIDIA's header.
-        let function: unsafe extern "C" fn($($type),*) -> std::ffi::c_int =
-            unsafe { std::mem::transmute(function) };
+        let function: Function = unsafe { std::mem::transmute(function) };
         // SAFETY: the client's arguments, or ours.
         unsafe { function($($arg),*) }
     }};

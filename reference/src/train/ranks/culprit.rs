@@ -124,7 +124,7 @@ fn again<B: Backend>(
     let calls = RefCell::new(0);
     let stages = trainer.config.stage_layers();
     let stage = |place: &Place| {
-        let Some(layer) = place.layer else { return None };
+        let layer = place.layer?;
         Some(stages.iter().position(|s| s.contains(&layer)).unwrap_or(stages.len()))
     };
     let recorder = Recorder::new(Borrowed(&trainer.backend), |call: &Call<'_, _>| {
@@ -157,6 +157,5 @@ fn again<B: Backend>(
     let mut executed = trainer.execute(&recorder, plan, data)?;
     trainer.reduce(&recorder, &mut executed)?;
     drop(executed);
-    drop(recorder);
     Ok(first.into_inner())
 }
