@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use fathom_conformance::conform::{self, OpReport, Options};
+use fathom_conformance::conform::{self, OpReport, Options, SIMPLIFICATIONS};
 use fathom_conformance::github::Annotation;
 use fathom_conformance::junit::{self, Suite, TestCase};
 use fathom_emulator::{Checks, Preset};
@@ -80,7 +80,12 @@ pub fn run(args: &Args) -> output::Result {
         return on_the_emulated_driver(args);
     }
     let engine = CudaEngine::new(Gpu::open(kind)?);
-    let options = Options { cases: args.cases, seed: args.seed, save: args.save.clone() };
+    let options = Options {
+        cases: args.cases,
+        seed: args.seed,
+        simplifications: SIMPLIFICATIONS,
+        save: args.save.clone(),
+    };
     let bar = output::progress(suites.len() * args.cases, "conform");
     let mut reports = Vec::new();
     for suite in suites {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use fathom_conformance::conform::{self, Options};
+use fathom_conformance::conform::{self, Options, SIMPLIFICATIONS};
 use fathom_conformance::{case_file, diagnose};
 use fathom_numerics::elementary;
 use fathom_reference::op::{Case, Engine, EngineError, Outputs, ReferenceEngine};
@@ -42,7 +42,7 @@ impl Engine for Broken {
 }
 
 fn options(save: &std::path::Path) -> Options {
-    Options { cases: 6, seed: 3, save: save.to_owned() }
+    Options { cases: 6, seed: 3, simplifications: SIMPLIFICATIONS, save: save.to_owned() }
 }
 
 #[test]

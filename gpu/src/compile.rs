@@ -113,6 +113,7 @@ pub struct Compiler {
     api: Api,
     version: (i32, i32),
     cache: PathBuf,
+    planted: Option<Source<'static>>,
 }
 
 impl Compiler {
@@ -126,7 +127,19 @@ impl Compiler {
         // SAFETY: both pointers are to live integers.
         let code = unsafe { (api.version)(&mut major, &mut minor) };
         api.check("nvrtcVersion", "no source", code)?;
-        Ok(Compiler { api, version: (major, minor), cache: cache.to_owned() })
+        let cache = cache.to_owned();
+        Ok(Compiler { api, version: (major, minor), cache, planted: None })
+    }
+
+    /// The same compiler, for which the source or header of this name has this text: so tests plant
+    /// defects.
+    pub fn with_planted(self, source: Source<'static>) -> Compiler {
+        Compiler { planted: Some(source), ..self }
+    }
+
+    /// The source, or what was planted under its name.
+    fn given<'a>(&self, source: Source<'a>) -> Source<'a> {
+        self.planted.filter(|planted| planted.name == source.name).unwrap_or(source)
     }
 
     /// NVRTC's version, (13, 0) for 13.0.
@@ -159,7 +172,8 @@ impl Compiler {
     /// The name in the cache: a hash of all that the PTX depends on, each part with its length.
     fn key(&self, source: Source<'_>, options: &[String]) -> String {
         let version = format!("{}.{}", self.version.0, self.version.1);
-        let texts = HEADERS.iter().chain([&source]).flat_map(|s| [s.name, s.text]);
+        let sources = HEADERS.iter().chain([&source]).map(|s| self.given(*s));
+        let texts = sources.flat_map(|s| [s.name, s.text]);
         let parts = texts.chain(options.iter().map(String::as_str)).chain([version.as_str()]);
         let mut hasher = blake3::Hasher::new();
         for part in parts {
@@ -183,10 +197,10 @@ impl Compiler {
         let fail = |call, code| self.api.check(call, source.name, code);
         let text =
             |s: &str| CString::new(s).map_err(|_| CompileError::Option { found: s.to_owned() });
-        let (name, body) = (text(source.name)?, text(source.text)?);
+        let (name, body) = (text(source.name)?, text(self.given(source).text)?);
         let strings = |list: Vec<&str>| list.into_iter().map(text).collect::<Result<Vec<_>, _>>();
         let header_names = strings(HEADERS.iter().map(|h| h.name).collect())?;
-        let headers = strings(HEADERS.iter().map(|h| h.text).collect())?;
+        let headers = strings(HEADERS.iter().map(|h| self.given(*h).text).collect())?;
         let c_options = strings(options.iter().map(String::as_str).collect())?;
         let pointers = |list: &[CString]| list.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
 
@@ -436,6 +450,20 @@ mod tests {
         assert_eq!(first.ptx, again.ptx);
         assert_ne!(first.ptx, other.ptx);
         assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn what_is_planted_is_compiled_in_place_of_source_or_header() {
+        let Some((compiler, cache)) = compiler() else { return };
+        let broken = "#error planted";
+        for name in [QUANTIZE_TILE.name, "quant/cast.cuh"] {
+            let nvrtc = crate::nvrtc::find().unwrap();
+            let planted = Compiler::new(&nvrtc, cache.path()).unwrap();
+            let planted = planted.with_planted(Source { name, text: broken });
+            compiler.compile(QUANTIZE_TILE, &tile_constants(0, 0)).unwrap();
+            let message = planted.compile(QUANTIZE_TILE, &tile_constants(0, 0)).unwrap_err();
+            assert!(message.to_string().contains("planted"), "{name}: {message}");
+        }
     }
 
     #[test]

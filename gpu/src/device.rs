@@ -193,6 +193,12 @@ impl Gpu {
         Ok(Gpu { stream, kind: wanted, description, compiler, kernels, memory })
     }
 
+    /// The same device, for which one source or header of the kernels has another text: so tests
+    /// plant defects in kernels and hold the suites to finding them.
+    pub fn with_planted(self, source: Source<'static>) -> Gpu {
+        Gpu { compiler: self.compiler.with_planted(source), kernels: Mutex::default(), ..self }
+    }
+
     /// Whose driver it is, NVIDIA's or the emulated one.
     pub fn kind(&self) -> DeviceKind {
         self.kind

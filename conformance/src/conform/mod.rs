@@ -76,8 +76,8 @@ fn all() -> Vec<&'static Suite> {
     suites
 }
 
-/// Tries at simplifying a case that disagrees.
-const SIMPLIFICATIONS: usize = 24;
+/// Tries at simplifying a case that disagrees, where somebody is going to look at it.
+pub const SIMPLIFICATIONS: usize = 24;
 
 /// How much a run of suites draws, and where disagreements go.
 #[derive(Clone, Debug)]
@@ -86,6 +86,8 @@ pub struct Options {
     pub cases: usize,
     /// Seed of all draws; the same seed draws the same cases.
     pub seed: u64,
+    /// Tries at simplifying a case that disagrees: [`SIMPLIFICATIONS`], or none.
+    pub simplifications: usize,
     /// Folder for the case files of disagreements.
     pub save: PathBuf,
 }
@@ -226,7 +228,8 @@ pub fn run(
             progress();
             continue;
         }
-        let (drawn, verdict) = simplify(tree.as_mut(), drawn, verdict, engine, reference)?;
+        let (drawn, verdict) =
+            simplify(tree.as_mut(), (drawn, verdict), engine, reference, options)?;
         report.failure = Some(failure(index, drawn, verdict, options)?);
         progress();
         break;
@@ -289,17 +292,17 @@ fn run_both(
 /// The simplest case found that still disagrees.
 fn simplify(
     tree: &mut dyn ValueTree<Value = Drawn>,
-    mut drawn: Drawn,
-    mut verdict: Verdict,
+    (mut drawn, mut verdict): (Drawn, Verdict),
     engine: &dyn Engine,
     reference: &dyn Engine,
+    options: &Options,
 ) -> Result<(Drawn, Verdict), ConformError> {
     // After a failed launch a driver answers no further call.
     if let Verdict::Failed(_) = verdict {
         return Ok((drawn, verdict));
     }
     let mut moved = tree.simplify();
-    for _ in 0..SIMPLIFICATIONS {
+    for _ in 0..options.simplifications {
         if !moved {
             break;
         }
