@@ -108,7 +108,7 @@ impl Draw {
 
 /// Floats as a tensor. BF16 takes the upper half of the bits: NaNs that live in the lower half
 /// become infinities.
-fn as_dtype(floats: Vec<f32>, dtype: DType, shape: &[usize]) -> Tensor {
+pub fn as_dtype(floats: Vec<f32>, dtype: DType, shape: &[usize]) -> Tensor {
     match dtype {
         DType::BF16 => {
             let upper = |x: &f32| bf16::from_bits((x.to_bits() >> 16) as u16);

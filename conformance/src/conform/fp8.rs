@@ -6,7 +6,7 @@ use fathom_reference::op::codes::{Block, scales};
 use fathom_reference::ops::grouped_gemm_fp8::GroupedGemmFp8;
 use fathom_reference::ops::wgrad_fp8::WgradFp8;
 use fathom_trace::DType;
-use proptest::prelude::any;
+use proptest::prelude::{any, prop_oneof};
 use proptest::sample::select;
 use proptest::strategy::{BoxedStrategy, Strategy};
 
@@ -108,7 +108,9 @@ impl Codes {
 fn grouped_gemm_fp8(index: usize) -> BoxedStrategy<Drawn> {
     let recipe = select(WEIGHTS[..5].to_vec());
     let out = select(vec![DType::BF16, DType::F32]);
-    let sizes = (lengths(5, 300), size(0, 40), size(0, 200), size(0, 400));
+    // Now and then deeper than the pipeline has stages for.
+    let depth = prop_oneof![4 => size(0, 400), 1 => 1000usize..=1500];
+    let sizes = (lengths(5, 300), size(0, 40), size(0, 200), depth);
     (recipe, [format(), format()], out, sizes, any::<u64>())
         .prop_map(move |(recipe, [a, b], out, (counts, dropped, n, k), seed)| {
             let (codes, experts) = (Codes::new(index, seed), counts.len());

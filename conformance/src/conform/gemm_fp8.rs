@@ -35,6 +35,9 @@ pub fn strategy(index: usize) -> BoxedStrategy<Drawn> {
         return variants(index);
     }
     let codes = Values::ALL[index % kinds];
+    if index % (4 * kinds) == 2 * kinds {
+        return wide(codes);
+    }
     // Ordinary scales every second round, else each kind in turn.
     let scales = match index / kinds % 2 {
         0 if codes != Values::NonFinite => Values::Normal,
@@ -42,12 +45,23 @@ pub fn strategy(index: usize) -> BoxedStrategy<Drawn> {
     };
     let edges = vec![1usize, 127, 128, 129, 256, 257];
     let rows = || prop_oneof![2 => 1usize..=300, 1 => select(edges.clone())];
-    let depths = vec![1usize, 16, 31, 33, 127, 128, 129, 512];
+    // More than the pipeline has stages for, now and then.
+    let depths = vec![1usize, 16, 31, 33, 127, 128, 129, 512, 1030, 1920];
     let depth = prop_oneof![2 => 1usize..=640, 1 => select(depths)];
     let output = select(vec![Format::Bf16, Format::F32]);
     (rows(), rows(), depth, output, any::<u64>())
         .prop_map(move |(m, n, k, output, seed)| {
             Spec { m, n, k, output, codes, scales, seed }.draw()
+        })
+        .boxed()
+}
+
+/// More tiles than an H200 has SMs, so that CTAs take several, and rows in several sweeps.
+fn wide(codes: Values) -> BoxedStrategy<Drawn> {
+    let output = select(vec![Format::Bf16, Format::F32]);
+    (2305usize..=2600, 1025usize..=1100, 1usize..=300, output, any::<u64>())
+        .prop_map(move |(m, n, k, output, seed)| {
+            Spec { m, n, k, output, codes, scales: Values::Normal, seed }.draw()
         })
         .boxed()
 }

@@ -135,6 +135,17 @@ fn router(index: usize) -> BoxedStrategy<Drawn> {
             let ([ties, biased, normalize], (top_k, score, scale)) = (flags, rest);
             let draw = Draw::new(index, seed);
             let (experts, topk_group) = (n_group * width, kept.min(n_group));
+            let mut logits = logits(draw, &[t, experts], ties);
+            if seed % 3 == 0 {
+                // Every second token has affinities of zero, where they are sigmoids.
+                let cold = logits.as_mut_slice::<f32>().chunks_mut(experts).step_by(2);
+                cold.for_each(|token| token.fill(-200.0));
+            }
+            let mut bias = draw.floats(1, DType::F32, &[experts]);
+            if seed % 2 == 0 {
+                // Below zero with any affinity.
+                bias.as_mut_slice::<f32>().iter_mut().for_each(|b| *b = -2.0 - b.abs());
+            }
             let op = Router {
                 top_k: top_k.min(width * topk_group),
                 n_group,
@@ -144,13 +155,7 @@ fn router(index: usize) -> BoxedStrategy<Drawn> {
                 normalize,
                 scale,
             };
-            draw.case(
-                op,
-                [
-                    ("logits", Some(logits(draw, &[t, experts], ties))),
-                    ("bias", biased.then(|| draw.floats(1, DType::F32, &[experts]))),
-                ],
-            )
+            draw.case(op, [("logits", Some(logits)), ("bias", biased.then_some(bias))])
         })
         .boxed()
 }

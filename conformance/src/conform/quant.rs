@@ -16,7 +16,7 @@ use proptest::prelude::any;
 use proptest::sample::select;
 use proptest::strategy::{BoxedStrategy, Strategy};
 
-use super::draw::{Draw, float, size};
+use super::draw::{Draw, as_dtype, float, size};
 use super::values::Values;
 use super::{Drawn, Suite};
 
@@ -70,14 +70,32 @@ fn code_type() -> impl Strategy<Value = DType> {
     select(vec![DType::F8E4M3, DType::F8E5M2, DType::U32])
 }
 
+/// What is cast to `format`: of the draw's kind; with an exponent, powers of two times the largest
+/// number of the format, so that scales are powers of two by themselves.
+fn floats(draw: Draw, dtype: DType, shape: &[usize], format: Format, exact: Option<i32>) -> Tensor {
+    let Some(exponent) = exact else { return draw.floats(0, dtype, shape) };
+    let largest = f64::from(format.layout().to_f32(format.layout().max_code()));
+    let one = |w: &u32| {
+        let x = largest * 2f64.powi(exponent - (w % 3) as i32);
+        if w >> 31 == 1 { -x as f32 } else { x as f32 }
+    };
+    as_dtype(draw.words(0, shape.iter().product()).iter().map(one).collect(), dtype, shape)
+}
+
+/// Mostly none; -127 gives the smallest scale that MX has.
+fn exact() -> impl Strategy<Value = Option<i32>> {
+    select(vec![None, None, None, Some(-127), Some(-126), Some(2)])
+}
+
 fn quantize_tile(index: usize) -> BoxedStrategy<Drawn> {
     let tile = select(vec![128usize, 128, 128, 32, 64, 40, 256]);
     let format = select(vec![Format::E4M3, Format::E5M2, Format::E5M6]);
-    (size(0, 64), size(0, 400), (float(), format, tile, scale(), floor()), any::<u64>())
-        .prop_map(move |(m, k, (input, format, tile, scale, amax_floor), seed)| {
+    let rest = (float(), format, tile, scale(), floor(), exact());
+    (size(0, 64), size(0, 400), rest, any::<u64>())
+        .prop_map(move |(m, k, (input, format, tile, scale, amax_floor, exact), seed)| {
             let draw = Draw::new(index, seed);
             let op = QuantizeTile { format, tile, scale, amax_floor };
-            draw.case(op, [("x", Some(draw.floats(0, input, &[m, k])))])
+            draw.case(op, [("x", Some(floats(draw, input, &[m, k], format, exact)))])
         })
         .boxed()
 }

@@ -15,7 +15,7 @@ pub enum Values {
     Zeros,
     /// Numbers with infinities and NaNs of any payload among them.
     NonFinite,
-    /// Any bits at all.
+    /// Any bits at all; of every eight one lies midway between two BF16.
     Bits,
 }
 
@@ -64,6 +64,7 @@ impl Values {
                     7 => x * 1e36,
                     _ => x,
                 },
+                Values::Bits if w % 8 == 0 => f32::from_bits(w & 0xFFFF_0000 | 0x8000),
                 Values::Bits => f32::from_bits(w),
             }
         };

@@ -105,7 +105,9 @@ impl Op for GroupedGemm {
             let len = shape.iter().product();
             let mut d = c.map_or_else(|| vec![R::ZERO; len], Tensor::into_vec::<R>);
             self.run_plain::<R>(&a, &b, &mut d, accumulate);
-            vec![store_product(d, &shape, self.out)]
+            // Rows and experts that no product touched still have the NaNs of `c`.
+            let store = if accumulate { R::store } else { store_product };
+            vec![store(d, &shape, self.out)]
         }))
     }
 }
@@ -181,5 +183,21 @@ impl GroupedGemm {
             }
         }
         Ok(f32::store(d, shape, self.out))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_that_no_expert_has_gets_the_canonical_nan() {
+        let op = GroupedGemm { layout: Layout::Nt, out: DType::F32, counts: vec![1] };
+        let a = Tensor::from_vec(&[2, 1], vec![2.0f32, 2.0]);
+        let b = Tensor::from_vec(&[1, 1, 1], vec![3.0f32]);
+        let c = Tensor::from_vec(&[2, 1], vec![1.0, f32::from_bits(0x7F80_0001)]);
+        let d = Op::run(&op, vec![Some(a), Some(b), Some(c)]).unwrap();
+        let bits: Vec<u32> = d[0].as_slice::<f32>().iter().map(|x| x.to_bits()).collect();
+        assert_eq!(bits, [7.0f32.to_bits(), 0x7FFF_FFFF]);
     }
 }
