@@ -46,7 +46,7 @@ pub struct Args {
     resume: bool,
     #[command(flatten)]
     flags: RunFlags,
-    /// Ranks of the run, each a thread: those of its layout (section [parallel]), which no bit
+    /// Ranks of the run, each a thread: those of its layout (section `[parallel]`), which no bit
     /// depends on
     #[arg(long, value_name = "N")]
     ranks: Option<usize>,

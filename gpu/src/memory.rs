@@ -1,6 +1,6 @@
 //! Device memory: stream-ordered allocation, who holds how much of it, and the copies.
 //!
-//! A [`Buffer`] is memory that is given back when its last handle goes. Everything happens on one
+//! A `Buffer` is memory that is given back when its last handle goes. Everything happens on one
 //! stream, so memory that is given back may be handed out again at once: what was enqueued before
 //! runs before. Each allocation is booked under a category (the op whose output it holds, or
 //! `upload`), which is what an error of missing memory lists.

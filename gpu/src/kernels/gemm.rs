@@ -1,5 +1,5 @@
 //! `gemm` by `gpu/kernels/gemm/fp32_gemm.cu` on F32 and `gpu/kernels/gemm/sm90_bf16_gemm.cu` on
-//! BF16, and what it shares with [`super::grouped_gemm`]: how products are cut into ranges, and
+//! BF16, and what it shares with `grouped_gemm`: how products are cut into ranges, and
 //! their launch.
 
 use fathom_reference::ops::gemm::{Gemm, GemmShape, Layout};

@@ -1,6 +1,6 @@
 //! `gemm_fp8` by `gpu/kernels/gemm/sm90_fp8_gemm_1d2d.cu`: E4M3 x E4M3 on Hopper, scales for every
 //! 1x128 of A and 128x128 of B, promotion every 128. Other formats, scale blocks and intervals, and
-//! products that are added, go to [`super::fp8`].
+//! products that are added, go to `fp8`.
 //!
 //! Any m, n, k: rows are padded to 16 bytes, and the tensor maps' bounds hide the padding.
 

@@ -140,15 +140,15 @@ impl Exchange for Rank {
             state.waits[rank] = Some((from, expected.to_string()));
             let left = timeout.saturating_sub(begin.elapsed());
             if left.is_zero() {
-                let error = ExchangeError::TimedOut {
+                // The rank stays among those that wait until it ends: one whose time is over at the
+                // same moment then still sees whom all of them wait for.
+                return Err(ExchangeError::TimedOut {
                     rank,
                     seconds: timeout.as_secs_f64(),
                     waiting: expected.to_string(),
                     suspect: state.suspect(rank),
                     waits: state.all_waits(),
-                };
-                state.waits[rank] = None;
-                return Err(error);
+                });
             }
             let waited = self.hub.changed[rank].wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;

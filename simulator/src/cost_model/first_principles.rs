@@ -128,7 +128,7 @@ impl FirstPrinciples {
     /// them, and what is left of their times corrects GEMMs of like sizes.
     ///
     /// # Errors
-    /// As [`fit_gemms`](crate::calibrate::fit_gemms).
+    /// As [`crate::calibrate::fit_gemms`].
     pub fn with_gemms(self, gpu: &Gpu, table: &[MeasuredGemm]) -> Result<Self, SimError> {
         let fitted = fit_gemms(gpu, gpu.sms, table, self.constants)?;
         // Kernels beside communication were not in the table.

@@ -8,7 +8,7 @@
 //!    parts of a layer by the number of tokens, [`iteration`] overlaps parts and exchanges;
 //! 4. [`balance`] draws how unevenly experts are used, [`eplb`] places their copies;
 //! 5. [`requests`] come from distributions or traces; [`engine`] plays arrivals, iterations of the
-//!    [`unit`]s and the caches' way between pools; [`metrics`] measures;
+//!    [`mod@unit`]s and the caches' way between pools; [`metrics`] measures;
 //! 6. [`run`] puts all of it together and reports, [`page`] as HTML; [`plan`] sizes pools for a
 //!    load under a service level and tries layouts against each other.
 //!

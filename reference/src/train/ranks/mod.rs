@@ -1,8 +1,8 @@
 //! A run on many ranks, with the bits of one process: what `docs/distributed.md` describes.
 //!
-//! [`RankTrainer`] is one rank. [`world`] is its place, [`data`] brings it its sequences,
-//! [`pipeline`] executes its instructions, [`pieces`] and [`zero`] are ZeRO-1, [`report`] adds up
-//! losses and loads, [`culprit`] finds where a value that is not finite arose. [`run`] starts ranks
+//! [`RankTrainer`] is one rank. `world` is its place, `data` brings it its sequences,
+//! `pipeline` executes its instructions, `pieces` and `zero` are ZeRO-1, `report` adds up
+//! losses and loads, `culprit` finds where a value that is not finite arose. [`run`] starts ranks
 //! as threads.
 
 mod culprit;
