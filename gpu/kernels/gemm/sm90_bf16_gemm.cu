@@ -22,6 +22,7 @@
 // - c is null or of d's shape; it may be d where d is f32.
 #include "common/float.cuh"
 #include "common/types.cuh"
+#include "gemm/ring.cuh"
 #include "gemm/work.cuh"
 #include "mma/wgmma.cuh"
 #include "ptx/barrier.cuh"
@@ -46,18 +47,6 @@ static_assert(SHARED_BYTES <= 227 * 1024, "too many stages");
 // 16 of k further along an operand, in units of its descriptor.
 constexpr u32 STEP_K_MAJOR = 32 / 16;
 constexpr u32 STEP_MN_MAJOR = 16 * 128 / 16;
-
-// A position in the ring of stages, with the parity of its round.
-struct Ring {
-    u32 stage = 0, parity = 0;
-    __device__ __forceinline__ void advance() {
-        stage += 1;
-        if (stage == STAGES) {
-            stage = 0;
-            parity ^= 1;
-        }
-    }
-};
 
 // The ranges of k of this CTA's tile: of experts' rows it is all of k, or nothing.
 struct Ranges {

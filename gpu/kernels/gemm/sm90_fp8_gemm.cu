@@ -28,6 +28,7 @@
 // - What a block of k has behind the end of its range are zeros in both operands: zero times NaN is NaN.
 #include "common/float.cuh"
 #include "common/types.cuh"
+#include "gemm/ring.cuh"
 #include "gemm/work.cuh"
 #include "mma/wgmma.cuh"
 #include "ptx/barrier.cuh"
@@ -48,18 +49,6 @@ static_assert(INTERVAL % BLOCK == 0, "an interval is a multiple of the block of 
 // The values of ACCUMULATE.
 constexpr u32 CHAIN = 1;
 constexpr u32 ADD_AT_END = 2;
-
-// A position in the ring of stages, with the parity of its round.
-struct Ring {
-    u32 stage = 0, parity = 0;
-    __device__ __forceinline__ void advance() {
-        stage += 1;
-        if (stage == STAGES) {
-            stage = 0;
-            parity ^= 1;
-        }
-    }
-};
 
 // The ranges of k of this CTA's tile: of experts' rows it is all of k, or nothing.
 struct Ranges {

@@ -24,6 +24,7 @@
 //   So a stage is free when the consumers of both CTAs have left it, and no CTA ends before the other.
 // - The second tile of a pair may lie below m. It is computed on zeros and not stored.
 #include "common/types.cuh"
+#include "gemm/ring.cuh"
 #include "mma/wgmma.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/tma.cuh"
@@ -65,18 +66,6 @@ FATHOM_DEVICE Tile tile_of(u32 index, u32 pairs, u32 rank) {
     u32 pair = first + within % height;
     return {(pair * CTAS + rank) * BLOCK, within / height * BLOCK};
 }
-
-// A position in the ring of stages, with the parity of its round.
-struct Ring {
-    u32 stage = 0, parity = 0;
-    __device__ __forceinline__ void advance() {
-        stage += 1;
-        if (stage == STAGES) {
-            stage = 0;
-            parity ^= 1;
-        }
-    }
-};
 
 struct Maps {
     const TensorMap *a, *b, *scale_a, *d;

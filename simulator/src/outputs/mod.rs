@@ -3,6 +3,7 @@
 
 pub mod cost;
 pub mod interval;
+pub mod page;
 pub mod perfetto;
 pub mod reliability;
 pub mod report;

@@ -6,9 +6,9 @@ use super::config::ServeScenario;
 use super::metrics::Sample;
 use super::plan::Plan;
 use super::run::ServeReport;
+use crate::outputs::page::fill;
 
 const TEMPLATE: &str = include_str!("page.html");
-const PLACEHOLDER: &str = "/*DATA*/";
 
 /// Points of a curve.
 const POINTS: usize = 400;
@@ -53,9 +53,7 @@ pub fn page(s: &ServeScenario, report: &ServeReport, plan: Option<&Plan>) -> Str
         warmup_s: s.warmup_s,
         duration_s: s.duration_s,
     };
-    let json = serde_json::to_string(&page).expect("numbers and strings");
-    // Inside a script element only `<` can end it.
-    TEMPLATE.replacen(PLACEHOLDER, &json.replace('<', "\\u003c"), 1)
+    fill(TEMPLATE, &page)
 }
 
 /// Means of the samples of a pool in slices of the run.

@@ -9,11 +9,11 @@ use super::sensitivity::{Input, Wish, inputs, wishes};
 use crate::error::SimError;
 use crate::memory::Categories;
 use crate::network::topology;
+use crate::outputs::page::fill;
 use crate::parallel::CostModel;
 use crate::step::{Simulation, StepReport};
 
 const TEMPLATE: &str = include_str!("page.html");
-const PLACEHOLDER: &str = "/*DATA*/";
 
 /// Points of the memory curve.
 const CURVE_POINTS: usize = 600;
@@ -85,9 +85,7 @@ pub fn page(sim: &Simulation, model: &dyn CostModel) -> Result<String, SimError>
         wishes: wishes(s, model)?,
         topology: topology_of(sim),
     };
-    let json = serde_json::to_string(&page).expect("numbers and strings");
-    // Inside a script element only `<` can end it.
-    Ok(TEMPLATE.replacen(PLACEHOLDER, &json.replace('<', "\\u003c"), 1))
+    Ok(fill(TEMPLATE, &page))
 }
 
 fn timeline(sim: &Simulation) -> Vec<Vec<(u8, f64, f64, String)>> {
@@ -161,7 +159,8 @@ mod tests {
         let model = FirstPrinciples::new(ModelCode);
         let sim = simulate(&s, &model, Detail::Instructions).unwrap();
         let page = page(&sim, &model).unwrap();
-        assert!(!page.contains(PLACEHOLDER));
+        assert!(!page.contains("/*DATA*/") && !page.contains("/*STYLE*/"));
+        assert!(page.contains("prefers-color-scheme: dark"));
         for outside in ["http://", "https://", "src=", "@import", "url("] {
             assert!(!page.contains(outside), "the page refers to {outside}");
         }
