@@ -1,5 +1,5 @@
-//! Self-contained HTML pages: a template, the style that all pages share, and what the page's script
-//! draws as JSON.
+//! Self-contained HTML pages: a template, the style that all pages share, and what the page's
+//! script draws as JSON.
 
 use serde::Serialize;
 
