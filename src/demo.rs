@@ -17,8 +17,7 @@ use fathom_reference::eval::Evaluator;
 use fathom_reference::generate::{Sampling, Settings, generate};
 use fathom_reference::op::ReferenceEngine;
 use fathom_reference::precision::Mode;
-use fathom_reference::train::run::{self, Event, Place};
-use fathom_reference::train::{Setting, TrainConfig};
+use fathom_reference::train::{Event, RunFolder, Setting, TrainConfig, run};
 use fathom_simulator::config::Scenario;
 use fathom_simulator::events::Detail;
 use fathom_simulator::first_principles::FirstPrinciples;
@@ -199,9 +198,9 @@ fn train_and_generate(dir: &Path) -> Result<bool, Box<dyn std::error::Error>> {
     let config = TrainConfig::preset("tiny", &set.map(|s| Setting::set(&s)))?
         .with_files(std::slice::from_ref(&log))?;
     let bar = output::progress(STEPS, "   train");
-    let place = Place { out: out.clone(), resume: false };
+    let folder = RunFolder { out: out.clone(), resume: false };
     let mut losses = Vec::new();
-    run::run(config, Reference, &place, &|| false, &mut |event| {
+    run::run(config, Reference, &folder, &|| false, &mut |event| {
         if let Event::Step(log) = event {
             losses.push(log.loss);
             bar.inc(1);

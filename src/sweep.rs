@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use fathom_reference::backend::Reference;
 use fathom_reference::train::compare::{Run, Spread};
-use fathom_reference::train::run::{self, Event, Place};
 use fathom_reference::train::sweep::{self, Axis, Planned, Row};
-use fathom_reference::train::{TrainError, ranks};
+use fathom_reference::train::{Event, RunFolder, TrainError, ranks, resumed_config};
 use serde_json::json;
 
 use crate::output::{self, Outcome};
@@ -60,7 +59,7 @@ fn sweep(args: &Args) -> output::Result {
     let mut done = 0;
     for (run, config) in planned.iter().zip(configs) {
         let asked = config.clone();
-        let resume = run::resumed_config(&run.out, |_| Ok(asked))?.is_some();
+        let resume = resumed_config(&run.out, |_| Ok(asked))?.is_some();
         let before = Run::read(&run.out).ok();
         let steps = config.steps.unwrap_or(0);
         if before.is_some_and(|r| r.ended || r.diverged.is_some()) {
@@ -69,7 +68,7 @@ fn sweep(args: &Args) -> output::Result {
             continue;
         }
         bar.set_message(run.name.clone());
-        let place = Place { out: run.out.clone(), resume };
+        let folder = RunFolder { out: run.out.clone(), resume };
         let mut tell = |event: &Event| {
             interrupts.hear(event);
             if let Event::Step(log) = event {
@@ -77,7 +76,7 @@ fn sweep(args: &Args) -> output::Result {
             }
         };
         let stopped = || interrupts.stopped();
-        match ranks::run::run(config, |_| Reference, &place, &stopped, &mut tell) {
+        match ranks::run::run(config, |_| Reference, &folder, &stopped, &mut tell) {
             Ok(summary) if summary.stopped => {
                 bar.finish_and_clear();
                 errln!("stopped; the same command goes on where it stopped");

@@ -10,8 +10,10 @@ use fathom_gpu::Cuda;
 use fathom_gpu::backend::Plan;
 use fathom_reference::backend::{Backend, Reference};
 use fathom_reference::files;
-use fathom_reference::train::run::{self, Event, Place};
-use fathom_reference::train::{Setting, StepLog, TrainConfig, TrainError, Trainer, ranks};
+use fathom_reference::train::{
+    CONFIG, Event, RunFolder, Setting, StepLog, TrainConfig, TrainError, Trainer, ranks,
+    resumed_config, run,
+};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use crate::backend::{BackendArgs, Chosen};
@@ -174,7 +176,7 @@ fn train_on<B: Backend>(args: &Args, config: TrainConfig, backend: B) -> output:
     let world = config.parallel.world();
     let interrupts = interrupts()?;
     let mut screen = Screen::new(args.json);
-    let place = Place { out: args.out.clone(), resume: args.resume };
+    let folder = RunFolder { out: args.out.clone(), resume: args.resume };
     let stopped = || interrupts.stopped();
     let mut tell = |event: &Event| {
         interrupts.hear(event);
@@ -184,13 +186,13 @@ fn train_on<B: Backend>(args: &Args, config: TrainConfig, backend: B) -> output:
         if args.record.outputs().next().is_some() {
             return Err(format!("--record and --op-trace take one rank, found {world}").into());
         }
-        let result = ranks::run::run(config, |_| Reference, &place, &stopped, &mut tell);
+        let result = ranks::run::run(config, |_| Reference, &folder, &stopped, &mut tell);
         screen.finish();
         result
     } else {
         let recording = args.record.open()?;
         let backend = recording.wrap(backend);
-        let result = run::run(config, backend, &place, &stopped, &mut tell);
+        let result = run::run(config, backend, &folder, &stopped, &mut tell);
         screen.finish();
         args.record.close(&recording)?;
         result
@@ -234,14 +236,14 @@ fn configuration(args: &Args) -> Result<TrainConfig, TrainError> {
     if args.resume {
         let of_folder = |saved: &TrainConfig| flags.with_data(saved.with(&set)?);
         let asked = |saved: &TrainConfig| flags.named(&set).unwrap_or_else(|| of_folder(saved));
-        if let Some(config) = run::resumed_config(&args.out, asked)? {
+        if let Some(config) = resumed_config(&args.out, asked)? {
             return Ok(config);
         }
         if flags.named(&set).is_none() {
             let message = format!(
                 "expected a run to go on with ({}), found none; begin one without --resume, or name \
                  what to begin with --config or --preset",
-                run::CONFIG
+                CONFIG
             );
             return Err(TrainError::Folder { path: args.out.clone(), message });
         }

@@ -12,8 +12,9 @@ use fathom_reference::backend::Reference;
 use fathom_reference::checkpoint::training::{self, Saved};
 use fathom_reference::exchange::threads::{self, End};
 use fathom_reference::train::ranks::{RankTrainer, Shared};
-use fathom_reference::train::run::Runner;
-use fathom_reference::train::{Setting, StepLog, StepOutcome, TrainConfig, TrainError, Trainer};
+use fathom_reference::train::{
+    Runner, Setting, StepLog, StepOutcome, TrainConfig, TrainError, Trainer,
+};
 
 /// A run small enough for a test, with experts, an average and fill-in-the-middle.
 fn config(set: &[&str]) -> TrainConfig {

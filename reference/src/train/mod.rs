@@ -15,6 +15,8 @@
 pub mod compare;
 mod config;
 pub mod divergence;
+mod event;
+mod folder;
 pub mod lock;
 pub mod log;
 pub mod parallel;
@@ -22,6 +24,7 @@ mod plot;
 pub mod ranks;
 mod read;
 pub mod run;
+mod runner;
 pub mod schedule;
 mod shards;
 pub mod state;
@@ -33,9 +36,12 @@ pub use config::{
     CheckpointConfig, LogConfig, Plan, ScheduleConfig, Schedules, TrainConfig, TrainConfigError,
 };
 pub use divergence::Divergence;
+pub use event::{Event, Summary};
 pub use fathom_config::layered::Setting;
+pub use folder::{CONFIG, RunFolder, resumed_config};
 pub use parallel::ParallelConfig;
 pub use read::PRESETS;
+pub use runner::Runner;
 pub use trainer::{StepLog, StepOutcome, Trainer, ValidationLog};
 
 use std::path::PathBuf;

@@ -8,8 +8,7 @@ use super::{RankTrainer, Shared};
 use crate::backend::Backend;
 use crate::exchange::threads::{self, End};
 use crate::memory;
-use crate::train::run::{self, Event, Place, Summary};
-use crate::train::{Divergence, TrainConfig, TrainError, Trainer};
+use crate::train::{Divergence, Event, RunFolder, Summary, TrainConfig, TrainError, Trainer, run};
 
 /// Runs `config` on the ranks of its layout, each a thread with a backend of its own, as
 /// [`run::run`] does in one process; one rank is one process.
@@ -19,15 +18,15 @@ use crate::train::{Divergence, TrainConfig, TrainError, Trainer};
 pub fn run<B: Backend + 'static>(
     config: TrainConfig,
     backend: impl Fn(usize) -> B + Send + Sync + 'static,
-    place: &Place,
+    folder: &RunFolder,
     stop: &dyn Fn() -> bool,
     tell: &mut dyn FnMut(&Event),
 ) -> Result<Summary, TrainError> {
     if config.parallel.world() == 1 {
-        return run::run(config, backend(0), place, stop, tell);
+        return run::run(config, backend(0), folder, stop, tell);
     }
     memory::training(&config)?.check()?;
-    let (claimed, saved) = run::claim(place, tell)?;
+    let (claimed, saved) = folder.claim(tell)?;
     let resumed_from = saved.as_ref().map(|s| s.step);
     let shared = Shared::open(config, saved.map(Arc::new))?;
     let world = shared.config.parallel.world();
@@ -37,7 +36,7 @@ pub fn run<B: Backend + 'static>(
     let stopped = Arc::new(AtomicBool::new(false));
     // One a rank, so that a checkpoint is let go once every rank has taken its share.
     let shares = Mutex::new(vec![Some(shared); world]);
-    let (asked, place) = (Arc::clone(&stopped), place.clone());
+    let (asked, folder) = (Arc::clone(&stopped), folder.clone());
     let main = move |exchange: Arc<dyn crate::exchange::Exchange>| {
         let rank = exchange.rank();
         let speaks = rank == 0;
@@ -54,10 +53,10 @@ pub fn run<B: Backend + 'static>(
         let shared = shared.expect("every rank begins once");
         let trainer = RankTrainer::new(&shared, backend(rank), exchange)?;
         drop(shared);
-        let lock = claimed.map(|claimed| claimed.hold(&place, &mut tell)).transpose()?;
+        let lock = claimed.map(|claimed| claimed.hold(&folder, &mut tell)).transpose()?;
         let stop = || asked.load(Ordering::SeqCst);
         // All ranks see a divergence, so that none is to be ended by another's.
-        match run::go(trainer, &place, resumed_from, lock, &stop, &mut tell) {
+        match run::go(trainer, &folder, resumed_from, lock, &stop, &mut tell) {
             Err(TrainError::Diverged(found)) => Ok(Err(found)),
             ended => ended.map(Ok),
         }
