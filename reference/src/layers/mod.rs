@@ -9,6 +9,7 @@ pub mod attention;
 pub mod context;
 pub mod feed_forward;
 pub mod linear;
+pub mod mlp;
 pub mod moe;
 pub mod operand;
 pub mod rope;

@@ -1,5 +1,5 @@
-//! The second half of a layer in its three parts: dispatch (norm, router, tokens to experts), mlp
-//! (routed and shared experts, or a dense feed-forward part) and combine (back, sum, residual).
+//! The routed experts: the router chooses them, dispatch brings rows to them, mlp computes them,
+//! combine brings their outputs back.
 //!
 //! Micro-batches that run side by side (`expert_union`) meet in mlp only: their rows are one call
 //! of the experts, see [`union`](super::union).
@@ -7,11 +7,10 @@
 use fathom_trace::{Group, GroupKind};
 
 use crate::backend::{Backend, Result};
-use crate::layers::feed_forward::{FeedForward, FeedForwardKept};
-use crate::layers::linear::{GroupedLinear, NormKept};
+use crate::layers::linear::GroupedLinear;
 use crate::layers::operand::{Codes, Operand};
 use crate::layers::union::Union;
-use crate::layers::{Balance, BalanceKind, Capacity, Cx, Linear, Norm};
+use crate::layers::{Balance, BalanceKind, Capacity, Cx, Linear};
 use crate::model::params::ParamId;
 use crate::ops::add::Add;
 use crate::ops::balance::BalanceLoss;
@@ -21,18 +20,6 @@ use crate::ops::drop_tokens::DropTokens;
 use crate::ops::gemm::{Gemm, Layout};
 use crate::ops::router::{Router, RouterBackward};
 use crate::ops::swiglu::{Swiglu, SwigluBackward};
-
-/// The second half of a layer: norm, dense feed-forward part or experts, residual. It runs as
-/// dispatch, mlp and combine, the parts that DualPipe overlaps (DeepSeek-V3 report, section 3.2.1).
-#[derive(Clone, Debug)]
-pub struct MlpLayer {
-    /// Norm before everything.
-    pub norm: Norm,
-    /// The dense part, or the shared expert of an MoE layer.
-    pub dense: Option<FeedForward>,
-    /// The routed experts.
-    pub moe: Option<MoeLayer>,
-}
 
 /// Router and routed experts.
 #[derive(Clone, Debug)]
@@ -70,38 +57,6 @@ pub struct Plan<B: Backend> {
     pub received: Vec<Vec<usize>>,
     /// Rows that each rank gives to each expert of the layer, for the exchange; empty without one.
     sent: Vec<Vec<usize>>,
-}
-
-/// What dispatch hands to mlp.
-#[derive(Clone, Debug)]
-pub struct Dispatched<B: Backend> {
-    /// The normalised rows, for the dense part or shared expert.
-    pub n: Operand<B>,
-    /// The experts' rows, and the gate value of each.
-    pub routed: Option<(Operand<B>, B::Buffer)>,
-}
-
-/// What mlp hands to combine.
-#[derive(Clone, Debug)]
-pub struct MlpOutput<B: Backend> {
-    /// The dense part's or shared expert's output, a row for each token.
-    dense: Option<B::Buffer>,
-    /// The routed experts' outputs in order of expert, their gate values multiplied in.
-    routed: Option<B::Buffer>,
-}
-
-/// What the backward of the three parts needs.
-#[derive(Clone, Debug)]
-pub struct MlpKept<B: Backend> {
-    norm: NormKept<B>,
-    /// The normalised rows, which the gate reads; none without experts or where norms are
-    /// recomputed.
-    n: Option<B::Buffer>,
-    /// The same as the products read them; none where norms are recomputed.
-    n_operand: Option<Operand<B>>,
-    dense: Option<FeedForwardKept<B>>,
-    /// The routed experts' share.
-    pub moe: Option<MoeKept<B>>,
 }
 
 /// What the backward of router and routed experts needs.
@@ -155,15 +110,6 @@ pub struct BalanceKept<B: Backend> {
     dscores: Option<B::Buffer>,
 }
 
-/// Gradients between the backward of mlp and that of dispatch.
-#[derive(Clone, Debug)]
-pub struct MlpGradient<B: Backend> {
-    /// Of the normalised rows, through the dense part or shared expert.
-    dense: Option<B::Buffer>,
-    /// Of the experts' rows.
-    routed: Option<B::Buffer>,
-}
-
 impl MoeLayer {
     fn group(&self) -> Group {
         Group { kind: GroupKind::Ep, size: self.ep }
@@ -201,9 +147,19 @@ impl MoeLayer {
         }
     }
 
+    /// Rows back to their tokens, summed.
+    pub(super) fn combine<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        plan: &Plan<B>,
+        rows: &B::Buffer,
+    ) -> Result<B::Buffer> {
+        cx.backend.combine(&self.combine_op(cx, plan, false), rows, &plan.inverse)
+    }
+
     /// Chooses experts and brings the rows to them, with the gate value of each.
     #[allow(clippy::type_complexity)]
-    fn dispatch<B: Backend>(
+    pub(super) fn dispatch<B: Backend>(
         &self,
         cx: &Cx<'_, B>,
         n: &B::Buffer,
@@ -260,7 +216,7 @@ impl MoeLayer {
     }
 
     /// A token-wise operand as the experts' rows: codes and scales travel, not values.
-    fn to_rows<B: Backend>(
+    pub(super) fn to_rows<B: Backend>(
         &self,
         cx: &Cx<'_, B>,
         operand: &Operand<B>,
@@ -310,7 +266,7 @@ impl MoeLayer {
     }
 
     /// The experts on the rows of all micro-batches: each one's part of the outputs.
-    fn mlp<B: Backend>(
+    pub(super) fn mlp<B: Backend>(
         &self,
         cx: &Cx<'_, B>,
         routed: &[&(Operand<B>, B::Buffer)],
@@ -334,7 +290,7 @@ impl MoeLayer {
     }
 
     /// Gradient of the experts' rows, given that of the combined output: each micro-batch's part.
-    fn mlp_backward<B: Backend>(
+    pub(super) fn mlp_backward<B: Backend>(
         &self,
         cx: &Cx<'_, B>,
         kept: &mut [&mut MoeKept<B>],
@@ -360,14 +316,14 @@ impl MoeLayer {
     }
 
     /// Gradient of the normalised rows: through the experts and through the gate.
-    fn dispatch_backward<B: Backend>(
+    pub(super) fn dispatch_backward<B: Backend>(
         &self,
         cx: &Cx<'_, B>,
         kept: &mut MoeKept<B>,
         dx: &B::Buffer,
     ) -> Result<[B::Buffer; 2]> {
         let (backend, plan) = (cx.backend, &kept.plan);
-        let routed = backend.combine(&self.combine_op(cx, plan, false), dx, &plan.inverse)?;
+        let routed = self.combine(cx, plan, dx)?;
         let dweights = kept.dweights.take().expect("backward of mlp comes first");
         let dweights =
             backend.combine(&self.combine_op(cx, plan, true), &dweights, &plan.inverse)?;
@@ -382,7 +338,7 @@ impl MoeLayer {
         Ok([routed, gate])
     }
 
-    fn backward_weight<B: Backend>(
+    pub(super) fn backward_weight<B: Backend>(
         &self,
         cx: &Cx<'_, B>,
         kept: MoeKept<B>,
@@ -418,187 +374,5 @@ impl MoeLayer {
         };
         self.down.wgrad(cx, &act, &dy, counts)?;
         self.gate_up.wgrad(cx, &kept.x, &dhidden, counts)
-    }
-}
-
-impl MlpLayer {
-    /// Dispatch: norm, router, rows to their experts.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    pub fn dispatch<B: Backend>(
-        &self,
-        cx: &Cx<'_, B>,
-        h: &B::Buffer,
-    ) -> Result<(Dispatched<B>, MlpKept<B>)> {
-        let (n, norm) = self.norm.fprop(cx, h)?;
-        let operand = match &self.moe {
-            Some(_) => cx.dispatch_operand(&n)?,
-            None => cx.operand(&n)?,
-        };
-        let moe = self.moe.as_ref().map(|moe| moe.dispatch(cx, &n, &operand)).transpose()?;
-        let (moe, routed) = moe.unzip();
-        let keep = !cx.recipe.recompute_norms;
-        let kept_n = (keep && moe.is_some()).then_some(n);
-        let n_operand = keep.then(|| operand.clone());
-        let kept = MlpKept { norm, n: kept_n, n_operand, dense: None, moe };
-        Ok((Dispatched { n: operand, routed }, kept))
-    }
-
-    /// Mlp: the routed experts on the rows of all micro-batches, and the dense part or shared
-    /// expert on each, whichever the layer has. The slices have an entry a micro-batch.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    pub fn mlp<B: Backend>(
-        &self,
-        cxs: &[Cx<'_, B>],
-        inputs: &[Dispatched<B>],
-        kept: &mut [MlpKept<B>],
-    ) -> Result<Vec<MlpOutput<B>>> {
-        let mut routed: Vec<Option<B::Buffer>> = vec![None; cxs.len()];
-        if let Some(moe) = &self.moe {
-            let inputs: Vec<_> = inputs.iter().filter_map(|x| x.routed.as_ref()).collect();
-            let mut kept: Vec<_> = kept.iter_mut().filter_map(|kept| kept.moe.as_mut()).collect();
-            routed = moe.mlp(&cxs[0], &inputs, &mut kept)?.into_iter().map(Some).collect();
-        }
-        let mut outputs = Vec::with_capacity(cxs.len());
-        for (((cx, input), kept), routed) in cxs.iter().zip(inputs).zip(kept).zip(routed) {
-            let mut output = MlpOutput { dense: None, routed };
-            if let Some(dense) = &self.dense {
-                let (y, dense) = dense.forward(cx, &input.n)?;
-                output.dense = Some(y);
-                kept.dense = Some(dense);
-            }
-            outputs.push(output);
-        }
-        Ok(outputs)
-    }
-
-    /// Combine: rows back to their tokens, summed, plus the dense part or shared expert and the
-    /// residual `h`.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    pub fn combine<B: Backend>(
-        &self,
-        cx: &Cx<'_, B>,
-        h: &B::Buffer,
-        output: MlpOutput<B>,
-        kept: &MlpKept<B>,
-    ) -> Result<B::Buffer> {
-        let add = Add { out: cx.activation() };
-        let routed = match (&self.moe, &kept.moe, output.routed) {
-            (Some(moe), Some(kept), Some(y)) => {
-                let op = moe.combine_op(cx, &kept.plan, false);
-                Some(cx.backend.combine(&op, &y, &kept.plan.inverse)?)
-            }
-            _ => None,
-        };
-        match (routed, output.dense) {
-            (Some(routed), dense) => cx.backend.add(&add, h, &routed, dense.as_ref()),
-            (None, Some(dense)) => cx.backend.add(&add, h, &dense, None),
-            (None, None) => Ok(h.clone()),
-        }
-    }
-
-    /// Backward of combine: brings the output's gradient `dy` to the experts' rows; `None` without
-    /// experts.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    pub fn combine_backward<B: Backend>(
-        &self,
-        cx: &Cx<'_, B>,
-        kept: &MlpKept<B>,
-        dy: &B::Buffer,
-    ) -> Result<Option<Operand<B>>> {
-        let (Some(moe), Some(kept)) = (&self.moe, &kept.moe) else {
-            return Ok(None);
-        };
-        moe.to_rows(cx, &cx.dispatch_gradient(dy)?, &kept.plan).map(Some)
-    }
-
-    /// Input-backward of mlp, given the outputs' gradients `dy` and the `rows` that
-    /// [`MlpLayer::combine_backward`] made of each. The slices have an entry a micro-batch.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    ///
-    /// # Panics
-    /// Before the forward.
-    pub fn mlp_backward_input<B: Backend>(
-        &self,
-        cxs: &[Cx<'_, B>],
-        kept: &mut [MlpKept<B>],
-        dy: &[B::Buffer],
-        rows: Vec<Option<Operand<B>>>,
-    ) -> Result<Vec<MlpGradient<B>>> {
-        let mut routed: Vec<Option<B::Buffer>> = vec![None; cxs.len()];
-        if let Some(moe) = &self.moe {
-            let rows: Vec<_> = rows.into_iter().flatten().collect();
-            let mut kept: Vec<_> = kept.iter_mut().filter_map(|kept| kept.moe.as_mut()).collect();
-            routed = moe.mlp_backward(&cxs[0], &mut kept, &rows)?.into_iter().map(Some).collect();
-        }
-        let mut gradients = Vec::with_capacity(cxs.len());
-        for (((cx, kept), dy), routed) in cxs.iter().zip(kept).zip(dy).zip(routed) {
-            let mut gradient = MlpGradient { dense: None, routed };
-            if let Some(dense) = &self.dense {
-                let kept = kept.dense.as_mut().expect("forward comes first");
-                gradient.dense = Some(dense.backward_input(cx, kept, dy.clone())?);
-            }
-            gradients.push(gradient);
-        }
-        Ok(gradients)
-    }
-
-    /// Input-backward of dispatch: the gradient of `h`, with the residual's `dy`.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    pub fn dispatch_backward_input<B: Backend>(
-        &self,
-        cx: &Cx<'_, B>,
-        kept: &mut MlpKept<B>,
-        dy: &B::Buffer,
-        gradient: MlpGradient<B>,
-    ) -> Result<B::Buffer> {
-        let add = Add { out: cx.activation() };
-        let dn = match (&self.moe, &mut kept.moe, gradient.routed) {
-            (Some(moe), Some(kept), Some(dx)) => {
-                let [routed, gate] = moe.dispatch_backward(cx, kept, &dx)?;
-                cx.backend.add(&add, &gate, &routed, gradient.dense.as_ref())?
-            }
-            _ => gradient.dense.expect("a layer has a dense part or experts"),
-        };
-        self.norm.dgrad(cx, &mut kept.norm, dn, Some(dy))
-    }
-
-    /// Weight-backward of mlp and dispatch.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    ///
-    /// # Panics
-    /// Before the input-backward.
-    pub fn backward_weight<B: Backend>(&self, cx: &Cx<'_, B>, kept: MlpKept<B>) -> Result<()> {
-        let n = match (kept.n, &kept.n_operand) {
-            (Some(n), _) => Some(n),
-            (None, Some(_)) if kept.moe.is_none() => None,
-            _ => Some(self.norm.fprop(cx, &kept.norm.x)?.0),
-        };
-        let again = "the norm is kept or made again";
-        if let (Some(dense), Some(dense_kept)) = (&self.dense, kept.dense) {
-            let operand = match kept.n_operand {
-                Some(operand) => operand,
-                None if self.moe.is_some() => cx.dispatch_operand(n.as_ref().expect(again))?,
-                None => cx.operand(n.as_ref().expect(again))?,
-            };
-            dense.backward_weight(cx, dense_kept, &operand)?;
-        }
-        if let (Some(moe), Some(kept)) = (&self.moe, kept.moe) {
-            moe.backward_weight(cx, kept, n.as_ref().expect(again))?;
-        }
-        self.norm.wgrad(cx, &kept.norm)
     }
 }

@@ -7,7 +7,7 @@ use fathom_trace::{Component, Phase};
 use crate::backend::{Backend, Result};
 use crate::layers::Cx;
 use crate::layers::attention::{AttentionKept, AttentionLayer};
-use crate::layers::moe::{Dispatched, MlpGradient, MlpKept, MlpLayer, MlpOutput};
+use crate::layers::mlp::{Dispatched, MlpGradient, MlpKept, MlpLayer, MlpOutput};
 use crate::layers::operand::Operand;
 
 /// What micro-batches side by side give: a buffer of each, and what each keeps.
