@@ -17,7 +17,7 @@
 //! | [`tensor::matrix`] | ldmatrix, stmatrix, movmatrix |
 //! | [`tensor::mma`], [`tensor::wmma`] | matrix products of a warp |
 //! | [`tensor::wgmma`] | those of a warpgroup, with [`tensor::operand`]s in shared memory |
-//! | [`control::branch`] | branches, calls, exit, trap |
+//! | [`control::branch`], [`control::call`] | branches, exit, trap; calls |
 //! | [`control::barrier`] | bar, barrier, cluster barriers, griddepcontrol, nanosleep |
 //! | [`control::fence`] | fence, membar |
 //! | [`control::shuffle`] | shfl, vote, match, redux, elect; how lanes meet: [`control::members`] |

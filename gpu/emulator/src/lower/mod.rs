@@ -21,7 +21,7 @@ use fathom_ptx::types::{Scope, Sem, Space};
 
 use crate::error::Unsupported;
 use crate::exec;
-use crate::exec::control::branch;
+use crate::exec::control::{branch, call};
 use crate::exec::tensor::wgmma;
 use crate::machine::layout::{FunctionInfo, Touch};
 pub(crate) use crate::machine::op::Code;
@@ -280,7 +280,7 @@ impl<'a> Lower<'a> {
     /// Lowers one function: its operations follow those of the functions before it.
     fn function_body(&mut self, body: &'a Body) -> Lowered {
         self.enter(body);
-        branch::load_register_params(self)?;
+        call::load_register_params(self)?;
         let early = match self.body_has_wgmma {
             true => unfinished::statements(body, &self.cfg),
             false => Vec::new(),
