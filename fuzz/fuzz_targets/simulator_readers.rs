@@ -7,7 +7,8 @@ use std::path::Path;
 
 use fathom_config::ModelConfig;
 use fathom_conformance::workload::ModelCode;
-use fathom_simulator::calibrate::{KinetoTrace, parse_table};
+use fathom_simulator::calibrate::parse_table;
+use fathom_simulator::kineto::KinetoTrace;
 use fathom_simulator::config::Scenario;
 use fathom_simulator::events::Detail;
 use fathom_simulator::first_principles::FirstPrinciples;

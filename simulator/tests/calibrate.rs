@@ -4,8 +4,9 @@
 use std::io::Write;
 
 use fathom_config::Gpu;
-use fathom_simulator::calibrate::{KinetoTrace, PROFILE_FITTING_GEMMS, fit_gemms, parse_table};
+use fathom_simulator::calibrate::{PROFILE_FITTING_GEMMS, fit_gemms, parse_table};
 use fathom_simulator::kernel_time::Constants;
+use fathom_simulator::kineto::KinetoTrace;
 use proptest::prelude::*;
 
 const SMALL: &str = r#"{"deviceProperties": [{"name": "GPU", "numSms": 132}], "traceEvents": [

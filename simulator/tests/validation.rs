@@ -5,8 +5,8 @@ mod model_code;
 
 use std::path::Path;
 
-use fathom_simulator::calibrate::KinetoTrace;
 use fathom_simulator::first_principles::FirstPrinciples;
+use fathom_simulator::kineto::KinetoTrace;
 use fathom_simulator::validate::{Role, validate};
 use model_code::ModelCode;
 

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use fathom_config::Gpu;
-use fathom_simulator::calibrate::{KinetoTrace, TraceSummary, fit_gemms, parse_table};
+use fathom_simulator::calibrate::{fit_gemms, parse_table};
 use fathom_simulator::config::WhatIf;
 use fathom_simulator::error::read_table;
 use fathom_simulator::kernel_time::{Constants, KernelModel};
+use fathom_simulator::kineto::{KinetoTrace, TraceSummary};
 use fathom_trace::KernelRecord;
 use serde_json::json;
 

@@ -1,7 +1,8 @@
-//! The cost model: what a kernel takes, fitted on measurements ([`calibrate`]), and what the parts
-//! of a layer take ([`first_principles`]).
+//! The cost model: what a kernel takes, fitted on measurements ([`calibrate`], [`kineto`]), and
+//! what the parts of a layer take ([`first_principles`]).
 
 pub mod calibrate;
 pub mod first_principles;
 pub mod kernel_time;
+pub mod kineto;
 pub mod times;
