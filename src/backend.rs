@@ -2,7 +2,7 @@
 
 use fathom_gpu::driver::{self, Driver};
 use fathom_gpu::{DeviceKind, Gpu};
-use fathom_libcuda::private::{self, Choices};
+use fathom_libcuda::{Choices, prepare};
 
 use crate::output::Outcome;
 
@@ -48,8 +48,8 @@ impl BackendArgs {
             BackendName::Emulated => DeviceKind::Emulated,
         };
         let ours = matches!(driver::probe(), Driver::Present { emulated: true, .. });
-        if kind == DeviceKind::Emulated && !ours && !private::is_prepared() {
-            let (status, _) = private::run_again(Choices::default())?;
+        if kind == DeviceKind::Emulated && !ours && !prepare::is_prepared() {
+            let (status, _) = prepare::run_again(Choices::default())?;
             return Ok(Chosen::Elsewhere(match status.code() {
                 Some(0) => Outcome::Holds,
                 Some(1) => Outcome::Fails,

@@ -9,7 +9,7 @@ use fathom_conformance::junit::{self, Suite, TestCase};
 use fathom_emulator::{Checks, Preset};
 use fathom_gpu::driver::{self, Driver};
 use fathom_gpu::{CudaEngine, DeviceKind, Gpu};
-use fathom_libcuda::private::{self, Choices};
+use fathom_libcuda::{Choices, prepare};
 use fathom_reference::Engine;
 use fathom_reference::op::ReferenceEngine;
 use serde_json::json;
@@ -76,7 +76,7 @@ pub fn run(args: &Args) -> output::Result {
         true => DeviceKind::Cuda,
         false => DeviceKind::Emulated,
     });
-    if kind == DeviceKind::Emulated && !loaded_ours && !private::is_prepared() {
+    if kind == DeviceKind::Emulated && !loaded_ours && !prepare::is_prepared() {
         return on_the_emulated_driver(args);
     }
     let engine = CudaEngine::new(Gpu::open(kind)?);
@@ -123,7 +123,7 @@ fn on_the_emulated_driver(args: &Args) -> output::Result {
     if let Some(path) = args.junit.as_deref().filter(|path| path.is_file()) {
         std::fs::remove_file(path).map_err(|e| format!("{}: {e}", path.display()))?;
     }
-    let (status, summary) = private::run_again(choices)?;
+    let (status, summary) = prepare::run_again(choices)?;
     if !summary.findings.is_empty() {
         errln!("fathom: {} findings of the emulated device:", summary.findings.len());
         summary.findings.iter().for_each(|f| errln!("{f}"));

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 
-use fathom_libcuda::private::{self, Choices, OnFinding, Summary};
+use fathom_libcuda::{Choices, OnFinding, Summary, prepare};
 use fathom_reference::files;
 use serde_json::json;
 
@@ -98,7 +98,7 @@ pub fn run(args: &Args) -> output::Result {
         on_finding: OnFinding::named(&args.on_finding).expect("checked by its parser"),
         summary: None,
     };
-    let prepared = private::prepare(choices)?;
+    let prepared = prepare::prepare(choices)?;
     let mut command = prepared.command(&args.command[0]);
     let status = command
         .args(&args.command[1..])

@@ -81,7 +81,7 @@ fn main() -> ExitCode {
     sigpipe::reset();
     allocator::keep_pages();
     if let Some(library) = embedded::libcuda() {
-        fathom_libcuda::private::embed(library);
+        fathom_libcuda::prepare::embed(library);
     }
     if let Some(code) = emulate::as_ptxas() {
         return ended(code, output::finish());

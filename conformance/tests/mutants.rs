@@ -20,7 +20,7 @@ use std::process::Command;
 use fathom_conformance::conform::{self, Options};
 use fathom_gpu::compile::Source;
 use fathom_gpu::{CudaEngine, DeviceKind, Gpu};
-use fathom_libcuda::private::{self, Choices, Summary};
+use fathom_libcuda::{Choices, Summary, prepare};
 use fathom_reference::op::ReferenceEngine;
 use fathom_reference::{Case, Engine, EngineError, Outputs};
 use serde::Deserialize;
@@ -163,7 +163,7 @@ fn child(
     cases: usize,
 ) -> Result<Option<(usize, String)>, String> {
     let choices = Choices { check: check.to_owned(), ..Choices::default() };
-    let prepared = private::prepare(choices).expect("the emulated driver is built with the test");
+    let prepared = prepare::prepare(choices).expect("the emulated driver is built with the test");
     let program = std::env::current_exe().expect("the running program");
     let mutant = mutant.map_or("none".to_owned(), |index| index.to_string());
     let mut command: Command = prepared.command(program.as_os_str());

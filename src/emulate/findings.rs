@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fathom_conformance::junit::{self, Outcome, Suite, TestCase};
 use fathom_emulator::Finding;
-use fathom_libcuda::private::Summary;
+use fathom_libcuda::Summary;
 use serde_json::{Value, json};
 
 /// What a file is written as; its name's ending says it.

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use fathom_libcuda::private::{Summary, Totals};
+use fathom_libcuda::{Summary, Totals};
 
 /// Colours follow the reader's system.
 const STYLE: &str = "

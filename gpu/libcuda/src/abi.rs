@@ -6,6 +6,8 @@ pub use crate::results::*;
 
 /// `CUresult`.
 pub type CuResult = i32;
+/// What a call gives, or the number of its error.
+pub(crate) type R<T = ()> = Result<T, CuResult>;
 /// An opaque handle: a number of ours, never a pointer that is followed.
 pub type Handle = usize;
 /// `CUdeviceptr`.

@@ -1,37 +1,40 @@
 //! The CUDA driver API over the emulator, as a Rust library and as a drop-in shared library.
 //!
-//! - `api/`: the entry points of cuda.h, a file a subject, each a few lines over [`state`].
-//! - [`state`]: devices, handles, streams, the emulated clock, what the run did.
-//! - `image`: what a client may hand over as a module - PTX text, a fatbinary that carries it.
-//! - `link`: several PTX texts into one.
-//! - [`private`]: the folder in which the library is called libcuda, and running a command with it.
+//! In layers, the lowest first (`tests/tidy.rs` holds them):
 //!
-//! - `queue`: what streams have been given to do, and who runs it; `operation`: what that is, in a
-//!   stream or as a node of a `graph`.
-//! - `machine`: words for the devices that a process sees and the places of memory.
-//! - `program`: modules, libraries and their functions.
-//! - `standins`: NVRTC and nvJitLink as they must answer here, with PTX.
+//! - words: `abi` and `results` (cuda.h's types and numbers), `machine` (which devices a process
+//!   sees, where memory lies), [`Choices`], [`Summary`], `say` (what the user is told), `image`
+//!   (what a client may hand over as a module: PTX text, a fatbinary that carries it), `link`
+//!   (several PTX texts into one).
+//! - `objects/`: what stands behind the handles of clients, as data; `queue`: what streams have
+//!   been given to do, and who runs it.
+//! - `driver/`: the one driver of the process, and what it does with them.
+//! - `api/`: the entry points of cuda.h, a file a subject, each a few lines over the driver;
+//!   `standins`: NVRTC and nvJitLink as they must answer here, with PTX.
+//! - [`prepare`]: the folder in which the library is called libcuda, and running a command with it.
 //!
 //! Translation only: handles, error codes, streams, events. Execution stands in `fathom-emulator`.
 
 mod abi;
 mod api;
+mod choices;
+mod driver;
 mod driver_check;
-mod graph;
 mod image;
 mod link;
 mod machine;
-mod operation;
-pub mod private;
-mod program;
+mod objects;
+pub mod prepare;
 mod queue;
 mod results;
 mod say;
 #[cfg(all(target_os = "linux", target_env = "gnu", target_arch = "x86_64"))]
 mod standins;
-pub mod state;
+mod summary;
 
-pub use private::{Choices, OnFinding, PrepareError, Prepared, Summary};
+pub use choices::{Choices, OnFinding};
+pub use prepare::{PrepareError, Prepared};
+pub use summary::{Summary, Totals};
 
 /// By this symbol a program can tell the emulated driver from NVIDIA's.
 #[unsafe(no_mangle)]

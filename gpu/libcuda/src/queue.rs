@@ -13,8 +13,7 @@ use std::time::{Duration, Instant};
 
 use fathom_emulator::{Function, LaunchConfig};
 
-use crate::abi::Handle;
-use crate::state::R;
+use crate::abi::{Handle, R};
 
 /// A stream: its device and handle, 0 for the device's legacy default stream.
 pub(crate) type Key = (usize, Handle);
@@ -158,7 +157,7 @@ impl Queue {
 
     /// Lets other threads run what stands before a mark, and looks a little later whether it is
     /// done.
-    pub(crate) fn is_done_soon(&self, marks: &[Mark]) -> bool {
+    pub(crate) fn is_done_soon(&'static self, marks: &[Mark]) -> bool {
         if !self.lock().are_done(marks) {
             self.run_elsewhere();
             let state = self.lock();
@@ -197,9 +196,9 @@ impl Queue {
     }
 
     /// Lets another thread run one thing, if any can run.
-    fn run_elsewhere(&self) {
+    fn run_elsewhere(&'static self) {
         if self.lock().oldest(None).is_some() {
-            std::thread::spawn(|| crate::state::driver().queue.run_one(None));
+            std::thread::spawn(|| self.run_one(None));
         }
     }
 

@@ -13,7 +13,8 @@
 //! | [`memory::load_store`] | ld, st, cache hints |
 //! | [`memory::atomic`] | atom, red |
 //! | [`memory::cp_async`] | cp.async and its groups |
-//! | [`memory::tma`] | bulk and tensor copies, st.async, red.async, tensormap |
+//! | [`memory::bulk`], [`memory::tma`] | bulk copies, st.async, red.async; tensor copies |
+//! | [`memory::tensormap`] | tensormap.replace, tensormap.cp_fenceproxy |
 //! | [`tensor::matrix`] | ldmatrix, stmatrix, movmatrix |
 //! | [`tensor::mma`], [`tensor::wmma`] | matrix products of a warp |
 //! | [`tensor::wgmma`] | those of a warpgroup, with [`tensor::operand`]s in shared memory |
@@ -35,7 +36,7 @@ use fathom_ptx::table::Opcode;
 
 use arith::{cvt, float, half, int, mov, pred, video};
 use control::{barrier, branch, mbarrier, shuffle};
-use memory::{atomic, cp_async, load_store, tma};
+use memory::{atomic, bulk, cp_async, load_store, tensormap, tma};
 use tensor::{matrix, mma, wgmma, wmma};
 
 use crate::lower::builder::{Lower, Lowered, mnemonic, unsupported};
@@ -93,15 +94,14 @@ fn by_class(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         | CpAsyncMbarrierArrive => mbarrier::lower(l, ins),
         CpAsyncBulk
         | CpReduceAsyncBulk
-        | CpAsyncBulkTensor
-        | CpReduceAsyncBulkTensor
         | CpAsyncBulkCommitGroup
         | CpAsyncBulkWaitGroup
         | CpAsyncBulkPrefetch
         | CpAsyncBulkPrefetchTensor
         | StAsync
-        | RedAsync => tma::lower(l, ins),
-        TensormapReplace | TensormapCpFenceproxy => tma::lower_map(l, ins),
+        | RedAsync => bulk::lower(l, ins),
+        CpAsyncBulkTensor | CpReduceAsyncBulkTensor => tma::lower(l, ins),
+        TensormapReplace | TensormapCpFenceproxy => tensormap::lower(l, ins),
         Ldmatrix | Stmatrix | Movmatrix => matrix::lower(l, ins),
         Vadd2 | Vsub2 | Vavrg2 | Vabsdiff2 | Vmin2 | Vmax2 | Vset2 | Vadd4 | Vsub4 | Vavrg4
         | Vabsdiff4 | Vmin4 | Vmax4 | Vset4 => video::lower(l, ins),

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use super::{entry_points, put};
 use crate::abi::*;
-use crate::graph::{Capture, Captured, EdgeData};
-use crate::state::{R, initialised};
+use crate::driver::initialised;
+use crate::objects::graph::EdgeData;
+use crate::objects::stream::{Capture, Captured};
 
 /// `CUstreamCaptureStatus`.
 const NONE: u32 = 0;

@@ -4,13 +4,12 @@ use std::ffi::c_void;
 
 use super::{entry_points, put};
 use crate::abi::*;
-use crate::state::{
-    R, current_context, initialised, pop_context, push_context, set_context, within,
-};
+use crate::driver::contexts::{current_context, pop_context, push_context, set_context, within};
+use crate::driver::initialised;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Checks a context's handle; 0 stands for none.
-fn known(context: Handle) -> crate::state::R {
+fn known(context: Handle) -> R {
     let driver = initialised()?;
     if context == 0 { Ok(()) } else { driver.contexts.get(context).map(|_| ()) }
 }

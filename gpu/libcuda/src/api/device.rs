@@ -6,8 +6,8 @@ use fathom_emulator::Preset;
 
 use super::{entry_points, put, text};
 use crate::abi::*;
+use crate::driver::{driver, initialise, initialised};
 use crate::machine;
-use crate::state::{driver, initialise, initialised};
 
 /// CUDA version that the driver claims: 13.5, whose PTX is 9.5.
 pub(super) const VERSION: i32 = 13050;

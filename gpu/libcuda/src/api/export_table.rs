@@ -11,9 +11,10 @@ use super::context::of_client;
 use super::device::{VERSION, pci_bus, uuid};
 use super::{border, entry_points, put};
 use crate::abi::*;
+use crate::driver::contexts::Destructor;
+use crate::driver::initialised;
 use crate::driver_check::{DeviceId, Question, answer};
 use crate::say::say;
-use crate::state::{Destructor, initialised};
 
 /// What a table is made of.
 struct Layout {

@@ -7,8 +7,8 @@ use fathom_emulator::Preset;
 use super::launch::attributes;
 use super::{entry_points, put};
 use crate::abi::*;
-use crate::program::Callable;
-use crate::state::{R, initialised};
+use crate::driver::initialised;
+use crate::objects::program::Callable;
 
 /// Numbers of `CUfunction_attribute` that clients set.
 const DYNAMIC_SHARED: i32 = 8;

@@ -4,13 +4,12 @@ use std::ffi::c_char;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
-use super::memory::alloc;
 use super::{entry_points, put, text};
 use crate::abi::*;
-use crate::api::user_object::release_all;
-use crate::graph::{Condition, EdgeData, Exec, Step};
-use crate::operation::Operation;
-use crate::state::{Driver, R, initialised};
+use crate::driver::user_objects::release_all;
+use crate::driver::{Driver, initialised};
+use crate::objects::graph::{Condition, EdgeData, Exec, Step};
+use crate::objects::operation::Operation;
 
 /// A client's list of nodes, with the edges' data where it gives them.
 ///
@@ -84,7 +83,7 @@ fn one(nodes: *mut Handle, data: *mut EdgeData, count: *mut usize) -> List {
 fn edges_of(graph: Handle) -> R<Vec<([Handle; 2], EdgeData)>> {
     let graph = initialised()?.graphs.get(graph)?;
     let graph = graph.lock().expect("no panic holds this lock");
-    let of = |(to, node): (&Handle, &crate::graph::Node)| {
+    let of = |(to, node): (&Handle, &crate::objects::graph::Node)| {
         let to = *to;
         node.after.clone().into_iter().map(move |(from, data)| ([from, to], data))
     };
@@ -438,7 +437,7 @@ entry_points! {
             return Err(ERROR_INVALID_VALUE);
         }
         let default = (flags == ASSIGN_DEFAULT).then_some(default);
-        let at = alloc(driver.current()?, 4)?;
+        let at = driver.alloc_current(4)?;
         driver.devices[0].memory().write(at, &[0; 4]).map_err(|_| ERROR_OUT_OF_MEMORY)?;
         let made = Condition { graph, default };
         driver.conditions.lock().expect("no panic holds this lock").insert(at, made);

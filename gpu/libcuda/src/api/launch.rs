@@ -7,9 +7,9 @@ use fathom_emulator::{Function, LaunchConfig};
 use super::entry_points;
 use super::function::most_dynamic_shared;
 use crate::abi::*;
-use crate::operation::{Launch, Operation};
-use crate::program::Callable;
-use crate::state::{R, initialised};
+use crate::driver::initialised;
+use crate::objects::operation::{Launch, Operation};
+use crate::objects::program::Callable;
 
 /// What the attributes of a launch say.
 #[derive(Default)]

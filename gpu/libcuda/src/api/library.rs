@@ -6,8 +6,9 @@ use super::function::{attribute, param_info, set_attribute};
 use super::module::{JitOptions, global, put_symbol};
 use super::{entry_points, put, text};
 use crate::abi::*;
+use crate::driver::contexts::within;
+use crate::driver::{Driver, initialised};
 use crate::image::{self, Capability};
-use crate::state::{Driver, R, initialised, within};
 
 /// Runs a call about a kernel as if the device's primary context were the current one.
 fn on_device<T>(driver: &Driver, device: i32, call: impl FnOnce() -> R<T>) -> R<T> {

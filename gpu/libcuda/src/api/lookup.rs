@@ -28,7 +28,7 @@ mod generated {
     use crate::abi::CuResult;
 
     fn missing(name: &str) -> CuResult {
-        crate::state::driver().name_unsupported(name);
+        crate::driver::driver().name_unsupported(name);
         crate::abi::ERROR_NOT_SUPPORTED
     }
 

@@ -7,8 +7,8 @@ use std::ffi::c_void;
 
 use super::{entry_points, put};
 use crate::abi::*;
+use crate::driver::{Driver, initialised};
 use crate::machine::{Advice, HostKind, Location};
-use crate::state::{Driver, R, initialised};
 
 /// `CUmemLocationType`.
 const DEVICE: i32 = 1;

@@ -1,13 +1,12 @@
 //! Memory: allocation, pinned, managed and registered host memory, copies and fills.
 
-use std::alloc::Layout;
 use std::ffi::c_void;
 
 use super::{entry_points, put};
 use crate::abi::*;
+use crate::driver::initialised;
 use crate::machine::HostKind;
-use crate::operation::{Fill, Operation};
-use crate::state::{Driver, R, current_context, initialised};
+use crate::objects::operation::{Fill, Operation};
 
 fn copy_on(stream: Handle, copy: Memcpy3d) -> R {
     initialised()?.submit(stream, Operation::Copy(copy))
@@ -53,37 +52,6 @@ fn fill_rows(
 ) -> R {
     let fill = Fill { at, pitch, value, element, width, height };
     initialised()?.submit(stream, Operation::Fill(fill))
-}
-
-/// Host memory, which kernels reach at its own address.
-pub(super) fn host_alloc(driver: &Driver, bytes: usize, kind: HostKind) -> R<usize> {
-    let size = bytes.max(1).next_multiple_of(256);
-    let layout = Layout::from_size_align(size, 4096).map_err(|_| ERROR_INVALID_VALUE)?;
-    // SAFETY: the size is not zero.
-    let pointer = unsafe { std::alloc::alloc_zeroed(layout) };
-    if pointer.is_null() {
-        return Err(ERROR_OUT_OF_MEMORY);
-    }
-    // SAFETY: fresh memory, which lives until `host_free` frees it here first.
-    unsafe { driver.devices[0].register_host(pointer, size) };
-    let at = pointer as usize;
-    driver.host.lock().expect("no panic holds this lock").insert(at, (layout, kind));
-    Ok(at)
-}
-
-pub(super) fn alloc(device: usize, bytes: usize) -> R<DevicePtr> {
-    if bytes == 0 {
-        return Err(ERROR_INVALID_VALUE);
-    }
-    let driver = initialised()?;
-    driver.error()?;
-    let address = driver.devices[device].alloc(bytes as u64).map_err(|_| ERROR_OUT_OF_MEMORY)?;
-    let owner = match driver.current() {
-        Ok(own) if own == device => current_context(),
-        _ => driver.primary_context(device),
-    };
-    driver.owners.lock().expect("no panic holds this lock").insert(address, owner);
-    Ok(address)
 }
 
 /// A copy of rows as a copy of one slice.
@@ -135,7 +103,7 @@ entry_points! {
     }
 
     fn cuMemAlloc_v2(address: *mut DevicePtr, bytes: usize) {
-        put(address, alloc(initialised()?.current()?, bytes)?)
+        put(address, initialised()?.alloc_current(bytes)?)
     }
 
     fn cuMemAllocPitch_v2(
@@ -147,7 +115,7 @@ entry_points! {
     ) {
         let _ = element;
         let row = width.next_multiple_of(512);
-        put(address, alloc(initialised()?.current()?, row * height)?)?;
+        put(address, initialised()?.alloc_current(row * height)?)?;
         put(pitch, row)
     }
 
@@ -162,16 +130,16 @@ entry_points! {
         if bytes == 0 {
             return Err(ERROR_INVALID_VALUE);
         }
-        put(address, host_alloc(initialised()?, bytes, HostKind::Managed)? as DevicePtr)
+        put(address, initialised()?.host_alloc(bytes, HostKind::Managed)? as DevicePtr)
     }
 
     fn cuMemAllocHost_v2(pointer: *mut usize, bytes: usize) {
-        put(pointer, host_alloc(initialised()?, bytes, HostKind::Pinned)?)
+        put(pointer, initialised()?.host_alloc(bytes, HostKind::Pinned)?)
     }
 
     fn cuMemHostAlloc(pointer: *mut usize, bytes: usize, flags: u32) {
         let _ = flags;
-        put(pointer, host_alloc(initialised()?, bytes, HostKind::Pinned)?)
+        put(pointer, initialised()?.host_alloc(bytes, HostKind::Pinned)?)
     }
 
     fn cuMemFreeHost(pointer: usize) {

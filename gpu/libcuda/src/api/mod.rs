@@ -17,18 +17,18 @@ mod lookup;
 mod managed;
 mod memory;
 mod module;
-pub(crate) mod pool;
+mod node_params;
+mod pool;
 mod stream;
 mod tensor_map;
-pub(crate) mod user_object;
-pub(crate) mod virtual_memory;
+mod user_object;
+mod virtual_memory;
 
 use std::ffi::{CStr, c_char};
 use std::sync::OnceLock;
 
 use crate::abi::*;
 use crate::say::say;
-use crate::state::R;
 
 macro_rules! entry_points {
     ($($(#[$note:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block)*) => {

@@ -7,10 +7,10 @@ use fathom_emulator::Symbol;
 
 use super::{entry_points, put, text};
 use crate::abi::*;
+use crate::driver::programs::parse;
+use crate::driver::{Driver, initialised};
 use crate::image;
-use crate::program::parse;
 use crate::say::say;
-use crate::state::{Driver, R, initialised};
 
 /// What a client says about compiling PTX: where it wants to read what went wrong.
 pub(super) struct JitOptions {

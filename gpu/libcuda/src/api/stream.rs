@@ -7,9 +7,11 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use super::{entry_points, put};
 use crate::abi::*;
-use crate::graph::Captured;
-use crate::operation::{Comparison, Operation, Value};
-use crate::state::{Event, R, Stream, initialised};
+use crate::driver::initialised;
+use crate::objects::event::Event;
+use crate::objects::operation::{Comparison, Operation, Value};
+use crate::objects::stream::Captured;
+use crate::objects::stream::Stream;
 
 fn create(stream: *mut Handle, flags: u32, priority: i32) -> R {
     let driver = initialised()?;

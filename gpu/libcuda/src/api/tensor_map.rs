@@ -7,7 +7,6 @@ use fathom_emulator::{Element, Mode, TensorMap};
 use super::{entry_points, put};
 use crate::abi::*;
 use crate::say::say;
-use crate::state::R;
 
 /// What tiled and im2col maps have in common, as the client passes it.
 struct Common {

@@ -5,31 +5,22 @@
 //! whose descriptor travels (`cuMemExportToShareableHandle`), or one in the folder of the emulated
 //! run whose number travels (`cuIpcGetMemHandle`).
 
-use std::any::Any;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use fathom_emulator::memory::Piece;
 use memmap2::{MmapOptions, MmapRaw};
 
 use super::{entry_points, put};
 use crate::abi::*;
+use crate::driver::{Driver, driver, initialised};
+use crate::objects::event::{Event, SharedEvent};
+use crate::objects::virtual_memory::{Mapping, Physical, Properties, Range, pieces};
 use crate::say::say;
-use crate::state::{Driver, Event, R, driver, initialised};
-
-/// `CUmemAllocationProp`: type, handle types, location's type and number, and what is not read.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Properties {
-    kind: u32,
-    handle_types: u32,
-    location: [u32; 2],
-    rest: [u64; 2],
-}
 
 /// `CU_MEM_ALLOCATION_TYPE_PINNED`, `CU_MEM_LOCATION_TYPE_DEVICE`,
 /// `CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR`.
@@ -37,73 +28,9 @@ const PINNED: u32 = 1;
 const DEVICE: u32 = 1;
 const FILE_DESCRIPTOR: u32 = 1;
 
-/// Physical memory.
-pub(crate) struct Physical {
-    properties: Properties,
-    bytes: usize,
-    map: Arc<MmapRaw>,
-    /// Of memory that processes may share.
-    file: Option<File>,
-}
-
-/// A reserved range of addresses, and what is mapped there: by offset, the memory, the offset in
-/// it, the length, and whether somebody has access.
-pub(crate) struct Range {
-    device: u32,
-    bytes: usize,
-    mapped: BTreeMap<usize, Mapping>,
-}
-
-struct Mapping {
-    physical: Arc<Physical>,
-    offset: usize,
-    bytes: usize,
-    accessible: bool,
-}
-
-/// Reserved ranges by their first address.
-pub(crate) type Ranges = Mutex<BTreeMap<DevicePtr, Range>>;
-
 fn no_memory(error: std::io::Error) -> CuResult {
     say!("mapping memory: {error}");
     ERROR_OUT_OF_MEMORY
-}
-
-/// Bytes from `offset` of a mapping on, as pieces.
-fn pieces(map: &Arc<MmapRaw>, offset: usize, bytes: usize) -> Vec<Piece> {
-    let owner: Arc<dyn Any + Send + Sync> = map.clone();
-    // SAFETY: the mapping is as long as that and stays as long as its owner; nothing else looks
-    // at it but other processes.
-    unsafe { Piece::cut(map.as_mut_ptr().add(offset), bytes, &owner) }
-}
-
-impl Range {
-    /// Tells the emulator what is accessible: neighbours are one allocation, which accesses may
-    /// cross.
-    fn publish(&self, driver: &Driver, base: DevicePtr) {
-        let memory = driver.devices[0].memory();
-        memory.unmap(base, self.bytes as u64);
-        let mut open: Option<(usize, usize, Vec<Piece>)> = None;
-        let close = |run: Option<(usize, usize, Vec<Piece>)>| {
-            if let Some((begin, end, pieces)) = run {
-                memory.map(self.device, base + begin as u64, (end - begin) as u64, pieces);
-            }
-        };
-        for (at, mapping) in self.mapped.iter().filter(|(_, mapping)| mapping.accessible) {
-            let new = pieces(&mapping.physical.map, mapping.offset, mapping.bytes);
-            match &mut open {
-                Some((_, end, list)) if *end == *at => {
-                    *end += mapping.bytes;
-                    list.extend(new);
-                }
-                _ => {
-                    close(open.take());
-                    open = Some((*at, at + mapping.bytes, new));
-                }
-            }
-        }
-        close(open);
-    }
 }
 
 /// Changes the reserved range that holds `at`, and tells the emulator.
@@ -117,20 +44,8 @@ fn with_range(at: DevicePtr, change: impl FnOnce(usize, &mut Range) -> R) -> R {
         return Err(ERROR_INVALID_VALUE);
     }
     change(offset, range)?;
-    range.publish(driver, *base);
+    range.publish(driver.devices[0].memory(), *base);
     Ok(())
-}
-
-/// Whether the mappings of a range cover `bytes` from `offset` on exactly.
-fn covers(range: &Range, offset: usize, bytes: usize) -> bool {
-    let mut at = offset;
-    for (begin, mapping) in range.mapped.range(offset..offset + bytes) {
-        if *begin != at {
-            return false;
-        }
-        at += mapping.bytes;
-    }
-    at == offset + bytes
 }
 
 /// A file that has no name.
@@ -163,9 +78,6 @@ pub(crate) struct IpcHandle {
 
 const IPC_MAGIC: u64 = 0x6d6f_6874_6166_0001;
 
-/// Memory of a device that other processes may open: the number of the file that it lies in.
-pub(crate) type Shared = Mutex<BTreeMap<DevicePtr, u64>>;
-
 /// Puts an allocation into a file, where it is not in one yet; the file's number.
 fn share(driver: &Driver, base: DevicePtr, bytes: u64, device: u32) -> R<u64> {
     let mut shared = driver.shared.lock().expect("no panic holds this lock");
@@ -196,43 +108,6 @@ fn share(driver: &Driver, base: DevicePtr, bytes: u64, device: u32) -> R<u64> {
     Ok(number)
 }
 
-/// An event in a file: two counters that processes share.
-pub(crate) struct SharedEvent {
-    map: MmapRaw,
-    process: u64,
-    number: u64,
-}
-
-impl SharedEvent {
-    /// # Errors
-    /// Where the file cannot be made (`create`) or is not there.
-    fn open(process: u64, number: u64, create: bool) -> R<SharedEvent> {
-        let path = shared_path(process, number);
-        let open = || -> std::io::Result<MmapRaw> {
-            let file = File::options().read(true).write(true).create(create).open(&path)?;
-            file.set_len(8)?;
-            MmapOptions::new().map_raw(&file)
-        };
-        let map = open().map_err(|_| ERROR_MAP_FAILED)?;
-        Ok(SharedEvent { map, process, number })
-    }
-
-    fn counter(&self, index: usize) -> &AtomicU32 {
-        // SAFETY: the mapping has two words, which all processes use as atomics.
-        unsafe { AtomicU32::from_ptr(self.map.as_mut_ptr().cast::<u32>().add(index)) }
-    }
-
-    /// How often the event was recorded.
-    pub(crate) fn recorded(&self) -> &AtomicU32 {
-        self.counter(0)
-    }
-
-    /// How many of the records are done.
-    pub(crate) fn done(&self) -> &AtomicU32 {
-        self.counter(1)
-    }
-}
-
 entry_points! {
     fn cuIpcGetEventHandle(handle: *mut IpcHandle, event: Handle) {
         let event = initialised()?.events.get(event)?;
@@ -243,7 +118,7 @@ entry_points! {
         let process = u64::from(std::process::id());
         if event.shared.get().is_none() {
             let number = NEXT_FILE.fetch_add(1, Relaxed);
-            let made = SharedEvent::open(process, number, true)?;
+            let made = SharedEvent::open(&shared_path(process, number), (process, number), true)?;
             // Another thread may have been faster; its file is as good.
             let _ = event.shared.set(made);
         }
@@ -264,7 +139,9 @@ entry_points! {
         if handle.magic != IPC_MAGIC {
             return Err(ERROR_INVALID_VALUE);
         }
-        let shared = SharedEvent::open(handle.process, handle.number, false)?;
+        let (process, number) = (handle.process, handle.number);
+        let path = shared_path(process, number);
+        let shared = SharedEvent::open(&path, (process, number), false)?;
         let new = Event::new(false);
         let _ = new.shared.set(shared);
         put(event, initialised()?.events.insert(Arc::new(new)))
@@ -373,7 +250,7 @@ entry_points! {
 
     fn cuMemUnmap(at: DevicePtr, bytes: usize) {
         with_range(at, |place, range| {
-            if !covers(range, place, bytes) {
+            if !range.covers(place, bytes) {
                 return Err(ERROR_INVALID_VALUE);
             }
             range.mapped.retain(|begin, _| !(place..place + bytes).contains(begin));
@@ -385,7 +262,7 @@ entry_points! {
     fn cuMemSetAccess(at: DevicePtr, bytes: usize, access: *const [u32; 3], count: usize) {
         let any = (0..count).any(|i| (*access.add(i))[2] != 0);
         with_range(at, |place, range| {
-            if !covers(range, place, bytes) {
+            if !range.covers(place, bytes) {
                 return Err(ERROR_INVALID_VALUE);
             }
             let mapped = range.mapped.range_mut(place..place + bytes);

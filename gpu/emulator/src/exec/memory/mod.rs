@@ -1,6 +1,8 @@
 //! Instructions that read and write memory: loads and stores, atomics, asynchronous copies.
 
 pub mod atomic;
+pub mod bulk;
 pub mod cp_async;
 pub mod load_store;
+pub mod tensormap;
 pub mod tma;

@@ -1,0 +1,163 @@
+//! Running kernels: launches, what they found, and what the run's summary says of them.
+
+use std::path::PathBuf;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use fathom_emulator::{
+    CLUSTER, COOPERATIVE_GRID, Error, Finding, Function, KernelRecord, Launch, LaunchConfig,
+    LaunchReport, Ub, check_launch, launch_together,
+};
+use fathom_trace::jsonl;
+
+use super::{Driver, driver};
+use crate::abi::*;
+use crate::choices::OnFinding;
+use crate::queue::Work;
+use crate::say::{self, say};
+
+/// Emulated nanoseconds from one kernel of a stream to the next.
+const LAUNCH_NS: u64 = 2000;
+
+impl Driver {
+    /// Refuses a launch that cannot run.
+    pub(crate) fn can_launch(&self, function: &Function, config: &LaunchConfig) -> R {
+        check_launch(&Launch { function, config }).map_err(|error| self.cannot_run(&error))
+    }
+
+    /// Tells why a launch cannot run, and gives cuda.h's number for it.
+    fn cannot_run(&self, error: &Error) -> CuResult {
+        say!("{error}");
+        self.summary.lock().expect("no panic holds this lock").errors.push(error.to_string());
+        self.save_summary();
+        match error {
+            Error::Unsupported(_) => ERROR_NOT_SUPPORTED,
+            Error::Launch { what: COOPERATIVE_GRID, .. } => ERROR_COOPERATIVE_LAUNCH_TOO_LARGE,
+            Error::Launch { what: CLUSTER, .. } => ERROR_INVALID_CLUSTER_SIZE,
+            Error::Launch { .. } => ERROR_INVALID_VALUE,
+            _ => ERROR_LAUNCH_FAILED,
+        }
+    }
+
+    /// Notes that a module cannot run here, which was told: a run whose program goes on without it
+    /// is not a clean one.
+    pub(crate) fn noted<T>(&self, module: R<T>) -> R<T> {
+        if let Err(ERROR_NO_BINARY_FOR_GPU) = module {
+            let mut summary = self.summary.lock().expect("no panic holds this lock");
+            summary.errors.push("a module has no PTX that this device may run".to_owned());
+            drop(summary);
+            self.save_summary();
+        }
+        module
+    }
+
+    /// Runs launches together.
+    pub(crate) fn run(&self, launches: &[(Function, LaunchConfig)]) -> R {
+        let together: Vec<Launch<'_>> =
+            launches.iter().map(|(function, config)| Launch { function, config }).collect();
+        let began = Instant::now();
+        let reports = launch_together(&together).map_err(|error| self.cannot_run(&error))?;
+        let seconds = began.elapsed().as_secs_f64() / reports.len() as f64;
+        for ((function, _), report) in launches.iter().zip(reports) {
+            self.ended(function, report, seconds);
+        }
+        Ok(())
+    }
+
+    fn ended(&self, function: &Function, report: LaunchReport, seconds: f64) {
+        let device = function.module().device();
+        let index = device.index() as usize;
+        crate::say::print(&report.printed);
+        let cycles_ns = report.cycles * 1_000_000 / u64::from(device.preset().clock_khz);
+        self.advance(index, LAUNCH_NS + cycles_ns);
+        // A defect is told once, however many launches have it; the summary counts it.
+        let known = |f: &&Finding| self.summary.lock().expect("no panic holds it").knows(f);
+        for finding in report.findings.iter().filter(|finding| !known(finding)) {
+            say::finding(finding);
+        }
+        let fatal = report.fatal().map(code_of);
+        self.account(report.record, &report.findings, seconds);
+        match (fatal, self.choices.on_finding) {
+            (None, _) | (_, OnFinding::Report) => {}
+            // As on hardware: this call succeeds, the next ones report it.
+            (Some(error), OnFinding::Context) => self.sticky.store(error, Relaxed),
+            (Some(_), OnFinding::Abort) => std::process::abort(),
+        }
+    }
+
+    fn account(&self, mut record: KernelRecord, findings: &[Finding], seconds: f64) {
+        let mut summary = self.summary.lock().expect("no panic holds this lock");
+        record.seq = summary.launches;
+        summary.add(&record, findings, seconds);
+        drop(summary);
+        if let Some(folder) = &self.choices.trace
+            && let Err(error) = self.write_trace(folder, &record)
+        {
+            say!("{}: {error}", folder.display());
+        }
+        self.save_summary();
+    }
+
+    fn write_trace(&self, folder: &PathBuf, record: &KernelRecord) -> std::io::Result<()> {
+        let mut trace = self.trace.lock().expect("no panic holds this lock");
+        if trace.is_none() {
+            std::fs::create_dir_all(folder)?;
+            let name = format!("kernels-{}.jsonl", std::process::id());
+            *trace = Some(jsonl::Writer::new(std::fs::File::create(folder.join(name))?)?);
+        }
+        trace.as_mut().expect("made above").write(record)
+    }
+
+    /// The summary is kept in its file after every launch, so that it survives any end.
+    fn save_summary(&self) {
+        if let Some(folder) = &self.choices.summary {
+            let summary = self.summary.lock().expect("no panic holds this lock");
+            if let Err(error) = summary.save(folder) {
+                say!("{}: {error}", folder.display());
+            }
+        }
+    }
+}
+
+/// The error by which hardware would report it.
+fn code_of(finding: &Finding) -> CuResult {
+    match finding.kind {
+        Ub::OutOfBounds | Ub::UseAfterFree => ERROR_ILLEGAL_ADDRESS,
+        Ub::Misaligned => ERROR_MISALIGNED_ADDRESS,
+        // A bare `trap` is an unspecified failure on hardware.
+        Ub::Trap if finding.message.starts_with("assertion") => ERROR_ASSERT,
+        Ub::Deadlock => ERROR_LAUNCH_TIMEOUT,
+        _ => ERROR_LAUNCH_FAILED,
+    }
+}
+
+/// Runs a batch of the queue: what goes wrong is left for the next call.
+pub(super) fn run_batch(works: Vec<Work>) {
+    let driver = driver();
+    let (mut launches, mut others) = (Vec::new(), Vec::new());
+    for work in works {
+        match work {
+            Work::Launch(function, config) => launches.push((function, config)),
+            Work::Now(call) | Work::Later(call) => others.push(call),
+            Work::Wait(_) => {}
+        }
+    }
+    // After an error nothing runs, as on hardware.
+    if driver.error().is_err() {
+        return;
+    }
+    let mut all = || -> R {
+        if !launches.is_empty() {
+            driver.run(&launches)?;
+        }
+        others.drain(..).try_for_each(|call| call())
+    };
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(&mut all));
+    let code = result.unwrap_or_else(|_| {
+        say!("a kernel failed inside the emulator");
+        Err(ERROR_UNKNOWN)
+    });
+    if let Err(code) = code {
+        driver.sticky.store(code, Relaxed);
+    }
+}
