@@ -4,7 +4,7 @@ use fathom_gpu::driver::{self, Driver};
 use fathom_gpu::{DeviceKind, Gpu};
 use fathom_libcuda::{Choices, prepare};
 
-use crate::output::Outcome;
+use crate::output;
 
 /// A backend by its name on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -23,6 +23,9 @@ pub struct BackendArgs {
     /// Backend that computes
     #[arg(long, value_name = "NAME", default_value = "reference")]
     backend: BackendName,
+    /// Most bytes of device memory that are taken [default: all that the device has]
+    #[arg(long, value_name = "BYTES")]
+    device_memory: Option<usize>,
 }
 
 /// What the flag comes to.
@@ -31,13 +34,11 @@ pub enum Chosen {
     Reference,
     /// The kernels, on this device.
     Device(Box<Gpu>),
-    /// The same command line was run once more, with the emulated driver in front; it ended so.
-    Elsewhere(Outcome),
 }
 
 impl BackendArgs {
-    /// Opens the device of the flag. `emulated` runs this program once more with our driver in
-    /// front, unless that has been done.
+    /// Opens the device of the flag. `emulated` runs this program anew in this process, with our
+    /// driver in front, unless that has been done.
     ///
     /// # Errors
     /// What is missing, and how to get it.
@@ -49,19 +50,20 @@ impl BackendArgs {
         };
         let ours = matches!(driver::probe(), Driver::Present { emulated: true, .. });
         if kind == DeviceKind::Emulated && !ours && !prepare::is_prepared() {
-            let (status, _) = prepare::run_again(Choices::default())?;
-            return Ok(Chosen::Elsewhere(match status.code() {
-                Some(0) => Outcome::Holds,
-                Some(1) => Outcome::Fails,
-                _ => Outcome::BadInput,
-            }));
+            output::flush();
+            match prepare::run_in_place(Choices::default())? {}
         }
-        Ok(Chosen::Device(Box::new(Gpu::open(kind)?)))
+        let gpu = Gpu::open(kind);
+        prepare::loaded();
+        let gpu = gpu?;
+        if let Some(bytes) = self.device_memory {
+            gpu.cap_memory(bytes);
+        }
+        Ok(Chosen::Device(Box::new(gpu)))
     }
 }
 
-/// Evaluates an expression with `$backend` as the backend of the flag; where the command line was
-/// run elsewhere, returns how that ended.
+/// Evaluates an expression with `$backend` as the backend of the flag.
 macro_rules! on_backend {
     ($args:expr, $backend:ident => $body:expr) => {
         match $args.open()? {
@@ -73,7 +75,6 @@ macro_rules! on_backend {
                 let $backend = fathom_gpu::Cuda::new(*gpu);
                 $body
             }
-            $crate::backend::Chosen::Elsewhere(outcome) => return Ok(outcome),
         }
     };
 }

@@ -15,6 +15,7 @@ use fathom_reference::train::{
     resumed_config, run,
 };
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use serde_json::json;
 
 use crate::backend::{BackendArgs, Chosen};
 use crate::output::{self, Outcome};
@@ -147,16 +148,16 @@ fn train(args: &Args) -> output::Result {
     let inputs = flags.data.iter().chain(&flags.config).chain(&flags.validate);
     files::keep_apart(inputs, args.record.outputs())?;
     match args.backend.open()? {
-        Chosen::Reference => train_on(args, config, Reference),
+        Chosen::Reference => train_on(args, config, Reference, None),
         Chosen::Device(_) if world > 1 => {
             let ranks = "the kernels' backends take one rank so far";
             Err(format!("--backend: {ranks}, found {world}; --backend reference takes many").into())
         }
         Chosen::Device(gpu) => {
             planned(&config)?;
-            train_on(args, config, Cuda::new(*gpu))
+            let cuda = Cuda::new(*gpu);
+            train_on(args, config, cuda.clone(), Some(&|| cuda.gpu().waits()))
         }
-        Chosen::Elsewhere(outcome) => Ok(outcome),
     }
 }
 
@@ -172,15 +173,27 @@ fn planned(config: &TrainConfig) -> Result<(), Box<dyn Error>> {
     }
 }
 
-fn train_on<B: Backend>(args: &Args, config: TrainConfig, backend: B) -> output::Result {
+/// `waits`: how often the host has waited for the backend's device so far.
+fn train_on<B: Backend>(
+    args: &Args,
+    config: TrainConfig,
+    backend: B,
+    waits: Option<&dyn Fn() -> u64>,
+) -> output::Result {
     let world = config.parallel.world();
     let interrupts = interrupts()?;
     let mut screen = Screen::new(args.json);
     let folder = RunFolder { out: args.out.clone(), resume: args.resume };
     let stopped = || interrupts.stopped();
+    let (mut before, mut waits_per_step) = (0, None);
     let mut tell = |event: &Event| {
         interrupts.hear(event);
         screen.show(event);
+        if let Some(waits) = waits {
+            let step = matches!(event, Event::Step(_)).then(|| waits() - before);
+            waits_per_step = step.or(waits_per_step);
+            before = waits();
+        }
     };
     let result = if world > 1 {
         if args.record.outputs().next().is_some() {
@@ -205,7 +218,12 @@ fn train_on<B: Backend>(args: &Args, config: TrainConfig, backend: B) -> output:
         result => result?,
     };
     if args.json {
-        output::print_json(&summary)?;
+        let mut document = json!(summary);
+        // What a step's host waited for: losses, norm, counts of experts' rows.
+        if let Some(waits) = waits_per_step {
+            document["waits_per_step"] = json!(waits);
+        }
+        output::print_json(&document)?;
         return Ok(Outcome::Holds);
     }
     let end = if summary.stopped { "stopped after" } else { "trained" };

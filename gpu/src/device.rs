@@ -3,7 +3,8 @@
 //! A [`Gpu`] is one device with one stream, on which everything happens in order. It is opened over
 //! whatever `libcuda` the loader finds, NVIDIA's or the emulated one, by the same code.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use cudarc::driver::{CudaContext, CudaStream, DriverError};
@@ -14,7 +15,7 @@ use crate::compile::{CompileError, Compiler, Source};
 use crate::driver::{self, Driver};
 use crate::launch::{self, Arg, Kernel, LaunchConfig, Swizzle, TensorMap};
 use crate::memory::{self, Memory};
-use crate::nvrtc;
+use crate::nvrtc::{self, Nvrtc};
 use crate::tensor::{DeviceTensor, Matrix, TMA_BYTES};
 
 /// Which CUDA driver a run wants.
@@ -157,46 +158,89 @@ pub struct Gpu {
     memory: Arc<Memory>,
 }
 
+/// What [`Gpu::open`] needs, all of it there.
+pub struct Ready {
+    kind: DeviceKind,
+    description: driver::Device,
+    nvrtc: Nvrtc,
+    cache: PathBuf,
+}
+
+/// NVRTC, and the folder in which compiled kernels are kept.
+///
+/// # Errors
+/// [`GpuError::NoCache`], [`GpuError::NoNvrtc`].
+pub fn compiler_ready() -> Result<(Nvrtc, PathBuf), GpuError> {
+    let cache = nvrtc::cache_dir().ok_or(GpuError::NoCache)?.join("kernels");
+    Ok((nvrtc::find().ok_or(GpuError::NoNvrtc)?, cache))
+}
+
+/// Whether kernels could run on device 0 of this driver, which must be of the wanted kind.
+///
+/// # Errors
+/// [`GpuError`]: what is missing, and how to get it.
+pub fn ready(wanted: DeviceKind, driver: Driver) -> Result<Ready, GpuError> {
+    let (version, devices, emulated) = match driver {
+        Driver::Absent { reason } | Driver::Unusable { reason, .. } => {
+            return Err(GpuError::NoDevice { reason });
+        }
+        Driver::Present { version, devices, emulated } => (version, devices, emulated),
+    };
+    let names = ["NVIDIA's driver", "the emulated driver"];
+    if emulated != (wanted == DeviceKind::Emulated) {
+        let (expected, found) = (names[usize::from(!emulated)], names[usize::from(emulated)]);
+        return Err(GpuError::OtherDriver { wanted, expected, found });
+    }
+    let Some(description) = devices.into_iter().next() else {
+        return Err(GpuError::NoDevice { reason: "the driver has no device".to_owned() });
+    };
+    if version < 13000 {
+        return Err(GpuError::OldDriver { version });
+    }
+    let (major, minor) = description.compute_capability;
+    if major != 9 {
+        return Err(GpuError::Architecture { name: description.name, major, minor });
+    }
+    let (nvrtc, cache) = compiler_ready()?;
+    Ok(Ready { kind: wanted, description, nvrtc, cache })
+}
+
 impl Gpu {
     /// Opens device 0 of the driver that the loader finds, which must be of the wanted kind.
     ///
     /// # Errors
     /// [`GpuError`]: what is missing, and how to get it.
     pub fn open(wanted: DeviceKind) -> Result<Gpu, GpuError> {
-        let (version, devices, emulated) = match driver::probe() {
-            Driver::Absent { reason } | Driver::Unusable { reason, .. } => {
-                return Err(GpuError::NoDevice { reason });
-            }
-            Driver::Present { version, devices, emulated } => (version, devices, emulated),
-        };
-        let names = ["NVIDIA's driver", "the emulated driver"];
-        if emulated != (wanted == DeviceKind::Emulated) {
-            let (expected, found) = (names[usize::from(!emulated)], names[usize::from(emulated)]);
-            return Err(GpuError::OtherDriver { wanted, expected, found });
-        }
-        let Some(description) = devices.into_iter().next() else {
-            return Err(GpuError::NoDevice { reason: "the driver has no device".to_owned() });
-        };
-        if version < 13000 {
-            return Err(GpuError::OldDriver { version });
-        }
-        let (major, minor) = description.compute_capability;
-        if major != 9 {
-            return Err(GpuError::Architecture { name: description.name, major, minor });
-        }
-        let cache = nvrtc::cache_dir().ok_or(GpuError::NoCache)?.join("kernels");
-        let compiler = Compiler::new(&nvrtc::find().ok_or(GpuError::NoNvrtc)?, &cache)?;
+        let Ready { kind, description, nvrtc, cache } = ready(wanted, driver::probe())?;
+        let compiler = Compiler::new(&nvrtc, &cache)?;
         let context = CudaContext::new(0).map_err(GpuError::of("cuDevicePrimaryCtxRetain"))?;
         let stream = context.default_stream();
         let memory = Memory::new(stream.clone(), description.memory_bytes)?;
         let kernels = Mutex::default();
-        Ok(Gpu { stream, kind: wanted, description, compiler, kernels, memory })
+        Ok(Gpu { stream, kind, description, compiler, kernels, memory })
+    }
+
+    /// Lets tensors take at most `bytes` of device memory; what is held already counts.
+    pub fn cap_memory(&self, bytes: usize) {
+        self.memory.cap(bytes);
+    }
+
+    /// How often the host has waited for the device so far.
+    pub fn waits(&self) -> u64 {
+        self.memory.waits()
     }
 
     /// The same device, for which one source or header of the kernels has another text: so tests
     /// plant defects in kernels and hold the suites to finding them.
     pub fn with_planted(self, source: Source<'static>) -> Gpu {
         Gpu { compiler: self.compiler.with_planted(source), kernels: Mutex::default(), ..self }
+    }
+
+    /// The same device, on which kernels are launched as on one of so many SMs: no result may
+    /// depend on their number.
+    pub fn with_sm_count(mut self, sms: u32) -> Gpu {
+        self.description.sm_count = sms as i32;
+        self
     }
 
     /// Whose driver it is, NVIDIA's or the emulated one.
@@ -234,6 +278,19 @@ impl Gpu {
         let kernel = Arc::new(Kernel::new(&module, name, shared_bytes)?);
         kernels.insert(key, kernel.clone());
         Ok(kernel)
+    }
+
+    /// Of every entry that was loaded so far: the most registers that a variant of it has.
+    ///
+    /// # Errors
+    /// [`GpuError::Driver`].
+    pub fn registers(&self) -> Result<BTreeMap<&'static str, u32>, GpuError> {
+        let mut most = BTreeMap::new();
+        for kernel in self.kernels.lock().expect("no panic while it is held").values() {
+            let registers = most.entry(kernel.name()).or_default();
+            *registers = kernel.registers()?.max(*registers);
+        }
+        Ok(most)
     }
 
     /// Enqueues a kernel on the device's stream; it does not wait for it.

@@ -57,6 +57,17 @@ impl Kernel {
     pub fn name(&self) -> &'static str {
         self.name
     }
+
+    /// Registers of a thread, as the driver gives them; the emulated one estimates them from what
+    /// is live at once.
+    ///
+    /// # Errors
+    /// [`GpuError::Driver`].
+    pub fn registers(&self) -> Result<u32, GpuError> {
+        let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS;
+        let registers = self.function.get_attribute(which);
+        Ok(registers.map_err(GpuError::of("cuFuncGetAttribute"))? as u32)
+    }
 }
 
 /// An argument of a kernel, as large as the parameter that it is for.

@@ -9,6 +9,7 @@
 //! Allocator.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use cudarc::driver::{CudaStream, result, sys};
@@ -26,14 +27,16 @@ pub(crate) struct Memory {
     stream: Arc<CudaStream>,
     /// Whether the driver has stream-ordered allocation.
     ordered: bool,
-    /// Most bytes that may be held at once.
-    limit: usize,
     books: Mutex<Books>,
+    /// How often the host has waited for the device.
+    waits: AtomicU64,
 }
 
 /// What is held, and what is being done.
 #[derive(Default)]
 struct Books {
+    /// Most bytes that may be held at once.
+    limit: usize,
     /// Bytes by category.
     held: BTreeMap<&'static str, usize>,
     total: usize,
@@ -59,8 +62,19 @@ impl Memory {
         let context = stream.context();
         let pools = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED;
         let ordered = context.attribute(pools).map_err(GpuError::of("cuDeviceGetAttribute"))? > 0;
-        let books = Mutex::new(Books { category: "other", ..Books::default() });
-        Ok(Arc::new(Memory { stream, ordered, limit, books }))
+        let books = Mutex::new(Books { limit, category: "other", ..Books::default() });
+        Ok(Arc::new(Memory { stream, ordered, books, waits: AtomicU64::new(0) }))
+    }
+
+    /// Lowers the number of bytes that may be held at once.
+    pub(crate) fn cap(&self, bytes: usize) {
+        let mut books = self.books.lock().expect("no panic while it is held");
+        books.limit = books.limit.min(bytes);
+    }
+
+    /// How often the host has waited for the device.
+    pub(crate) fn waits(&self) -> u64 {
+        self.waits.load(Relaxed)
     }
 
     /// Books what is allocated from now on under `category`, for the tensor of this name.
@@ -78,8 +92,8 @@ impl Memory {
     pub(crate) fn allocate(self: &Arc<Memory>, bytes: usize) -> Result<Block, GpuError> {
         let bytes = bytes.max(LEAST_BYTES);
         let mut books = self.books.lock().expect("no panic while it is held");
-        if books.total + bytes > self.limit {
-            return Err(books.out_of_memory(bytes, self.limit));
+        if books.total + bytes > books.limit {
+            return Err(books.out_of_memory(bytes));
         }
         self.bind()?;
         // SAFETY: the stream is live and its context current.
@@ -90,7 +104,7 @@ impl Memory {
             }
         };
         let address = address.map_err(|error| match error.0 {
-            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => books.out_of_memory(bytes, self.limit),
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => books.out_of_memory(bytes),
             _ => GpuError::of("cuMemAllocAsync")(error),
         })?;
         let category = books.category;
@@ -104,6 +118,7 @@ impl Memory {
     /// # Errors
     /// [`GpuError::Driver`], also for what went wrong in a kernel before.
     pub(crate) fn wait(&self) -> Result<(), GpuError> {
+        self.waits.fetch_add(1, Relaxed);
         self.stream.synchronize().map_err(GpuError::of("cuStreamSynchronize"))
     }
 
@@ -114,7 +129,7 @@ impl Memory {
 }
 
 impl Books {
-    fn out_of_memory(&self, bytes: usize, limit: usize) -> GpuError {
+    fn out_of_memory(&self, bytes: usize) -> GpuError {
         let mut held: Vec<(&'static str, usize)> =
             self.held.iter().filter(|(_, n)| **n > 0).map(|(c, n)| (*c, *n)).collect();
         held.sort_by_key(|&(category, n)| (std::cmp::Reverse(n), category));
@@ -123,7 +138,7 @@ impl Books {
             true => self.category.to_owned(),
             false => format!("{} of {}", self.tensor, self.category),
         };
-        GpuError::OutOfMemory { tensor, bytes, limit, total: self.total, held }
+        GpuError::OutOfMemory { tensor, bytes, limit: self.limit, total: self.total, held }
     }
 }
 
@@ -284,8 +299,9 @@ mod tests {
     #[test]
     fn missing_memory_names_the_tensor_and_what_holds_most() {
         let held = BTreeMap::from([("gemm", 700), ("upload", 200), ("cast", 0)]);
-        let books = Books { held, total: 900, category: "rms_norm", tensor: "y, rstd".to_owned() };
-        let message = books.out_of_memory(128, 1000).to_string();
+        let (category, tensor) = ("rms_norm", "y, rstd".to_owned());
+        let books = Books { limit: 1000, held, total: 900, category, tensor };
+        let message = books.out_of_memory(128).to_string();
         let expected = "no room on the device for y, rstd of rms_norm: it takes 128 bytes beside \
                         900 that are held (700 by gemm, 200 by upload), and 1000 are there";
         assert!(message.starts_with(expected), "{message}");

@@ -5,8 +5,10 @@
 //! [`prepare`] copies it into a private folder that [`Prepared::command`] puts in front of the
 //! loader's path. Choices travel in the environment, the summary comes back in a file.
 
+use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::OnceLock;
@@ -176,9 +178,34 @@ impl Prepared {
     }
 }
 
-/// Whether this process was started by [`Prepared::command`].
+/// Whether this process was started by [`Prepared::command`] or [`run_in_place`].
 pub fn is_prepared() -> bool {
-    std::env::var_os(format!("{PREFIX}SUMMARY")).is_some()
+    ["SUMMARY", "FOLDER"].iter().any(|name| std::env::var_os(format!("{PREFIX}{name}")).is_some())
+}
+
+/// Runs the program that is running anew on the emulated driver, in the same process: signals
+/// reach it, its exit code is its own, and where it is killed nobody is left behind. There is no
+/// summary. The process that takes over calls [`loaded`].
+///
+/// # Errors
+/// [`PrepareError`]; where there is none it does not return.
+pub fn run_in_place(choices: Choices) -> Result<Infallible, PrepareError> {
+    let mut prepared = prepare(choices)?;
+    prepared.choices.summary = None;
+    let io = |source| PrepareError::Io { path: "the running program".into(), source };
+    let program = std::env::current_exe().map_err(io)?;
+    let mut command = prepared.command(program.as_os_str());
+    command.env(format!("{PREFIX}FOLDER"), &prepared.folder);
+    Err(io(command.args(std::env::args_os().skip(1)).exec()))
+}
+
+/// For the process that [`run_in_place`] made, once it has loaded the driver: removes the folder,
+/// of which a loaded library needs nothing, so that no end of the process can leave it behind.
+pub fn loaded() {
+    if let Some(folder) = std::env::var_os(format!("{PREFIX}FOLDER")) {
+        // A folder that cannot be removed is the system's to clean up.
+        let _ = std::fs::remove_dir_all(folder);
+    }
 }
 
 /// Runs the program that is running once more, with the same arguments, on the emulated driver.
@@ -192,4 +219,19 @@ pub fn run_again(choices: Choices) -> Result<(ExitStatus, Summary), PrepareError
     let mut command = prepared.command(program.as_os_str());
     let status = command.args(std::env::args_os().skip(1)).status().map_err(io)?;
     Ok((status, prepared.summary()?))
+}
+
+/// What this process has done on the emulated driver so far; nothing where it was not started by
+/// [`Prepared::command`].
+///
+/// # Errors
+/// [`PrepareError::Io`].
+pub fn so_far() -> Result<Summary, PrepareError> {
+    let Some(folder) = Choices::from_environment().summary else { return Ok(Summary::default()) };
+    let path = folder.join(format!("{}.json", std::process::id()));
+    match std::fs::read(&path) {
+        Ok(text) => Ok(serde_json::from_slice(&text).expect("it was written by this process")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Summary::default()),
+        Err(source) => Err(PrepareError::Io { path, source }),
+    }
 }

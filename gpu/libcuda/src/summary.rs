@@ -56,6 +56,26 @@ pub struct Totals {
 }
 
 impl Totals {
+    /// What came to these since they were `before`.
+    fn since(&self, before: &Totals) -> Totals {
+        let of = |name: &String, count: &u64| {
+            let known = before.approximate.get(name).copied().unwrap_or(0);
+            (*count > known).then(|| (name.clone(), count - known))
+        };
+        Totals {
+            launches: self.launches - before.launches,
+            thread_instructions: self.thread_instructions - before.thread_instructions,
+            tensor_core_flops: self.tensor_core_flops - before.tensor_core_flops,
+            global_bytes_read: self.global_bytes_read - before.global_bytes_read,
+            global_bytes_written: self.global_bytes_written - before.global_bytes_written,
+            global_sectors: self.global_sectors - before.global_sectors,
+            bank_conflicts: self.bank_conflicts - before.bank_conflicts,
+            barrier_waits: self.barrier_waits - before.barrier_waits,
+            host_seconds: self.host_seconds - before.host_seconds,
+            approximate: self.approximate.iter().filter_map(|(n, c)| of(n, c)).collect(),
+        }
+    }
+
     fn merge(&mut self, other: &Totals) {
         self.launches += other.launches;
         self.thread_instructions += other.thread_instructions;
@@ -77,6 +97,16 @@ fn add_all(to: &mut BTreeMap<String, u64>, from: &BTreeMap<String, u64>) {
 }
 
 impl Summary {
+    /// What each kernel did since the summary was `before`; kernels that did nothing are left out.
+    pub fn kernels_since(&self, before: &Summary) -> BTreeMap<String, Totals> {
+        let none = Totals::default();
+        let since = |(name, totals): (&String, &Totals)| {
+            let done = totals.since(before.kernels.get(name).unwrap_or(&none));
+            (done.launches > 0).then(|| (name.clone(), done))
+        };
+        self.kernels.iter().filter_map(since).collect()
+    }
+
     /// Whether a finding's defect is known.
     pub(crate) fn knows(&self, finding: &Finding) -> bool {
         self.findings.iter().any(|known| known.is_same(finding))

@@ -7,7 +7,9 @@
 
 mod plan;
 
-pub use plan::Plan;
+pub use plan::{Asked, Plan};
+
+use std::sync::Arc;
 
 use fathom_reference::backend::{Backend, Result};
 use fathom_reference::{DynOp, Tensor};
@@ -17,15 +19,17 @@ use crate::device::{Gpu, GpuError};
 use crate::kernels;
 use crate::tensor::DeviceTensor;
 
-/// Our kernels on a GPU, or on the emulated one.
+/// Our kernels on a GPU, or on the emulated one; clones share the device.
+#[derive(Clone)]
 pub struct Cuda {
-    gpu: Gpu,
+    gpu: Arc<Gpu>,
     name: &'static str,
 }
 
 impl Cuda {
     /// The backend on this device.
-    pub fn new(gpu: Gpu) -> Cuda {
+    pub fn new(gpu: impl Into<Arc<Gpu>>) -> Cuda {
+        let gpu = gpu.into();
         let name = gpu.kind().name();
         Cuda { gpu, name }
     }

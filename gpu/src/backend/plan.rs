@@ -17,12 +17,28 @@ pub struct Plan {
     meta: Meta,
     /// Ops without a kernel, or variants of them: what is missing, and how often.
     uncovered: RefCell<BTreeMap<String, usize>>,
+    /// What was asked of every op.
+    asked: RefCell<BTreeMap<&'static str, Asked>>,
+}
+
+/// How often an op was asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Calls of the op.
+    pub calls: usize,
+    /// Those of variants that no kernel covers.
+    pub uncovered: usize,
 }
 
 impl Plan {
     /// Tokens spread evenly over experts.
     pub fn new() -> Plan {
         Plan { meta: Meta::new(0, Load::Balanced), ..Plan::default() }
+    }
+
+    /// What was asked of every op so far, by its name.
+    pub fn asked(&self) -> BTreeMap<&'static str, Asked> {
+        self.asked.borrow().clone()
     }
 
     /// What no kernel covers, a line an op and reason with the number of calls; none where all is.
@@ -48,7 +64,11 @@ impl Backend for Plan {
         let outputs = self.meta.execute(op, inputs)?;
         // The records are not wanted, and a long run's would add up.
         self.meta.take_records();
+        let mut all = self.asked.borrow_mut();
+        let asked = all.entry(op.name()).or_default();
+        asked.calls += 1;
         if let Err(reason) = kernels::covers(op, &metas) {
+            asked.uncovered += 1;
             let what = format!("{}: {reason}", op.name());
             *self.uncovered.borrow_mut().entry(what).or_default() += 1;
         }
@@ -110,5 +130,7 @@ mod tests {
         let expected = "cast: x is F64, and kernels compute in F32 (1 calls a step)\n\
                         quantize_tile: the kernel takes tile: at most 1024 (2 calls a step)";
         assert_eq!(plan.missing().as_deref(), Some(expected));
+        assert_eq!(plan.asked()["cast"], Asked { calls: 2, uncovered: 1 });
+        assert_eq!(plan.asked()["quantize_tile"], Asked { calls: 3, uncovered: 2 });
     }
 }

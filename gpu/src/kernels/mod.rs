@@ -29,6 +29,8 @@ mod rows;
 mod transpose;
 mod wgrad_fp8;
 
+use std::sync::Arc;
+
 use fathom_reference::ops;
 use fathom_reference::{Case, DynOp, Engine, EngineError, Op, Outputs};
 use fathom_trace::{DType, TensorMeta};
@@ -235,13 +237,13 @@ fn mandatory(input: Option<DeviceTensor>) -> DeviceTensor {
 
 /// The kernels as an engine, from host to host: what `check`, `conform` and `diagnose` stand on.
 pub struct CudaEngine {
-    gpu: Gpu,
+    gpu: Arc<Gpu>,
 }
 
 impl CudaEngine {
     /// The kernels on this device.
-    pub fn new(gpu: Gpu) -> CudaEngine {
-        CudaEngine { gpu }
+    pub fn new(gpu: impl Into<Arc<Gpu>>) -> CudaEngine {
+        CudaEngine { gpu: gpu.into() }
     }
 
     /// The device.
