@@ -76,7 +76,7 @@ fn a_stage_that_is_refilled_while_others_read_it() {
     };
     let bed = Bed { quantum: 1, ..BED };
     bed.clean(&body("bar.sync 0;"));
-    let f = bed.finds(&body(""), Ub::SharedRace, "cp.async.bulk.tensor");
+    let f = bed.finds(&body("bar.warp.sync -1;"), Ub::SharedRace, "cp.async.bulk.tensor");
     assert!(f.message.contains("read by warp 1"), "{f}");
 }
 

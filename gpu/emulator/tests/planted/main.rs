@@ -6,6 +6,7 @@ mod asynchronous;
 mod basics;
 mod cluster;
 mod global;
+mod lanes;
 mod shared;
 mod sync;
 mod wgmma;

@@ -50,7 +50,7 @@ fn a_reduction_in_a_loop_that_reuses_its_slots_without_a_barrier() {
     };
     let bed = Bed { block: 128, ..BED };
     bed.clean(&body("bar.sync 0;"));
-    let f = bed.finds(&body(""), Ub::SharedRace, "st.shared.u32 [%r1], %r4");
+    let f = bed.finds(&body("bar.warp.sync -1;"), Ub::SharedRace, "st.shared.u32 [%r1], %r4");
     assert!(f.message.contains("read by warp"), "{f}");
 }
 

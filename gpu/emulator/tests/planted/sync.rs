@@ -149,8 +149,10 @@ fn an_mbarrier_before_its_initialisation_is_known() {
         )
     };
     BED.clean(&body("bar.sync 0;"));
-    let f = BED.finds(&body(""), Ub::SharedRace, "mbarrier.arrive");
+    let f = BED.finds(&body("bar.warp.sync -1;"), Ub::SharedRace, "mbarrier.arrive");
     assert!(f.message.contains("initialisation") && f.warp == 1, "{f}");
+    let f = BED.finds(&body(""), Ub::SharedRace, "mbarrier.arrive");
+    assert!(f.message.contains("by lane 0 of the same warp") && f.warp == 0, "{f}");
 }
 
 #[test]

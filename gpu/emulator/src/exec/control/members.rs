@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use fathom_ptx::ast::Instruction;
+use fathom_ptx::table::Opcode;
 
 use crate::error::Ub;
 use crate::lower::builder::{Lower, mnemonic};
@@ -29,6 +30,7 @@ pub fn exchange(
     take: impl Fn(&mut Cx<'_>, &Answer) + Send + Sync + 'static,
 ) {
     let name: Arc<str> = mnemonic(ins).into();
+    let orders_memory = ins.op == Opcode::BarWarpSync;
     l.emit_action(class, move |cx| {
         let all = cx.mask;
         let named = match mask {
@@ -38,7 +40,7 @@ pub fn exchange(
         let needed = cx.lanes().fold(0, |m, lane| m | named[lane]);
         let apart = needed & cx.w.live & !all != 0 || !cx.w.meetings.is_empty();
         if apart && mask.is_some() {
-            let answered = match meet(cx, &name, &named, &bring, &answer) {
+            let answered = match meet(cx, &name, &named, &bring, &answer, orders_memory) {
                 Ok(answered) => answered,
                 Err(step) => return step,
             };
@@ -53,6 +55,7 @@ pub fn exchange(
             cx.mask = naming(cx, &named, members);
             left &= !cx.mask;
             are_members(cx, members);
+            cx.lanes_met(cx.mask, orders_memory);
             let answer = answer(&brought, cx.mask, members);
             take(cx, &answer);
         }
@@ -82,6 +85,7 @@ fn meet(
     named: &[u32; LANES],
     bring: &dyn Fn(&Cx<'_>) -> Brought,
     answer: &dyn Fn(&Brought, u32, u32) -> Answer,
+    orders_memory: bool,
 ) -> Result<Answer, Step> {
     let (at, pc) = (cx.at, cx.pc);
     let members = named[cx.leader()];
@@ -122,9 +126,10 @@ fn meet(
         let meeting = &mut cx.w.meetings[i];
         meeting.answer = Some(answer(&meeting.brought, meeting.arrived, members));
         meeting.takers = meeting.arrived;
+        let met = meeting.arrived;
+        cx.lanes_met(met, orders_memory);
         // Those that stand here too go on together.
-        let takers = meeting.takers;
-        if cx.w.gather(at, takers) != lanes {
+        if cx.w.gather(at, met) != lanes {
             return Err(Step::Regrouped);
         }
     }

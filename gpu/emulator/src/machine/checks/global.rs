@@ -1,15 +1,18 @@
 //! Races between CTAs on global memory, and what a programmatic launch reads too early.
 //!
 //! Each word of global memory remembers its last write and two reads. Two accesses of different
-//! CTAs race if one is a write, one is plain, and nothing orders them: a release that the other
-//! acquires (PTX ISA, "Memory Consistency Model"), with `fence` and relaxed accesses as its
+//! CTAs, or of lanes of one warp, race if one is a write, one is plain, and nothing orders them:
+//! a release that the other acquires (PTX ISA, "Memory Consistency Model"), with `fence` and relaxed accesses as its
 //! pattern form, all at the place in memory where they meet. Launches after one another are
 //! ordered; with programmatic stream serialisation only by `griddepcontrol.wait`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::machine::checks::sanitizer::{Far, PREVIOUS_LAUNCH, Sanitizer, join_far};
+use crate::machine::checks::lanes::mask_of;
+use crate::machine::checks::sanitizer::{
+    Far, PREVIOUS_LAUNCH, Sanitizer, join_far, unordered_lanes,
+};
 use crate::machine::cluster::cta_id;
 
 /// How strong an access is (PTX ISA, "Operation types").
@@ -45,6 +48,8 @@ struct Mark {
     clock: u32,
     /// Line, whether it was strong, the bytes of the word.
     tag: u32,
+    /// As a mask.
+    lanes: u32,
 }
 
 impl Mark {
@@ -60,9 +65,16 @@ impl Mark {
         self.tag >> 5
     }
 
-    /// Takes the place of an earlier access, whose bytes it keeps if it is of the same warp.
-    fn replace(&mut self, mut new: Mark) {
+    /// Takes the place of an earlier access, whose bytes it keeps if it is of the same warp;
+    /// `together`: of the same instruction too. No lane stands for bytes of several accesses.
+    fn replace(&mut self, mut new: Mark, together: bool) {
         if self.warp == new.warp && self.clock != 0 {
+            let again = self.clock == new.clock && self.bytes() == new.bytes();
+            if together || again {
+                new.lanes |= self.lanes;
+            } else if self.bytes() & !new.bytes() != 0 {
+                new.lanes = 0;
+            }
             new.tag |= self.bytes();
         }
         *self = new;
@@ -117,6 +129,8 @@ pub struct Touched {
 /// An access of a range.
 #[derive(Clone, Copy, Debug)]
 pub struct Access {
+    /// [`WARP`](super::lanes::WARP): the warp as a whole.
+    pub lane: usize,
     pub address: u64,
     pub bytes: u64,
     pub write: bool,
@@ -164,13 +178,6 @@ impl Global {
         Touched { pages: self.pages, numbering: self.launches.swap_remove(0) }
     }
 
-    fn name(&self, number: u32) -> String {
-        let n = of_launch(&self.launches, number);
-        let ([x, y, z], warp) = n.place(number);
-        let kernel = if self.launches.len() > 1 { format!(" of {}", n.kernel) } else { "".into() };
-        format!("CTA ({x}, {y}, {z}), warp {warp}{kernel}")
-    }
-
     /// Notes an access and says what is wrong with it: the address and a sentence.
     pub fn access(&mut self, s: &Sanitizer, warp: u32, a: Access) -> Option<(u64, String)> {
         let number = s.number(warp);
@@ -187,25 +194,44 @@ impl Global {
             let page = self.pages.entry(at / PAGE);
             let page = page.or_insert_with(|| vec![Cell::default(); WORDS].into());
             let cell = &mut page[(at % PAGE / 4) as usize];
-            let races = |m: &Mark| {
+            let tag = a.line << 5 | u32::from(a.strong) << 4 | mask;
+            let mark = Mark { warp: number, clock: s.clock(warp), tag, lanes: mask_of(a.lane) };
+            // Lanes that write one place by one instruction: which value stays is anyone's.
+            let together =
+                |m: &Mark| m.warp == number && m.clock == mark.clock && m.line() == a.line;
+            let lane = |m: &Mark, wrote| s.lane_before((warp, a.lane), (m.lanes, m.clock), wrote);
+            let races = |m: &Mark, wrote: bool| {
                 m.clock != 0
                     && m.bytes() & mask != 0
                     && !(a.strong && m.strong())
-                    && cta_of(launches, m.warp) != cta
-                    && !s.knows(warp, m.warp, m.clock)
+                    && match m.warp == number {
+                        true => !(wrote && a.write && together(m)) && lane(m, wrote).is_some(),
+                        false => cta_of(launches, m.warp) != cta && !s.knows(warp, m.warp, m.clock),
+                    }
             };
             let mut found = None;
             if problem.is_none() {
-                if races(&cell.write) {
-                    found = Some((cell.write, "write"));
+                if races(&cell.write, true) {
+                    found = Some((cell.write, true));
                 } else if a.write {
-                    found = cell.reads.iter().find(|m| races(m)).map(|m| (*m, "read"));
+                    found = cell.reads.iter().find(|m| races(m, false)).map(|m| (*m, false));
                 }
             }
-            let tag = a.line << 5 | u32::from(a.strong) << 4 | mask;
-            let mark = Mark { warp: number, clock: s.clock(warp), tag };
+            if let Some((m, wrote)) = found {
+                let what = if wrote { "write" } else { "read" };
+                let message = match m.warp == number {
+                    true => unordered_lanes(now, what, lane(&m, wrote).unwrap_or(0), m.line()),
+                    false => format!(
+                        "{now} is not ordered after the {what} by {} at line {}",
+                        name(launches, m.warp),
+                        m.line()
+                    ),
+                };
+                problem = Some((at, message));
+            }
             if a.write {
-                cell.write.replace(mark);
+                let together = together(&cell.write);
+                cell.write.replace(mark, together);
                 for read in &mut cell.reads {
                     if read.bytes() & !mask == 0 {
                         *read = Mark::default();
@@ -214,15 +240,7 @@ impl Global {
             } else {
                 let [first, second] = &mut cell.reads;
                 let one = first.clock == 0 || first.warp == number;
-                if one { first } else { second }.replace(mark);
-            }
-            if let Some((m, what)) = found {
-                let other = self.name(m.warp);
-                let message = format!(
-                    "{now} is not ordered after the {what} by {other} at line {}",
-                    m.line()
-                );
-                problem = Some((at, message));
+                if one { first } else { second }.replace(mark, false);
             }
             at += 4;
         }
@@ -294,6 +312,13 @@ impl Global {
         let fenced = self.fresh.get(&(cta_of(&self.launches, number), address));
         self.maps.get(&address).is_none_or(|version| fenced == Some(version))
     }
+}
+
+fn name(launches: &[Numbering], number: u32) -> String {
+    let n = of_launch(launches, number);
+    let ([x, y, z], warp) = n.place(number);
+    let kernel = if launches.len() > 1 { format!(" of {}", n.kernel) } else { "".into() };
+    format!("CTA ({x}, {y}, {z}), warp {warp}{kernel}")
 }
 
 fn of_launch(launches: &[Numbering], number: u32) -> &Numbering {

@@ -38,7 +38,7 @@ impl Cx<'_> {
         let strong = self.strength != Strength::Weak;
         let mut found = None;
         self.with_global(|g, s, who| {
-            let access = Access { address, bytes, write, strong, line: who.line };
+            let access = Access { lane, address, bytes, write, strong, line: who.line };
             found = g.access(s, who.warp, access);
         });
         if let Some((at, message)) = found {

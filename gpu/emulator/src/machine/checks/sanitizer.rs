@@ -23,6 +23,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::lanes::{Lanes, mask_of};
 use crate::error::Ub;
 use crate::machine::layout::Touch;
 
@@ -98,6 +99,8 @@ struct Access {
     line: u32,
     /// Made by the asynchronous proxy.
     proxy: bool,
+    /// The lanes of a warp's access, as a mask.
+    lanes: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -147,6 +150,8 @@ pub type Range = (usize, usize, usize);
 #[derive(Clone, Copy, Debug)]
 pub struct Who {
     pub warp: u32,
+    /// [`WARP`](super::lanes::WARP): the warp as a whole.
+    pub lane: usize,
     pub line: u32,
     /// By the asynchronous proxy (TMA, wgmma).
     pub proxy: bool,
@@ -155,11 +160,23 @@ pub struct Who {
 /// A finding's kind and sentence.
 pub type Problem = (Ub, String);
 
+/// The sentence on two lanes of a warp.
+pub fn unordered_lanes(now: &str, what: &str, lane: usize, line: u32) -> String {
+    format!(
+        "{now} is not ordered after the {what} by lane {lane} of the same warp at line {line}: no \
+         bar.warp.sync (__syncwarp) or barrier of both lanes comes between"
+    )
+}
+
 /// The sanitizer of one cluster.
 pub struct Sanitizer {
     cells: Vec<Vec<Cell>>,
     /// By thread: warps, then mbarriers.
     seen: Vec<Seen>,
+    /// By warp.
+    lanes: Vec<Lanes>,
+    /// Those that execute now, as a mask: who waits for something, learns for these.
+    pub executing: u32,
     /// Number in the launch of the first warp.
     base: u32,
     warps: u32,
@@ -200,6 +217,8 @@ impl Sanitizer {
         Sanitizer {
             cells: vec![vec![Cell::default(); bytes]; ctas],
             seen,
+            lanes: vec![Lanes::default(); threads],
+            executing: !0,
             base,
             warps: warps as u32,
             threads: threads as u32,
@@ -306,6 +325,9 @@ impl Sanitizer {
             *known = (*known).max(clock);
         }
         join_far(&mut seen.far, far);
+        if let Some(&step) = list.get(&self.number(warp)) {
+            self.lanes[warp as usize].acquire(self.executing, step);
+        }
     }
 
     /// A warp has read what others have published, and has not fenced it.
@@ -331,17 +353,41 @@ impl Sanitizer {
         join_far(&mut self.seen[warp as usize].far, &ended);
     }
 
-    /// Whether `who` comes after an access.
-    fn ordered(&self, who: Who, access: Access) -> bool {
-        access.clock == 0
-            || access.clock != PENDING
-                && (access.thread == who.warp
-                    || at(&self.seen[who.warp as usize].clock, access.thread) >= access.clock)
+    /// Whether `who` comes after an access, a write or a read.
+    fn ordered(&self, who: Who, access: Access, wrote: bool) -> bool {
+        let known = || match access.thread == who.warp {
+            true => self.unordered_lane(who, access, wrote).is_none(),
+            false => at(&self.seen[who.warp as usize].clock, access.thread) >= access.clock,
+        };
+        access.clock == 0 || access.clock != PENDING && known()
+    }
+
+    /// The lane of its own warp that `who` does not come after.
+    fn unordered_lane(&self, who: Who, access: Access, wrote: bool) -> Option<usize> {
+        self.lanes[who.warp as usize].unordered(who.lane, access.lanes, access.clock, wrote)
+    }
+
+    /// Lanes of a warp have met at an instruction with a member mask; `memory`: at
+    /// `bar.warp.sync`, which orders what they did.
+    pub fn lanes_met(&mut self, warp: u32, lanes: u32, memory: bool) {
+        let now = self.now(warp);
+        self.lanes[warp as usize].meet(lanes, now, memory);
+        self.tick(warp);
+    }
+
+    /// The lane of the warp whose access at a clock `lane` does not come after.
+    pub fn lane_before(
+        &self,
+        (warp, lane): (u32, usize),
+        (lanes, clock): (u32, u32),
+        wrote: bool,
+    ) -> Option<usize> {
+        self.lanes[warp as usize].unordered(lane, lanes, clock, wrote)
     }
 
     /// What is wrong with an earlier access and this one.
     fn conflict(&self, who: Who, access: Access, what: &str, now: &str) -> Option<Problem> {
-        if self.ordered(who, access) {
+        if self.ordered(who, access, what == "write") {
             return None;
         }
         let kind = if access.clock == PENDING || access.thread >= self.threads {
@@ -349,7 +395,12 @@ impl Sanitizer {
         } else {
             Ub::SharedRace
         };
-        let (other, line) = (self.name(access.thread), access.line);
+        let line = access.line;
+        if kind == Ub::SharedRace && access.thread == who.warp {
+            let lane = self.unordered_lane(who, access, what == "write").unwrap_or(0);
+            return Some((kind, unordered_lanes(now, what, lane, line)));
+        }
+        let other = self.name(access.thread);
         let message = format!("{now} is not ordered after the {what} by {other} at line {line}");
         Some((kind, message))
     }
@@ -377,7 +428,8 @@ impl Sanitizer {
                 (self.products_of(who.warp), self.groups[who.warp as usize] as u32 + 1)
             }
         };
-        let access = Access { thread, clock, line: who.line, proxy: who.proxy };
+        let lanes = mask_of(who.lane);
+        let access = Access { thread, clock, line: who.line, proxy: who.proxy, lanes };
         let mut problem = None;
         // Neighbours mostly have the same history: what was fine for one is fine for the next.
         let mut fine = None;
@@ -395,30 +447,33 @@ impl Sanitizer {
                 }
             }
             // A thread's later read takes the place of its earlier one: who comes after it comes
-            // after both. Readers beyond the second take the second's place.
+            // after both (of lanes that did not meet between the two, the later ones are kept).
+            // Readers beyond the second take the second's place.
             let reads = &mut self.cells[cta][i].reads;
             let slot = usize::from(reads[0].clock != 0 && reads[0].thread != thread);
-            reads[slot] = access;
+            let same = reads[slot].thread == thread && reads[slot].clock == clock;
+            let others = if same { reads[slot].lanes } else { 0 };
+            reads[slot] = Access { lanes: lanes | others, ..access };
         }
         problem
     }
 
     /// A write by a warp, or by `writer` on its behalf.
     pub fn write(&mut self, who: Who, (cta, first, n): Range, writer: Writer) -> Option<Problem> {
-        let access = match writer {
-            Writer::Warp | Writer::Again => {
-                let clock = self.now(who.warp);
-                Access { thread: who.warp, clock, line: who.line, proxy: who.proxy }
-            }
-            Writer::Pending => {
-                Access { thread: who.warp, clock: PENDING, line: who.line, proxy: false }
-            }
+        let (thread, clock, proxy) = match writer {
+            Writer::Warp | Writer::Again => (who.warp, self.now(who.warp), who.proxy),
+            Writer::Pending => (who.warp, PENDING, false),
             Writer::Mbarrier(address) => {
                 // Of the step that ends when the copy's bytes are counted.
                 let thread = self.thread_of(address);
-                let clock = self.count_of(thread) + 1;
-                Access { thread, clock, line: who.line, proxy: true }
+                (thread, self.count_of(thread) + 1, true)
             }
+        };
+        let lanes = mask_of(who.lane);
+        let access = Access { thread, clock, line: who.line, proxy, lanes };
+        // Lanes that write one place by one instruction: which value stays is anyone's.
+        let together = |write: Access| {
+            write.thread == thread && write.clock == clock && write.line == who.line
         };
         let (mut problem, mut fine) = (None, None);
         for i in first..(first + n).min(self.cells[cta].len()) {
@@ -429,8 +484,10 @@ impl Sanitizer {
                 let same = matches!(writer, Writer::Again)
                     && !cell.write.proxy
                     && cell.write.clock != PENDING;
-                let over =
-                    if same { None } else { self.conflict(who, cell.write, "write", "this write") };
+                let over = match same || together(cell.write) {
+                    true => None,
+                    false => self.conflict(who, cell.write, "write", "this write"),
+                };
                 problem = over.or_else(|| {
                     let mut reads = cell.reads.iter();
                     reads.find_map(|&read| self.conflict(who, read, "read", "this write"))
@@ -438,7 +495,9 @@ impl Sanitizer {
             }
             // The reads are forgotten: who comes after this write comes after them, or they were
             // reported just now.
-            self.cells[cta][i] = Cell { write: access, ..Cell::default() };
+            let others = if together(cell.write) { cell.write.lanes } else { 0 };
+            let write = Access { lanes: lanes | others, ..access };
+            self.cells[cta][i] = Cell { write, ..Cell::default() };
         }
         problem
     }
@@ -472,6 +531,7 @@ impl Sanitizer {
 
     fn acquire(&mut self, warp: u32, done: &Seen) {
         self.seen[warp as usize].join(done);
+        self.lanes[warp as usize].acquire(self.executing, at(&done.clock, warp));
     }
 
     /// A warp arrives at an mbarrier.
@@ -685,10 +745,13 @@ impl Sanitizer {
     /// An mbarrier is used: its initialisation must come before.
     pub fn mbarrier_used(&self, who: Who, (cta, first, _): Range) -> Option<Problem> {
         let write = self.cells[cta].get(first)?.write;
-        if !self.races || write.proxy || self.ordered(who, write) {
+        if !self.races || write.proxy || self.ordered(who, write, true) {
             return None;
         }
-        let other = self.name(write.thread);
+        let other = match self.unordered_lane(who, write, true) {
+            Some(lane) if write.thread == who.warp => format!("lane {lane} of the same warp"),
+            _ => self.name(write.thread),
+        };
         let message = format!(
             "this use of an mbarrier is not ordered after its initialisation by {other} at line {}",
             write.line
@@ -772,10 +835,11 @@ pub enum Writer {
 
 #[cfg(test)]
 mod tests {
+    use super::super::lanes::WARP;
     use super::*;
 
     fn who(warp: u32, line: u32) -> Who {
-        Who { warp, line, proxy: false }
+        Who { warp, lane: WARP, line, proxy: false }
     }
 
     fn kind(p: Option<Problem>) -> Option<Ub> {

@@ -7,6 +7,7 @@ use fathom_ptx::table::Opcode;
 use crate::error::Ub;
 use crate::machine::access::Words;
 use crate::machine::checks::global::Strength;
+use crate::machine::checks::lanes::WARP;
 use crate::machine::checks::sanitizer::{Flight, Problem, Range, Reader, Sanitizer, Who, Writer};
 use crate::machine::cx::Cx;
 use crate::machine::op::Step;
@@ -34,8 +35,9 @@ impl Cx<'_> {
     pub fn with_sanitizer(&mut self, f: impl FnOnce(&mut Sanitizer, Who)) {
         if let Some(s) = &mut self.cluster.sanitizer {
             let line = self.grid.code.ops[self.pc as usize].line;
-            let who = Who { warp: s.warp(self.cta, self.w.index), line, proxy: false };
-            f(s, who);
+            let warp = s.warp(self.cta, self.w.index);
+            s.executing = self.mask;
+            f(s, Who { warp, lane: WARP, line, proxy: false });
         }
     }
 
@@ -82,7 +84,7 @@ impl Cx<'_> {
             let writer = if again { Writer::Again } else { Writer::Warp };
             let mut problem = None;
             self.with_sanitizer(|s, who| {
-                let range = Self::range(address, bytes);
+                let (range, who) = (Self::range(address, bytes), Who { lane, ..who });
                 let races = s.races;
                 if strong {
                     // A volatile, relaxed, acquire or release access: taken to order everything.
@@ -123,6 +125,11 @@ impl Cx<'_> {
         }
         let keep = (1u32 << (8 * bytes)) - 1;
         held(0).is_some_and(|word| (word >> (8 * (offset % 4)) ^ values[0][lane]) & keep == 0)
+    }
+
+    /// Lanes of the warp have met at an instruction with a member mask.
+    pub fn lanes_met(&mut self, lanes: u32, memory: bool) {
+        self.with_sanitizer(|s, who| s.lanes_met(who.warp, lanes, memory));
     }
 
     /// The executing lanes copy to shared memory asynchronously: the coming store is theirs.
@@ -167,7 +174,7 @@ impl Cx<'_> {
         self.spare_mbarrier(lane, address, bytes);
         self.with_sanitizer(|s, who| {
             let writer = mbarrier.map_or(Writer::Warp, Writer::Mbarrier);
-            let who = Who { proxy: true, ..who };
+            let who = Who { lane, proxy: true, ..who };
             problem = s.write(who, Self::range(address, bytes), writer);
         });
         self.tell(Some(lane), address, problem);
@@ -182,7 +189,7 @@ impl Cx<'_> {
     pub fn async_reads_shared(&mut self, lane: usize, address: u64, bytes: u64, group: bool) {
         let mut problem = None;
         self.with_sanitizer(|s, who| {
-            let who = Who { proxy: true, ..who };
+            let who = Who { lane, proxy: true, ..who };
             let reader = if group { Reader::Pending } else { Reader::Warp };
             problem = s.read(who, Self::range(address, bytes), reader);
             if group {
@@ -198,7 +205,7 @@ impl Cx<'_> {
         let sync = self.grid.settings.checks.sync;
         self.with_sanitizer(|s, who| {
             let range = Self::range(address, 8);
-            problem = s.write(who, range, Writer::Warp);
+            problem = s.write(Who { lane, ..who }, range, Writer::Warp);
             if s.mbarrier_begins(range.0, range.1) && sync {
                 let message = "an mbarrier is initialised again without mbarrier.inval";
                 problem = Some((Ub::MbarrierMisuse, message.to_owned()));
@@ -216,7 +223,9 @@ impl Cx<'_> {
     /// An mbarrier is about to be used.
     pub fn mbarrier_used(&mut self, lane: usize, address: u64) {
         let mut problem = None;
-        self.with_sanitizer(|s, who| problem = s.mbarrier_used(who, Self::range(address, 8)));
+        self.with_sanitizer(|s, who| {
+            problem = s.mbarrier_used(Who { lane, ..who }, Self::range(address, 8));
+        });
         self.tell(Some(lane), address, problem);
     }
 
