@@ -5,7 +5,7 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use fathom_numerics::gemm::inorder::gemm_on;
-use fathom_numerics::gemm::{Element, Isa};
+use fathom_numerics::gemm::{InOrder, Isa};
 use gemm::{Parallelism, gemm};
 use ndarray::Array2;
 
@@ -14,14 +14,14 @@ fn on_threads(threads: usize, work: impl FnOnce() + Send) {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool").install(work);
 }
 
-fn operand<T: Element + From<f32>>(rows: usize, cols: usize) -> Array2<T> {
+fn operand<T: InOrder + From<f32>>(rows: usize, cols: usize) -> Array2<T> {
     Array2::from_shape_fn((rows, cols), |(i, j)| T::from(((i * 7 + j * 13) % 101) as f32 - 50.0))
 }
 
 /// One shape: the crate, and ours on every instruction set, `B` as it lies and transposed.
 fn shape<T>(criterion: &mut Criterion, name: &str, (m, n, k): (usize, usize, usize), threads: usize)
 where
-    T: Element + From<f32> + 'static,
+    T: InOrder + From<f32> + 'static,
 {
     let (a, b) = (operand::<T>(m, k), operand::<T>(k, n));
     let transposed = operand::<T>(n, k);

@@ -8,7 +8,7 @@
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use fathom_conformance::inference::InferenceCode;
-use fathom_conformance::workload::ModelCode;
+use fathom_conformance::model_code::ModelCode;
 use fathom_simulator::config::Scenario;
 use fathom_simulator::events::Detail;
 use fathom_simulator::first_principles::FirstPrinciples;

@@ -3,7 +3,7 @@
 //!
 //! `cargo run --release --example simulate_layout`
 
-use fathom_conformance::workload::ModelCode;
+use fathom_conformance::model_code::ModelCode;
 use fathom_simulator::config::Scenario;
 use fathom_simulator::events::Detail;
 use fathom_simulator::first_principles::FirstPrinciples;

@@ -72,9 +72,10 @@ pub fn run(args: &Args) -> output::Result {
         Driver::Present { emulated, .. } => (emulated, true),
         Driver::Absent { .. } | Driver::Unusable { .. } => (false, false),
     };
-    let kind = args.device.unwrap_or(match loaded_any && !loaded_ours {
-        true => DeviceKind::Cuda,
-        false => DeviceKind::Emulated,
+    let kind = args.device.unwrap_or(if loaded_any && !loaded_ours {
+        DeviceKind::Cuda
+    } else {
+        DeviceKind::Emulated
     });
     if kind == DeviceKind::Emulated && !loaded_ours && !prepare::is_prepared() {
         return on_the_emulated_driver(args);

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use fathom_conformance::case_file::{self, CaseFile};
 use fathom_conformance::check::{self, Status, Target, Tolerance};
+use fathom_conformance::model_code::ModelCode;
 use fathom_conformance::ships_log::ships_log;
-use fathom_conformance::workload::ModelCode;
 use fathom_conformance::{demo, diagnose};
 use fathom_gpu::compile::Compiler;
 use fathom_gpu::nvrtc;

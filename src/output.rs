@@ -53,9 +53,8 @@ const LINE: usize = 4000;
 
 /// An error as it is shown: what is longer than anybody reads loses its middle.
 pub fn readable(text: &str) -> String {
-    let word = |word: &str| match word.chars().count() > WORD {
-        true => shorten(word, VALUE),
-        false => word.to_owned(),
+    let word = |word: &str| {
+        if word.chars().count() > WORD { shorten(word, VALUE) } else { word.to_owned() }
     };
     let line = |line: &str| line.split(' ').map(word).collect::<Vec<_>>().join(" ");
     text.split('\n').map(|l| shorten(&line(l), LINE)).collect::<Vec<_>>().join("\n")

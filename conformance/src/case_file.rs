@@ -52,7 +52,7 @@ pub enum CaseFileError {
     /// The file system refused.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
@@ -60,7 +60,7 @@ pub enum CaseFileError {
     /// The bytes are no safetensors file.
     #[error("{}: expected a safetensors file, found {found}", path.display())]
     Format {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
         /// What is wrong with it.
         found: String,
@@ -68,7 +68,7 @@ pub enum CaseFileError {
     /// The metadata lacks what makes it a case.
     #[error("{}: metadata '{key}': expected {expected}, found {found}", path.display())]
     Metadata {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
         /// The metadata key.
         key: &'static str,
@@ -80,7 +80,7 @@ pub enum CaseFileError {
     /// The op refuses the parameters or tensors.
     #[error("{}: {source}", path.display())]
     Op {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
         /// What the op says.
         source: OpError,

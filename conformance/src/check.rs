@@ -36,16 +36,16 @@ pub enum ListError {
     /// A folder holds no case file.
     #[error("{}: expected case files (*.safetensors), found none in this folder", path.display())]
     Empty {
-        /// The folder.
+        /// The folder in which no case was found.
         path: PathBuf,
     },
     /// Two files would be saved under one name.
     #[error("{} and {} would both be saved as {}; check them one after the other",
             first.display(), second.display(), relative.display())]
     SameName {
-        /// One file.
+        /// One of the two files.
         first: PathBuf,
-        /// The other.
+        /// The other of the two.
         second: PathBuf,
         /// The common name.
         relative: PathBuf,

@@ -2,7 +2,7 @@
 //! demonstration and the benchmarks. Real use goes through `fathom_gpu` and the driver API.
 
 use fathom_emulator::{
-    Device, Element, Error, Function, LaunchConfig, LaunchReport, Mode, Module, Params, Preset,
+    Device, Error, Function, LaunchConfig, LaunchReport, MapElement, Mode, Module, Params, Preset,
     Settings, TensorMap,
 };
 use fathom_gpu::kernels::gemm_fp8::plan;
@@ -54,10 +54,10 @@ impl Fp8Gemm {
         let [box_a, box_b, box_scale, box_d] = plan.boxes;
         let scales = [m64, k64.div_ceil(128)];
         let params = Params::new()
-            .with_bytes(&map(Element::U8, codes_a, [k64, m64], box_a, SWIZZLE_128B), 64)
-            .with_bytes(&map(Element::U8, codes_b, [k64, n64], box_b, SWIZZLE_128B), 64)
-            .with_bytes(&map(Element::F32, scale_a, scales, box_scale, SWIZZLE_NONE), 64)
-            .with_bytes(&map(Element::Bf16, d, [n64, m64], box_d, SWIZZLE_128B), 64)
+            .with_bytes(&map(MapElement::U8, codes_a, [k64, m64], box_a, SWIZZLE_128B), 64)
+            .with_bytes(&map(MapElement::U8, codes_b, [k64, n64], box_b, SWIZZLE_128B), 64)
+            .with_bytes(&map(MapElement::F32, scale_a, scales, box_scale, SWIZZLE_NONE), 64)
+            .with_bytes(&map(MapElement::Bf16, d, [n64, m64], box_d, SWIZZLE_128B), 64)
             .with(scale_b)
             .with(d)
             .with(n64)
@@ -92,7 +92,7 @@ const SWIZZLE_128B: u32 = 3;
 
 /// A dense matrix, innermost dimension first, in boxes of rows and columns.
 fn map(
-    element: Element,
+    element: MapElement,
     address: u64,
     dims: [u64; 2],
     (rows, columns): (u32, u32),

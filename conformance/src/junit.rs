@@ -10,7 +10,7 @@ use std::time::Duration;
 /// How a test ended, in JUnit's terms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It holds.
+    /// What the case states holds.
     Pass,
     /// It was checked and does not hold; what differs.
     Failure(String),

@@ -12,7 +12,7 @@
 //! - [`demo`]: built-in cases of the demonstration.
 //! - [`emulated`]: our FP8 GEMM on the emulator's library, for the demonstration and benchmarks.
 //! - [`diagnose`]: which arithmetic produced this output?
-//! - [`workload`]: the model's code as the simulator's source of op records.
+//! - [`model_code`]: the model's code as the simulator's source of op records.
 //!
 //! It sees every engine; only the command line sees it.
 #![forbid(unsafe_code)]
@@ -28,10 +28,10 @@ pub mod emulated;
 pub mod github;
 pub mod inference;
 pub mod junit;
+pub mod model_code;
 pub mod record;
 pub mod replay;
 pub mod ships_log;
-pub mod workload;
 
 use std::io::{self, Write};
 use std::path::Path;

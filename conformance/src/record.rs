@@ -64,7 +64,7 @@ pub enum RecordError {
     /// The folder holds something already.
     #[error("{}: expected an empty or absent folder to record into, found {found}", path.display())]
     NotEmpty {
-        /// The folder.
+        /// The folder of recorded cases.
         path: PathBuf,
         /// The name of something in it.
         found: String,

@@ -415,18 +415,15 @@ fn data_of_other_stages_and_tiles_is_named() {
         "in K block 2 (elements 256..=383 of K) the data of B is ahead, already of block 3",
     );
     // The first stage still holds the tile before: its columns' last K block.
-    let before = |j: usize, k: usize| match k < 128 && j >= 128 {
-        true => b[[j - 128, 512 + k]],
-        false => b[[j, k]],
-    };
+    let before =
+        |j: usize, k: usize| if k < 128 && j >= 128 { b[[j - 128, 512 + k]] } else { b[[j, k]] };
     let held = Array2::from_shape_fn(b.dim(), |(j, k)| before(j, k));
     says(
         tile(&stage(a, 4, 0), &held, [0, 160], [128, 256]),
         "the data of B is another tile's, 128 columns before, of its block 4",
     );
-    let rows = Array2::from_shape_fn(a.dim(), |(i, k)| match k / 128 == 1 && i >= 64 {
-        true => a[[i - 64, k]],
-        false => a[[i, k]],
+    let rows = Array2::from_shape_fn(a.dim(), |(i, k)| {
+        if k / 128 == 1 && i >= 64 { a[[i - 64, k]] } else { a[[i, k]] }
     });
     says(
         tile(&rows, b, [64, 128], [0, 256]),

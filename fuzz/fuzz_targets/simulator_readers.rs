@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use fathom_config::ModelConfig;
-use fathom_conformance::workload::ModelCode;
+use fathom_conformance::model_code::ModelCode;
 use fathom_simulator::calibrate::parse_table;
 use fathom_simulator::kineto::KinetoTrace;
 use fathom_simulator::config::Scenario;

@@ -54,7 +54,7 @@ pub enum CompileError {
     /// The loader refused one of NVRTC's libraries, or a function is not in it.
     #[error("{}: {message}; expected NVRTC, see `fathom kernels fetch-nvrtc`", path.display())]
     Load {
-        /// The library.
+        /// The library that could not be loaded.
         path: PathBuf,
         /// The loader's words.
         message: String,

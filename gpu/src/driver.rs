@@ -26,7 +26,7 @@ pub enum Driver {
     Present {
         /// CUDA version it supports, 13000 for 13.0.
         version: i32,
-        /// Its devices.
+        /// The devices that it has, by ordinal.
         devices: Vec<Device>,
         /// Whether it is the emulated one.
         emulated: bool,
@@ -40,7 +40,7 @@ pub struct Device {
     pub name: String,
     /// Compute capability, (9, 0) for Hopper.
     pub compute_capability: (i32, i32),
-    /// Streaming multiprocessors.
+    /// How many streaming multiprocessors it has.
     pub sm_count: i32,
     /// Device memory in bytes.
     pub memory_bytes: usize,

@@ -98,9 +98,10 @@ impl Memory {
         self.bind()?;
         // SAFETY: the stream is live and its context current.
         let address = unsafe {
-            match self.ordered {
-                true => result::malloc_async(self.stream.cu_stream(), bytes),
-                false => result::malloc_sync(bytes),
+            if self.ordered {
+                result::malloc_async(self.stream.cu_stream(), bytes)
+            } else {
+                result::malloc_sync(bytes)
             }
         };
         let address = address.map_err(|error| match error.0 {
@@ -134,9 +135,10 @@ impl Books {
             self.held.iter().filter(|(_, n)| **n > 0).map(|(c, n)| (*c, *n)).collect();
         held.sort_by_key(|&(category, n)| (std::cmp::Reverse(n), category));
         held.truncate(LISTED);
-        let tensor = match self.tensor.is_empty() {
-            true => self.category.to_owned(),
-            false => format!("{} of {}", self.tensor, self.category),
+        let tensor = if self.tensor.is_empty() {
+            self.category.to_owned()
+        } else {
+            format!("{} of {}", self.tensor, self.category)
         };
         GpuError::OutOfMemory { tensor, bytes, limit: self.limit, total: self.total, held }
     }
@@ -278,9 +280,10 @@ impl Drop for Block {
         // SAFETY: the address came from the allocator of the same kind and is given back once;
         // what uses it was enqueued before on the same stream, or is waited for.
         let _ = unsafe {
-            match memory.ordered {
-                true => result::free_async(self.address, memory.stream.cu_stream()),
-                false => memory.stream.synchronize().and(result::free_sync(self.address)),
+            if memory.ordered {
+                result::free_async(self.address, memory.stream.cu_stream())
+            } else {
+                memory.stream.synchronize().and(result::free_sync(self.address))
             }
         };
         if let Ok(mut books) = memory.books.lock() {

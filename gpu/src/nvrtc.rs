@@ -27,12 +27,12 @@ pub enum FetchError {
     /// The file system refused.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The folder.
+        /// The folder that could not be made or filled.
         path: PathBuf,
         /// The system's answer.
         source: std::io::Error,
     },
-    /// pip failed.
+    /// `pip` could not install the package that carries NVRTC.
     #[error("python3 -m pip could not install {PACKAGE}: {message}")]
     Pip {
         /// The last of what it said.

@@ -30,7 +30,7 @@ impl DeviceTensor {
         tensor
     }
 
-    /// Element type.
+    /// Type of its elements.
     pub fn dtype(&self) -> DType {
         self.dtype
     }

@@ -22,7 +22,7 @@ pub enum SimError {
     /// A trace, table or model file is malformed.
     #[error("{file}: {message}")]
     Input {
-        /// The file.
+        /// The file that the error is about.
         file: String,
         /// The place in it, what was expected and what was found.
         message: String,
@@ -30,7 +30,7 @@ pub enum SimError {
     /// The file could not be read or written.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
         /// What the operating system said.
         #[source]

@@ -35,5 +35,5 @@ pub use error::SimError;
 #[cfg(test)]
 extern crate self as fathom_simulator;
 #[cfg(test)]
-#[path = "../../conformance/src/workload.rs"]
+#[path = "../../conformance/src/model_code.rs"]
 mod model_code;

@@ -1,6 +1,6 @@
 //! What a step does where hardware, software or layout are not those of the published run.
 
-#[path = "../../conformance/src/workload.rs"]
+#[path = "../../conformance/src/model_code.rs"]
 mod model_code;
 
 use fathom_simulator::config::Scenario;

@@ -1,7 +1,7 @@
 //! The embedded scenarios: snapshots of their numbers (wall time redacted), and properties of the
 //! whole simulator.
 
-#[path = "../../conformance/src/workload.rs"]
+#[path = "../../conformance/src/model_code.rs"]
 mod model_code;
 
 use fathom_simulator::config::{SCENARIOS, Scenario};

@@ -1,6 +1,6 @@
 //! Readers of configurations and traces on damaged input: an error or a scenario, never a panic.
 
-#[path = "../../conformance/src/workload.rs"]
+#[path = "../../conformance/src/model_code.rs"]
 mod model_code;
 
 use std::path::Path;

@@ -25,7 +25,7 @@ fn the_published_example_comes_out() {
     }
 }
 
-/// SplitMix64's finaliser.
+/// The last step of SplitMix64, which spreads bits.
 fn mix(x: u64) -> u64 {
     let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

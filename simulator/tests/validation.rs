@@ -1,6 +1,6 @@
 //! The validation's goals, and that docs/simulator.md prints what the simulator says.
 
-#[path = "../../conformance/src/workload.rs"]
+#[path = "../../conformance/src/model_code.rs"]
 mod model_code;
 
 use std::path::Path;

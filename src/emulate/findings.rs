@@ -110,10 +110,8 @@ fn suite(summary: &Summary) -> Suite {
     let kernels = summary.kernels.iter().map(|(name, totals)| {
         let own = summary.findings.iter().filter(|f| f.kernel == *name);
         let words: Vec<String> = own.map(ToString::to_string).collect();
-        let outcome = match words.is_empty() {
-            true => Outcome::Pass,
-            false => Outcome::Failure(words.join("\n")),
-        };
+        let outcome =
+            if words.is_empty() { Outcome::Pass } else { Outcome::Failure(words.join("\n")) };
         TestCase { time: Duration::from_secs_f64(totals.host_seconds), ..test(name, outcome) }
     });
     let errors = summary.errors.iter().enumerate().map(|(i, error)| {

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use fathom_config::{Gpu, ModelConfig};
-use fathom_conformance::workload::ModelCode;
+use fathom_conformance::model_code::ModelCode;
 use fathom_simulator::SimError;
 use fathom_simulator::calibrate::parse_table;
 use fathom_simulator::config::{Scenario, WhatIf};

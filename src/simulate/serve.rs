@@ -128,9 +128,10 @@ pub fn layouts(
 }
 
 fn show(found: &ServeSearchResult, load: f64, json: bool) -> output::Result {
-    match json {
-        true => output::print_json(found)?,
-        false => print_search(found, load),
+    if json {
+        output::print_json(found)?
+    } else {
+        print_search(found, load)
     }
     Ok(Outcome::Holds)
 }

@@ -73,7 +73,7 @@ impl Draw {
         Tensor::from_vec(shape, words.iter().map(|w| (*w as usize % bound) as i32).collect())
     }
 
-    /// Any bits.
+    /// `len` words of any bits, NaN and infinities among the floats that they make.
     pub fn words(self, stream: u64, len: usize) -> Vec<u32> {
         let mut words = vec![0; len];
         Philox::new(self.seed, 1000 + stream).words(0, &mut words);

@@ -98,7 +98,7 @@ impl Codes {
         Tensor::from_vec(shape, codes).reinterpret(dtype)
     }
 
-    /// Scales.
+    /// Scales of `shape`, positive F32, as casts give them.
     pub fn scales(self, stream: u64, shape: &[usize]) -> Tensor {
         let len = shape.iter().product();
         Tensor::from_vec(shape, self.scales.floats(self.seed, stream, len, true))

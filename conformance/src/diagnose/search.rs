@@ -215,10 +215,8 @@ impl Search<'_> {
         let others = (mismatched * mismatched.saturating_sub(1)) as f64;
         // Equal everywhere and by far, as NaN for zeros, they say nothing about chance.
         let constant = deviations.len() == 1 && deviations.keys().all(|d| d.unsigned_abs() > 2);
-        let by_chance = match constant {
-            true => 0.0,
-            false => pairs.saturating_sub(agree_of_mismatched) as f64 / others,
-        };
+        let by_chance =
+            if constant { 0.0 } else { pairs.saturating_sub(agree_of_mismatched) as f64 / others };
         let all = self.families[choice.family].hypotheses();
         let hypotheses: Vec<Hypothesis> = choice.chosen.iter().map(|&h| all[h].clone()).collect();
         Ranked {
@@ -246,9 +244,10 @@ impl Search<'_> {
         let all = self.file.len();
         let cost = self.families[0].cost_per_element().max(1);
         let count = (budget.products / cost).clamp(64, budget.elements) as usize;
-        let mut elements = match count >= all {
-            true => (0..all).collect(),
-            false => self.families[0].choose(differing, all, count),
+        let mut elements = if count >= all {
+            (0..all).collect()
+        } else {
+            self.families[0].choose(differing, all, count)
         };
         // The first of the differing ones are always looked at, so that no few are overlooked.
         if count < all && differing.len() <= 8 {

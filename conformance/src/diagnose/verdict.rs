@@ -243,9 +243,10 @@ impl Evidence<'_> {
         let lead = self.lead().map_or(String::new(), |l| format!("; {l}"));
         let region = self.region.map(|r| format!("; the differing elements {}", r.words()));
         // What all of the difference follows from is the cause, whatever moved the last bits.
-        let bits = match k.accounts_for >= SETTLED {
-            true => "within rounding, ",
-            false => "no hypothesis gives the bits, but ",
+        let bits = if k.accounts_for >= SETTLED {
+            "within rounding, "
+        } else {
+            "no hypothesis gives the bits, but "
         };
         let words = format!(
             "{bits}{:.1} % of the difference is that {}{}{lead}",

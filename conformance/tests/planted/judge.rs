@@ -112,7 +112,7 @@ fn places(diagnosis: &Diagnosis, place: &Place) -> bool {
         && k_blocks(&diagnosis.verdict) == place.k_blocks.clone().collect::<Vec<_>>()
 }
 
-/// The judgement.
+/// Whether diagnosis names the planted defect, and what it says instead.
 pub fn judge(
     diagnosis: Option<&Diagnosis>,
     verdict: &str,

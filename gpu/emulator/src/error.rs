@@ -85,9 +85,9 @@ pub enum MemoryError {
     /// Not inside one live allocation.
     #[error("{bytes} bytes at {address:#x} are not in one live allocation: {nearest}")]
     Unmapped {
-        /// First byte.
+        /// Address of the first byte that was asked for.
         address: u64,
-        /// Length.
+        /// How many bytes were asked for.
         bytes: u64,
         /// What lies there or nearby.
         nearest: String,
@@ -95,7 +95,7 @@ pub enum MemoryError {
     /// Freed address that no allocation starts at.
     #[error("{address:#x} is not the start of a live allocation: {nearest}")]
     NotAStart {
-        /// The address.
+        /// The address at which no live allocation begins.
         address: u64,
         /// What lies there or nearby.
         nearest: String,

@@ -33,7 +33,7 @@ impl LaunchReport {
 pub struct Launch<'a> {
     /// The kernel; its module is loaded on the device that runs it.
     pub function: &'a Function,
-    /// How.
+    /// Grid, block, dynamic shared memory, parameters and attributes.
     pub config: &'a LaunchConfig,
 }
 

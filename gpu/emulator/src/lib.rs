@@ -57,4 +57,4 @@ pub use launch::{
 pub use memory::Memory;
 pub use module::{Attributes, Function, Image, Managed, Module, Param, Symbol};
 pub use preset::Preset;
-pub use tensormap::{Element, Mode, TensorMap, TensorMapError};
+pub use tensormap::{MapElement, Mode, TensorMap, TensorMapError};

@@ -284,21 +284,21 @@ pub struct Param {
 pub struct Attributes {
     /// Threads of a CTA at most.
     pub max_threads: u32,
-    /// Shared memory declared with a size.
+    /// Bytes of shared memory that a CTA has by variables declared with a size.
     pub declared_shared_bytes: u32,
     /// The same, up to where dynamic shared memory may begin.
     pub static_shared_bytes: u32,
-    /// Constant memory of the module.
+    /// Bytes of the module's constant memory.
     pub const_bytes: u32,
-    /// Local memory of a thread.
+    /// Bytes of local memory that a thread has.
     pub local_bytes: u32,
     /// Estimate of the 32-bit registers of a thread: the most that are live at once.
     pub registers: u32,
     /// `.target` number, 90 for `sm_90a`.
     pub target: u32,
-    /// `.reqntid`.
+    /// Threads of a block in x, y, z that the kernel demands (`.reqntid`); none: any.
     pub required_block: Option<[u32; 3]>,
-    /// `.reqnctapercluster`.
+    /// CTAs of a cluster in x, y, z that the kernel demands (`.reqnctapercluster`); none: any.
     pub required_cluster: Option<[u32; 3]>,
 }
 
@@ -314,7 +314,7 @@ impl Function {
         &self.module.0.compiled.program.ast.functions[self.index]
     }
 
-    /// Entry name.
+    /// Name of the entry, as the PTX has it.
     pub fn name(&self) -> &str {
         &self.ast().name
     }
@@ -341,7 +341,7 @@ impl Function {
         out
     }
 
-    /// Bytes of all parameters.
+    /// Length of [`LaunchConfig::params`] in bytes.
     pub fn param_bytes(&self) -> usize {
         self.params().last().map_or(0, |p| p.offset + p.bytes)
     }

@@ -42,7 +42,7 @@ impl Preset {
     pub const MAX_BLOCKS_PER_SM: u32 = 32;
     /// 32-bit registers of an SM, and of a CTA at most.
     pub const REGISTERS_PER_SM: u32 = 65536;
-    /// Constant memory of a module.
+    /// Bytes of constant memory that a module has at most.
     pub const CONST_BYTES: u32 = 65536;
     /// CTAs of a grid at most, in x, y, z.
     pub const MAX_GRID: [u32; 3] = [0x7fff_ffff, 65535, 65535];

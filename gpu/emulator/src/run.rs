@@ -22,7 +22,7 @@ use crate::preset::Preset;
 /// those that are nearly one of these.
 #[derive(Clone, Debug, Deserialize)]
 pub struct LaunchFile {
-    /// Entry name.
+    /// Name of the kernel's entry in the PTX.
     pub entry: String,
     /// PTX file, relative to this one; this file's name with `.ptx` where absent.
     pub ptx: Option<String>,
@@ -35,7 +35,7 @@ pub struct LaunchFile {
     /// Threads of a CTA where there is no `block`.
     #[serde(default)]
     pub threads: u32,
-    /// CTAs of a cluster.
+    /// CTAs of a cluster in x, y, z; no cluster where absent.
     pub cluster: Option<[u32; 3]>,
     /// Dynamic shared memory in bytes.
     #[serde(default)]
@@ -48,7 +48,7 @@ pub struct LaunchFile {
     /// Tolerance of an output, as a multiple of max(1, |expected|); 0 (the bits) where absent.
     #[serde(default)]
     pub tolerance: BTreeMap<String, f64>,
-    /// All other keys.
+    /// All other keys, which say how the PTX was compiled.
     #[serde(flatten)]
     pub others: BTreeMap<String, serde_json::Value>,
 }
@@ -80,9 +80,9 @@ pub struct ParamEntry {
 /// How one output compared.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Compared {
-    /// Parameter name.
+    /// Name of the buffer, which is a parameter of the kernel.
     pub name: String,
-    /// Elements compared.
+    /// How many elements were compared.
     pub elements: usize,
     /// Elements that differ.
     pub differing: usize,
@@ -124,9 +124,10 @@ pub fn run_file(path: &Path, gpu: &str, settings: Settings) -> Result<Outcome, E
     let ptx = String::from_utf8(read(&ptx_path, input::TEXT_BYTES)?)
         .map_err(|_| fail(&ptx_path, "expected UTF-8 text".into()))?;
     let case_path = beside(&launch.case, "safetensors");
-    let case = match case_path.exists() || launch.case.is_some() {
-        true => read(&case_path, u64::MAX - 1)?,
-        false => empty(),
+    let case = if case_path.exists() || launch.case.is_some() {
+        read(&case_path, u64::MAX - 1)?
+    } else {
+        empty()
     };
     let tensors = SafeTensors::deserialize(&case)
         .map_err(|e| fail(&case_path, format!("expected a safetensors file: {e}")))?;
@@ -248,9 +249,10 @@ fn scalar(ty: Type, number: &serde_json::Number) -> Option<u64> {
         _ => {
             let value = number.as_u64().map(i128::from).or(number.as_i64().map(i128::from))?;
             let least = if ty.is_signed() { -(1 << (bits - 1)) } else { 0 };
-            let fits = match ty.is_signed() {
-                true => (least..-least).contains(&value),
-                false => value >= least && below(value),
+            let fits = if ty.is_signed() {
+                (least..-least).contains(&value)
+            } else {
+                value >= least && below(value)
             };
             fits.then_some(value as u64)
         }

@@ -4,11 +4,11 @@
 //! `tensormap.replace` (PTX ISA, "tensormap.replace") changes its fields. Sizes are elements
 //! unless a name says bytes; dimension 0 is the innermost.
 
-/// Element type, numbered as `CUtensorMapDataType`.
+/// Type of the elements that a tensor map moves, numbered as `CUtensorMapDataType`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 #[allow(missing_docs)]
-pub enum Element {
+pub enum MapElement {
     U8 = 0,
     U16 = 1,
     U32 = 2,
@@ -24,27 +24,27 @@ pub enum Element {
     Tf32Ftz = 12,
 }
 
-impl Element {
-    const ALL: [Element; 13] = {
-        use Element::*;
+impl MapElement {
+    const ALL: [MapElement; 13] = {
+        use MapElement::*;
         [U8, U16, U32, S32, U64, S64, F16, F32, F64, Bf16, F32Ftz, Tf32, Tf32Ftz]
     };
 
-    /// The element numbered so in `CUtensorMapDataType`.
-    pub fn from_cuda(code: u32) -> Option<Element> {
+    /// The type numbered so in `CUtensorMapDataType`.
+    pub fn from_cuda(code: u32) -> Option<MapElement> {
         Self::ALL.get(code as usize).copied()
     }
 
-    /// The element numbered so by `tensormap.replace.elemtype`, which orders them otherwise.
-    pub fn from_ptx(code: u32) -> Option<Element> {
-        use Element::*;
+    /// The type numbered so by `tensormap.replace.elemtype`, which orders them otherwise.
+    pub fn from_ptx(code: u32) -> Option<MapElement> {
+        use MapElement::*;
         let order = [U8, U16, U32, S32, U64, S64, F16, F32, F32Ftz, F64, Bf16, Tf32, Tf32Ftz];
         order.get(code as usize).copied()
     }
 
     /// Bytes of an element.
     pub const fn bytes(self) -> u32 {
-        use Element::*;
+        use MapElement::*;
         match self {
             U8 => 1,
             U16 | F16 | Bf16 => 2,
@@ -55,7 +55,7 @@ impl Element {
 
     /// Whether out-of-bounds elements may be filled with NaN.
     pub const fn is_float(self) -> bool {
-        use Element::*;
+        use MapElement::*;
         matches!(self, F16 | F32 | F64 | Bf16 | F32Ftz | Tf32 | Tf32Ftz)
     }
 }
@@ -82,18 +82,18 @@ pub enum Mode {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorMap {
     /// Type of an element in global memory.
-    pub element: Element,
-    /// Dimensions, 1 to 5.
+    pub element: MapElement,
+    /// How many dimensions the tensor has, 1 to 5.
     pub rank: u32,
     /// Address of the tensor, a multiple of 16.
     pub address: u64,
-    /// Size of each dimension.
+    /// Elements along each dimension, the innermost first; those beyond the rank do not count.
     pub dims: [u64; 5],
     /// Bytes from one index to the next in dimension 1, 2, ...; dimension 0 is dense.
     pub strides_bytes: [u64; 4],
-    /// Box (tiled).
+    /// Elements of the box that a tiled copy moves, along each dimension, the innermost first.
     pub box_dims: [u32; 5],
-    /// Traversal stride of each dimension.
+    /// Every how many elements of a dimension one is taken, 1 to 8; 1: all.
     pub element_strides: [u32; 5],
     /// `CUtensorMapInterleave`: 0 none, 1 of 16 bytes, 2 of 32 bytes.
     pub interleave: u32,
@@ -128,7 +128,7 @@ impl TensorMap {
     /// The map that 128 zero bytes stand for, before `tensormap.replace` fills its fields.
     pub(crate) fn blank() -> TensorMap {
         TensorMap {
-            element: Element::U8,
+            element: MapElement::U8,
             rank: 1,
             address: 0,
             dims: [1; 5],
@@ -208,7 +208,7 @@ impl TensorMap {
             let found = format!("{:02x?}", &b[..16]);
             return Err(wrong("a map made by cuTensorMapEncode*", found));
         }
-        let element = Element::from_cuda(u32::from(b[12]))
+        let element = MapElement::from_cuda(u32::from(b[12]))
             .ok_or_else(|| wrong("an element type", b[12].to_string()))?;
         let mode = match b[18] {
             0 => Mode::Tiled,
@@ -307,7 +307,7 @@ mod tests {
 
     fn map() -> TensorMap {
         TensorMap {
-            element: Element::Bf16,
+            element: MapElement::Bf16,
             rank: 2,
             address: 0x1000_0000_0000,
             dims: [1 << 32, 77, 1, 1, 1],
@@ -339,7 +339,7 @@ mod tests {
             ("boxDim[0]", TensorMap { box_dims: [128, 1, 1, 1, 1], ..map() }),
             ("globalAddress", TensorMap { address: 8, ..map() }),
             ("globalStrides", TensorMap { strides_bytes: [8, 0, 0, 0], ..map() }),
-            ("oobFill", TensorMap { element: Element::U16, ..map() }),
+            ("oobFill", TensorMap { element: MapElement::U16, ..map() }),
         ];
         for (field, bad) in cases {
             assert_eq!(bad.encode().unwrap_err().field, field);

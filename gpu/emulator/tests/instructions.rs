@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use fathom_emulator::{
-    Checks, Device, Element, LaunchConfig, Mode, Module, Params, Preset, Settings, TensorMap,
+    Checks, Device, LaunchConfig, MapElement, Mode, Module, Params, Preset, Settings, TensorMap,
 };
 use fathom_ptx::table::{FormId, forms};
 
@@ -192,7 +192,7 @@ impl Case {
     fn tensor(&self, device: &Device) -> (u64, [u8; 128]) {
         let Some(text) = &self.map else { return (0, [0; 128]) };
         let mut map = TensorMap {
-            element: Element::from_cuda(2).expect("u32"),
+            element: MapElement::from_cuda(2).expect("u32"),
             rank: 0,
             address: 0,
             dims: [1; 5],

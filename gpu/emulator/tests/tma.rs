@@ -1,7 +1,7 @@
 //! Tensor copies: a box comes swizzled, zero outside of the tensor, to every CTA of a multicast.
 
 use fathom_emulator::{
-    Checks, Device, Element, LaunchConfig, Mode, Module, Params, Preset, Settings, TensorMap,
+    Checks, Device, LaunchConfig, MapElement, Mode, Module, Params, Preset, Settings, TensorMap,
 };
 
 const PTX: &str = "
@@ -68,7 +68,7 @@ fn a_swizzled_box_with_multicast() {
     let address = device.upload(&data).unwrap();
     let out = device.alloc(2048).unwrap();
     let map = TensorMap {
-        element: Element::U16,
+        element: MapElement::U16,
         rank: 2,
         address,
         dims: [u64::from(columns), u64::from(rows), 1, 1, 1],

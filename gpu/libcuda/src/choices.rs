@@ -7,7 +7,7 @@ use std::path::PathBuf;
 /// What a user can choose about an emulated run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choices {
-    /// Device preset.
+    /// Name of the GPU to be, one of the presets (`h100`, `h800`, ..).
     pub gpu: String,
     /// Devices of that kind.
     pub devices: usize,

@@ -78,9 +78,10 @@ enum Library {
 /// beside it.
 fn library(program: &Path) -> Result<Library, PrepareError> {
     if let Some(path) = std::env::var_os("FATHOM_LIBCUDA").map(PathBuf::from) {
-        return match path.is_file() {
-            true => Ok(Library::File(path)),
-            false => Err(PrepareError::NotThere { path }),
+        return if path.is_file() {
+            Ok(Library::File(path))
+        } else {
+            Err(PrepareError::NotThere { path })
         };
     }
     if let Some(bytes) = EMBEDDED.get() {

@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 /// What a run did, over all its launches.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Kernel launches.
+    /// How many kernels were launched.
     pub launches: u64,
-    /// Thread instructions.
+    /// Instructions that threads executed: a warp's counts once for each active lane.
     pub thread_instructions: u64,
-    /// Warp instructions.
+    /// Instructions that warps executed.
     pub warp_instructions: u64,
     /// Floating-point operations of tensor-core instructions.
     pub tensor_core_flops: u64,
@@ -33,9 +33,9 @@ pub struct Summary {
 /// What the launches of one kernel did.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Totals {
-    /// Launches.
+    /// How often it was launched.
     pub launches: u64,
-    /// Thread instructions.
+    /// Instructions that threads executed: a warp's counts once for each active lane.
     pub thread_instructions: u64,
     /// Floating-point operations of tensor-core instructions.
     pub tensor_core_flops: u64,

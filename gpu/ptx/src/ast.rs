@@ -138,7 +138,7 @@ pub struct Variable {
     pub bank: Option<u32>,
     /// `.align` in bytes, where written.
     pub align: Option<u32>,
-    /// Element type.
+    /// Type of the variable, or of its elements where it is an array.
     pub ty: Type,
     /// Vector length of an element: 1, 2 or 4.
     pub vector: u8,
@@ -247,11 +247,11 @@ pub struct Function {
     pub pos: Pos,
     /// Whether it is an `.entry` (kernel), else a `.func`.
     pub entry: bool,
-    /// Linking directive.
+    /// Whether others see it: `.visible`, `.extern`, `.weak`, or none of them.
     pub linkage: Linkage,
     /// Return values, of a `.func` only.
     pub returns: Vec<Variable>,
-    /// Formal parameters.
+    /// The formal parameters in order.
     pub params: Vec<Variable>,
     /// Performance-tuning and cluster directives: `.maxntid` and its kin.
     pub tuning: Tuning,
@@ -313,7 +313,7 @@ pub struct Body {
 pub struct Register {
     /// Name as written, `%` included.
     pub name: String,
-    /// Declared type.
+    /// The type that it was declared with.
     pub ty: Type,
     /// Vector length (`.reg .v4 .f32 %v`), else 1.
     pub vector: u8,
@@ -526,7 +526,7 @@ pub enum Operand {
     Selected(RegId, Selector),
     /// A special register such as `%tid.x`.
     Special(SpecialReg),
-    /// A literal.
+    /// A number in the text.
     Imm(Imm),
     /// `{a, b, ...}` of any length: elements of a vector, or parts that are packed.
     Vector(Box<[Operand]>),

@@ -116,7 +116,7 @@ impl<'a> Parser<'a> {
         self.in_range(value, negative, token, what)
     }
 
-    /// An expression.
+    /// A constant expression that gives an integer; `what` it is for, for errors.
     fn constant_integer<T: TryFrom<i64>>(&mut self, what: &str) -> Result<T> {
         let token = self.token;
         let value = self.constant()?;

@@ -223,7 +223,7 @@ fn tuning(f: &mut Formatter<'_>, t: &Tuning) -> Result {
 
 fn body(f: &mut Formatter<'_>, module: &Module, function: &Function) -> Result {
     let Some(body) = &function.body else { return Ok(()) };
-    let at = Place { module, function, body };
+    let at = Scope { module, function, body };
     writeln!(f, "{{")?;
     for statement in &body.statements {
         at.statement(f, statement)?;
@@ -232,13 +232,13 @@ fn body(f: &mut Formatter<'_>, module: &Module, function: &Function) -> Result {
 }
 
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct Scope<'a> {
     module: &'a Module,
     function: &'a Function,
     body: &'a Body,
 }
 
-impl Place<'_> {
+impl Scope<'_> {
     fn statement(&self, f: &mut Formatter<'_>, statement: &Statement) -> Result {
         match statement {
             Statement::Instruction(i) => self.instruction(f, i),

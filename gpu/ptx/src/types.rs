@@ -358,19 +358,19 @@ impl Modifiers {
         /// The (first) state space; `None` means generic addressing, or that the instruction
         /// has none.
         space: Space -> Space,
-        /// Memory semantics.
+        /// How the access is ordered with others (`.relaxed`, `.acquire`, ..).
         sem: Sem -> Sem,
         /// Scope of a memory operation.
         scope: Scope -> Scope,
-        /// Comparison operator.
+        /// The comparison of `setp` and its kin (`.lt`, `.equ`, ..).
         cmp: Cmp -> Cmp,
-        /// Combining operator.
+        /// What an atomic or a reduction combines by (`.add`, `.min`, ..).
         op: Op -> Op,
         /// `.hi`, `.lo` or `.wide` of a product.
         part: Part -> MulPart,
-        /// Cache operator.
+        /// How caches treat the access (`.ca`, `.cs`, ..).
         cache: Cache -> Cache,
-        /// Matrix shape.
+        /// The shape of a matrix instruction's tiles (`.m16n8k16`, ..).
         shape: Shape -> Shape,
     }
 

@@ -34,7 +34,7 @@ impl Cuda {
         Cuda { gpu, name }
     }
 
-    /// The device.
+    /// The device on which it runs its ops.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
     }

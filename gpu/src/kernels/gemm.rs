@@ -135,9 +135,8 @@ pub(super) fn launch(
     }
     let kernel = gpu.kernel(BF16, "bf16_gemm", &defines, shared_bytes)?;
     // There is no map of an empty tensor; nobody reads what is in its place.
-    let matrix = |x: &DeviceTensor| match x.is_empty() {
-        true => gpu.matrix(&gpu.zeros(DType::BF16, &[1, 64])?),
-        false => gpu.matrix(x),
+    let matrix = |x: &DeviceTensor| {
+        if x.is_empty() { gpu.matrix(&gpu.zeros(DType::BF16, &[1, 64])?) } else { gpu.matrix(x) }
     };
     let (a, b) = (matrix(a)?, matrix(b)?);
     // Rows along k: 128 of M or N by 64 of k a box; else two boxes of 64 by 64.

@@ -67,10 +67,7 @@ pub fn plan([m, n, k]: [usize; 3], output_f32: bool, sm_count: usize) -> Plan {
 /// Pipeline stages, and the bytes of shared memory that they take (the kernel's `SHARED_BYTES`).
 fn pipeline(output_f32: bool) -> (u64, u32) {
     let stage = 2 * (BLOCK * BLOCK) as u32 + 4 * BLOCK as u32 + 16;
-    match output_f32 {
-        true => (6, 6 * stage),
-        false => (5, 5 * stage + 2 * (BLOCK * BLOCK) as u32),
-    }
+    if output_f32 { (6, 6 * stage) } else { (5, 5 * stage + 2 * (BLOCK * BLOCK) as u32) }
 }
 
 /// `d[m, n] = a[m, k] b[n, k]^T`, enqueued.
@@ -101,10 +98,8 @@ pub fn product(
     let map_a = gpu.tensor_map(a, box_a, Swizzle::Bytes128)?;
     let map_b = gpu.tensor_map(b, box_b, Swizzle::Bytes128)?;
     let map_scale = gpu.tensor_map(a_scale, box_scale, Swizzle::None)?;
-    let map_d = match output_f32 {
-        true => TensorMap::unused(),
-        false => gpu.tensor_map(d, box_d, Swizzle::Bytes128)?,
-    };
+    let map_d =
+        if output_f32 { TensorMap::unused() } else { gpu.tensor_map(d, box_d, Swizzle::Bytes128)? };
     let args = [
         Arg::Map(&map_a),
         Arg::Map(&map_b),

@@ -212,10 +212,8 @@ impl Kernel for QuantizeWeight {
         let (n, k) = (*n, *k);
         let shape = |last: [usize; 2]| [leading, &last[..]].concat();
         let [down, across] = scales(self.block, n, k);
-        let [down_t, across_t] = match self.transpose_anew {
-            true => scales(self.block, k, n),
-            false => [across, down],
-        };
+        let [down_t, across_t] =
+            if self.transpose_anew { scales(self.block, k, n) } else { [across, down] };
         let q = gpu.tensor(DType::F8E4M3, w.shape())?;
         let scale = gpu.tensor(DType::F32, &shape([down, across]))?;
         let q_t = gpu.tensor(DType::F8E4M3, &shape([k, n]))?;
@@ -234,9 +232,10 @@ impl Kernel for QuantizeWeight {
         let (of_q, of_scale) = (n * k, down * across);
         let to_scale = To { tensor: &scale, strides: [across, 1, of_scale] };
         cast.launch(gpu, &To { tensor: &q, strides: [k, 1, of_q] }, &to_scale)?;
-        let (strides, scale_strides) = match self.transpose_anew {
-            true => ([n, 1, of_q], [across_t, 1, down_t * across_t]),
-            false => ([1, n, of_q], [1, across_t, of_scale]),
+        let (strides, scale_strides) = if self.transpose_anew {
+            ([n, 1, of_q], [across_t, 1, down_t * across_t])
+        } else {
+            ([1, n, of_q], [1, across_t, of_scale])
         };
         if self.transpose_anew {
             cast = BlockCast { turned: true, rows: k, bounds: bounds(&[n], self.block[1]), ..cast };

@@ -166,7 +166,7 @@ pub struct ModelConfig {
     pub hidden_size: usize,
     /// Decoder layers, without MTP modules.
     pub layers: usize,
-    /// Query heads.
+    /// Heads of the queries.
     pub heads: usize,
     /// How tokens attend to each other.
     pub attention: AttentionConfig,

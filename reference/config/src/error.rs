@@ -8,7 +8,7 @@ pub enum ConfigError {
     /// The file cannot be read.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
         /// The system's answer.
         source: std::io::Error,

@@ -20,7 +20,7 @@ pub const MAX_LANES: usize = 1024;
 
 /// What the trees add: f32, and f64 for the mode that stands outside the contract.
 pub trait Addend: Copy + std::ops::AddAssign {
-    /// +0.
+    /// The number +0, which sums begin with.
     const ZERO: Self;
     /// The value, with any NaN replaced by the canonical one (f64: left as it is).
     fn canonical(self) -> Self;

@@ -1,7 +1,7 @@
 //! The in-order GEMMs against the chain written out, on every instruction set of this machine.
 
 use fathom_numerics::gemm::inorder::{gemm_f32, gemm_f64, gemm_on};
-use fathom_numerics::gemm::{Element, Isa};
+use fathom_numerics::gemm::{InOrder, Isa};
 use ndarray::{Array2, ArrayView2, s};
 
 /// A small generator of its own, so that the tests depend on nothing.
@@ -138,7 +138,7 @@ fn empty_shapes() {
 
 #[test]
 fn f64_is_the_chain_and_the_large_parallel_case_too() {
-    fn check<T: Element + PartialEq + std::fmt::Debug>(
+    fn check<T: InOrder + PartialEq + std::fmt::Debug>(
         a: &Array2<T>,
         b: &Array2<T>,
         chain: impl Fn(usize, usize) -> T,

@@ -97,9 +97,10 @@ fn check(kind: Kind, (m, n, k): (usize, usize, usize), config: &GemmConfig, seed
     let a = codes(kind, fa, m, k, &mut random);
     let b = codes(kind, fb, n, k, &mut random);
     let long = config.promotion_interval.is_none_or(|interval| interval > 128);
-    let (block_a, block_b) = match long {
-        true => (ScaleBlock::PER_ROW, ScaleBlock::PER_TENSOR),
-        false => (ScaleBlock::TILE_1X128, ScaleBlock::BLOCK_128X128),
+    let (block_a, block_b) = if long {
+        (ScaleBlock::PER_ROW, ScaleBlock::PER_TENSOR)
+    } else {
+        (ScaleBlock::TILE_1X128, ScaleBlock::BLOCK_128X128)
     };
     let scale_a = scales(block_a.scales(m, k), &mut random);
     let scale_b = scales(block_b.scales(n, k), &mut random);

@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
     Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
 pub enum DType {
-    /// IEEE binary64.
+    /// IEEE 754's binary64.
     F64,
-    /// IEEE binary32.
+    /// IEEE 754's binary32.
     F32,
     /// bfloat16: 8 exponent bits, 7 fraction bits.
     BF16,
-    /// IEEE binary16.
+    /// IEEE 754's binary16.
     F16,
     /// OCP FP8 E4M3 ('fn': no infinities, NaN is 0x7F and 0xFF).
     #[serde(rename = "F8_E4M3")]

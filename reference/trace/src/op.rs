@@ -35,15 +35,15 @@ impl Default for Parallel {
 )]
 #[serde(rename_all = "lowercase")]
 pub enum GroupKind {
-    /// Tensor parallel.
+    /// Ranks that share out each product (tensor parallelism).
     Tp,
-    /// Pipeline parallel.
+    /// Ranks that share out the layers (pipeline parallelism).
     Pp,
-    /// Expert parallel.
+    /// Ranks that share out the routed experts (expert parallelism).
     Ep,
-    /// Data parallel.
+    /// Ranks that share out the sequences (data parallelism).
     Dp,
-    /// Context parallel.
+    /// Ranks that share out a sequence's tokens (context parallelism).
     Cp,
 }
 
@@ -63,7 +63,7 @@ pub struct Group {
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Component {
-    /// Token embedding.
+    /// The embedding of tokens.
     Embedding,
     /// Norm, projections and the attention itself.
     Attention,
@@ -88,7 +88,7 @@ pub enum Component {
     Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
 pub enum Phase {
-    /// Forward.
+    /// The forward pass.
     F,
     /// Backward for input (dgrad).
     B,
@@ -150,9 +150,9 @@ pub enum OpClass {
 pub struct TensorMeta {
     /// The role in the op, as in a case file (`a`, `b_scale`, `out.d` without the `out.`).
     pub role: String,
-    /// Element type.
+    /// Type of the elements.
     pub dtype: DType,
-    /// Row-major shape.
+    /// Length of each dimension, the slowest first.
     pub shape: Vec<usize>,
 }
 
@@ -174,7 +174,7 @@ impl TensorMeta {
 pub struct OpRecord {
     /// Position in the trace, counted from 0.
     pub seq: u64,
-    /// Optimizer step.
+    /// Optimizer step to which it belongs.
     pub step: u64,
     /// Rank that executes it.
     pub rank: usize,

@@ -77,7 +77,7 @@ fn trillion() -> f64 {
 pub enum Precision {
     /// FP8 E4M3 with 1x128 and 128x128 scales, BF16 elsewhere.
     Fp8,
-    /// BF16 throughout.
+    /// Every product and every exchange in BF16.
     Bf16,
 }
 

@@ -9,17 +9,17 @@ use super::Recompute;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SearchSpace {
-    /// Tensor-parallel ranks.
+    /// Numbers of tensor-parallel ranks to try.
     pub tp: Vec<u64>,
-    /// Context-parallel ranks.
+    /// Numbers of context-parallel ranks to try.
     pub cp: Vec<u64>,
-    /// Pipeline-parallel ranks.
+    /// Numbers of pipeline stages to try.
     pub pp: Vec<u64>,
     /// Expert-parallel ranks; 1 for dense models whatever the list.
     pub ep: Vec<u64>,
     /// ZeRO stages, 0 to 3.
     pub zero: Vec<u8>,
-    /// Pipeline schedules.
+    /// Pipeline schedules to try.
     pub schedule: Vec<ScheduleKind>,
     /// Stages that a rank holds in the interleaved schedule.
     pub interleave: Vec<u64>,

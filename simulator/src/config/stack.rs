@@ -26,7 +26,7 @@ pub enum Graphs {
     None,
     /// All but the routed experts' half of a layer, whose shapes change.
     Dense,
-    /// Everything.
+    /// All kernels, those of the routed experts too.
     Full,
 }
 

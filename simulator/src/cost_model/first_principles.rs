@@ -29,7 +29,7 @@ use fathom_config::{AttentionConfig, Gpu, ModelConfig, MoeConfig};
 /// Times everything from op records, data-sheet figures and [`Constants`].
 #[derive(Clone)]
 pub struct FirstPrinciples {
-    /// Fitted constants.
+    /// Constants of the kernel times, fitted on measurements.
     pub constants: Constants,
     measured: Arc<KernelTimes>,
     gemms: Arc<GemmTable>,
@@ -62,9 +62,10 @@ impl Busy {
     fn total_s(&self, s: &Scenario) -> f64 {
         // A collective in as many parts as ranks: all but one may run under the GEMMs.
         let part = self.collectives_s / s.parallel.tp as f64;
-        let exposed = match s.stack.tp_overlap {
-            true => part.max(self.collectives_s - self.gemm_s),
-            false => self.collectives_s,
+        let exposed = if s.stack.tp_overlap {
+            part.max(self.collectives_s - self.gemm_s)
+        } else {
+            self.collectives_s
         };
         (self.seconds + exposed).max(self.launches * s.stack.launch_us / 1e6)
     }

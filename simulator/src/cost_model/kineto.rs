@@ -26,7 +26,7 @@ pub struct TraceKernel {
     pub stream: i64,
     /// Start, microseconds from the first kernel.
     pub start_us: f64,
-    /// Duration, microseconds.
+    /// How long it took, in microseconds.
     pub duration_us: f64,
     /// Grid of CTAs in x, y, z; zeros for copies.
     pub grid: [u64; 3],

@@ -27,7 +27,7 @@ pub struct PhaseTimes {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LayerKind {
-    /// Token embedding.
+    /// The embedding of tokens.
     Embedding,
     /// Transformer layer with a dense FFN.
     Dense,

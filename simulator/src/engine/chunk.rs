@@ -25,7 +25,7 @@ pub struct ChunkQuestion {
     pub cluster: Cluster,
     /// Tokens of the micro-batch on a rank.
     pub tokens: u64,
-    /// Expert-parallel ranks.
+    /// How many expert-parallel ranks exchange tokens.
     pub ep: u64,
     /// SMs that the communication kernels hold.
     pub comm_sms: u64,

@@ -41,9 +41,8 @@ impl Traffic {
         let forward_s = sum(layers, |l| l.forward);
         let backward_s = sum(layers, |l| l.backward) + sum(layers, |l| l.weight);
         let parts = layers.len().max(1) as f64;
-        let left = |traffic_s: f64, beside_s: f64, hides: bool| match hides {
-            true => (traffic_s - beside_s).max(traffic_s / parts),
-            false => traffic_s,
+        let left = |traffic_s: f64, beside_s: f64, hides: bool| {
+            if hides { (traffic_s - beside_s).max(traffic_s / parts) } else { traffic_s }
         };
         let micro_batches = s.micro_batches() as f64;
         let (prefetch, overlap) = (s.stack.fsdp_prefetch, s.stack.dp_overlap);

@@ -24,7 +24,7 @@ pub struct Categories {
     /// Weights in the format the GEMMs read: two bytes per element, BF16 or FP8 in both
     /// orientations.
     pub weights: f64,
-    /// Gradients, FP32.
+    /// Gradient accumulators in FP32, bytes.
     pub gradients: f64,
     /// Master weights FP32 and the two moments (BF16 in FP8 training, else FP32), as ZeRO shards
     /// them.

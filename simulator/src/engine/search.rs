@@ -28,7 +28,7 @@ pub struct Layout {
     pub gpus: u64,
     /// Ranks along each dimension, and the ZeRO stage.
     pub parallel: Parallel,
-    /// Pipeline schedule.
+    /// The pipeline schedule of the layout.
     pub schedule: ScheduleKind,
     /// Stages that a rank holds, for the interleaved schedule.
     pub interleave: u64,

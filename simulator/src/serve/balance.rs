@@ -49,10 +49,8 @@ pub(super) fn balance(s: &ServeScenario, pool: &Pool, layout: &Layout) -> Option
         let loads = |epoch: u64| loads(s, experts, layer, epoch, &draws);
         let (then, now) = (loads(0), loads(1));
         let seen = if s.experts.dynamic { &now } else { &then };
-        let placed = match s.experts.balanced {
-            true => place(seen, ask),
-            false => Placement::in_order(experts, slots),
-        };
+        let placed =
+            if s.experts.balanced { place(seen, ask) } else { Placement::in_order(experts, slots) };
         let imbalance = placed.imbalance(&now, gpus);
         sum += imbalance;
         worst = worst.max(imbalance);

@@ -81,7 +81,7 @@ fn one() -> u64 {
 pub struct Pool {
     /// GPUs of a unit: tensor-parallel groups, data-parallel to each other.
     pub gpus: u64,
-    /// Units.
+    /// How many units (groups of GPUs that hold the model once) the pool has.
     #[serde(default = "one")]
     pub units: u64,
     /// Tensor-parallel ranks of the attention, with sequence parallelism.
@@ -142,7 +142,7 @@ impl Pool {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Length {
-    /// Mean, tokens.
+    /// Mean length in tokens.
     pub mean: f64,
     /// Standard deviation over the mean; 0 makes all lengths alike.
     #[serde(default)]
@@ -229,7 +229,7 @@ pub struct PrefixCache {
     pub load_bytes_per_s: f64,
 }
 
-/// Speculative decoding.
+/// Speculative decoding by the model's MTP modules.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Mtp {
@@ -284,7 +284,7 @@ pub struct ServeSearch {
     pub prefill_gpus: Vec<u64>,
     /// GPUs of a unit that decodes.
     pub decode_gpus: Vec<u64>,
-    /// Tensor-parallel ranks.
+    /// Numbers of tensor-parallel ranks to try.
     pub tp: Vec<u64>,
     /// Most requests of a rank.
     pub max_batch: Vec<u64>,

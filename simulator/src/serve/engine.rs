@@ -30,7 +30,7 @@ const ACCEPTED: u64 = 4;
 /// Stream of draws: how far the first requests of a closed loop are.
 const PROGRESS: u64 = 5;
 
-/// What happens.
+/// What happens at a point in simulated time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Arrives(u32),
@@ -183,9 +183,10 @@ impl<'a> Engine<'a> {
         if self.reads.is_none() {
             return self.cache_arrives(id);
         }
-        let cached = match request.blocks.is_empty() {
-            true => (request.prompt as f64 * self.s.prefix_cache.hit_rate) as u64,
-            false => self.cache.found(request),
+        let cached = if request.blocks.is_empty() {
+            (request.prompt as f64 * self.s.prefix_cache.hit_rate) as u64
+        } else {
+            self.cache.found(request)
         };
         let cached = cached.min(request.prompt - 1) as u32;
         let rate = self.s.prefix_cache.load_bytes_per_s;

@@ -26,7 +26,7 @@ pub struct Balance {
     pub groups: usize,
     /// Nodes, a divisor of `gpus`.
     pub nodes: usize,
-    /// GPUs.
+    /// GPUs that share out the experts' copies.
     pub gpus: usize,
 }
 

@@ -263,9 +263,10 @@ impl Timer<'_> {
                 // Experts that are not spread are cut: by columns going up, by rows coming down.
                 let up = columns(a) == self.model.hidden_size as u64;
                 let parts = if self.cut.ep == 1 { self.cut.tp } else { 1 };
-                let (n, k) = match up {
-                    true => (n.div_ceil(parts), columns(a)),
-                    false => (n, columns(a).div_ceil(parts)),
+                let (n, k) = if up {
+                    (n.div_ceil(parts), columns(a))
+                } else {
+                    (n, columns(a).div_ceil(parts))
                 };
                 Some(self.gemm(&GemmShape::grouped_m(vec![rows; held], n, k), a.dtype))
             }

@@ -12,11 +12,11 @@ use crate::workload::dispatch_token_bytes;
 /// What a pool is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Reads prompts.
+    /// Its units read prompts and hand their caches on.
     Prefill,
-    /// Decodes.
+    /// Its units write tokens from caches that others made.
     Decode,
-    /// Both.
+    /// Its units do both.
     Unified,
 }
 
@@ -34,7 +34,7 @@ impl Role {
 /// The numbers that follow from a pool and a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
-    /// Tensor-parallel ranks.
+    /// How many ranks share out each product.
     pub tp: u64,
     /// Ranks of the expert group.
     pub ep: u64,
@@ -113,15 +113,17 @@ pub fn iteration_model(
 ) -> Result<IterationModel, SimError> {
     let layout = Layout::of(s, pool, role)?;
     let prefill = role != Role::Decode;
-    let exchange = pool.exchange.unwrap_or(match prefill {
-        true => ExchangeKind::Normal,
-        false => ExchangeKind::LowLatency,
+    let exchange = pool.exchange.unwrap_or(if prefill {
+        ExchangeKind::Normal
+    } else {
+        ExchangeKind::LowLatency
     });
     let holds_sms = exchange == ExchangeKind::Normal && pool.micro_batches > 1 && layout.ep > 1;
     let (gpu, wishes) = (&s.cluster.gpu, &s.what_if);
-    let gpu = match holds_sms {
-        true => KernelModel::beside_communication(gpu, constants, wishes, pool.comm_sms),
-        false => KernelModel::alone(gpu, constants, wishes),
+    let gpu = if holds_sms {
+        KernelModel::beside_communication(gpu, constants, wishes, pool.comm_sms)
+    } else {
+        KernelModel::alone(gpu, constants, wishes)
     };
     let cut = Cut {
         tp: layout.tp,

@@ -31,9 +31,9 @@ pub struct Spans {
 pub struct Latency {
     /// Values that it is of.
     pub count: u64,
-    /// Mean, seconds.
+    /// Mean in seconds.
     pub mean_s: f64,
-    /// Median, seconds.
+    /// Median in seconds.
     pub p50_s: f64,
     /// 90th percentile, seconds.
     pub p90_s: f64,
@@ -41,7 +41,7 @@ pub struct Latency {
     pub p95_s: f64,
     /// 99th percentile, seconds.
     pub p99_s: f64,
-    /// Largest, seconds.
+    /// Largest in seconds.
     pub max_s: f64,
 }
 
@@ -144,7 +144,7 @@ pub struct PoolMeter {
 pub struct Sample {
     /// Seconds from the start.
     pub at_s: f64,
-    /// Which pool.
+    /// Number of the pool to which it belongs.
     pub pool: u8,
     /// Requests that decode on a rank.
     pub batch: f64,
@@ -190,7 +190,7 @@ pub struct Meter {
     whole: Vec<f64>,
     transfer: Vec<f64>,
     itl: Histogram,
-    /// Each pool.
+    /// What each pool did, by its number.
     pub pools: Vec<PoolMeter>,
     /// Samples for pictures.
     pub samples: Vec<Sample>,

@@ -14,7 +14,7 @@ pub struct Iteration {
     pub model: ModelConfig,
     /// Tokens on this rank.
     pub tokens: u64,
-    /// Tensor-parallel ranks.
+    /// How many ranks share out each product.
     pub tp: u64,
     /// Expert-parallel ranks of the record; how many rows an expert gets is put in afterwards.
     pub ep: u64,

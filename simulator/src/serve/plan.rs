@@ -43,7 +43,7 @@ pub struct PoolPlan {
 pub struct Plan {
     /// Requests a second.
     pub load_per_s: f64,
-    /// The pools.
+    /// What each pool of the load needs.
     pub pools: Vec<PoolPlan>,
     /// GPUs of all.
     pub gpus: u64,

@@ -13,7 +13,7 @@ use super::config::{Length, ServeScenario, Workload};
 use super::draws::Draws;
 use crate::error::{SimError, read_table};
 
-/// One request.
+/// A request: when it comes, what it reads and what it is to write.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Request {
     /// Seconds from the start at which it arrives.

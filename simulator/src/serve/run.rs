@@ -26,7 +26,7 @@ pub struct PoolReport {
     pub role: &'static str,
     /// GPUs of all its units.
     pub gpus: u64,
-    /// Units.
+    /// How many units the pool has.
     pub units: u64,
     /// GPUs of a unit, tensor-parallel, data-parallel and expert-parallel ranks.
     pub layout: [u64; 4],
@@ -53,7 +53,7 @@ pub struct ServeReport {
     pub name: String,
     /// Why a pool cannot hold the model or a request; then nothing ran.
     pub complaints: Vec<String>,
-    /// The pools.
+    /// What each pool did, by its number.
     pub pools: Vec<PoolReport>,
     /// Seconds that figures are of.
     pub window_s: f64,
@@ -97,9 +97,9 @@ pub struct ServeReport {
 /// Counts of requests over the whole run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct RequestCounts {
-    /// Arrived.
+    /// Requests that arrived.
     pub arrived: u64,
-    /// Ended.
+    /// Requests that were answered to their end.
     pub ended: u64,
     /// Refused: no rank's pages hold them.
     pub refused: u64,
@@ -190,9 +190,10 @@ pub fn serve(
 pub fn report(s: &ServeScenario, ready: Ready) -> Result<ServeReport, SimError> {
     let started = Instant::now();
     let Ready { pools, mut reports, complaints } = ready;
-    let meter = match complaints.is_empty() {
-        true => Engine::new(s, pools, Requests::of(s)?).run(false),
-        false => Meter::new(s, reports.len()),
+    let meter = if complaints.is_empty() {
+        Engine::new(s, pools, Requests::of(s)?).run(false)
+    } else {
+        Meter::new(s, reports.len())
     };
     let window = meter.window_s();
     let input = (meter.read_tokens + meter.cached_tokens) as f64 / window;

@@ -7,7 +7,7 @@ use super::iteration::{Batch, IterationModel};
 /// A request that decodes on a rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Running {
-    /// The request.
+    /// Number of the request.
     pub id: u32,
     /// Tokens in its cache.
     pub cached: u32,
@@ -18,7 +18,7 @@ pub struct Running {
 /// A prompt that is read on a rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reading {
-    /// The request.
+    /// Number of the request.
     pub id: u32,
     /// Tokens that a prefix cache held.
     pub cached: u32,
@@ -45,10 +45,10 @@ pub struct Rank {
     pub chunk: Vec<(u32, u32)>,
 }
 
-/// A unit.
+/// A group of GPUs that holds the model once, and the requests that it works on.
 #[derive(Debug, Clone)]
 pub struct Unit {
-    /// Its ranks.
+    /// Its data-parallel ranks, each with requests of its own.
     pub ranks: Vec<Rank>,
     /// Prompts that no rank has begun, in the order of their arrival.
     pub queue: VecDeque<Reading>,

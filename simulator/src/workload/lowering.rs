@@ -44,7 +44,7 @@ pub struct Kernel {
 
 /// Lowers the records of one layer.
 pub struct Lowering<'a> {
-    /// The model.
+    /// The model of which they are ops.
     pub model: &'a ModelConfig,
     /// How the layer is cut and fed.
     pub ctx: &'a LayerContext,

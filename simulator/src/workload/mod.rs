@@ -30,11 +30,11 @@ pub struct LayerContext {
     pub micro_batch: u64,
     /// Tokens of a sequence, before context parallelism cuts it.
     pub seq_len: u64,
-    /// Tensor-parallel ranks.
+    /// How many ranks share out each product.
     pub tp: u64,
-    /// Context-parallel ranks.
+    /// How many ranks share out a sequence.
     pub cp: u64,
-    /// Expert-parallel ranks.
+    /// How many ranks share out the experts.
     pub ep: u64,
     /// Arithmetic of the GEMMs.
     pub precision: Precision,
@@ -124,7 +124,7 @@ pub fn dispatch_token_bytes(model: &ModelConfig, precision: Precision) -> f64 {
 pub struct Question {
     /// One dense layer first where the model has any, one MoE layer, one prediction module.
     pub model: ModelConfig,
-    /// Tensor-parallel ranks.
+    /// How many ranks share out each product.
     pub tp: u64,
     /// Expert-parallel ranks, which lie along data parallelism.
     pub ep: u64,

@@ -11,7 +11,7 @@ use fathom_config::AttentionConfig;
 /// head).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PlacedLayer {
-    /// Kind.
+    /// Whether its second half is dense or has experts.
     pub kind: LayerKind,
     /// Index of the transformer layer, from 0; prediction modules count on after the last layer.
     pub index: u64,

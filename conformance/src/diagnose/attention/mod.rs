@@ -411,9 +411,10 @@ fn product(
     c: &mut Array2<f32>,
     accumulate: bool,
 ) {
-    match low {
-        true => f32::gemm_bf16(a, b, c.view_mut(), accumulate),
-        false => f32::gemm(a, b, c.view_mut(), accumulate),
+    if low {
+        f32::gemm_bf16(a, b, c.view_mut(), accumulate)
+    } else {
+        f32::gemm(a, b, c.view_mut(), accumulate)
     }
 }
 

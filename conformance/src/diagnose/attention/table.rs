@@ -127,9 +127,10 @@ pub(super) const ROWS: &[Row<Case, Variant>] = &[
                 ("rounded to E4M3", Probabilities::E4m3),
                 ("scaled by 448 and rounded to E4M3", Probabilities::E4m3Scaled),
             ]);
-            let other = match c.low {
-                true => Named("kept in FP32".to_owned(), Probabilities::F32),
-                false => Named("rounded to BF16".to_owned(), Probabilities::Bf16),
+            let other = if c.low {
+                Named("kept in FP32".to_owned(), Probabilities::F32)
+            } else {
+                Named("rounded to BF16".to_owned(), Probabilities::Bf16)
             };
             each(all.into_iter().chain([other]).collect::<Vec<_>>(), |v, Named(_, p)| {
                 v.probabilities = p

@@ -308,9 +308,10 @@ fn outstanding(family: &GemmFamily, rough: &Fit, chosen: &[usize]) -> Option<(f6
     }
     let words = off.iter().map(|&b| {
         let weight = 1.0 + rough.coefficients[b];
-        match weight.abs() < 0.1 {
-            true => format!("{} does not enter, but something else in its place", span(b, k)),
-            false => format!("{} counts {weight:.2} times, and something else besides", span(b, k)),
+        if weight.abs() < 0.1 {
+            format!("{} does not enter, but something else in its place", span(b, k))
+        } else {
+            format!("{} counts {weight:.2} times, and something else besides", span(b, k))
         }
     });
     Some((rough.accounts_for, words.collect::<Vec<_>>().join("; ")))
@@ -446,9 +447,10 @@ fn other_rows(x: &Operand, name: &str, line: &str, fits: &[(usize, Fit)]) -> Opt
     let shown: Vec<String> =
         rows.iter().take(4).map(|(row, r)| format!("row {row} of it takes row {r}")).collect();
     let same = rows.iter().all(|r| r.1 == rows[0].1);
-    let how = match same && rows.len() > 1 {
-        true => format!("row {} of it stands for all", rows[0].1),
-        false => shown.join(", "),
+    let how = if same && rows.len() > 1 {
+        format!("row {} of it stands for all", rows[0].1)
+    } else {
+        shown.join(", ")
     };
     Some(format!(
         "in all K blocks the {name} used, {line} by {line}, is that of another row, as if its rows \

@@ -402,9 +402,10 @@ impl Scales {
     }
 
     fn index(&self, row: usize, column: usize) -> usize {
-        match self.flat {
-            true => (row * self.k + column) / self.block.columns,
-            false => row / self.block.rows * self.columns + column / self.block.columns,
+        if self.flat {
+            (row * self.k + column) / self.block.columns
+        } else {
+            row / self.block.rows * self.columns + column / self.block.columns
         }
     }
 

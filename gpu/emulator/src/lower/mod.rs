@@ -281,10 +281,8 @@ impl<'a> Lower<'a> {
     fn function_body(&mut self, body: &'a Body) -> Lowered {
         self.enter(body);
         call::load_register_params(self)?;
-        let early = match self.body_has_wgmma {
-            true => unfinished::statements(body, &self.cfg),
-            false => Vec::new(),
-        };
+        let early =
+            if self.body_has_wgmma { unfinished::statements(body, &self.cfg) } else { Vec::new() };
         for (i, statement) in body.statements.iter().enumerate() {
             self.places[i] = self.ops.len() as u32;
             let ins = match statement {

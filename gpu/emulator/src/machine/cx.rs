@@ -17,7 +17,7 @@ use crate::program::Program;
 
 /// What all warps of a launch share.
 pub struct Grid {
-    /// What runs.
+    /// The kernel's code, lowered.
     pub code: Arc<Code>,
     /// The text it comes from, which findings quote.
     pub program: Arc<Program>,

@@ -60,7 +60,7 @@ impl std::fmt::Debug for Allocation {
 }
 
 impl Allocation {
-    /// First address.
+    /// Address of its first byte.
     pub fn base(&self) -> u64 {
         self.base
     }
@@ -70,7 +70,7 @@ impl Allocation {
         self.bytes
     }
 
-    /// What it is for.
+    /// Whether it is memory of a device, a module's variable or the host's.
     pub fn kind(&self) -> &Kind {
         &self.kind
     }
@@ -85,7 +85,7 @@ impl Allocation {
         self.freed.load(Relaxed)
     }
 
-    /// A sentence for reports.
+    /// What it is in a few words, for reports: kind, length, address, and whether it was freed.
     pub fn describe(&self) -> String {
         let what = match &self.kind {
             Kind::Device => format!("allocation {}", self.number),

@@ -277,7 +277,7 @@ impl Memory {
         self.table.read().expect("no panic holds this lock").view.clone()
     }
 
-    /// Bytes in use and capacity of a device.
+    /// How many bytes a device has in use, and how many it has at most.
     pub fn usage(&self, device: u32) -> (u64, u64) {
         let table = self.table.read().expect("no panic holds this lock");
         (table.used[device as usize], table.limit[device as usize])
@@ -292,7 +292,7 @@ impl Memory {
         })
     }
 
-    /// Reads bytes.
+    /// Copies guest memory from `address` on to `out`; what nobody wrote reads as zero.
     ///
     /// # Errors
     /// [`MemoryError::Unmapped`] where the range is not inside one live allocation.
@@ -304,7 +304,7 @@ impl Memory {
         Ok(())
     }
 
-    /// Writes bytes.
+    /// Copies `data` to guest memory from `address` on.
     ///
     /// # Errors
     /// As [`Self::read`].

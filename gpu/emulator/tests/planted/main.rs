@@ -12,7 +12,7 @@ mod sync;
 mod wgmma;
 
 use fathom_emulator::{
-    Checks, Device, Element, Finding, LaunchConfig, Mode, Module, Params, Preset, Settings,
+    Checks, Device, Finding, LaunchConfig, MapElement, Mode, Module, Params, Preset, Settings,
     TensorMap, Ub,
 };
 
@@ -59,7 +59,7 @@ fn module_text(module: &str, directives: &str, body: &str) -> String {
 /// Rows of 64 elements of 16 bits at an address.
 fn tensor_map(address: u64, rows: u32, swizzle: u32) -> [u8; 128] {
     let map = TensorMap {
-        element: Element::U16,
+        element: MapElement::U16,
         rank: 2,
         address,
         dims: [64, u64::from(rows), 1, 1, 1],

@@ -145,10 +145,7 @@ entry_points! {
     fn cuMemFreeHost(pointer: usize) {
         let driver = initialised()?;
         driver.wait_for_all()?;
-        match pointer == 0 || driver.host_free(pointer)? {
-            true => Ok(()),
-            false => Err(ERROR_INVALID_VALUE),
-        }
+        if pointer == 0 || driver.host_free(pointer)? { Ok(()) } else { Err(ERROR_INVALID_VALUE) }
     }
 
     fn cuMemHostRegister_v2(pointer: *mut u8, bytes: usize, flags: u32) {

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use fathom_emulator::{Element, Mode, TensorMap};
+use fathom_emulator::{MapElement, Mode, TensorMap};
 
 use super::{entry_points, put};
 use crate::abi::*;
@@ -29,7 +29,7 @@ unsafe fn encode(to: *mut c_void, c: Common, box_dims: *const u32, mode: Mode) -
         say!("cuTensorMapEncode: {words}");
         Err(ERROR_INVALID_VALUE)
     };
-    let Some(element) = Element::from_cuda(c.data_type) else {
+    let Some(element) = MapElement::from_cuda(c.data_type) else {
         return refuse(&format!("data type: expected 0 to 12, found {}", c.data_type));
     };
     if !(1..=5).contains(&c.rank) {

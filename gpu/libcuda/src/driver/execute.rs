@@ -282,7 +282,7 @@ impl Operation {
         }
     }
 
-    /// Does it.
+    /// Does it on a device, as the next thing in its stream.
     pub(crate) fn run(&self, device: usize) -> R {
         let driver = driver();
         match self {

@@ -16,7 +16,7 @@ use crate::queue::Mark;
 
 /// An event: when it was last recorded, where that stands in its stream, and in which capture.
 pub(crate) struct Event {
-    /// Emulated nanoseconds.
+    /// When it was last recorded, in emulated nanoseconds of its device; `NEVER` before.
     at: AtomicU64,
     pub timed: bool,
     pub recorded: Mutex<Option<Mark>>,

@@ -12,7 +12,7 @@ pub(crate) enum PoolMemory {
     Host(HostKind, Location),
 }
 
-/// A pool.
+/// A memory pool (`CUmemoryPool`).
 pub(crate) struct Pool {
     pub memory: PoolMemory,
     pub state: Mutex<PoolState>,

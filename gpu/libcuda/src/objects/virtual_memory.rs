@@ -20,7 +20,7 @@ pub(crate) struct Properties {
     pub rest: [u64; 2],
 }
 
-/// Physical memory.
+/// Physical memory (`cuMemCreate`), which ranges of addresses are mapped to.
 pub(crate) struct Physical {
     pub properties: Properties,
     pub bytes: usize,

@@ -31,7 +31,7 @@ const BINARY: &[(&str, u32)] = &[
 ];
 
 impl<'a> Parser<'a> {
-    /// One number.
+    /// A number in the text, with its sign.
     pub(super) fn literal(&mut self) -> Result<Imm> {
         let token = self.token;
         match (token.kind, number(token.text)) {

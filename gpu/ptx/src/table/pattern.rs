@@ -49,7 +49,7 @@ pub const fn row(
 pub struct Section {
     /// Title of the section.
     pub title: &'static str,
-    /// Its rows.
+    /// The forms that it may have, the first that fits counts.
     pub rows: &'static [Row],
 }
 
@@ -82,7 +82,7 @@ pub const GROUPS: &[(&str, &str)] = &[
 
 /// What a suffix pattern accepts.
 #[derive(Clone, Debug)]
-pub struct Element {
+pub struct SuffixSet {
     /// Any one of these.
     pub choices: Vec<Mod>,
     /// Elements of one pair of braces share a number: all or none of them; 0 is required.
@@ -100,9 +100,9 @@ pub enum Want {
     Double(u8),
     /// At least as wide as the `i`th type suffix.
     AtLeast(u8),
-    /// That type.
+    /// That type and no other.
     Exactly(Type),
-    /// Anything.
+    /// Registers of any type and width.
     Any,
 }
 
@@ -119,7 +119,7 @@ pub enum Length {
     Num,
     /// A thread's share of matrix `a`, `b`, `c` or `d` of the shape suffix.
     Fragment(u8),
-    /// Any.
+    /// Any type will do.
     Any,
 }
 
@@ -130,13 +130,13 @@ pub enum Kind {
     Dst,
     /// A register or literal that is read.
     Src,
-    /// A literal.
+    /// A number in the text.
     Imm,
     /// `[a]`
     Address,
     /// `[map, {c0, ..}]`
     Tensor,
-    /// A label.
+    /// A label to jump to.
     Label,
     /// A predicate that may be negated.
     Pred,
@@ -147,11 +147,11 @@ pub enum Kind {
 pub struct Slot {
     /// Name, for messages and docs.
     pub name: String,
-    /// Kind.
+    /// What may stand there: a register, an address, a label, ..
     pub kind: Kind,
-    /// Type.
+    /// Which types it may have.
     pub want: Want,
-    /// Vector length.
+    /// How many elements it has as a vector.
     pub length: Length,
     /// A destination that is a source too.
     pub read_too: bool,
@@ -164,13 +164,13 @@ pub struct Slot {
 /// A compiled row.
 #[derive(Clone, Debug)]
 pub struct Form {
-    /// The row.
+    /// The row that it was made of.
     pub row: &'static Row,
     /// Title of its section.
     pub title: &'static str,
-    /// Suffixes.
-    pub elements: Vec<Element>,
-    /// Operands.
+    /// What each suffix of the syntax may be, in order.
+    pub elements: Vec<SuffixSet>,
+    /// What each operand may be, in order.
     pub slots: Vec<Slot>,
 }
 
@@ -265,7 +265,7 @@ pub fn compile(row: &'static Row, title: &'static str) -> Form {
     Form { row, title, elements, slots }
 }
 
-fn compile_suffixes(mut rest: &str, sets: &[(&str, &str)]) -> Vec<Element> {
+fn compile_suffixes(mut rest: &str, sets: &[(&str, &str)]) -> Vec<SuffixSet> {
     let mut elements = Vec::new();
     let mut group = 0;
     let mut braces = 0;
@@ -281,7 +281,7 @@ fn compile_suffixes(mut rest: &str, sets: &[(&str, &str)]) -> Vec<Element> {
             let r = rest.strip_prefix('.').unwrap_or_else(|| panic!("`{rest}`: expected `.`"));
             let end = r.find(['.', '{', '}']).unwrap_or(r.len());
             let (choices, name) = choices(&r[..end], sets);
-            elements.push(Element { choices, group, name });
+            elements.push(SuffixSet { choices, group, name });
             rest = &r[end..];
         }
     }
@@ -432,7 +432,7 @@ impl Form {
     }
 }
 
-impl Element {
+impl SuffixSet {
     /// Types, spaces and layouts are positional: only the first that is left may fit.
     fn take(&self, words: &[&str], used: &[bool]) -> Option<(usize, Mod)> {
         let positional: Option<fn(&str) -> bool> = match self.choices.first() {

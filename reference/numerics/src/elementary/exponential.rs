@@ -72,7 +72,7 @@ fn exp_parts(x: f32) -> (f32, f32, i32) {
     (high, low, n)
 }
 
-/// 2^x.
+/// 2 to the power of x, from IEEE add, mul and fma alone.
 #[inline(always)]
 pub(super) fn exp2(x: f32) -> f32 {
     let c = if x > 130.0 { 130.0 } else { x };
@@ -87,7 +87,7 @@ pub(super) fn exp2(x: f32) -> f32 {
     nan_if(x.is_nan(), scale(high, n))
 }
 
-/// e^x.
+/// e to the power of x, as 2 to the power of x log2 e.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     let c = if x > 90.0 { 90.0 } else { x };

@@ -108,7 +108,7 @@ macro_rules! functions {
 functions! {
     /// 2^x. Subnormal results are rounded once more; 2^-inf is +0.
     Exp2, exp2, exp2_slice, 1.0, exponential::exp2;
-    /// e^x.
+    /// e to the power of x.
     Exp, exp, exp_slice, 1.0, exponential::exp;
     /// The binary logarithm: exact at powers of two, -inf at either zero, NaN below zero.
     Log2, log2, log2_slice, 1.0, logarithm::log2;

@@ -127,13 +127,13 @@ pub(super) fn sin_cos(x: f32) -> (f32, f32) {
     )
 }
 
-/// sin x.
+/// The sine of x, in radians.
 #[inline(always)]
 pub(super) fn sin(x: f32) -> f32 {
     sin_cos(x).0
 }
 
-/// cos x.
+/// The cosine of x, in radians.
 #[inline(always)]
 pub(super) fn cos(x: f32) -> f32 {
     sin_cos(x).1

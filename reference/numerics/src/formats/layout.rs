@@ -72,7 +72,7 @@ pub struct Layout {
 pub enum Class {
     /// A finite number, zero included.
     Finite,
-    /// An infinity.
+    /// An infinity of either sign.
     Infinite,
     /// A NaN of any payload.
     Nan,
@@ -118,11 +118,11 @@ impl Layout {
     pub const E2M1: Layout = Layout { special: Special::None, ..ieee(2, 1) };
     /// BF16: FP32's exponent, 7 fraction bits.
     pub const BF16: Layout = ieee(8, 7);
-    /// IEEE binary16.
+    /// IEEE 754's binary16.
     pub const F16: Layout = ieee(5, 10);
     /// TF32: FP32's exponent, 10 fraction bits; codes of 19 bits, the top bits of an FP32.
     pub const TF32: Layout = ieee(8, 10);
-    /// IEEE binary32.
+    /// IEEE 754's binary32.
     pub const F32: Layout = ieee(8, 23);
 
     /// FP32's exponent with `fraction_bits` bits of fraction (at most 23). `e8(13)` is E8M13, what

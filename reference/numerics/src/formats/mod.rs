@@ -66,7 +66,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// Every format.
+    /// Every format, in the order of their declaration.
     pub const ALL: [Format; 10] = [
         Format::E4M3,
         Format::E5M2,

@@ -23,7 +23,7 @@ macro_rules! code_type {
                 $name(bits)
             }
 
-            /// The code.
+            /// The code that stands for the value.
             pub const fn to_bits(self) -> $raw {
                 self.0
             }

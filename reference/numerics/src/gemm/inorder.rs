@@ -12,7 +12,7 @@
 //! registers. Blocks of K continue the chain through memory, where an f32 loses nothing. An operand
 //! that too few tiles would read again is not packed but read where it lies.
 
-use super::inorder_kernels::{Element, Panel, Tile};
+use super::inorder_kernels::{InOrder, Panel, Tile};
 use super::isa::Isa;
 use super::scratch::Scratch;
 use ndarray::{ArrayView2, ArrayViewMut2};
@@ -68,7 +68,7 @@ pub fn gemm_f64(
 ///
 /// # Panics
 /// Where the shapes do not fit each other.
-pub fn gemm_new<T: Element>(a: ArrayView2<'_, T>, b: ArrayView2<'_, T>) -> Vec<T> {
+pub fn gemm_new<T: InOrder>(a: ArrayView2<'_, T>, b: ArrayView2<'_, T>) -> Vec<T> {
     let (m, n) = (a.nrows(), b.ncols());
     assert_eq!(b.nrows(), a.ncols(), "in-order GEMM: A is {:?}, B is {:?}", a.dim(), b.dim());
     if a.ncols() == 0 {
@@ -89,7 +89,7 @@ pub fn gemm_new<T: Element>(a: ArrayView2<'_, T>, b: ArrayView2<'_, T>) -> Vec<T
 ///
 /// # Panics
 /// Where the shapes do not fit, or the machine does not have `isa`.
-pub fn gemm_on<T: Element>(
+pub fn gemm_on<T: InOrder>(
     isa: Isa,
     a: ArrayView2<'_, T>,
     b: ArrayView2<'_, T>,
@@ -124,7 +124,7 @@ pub fn gemm_on<T: Element>(
 
 /// The blocks of a product that has at least one element and one step of k. `C` is read only where
 /// the chain continues: with `accumulate`, or in what an earlier block of k wrote.
-fn run<T: Element>(
+fn run<T: InOrder>(
     isa: Isa,
     a: ArrayView2<'_, T>,
     b: ArrayView2<'_, T>,
@@ -201,7 +201,7 @@ impl<T: Copy> Operand<'_, T> {
 }
 
 /// Multiplies A with the panels of B, tile by tile, packing A's rows where that pays.
-fn multiply<T: Element>(
+fn multiply<T: InOrder>(
     kernel: &Tile<T>,
     block: &Block,
     a: View<T>,
@@ -247,7 +247,7 @@ fn multiply<T: Element>(
 }
 
 /// One tile of C, in place where it is whole and its rows are contiguous, else by way of a copy.
-fn tile<T: Element>(
+fn tile<T: InOrder>(
     kernel: &Tile<T>,
     block: &Block,
     (a, rows): (Panel<T>, usize),
@@ -369,7 +369,7 @@ impl Panels {
 }
 
 /// Packs `panels.len` rows of `from`, `depth` long, into K-major panels; the padding is zero.
-fn pack<T: Element>(from: View<T>, depth: usize, panels: &Panels, to: &mut [T], parallel: bool) {
+fn pack<T: InOrder>(from: View<T>, depth: usize, panels: &Panels, to: &mut [T], parallel: bool) {
     if !parallel || depth * panels.len < 1 << 15 {
         for j in 0..panels.count {
             let (start, used, width) = panels.get(j);
@@ -392,7 +392,7 @@ fn pack<T: Element>(from: View<T>, depth: usize, panels: &Panels, to: &mut [T], 
 }
 
 /// One panel: `panel[k * width + i] = from[i][k]` for `i < used`, zero above.
-fn pack_panel<T: Element>(from: View<T>, depth: usize, used: usize, width: usize, panel: &mut [T]) {
+fn pack_panel<T: InOrder>(from: View<T>, depth: usize, used: usize, width: usize, panel: &mut [T]) {
     if used < width {
         panel.fill(T::zeroed());
     }

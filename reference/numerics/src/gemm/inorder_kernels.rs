@@ -36,7 +36,7 @@ pub struct Tile<T> {
 }
 
 /// f32 or f64: the element types of the in-order GEMM.
-pub trait Element: bytemuck::Pod + Send + Sync {
+pub trait InOrder: bytemuck::Pod + Send + Sync {
     /// The micro-kernels for `isa`, which the machine must have.
     fn kernel(isa: Isa) -> Tile<Self>;
     /// `self`, or the canonical NaN in place of any NaN.
@@ -95,7 +95,7 @@ macro_rules! micro_kernel {
 
 /// Plain Rust: "vectors" are arrays of one element.
 mod portable {
-    use super::Element;
+    use super::InOrder;
 
     micro_kernel!(
         f32_tile,
@@ -296,7 +296,7 @@ mod neon {
         super::Tile { mr: 8, nr: 6, lanes: 2, run: [f64_tile::<1>, f64_tile::<2>, f64_tile::<3>] };
 }
 
-impl Element for f32 {
+impl InOrder for f32 {
     fn kernel(isa: Isa) -> Tile<f32> {
         match isa {
             #[cfg(target_arch = "x86_64")]
@@ -315,7 +315,7 @@ impl Element for f32 {
     }
 }
 
-impl Element for f64 {
+impl InOrder for f64 {
     fn kernel(isa: Isa) -> Tile<f64> {
         match isa {
             #[cfg(target_arch = "x86_64")]

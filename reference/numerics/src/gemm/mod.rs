@@ -43,7 +43,7 @@ mod tiled;
 use crate::formats::{Format, bf16, f16, to_bf16};
 use crate::mma::Accumulator;
 pub use config::{Accumulate, Fp8Operand, GemmConfig, GemmError, Promote, ScaleBlock};
-pub use inorder_kernels::Element;
+pub use inorder_kernels::InOrder;
 pub use isa::Isa;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use tiled::promote_row;

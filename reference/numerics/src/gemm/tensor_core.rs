@@ -86,9 +86,10 @@ pub trait Code: Copy + 'static {
 pub struct StoredCodes(Stored);
 
 fn row_after_row<T: Code>(codes: CowArray<'_, T, Ix2>) -> Array2<T> {
-    match codes.is_standard_layout() {
-        true => codes.into_owned(),
-        false => codes.as_standard_layout().into_owned(),
+    if codes.is_standard_layout() {
+        codes.into_owned()
+    } else {
+        codes.as_standard_layout().into_owned()
     }
 }
 
@@ -154,18 +155,20 @@ impl TensorCore {
             return Packed { codes, bytes: Scratch::bytes(0), len: 0, is_a };
         };
         let depth = kernels.packed_depth(k);
-        let (pack, size) = match is_a {
-            true => (PACK, depth * kernels.a_bytes() * (PACK / TILE_ROWS)),
-            false => (kernels.cols(), depth * kernels.b_bytes()),
+        let (pack, size) = if is_a {
+            (PACK, depth * kernels.a_bytes() * (PACK / TILE_ROWS))
+        } else {
+            (kernels.cols(), depth * kernels.b_bytes())
         };
         let len = rows.div_ceil(pack) * size;
         let mut bytes = Scratch::bytes(len);
         if size > 0 {
             let chunks = bytes.slice::<u8>(len).chunks_exact_mut(size);
             for (i, chunk) in chunks.enumerate() {
-                match is_a {
-                    true => kernels.pack_a(&codes.0.codes(), i * pack, (0, k), chunk),
-                    false => kernels.pack_b(&codes.0.codes(), i * pack, (0, k), chunk),
+                if is_a {
+                    kernels.pack_a(&codes.0.codes(), i * pack, (0, k), chunk)
+                } else {
+                    kernels.pack_b(&codes.0.codes(), i * pack, (0, k), chunk)
                 }
             }
         }

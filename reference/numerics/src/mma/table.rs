@@ -14,13 +14,13 @@ use Instr::*;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema))]
 pub enum Arch {
-    /// Volta (V100).
+    /// Volta, as in V100.
     #[cfg_attr(feature = "serde", serde(rename = "sm_70"))]
     Sm70,
-    /// Turing (T4).
+    /// Turing, as in T4.
     #[cfg_attr(feature = "serde", serde(rename = "sm_75"))]
     Sm75,
-    /// Ampere (A100).
+    /// Ampere, as in A100.
     #[cfg_attr(feature = "serde", serde(rename = "sm_80"))]
     Sm80,
     /// Ada Lovelace (L40).
@@ -29,10 +29,10 @@ pub enum Arch {
     /// Hopper (H100, H800).
     #[cfg_attr(feature = "serde", serde(rename = "sm_90"))]
     Sm90,
-    /// Blackwell (B200).
+    /// Blackwell, as in B200.
     #[cfg_attr(feature = "serde", serde(rename = "sm_100"))]
     Sm100,
-    /// RTX Blackwell.
+    /// Blackwell, as in RTX cards.
     #[cfg_attr(feature = "serde", serde(rename = "sm_120"))]
     Sm120,
 }
@@ -153,9 +153,9 @@ pub enum Operands {
 /// formats.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
-    /// The architecture.
+    /// The architecture whose instruction it is.
     pub arch: Arch,
-    /// The instruction.
+    /// The instruction, by what it multiplies.
     pub instr: Instr,
     /// The k of the shapes covered.
     pub k: &'static [usize],

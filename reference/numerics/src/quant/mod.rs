@@ -32,7 +32,7 @@ pub use transpose::transpose_quantize;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema))]
 #[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum ScaleKind {
-    /// Any FP32.
+    /// Any FP32 number: the largest magnitude fills the format.
     F32,
     /// Powers of two, rounded up, so that dequantising and re-tiling lose nothing but what the
     /// format does. Held as FP32; UE8M0 holds the same values.

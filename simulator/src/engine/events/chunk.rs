@@ -24,9 +24,9 @@ pub struct PartSpan {
     pub component: Component,
     /// F, B (input gradient) or W.
     pub phase: Phase,
-    /// Start, seconds.
+    /// When it starts, in seconds from the step's begin.
     pub start_s: f64,
-    /// End, seconds.
+    /// When it ends, in seconds from the step's begin.
     pub end_s: f64,
 }
 
@@ -62,7 +62,7 @@ struct Streams<'a> {
     comm_free: f64,
     time: ChunkTime,
     spans: Option<&'a mut Vec<PartSpan>>,
-    /// Parts played.
+    /// How many parts were played.
     events: u64,
 }
 

@@ -81,7 +81,7 @@ impl Public {
     }
 }
 
-/// All rows.
+/// The rows of this table: published, simulated, and how far apart.
 pub(super) fn rows(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
     let mut rows = meta(cost)?;
     rows.extend(megatron_bridge(cost)?);

@@ -84,7 +84,7 @@ fn run(line: &str) -> Result<Run, SimError> {
     Ok(Run { figure, scenario: s, step_ms: measured(9), peak_gib: measured(10) })
 }
 
-/// All rows.
+/// The rows of this table: published, simulated, and how far apart.
 pub(super) fn rows(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
     let runs = RUNS.lines().skip(1).map(run).collect::<Result<Vec<_>, _>>()?;
     let mut rows = compare(AS_IS, cost, &runs)?;

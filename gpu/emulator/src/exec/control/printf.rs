@@ -103,9 +103,8 @@ fn exponent(v: f64, precision: usize) -> String {
 fn general(v: f64, precision: usize) -> String {
     let precision = precision.max(1);
     let power = if v == 0.0 || !v.is_finite() { 0 } else { v.abs().log10().floor() as i32 };
-    let trim = |s: String| match s.contains('.') {
-        true => s.trim_end_matches('0').trim_end_matches('.').to_owned(),
-        false => s,
+    let trim = |s: String| {
+        if s.contains('.') { s.trim_end_matches('0').trim_end_matches('.').to_owned() } else { s }
     };
     if power < -4 || power >= precision as i32 {
         let text = exponent(v, precision - 1);

@@ -171,9 +171,10 @@ fn bulk(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
                 barrier: barriers.map(|b| shared(b[lane])),
                 mask: masks.map(|m| u64::from(m[lane] & 0xffff)),
             };
-            match to_global {
-                true => cx.within_one(from, lane, one.from, n),
-                false => cx.within_one(to, lane, one.to, n),
+            if to_global {
+                cx.within_one(from, lane, one.from, n)
+            } else {
+                cx.within_one(to, lane, one.to, n)
             }
             if let Err(step) = one.run(cx, to_global, from_global, reduce) {
                 return step;

@@ -11,7 +11,7 @@ use crate::machine::cx::Cx;
 use crate::machine::lane;
 use crate::machine::op::{Class, Step};
 use crate::memory::{PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
-use crate::tensormap::{Element, TensorMap};
+use crate::tensormap::{MapElement, TensorMap};
 
 /// Reads and decodes the tensor map at a generic address.
 pub fn map_at(cx: &mut Cx<'_>, lane: usize, address: u64) -> Result<TensorMap, Step> {
@@ -80,9 +80,10 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
                 cx.read_global(lane, address, &mut bytes)?;
             }
             // Maps made on the device begin as zeros.
-            let decoded = match bytes == [0; TensorMap::BYTES] {
-                true => Ok(TensorMap::blank()),
-                false => TensorMap::decode(&bytes),
+            let decoded = if bytes == [0; TensorMap::BYTES] {
+                Ok(TensorMap::blank())
+            } else {
+                TensorMap::decode(&bytes)
             };
             let mut map = decoded.map_err(|e| {
                 cx.fail(Ub::BadDescriptor, Some(lane), Some(address), e.to_string())
@@ -113,7 +114,7 @@ fn replace(map: &mut TensorMap, field: Flag, ordinal: usize, value: u64) {
         Flag::GlobalStride => map.strides_bytes[ordinal.min(3)] = value,
         Flag::ElementStride => map.element_strides[ordinal] = value as u32,
         Flag::Elemtype => {
-            if let Some(element) = Element::from_ptx(value as u32) {
+            if let Some(element) = MapElement::from_ptx(value as u32) {
                 map.element = element;
             }
         }

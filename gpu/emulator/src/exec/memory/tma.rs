@@ -19,7 +19,7 @@ use crate::machine::lane::Lane;
 use crate::machine::op::{Class, Step};
 use crate::machine::registers::Reg;
 use crate::memory::Allocation;
-use crate::tensormap::{Element, Mode, TensorMap};
+use crate::tensormap::{MapElement, Mode, TensorMap};
 
 /// cp.async.bulk.tensor and its reduction.
 pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
@@ -283,8 +283,8 @@ impl Tensor {
             return [0; 8];
         }
         let nan: u64 = match map.element {
-            Element::F64 => 0x7fff_ffff_ffff_ffff,
-            Element::F16 | Element::Bf16 => 0x7fff,
+            MapElement::F64 => 0x7fff_ffff_ffff_ffff,
+            MapElement::F16 | MapElement::Bf16 => 0x7fff,
             _ => 0x7fff_ffff,
         };
         nan.to_le_bytes()
@@ -376,24 +376,24 @@ impl Tensor {
     }
 }
 
-fn element_type(element: Element) -> Type {
+fn element_type(element: MapElement) -> Type {
     match element {
-        Element::U8 => Type::U8,
-        Element::U16 => Type::U16,
-        Element::U32 => Type::U32,
-        Element::S32 => Type::S32,
-        Element::U64 => Type::U64,
-        Element::S64 => Type::S64,
-        Element::F16 => Type::F16,
-        Element::Bf16 => Type::Bf16,
-        Element::F64 => Type::F64,
+        MapElement::U8 => Type::U8,
+        MapElement::U16 => Type::U16,
+        MapElement::U32 => Type::U32,
+        MapElement::S32 => Type::S32,
+        MapElement::U64 => Type::U64,
+        MapElement::S64 => Type::S64,
+        MapElement::F16 => Type::F16,
+        MapElement::Bf16 => Type::Bf16,
+        MapElement::F64 => Type::F64,
         _ => Type::F32,
     }
 }
 
 /// The TFLOAT32 element types round what they load.
 fn round_tf32(map: &TensorMap, data: &mut [u8]) {
-    if !matches!(map.element, Element::Tf32 | Element::Tf32Ftz) {
+    if !matches!(map.element, MapElement::Tf32 | MapElement::Tf32Ftz) {
         return;
     }
     use crate::exec::arith::cvt::{Format, round};

@@ -80,7 +80,7 @@ pub fn swizzle(address: u64, span: u64, base_offset: u64) -> u64 {
 }
 
 /// An operand's element while it is on its way: bytes where the kernels take bytes, else words.
-pub trait Element: Code + Default + Copy {
+pub trait OperandElement: Code + Default + Copy {
     /// From a code in a word.
     fn of(word: u32) -> Self;
     /// The sign of a code of `bits` bits changed.
@@ -91,7 +91,7 @@ pub trait Element: Code + Default + Copy {
     fn line(data: &[[u8; 16]; 8], exchange: usize, bytes: usize, to: &mut [Self]);
 }
 
-impl Element for u8 {
+impl OperandElement for u8 {
     fn of(word: u32) -> u8 {
         word as u8
     }
@@ -113,7 +113,7 @@ impl Element for u8 {
     }
 }
 
-impl Element for u32 {
+impl OperandElement for u32 {
     fn of(word: u32) -> u32 {
         word
     }
@@ -189,7 +189,7 @@ impl Part {
     ///
     /// # Errors
     /// A fault where the descriptor reaches beyond shared memory.
-    pub fn gather<T: Element>(
+    pub fn gather<T: OperandElement>(
         &self,
         cx: &mut Cx<'_>,
         stride: usize,
@@ -313,7 +313,7 @@ impl Part {
 ///
 /// # Errors
 /// As [`Part::gather`].
-pub fn side_by_side<T: Element>(cx: &mut Cx<'_>, parts: &[Part]) -> Result<Vec<T>, Step> {
+pub fn side_by_side<T: OperandElement>(cx: &mut Cx<'_>, parts: &[Part]) -> Result<Vec<T>, Step> {
     let stride = parts[0].k * parts.len();
     let mut tile = vec![T::default(); parts[0].rows * stride];
     let mut at = 0;
@@ -335,7 +335,7 @@ const KEPT_BYTES: usize = 256 << 10;
 ///
 /// # Errors
 /// As [`Part::gather`].
-pub fn packed_b<T: Element>(
+pub fn packed_b<T: OperandElement>(
     cx: &mut Cx<'_>,
     core: &TensorCore,
     key: Vec<(usize, u64)>,

@@ -19,7 +19,7 @@ use fathom_ptx::types::{Shape, Type};
 use ndarray::{Array2, ArrayViewMut2};
 
 use super::mma::{fragment, spread};
-use super::operand::{Descriptor, Element, Part, packed_b, side_by_side};
+use super::operand::{Descriptor, OperandElement, Part, packed_b, side_by_side};
 use crate::error::Ub;
 use crate::lower::builder::{Lower, Lowered, mnemonic, unsupported};
 use crate::machine::alu;
@@ -44,7 +44,7 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
                 }
                 let left = left.unwrap_or(0);
                 if op == Opcode::WgmmaWaitGroup
-                    && let Some(step) = meet(cx, Place::Wait { left })
+                    && let Some(step) = meet(cx, Meeting::Wait { left })
                 {
                     return step;
                 }
@@ -116,7 +116,7 @@ fn mma_async(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         k,
     });
     l.emit_action(Class::Wgmma, move |cx| {
-        if let Some(step) = cx.converge(!0).or_else(|| meet(cx, Place::Product)) {
+        if let Some(step) = cx.converge(!0).or_else(|| meet(cx, Meeting::Product)) {
             return step;
         }
         let issued = Issued::issue(cx, number);
@@ -137,25 +137,25 @@ pub fn finish(l: &mut Lower<'_>) {
 
 /// Where the warps of a warpgroup meet.
 #[derive(Clone, Copy)]
-enum Place {
+enum Meeting {
     Product,
     Wait { left: u64 },
 }
 
 /// Waits until the other warps of the warpgroup have come as far. `None`: they have, or never
 /// will, which is reported.
-fn meet(cx: &mut Cx<'_>, place: Place) -> Option<Step> {
+fn meet(cx: &mut Cx<'_>, place: Meeting) -> Option<Step> {
     let (group, own) = (cx.w.index as usize / 4, cx.w.index as usize % 4);
     let cta = &mut cx.cluster.ctas[cx.cta];
     let state = &mut cta.warpgroups[group];
     let committed = state.committed[own];
     let (all, needed) = match place {
-        Place::Product => {
+        Meeting::Product => {
             *cx.changes += u64::from(state.begun[own] <= committed);
             state.begun[own] = committed + 1;
             (state.begun, committed + 1)
         }
-        Place::Wait { left } => (state.committed, committed.saturating_sub(left)),
+        Meeting::Wait { left } => (state.committed, committed.saturating_sub(left)),
     };
     let siblings = cta.warps.iter().skip(4 * group).take(4).enumerate();
     let missing = siblings
@@ -318,7 +318,7 @@ fn multiply(cx: &mut Cx<'_>, chain: &[Issued]) -> Result<(), Step> {
 }
 
 /// The product on the packing kernels.
-fn multiply_on<T: Element>(
+fn multiply_on<T: OperandElement>(
     cx: &mut Cx<'_>,
     core: &TensorCore,
     chain: &[Issued],
@@ -334,7 +334,7 @@ fn multiply_on<T: Element>(
 }
 
 /// This warp's 16 rows of A, `chain` side by side along K.
-fn tile_a<T: Element>(cx: &mut Cx<'_>, chain: &[Issued]) -> Result<Vec<T>, Step> {
+fn tile_a<T: OperandElement>(cx: &mut Cx<'_>, chain: &[Issued]) -> Result<Vec<T>, Step> {
     let grid = cx.grid;
     let shared = |c: &Issued| matches!(c.operation(grid).source, OperandA::Shared(_));
     if chain.iter().all(shared) {
