@@ -41,7 +41,7 @@ pub enum EvalError {
     /// The token or text file cannot be read, or holds ids beyond the vocabulary.
     #[error("{}: {message}", path.display())]
     Input {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
         /// What was expected there and what was found.
         message: String,
@@ -348,10 +348,8 @@ impl<B: Backend> Evaluator<B> {
         }
         let (sum, predicted) = self.score(&tokens, windows)?;
         let loss = sum / predicted as f64;
-        let not_finite = match loss.is_finite() {
-            true => None,
-            false => self.find_not_finite(&tokens, windows)?,
-        };
+        let not_finite =
+            if loss.is_finite() { None } else { self.find_not_finite(&tokens, windows)? };
         let bytes = text.len() - tokenizer.token(tokens[0]).len().min(text.len() - 1);
         Ok(TextScore {
             loss,

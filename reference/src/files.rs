@@ -44,10 +44,8 @@ impl Beside {
         // What the umask leaves of it, like a file that the shell creates.
         #[cfg(unix)]
         builder.permissions(<Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666));
-        let file = match stream {
-            true => builder.tempfile()?,
-            false => builder.tempfile_in(folder_of(&target))?,
-        };
+        let file =
+            if stream { builder.tempfile()? } else { builder.tempfile_in(folder_of(&target))? };
         if let Some(there) = there.filter(fs::Metadata::is_file) {
             file.as_file().set_permissions(there.permissions())?;
         }
@@ -128,9 +126,9 @@ pub enum Clash {
     #[error("{}: expected another place for the output: the input {} is there",
             output.display(), input.display())]
     Input {
-        /// The output.
+        /// Where the output was to go.
         output: PathBuf,
-        /// The input.
+        /// The input that is there.
         input: PathBuf,
     },
     /// It would replace another output of the same command.

@@ -9,11 +9,11 @@ pub use fathom_trace::{Group, GroupKind, Parallel};
 /// A rank's coordinate along each dimension of the layout, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Coordinates {
-    /// Tensor-parallel coordinate.
+    /// Place among the tensor-parallel ranks, from 0.
     pub tp: usize,
     /// Context-parallel coordinate: which part of the sequence the rank has.
     pub cp: usize,
-    /// Data-parallel coordinate.
+    /// Place among the data-parallel ranks, from 0.
     pub dp: usize,
     /// Pipeline-parallel coordinate: the stage.
     pub pp: usize,
@@ -26,7 +26,7 @@ pub struct Coordinates {
 #[error("layout tp {} pp {} ep {} dp {} cp {}: {message}", .parallel.tp, .parallel.pp,
     .parallel.ep, .parallel.dp, .parallel.cp)]
 pub struct LayoutError {
-    /// The layout.
+    /// The layout of which it is a rank.
     pub parallel: Parallel,
     /// What is wrong with it.
     pub message: String,

@@ -27,7 +27,7 @@ pub enum Load {
 pub struct MetaBuffer {
     /// Element type, which gives the bytes of an element.
     pub dtype: DType,
-    /// Row-major shape.
+    /// Length of each dimension, the slowest first.
     pub shape: Vec<usize>,
 }
 

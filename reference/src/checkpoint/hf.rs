@@ -34,13 +34,13 @@ pub enum HfError {
     /// The folder holds no weights.
     #[error("{}: expected model.safetensors or model.safetensors.index.json", folder.display())]
     NoWeights {
-        /// The folder.
+        /// The folder that the error is about.
         folder: PathBuf,
     },
     /// The index is not what it should be.
     #[error("{}: expected an object 'weight_map' of file names, found {found}", path.display())]
     Index {
-        /// The index.
+        /// The index file that lists the tensors.
         path: PathBuf,
         /// What is there.
         found: String,
@@ -48,9 +48,9 @@ pub enum HfError {
     /// A tensor is absent.
     #[error("{}: tensor '{name}' is absent; expected shape {shape:?}", folder.display())]
     Missing {
-        /// The folder.
+        /// The folder that the error is about.
         folder: PathBuf,
-        /// The tensor.
+        /// The tensor that the error is about.
         name: String,
         /// The shape it should have.
         shape: Vec<usize>,
@@ -58,9 +58,9 @@ pub enum HfError {
     /// A tensor has another shape than the configuration says.
     #[error("{}, tensor '{name}': expected shape {expected:?}, found {found:?}", path.display())]
     Shape {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
-        /// The tensor.
+        /// The tensor that the error is about.
         name: String,
         /// The shape that the configuration asks for.
         expected: Vec<usize>,
@@ -70,9 +70,9 @@ pub enum HfError {
     /// A tensor's element type is none that weights have.
     #[error("{}, tensor '{name}': expected element type {expected}, found {found}", path.display())]
     ElementType {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
-        /// The tensor.
+        /// The tensor that the error is about.
         name: String,
         /// The types that are read there.
         expected: &'static str,
@@ -83,23 +83,23 @@ pub enum HfError {
     #[error("{}, tensor '{name}': expected finite numbers, found {found} at {index}",
             path.display())]
     NotFinite {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
-        /// The tensor.
+        /// The tensor that the error is about.
         name: String,
         /// Row-major index in the model's part of it.
         index: usize,
-        /// The number.
+        /// The number that was found.
         found: f64,
     },
     /// Two files hold a tensor of one name.
     #[error("{} and {}: both hold tensor '{name}', expected one", first.display(), second.display())]
     Twice {
-        /// One file.
+        /// The file that has it first.
         first: PathBuf,
-        /// The other.
+        /// The file that has it again.
         second: PathBuf,
-        /// The tensor.
+        /// The tensor that the error is about.
         name: String,
     },
     /// The files hold tensors that the configuration has no use for.
@@ -107,7 +107,7 @@ pub enum HfError {
             match others { 0 => String::new(), n => format!(", as of {n} other tensors") },
             if *mtp { "; --without-mtp leaves MTP modules out" } else { "" })]
     Unused {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
         /// The first of them by name.
         name: String,
@@ -123,7 +123,7 @@ pub enum HfError {
          num_nextn_predict_layers to {found} to load the model without the others", folder.display()
     )]
     MissingMtp {
-        /// The folder.
+        /// The folder that the error is about.
         folder: PathBuf,
         /// Modules of the configuration.
         announced: usize,
@@ -141,7 +141,7 @@ pub enum HfError {
     /// A model was to be converted into its own folder.
     #[error("{}: expected another folder to write to", folder.display())]
     SameFolder {
-        /// The folder.
+        /// The folder that the error is about.
         folder: PathBuf,
     },
     /// The model cannot be laid out.
@@ -162,7 +162,7 @@ pub enum HfError {
 /// values are read only when they are asked for.
 #[derive(Debug)]
 pub struct HfCheckpoint {
-    /// The folder.
+    /// The folder that the error is about.
     pub folder: PathBuf,
     /// The architecture that `config.json` describes; without MTP modules where they were left out.
     pub config: ModelConfig,

@@ -34,7 +34,7 @@ pub enum SavedType {
 }
 
 impl SavedType {
-    /// Every type.
+    /// Every element type that weights are written in.
     pub const ALL: [SavedType; 3] = [SavedType::Master, SavedType::Bf16, SavedType::Fp8];
 
     /// The name on the command line: `f32`, `bf16`, `fp8`.

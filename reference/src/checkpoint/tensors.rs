@@ -20,7 +20,7 @@ pub enum TensorsError {
     /// The file system refused.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
         /// The system's answer.
         source: std::io::Error,
@@ -28,7 +28,7 @@ pub enum TensorsError {
     /// The bytes are no safetensors file.
     #[error("{}: expected a safetensors file, found {message}", path.display())]
     Format {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
         /// What is wrong with it.
         message: String,
@@ -36,9 +36,9 @@ pub enum TensorsError {
     /// A tensor has an element type that nothing here reads.
     #[error("{}, tensor '{name}': element type {found} is not supported", path.display())]
     DType {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
-        /// The tensor.
+        /// The tensor that the error is about.
         name: String,
         /// Its element type.
         found: String,

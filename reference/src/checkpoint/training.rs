@@ -34,7 +34,7 @@ pub enum CheckpointError {
     /// A file is not what was written.
     #[error("{}: expected {expected}, found {found}", path.display())]
     Corrupt {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
         /// What was written.
         expected: String,

@@ -40,7 +40,7 @@ pub enum DataError {
     /// A file or folder cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
         /// The system's answer.
         source: std::io::Error,
@@ -48,7 +48,7 @@ pub enum DataError {
     /// A file's content is not what its format asks for.
     #[error("{}, {place}: expected {expected}, found {found}", path.display())]
     Content {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
         /// Line (from 1), or row group and row.
         place: String,

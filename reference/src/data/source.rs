@@ -58,7 +58,7 @@ impl Document {
 
 /// Where a document lies.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct DocumentPlace {
     /// Byte in the file; row in the row group.
     offset: u64,
     file: u32,
@@ -68,7 +68,7 @@ struct Place {
 /// Documents that are read together.
 #[derive(Debug, Default)]
 struct Block {
-    documents: Vec<Place>,
+    documents: Vec<DocumentPlace>,
 }
 
 /// An indexed source.
@@ -142,7 +142,7 @@ impl Source {
         for (path, text) in builtin::files() {
             let document = Document::plain(text);
             if filter.keep(&document) {
-                let place = Place { offset: self.memory.len() as u64, file: 0, length: 0 };
+                let place = DocumentPlace { offset: self.memory.len() as u64, file: 0, length: 0 };
                 self.blocks[0].documents.push(place);
                 self.memory.push(document.text);
                 self.files.push(path.into());
@@ -156,7 +156,11 @@ impl Source {
         for (file, path) in self.files.iter().enumerate() {
             text::documents(path, &self.config, &mut |offset, text| {
                 if filter.keep(&Document::plain(text)) {
-                    documents.push(Place { offset, file: file as u32, length: text.len() as u32 });
+                    documents.push(DocumentPlace {
+                        offset,
+                        file: file as u32,
+                        length: text.len() as u32,
+                    });
                 }
                 Ok(())
             })?;
@@ -169,7 +173,11 @@ impl Source {
         for (file, path) in self.files.iter().enumerate() {
             text::json_lines(path, &self.config, &mut |offset, length, document| {
                 if filter.keep(&document) {
-                    documents.push(Place { offset, file: file as u32, length: length as u32 });
+                    documents.push(DocumentPlace {
+                        offset,
+                        file: file as u32,
+                        length: length as u32,
+                    });
                 }
                 Ok(())
             })?;
@@ -177,7 +185,8 @@ impl Source {
         Ok(())
     }
 
-    /// A row group is a block; `Place::offset` is its row, `Place::length` the row group.
+    /// A row group is a block; `DocumentPlace::offset` is its row, `DocumentPlace::length` the
+    /// row group.
     #[cfg(feature = "parquet")]
     fn index_parquet(&mut self, filter: &mut Filter) -> Result<(), DataError> {
         self.blocks.clear();
@@ -188,7 +197,7 @@ impl Source {
                 for (row, document) in rows.into_iter().enumerate() {
                     if filter.keep(&document) {
                         let (file, length) = (file as u32, group as u32);
-                        documents.push(Place { offset: row as u64, file, length });
+                        documents.push(DocumentPlace { offset: row as u64, file, length });
                     }
                 }
                 if !documents.is_empty() {
@@ -201,7 +210,7 @@ impl Source {
 
     /// A row of a row group, which is kept until one of another is asked for.
     #[cfg(feature = "parquet")]
-    fn parquet_document(&mut self, place: Place) -> Result<Document, DataError> {
+    fn parquet_document(&mut self, place: DocumentPlace) -> Result<Document, DataError> {
         let path = &self.files[place.file as usize];
         let group = u64::from(place.length);
         if !matches!(&self.rows, Some((file, of, _)) if (*file, *of) == (place.file, group)) {
@@ -273,7 +282,7 @@ impl Source {
         (block as usize, place as usize)
     }
 
-    fn document(&mut self, place: Place) -> Result<Document, DataError> {
+    fn document(&mut self, place: DocumentPlace) -> Result<Document, DataError> {
         if self.config.format == Format::Builtin {
             return Ok(Document::plain(&*self.memory[place.offset as usize]));
         }

@@ -78,7 +78,7 @@ pub enum ExchangeError {
         rank: usize,
         /// The first rank that ended with an error.
         lost: usize,
-        /// Its error.
+        /// The error with which that rank ended.
         reason: String,
         /// What the telling rank was to exchange.
         waiting: String,
@@ -93,7 +93,7 @@ pub enum ExchangeError {
         rank: usize,
         /// The time it waited (`parallel.timeout_seconds`).
         seconds: f64,
-        /// What for.
+        /// The exchange that it waits for.
         waiting: String,
         /// Who does not answer: the rank at the end of the chain of waits.
         suspect: String,
@@ -360,9 +360,12 @@ impl Pending {
     pub fn end(self) -> Result<Vec<Vec<Tensor>>, ExchangeError> {
         let Pending { communicator, label, own } = self;
         let mut own = Some(own);
-        let received = |from| match from == communicator.index {
-            true => Ok(own.take().expect("once")),
-            false => communicator.take(from, &label),
+        let received = |from| {
+            if from == communicator.index {
+                Ok(own.take().expect("once"))
+            } else {
+                communicator.take(from, &label)
+            }
         };
         (0..communicator.size()).map(received).collect()
     }

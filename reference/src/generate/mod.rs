@@ -37,7 +37,7 @@ pub enum GenerateError {
     NotFinite {
         /// The id of the first token whose logit is not finite.
         token: usize,
-        /// Its logit.
+        /// The logit that it has.
         found: f32,
     },
     /// A prompt or setting that cannot be followed.

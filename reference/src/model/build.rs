@@ -40,7 +40,7 @@ pub enum BuildError {
 /// A model on one rank: sizes, layers and the list of its parameters. It holds no values.
 #[derive(Clone, Debug)]
 pub struct Model {
-    /// The architecture.
+    /// The architecture that it was built of.
     pub config: ModelConfig,
     /// Precision mode, formats and scales, and what is kept for backward.
     pub recipe: Recipe,

@@ -16,9 +16,9 @@ pub enum ParamKind {
     Linear,
     /// Stacked weights of the routed experts; as `Linear`.
     Experts,
-    /// Token embedding.
+    /// The embedding of tokens, a row a token.
     Embedding,
-    /// Output head.
+    /// The output head, a row a token.
     Head,
     /// Weight of the router's gate, always in master precision.
     Gate,

@@ -14,7 +14,7 @@ use crate::model::tail::{Losses, Tail};
 /// One of the micro-batches that run side by side.
 #[derive(Debug)]
 pub struct Lane<'a, B: Backend> {
-    /// The micro-batch.
+    /// The micro-batch, on the backend.
     pub batch: &'a DeviceBatch<B>,
     /// What it knows of its step.
     pub settings: &'a StepSettings,
@@ -48,7 +48,7 @@ impl<B: Backend> StageKept<B> {
 
 /// The backward of a pair.
 pub struct PairedBackward<'a, B: Backend> {
-    /// Its stage.
+    /// The model of the stage to which it belongs.
     pub model: &'a Model,
     /// The stage's weights.
     pub weights: &'a Weights<B>,

@@ -188,9 +188,9 @@ pub fn record_decode(
 pub struct Share {
     /// Component of the model that the ops belong to.
     pub component: Component,
-    /// Op calls.
+    /// How many ops were called.
     pub ops: usize,
-    /// Floating-point operations.
+    /// Floating-point operations of all of them.
     pub flops: u64,
     /// Bytes read and written.
     pub bytes: u64,

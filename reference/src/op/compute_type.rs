@@ -36,11 +36,11 @@ pub trait Real:
     + std::ops::MulAssign
     + std::ops::SubAssign
 {
-    /// Zero.
+    /// The number 0, positive.
     const ZERO: Self;
-    /// One.
+    /// The number 1, exact in every type.
     const ONE: Self;
-    /// Negative infinity.
+    /// Below every number: where a maximum begins.
     const NEG_INFINITY: Self;
 
     /// `x`, rounded to nearest even.

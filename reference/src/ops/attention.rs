@@ -46,7 +46,7 @@ use crate::op::{Op, OpError, Role, input, rules};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Heads {
-    /// Query heads.
+    /// Heads of the queries.
     pub heads: usize,
     /// Key and value heads; divides `heads`.
     pub kv_heads: usize,
@@ -56,7 +56,7 @@ pub struct Heads {
     pub v: usize,
 }
 
-/// Causal attention.
+/// Causal attention: a row sees its segment up to itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Attention {

@@ -19,7 +19,7 @@ use crate::op::{Op, OpError, Role, input, rules};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AttentionLatent {
-    /// Query heads.
+    /// Heads of the queries.
     pub heads: usize,
     /// Columns of the latent.
     pub rank: usize,

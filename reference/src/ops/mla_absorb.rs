@@ -25,7 +25,7 @@ use crate::op::{Op, OpError, Role, input, rules};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MlaAbsorbQuery {
-    /// Query heads.
+    /// Heads of the queries.
     pub heads: usize,
     /// Columns of a head without position.
     pub nope: usize,
@@ -39,7 +39,7 @@ pub struct MlaAbsorbQuery {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MlaAbsorbValue {
-    /// Query heads.
+    /// Heads of the queries.
     pub heads: usize,
     /// Columns of a head without position.
     pub nope: usize,

@@ -21,7 +21,7 @@ use crate::op::{Op, OpError, Role, input, rules};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MlaKv {
-    /// Query heads.
+    /// Heads of the queries.
     pub heads: usize,
     /// Columns of a head's key without position.
     pub nope: usize,
@@ -39,7 +39,7 @@ pub struct MlaKv {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MlaKvBackward {
-    /// Query heads.
+    /// Heads of the queries.
     pub heads: usize,
     /// Columns of a head's key without position.
     pub nope: usize,

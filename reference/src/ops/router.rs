@@ -22,7 +22,7 @@ use crate::op::compute_type::{REALS, Real, in_real, maximum, tree_sum};
 use crate::op::example::{Example, shape};
 use crate::op::{Op, OpError, Role, input, optional, rules};
 
-/// Chooses experts.
+/// Chooses `top_k` experts a token from its logits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Router {

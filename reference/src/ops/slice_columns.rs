@@ -12,9 +12,9 @@ use crate::op::{Op, OpError, Role, input, rules};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SliceColumns {
-    /// First column.
+    /// The first column that is taken.
     pub offset: usize,
-    /// How many.
+    /// How many columns are taken.
     pub width: usize,
 }
 

@@ -12,9 +12,9 @@ use crate::op::{Op, OpError, Role, input, rules};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SliceRows {
-    /// First row.
+    /// The first row that is taken.
     pub offset: usize,
-    /// How many.
+    /// How many rows are taken.
     pub rows: usize,
 }
 

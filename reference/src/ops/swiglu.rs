@@ -19,7 +19,7 @@ use crate::op::compute_type::{
 use crate::op::example::{Example, shape};
 use crate::op::{Op, OpError, Role, input, optional, rules};
 
-/// SwiGLU.
+/// SwiGLU: `silu(gate) * up` of each row, times its weight.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Swiglu {

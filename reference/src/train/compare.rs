@@ -110,11 +110,11 @@ impl Run {
 /// A value over the seeds of a group: mean, smallest, largest.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
-    /// Mean.
+    /// Mean over the seeds.
     pub mean: f64,
-    /// Smallest.
+    /// Smallest of the seeds.
     pub min: f64,
-    /// Largest.
+    /// Largest of the seeds.
     pub max: f64,
 }
 

@@ -28,18 +28,14 @@ impl RunFolder {
         tell: &mut dyn FnMut(&Event),
     ) -> Result<(Claim, Option<Saved>), TrainError> {
         let out = &self.out;
-        let lock = match out.is_dir() {
-            true => Some(Lock::acquire(out)?),
-            false => None,
-        };
-        let saved = match self.resume {
-            true => training::latest(&out.join("checkpoints"), &mut |path, reason| {
+        let lock = if out.is_dir() { Some(Lock::acquire(out)?) } else { None };
+        let saved = if self.resume {
+            training::latest(&out.join("checkpoints"), &mut |path, reason| {
                 tell(&Event::Refused { path: path.to_owned(), reason: reason.to_string() });
-            })?,
-            false => {
-                expect_no_run(out)?;
-                None
-            }
+            })?
+        } else {
+            expect_no_run(out)?;
+            None
         };
         Ok((Claim(lock), saved))
     }

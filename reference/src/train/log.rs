@@ -34,9 +34,10 @@ impl Logs {
         step: u64,
     ) -> Result<Logs, (PathBuf, io::Error)> {
         let path = folder.join("train.jsonl");
-        let lines = match config.jsonl {
-            true => Some(reopen(&path, step).map_err(|e| (path.clone(), e))?),
-            false => None,
+        let lines = if config.jsonl {
+            Some(reopen(&path, step).map_err(|e| (path.clone(), e))?)
+        } else {
+            None
         };
         let tensorboard = folder.join("tensorboard");
         let events = match config.tensorboard {

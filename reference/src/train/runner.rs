@@ -14,7 +14,7 @@ pub trait Runner {
     /// What executes its ops.
     type Backend: Backend;
 
-    /// The backend.
+    /// What executes its ops on this rank.
     fn backend(&self) -> &Self::Backend;
     /// The run's configuration.
     fn config(&self) -> &TrainConfig;

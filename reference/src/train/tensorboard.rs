@@ -100,7 +100,7 @@ impl EventWriter {
     }
 }
 
-/// A TFRecord.
+/// A TFRecord: length and data, each with its masked CRC-32C.
 fn frame(data: &[u8]) -> Vec<u8> {
     let length = (data.len() as u64).to_le_bytes();
     let mut record = length.to_vec();

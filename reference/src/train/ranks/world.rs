@@ -19,7 +19,7 @@ pub(super) struct World {
     pub sizes: Parallel,
     pub geometry: Geometry,
     pub shares: Shares,
-    /// Every rank.
+    /// The group of every rank.
     pub all: Communicator,
     /// Every rank, for messages between two.
     pub between: Communicator,
