@@ -112,6 +112,53 @@ macro_rules! typed_methods {
     )*};
 }
 
+/// The methods of a [`Backend`] around another of the same buffers that do nothing of their own:
+/// `passes_on!(self => self.inner, B)`.
+macro_rules! passes_on {
+    ($self:ident => $inner:expr, $backend:ident) => {
+        fn name(&$self) -> String {
+            $inner.name()
+        }
+
+        fn upload(&$self, tensor: $crate::Tensor) -> $crate::backend::Result<$backend::Buffer> {
+            $inner.upload(tensor)
+        }
+
+        fn download(
+            &$self,
+            buffer: &$backend::Buffer,
+        ) -> $crate::backend::Result<$crate::Tensor> {
+            $inner.download(buffer)
+        }
+
+        fn zeros(
+            &$self,
+            dtype: fathom_trace::DType,
+            shape: &[usize],
+        ) -> $crate::backend::Result<$backend::Buffer> {
+            $inner.zeros(dtype, shape)
+        }
+
+        fn dtype(&$self, buffer: &$backend::Buffer) -> fathom_trace::DType {
+            $inner.dtype(buffer)
+        }
+
+        fn shape(&$self, buffer: &$backend::Buffer) -> Vec<usize> {
+            $inner.shape(buffer)
+        }
+
+        fn expert_counts(
+            &$self,
+            counts: &$backend::Buffer,
+            local: std::ops::Range<usize>,
+            slots: usize,
+        ) -> $crate::backend::Result<Vec<usize>> {
+            $inner.expert_counts(counts, local, slots)
+        }
+    };
+}
+pub(crate) use passes_on;
+
 /// Executes ops on buffers of its own.
 ///
 /// Inputs are shared handles; one passed by value (an accumulator) may be written in place.

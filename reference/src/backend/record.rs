@@ -3,13 +3,12 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::ops::Range;
 
-use fathom_trace::{DType, Group, OpRecord, TensorMeta};
+use fathom_trace::{Group, OpRecord, TensorMeta};
 use serde_json::Value;
 
-use super::{Backend, Place, Result};
-use crate::{DynOp, OpError, Tensor};
+use super::{Backend, Place, Result, passes_on};
+use crate::{DynOp, OpError};
 
 /// One op call, after it was executed.
 pub struct Call<'a, B: Backend> {
@@ -89,9 +88,7 @@ impl<B: Backend, H: Hook<B>> Recorder<B, H> {
 impl<B: Backend, H: Hook<B>> Backend for Recorder<B, H> {
     type Buffer = B::Buffer;
 
-    fn name(&self) -> String {
-        self.inner.name()
-    }
+    passes_on!(self => self.inner, B);
 
     fn execute(&self, op: &dyn DynOp, inputs: Vec<Option<B::Buffer>>) -> Result<Vec<B::Buffer>> {
         let place = self.place.get();
@@ -105,38 +102,9 @@ impl<B: Backend, H: Hook<B>> Backend for Recorder<B, H> {
         Ok(outputs)
     }
 
-    fn upload(&self, tensor: Tensor) -> Result<B::Buffer> {
-        self.inner.upload(tensor)
-    }
-
-    fn download(&self, buffer: &B::Buffer) -> Result<Tensor> {
-        self.inner.download(buffer)
-    }
-
-    fn zeros(&self, dtype: DType, shape: &[usize]) -> Result<B::Buffer> {
-        self.inner.zeros(dtype, shape)
-    }
-
-    fn dtype(&self, buffer: &B::Buffer) -> DType {
-        self.inner.dtype(buffer)
-    }
-
-    fn shape(&self, buffer: &B::Buffer) -> Vec<usize> {
-        self.inner.shape(buffer)
-    }
-
     fn at(&self, place: Place) {
         self.place.set(place);
         self.inner.at(place);
-    }
-
-    fn expert_counts(
-        &self,
-        counts: &B::Buffer,
-        local: Range<usize>,
-        slots: usize,
-    ) -> Result<Vec<usize>> {
-        self.inner.expert_counts(counts, local, slots)
     }
 
     fn group_counts(&self, counts: &B::Buffer, group: Group) -> Result<Option<Vec<Vec<usize>>>> {

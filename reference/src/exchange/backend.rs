@@ -7,10 +7,10 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use fathom_trace::{DType, Group, GroupKind};
+use fathom_trace::{Group, GroupKind};
 
 use super::{Communicator, ExchangeError, one};
-use crate::backend::{Backend, Place, Result};
+use crate::backend::{Backend, Place, Result, passes_on};
 use crate::op::Op;
 use crate::ops::collective::{AllGather, AllReduce, ReduceScatter};
 use crate::ops::dispatch::{Combine, Dispatch};
@@ -253,9 +253,7 @@ fn take<T>(inputs: &mut [Option<T>], i: usize) -> T {
 impl<B: Backend> Backend for Ranked<B> {
     type Buffer = B::Buffer;
 
-    fn name(&self) -> String {
-        self.inner.name()
-    }
+    passes_on!(self => self.inner, B);
 
     fn execute(
         &self,
@@ -284,38 +282,9 @@ impl<B: Backend> Backend for Ranked<B> {
         self.inner.execute(op, inputs)
     }
 
-    fn upload(&self, tensor: Tensor) -> Result<B::Buffer> {
-        self.inner.upload(tensor)
-    }
-
-    fn download(&self, buffer: &B::Buffer) -> Result<Tensor> {
-        self.inner.download(buffer)
-    }
-
-    fn zeros(&self, dtype: DType, shape: &[usize]) -> Result<B::Buffer> {
-        self.inner.zeros(dtype, shape)
-    }
-
-    fn dtype(&self, buffer: &B::Buffer) -> DType {
-        self.inner.dtype(buffer)
-    }
-
-    fn shape(&self, buffer: &B::Buffer) -> Vec<usize> {
-        self.inner.shape(buffer)
-    }
-
     fn at(&self, place: Place) {
         self.place.set(place);
         self.inner.at(place);
-    }
-
-    fn expert_counts(
-        &self,
-        counts: &B::Buffer,
-        local: Range<usize>,
-        slots: usize,
-    ) -> Result<Vec<usize>> {
-        self.inner.expert_counts(counts, local, slots)
     }
 
     fn group_counts(&self, counts: &B::Buffer, group: Group) -> Result<Option<Vec<Vec<usize>>>> {

@@ -2,14 +2,13 @@
 //! looked at.
 
 use std::cell::RefCell;
-use std::ops::Range;
 
 use fathom_trace::{Component, DType, Group, Phase};
 use half::{bf16, f16};
 
 use super::shards::accumulate;
 use super::trainer::{StepBatches, StepLog, Trainer};
-use crate::backend::{Backend, Call, Place, Recorder, Result};
+use crate::backend::{Backend, Call, Place, Recorder, Result, passes_on};
 use crate::model::Params;
 use crate::{DynOp, EngineError, Tensor};
 
@@ -18,7 +17,7 @@ use crate::{DynOp, EngineError, Tensor};
 pub struct NotFinite {
     /// The tensor: a parameter's name, or the role of an op's output.
     pub tensor: String,
-    /// Its shape.
+    /// Shape of the tensor.
     pub shape: Vec<usize>,
     /// The element's place in it.
     pub index: Vec<usize>,
@@ -199,45 +198,14 @@ pub(super) struct Borrowed<'a, B>(pub &'a B);
 impl<B: Backend> Backend for Borrowed<'_, B> {
     type Buffer = B::Buffer;
 
-    fn name(&self) -> String {
-        self.0.name()
-    }
+    passes_on!(self => self.0, B);
 
     fn execute(&self, op: &dyn DynOp, inputs: Vec<Option<B::Buffer>>) -> Result<Vec<B::Buffer>> {
         self.0.execute(op, inputs)
     }
 
-    fn upload(&self, tensor: Tensor) -> Result<B::Buffer> {
-        self.0.upload(tensor)
-    }
-
-    fn download(&self, buffer: &B::Buffer) -> Result<Tensor> {
-        self.0.download(buffer)
-    }
-
-    fn zeros(&self, dtype: DType, shape: &[usize]) -> Result<B::Buffer> {
-        self.0.zeros(dtype, shape)
-    }
-
-    fn dtype(&self, buffer: &B::Buffer) -> DType {
-        self.0.dtype(buffer)
-    }
-
-    fn shape(&self, buffer: &B::Buffer) -> Vec<usize> {
-        self.0.shape(buffer)
-    }
-
     fn at(&self, place: Place) {
         self.0.at(place);
-    }
-
-    fn expert_counts(
-        &self,
-        counts: &B::Buffer,
-        local: Range<usize>,
-        slots: usize,
-    ) -> Result<Vec<usize>> {
-        self.0.expert_counts(counts, local, slots)
     }
 
     fn group_counts(&self, counts: &B::Buffer, group: Group) -> Result<Option<Vec<Vec<usize>>>> {
