@@ -83,6 +83,28 @@ fn comments_are_at_most_100_wide() {
     assert_none("comments wider than 100", &wide);
 }
 
+/// A doc comment of one or two words says what the name says. That of a name in code says which;
+/// those of the command line are its help.
+#[test]
+fn doc_comments_say_something() {
+    let mut empty = Vec::new();
+    for (path, text) in sources().iter().filter(|(p, _)| !p.starts_with("src")) {
+        let doc = |line: &str| line.trim_start().strip_prefix("///").map(str::to_owned);
+        let lines: Vec<Option<String>> = text.lines().map(doc).collect();
+        for (number, block) in lines.chunk_by(|a, b| a.is_some() == b.is_some()).scan(0, |at, b| {
+            *at += b.len();
+            Some((*at, b))
+        }) {
+            let words: Vec<&str> =
+                block.iter().flatten().flat_map(|line| line.split_whitespace()).collect();
+            if (1..=2).contains(&words.len()) && !words.concat().contains('`') {
+                empty.push(format!("{}:{number}: {}", path.display(), words.join(" ")));
+            }
+        }
+    }
+    assert_none("doc comments of at most two words", &empty);
+}
+
 #[test]
 fn nothing_is_left_over() {
     // Spelled in two halves, so that this file does not find itself.

@@ -2,6 +2,7 @@
 
 use fathom_numerics::formats::Format;
 use fathom_numerics::quant::ScaleKind;
+use fathom_numerics::quant::delayed::AmaxAlgorithm;
 use fathom_trace::DType;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -24,7 +25,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Every mode.
+    /// Every mode, the lowest precision first.
     pub const ALL: [Mode; 4] = [Mode::Fp8, Mode::Bf16, Mode::Fp32, Mode::F64];
 
     /// The name on the command line.
@@ -65,6 +66,31 @@ pub struct Fp8Recipe {
     /// Elements of k summed on the tensor core before promotion; none: all of them, which needs
     /// per-tensor scales.
     pub promotion_interval: Option<usize>,
+    /// Delayed scales of activations and gradients, a baseline: none, so that a cast's scale
+    /// follows from what it casts. Their blocks must be the whole tensor; `scale` is that of
+    /// weights and `dispatch_scale` that of kept values only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delayed: Option<Delayed>,
+}
+
+/// Delayed per-tensor scaling (Transformer Engine's recipe): the scale of a step's casts follows
+/// from the largest magnitudes of the steps before.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Delayed {
+    /// Steps that count; at least 1.
+    pub history: usize,
+    /// Powers of two of headroom below the format's largest value.
+    pub margin: u8,
+    /// Which amax of the history counts: the largest or the newest.
+    pub amax: AmaxAlgorithm,
+}
+
+impl Default for Delayed {
+    /// Transformer Engine's: 1024 steps, no headroom, the largest.
+    fn default() -> Self {
+        Delayed { history: 1024, margin: 0, amax: AmaxAlgorithm::Max }
+    }
 }
 
 /// A format that products take.
@@ -85,6 +111,7 @@ impl Default for Fp8Recipe {
             scale: ScaleKind::F32,
             gradient_format: Format::E4M3,
             promotion_interval: Some(128),
+            delayed: None,
         }
     }
 }
@@ -99,6 +126,11 @@ impl Fp8Recipe {
             gradient_block: whole,
             ..Fp8Recipe::default()
         }
+    }
+
+    /// As [`Fp8Recipe::per_tensor`] with scales from the steps before.
+    pub fn delayed(delayed: Delayed) -> Fp8Recipe {
+        Fp8Recipe { delayed: Some(delayed), ..Fp8Recipe::per_tensor() }
     }
 
     /// MXFP8 (OCP Microscaling v1.0): a power of two for every 32 elements along k of every

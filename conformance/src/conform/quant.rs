@@ -10,6 +10,7 @@ use fathom_reference::ops::quantize_block::QuantizeBlock;
 use fathom_reference::ops::quantize_delayed::QuantizeDelayed;
 use fathom_reference::ops::quantize_tile::QuantizeTile;
 use fathom_reference::ops::quantize_weight::QuantizeWeight;
+use fathom_reference::ops::transpose_codes::TransposeCodes;
 use fathom_reference::ops::transpose_quantize::TransposeQuantize;
 use fathom_trace::DType;
 use proptest::prelude::any;
@@ -27,6 +28,7 @@ pub const SUITES: &[Suite] = &[
     Suite { op: "quantize_delayed", strategy: quantize_delayed },
     Suite { op: "quantize_tile", strategy: quantize_tile },
     Suite { op: "quantize_weight", strategy: quantize_weight },
+    Suite { op: "transpose_codes", strategy: transpose_codes },
     Suite { op: "transpose_quantize", strategy: transpose_quantize },
 ];
 
@@ -147,6 +149,20 @@ fn transpose_quantize(index: usize) -> BoxedStrategy<Drawn> {
                     draw.case(op, [("x", Some(x)), ("x_scale", Some(x_scale))])
                 }
             }
+        })
+        .boxed()
+}
+
+/// Codes of any bits; one to five segments, empty ones among them, and rows behind them.
+fn transpose_codes(index: usize) -> BoxedStrategy<Drawn> {
+    let codes_of = select(vec![DType::F8E4M3, DType::F8E5M2]);
+    (size(0, 300), size(0, 20), size(0, 150), 1usize..=5, codes_of, any::<u64>())
+        .prop_map(move |(taken, behind, columns, parts, dtype, seed)| {
+            let draw = Draw::new(index, seed);
+            let op = TransposeCodes { segments: draw.segments(20, parts, taken) };
+            let [q, _] = codes(draw, dtype, taken + behind, columns, [None, None]);
+            let scale = draw.positive(11, DType::F32, &[1, 1]);
+            draw.case(op, [("q", Some(q)), ("scale", Some(scale))])
         })
         .boxed()
 }

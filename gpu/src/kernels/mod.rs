@@ -138,6 +138,7 @@ pub const KERNELS: &[KernelEntry] = &[
     entry::<ops::sum_of_squares::SumOfSquares>(),
     entry::<ops::swiglu::Swiglu>(),
     entry::<ops::swiglu::SwigluBackward>(),
+    entry::<ops::transpose_codes::TransposeCodes>(),
     entry::<ops::transpose_quantize::TransposeQuantize>(),
     entry::<ops::wgrad_fp8::WgradFp8>(),
 ];
@@ -246,7 +247,7 @@ impl CudaEngine {
         CudaEngine { gpu: gpu.into() }
     }
 
-    /// The device.
+    /// The device that it launches on.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
     }

@@ -57,18 +57,19 @@ pub enum KeyValue {
 pub struct AttentionKept<B: Backend> {
     norm: NormKept<B>,
     /// The normalised input as the first projection reads it; none where norms are recomputed.
-    n: Option<Operand<B>>,
+    normed: Option<Operand<B>>,
     /// The first projection's result: query latent (or queries), key-value latent, shared key.
     latent: B::Buffer,
     q_norm: Option<NormKept<B>>,
     /// The normalised query latent; none without one, and where norms are recomputed.
-    qn: Option<Operand<B>>,
+    normed_q: Option<Operand<B>>,
     kv_norm: Option<NormKept<B>>,
-    /// The normalised key-value latent, of all rows that this rank sees; none as for `qn`.
-    cn: Option<Operand<B>>,
+    /// The normalised key-value latent, of all rows that this rank sees; none as for `normed_q`.
+    normed_kv: Option<Operand<B>>,
     /// Rotated queries, rotated keys, values; none where the up-projections are recomputed.
     qkv: Option<[B::Buffer; 3]>,
-    o: Operand<B>,
+    /// The attention's result \[t, heads * v\], before the output projection.
+    output: Operand<B>,
     /// Logarithm of the softmax's denominator \[t, heads\].
     lse: B::Buffer,
     /// What the input-backward leaves for the weight-backward.
@@ -99,28 +100,28 @@ impl AttentionLayer {
         x: &B::Buffer,
     ) -> Result<(B::Buffer, AttentionKept<B>)> {
         let (n, norm) = self.norm.fprop(cx, x)?;
-        let n = cx.operand(&n)?;
+        let n = cx.operand(&n, self.qkv_a.weight)?;
         let latent = self.qkv_a.fprop(cx, &n)?;
         let mut kept_q = (None, None);
         let mut kept_kv = (None, None);
         let q = self.queries(cx, &latent, &mut kept_q)?;
         let [k, v] = self.keys_values(cx, &latent, &mut kept_kv)?;
         let [o, lse] = cx.backend.attention(&self.attention(cx), &q, &k, &v)?;
-        let y = cx.reduce_tp(self.o.fprop(cx, &cx.operand(&o)?)?)?;
+        let y = cx.reduce_tp(self.o.fprop(cx, &cx.operand(&o, self.o.weight)?)?)?;
         let o = cx.keep_attention_output(&o)?;
         let h = cx.backend.add(&Add { out: cx.activation() }, x, &y, None)?;
         let recipe = cx.recipe;
         let keep = |x: Option<Operand<B>>| if recipe.recompute_norms { None } else { x };
         let kept = AttentionKept {
             norm,
-            n: keep(Some(n)),
+            normed: keep(Some(n)),
             latent,
             q_norm: kept_q.0,
-            qn: keep(kept_q.1),
+            normed_q: keep(kept_q.1),
             kv_norm: kept_kv.0,
-            cn: keep(kept_kv.1),
+            normed_kv: keep(kept_kv.1),
             qkv: (!recipe.recompute_up_projections).then_some([q, k, v]),
-            o,
+            output: o,
             lse,
             grads: None,
         };
@@ -151,10 +152,10 @@ impl AttentionLayer {
     ) -> Result<B::Buffer> {
         let q = match &self.q {
             Some((norm, b)) => {
-                let (qn, norm) = norm.fprop(cx, latent)?;
-                let qn = cx.operand(&qn)?;
-                let q = b.fprop(cx, &qn)?;
-                *kept = (Some(norm), Some(qn));
+                let (normed, norm) = norm.fprop(cx, latent)?;
+                let normed = cx.operand(&normed, b.weight)?;
+                let q = b.fprop(cx, &normed)?;
+                *kept = (Some(norm), Some(normed));
                 q
             }
             None => {
@@ -177,10 +178,10 @@ impl AttentionLayer {
         match &self.kv {
             KeyValue::Latent { norm, b } => {
                 let offset = norm.offset + norm.width;
-                let (cn, norm) = norm.fprop(cx, latent)?;
-                let cn = cx.gather_operand(cx.operand(&cn)?)?;
-                let kv = b.fprop(cx, &cn)?;
-                *kept = (Some(norm), Some(cn));
+                let (normed, norm) = norm.fprop(cx, latent)?;
+                let normed = cx.gather_operand(cx.operand(&normed, b.weight)?)?;
+                let kv = b.fprop(cx, &normed)?;
+                *kept = (Some(norm), Some(normed));
                 let (nope, rope, interleaved) = (self.nope, qk - self.nope, self.interleaved);
                 let Some(context) = &rows.context else {
                     let op = MlaKv { heads, nope, rope, v, offset, interleaved };
@@ -227,8 +228,15 @@ impl AttentionLayer {
         };
         let Attention { shape, scale, segments, keys, block_kv } = self.attention(cx);
         let op = AttentionBackward { shape, scale, segments, keys, block_kv };
-        let [dq, dk, dv] =
-            backend.attention_backward(&op, &q, &k, &v, &cx.values(&kept.o)?, &kept.lse, &d_o)?;
+        let [dq, dk, dv] = backend.attention_backward(
+            &op,
+            &q,
+            &k,
+            &v,
+            &cx.values(&kept.output)?,
+            &kept.lse,
+            &d_o,
+        )?;
         let unrotate = |d| backend.rope(&self.rope(true), d, &rows.cos, &rows.sin, &rows.positions);
         let dq = unrotate(dq)?;
         let (dlatent_q, dq) = match (&self.q, &mut kept.q_norm) {
@@ -285,27 +293,32 @@ impl AttentionLayer {
         kept: AttentionKept<B>,
     ) -> Result<()> {
         let grads = kept.grads.expect("input-backward comes first");
-        self.o.wgrad(cx, &kept.o, &grads.dh)?;
-        let again = |norm: &Norm, operand: Option<Operand<B>>, x: &B::Buffer| match operand {
-            Some(operand) => Ok(operand),
-            None => cx.operand(&norm.fprop(cx, x)?.0),
-        };
+        self.o.wgrad(cx, &kept.output, &grads.dh)?;
+        let again =
+            |norm: &Norm, operand: Option<Operand<B>>, x: &B::Buffer, by: &Linear| match operand {
+                Some(operand) => Ok(operand),
+                None => cx.operand(&norm.fprop(cx, x)?.0, by.weight),
+            };
         if let (Some((norm, b)), Some(q_norm), Some(dq)) = (&self.q, &kept.q_norm, &grads.dq) {
-            b.wgrad(cx, &again(norm, kept.qn, &kept.latent)?, dq)?;
+            b.wgrad(cx, &again(norm, kept.normed_q, &kept.latent, b)?, dq)?;
             norm.wgrad(cx, q_norm)?;
         }
         if let (KeyValue::Latent { norm, b }, Some(kv_norm), Some(dkv)) =
             (&self.kv, &kept.kv_norm, &grads.dkv)
         {
-            let cn = match kept.cn {
-                Some(cn) => cn,
-                None => cx.gather_operand(again(norm, None, &kept.latent)?)?,
+            let normed = match kept.normed_kv {
+                Some(normed) => normed,
+                None => cx.gather_operand(again(norm, None, &kept.latent, b)?)?,
             };
             let rows = cx.rows.of_keys();
-            b.wgrad(&cx.with_rows(&rows), &cn, dkv)?;
+            b.wgrad(&cx.with_rows(&rows), &normed, dkv)?;
             norm.wgrad(cx, kv_norm)?;
         }
-        self.qkv_a.wgrad(cx, &again(&self.norm, kept.n, &kept.norm.x)?, &grads.dlatent)?;
+        self.qkv_a.wgrad(
+            cx,
+            &again(&self.norm, kept.normed, &kept.norm.x, &self.qkv_a)?,
+            &grads.dlatent,
+        )?;
         self.norm.wgrad(cx, &kept.norm)
     }
 }

@@ -7,6 +7,7 @@ use fathom_trace::{Component, DType, Group, Phase};
 
 use crate::EngineError;
 use crate::backend::{Backend, Place, Result};
+use crate::layers::delayed::StepScales;
 use crate::layers::operand::{Codes, Operand, Weight};
 use crate::model::params::ParamId;
 use crate::ops::collective::{AllGather, AllReduce, ReduceScatter};
@@ -21,6 +22,9 @@ pub struct Weights<B: Backend> {
     pub master: Vec<B::Buffer>,
     /// As GEMMs read them: Linears, experts, head; the others as they are.
     pub operands: Vec<Weight<B>>,
+    /// Scales from the steps before, where the recipe's are delayed and the step is one of
+    /// training; elsewhere a cast's scale follows from what it casts.
+    pub delayed: Option<StepScales<B>>,
 }
 
 /// The gradient accumulators of a shard, by [`ParamId`].

@@ -39,7 +39,7 @@ impl FeedForward {
     ) -> Result<(B::Buffer, FeedForwardKept<B>)> {
         let hidden = self.gate_up.fprop(cx, x)?;
         let act = cx.backend.swiglu(&Swiglu { out: cx.activation() }, &hidden, None)?;
-        let act = cx.operand(&act)?;
+        let act = cx.operand(&act, self.down.weight)?;
         let y = cx.reduce_tp(self.down.fprop(cx, &act)?)?;
         let hidden = cx.keep_swiglu_input(&hidden)?;
         let act = (!cx.recipe.recompute_swiglu).then_some(act);
@@ -84,7 +84,8 @@ impl FeedForward {
             Some(act) => act,
             None => {
                 let op = Swiglu { out: cx.activation() };
-                cx.operand(&cx.backend.swiglu(&op, &cx.values(&kept.hidden)?, None)?)?
+                let act = cx.backend.swiglu(&op, &cx.values(&kept.hidden)?, None)?;
+                cx.operand(&act, self.down.weight)?
             }
         };
         self.down.wgrad(cx, &act, &dy)?;

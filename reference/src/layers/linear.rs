@@ -5,6 +5,7 @@ use fathom_trace::DType;
 
 use crate::backend::{Backend, Result};
 use crate::layers::Cx;
+use crate::layers::delayed::{CastSite, Side};
 use crate::layers::operand::{Codes, Operand, Weight};
 use crate::model::params::ParamId;
 use crate::ops::gemm::{Gemm, Layout};
@@ -44,7 +45,7 @@ impl Linear {
     /// # Errors
     /// Those of the backend.
     pub fn dgrad<B: Backend>(&self, cx: &Cx<'_, B>, dy: &B::Buffer) -> Result<B::Buffer> {
-        match (cx.gradient(dy)?, cx.weight(self.weight)) {
+        match (cx.gradient(dy, self.weight)?, cx.weight(self.weight)) {
             (Operand::Plain(dy), Weight::Plain(w)) => {
                 let op = Gemm { layout: Layout::Nn, out: cx.activation(), segments: Vec::new() };
                 cx.backend.gemm(&op, &dy, w, None)
@@ -103,8 +104,9 @@ fn wgrad_fp8<B: Backend>(
 ) -> Result<()> {
     let fp8 = &cx.recipe.fp8;
     let (dy_block, x_block) = (fp8.gradient_block, fp8.activation_block);
-    let [dy, dy_scale] = cx.transposed(dy, segments, fp8.gradient_format, dy_block)?;
-    let [x, x_scale] = cx.transposed(x, segments, Format::E4M3, x_block)?;
+    let site = |side| CastSite { weight, side };
+    let [dy, dy_scale] = cx.transposed(dy, segments, site(Side::Gradient))?;
+    let [x, x_scale] = cx.transposed(x, segments, site(Side::Activation))?;
     let segments = segments.to_vec();
     let promotion_interval = fp8.promotion_interval;
     let op = WgradFp8 { segments, grouped, dy_block, x_block, promotion_interval };

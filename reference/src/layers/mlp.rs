@@ -65,6 +65,15 @@ pub struct MlpGradient<B: Backend> {
 }
 
 impl MlpLayer {
+    /// The normalised rows as the products read them: cast once, for routed and shared experts.
+    fn operand<B: Backend>(&self, cx: &Cx<'_, B>, n: &B::Buffer) -> Result<Operand<B>> {
+        match (&self.moe, &self.dense) {
+            (Some(moe), _) => cx.dispatch_operand(n, moe.gate_up.weight),
+            (None, Some(dense)) => cx.operand(n, dense.gate_up.weight),
+            (None, None) => panic!("a layer has a dense part or experts"),
+        }
+    }
+
     /// Dispatch: norm, router, rows to their experts.
     ///
     /// # Errors
@@ -75,10 +84,7 @@ impl MlpLayer {
         h: &B::Buffer,
     ) -> Result<(Dispatched<B>, MlpKept<B>)> {
         let (n, norm) = self.norm.fprop(cx, h)?;
-        let operand = match &self.moe {
-            Some(_) => cx.dispatch_operand(&n)?,
-            None => cx.operand(&n)?,
-        };
+        let operand = self.operand(cx, &n)?;
         let moe = self.moe.as_ref().map(|moe| moe.dispatch(cx, &n, &operand)).transpose()?;
         let (moe, routed) = moe.unzip();
         let keep = !cx.recipe.recompute_norms;
@@ -156,7 +162,8 @@ impl MlpLayer {
         let (Some(moe), Some(kept)) = (&self.moe, &kept.moe) else {
             return Ok(None);
         };
-        moe.to_rows(cx, &cx.dispatch_gradient(dy)?, &kept.plan).map(Some)
+        let dy = cx.dispatch_gradient(dy, moe.down.weight)?;
+        moe.to_rows(cx, &dy, &kept.plan).map(Some)
     }
 
     /// Input-backward of mlp, given the outputs' gradients `dy` and the `rows` that
@@ -231,8 +238,7 @@ impl MlpLayer {
         if let (Some(dense), Some(dense_kept)) = (&self.dense, kept.dense) {
             let operand = match kept.n_operand {
                 Some(operand) => operand,
-                None if self.moe.is_some() => cx.dispatch_operand(n.as_ref().expect(again))?,
-                None => cx.operand(n.as_ref().expect(again))?,
+                None => self.operand(cx, n.as_ref().expect(again))?,
             };
             dense.backward_weight(cx, dense_kept, &operand)?;
         }

@@ -7,6 +7,7 @@
 
 pub mod attention;
 pub mod context;
+pub mod delayed;
 pub mod feed_forward;
 pub mod linear;
 pub mod mlp;

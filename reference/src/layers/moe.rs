@@ -278,7 +278,8 @@ impl MoeLayer {
         let row_weights = union.join(cx.backend, routed.iter().map(|(_, weights)| weights))?;
         let hidden = self.gate_up.fprop(cx, &x, counts)?;
         let op = Swiglu { out: cx.activation() };
-        let act = cx.operand(&cx.backend.swiglu(&op, &hidden, Some(&row_weights))?)?;
+        let act = cx.backend.swiglu(&op, &hidden, Some(&row_weights))?;
+        let act = cx.operand(&act, self.down.weight)?;
         let act = cx.by_row(act)?;
         let y = self.down.fprop(cx, &act, counts)?;
         let parts = union.split(cx.backend, y)?;
@@ -305,7 +306,8 @@ impl MoeLayer {
         let op = SwigluBackward { out: cx.activation() };
         let weights = Some(&experts.row_weights);
         let [dhidden, dweights] = cx.backend.swiglu_backward(&op, &dact, &hidden, weights)?;
-        let dx = self.gate_up.dgrad(cx, &cx.by_row(cx.gradient(&dhidden)?)?, counts)?;
+        let gradient = cx.by_row(cx.gradient(&dhidden, self.gate_up.weight)?)?;
+        let dx = self.gate_up.dgrad(cx, &gradient, counts)?;
         let parts = union.split(cx.backend, dx)?;
         for (kept, dweights) in kept.iter_mut().zip(union.split(cx.backend, dweights)?) {
             kept.dweights = Some(dweights);
@@ -369,7 +371,8 @@ impl MoeLayer {
             None => {
                 let op = Swiglu { out: cx.activation() };
                 let hidden = cx.values(&kept.hidden)?;
-                cx.operand(&cx.backend.swiglu(&op, &hidden, Some(&kept.row_weights))?)?
+                let act = cx.backend.swiglu(&op, &hidden, Some(&kept.row_weights))?;
+                cx.operand(&act, self.down.weight)?
             }
         };
         self.down.wgrad(cx, &act, &dy, counts)?;

@@ -8,11 +8,14 @@ use fathom_trace::DType;
 use crate::Tensor;
 use crate::backend::{Backend, Result};
 use crate::layers::Cx;
+use crate::layers::delayed::{CastSite, Side, StepScales};
+use crate::model::params::ParamId;
 use crate::op::codes::Block;
 use crate::ops::dequantize::Dequantize;
 use crate::ops::gather_rows::GatherRows;
 use crate::ops::quantize_block::QuantizeBlock;
 use crate::ops::quantize_tile::QuantizeTile;
+use crate::ops::transpose_codes::TransposeCodes;
 use crate::ops::transpose_quantize::TransposeQuantize;
 use crate::precision::Mode;
 
@@ -72,6 +75,9 @@ impl<B: Backend> Clone for Operand<B> {
 /// The lower bound of a block's amax, as in the numerics contract.
 const AMAX_FLOOR: f32 = 1e-4;
 
+/// One scale for a whole tensor.
+const WHOLE: Block = [None, None];
+
 /// The tile of the report's activations.
 const TILE: usize = 128;
 
@@ -101,6 +107,32 @@ impl<B: Backend> Cx<'_, B> {
         Ok(Operand::Codes(Codes { q, scale, columns, block, kind }))
     }
 
+    /// The step's scales where they are delayed, for a matrix that has rows; a cast of none has no
+    /// amax, nor a scale.
+    fn delayed_scales(&self, x: &B::Buffer) -> Option<&StepScales<B>> {
+        self.weights.delayed.as_ref().filter(|_| self.backend.shape(x)[0] > 0)
+    }
+
+    /// The cast of what a Linear reads: by the scale of its site where scales are delayed, else by
+    /// what is cast.
+    fn cast_at(
+        &self,
+        x: &B::Buffer,
+        site: CastSite,
+        (block, kind): (Block, ScaleKind),
+    ) -> Result<Operand<B>> {
+        let format = match site.side {
+            Side::Activation => Format::E4M3,
+            Side::Gradient => self.recipe.fp8.gradient_format,
+        };
+        let Some(scales) = self.delayed_scales(x) else {
+            return self.cast(x, format, block, kind);
+        };
+        let columns = self.backend.shape(x)[1];
+        let [q, scale] = scales.cast(self.backend, site, format, x)?;
+        Ok(Operand::Codes(Codes { q, scale, columns, block: WHOLE, kind }))
+    }
+
     /// An operand whose rows experts share out: where several rows have one scale, each row gets it
     /// for itself, since the rows of a block may go to different experts.
     ///
@@ -122,53 +154,56 @@ impl<B: Backend> Cx<'_, B> {
         }
     }
 
-    /// An activation as a GEMM operand.
+    /// An activation as an operand of the Linear with this `weight`.
     ///
     /// # Errors
     /// Those of the backend.
-    pub fn operand(&self, x: &B::Buffer) -> Result<Operand<B>> {
+    pub fn operand(&self, x: &B::Buffer, weight: ParamId) -> Result<Operand<B>> {
         if !self.fp8() {
             return Ok(Operand::Plain(x.clone()));
         }
         let fp8 = &self.recipe.fp8;
-        self.cast(x, Format::E4M3, fp8.activation_block, fp8.scale)
+        let site = CastSite { weight, side: Side::Activation };
+        self.cast_at(x, site, (fp8.activation_block, fp8.scale))
     }
 
-    /// An activation that is dispatched to experts: power-of-two scales.
+    /// An activation that is dispatched to the experts of this `weight`: power-of-two scales.
     ///
     /// # Errors
     /// Those of the backend.
-    pub fn dispatch_operand(&self, x: &B::Buffer) -> Result<Operand<B>> {
+    pub fn dispatch_operand(&self, x: &B::Buffer, weight: ParamId) -> Result<Operand<B>> {
         if !self.fp8() {
             return Ok(Operand::Plain(x.clone()));
         }
         let block = self.recipe.fp8.activation_block;
-        self.by_row(self.cast(x, Format::E4M3, block, self.recipe.dispatch_scale)?)
+        let site = CastSite { weight, side: Side::Activation };
+        self.by_row(self.cast_at(x, site, (block, self.recipe.dispatch_scale))?)
     }
 
-    /// A gradient as a GEMM operand.
+    /// The gradient of what the Linear with this `weight` gives, as an operand.
     ///
     /// # Errors
     /// Those of the backend.
-    pub fn gradient(&self, dy: &B::Buffer) -> Result<Operand<B>> {
+    pub fn gradient(&self, dy: &B::Buffer, weight: ParamId) -> Result<Operand<B>> {
         if !self.fp8() {
             return Ok(Operand::Plain(dy.clone()));
         }
         let fp8 = &self.recipe.fp8;
-        self.cast(dy, fp8.gradient_format, fp8.gradient_block, fp8.scale)
+        let site = CastSite { weight, side: Side::Gradient };
+        self.cast_at(dy, site, (fp8.gradient_block, fp8.scale))
     }
 
-    /// A gradient that is dispatched back to experts: power-of-two scales.
+    /// A gradient that is dispatched back to the experts of this `weight`: power-of-two scales.
     ///
     /// # Errors
     /// Those of the backend.
-    pub fn dispatch_gradient(&self, dy: &B::Buffer) -> Result<Operand<B>> {
+    pub fn dispatch_gradient(&self, dy: &B::Buffer, weight: ParamId) -> Result<Operand<B>> {
         if !self.fp8() {
             return Ok(Operand::Plain(dy.clone()));
         }
-        let fp8 = &self.recipe.fp8;
-        let (format, block) = (fp8.gradient_format, fp8.gradient_block);
-        self.by_row(self.cast(dy, format, block, self.recipe.dispatch_scale)?)
+        let block = self.recipe.fp8.gradient_block;
+        let site = CastSite { weight, side: Side::Gradient };
+        self.by_row(self.cast_at(dy, site, (block, self.recipe.dispatch_scale))?)
     }
 
     /// The attention's output as it is kept: E5M6 where the recipe says so.
@@ -192,11 +227,11 @@ impl<B: Backend> Cx<'_, B> {
     /// # Errors
     /// Those of the backend.
     pub fn keep_swiglu_input(&self, x: &B::Buffer) -> Result<Operand<B>> {
-        if self.recipe.keep_swiglu_input_fp8 {
-            self.operand(x)
-        } else {
-            Ok(Operand::Plain(x.clone()))
+        if !self.fp8() || !self.recipe.keep_swiglu_input_fp8 {
+            return Ok(Operand::Plain(x.clone()));
         }
+        let fp8 = &self.recipe.fp8;
+        self.cast(x, Format::E4M3, fp8.activation_block, fp8.scale)
     }
 
     /// The values of an operand \[rows, columns\], dequantised where it has codes.
@@ -213,19 +248,33 @@ impl<B: Backend> Cx<'_, B> {
         }
     }
 
-    /// An operand transposed and cast along the rows' `segments`, for wgrad.
+    /// An operand transposed and cast along the rows' `segments`, for wgrad. Where scales are
+    /// delayed the codes that the other product reads are transposed as they are.
     pub(super) fn transposed(
         &self,
         operand: &Operand<B>,
         segments: &[usize],
-        format: Format,
-        block: Block,
+        site: CastSite,
     ) -> Result<[B::Buffer; 2]> {
         let segments = segments.to_vec();
+        let fp8 = &self.recipe.fp8;
+        let (format, block) = match site.side {
+            Side::Activation => (Format::E4M3, fp8.activation_block),
+            Side::Gradient => (fp8.gradient_format, fp8.gradient_block),
+        };
+        let (Operand::Plain(rows) | Operand::Codes(Codes { q: rows, .. })) = operand;
+        if self.delayed_scales(rows).is_some() {
+            let cast = match operand {
+                Operand::Codes(Codes { block: WHOLE, .. }) => operand.clone(),
+                kept => self.cast_at(&self.values(kept)?, site, (block, fp8.scale))?,
+            };
+            let Operand::Codes(Codes { q, scale, .. }) = cast else { unreachable!("it is cast") };
+            return self.backend.transpose_codes(&TransposeCodes { segments }, &q, &scale);
+        }
         match operand {
             Operand::Plain(x) => {
                 let columns = self.backend.shape(x)[1];
-                let (from, scale) = ([Some(1), Some(TILE)], self.recipe.fp8.scale);
+                let (from, scale) = ([Some(1), Some(TILE)], fp8.scale);
                 let op = TransposeQuantize { columns, from, block, format, scale, segments };
                 self.backend.transpose_quantize(&op, x, None)
             }

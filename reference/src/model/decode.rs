@@ -149,7 +149,7 @@ impl Model {
         cx.at(Some(layer.index), Component::Mtp, Phase::F);
         let (e, h) = (enorm.fprop(&cx, &e)?.0, hnorm.fprop(&cx, hidden)?.0);
         let joined = backend.concat_columns(&ConcatColumns {}, &e, &h, None)?;
-        let x = eh_proj.fprop(&cx, &cx.operand(&joined)?)?;
+        let x = eh_proj.fprop(&cx, &cx.operand(&joined, eh_proj.weight)?)?;
         let y = decode_layer(&cx, layer, &mut cache.layers[0], &x)?;
         cache.length += tokens.len();
         Ok(norm.fprop(&cx, &y)?.0)
@@ -198,7 +198,7 @@ fn decode_attention<B: Backend>(
 ) -> Result<B::Buffer> {
     let (attention, backend) = (&layer.attention, cx.backend);
     let n = attention.norm.fprop(cx, x)?.0;
-    let latent = attention.qkv_a.fprop(cx, &cx.operand(&n)?)?;
+    let latent = attention.qkv_a.fprop(cx, &cx.operand(&n, attention.qkv_a.weight)?)?;
     let q = attention.queries(cx, &latent, &mut (None, None))?;
     let new = cache_rows(cx, attention, &latent)?;
     let all = match cache.take() {
@@ -221,7 +221,7 @@ fn decode_attention<B: Backend>(
         }
     };
     *cache = Some(all);
-    let y = attention.o.fprop(cx, &cx.operand(&o)?)?;
+    let y = attention.o.fprop(cx, &cx.operand(&o, attention.o.weight)?)?;
     backend.add(&Add { out: cx.activation() }, x, &y, None)
 }
 

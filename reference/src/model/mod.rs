@@ -83,7 +83,7 @@ impl Model {
                 _ => Weight::Plain(master.clone()),
             });
         }
-        Ok(Weights { master: params.buffers.clone(), operands })
+        Ok(Weights { master: params.buffers.clone(), operands, delayed: None })
     }
 
     /// Accumulators of zeros, one set per shard: one per parameter, then one for every further use

@@ -81,7 +81,7 @@ impl Join {
         let (e, enorm) = self.enorm.fprop(cx, embedding)?;
         let (h, hnorm) = self.hnorm.fprop(cx, hidden)?;
         let joined = cx.backend.concat_columns(&ConcatColumns {}, &e, &h, None)?;
-        let joined = cx.operand(&joined)?;
+        let joined = cx.operand(&joined, self.eh_proj.weight)?;
         let x = self.eh_proj.fprop(cx, &joined)?;
         Ok((x, JoinKept { enorm, hnorm, joined, dx: None }))
     }

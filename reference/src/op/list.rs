@@ -99,6 +99,7 @@ macro_rules! for_each_op {
             sum_of_squares(sum_of_squares::SumOfSquares; x: shared, partials: owned) -> 1;
             swiglu(swiglu::Swiglu; x: shared, weight: optional) -> 1;
             swiglu_backward(swiglu::SwigluBackward; dy: shared, x: shared, weight: optional) -> 2;
+            transpose_codes(transpose_codes::TransposeCodes; q: shared, scale: shared) -> 2;
             transpose_quantize(transpose_quantize::TransposeQuantize; x: shared, x_scale: optional) -> 2;
             wgrad_fp8(
                 wgrad_fp8::WgradFp8; dy: shared, dy_scale: shared, x: shared, x_scale: shared, acc: owned

@@ -42,5 +42,6 @@ pub mod slice_columns;
 pub mod slice_rows;
 pub mod sum_of_squares;
 pub mod swiglu;
+pub mod transpose_codes;
 pub mod transpose_quantize;
 pub mod wgrad_fp8;

@@ -16,6 +16,7 @@ use crate::layers::{BalanceKind, Capacity};
 use crate::optim::OptimConfig;
 use crate::precision::{Mode, Recipe};
 use fathom_config::{KeyError, ModelConfig};
+use fathom_numerics::quant::ScaleKind;
 
 /// Why a run's configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +24,7 @@ pub enum TrainConfigError {
     /// The file cannot be read.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
         /// The system's answer.
         source: std::io::Error,
@@ -57,7 +58,7 @@ pub struct TrainConfig {
     /// of `parallel.ep`, which it is where it is not set. It is part of the result.
     #[serde(default = "one")]
     pub expert_union: usize,
-    /// The architecture.
+    /// The architecture to train.
     pub model: ModelConfig,
     /// Precision mode, formats and scales, and what is kept for backward.
     pub recipe: Recipe,
@@ -88,7 +89,7 @@ fn one() -> usize {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScheduleConfig {
-    /// Learning rate.
+    /// Learning rate of the optimizer.
     pub learning_rate: Schedule,
     /// Sequences of a step: a multiple of `grad_shards`, to which the values along a ramp are
     /// rounded.
@@ -275,6 +276,41 @@ impl TrainConfig {
         }
     }
 
+    /// Refuses delayed scales where there is no one scale a tensor, or no one history.
+    fn check_delayed(&self) -> Result<(), (String, String)> {
+        let fp8 = &self.recipe.fp8;
+        let Some(delayed) = fp8.delayed.filter(|_| self.recipe.mode == Mode::Fp8) else {
+            return Ok(());
+        };
+        let wrong = |key: &str, message: &str| Err((key.to_owned(), message.to_owned()));
+        if delayed.history == 0 {
+            return wrong("recipe.fp8.delayed.history", "expected at least 1 step, found 0");
+        }
+        for (key, block) in [
+            ("recipe.fp8.activation_block", fp8.activation_block),
+            ("recipe.fp8.gradient_block", fp8.gradient_block),
+        ] {
+            if block != [None, None] {
+                let message = "expected [\"all\", \"all\"] with recipe.fp8.delayed: a history is of a \
+                               whole tensor's scale";
+                return wrong(key, message);
+            }
+        }
+        if fp8.scale != ScaleKind::F32 {
+            let message = "expected \"f32\" with recipe.fp8.delayed, whose scales are any number";
+            return wrong("recipe.fp8.scale", message);
+        }
+        let world = self.parallel.world();
+        if world > 1 {
+            let message = format!(
+                "expected one rank with recipe.fp8.delayed, whose history one process keeps; found \
+                 {world}"
+            );
+            return wrong("parallel", &message);
+        }
+        Ok(())
+    }
+
     /// Refuses values out of range and settings that contradict each other.
     ///
     /// # Errors
@@ -302,6 +338,7 @@ impl TrainConfig {
             }
         }
         self.check_union()?;
+        self.check_delayed()?;
         if self.checkpoint.keep == 0 {
             return wrong("checkpoint.keep", "expected at least 1, found 0".into());
         }

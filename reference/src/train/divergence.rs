@@ -177,7 +177,8 @@ fn again<B: Backend, R: Backend<Buffer = B::Buffer>>(
 ) -> Result<()> {
     let model = &trainer.model;
     let params = Params::<R> { buffers: trainer.params.buffers.clone() };
-    let weights = model.weights(recorder, &params)?;
+    let mut weights = model.weights(recorder, &params)?;
+    weights.delayed = trainer.begin_scales(recorder)?;
     let union = trainer.config.expert_union;
     let sum = accumulate(recorder, model, &weights, batches, union, &|| false)?;
     let Some((gradients, _)) = sum else {

@@ -12,6 +12,7 @@
 //! the routed experts together. Normalisers of all losses are the whole step's. A step is a
 //! function of (configuration, weights, moments, place in the data): nothing else is random.
 
+mod amax;
 pub mod compare;
 mod config;
 pub mod divergence;
@@ -29,9 +30,11 @@ pub mod schedule;
 mod shards;
 pub mod state;
 pub mod sweep;
+mod taken;
 pub mod tensorboard;
 mod trainer;
 
+pub use amax::AmaxHistory;
 pub use config::{
     CheckpointConfig, LogConfig, Plan, ScheduleConfig, Schedules, TrainConfig, TrainConfigError,
 };

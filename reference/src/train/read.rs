@@ -346,7 +346,10 @@ fn to_toml(json: &Json) -> Option<Value> {
 
 #[cfg(test)]
 mod tests {
+    use fathom_numerics::quant::delayed::AmaxAlgorithm;
+
     use super::*;
+    use crate::precision::Delayed;
 
     fn read(text: &str, set: &[&str]) -> Result<TrainConfig, TrainConfigError> {
         let set: Vec<Setting> = set.iter().map(|s| Setting::set(s)).collect();
@@ -366,10 +369,13 @@ mod tests {
         }
         let baseline = "[recipe.fp8]\nactivation_block = [\"all\", \"all\"]\n\
             weight_block = [\"all\", \"all\"]\ngradient_block = [\"all\", \"all\"]\n\
-            gradient_format = \"e5m2\"\npromotion_interval = \"all\"\n";
+            gradient_format = \"e5m2\"\npromotion_interval = \"all\"\n\
+            [recipe.fp8.delayed]\nhistory = 8\namax = \"most_recent\"\n";
         let config = read(baseline, &[]).unwrap();
         let fp8 = &config.recipe.fp8;
         assert_eq!((fp8.weight_block, fp8.promotion_interval), ([None, None], None));
+        let amax = AmaxAlgorithm::MostRecent;
+        assert_eq!(fp8.delayed, Some(Delayed { history: 8, margin: 0, amax }));
         assert_eq!(config.with(&[]).unwrap(), config);
     }
 

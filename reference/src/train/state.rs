@@ -1,19 +1,17 @@
 //! A trainer to a checkpoint, and back from one.
 //!
-//! Tensors are named `weights/NAME`, `first/NAME`, `second/NAME` (moments) and `average/NAME` by
-//! the parameter; the header holds the run's configuration, the counters and the place in the data.
+//! Tensors are named `weights/NAME`, `first/NAME`, `second/NAME` (moments), `average/NAME` and
+//! `amax/NAME` (histories of delayed scales) by the parameter; the header holds the run's
+//! configuration, the counters and the place in the data.
 
-use std::collections::BTreeMap;
-
-use fathom_trace::DType;
 use serde::{Deserialize, Serialize};
 
+use super::taken::Taken;
 use super::{TrainConfig, TrainError, Trainer};
-use crate::Tensor;
 use crate::backend::Backend;
 use crate::checkpoint::training::Saved;
 use crate::data::LoaderState;
-use crate::model::{ParamSpec, Params};
+use crate::model::Params;
 use crate::optim::Optimizer;
 
 /// What a training checkpoint's header holds beside its tensors.
@@ -42,34 +40,6 @@ impl Header {
     }
 }
 
-/// The tensors of a checkpoint, to be taken by parameter.
-pub(super) struct Taken<'a>(BTreeMap<&'a str, &'a Tensor>);
-
-impl<'a> Taken<'a> {
-    pub fn new(saved: &'a Saved) -> Taken<'a> {
-        Taken(saved.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect())
-    }
-
-    /// The tensor of a kind (`weights`, `first`, `second`, `average`) of a parameter.
-    pub fn take(
-        &mut self,
-        kind: &str,
-        spec: &ParamSpec,
-        dtype: DType,
-    ) -> Result<Tensor, TrainError> {
-        let (name, shape) = (format!("{kind}/{}", spec.name), &spec.shape[..]);
-        let setting = |found: String| TrainError::Setting {
-            key: format!("the checkpoint's tensor '{name}'"),
-            message: format!("expected {dtype} {shape:?} as this run needs it, found {found}"),
-        };
-        let found = self.0.remove(name.as_str()).ok_or_else(|| setting("none".into()))?;
-        if found.dtype() != dtype || found.shape() != shape {
-            return Err(setting(format!("{} {:?}", found.dtype(), found.shape())));
-        }
-        Ok(found.clone())
-    }
-}
-
 impl<B: Backend> Trainer<B> {
     /// Everything needed to go on from here to the bit.
     ///
@@ -93,6 +63,7 @@ impl<B: Backend> Trainer<B> {
             let named = self.model.specs.iter().zip(ema.read());
             tensors.extend(named.map(|(spec, t)| (format!("average/{}", spec.name), t)));
         }
+        tensors.extend(self.amax.iter().flat_map(|amax| amax.save(&self.model)));
         let header = Header {
             tokens: self.tokens,
             updates: self.optimizer.updates,
@@ -134,6 +105,9 @@ impl<B: Backend> Trainer<B> {
         let (updates, optim) = (header.updates, trainer.config.optim.clone());
         trainer.optimizer = Optimizer { config: optim, updates, first, second };
         trainer.start_ema(average);
+        if let Some(amax) = &mut trainer.amax {
+            amax.restore(&trainer.model, &mut taken)?;
+        }
         trainer.loader.restore(&header.data)?;
         (trainer.steps, trainer.tokens) = (steps, header.tokens);
         Ok(trainer)

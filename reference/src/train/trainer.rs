@@ -6,6 +6,7 @@ use fathom_config::KeyError;
 use fathom_trace::Parallel;
 use serde::{Deserialize, Serialize};
 
+use super::amax::AmaxHistory;
 use super::config::{Plan, Schedules, TrainConfig};
 use super::divergence::{self, Divergence};
 use super::schedule::Point;
@@ -15,6 +16,7 @@ use crate::Tensor;
 use crate::backend::{Backend, Result as OpResult};
 use crate::checkpoint::HfCheckpoint;
 use crate::data::Loader;
+use crate::layers::delayed::StepScales;
 use crate::layers::{Balance, BalanceKind};
 use crate::model::routing::max_violation;
 use crate::model::{Batch, Model, ParamSpec, Params, StepReport, StepSettings};
@@ -35,6 +37,8 @@ pub struct Trainer<B: Backend> {
     pub optimizer: Optimizer<B>,
     /// Average of the weights, where the run keeps one.
     pub ema: Option<Ema>,
+    /// The histories of delayed scales, where the recipe has them.
+    pub amax: Option<AmaxHistory>,
     /// The data, at the place from which the next step reads.
     pub loader: Loader,
     /// Optimizer steps done, skipped ones included.
@@ -123,9 +127,9 @@ pub(super) struct Counts {
     pub predicted_mtp: Vec<usize>,
     /// Segments that attention stays inside.
     pub segments: usize,
-    /// Micro-batches.
+    /// Micro-batches of the step.
     pub micro_batches: usize,
-    /// Tokens.
+    /// Tokens that the step trains on.
     pub tokens: u64,
 }
 
@@ -310,6 +314,7 @@ impl<B: Backend> Trainer<B> {
         let optim = config.optim.clone();
         let (first, second) = (Vec::new(), Vec::new());
         let optimizer = Optimizer { config: optim, updates: 0, first, second };
+        let amax = AmaxHistory::new(&model);
         let (ema, steps, tokens) = (None, 0, 0);
         Ok(Trainer {
             backend,
@@ -318,6 +323,7 @@ impl<B: Backend> Trainer<B> {
             params,
             optimizer,
             ema,
+            amax,
             loader,
             steps,
             tokens,
@@ -373,7 +379,8 @@ impl<B: Backend> Trainer<B> {
         let plan = self.plan();
         let place = self.loader.state();
         let batches = self.batches(plan)?;
-        let weights = self.model.weights(&self.backend, &self.params)?;
+        let mut weights = self.model.weights(&self.backend, &self.params)?;
+        weights.delayed = self.begin_scales(&self.backend)?;
         let model = &self.model;
         let union = self.config.expert_union;
         let sum = accumulate(&self.backend, model, &weights, &batches, union, stop)?;
@@ -387,6 +394,9 @@ impl<B: Backend> Trainer<B> {
         let mut log = batches.counts.log(plan, step, before, &report);
         log.gradient_norm = norm;
         if log.finite() {
+            if let (Some(amax), Some(scales)) = (&mut self.amax, weights.delayed.take()) {
+                amax.end(&scales.found(&self.backend)?);
+            }
             // The weights' handles go first, so that the update may write in place.
             drop(weights);
             let rate = (&clip, plan.learning_rate);
@@ -411,6 +421,11 @@ impl<B: Backend> Trainer<B> {
                 Ok(StepOutcome::Skipped(Box::new(log), Box::new(found)))
             }
         }
+    }
+
+    /// The scales of the step to come, where they are delayed.
+    pub(super) fn begin_scales<R: Backend>(&self, backend: &R) -> OpResult<Option<StepScales<R>>> {
+        self.amax.as_ref().map(|amax| amax.begin(backend)).transpose()
     }
 
     fn finish(&mut self, log: &mut StepLog, begin: Instant) {

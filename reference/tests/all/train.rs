@@ -1,7 +1,7 @@
 //! Training: what must not change a bit, resuming, divergence, and falling loss.
 
 use fathom_reference::Tensor;
-use fathom_reference::backend::Reference;
+use fathom_reference::backend::{Call, Recorder, Reference};
 use fathom_reference::train::{Setting, StepLog, StepOutcome, TrainConfig, TrainError, Trainer};
 
 /// A run small enough for a test: sequences of 32, a vocabulary of bytes.
@@ -167,6 +167,120 @@ fn mxfp8_trains_as_the_reports_recipe_does() {
         assert!(a != b && (a - b).abs() < 0.05 * a, "{report:?} {mx:?}");
     }
     assert!(mx[11] < 0.9 * mx[0], "{mx:?}");
+}
+
+/// Keys of delayed per-tensor scaling, with the report's other baselines of that kind.
+const DELAYED: [&str; 7] = [
+    "recipe.fp8.activation_block=[\"all\",\"all\"]",
+    "recipe.fp8.weight_block=[\"all\",\"all\"]",
+    "recipe.fp8.gradient_block=[\"all\",\"all\"]",
+    "recipe.fp8.delayed.history=3",
+    "recipe.fp8.delayed.margin=1",
+    "recipe.fp8.gradient_format=\"e5m2\"",
+    "schedule.learning_rate=0.003",
+];
+
+/// A step's casts use the scales of the steps before; what the step found is the largest magnitude
+/// over its micro-batches, recomputed casts and both products of an operand.
+#[test]
+fn delayed_scales_follow_from_what_the_steps_before_cast() {
+    /// The scale and the largest magnitude of a cast.
+    type Cast = (f32, f32);
+    let casts: std::sync::Mutex<Vec<Cast>> = std::sync::Mutex::default();
+    let backend = Recorder::new(Reference, |call: &Call<'_, Reference>| {
+        if call.op.name() == "quantize_delayed" {
+            let x = call.inputs[0].as_ref().expect("mandatory");
+            // The upper half of a float is its BF16.
+            let magnitude = |i| f32::from_bits((x.bits(i) as u32) << 16).abs();
+            let largest = (0..x.len()).map(magnitude).fold(0.0, f32::max);
+            let scale = call.inputs[2].as_ref().expect("mandatory").as_slice::<f32>()[0];
+            casts.lock().unwrap().push((scale, largest));
+        }
+        Ok(())
+    });
+    let set = [&DELAYED[..], &["grad_shards=2", "micro_batch=1"]].concat();
+    let mut trainer = Trainer::new(config(&set), backend).unwrap_or_else(|e| panic!("{e}"));
+    let mut seen: Vec<Vec<Cast>> = Vec::new();
+    let mut histories: Vec<Vec<(String, Vec<f32>)>> = Vec::new();
+    for _ in 0..2 {
+        let StepOutcome::Done(_) = trainer.step(&|| false).unwrap() else { panic!("it diverged") };
+        seen.push(std::mem::take(&mut *casts.lock().unwrap()));
+        let saved = trainer.save().unwrap().tensors;
+        let amax = saved.into_iter().filter(|(name, _)| name.starts_with("amax/"));
+        let rows = amax.flat_map(|(name, t)| {
+            assert_eq!(t.shape(), [2, 4], "{name}");
+            let rows: Vec<_> = t.as_slice::<f32>().chunks(4).map(<[f32]>::to_vec).collect();
+            rows.into_iter().enumerate().map(move |(i, row)| (format!("{name} {i}"), row))
+        });
+        histories.push(rows.collect());
+    }
+    assert!(seen[0].iter().all(|(scale, _)| *scale == 1.0), "a run begins with scales of 1");
+    let (first, second) = (&histories[0], &histories[1]);
+    let mut scales = std::collections::BTreeSet::new();
+    for ((name, one), (_, two)) in first.iter().zip(second) {
+        if one[1] == 0.0 {
+            // A shared expert reads what the routed ones do, at their site.
+            assert!(name.contains("shared") && *one == [1.0, 0.0, 0.0, 0.0], "{name}: {one:?}");
+            continue;
+        }
+        assert!(scales.insert(one[0].to_bits()), "{name}: another site has the same scale");
+        // Half of what fills the format, for the margin: E4M3 for activations, E5M2 for gradients.
+        let most = if name.ends_with('0') { 448.0 } else { 57344.0 };
+        let largest = one[1].max(two[1]);
+        assert_eq!(one[2..], [0.0; 2], "{name}: {one:?}");
+        assert_eq!((one[0], two[0]), (most / one[1] / 2.0, most / largest / 2.0), "{name}");
+        assert_eq!(two[2..], [one[1], 0.0], "{name}");
+        // All casts of the second step at this site have the first one's scale, and what they met
+        // at most is in its history.
+        let here = seen[1].iter().filter(|(scale, _)| *scale == one[0]);
+        let met: Vec<f32> = here.map(|(_, amax)| *amax).collect();
+        assert!(met.len() >= 4 && met.contains(&two[1]), "{name}: {two:?} {met:?}");
+        assert!(met.iter().all(|amax| *amax <= two[1]), "{name}: {two:?} {met:?}");
+    }
+    assert!(scales.len() > 20);
+}
+
+#[test]
+fn delayed_scaling_trains_and_resumes_to_the_bit() {
+    let losses = |trainer: &mut Trainer<Reference>, n: usize| -> Vec<f64> {
+        (0..n).map(|_| step(trainer).loss).collect()
+    };
+    let set = [&DELAYED[..], &["steps=12"]].concat();
+    let mut whole = trainer(&set);
+    let all = losses(&mut whole, 12);
+    assert!(all[11] < 0.9 * all[0], "{all:?}");
+    let mut first = trainer(&set);
+    losses(&mut first, 5);
+    let saved = first.save().unwrap();
+    let mut second = Trainer::resume(config(&set), Reference, saved.clone()).unwrap();
+    assert_eq!(losses(&mut second, 7), all[5..]);
+    assert_eq!(second.save().unwrap(), whole.save().unwrap());
+    // Current scales give other bits, so the histories do count.
+    let per_tensor: Vec<&str> = set.iter().filter(|s| !s.contains("delayed")).copied().collect();
+    let current = losses(&mut trainer(&per_tensor), 3);
+    assert!(current[2] != all[2] && (current[2] - all[2]).abs() < 0.05 * all[2]);
+    // Another length of the histories is another run.
+    let other = [&set[..], &["recipe.fp8.delayed.history=4"]].concat();
+    let Err(error) = Trainer::resume(config(&other), Reference, saved) else { panic!("accepted") };
+    assert!(error.to_string().contains("amax/") && error.to_string().contains("[2, 5]"), "{error}");
+}
+
+#[test]
+fn delayed_scales_are_refused_where_there_is_no_one_history() {
+    let refuse = |set: &[&str]| {
+        let set: Vec<Setting> = DELAYED.iter().chain(set).map(|s| Setting::set(s)).collect();
+        TrainConfig::preset("tiny", &set).unwrap_err().to_string()
+    };
+    for (key, set) in [
+        ("recipe.fp8.activation_block", &["recipe.fp8.activation_block=[1,128]"][..]),
+        ("recipe.fp8.gradient_block", &["recipe.fp8.gradient_block=[1,128]"]),
+        ("recipe.fp8.scale", &["recipe.fp8.scale=\"pow2\""]),
+        ("recipe.fp8.delayed.history", &["recipe.fp8.delayed.history=0"]),
+        ("parallel", &["grad_shards=2", "parallel.dp=2"]),
+    ] {
+        let error = refuse(set);
+        assert!(error.contains(key) && error.contains("expected"), "{error}");
+    }
 }
 
 #[test]
