@@ -2,9 +2,9 @@
 //!
 //! Each word of global memory remembers its last write and two reads. Two accesses of different
 //! CTAs, or of lanes of one warp, race if one is a write, one is plain, and nothing orders them:
-//! a release that the other acquires (PTX ISA, "Memory Consistency Model"), with `fence` and relaxed accesses as its
-//! pattern form, all at the place in memory where they meet. Launches after one another are
-//! ordered; with programmatic stream serialisation only by `griddepcontrol.wait`.
+//! a release that the other acquires (PTX ISA, "Memory Consistency Model"), with `fence` and
+//! relaxed accesses as its pattern form, all at the place in memory where they meet. Launches after
+//! one another are ordered; with programmatic stream serialisation only by `griddepcontrol.wait`.
 
 use std::collections::HashMap;
 use std::sync::Arc;

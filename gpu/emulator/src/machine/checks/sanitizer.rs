@@ -173,7 +173,7 @@ pub struct Sanitizer {
     cells: Vec<Vec<Cell>>,
     /// By thread: warps, then mbarriers.
     seen: Vec<Seen>,
-    /// By warp.
+    /// What orders the lanes of each warp.
     lanes: Vec<Lanes>,
     /// Those that execute now, as a mask: who waits for something, learns for these.
     pub executing: u32,
