@@ -216,20 +216,25 @@ fn delayed_scales_follow_from_what_the_steps_before_cast() {
     }
     assert!(seen[0].iter().all(|(scale, _)| *scale == 1.0), "a run begins with scales of 1");
     let (first, second) = (&histories[0], &histories[1]);
-    let mut scales = std::collections::BTreeSet::new();
+    let sharing = |scale: f32| first.iter().filter(|(_, row)| row[0] == scale).count();
+    let mut told_apart = 0;
     for ((name, one), (_, two)) in first.iter().zip(second) {
         if one[1] == 0.0 {
             // A shared expert reads what the routed ones do, at their site.
             assert!(name.contains("shared") && *one == [1.0, 0.0, 0.0, 0.0], "{name}: {one:?}");
             continue;
         }
-        assert!(scales.insert(one[0].to_bits()), "{name}: another site has the same scale");
         // Half of what fills the format, for the margin: E4M3 for activations, E5M2 for gradients.
         let most = if name.ends_with('0') { 448.0 } else { 57344.0 };
         let largest = one[1].max(two[1]);
         assert_eq!(one[2..], [0.0; 2], "{name}: {one:?}");
         assert_eq!((one[0], two[0]), (most / one[1] / 2.0, most / largest / 2.0), "{name}");
         assert_eq!(two[2..], [one[1], 0.0], "{name}");
+        // Casts are known by their scale: where two sites have one largest magnitude they are not.
+        if sharing(one[0]) > 1 {
+            continue;
+        }
+        told_apart += 1;
         // All casts of the second step at this site have the first one's scale, and what they met
         // at most is in its history.
         let here = seen[1].iter().filter(|(scale, _)| *scale == one[0]);
@@ -237,7 +242,7 @@ fn delayed_scales_follow_from_what_the_steps_before_cast() {
         assert!(met.len() >= 4 && met.contains(&two[1]), "{name}: {two:?} {met:?}");
         assert!(met.iter().all(|amax| *amax <= two[1]), "{name}: {two:?} {met:?}");
     }
-    assert!(scales.len() > 20);
+    assert!(told_apart > 20, "{told_apart}");
 }
 
 #[test]
