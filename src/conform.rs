@@ -1,20 +1,25 @@
 //! `fathom conform`: our kernels against the reference on drawn cases, on a GPU or without one.
 
+mod report;
+
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use fathom_conformance::conform::{self, OpReport, Options, SIMPLIFICATIONS};
+use fathom_conformance::conform::model::{self, ModelError, ModelReport};
+use fathom_conformance::conform::{self, ConformError, OpReport, Options, SIMPLIFICATIONS, Suite};
 use fathom_conformance::github::Annotation;
-use fathom_conformance::junit::{self, Suite, TestCase};
+use fathom_conformance::junit::{self, TestCase};
 use fathom_emulator::{Checks, Preset};
 use fathom_gpu::driver::{self, Driver};
-use fathom_gpu::{CudaEngine, DeviceKind, Gpu};
+use fathom_gpu::{Cuda, CudaEngine, DeviceKind, Gpu};
 use fathom_libcuda::{Choices, prepare};
 use fathom_reference::Engine;
 use fathom_reference::op::ReferenceEngine;
 use serde_json::json;
 
 use crate::output::{self, Outcome};
+use report::{Head, Row};
 
 /// Hold our CUDA kernels to the reference's bits, on a GPU or on the emulated one
 #[derive(clap::Args)]
@@ -22,6 +27,8 @@ use crate::output::{self, Outcome};
   fathom conform                                   every kernel, on the GPU if there is one
   fathom conform --only gemm_fp8 --cases 100 --seed 7
   fathom conform --device emulated --check races,uninit,sync
+  fathom conform --model                           whole training runs: fp8, bf16, fp32
+  fathom conform --model run.toml --steps 2 --only all --report conform.html
   fathom conform --junit junit.xml --github        for continuous integration: docs/ci.md
 
 A disagreement is simplified and written as a case file; `fathom diagnose FILE` says which
@@ -30,18 +37,37 @@ pub struct Args {
     /// Ops, separated by commas; default: all that have a kernel
     #[arg(long, value_name = "OPS", value_delimiter = ',')]
     only: Vec<String>,
+    /// Whole training runs of this configuration (default: a built-in one) in modes fp8, bf16 and
+    /// fp32, with and without recomputation: the first step op by op, then every step's report and
+    /// the checkpoint. Ops then only where --only names them; `--only all` names all
+    #[arg(long, value_name = "RUN.toml", num_args = 0..=1)]
+    model: Option<Option<PathBuf>>,
+    /// Steps of such a run
+    #[arg(long, value_name = "N", default_value_t = 10, requires = "model",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    steps: u64,
     /// Where to run: `cuda` or `emulated`; default: a GPU where there is one
     #[arg(long, value_name = "DEVICE", value_parser = device)]
     device: Option<DeviceKind>,
     /// Preset of the emulated device: h100, h800 or h200
     #[arg(long, default_value = "h800")]
     gpu: String,
-    /// Cases of each op
-    #[arg(long, value_name = "N", default_value_t = 24)]
+    /// Cases of each op; case 24 has 20,000 rows where an op works row by row
+    #[arg(long, value_name = "N", default_value_t = 25)]
     cases: usize,
+    /// The case of this number only
+    #[arg(long, value_name = "I", conflicts_with = "cases")]
+    case: Option<usize>,
     /// Seed of shapes and values
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
+    /// Launch as on a device of so many SMs; no result depends on it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    sms: Option<u32>,
+    /// Permute the order in which the emulated device's warps and CTAs take turns; no result depends
+    /// on it
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    schedule_seed: u64,
     /// Sanitizers of the emulated device: memory, races, uninit, sync, or all
     #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true)]
     check: String,
@@ -54,6 +80,9 @@ pub struct Args {
     /// Write the verdicts as JUnit XML, a test an op
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
+    /// Write a page: op by op, with what its kernels did, and training runs
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
     /// Print an annotation for GitHub Actions on stderr for every op that disagrees
     #[arg(long)]
     github: bool,
@@ -65,9 +94,18 @@ fn device(text: &str) -> Result<DeviceKind, String> {
     found.ok_or_else(|| format!("expected cuda or emulated, found '{text}'"))
 }
 
+/// The suites that are asked for.
+fn suites(args: &Args) -> Result<Vec<&'static Suite>, ConformError> {
+    match &args.only[..] {
+        [] if args.model.is_some() => Ok(Vec::new()),
+        [all] if all == "all" => conform::suites(&[]),
+        only => conform::suites(only),
+    }
+}
+
 /// Runs the command.
 pub fn run(args: &Args) -> output::Result {
-    let suites = conform::suites(&args.only)?;
+    let suites = suites(args)?;
     let (loaded_ours, loaded_any) = match driver::probe() {
         Driver::Present { emulated, .. } => (emulated, true),
         Driver::Absent { .. } | Driver::Unusable { .. } => (false, false),
@@ -80,25 +118,49 @@ pub fn run(args: &Args) -> output::Result {
     if kind == DeviceKind::Emulated && !loaded_ours && !prepare::is_prepared() {
         return on_the_emulated_driver(args);
     }
-    let engine = CudaEngine::new(Gpu::open(kind)?);
+    let mut gpu = Gpu::open(kind)?;
+    if let Some(sms) = args.sms {
+        gpu = gpu.with_sm_count(sms);
+    }
+    let gpu = Arc::new(gpu);
+    let engine = CudaEngine::new(gpu.clone());
     let options = Options {
-        cases: args.cases,
+        cases: args.case.map_or(0..args.cases, |case| case..case + 1),
         seed: args.seed,
         simplifications: SIMPLIFICATIONS,
         save: args.save.clone(),
     };
-    let bar = output::progress(suites.len() * args.cases, "conform");
-    let mut reports = Vec::new();
+    let bar = output::progress(suites.len() * options.cases.len(), "conform");
+    let mut rows = Vec::new();
     for suite in suites {
         bar.set_message(suite.op);
-        reports.push(conform::run(suite, &engine, &ReferenceEngine, &options, &|| bar.inc(1))?);
+        let before = prepare::so_far()?;
+        let report = conform::run(suite, &engine, &ReferenceEngine, &options, &|| bar.inc(1))?;
+        let kernels = prepare::so_far()?.kernels_since(&before);
+        rows.push(Row { report, kernels });
     }
     bar.finish_and_clear();
+    let models = match &args.model {
+        Some(config) => train_models(config.as_deref(), args.steps, &Cuda::new(gpu.clone()))?,
+        None => Vec::new(),
+    };
+    if let Some(path) = &args.report {
+        let head = Head {
+            engine: &engine.name(),
+            seed: args.seed,
+            estimated: kind == DeviceKind::Emulated,
+            registers: &gpu.registers()?,
+        };
+        output::write_file(path, report::page(&head, &rows, &models).as_bytes())?;
+    }
+    let reports: Vec<OpReport> = rows.into_iter().map(|row| row.report).collect();
     if let Some(path) = &args.junit {
-        output::write_file(path, junit::document(&[conform::junit(&reports)]).as_bytes())?;
+        let suites = [conform::junit(&reports), model::junit(&models)];
+        output::write_file(path, junit::document(&suites).as_bytes())?;
     }
     if args.github {
-        conform::annotations(&reports).iter().for_each(|annotation| errln!("{annotation}"));
+        let all = conform::annotations(&reports).into_iter().chain(model::annotations(&models));
+        all.for_each(|annotation| errln!("{annotation}"));
     }
     if args.json {
         output::print_json(&json!({
@@ -106,22 +168,52 @@ pub fn run(args: &Args) -> output::Result {
             "gpu": engine.gpu().description().name,
             "seed": args.seed,
             "ops": reports,
+            "models": models,
         }))?;
     } else {
-        print(&engine.name(), &reports);
+        outln!("{} against the reference, bit by bit", engine.name());
+        print_ops(&reports);
+        print_models(&models);
     }
-    let holds = reports.iter().all(|r| r.failure.is_none());
+    let holds =
+        reports.iter().all(|r| r.failure.is_none()) && models.iter().all(|m| m.failure.is_none());
     Ok(if holds { Outcome::Holds } else { Outcome::Fails })
+}
+
+/// Compares training runs; the folders of one that disagrees are kept, and said.
+fn train_models(
+    config: Option<&Path>,
+    steps: u64,
+    device: &Cuda,
+) -> Result<Vec<ModelReport>, ModelError> {
+    let scratch = model::scratch()?;
+    let runs = model::runs(config, steps, scratch.path())?;
+    let bar = output::progress(runs.len() * (1 + 2 * steps as usize), "train");
+    let mut reports = Vec::new();
+    for run in &runs {
+        bar.set_message(run.name.clone());
+        reports.push(model::check(run, device, scratch.path(), &|| bar.inc(1))?);
+    }
+    bar.finish_and_clear();
+    if reports.iter().any(|report| report.failure.is_some()) {
+        errln!("kept: {}", scratch.keep().display());
+    }
+    Ok(reports)
 }
 
 /// The same command line once more, with the emulated libcuda in front.
 fn on_the_emulated_driver(args: &Args) -> output::Result {
     Preset::named(&args.gpu)?;
     Checks::parse(&args.check)?;
-    let choices =
-        Choices { gpu: args.gpu.clone(), check: args.check.clone(), ..Choices::default() };
+    let choices = Choices {
+        gpu: args.gpu.clone(),
+        check: args.check.clone(),
+        schedule_seed: args.schedule_seed,
+        profile: args.report.is_some(),
+        ..Choices::default()
+    };
     // Verdicts of an earlier run are not this one's, should it end before it has any.
-    if let Some(path) = args.junit.as_deref().filter(|path| path.is_file()) {
+    for path in args.junit.iter().chain(&args.report).filter(|path| path.is_file()) {
         std::fs::remove_file(path).map_err(|e| format!("{}: {e}", path.display()))?;
     }
     let (status, summary) = prepare::run_again(choices)?;
@@ -155,15 +247,17 @@ fn report_findings(junit: Option<&Path>, github: bool, findings: &[String]) -> R
         outcome: junit::Outcome::Failure(finding.clone()),
     };
     let tests = findings.iter().enumerate().map(test).collect();
-    let suite = Suite { name: "sanitizers".to_owned(), tests };
+    let suite = junit::Suite { name: "sanitizers".to_owned(), tests };
     // Where the run ended before its verdicts, the findings stand alone.
     let written = std::fs::read_to_string(path).unwrap_or_default();
     let text = junit::append(&written, &suite).unwrap_or_else(|| junit::document(&[suite]));
     output::write_file(path, text.as_bytes())
 }
 
-fn print(engine: &str, reports: &[OpReport]) {
-    outln!("{engine} against the reference, bit by bit");
+fn print_ops(reports: &[OpReport]) {
+    if reports.is_empty() {
+        return;
+    }
     let rows = reports.iter().map(|r| {
         let [cases, passed] = [r.cases, r.passed].map(|n| n.to_string());
         vec![r.op.to_owned(), cases, passed, r.elements.to_string()]
@@ -173,6 +267,28 @@ fn print(engine: &str, reports: &[OpReport]) {
     for report in reports {
         if let Some(complaint) = report.complaint() {
             outln!("{} disagrees: {}", report.op, complaint.replace('\n', "\n  "));
+        }
+    }
+}
+
+fn print_models(reports: &[ModelReport]) {
+    if reports.is_empty() {
+        return;
+    }
+    let rows = reports.iter().map(|r| {
+        let ModelReport { run, calls, elements, steps, files, bytes, .. } = r;
+        let verdict = if r.failure.is_none() { "every bit" } else { "no" };
+        let numbers = [*calls as u64, *elements as u64, *steps, *files as u64, *bytes];
+        let mut row = vec![run.clone()];
+        row.extend(numbers.map(|n| n.to_string()));
+        row.push(verdict.to_owned());
+        row
+    });
+    let header = ["run", "op calls", "elements", "steps", "files", "bytes", "agrees"];
+    outln!("{}", output::table(&header, &[1, 2, 3, 4, 5], rows.collect()));
+    for report in reports {
+        if let Some(failure) = &report.failure {
+            outln!("{} disagrees: {}", report.run, failure.replace('\n', "\n  "));
         }
     }
 }
@@ -190,7 +306,7 @@ mod tests {
         let alone = std::fs::read_to_string(&path).unwrap();
         assert_eq!(alone.matches("<testsuite ").count(), 1, "{alone}");
         assert!(alone.contains(r#"tests="2" failures="2""#) && alone.contains("race at &lt;a&gt;"));
-        let verdicts = Suite { name: "fathom conform".to_owned(), tests: Vec::new() };
+        let verdicts = junit::Suite { name: "fathom conform".to_owned(), tests: Vec::new() };
         std::fs::write(&path, junit::document(&[verdicts])).unwrap();
         report_findings(Some(&path), false, &findings).unwrap();
         let both = std::fs::read_to_string(&path).unwrap();

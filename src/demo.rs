@@ -2,10 +2,12 @@
 
 use std::io::{self, BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Instant;
 
 use fathom_conformance::case_file::{self, CaseFile};
 use fathom_conformance::check::{self, Status, Target, Tolerance};
+use fathom_conformance::conform::model::{self, Same};
 use fathom_conformance::model_code::ModelCode;
 use fathom_conformance::ships_log::ships_log;
 use fathom_conformance::{demo, diagnose};
@@ -53,6 +55,7 @@ pub fn run(args: &Args) -> output::Result {
     time_a_cluster(&args.dir)?;
     holds &= emulate_a_kernel(args.yes)?;
     holds &= train_and_generate(&args.dir)?;
+    holds &= train_on_the_emulated_gpu(&args.dir)?;
     outln!("\nThe demonstration took {:.1} s.", started.elapsed().as_secs_f64());
     Ok(if holds { Outcome::Holds } else { Outcome::Fails })
 }
@@ -214,6 +217,50 @@ fn train_and_generate(dir: &Path) -> Result<bool, Box<dyn std::error::Error>> {
     );
     let holds = write_on(&out.join("model"))?;
     Ok(last < first && holds)
+}
+
+/// Two steps of a small run in our kernels on the emulated GPU and on the reference: the same files.
+fn train_on_the_emulated_gpu(dir: &Path) -> Result<bool, Box<dyn std::error::Error>> {
+    let set = ["seq_len=32", "micro_batch=2", "schedule.batch=2", "data.tokenizer.vocab_size=512"];
+    let [reference, emulated] = ["two-steps-reference", "two-steps-emulated"].map(|n| dir.join(n));
+    let arguments = |out: &Path, backend: &str| -> Vec<String> {
+        let mut arguments: Vec<String> = ["train", "--steps", "2"].map(str::to_owned).into();
+        arguments.extend(set.iter().flat_map(|s| ["--set".to_owned(), (*s).to_owned()]));
+        let out = out.display().to_string();
+        arguments.extend(["--backend", backend, "--out", &out].map(str::to_owned));
+        arguments
+    };
+    let command = arguments(&emulated, "emulated").join(" ");
+    step(6, "Two steps of training in our CUDA kernels on the emulated H800", &command);
+    if nvrtc::find().is_none() {
+        outln!("   skipped: NVRTC, NVIDIA's run-time compiler, is not here");
+        return Ok(true);
+    }
+    for (out, backend) in [(&reference, "reference"), (&emulated, "emulated")] {
+        // What an earlier demonstration wrote.
+        if out.join("run.toml").exists() {
+            std::fs::remove_dir_all(out)?;
+        }
+        let program = std::env::current_exe()?;
+        let output = Command::new(program).args(arguments(out, backend)).output()?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            return Err(format!("training on {backend} failed:\n{said}").into());
+        }
+    }
+    match model::same_checkpoints(&reference, &emulated)? {
+        Ok(Same { files, bytes }) => {
+            outln!(
+                "   weights, moments and average after two steps: {files} files of {bytes} bytes, the \
+                 reference's to the last bit"
+            );
+            Ok(true)
+        }
+        Err(difference) => {
+            outln!("   {difference}");
+            Ok(false)
+        }
+    }
 }
 
 /// An entry by the model, drawn; and whether its own drafts change a token of greedy text.

@@ -23,6 +23,7 @@ mod eval;
 mod generate;
 mod kernels;
 mod model;
+mod page;
 mod record;
 mod replay;
 mod runs;

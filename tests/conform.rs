@@ -38,6 +38,76 @@ fn kernels_agree_with_the_reference_and_the_sanitizers_are_silent() {
     assert!(!stderr.contains("findings"), "{stderr}");
 }
 
+/// The verdicts of a run that must agree.
+fn agreeing(args: &[&str]) -> Value {
+    let folder = tempfile::tempdir().unwrap();
+    let save = folder.path().to_str().unwrap();
+    let fixed = ["conform", "--device", "emulated", "--json", "--save", save];
+    let output = fathom(&[&fixed, args].concat());
+    let said = format!("{args:?}: {}{}", text(&output.stderr), text(&output.stdout));
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Kernels give the same bits however many SMs they are launched for, and in whatever order warps
+/// and CTAs take their turns: each time they are held to the same reference.
+#[test]
+fn no_bit_depends_on_the_number_of_sms_or_on_the_schedule() {
+    if fathom_gpu::nvrtc::find_or_fetch_for_tests().is_none() {
+        return;
+    }
+    for (gpu, sms, seed) in [("h100", "2", "1"), ("h200", "7", "2"), ("h800", "132", "3")] {
+        let how = ["--cases", "2", "--gpu", gpu, "--sms", sms, "--schedule-seed", seed];
+        let report = agreeing(&how);
+        assert!(report["gpu"].as_str().unwrap().contains(&gpu.to_uppercase()), "{report:#}");
+        for op in report["ops"].as_array().unwrap() {
+            assert_eq!(op["passed"], 2, "{how:?}: {op:#}");
+        }
+    }
+}
+
+/// Case 24 has as many rows as a large micro-batch.
+#[test]
+fn twenty_thousand_rows_agree() {
+    if fathom_gpu::nvrtc::find_or_fetch_for_tests().is_none() {
+        return;
+    }
+    let ops = "rms_norm,rope,swiglu,router,dispatch_plan,dispatch,combine,quantize_tile";
+    let report = agreeing(&["--only", ops, "--case", "24"]);
+    let all = report["ops"].as_array().unwrap();
+    assert_eq!(all.len(), 8);
+    for op in all {
+        assert_eq!(op["passed"], 1, "{op:#}");
+        assert!(op["elements"].as_u64().unwrap() >= 20_000, "{op:#}");
+    }
+}
+
+/// Training runs in all modes, op by op and by their checkpoints, and the page of it.
+#[test]
+fn whole_training_runs_agree() {
+    if fathom_gpu::nvrtc::find_or_fetch_for_tests().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let page = folder.path().join("conform.html");
+    let one = ["--model", "--steps", "1", "--only", "add", "--cases", "2", "--report"];
+    let report = agreeing(&[&one[..], &[page.to_str().unwrap()]].concat());
+    let models = report["models"].as_array().unwrap();
+    let names: Vec<_> = models.iter().map(|m| m["run"].as_str().unwrap()).collect();
+    let expected =
+        ["fp8", "bf16", "fp32"].map(|m| [format!("{m}, recomputed"), format!("{m}, kept")]);
+    assert_eq!(names, expected.as_flattened());
+    for model in models {
+        assert!(model["failure"].is_null() && model["steps"] == 1, "{model:#}");
+        assert!(model["calls"].as_u64().unwrap() > 500, "{model:#}");
+        assert!(model["files"].as_u64().unwrap() >= 2, "{model:#}");
+    }
+    let page = std::fs::read_to_string(page).unwrap();
+    for part in ["Every bit agrees", "<td>add</td>", "<td class=\"part\">add</td>", "fp8, kept"] {
+        assert!(page.contains(part), "no '{part}' in {page}");
+    }
+}
+
 #[test]
 fn the_wrong_device_and_unknown_words_are_refused() {
     for (args, expected) in [

@@ -7,6 +7,7 @@
 //! - [`conform`]: an engine against the reference on drawn cases.
 //! - [`inference`]: the model's code as the serving simulator's source of op records.
 //! - [`junit`], [`github`]: verdicts as continuous integration reads them.
+//! - [`lockstep`]: two backends that run every op together.
 //! - [`record`]: the op calls of a run as case files, and the op trace.
 //! - [`replay`]: a recording against an engine.
 //! - [`demo`]: built-in cases of the demonstration.
@@ -28,6 +29,7 @@ pub mod emulated;
 pub mod github;
 pub mod inference;
 pub mod junit;
+pub mod lockstep;
 pub mod model_code;
 pub mod record;
 pub mod replay;

@@ -5,39 +5,7 @@ use std::fmt::Write;
 
 use fathom_libcuda::{Summary, Totals};
 
-/// Colours follow the reader's system.
-const STYLE: &str = "
-:root { color-scheme: light dark; --line: #8884; --bad: #c33; --good: #393; --warn: #a60; }
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child, td:first-child, td.words { text-align: left; }
-td:first-child { font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
-tr.total { font-weight: 600; }
-.bad { color: var(--bad); } .good { color: var(--good); } .warn { color: var(--warn); }
-pre { border-left: 3px solid var(--bad); padding: .5rem .8rem; margin: .6rem 0; overflow-x: auto; }
-p.why { margin: 0 0 1rem .9rem; }
-";
-
-/// Text as HTML.
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
-/// A number with spaces between its thousands.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push('\u{202f}');
-        }
-        out.push(digit);
-    }
-    out
-}
+use crate::page::{begin, escaped, grouped};
 
 /// Whether a kernel's bits are exact, in words, and the class of its cell.
 fn bits(totals: &Totals) -> (String, &'static str) {
@@ -65,15 +33,15 @@ fn row(class: &str, name: &str, t: &Totals, findings: usize, bits: (&str, &str))
 
 /// The page of a run of `command` on a device.
 pub fn page(summary: &Summary, command: &str, gpu: &str, check: &str) -> String {
-    let mut out = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width\">\n\
-         <title>fathom emulate: {0}</title>\n<style>{STYLE}</style>\n\
-         <h1>fathom emulate</h1>\n<p><code>{0}</code><br>emulated {1}, checks: {2}</p>\n",
+    let mut out = begin(&format!("fathom emulate: {command}"), "fathom emulate");
+    write!(
+        out,
+        "<p><code>{}</code><br>emulated {}, checks: {}</p>\n",
         escaped(command),
         escaped(gpu),
         if check.is_empty() { "those that are always on".to_owned() } else { escaped(check) },
-    );
+    )
+    .expect("writing to a String");
     let verdict = match (summary.findings.len(), summary.errors.len()) {
         (0, 0) => "<p class=\"good\">No finding; everything ran.</p>\n".to_owned(),
         (found, failed) => format!(

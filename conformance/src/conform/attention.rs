@@ -1,6 +1,7 @@
 //! Cases of the attention ops: packed segments, more keys than queries, grouped heads, widths of
 //! heads that are no multiple of anything, and values that 0 times them is not 0.
 
+use fathom_reference::Tensor;
 use fathom_reference::op::Op;
 use fathom_reference::ops::attention::{Attention, AttentionBackward, Heads};
 use fathom_reference::ops::attention_cached::AttentionCached;
@@ -54,6 +55,15 @@ fn drawn() -> impl Strategy<Value = (Attention, DType, u64)> {
     })
 }
 
+/// Values, or gradients of outputs: in one round of ordinary ones with one infinity, which queries
+/// that do not see its key must not see.
+fn floats(index: usize, draw: Draw, stream: u64, dtype: DType, shape: &[usize]) -> Tensor {
+    match index % 12 {
+        6 => draw.one_infinite(stream, dtype, shape),
+        _ => draw.floats(stream, dtype, shape),
+    }
+}
+
 /// Rows of queries and of keys.
 fn rows(op: &Attention) -> [usize; 2] {
     let keys = if op.keys.is_empty() { &op.segments } else { &op.keys };
@@ -70,7 +80,7 @@ fn attention(index: usize) -> BoxedStrategy<Drawn> {
                 [
                     ("q", Some(draw.floats(0, dtype, &[t, heads * qk]))),
                     ("k", Some(draw.floats(1, dtype, &[s, kv_heads * qk]))),
-                    ("v", Some(draw.floats(2, dtype, &[s, kv_heads * v]))),
+                    ("v", Some(floats(index, draw, 2, dtype, &[s, kv_heads * v]))),
                 ],
             )
         })
@@ -97,7 +107,7 @@ fn attention_backward(index: usize) -> BoxedStrategy<Drawn> {
                     ("v", Some(values)),
                     ("o", Some(forward[0].clone())),
                     ("lse", Some(forward[1].clone())),
-                    ("do", Some(draw.floats(3, dtype, &[t, heads * v]))),
+                    ("do", Some(floats(index, draw, 3, dtype, &[t, heads * v]))),
                 ],
             )
         })

@@ -10,7 +10,7 @@ use half::bf16;
 use proptest::collection::vec;
 use proptest::prelude::{Just, prop_oneof};
 use proptest::sample::select;
-use proptest::strategy::Strategy;
+use proptest::strategy::{BoxedStrategy, Strategy};
 
 use super::Drawn;
 use super::values::Values;
@@ -21,6 +21,30 @@ pub fn size(least: usize, most: usize) -> impl Strategy<Value = usize> {
     let within: Vec<usize> =
         edges.into_iter().chain([least, most]).filter(|n| (least..=most).contains(n)).collect();
     prop_oneof![2 => least..=most, 1 => select(within)]
+}
+
+/// The case in which ops that work row by row get [`TALL_ROWS`] rows: the one after those of a
+/// walk through small shapes.
+const TALL: usize = 24;
+/// Rows of a large micro-batch.
+const TALL_ROWS: usize = 20_000;
+/// Most columns that so many rows have.
+const TALL_COLUMNS: usize = 16;
+
+/// Rows of an op that works row by row: as [`size`], but in one case a micro-batch's.
+pub fn rows(index: usize, least: usize, most: usize) -> BoxedStrategy<usize> {
+    match index {
+        TALL => Just(TALL_ROWS).boxed(),
+        _ => size(least, most).boxed(),
+    }
+}
+
+/// Columns beside [`rows`]: as [`size`], but few where there are many rows.
+pub fn columns(index: usize, least: usize, most: usize) -> BoxedStrategy<usize> {
+    match index {
+        TALL => size(least.max(1), most.min(TALL_COLUMNS)).boxed(),
+        _ => size(least, most).boxed(),
+    }
 }
 
 /// Lengths of up to `most` segments or groups: some are 0, now and then all but one.
@@ -64,6 +88,17 @@ impl Draw {
     pub fn positive(self, stream: u64, dtype: DType, shape: &[usize]) -> Tensor {
         let len = shape.iter().product();
         as_dtype(self.values.floats(self.seed, stream, len, true), dtype, shape)
+    }
+
+    /// The same with one infinity: where elements that must not count are multiplied by zero,
+    /// there is a NaN too many.
+    pub fn one_infinite(self, stream: u64, dtype: DType, shape: &[usize]) -> Tensor {
+        let len = shape.iter().product();
+        let mut floats = self.values.floats(self.seed, stream, len, false);
+        if let Some(place) = (self.words(stream, 1)[0] as usize).checked_rem(len) {
+            floats[place] = f32::INFINITY;
+        }
+        as_dtype(floats, dtype, shape)
     }
 
     /// Numbers below `bound`, which is not 0.

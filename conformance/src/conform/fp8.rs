@@ -47,13 +47,16 @@ const WEIGHTS: [Recipe; 7] = [
     Recipe { a: TENSOR, b: BLOCK, interval: Some(128) },
 ];
 
-/// The recipes of weight gradients.
-const GRADIENTS: [Recipe; 5] = [
+/// The recipes of weight gradients; of the last two the operands' scales begin at different columns
+/// of a range.
+const GRADIENTS: [Recipe; 7] = [
     Recipe { a: TILE, b: TILE, interval: Some(128) },
     Recipe { a: BLOCK, b: TILE, interval: Some(128) },
     Recipe { a: BLOCK, b: BLOCK, interval: Some(128) },
     Recipe { a: TENSOR, b: TENSOR, interval: None },
     Recipe { a: ROW, b: TENSOR, interval: Some(256) },
+    Recipe { a: TILE, b: ROW, interval: Some(128) },
+    Recipe { a: TENSOR, b: TILE, interval: Some(128) },
 ];
 
 /// A recipe of products with weights.

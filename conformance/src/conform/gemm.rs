@@ -33,8 +33,10 @@ fn gemm(index: usize) -> BoxedStrategy<Drawn> {
     let k = prop_oneof![4 => lengths(3, 140), 1 => (400usize..=900).prop_map(|k| vec![k])];
     (layout(), types(), size(0, 260), size(0, 260), k, any::<(bool, bool, u64)>())
         .prop_map(move |(layout, [from, out], m, n, mut segments, (add, split, seed))| {
-            // What lies behind a range of k must not count: seen where it is not finite.
-            let ranges = index % 12 == 1;
+            // What lies behind a range of k must not count: seen where it is not finite, in one
+            // place or in many.
+            let one = index % 12 == 6;
+            let ranges = index % 12 == 1 || one;
             let (layout, from) = if ranges { (Layout::Tn, DType::BF16) } else { (layout, from) };
             // A sum of few zeros may be -0, which a step with zeros too many turns into +0.
             let signs = index % 12 == 4;
@@ -50,11 +52,16 @@ fn gemm(index: usize) -> BoxedStrategy<Drawn> {
             let draw = Draw::new(index, seed);
             let a = if layout == Layout::Tn { [k, m] } else { [m, k] };
             let b = if layout == Layout::Nt { [n, k] } else { [k, n] };
+            let [a, b] = match one {
+                true if seed % 2 == 0 => [draw.one_infinite(0, from, &a), draw.floats(1, from, &b)],
+                true => [draw.floats(0, from, &a), draw.one_infinite(1, from, &b)],
+                false => [draw.floats(0, from, &a), draw.floats(1, from, &b)],
+            };
             draw.case(
                 Gemm { layout, out, segments },
                 [
-                    ("a", Some(draw.floats(0, from, &a))),
-                    ("b", Some(draw.floats(1, from, &b))),
+                    ("a", Some(a)),
+                    ("b", Some(b)),
                     ("c", add.then(|| draw.floats(2, DType::F32, &[m, n]))),
                 ],
             )

@@ -9,7 +9,7 @@ use fathom_trace::DType;
 use proptest::prelude::any;
 use proptest::strategy::{BoxedStrategy, Strategy};
 
-use super::draw::{Draw, float, size};
+use super::draw::{Draw, columns, float, rows, size};
 use super::{Drawn, Suite};
 
 /// The suites of this file.
@@ -38,8 +38,8 @@ fn with_tables(
 }
 
 fn rope(index: usize) -> BoxedStrategy<Drawn> {
-    let head = (size(0, 20), size(0, 64), 1usize..=5);
-    (size(0, 40), head, size(1, 30), float(), any::<([bool; 2], u64)>())
+    let head = (size(0, 20), columns(index, 0, 64), 1usize..=5);
+    (rows(index, 0, 40), head, size(1, 30), float(), any::<([bool; 2], u64)>())
         .prop_map(move |(t, (start, rotated, heads), length, dtype, (flags, seed))| {
             let draw = Draw::new(index, seed);
             let head_dim = (start + rotated).max(1);
@@ -54,8 +54,14 @@ fn rope(index: usize) -> BoxedStrategy<Drawn> {
 }
 
 fn mla_kv(index: usize) -> BoxedStrategy<Drawn> {
-    let head = (1usize..=4, size(0, 40), size(0, 34), size(1, 40));
-    (size(0, 30), head, [size(0, 20), size(0, 9), size(1, 30)], float(), any::<(bool, u64)>())
+    let head = (1usize..=4, columns(index, 0, 40), size(0, 34), columns(index, 1, 40));
+    (
+        rows(index, 0, 30),
+        head,
+        [size(0, 20), size(0, 9), size(1, 30)],
+        float(),
+        any::<(bool, u64)>(),
+    )
         .prop_map(move |(t, (heads, nope, rope, v), sizes, dtype, (interleaved, seed))| {
             let [offset, behind, length] = sizes;
             let draw = Draw::new(index, seed);
@@ -69,8 +75,8 @@ fn mla_kv(index: usize) -> BoxedStrategy<Drawn> {
 }
 
 fn mla_kv_backward(index: usize) -> BoxedStrategy<Drawn> {
-    let head = (1usize..=6, size(0, 40), size(1, 34), size(0, 40));
-    (size(0, 30), head, size(1, 30), float(), any::<(bool, u64)>())
+    let head = (1usize..=6, columns(index, 0, 40), size(1, 34), columns(index, 0, 40));
+    (rows(index, 0, 30), head, size(1, 30), float(), any::<(bool, u64)>())
         .prop_map(move |(t, (heads, nope, rope, v), length, dtype, (interleaved, seed))| {
             let draw = Draw::new(index, seed);
             let dk = draw.floats(0, dtype, &[t, heads * (nope + rope)]);

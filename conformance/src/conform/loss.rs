@@ -7,7 +7,7 @@ use fathom_trace::DType;
 use proptest::prelude::any;
 use proptest::strategy::{BoxedStrategy, Strategy};
 
-use super::draw::{Draw, float, size};
+use super::draw::{Draw, columns, float, rows};
 use super::{Drawn, Suite};
 
 /// The suites of this file.
@@ -23,7 +23,7 @@ fn targets(draw: Draw, t: usize, vocab: usize) -> Tensor {
 }
 
 fn cross_entropy(index: usize) -> BoxedStrategy<Drawn> {
-    (size(0, 150), size(1, 80), size(1, 200), float(), any::<u64>())
+    (rows(index, 0, 150), columns(index, 1, 80), columns(index, 1, 200), float(), any::<u64>())
         .prop_map(move |(t, hidden, vocab, dtype, seed)| {
             let draw = Draw::new(index, seed);
             draw.case(
@@ -39,7 +39,13 @@ fn cross_entropy(index: usize) -> BoxedStrategy<Drawn> {
 }
 
 fn cross_entropy_backward(index: usize) -> BoxedStrategy<Drawn> {
-    (size(0, 150), size(1, 80), size(1, 130), [float(), float()], (1usize..=3, any::<u64>()))
+    (
+        rows(index, 0, 150),
+        columns(index, 1, 80),
+        columns(index, 1, 130),
+        [float(), float()],
+        (1usize..=3, any::<u64>()),
+    )
         .prop_map(move |(t, hidden, vocab, [dtype, out], (parts, seed))| {
             let draw = Draw::new(index, seed);
             let segments = draw.segments(20, parts, t);

@@ -6,6 +6,8 @@
 //! as it goes on disagreeing, and written as a case file with what the engine gave, for
 //! `fathom diagnose`.
 //!
+//! [`model`] does the same for whole training runs.
+//!
 //! To add an op: copy a neighbour's file, or a function of one, and name it in its list of suites.
 
 mod attention;
@@ -16,6 +18,7 @@ mod gemm;
 mod gemm_fp8;
 mod heads;
 mod loss;
+pub mod model;
 mod moe;
 mod norm;
 mod optim;
@@ -23,6 +26,7 @@ mod quant;
 pub mod values;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -82,8 +86,8 @@ pub const SIMPLIFICATIONS: usize = 24;
 /// How much a run of suites draws, and where disagreements go.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Cases that are drawn of each op.
-    pub cases: usize,
+    /// Cases that are drawn of each op: their numbers.
+    pub cases: Range<usize>,
     /// Seed of all draws; the same seed draws the same cases.
     pub seed: u64,
     /// Tries at simplifying a case that disagrees: [`SIMPLIFICATIONS`], or none.
@@ -215,7 +219,7 @@ pub fn run(
         failure: None,
         time: Duration::ZERO,
     };
-    for index in 0..options.cases {
+    for index in options.cases.clone() {
         let mut runner = runner(suite.op, options.seed, index);
         let strategy = (suite.strategy)(index);
         let mut tree = strategy.new_tree(&mut runner).expect("strategies reject nothing");

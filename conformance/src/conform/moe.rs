@@ -12,7 +12,7 @@ use proptest::prelude::any;
 use proptest::sample::select;
 use proptest::strategy::{BoxedStrategy, Strategy};
 
-use super::draw::{Draw, float, size};
+use super::draw::{Draw, columns, float, rows, size};
 use super::values::Values;
 use super::{Drawn, Suite};
 
@@ -49,7 +49,7 @@ fn permutation(draw: Draw, n: usize) -> Vec<i32> {
 }
 
 fn dispatch_plan(index: usize) -> BoxedStrategy<Drawn> {
-    (size(0, 300), size(0, 8), size(1, 40), any::<([bool; 2], u64)>())
+    (rows(index, 0, 300), size(0, 8), size(1, 40), any::<([bool; 2], u64)>())
         .prop_map(move |(t, top_k, experts, ([crowd, drops], seed))| {
             let draw = Draw::new(index, seed);
             let indices = experts_of(draw, [t, top_k], experts, crowd, drops);
@@ -60,7 +60,7 @@ fn dispatch_plan(index: usize) -> BoxedStrategy<Drawn> {
 
 fn dispatch(index: usize) -> BoxedStrategy<Drawn> {
     let dtype = select(vec![DType::F32, DType::BF16, DType::F8E4M3]);
-    (size(0, 60), size(1, 8), size(0, 70), dtype, any::<([bool; 2], u64)>())
+    (rows(index, 0, 60), size(1, 8), columns(index, 0, 70), dtype, any::<([bool; 2], u64)>())
         .prop_map(move |(t, top_k, columns, dtype, ([slots, all], seed))| {
             let draw = Draw::new(index, seed);
             let columns = if slots { top_k } else { columns };
@@ -77,7 +77,14 @@ fn dispatch(index: usize) -> BoxedStrategy<Drawn> {
 }
 
 fn combine(index: usize) -> BoxedStrategy<Drawn> {
-    (size(0, 60), size(1, 8), size(0, 70), float(), float(), any::<([bool; 2], u64)>())
+    (
+        rows(index, 0, 60),
+        size(1, 8),
+        columns(index, 0, 70),
+        float(),
+        float(),
+        any::<([bool; 2], u64)>(),
+    )
         .prop_map(move |(tokens, top_k, columns, y, out, ([slots, all], seed))| {
             let draw = Draw::new(index, seed);
             let inverse = permutation(draw, tokens * top_k);
@@ -96,7 +103,7 @@ fn combine(index: usize) -> BoxedStrategy<Drawn> {
 fn drop_tokens(index: usize) -> BoxedStrategy<Drawn> {
     let room = select(vec![0.0, 0.5, 1.0, 1.25, 8.0]);
     let experts = (1usize..=6, select(vec![1usize, 2, 4, 8]));
-    ((size(0, 100), size(1, 6)), experts, room, 1usize..=4, any::<([bool; 2], u64)>())
+    ((rows(index, 0, 100), size(1, 6)), experts, room, 1usize..=4, any::<([bool; 2], u64)>())
         .prop_map(move |((t, top_k), (share, devices), factor, parts, ([crowd, ties], seed))| {
             let draw = Draw::new(index, seed);
             let numbers = Draw { values: Values::Normal, seed };
@@ -128,9 +135,9 @@ fn logits(draw: Draw, shape: &[usize], ties: bool) -> Tensor {
 }
 
 fn router(index: usize) -> BoxedStrategy<Drawn> {
-    let groups = (select(vec![1usize, 1, 2, 4, 8]), size(1, 34), 1usize..=8, size(0, 3));
+    let groups = (select(vec![1usize, 1, 2, 4, 8]), columns(index, 1, 34), 1usize..=8, size(0, 3));
     let rest = (size(0, 8), score(), select(vec![1.0, 2.5]));
-    (size(0, 40), groups, rest, any::<([bool; 3], u64)>())
+    (rows(index, 0, 40), groups, rest, any::<([bool; 3], u64)>())
         .prop_map(move |(t, (n_group, width, kept, best), rest, (flags, seed))| {
             let ([ties, biased, normalize], (top_k, score, scale)) = (flags, rest);
             let draw = Draw::new(index, seed);
@@ -162,7 +169,7 @@ fn router(index: usize) -> BoxedStrategy<Drawn> {
 
 fn router_backward(index: usize) -> BoxedStrategy<Drawn> {
     let rest = (score(), select(vec![1.0, 2.5]));
-    (size(0, 40), size(1, 70), size(1, 8), rest, any::<([bool; 2], u64)>())
+    (rows(index, 0, 40), columns(index, 1, 70), size(1, 8), rest, any::<([bool; 2], u64)>())
         .prop_map(move |(t, experts, top_k, (score, scale), ([normalize, dscores], seed))| {
             let draw = Draw::new(index, seed);
             draw.case(
@@ -181,7 +188,7 @@ fn router_backward(index: usize) -> BoxedStrategy<Drawn> {
 fn balance_loss(index: usize) -> BoxedStrategy<Drawn> {
     let experts = (1usize..=8, select(vec![1usize, 2, 8, 16]));
     let rest = (select(vec![1e-4, 0.5]), 1usize..=4);
-    (size(0, 120), experts, size(0, 8), rest, any::<(bool, u64)>())
+    (rows(index, 0, 120), experts, size(0, 8), rest, any::<(bool, u64)>())
         .prop_map(move |(t, (share, devices), top_k, (weight, parts), (routed, seed))| {
             let draw = Draw::new(index, seed);
             let experts = share * devices;

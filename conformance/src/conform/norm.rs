@@ -7,7 +7,7 @@ use proptest::prelude::any;
 use proptest::sample::select;
 use proptest::strategy::{BoxedStrategy, Strategy};
 
-use super::draw::{Draw, float, size};
+use super::draw::{Draw, columns, float, rows, size};
 use super::values::Values;
 use super::{Drawn, Suite};
 
@@ -21,12 +21,12 @@ pub const SUITES: &[Suite] = &[
 ];
 
 /// Rows, the columns that take part, and those before and behind them.
-fn columns() -> impl Strategy<Value = (usize, usize, usize, usize)> {
-    (size(0, 70), size(1, 300), size(0, 20), size(0, 20))
+fn shape(index: usize) -> impl Strategy<Value = (usize, usize, usize, usize)> {
+    (rows(index, 0, 70), columns(index, 1, 300), size(0, 20), size(0, 20))
 }
 
 fn rms_norm(index: usize) -> BoxedStrategy<Drawn> {
-    (columns(), float(), float(), select(vec![1e-6, 1e-20, 0.0]), any::<u64>())
+    (shape(index), float(), float(), select(vec![1e-6, 1e-20, 0.0]), any::<u64>())
         .prop_map(move |((t, width, offset, behind), x, out, eps, seed)| {
             let draw = Draw::new(index, seed);
             draw.case(
@@ -41,7 +41,7 @@ fn rms_norm(index: usize) -> BoxedStrategy<Drawn> {
 }
 
 fn rms_norm_backward(index: usize) -> BoxedStrategy<Drawn> {
-    (columns(), [float(), float(), float(), float()], any::<(bool, u64)>())
+    (shape(index), [float(), float(), float(), float()], any::<(bool, u64)>())
         .prop_map(move |((t, width, offset, behind), [x, dy, r, out], (residual, seed))| {
             let draw = Draw::new(index, seed);
             draw.case(
@@ -60,7 +60,7 @@ fn rms_norm_backward(index: usize) -> BoxedStrategy<Drawn> {
 
 /// Now and then no row, so that what is added to passes through, NaNs among it.
 fn rms_norm_wgrad(index: usize) -> BoxedStrategy<Drawn> {
-    (columns(), float(), float(), any::<u64>())
+    (shape(index), float(), float(), any::<u64>())
         .prop_map(move |((t, width, offset, behind), x, dy, seed)| {
             let draw = Draw::new(index, seed);
             let t = if draw.values == Values::NonFinite && seed % 2 == 0 { 0 } else { t };
@@ -78,7 +78,7 @@ fn rms_norm_wgrad(index: usize) -> BoxedStrategy<Drawn> {
 }
 
 fn swiglu(index: usize) -> BoxedStrategy<Drawn> {
-    (size(0, 60), size(0, 200), float(), float(), any::<(bool, u64)>())
+    (rows(index, 0, 60), columns(index, 0, 200), float(), float(), any::<(bool, u64)>())
         .prop_map(move |(rows, columns, x, out, (weight, seed))| {
             let draw = Draw::new(index, seed);
             draw.case(
@@ -93,7 +93,7 @@ fn swiglu(index: usize) -> BoxedStrategy<Drawn> {
 }
 
 fn swiglu_backward(index: usize) -> BoxedStrategy<Drawn> {
-    (size(0, 60), size(0, 200), [float(), float(), float()], any::<(bool, u64)>())
+    (rows(index, 0, 60), columns(index, 0, 200), [float(), float(), float()], any::<(bool, u64)>())
         .prop_map(move |(rows, columns, [x, dy, out], (weight, seed))| {
             let draw = Draw::new(index, seed);
             draw.case(
