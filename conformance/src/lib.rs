@@ -5,6 +5,7 @@
 //! - [`catalog`]: the ops as documentation shows them, and their example cases.
 //! - [`check`]: whole folders of case files against an engine.
 //! - [`conform`]: an engine against the reference on drawn cases.
+//! - [`coverage`]: which ops of which runs our kernels compute, as documentation shows it.
 //! - [`inference`]: the model's code as the serving simulator's source of op records.
 //! - [`junit`], [`github`]: verdicts as continuous integration reads them.
 //! - [`lockstep`]: two backends that run every op together.
@@ -23,6 +24,7 @@ pub mod catalog;
 pub mod check;
 pub mod compare;
 pub mod conform;
+pub mod coverage;
 pub mod demo;
 pub mod diagnose;
 pub mod emulated;
