@@ -64,8 +64,8 @@ pub struct Args {
     /// Launch as on a device of so many SMs; no result depends on it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     sms: Option<u32>,
-    /// Permute the order in which the emulated device's warps and CTAs take turns; no result depends
-    /// on it
+    /// Permute the order in which the emulated device's warps and CTAs take turns; no result
+    /// depends on it
     #[arg(long, value_name = "N", default_value_t = 0)]
     schedule_seed: u64,
     /// Sanitizers of the emulated device: memory, races, uninit, sync, or all

@@ -219,7 +219,7 @@ fn train_and_generate(dir: &Path) -> Result<bool, Box<dyn std::error::Error>> {
     Ok(last < first && holds)
 }
 
-/// Two steps of a small run in our kernels on the emulated GPU and on the reference: the same files.
+/// Two steps of a small run in our kernels on the emulated GPU and on the reference: same files.
 fn train_on_the_emulated_gpu(dir: &Path) -> Result<bool, Box<dyn std::error::Error>> {
     let set = ["seq_len=32", "micro_batch=2", "schedule.batch=2", "data.tokenizer.vocab_size=512"];
     let [reference, emulated] = ["two-steps-reference", "two-steps-emulated"].map(|n| dir.join(n));

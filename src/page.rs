@@ -9,11 +9,14 @@ h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 table { border-collapse: collapse; width: 100%; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
 th:first-child, td:first-child, .words { text-align: left; }
+td { vertical-align: baseline; }
 td.part { padding-left: 1.6rem; }
 td:first-child { font-family: ui-monospace, monospace; overflow-wrap: anywhere; min-width: 10rem; }
+td small { display: block; opacity: .65; }
 tr.total { font-weight: 600; }
 .bad { color: var(--bad); } .good { color: var(--good); } .warn { color: var(--warn); }
-pre { border-left: 3px solid var(--bad); padding: .5rem .8rem; margin: .6rem 0; overflow-x: auto; }
+pre { border-left: 3px solid var(--bad); padding: .5rem .8rem; margin: .6rem 0;
+      white-space: pre-wrap; overflow-wrap: anywhere; }
 p.why { margin: 0 0 1rem .9rem; }
 ";
 

@@ -439,7 +439,7 @@ const LAYERS: [(&str, &[Layer]); 2] = [
             ),
             ("objects", &["objects/", "queue.rs"]),
             ("driver", &["driver/"]),
-            ("surface", &["api/", "lib.rs", "prepare.rs", "standins/"]),
+            ("surface", &["api/", "lib.rs", "nvml.rs", "prepare.rs", "standins/"]),
         ],
     ),
 ];

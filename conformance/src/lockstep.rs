@@ -23,7 +23,7 @@ pub struct Lockstep<A, B> {
 /// What has been compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Compared {
-    /// Op calls.
+    /// How many calls of ops.
     pub calls: usize,
     /// Elements of their outputs.
     pub elements: usize,

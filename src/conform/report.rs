@@ -1,5 +1,5 @@
-//! A run of `fathom conform` as one self-contained HTML page: op by op, with what the kernels of each
-//! did, and training runs.
+//! A run of `fathom conform` as one self-contained HTML page: op by op, with what the kernels of
+//! each did, and training runs.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

@@ -56,7 +56,7 @@ pub struct ModelReport {
     pub steps: u64,
     /// Files of the checkpoint that were compared.
     pub files: usize,
-    /// Their bytes.
+    /// Bytes of those files.
     pub bytes: u64,
     /// What differs first; nothing is compared after it.
     pub failure: Option<String>,
@@ -282,7 +282,7 @@ fn step_difference(expected: &StepLog, found: &StepLog) -> String {
 pub struct Same {
     /// Files of the checkpoints.
     pub files: usize,
-    /// Their bytes.
+    /// Bytes of those files.
     pub bytes: u64,
 }
 

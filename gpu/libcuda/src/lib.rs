@@ -11,6 +11,7 @@
 //! - `driver/`: the one driver of the process, and what it does with them.
 //! - `api/`: the entry points of cuda.h, a file a subject, each a few lines over the driver;
 //!   `standins`: NVRTC and nvJitLink as they must answer here, with PTX.
+//!   `nvml`: what programs ask libnvidia-ml about the devices.
 //! - [`prepare`]: the folder in which the library is called libcuda, and running a command with it.
 //!
 //! Translation only: handles, error codes, streams, events. Execution stands in `fathom-emulator`.
@@ -23,6 +24,7 @@ mod driver_check;
 mod image;
 mod link;
 mod machine;
+mod nvml;
 mod objects;
 pub mod prepare;
 mod queue;

@@ -6,9 +6,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::sync::Mutex;
 
 use fathom_ptx::ast::{FuncId, Item, Linkage, Module, Statement};
 use fathom_ptx::{Options, parse_with};
+
+/// A link that a client has begun.
+#[derive(Default)]
+pub(crate) struct Link {
+    pub parts: Mutex<Vec<String>>,
+    /// That a thread may have, where the client says it.
+    pub registers: Option<u32>,
+}
 
 /// Links PTX texts into one.
 ///
@@ -32,6 +41,47 @@ pub(crate) fn link(texts: &[String]) -> Result<String, String> {
         }
     }
     Ok(print(&modules, &defined))
+}
+
+/// The text with `.maxnreg` at each kernel that does not say itself how many registers it may have.
+/// Everything else stays as it is, lines too.
+pub(crate) fn limit_registers(ptx: &str, most: u32) -> String {
+    let mut limited = String::with_capacity(ptx.len() + 64);
+    // The directives of the kernel whose body is looked for.
+    let mut head: Option<String> = None;
+    let mut rest = ptx;
+    while let Some(c) = rest.chars().next() {
+        let comment = match rest {
+            _ if rest.starts_with("//") => rest.find('\n'),
+            _ if rest.starts_with("/*") => rest.find("*/").map(|at| at + 2),
+            _ => Some(0),
+        };
+        let taken = match comment {
+            None => rest.len(),
+            Some(0) if rest.starts_with(".entry") => {
+                head = Some(String::new());
+                ".entry".len()
+            }
+            Some(0) => c.len_utf8(),
+            Some(bytes) => bytes,
+        };
+        if comment == Some(0) {
+            let own = |head: &String| head.contains(".maxnreg") || head.contains(".minnctapersm");
+            match &mut head {
+                Some(said) if c == '{' || c == ';' => {
+                    if c == '{' && !own(said) {
+                        limited.push_str(&format!(".maxnreg {most} "));
+                    }
+                    head = None;
+                }
+                Some(said) => said.push_str(&rest[..taken]),
+                None => {}
+            }
+        }
+        limited.push_str(&rest[..taken]);
+        rest = &rest[taken..];
+    }
+    limited
 }
 
 /// Renames names without linkage that another text has too.
@@ -196,6 +246,18 @@ mod tests {
     ret;
 }
 ";
+
+    #[test]
+    fn registers_are_limited_where_a_kernel_does_not_say_it_itself() {
+        let text = ".visible .entry a(.param .u32 p) // .entry { no\n{\nret;\n}\n\
+                    .visible .func f() {\n/* .entry { */ ret;\n}\n\
+                    .entry b() .maxntid 64, 1, 1 .maxnreg 32 {\nret;\n}\n.entry c() {ret;}";
+        let limited = limit_registers(text, 40);
+        assert!(limited.contains("// .entry { no\n.maxnreg 40 {"), "{limited}");
+        assert!(limited.ends_with(".entry c() .maxnreg 40 {ret;}"), "{limited}");
+        assert_eq!(limited.matches(".maxnreg 40").count(), 2, "{limited}");
+        assert_eq!(limited.replace(".maxnreg 40 ", ""), text);
+    }
 
     #[test]
     fn texts_are_linked_whatever_their_order() {

@@ -42,11 +42,19 @@ pub(crate) fn visible(count: usize, list: Option<&str>) -> Vec<i32> {
 }
 
 /// UUID of a device of the machine as tools write it: `GPU-66617468-...`.
-fn uuid_text(physical: i32) -> String {
+pub(crate) fn uuid_text(physical: i32) -> String {
     let digits: String = uuid(physical).iter().map(|b| format!("{b:02x}")).collect();
     let part = |range: std::ops::Range<usize>| &digits[range];
     let parts = [part(0..8), part(8..12), part(12..16), part(16..20), part(20..32)];
     format!("GPU-{}", parts.join("-"))
+}
+
+/// CUDA version that the driver claims: 13.5, whose PTX is 9.5.
+pub(crate) const CUDA_VERSION: i32 = 13050;
+
+/// The PCI bus that a device of the machine has for itself; domain and device number are 0.
+pub(crate) fn pci_bus(physical: i32) -> i32 {
+    physical + 1
 }
 
 /// UUID of a device of the machine.

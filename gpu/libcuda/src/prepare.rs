@@ -125,6 +125,8 @@ pub fn prepare(choices: Choices) -> Result<Prepared, PrepareError> {
             std::os::unix::fs::symlink(target, &path).map_err(io(&path))
         };
         link(Path::new("libcuda.so.1"), "libcuda.so")?;
+        // The same library, which a loader that knows it by its file takes but once.
+        link(Path::new("libcuda.so.1"), "libnvidia-ml.so.1")?;
         // Called under this name, the program packs PTX as Triton's assembler would machine code.
         link(&program, "ptxas")?;
     }

@@ -202,11 +202,13 @@ impl Queue {
         }
     }
 
-    /// Looks after the work while the host makes no calls, for as long as the process lives.
-    pub(crate) fn attend(&'static self) {
+    /// Looks after the work while the host makes no calls, for as long as the process lives, and
+    /// calls `meanwhile` now and then.
+    pub(crate) fn attend(&'static self, meanwhile: fn()) {
         std::thread::spawn(move || {
             loop {
                 std::thread::sleep(IDLE / 2);
+                meanwhile();
                 if self.lock().last_call.elapsed() >= IDLE {
                     self.run_elsewhere();
                 }

@@ -1,5 +1,6 @@
 //! Capture of streams into graphs.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
@@ -12,6 +13,11 @@ use crate::objects::stream::{Capture, Captured};
 /// `CUstreamCaptureStatus`.
 const NONE: u32 = 0;
 const ACTIVE: u32 = 1;
+
+thread_local! {
+    /// `CUstreamCaptureMode` of the thread.
+    static MODE: Cell<u32> = const { Cell::new(0) };
+}
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
@@ -171,5 +177,13 @@ entry_points! {
         update(stream, nodes, count, flags)
     }
 
-    fn cuThreadExchangeStreamCaptureMode(mode: *mut u32) { put(mode, 0) }
+    // All modes allow the same calls here: the thread's is kept to be told again.
+    fn cuThreadExchangeStreamCaptureMode(mode: *mut u32) {
+        const RELAXED: u32 = 2;
+        let new = *mode.as_ref().ok_or(ERROR_INVALID_VALUE)?;
+        if new > RELAXED {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        put(mode, MODE.replace(new))
+    }
 }

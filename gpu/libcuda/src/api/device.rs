@@ -9,17 +9,16 @@ use crate::abi::*;
 use crate::driver::{driver, initialise, initialised};
 use crate::machine;
 
-/// CUDA version that the driver claims: 13.5, whose PTX is 9.5.
-pub(super) const VERSION: i32 = 13050;
+pub(super) use crate::machine::CUDA_VERSION as VERSION;
 
 /// UUID of a device.
 pub(super) fn uuid(device: i32) -> [u8; 16] {
     machine::uuid(driver().physical(device))
 }
 
-/// The PCI bus that a device has for itself; domain and device number are 0.
+/// The PCI bus of a device.
 pub(super) fn pci_bus(device: i32) -> i32 {
-    driver().physical(device) + 1
+    machine::pci_bus(driver().physical(device))
 }
 
 /// `CUdevice_attribute` values of a device; 0 for what has no meaning here.

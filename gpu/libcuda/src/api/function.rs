@@ -179,6 +179,9 @@ entry_points! {
     }
 
     fn cuFuncGetName(name: *mut *const c_char, function: Handle) {
+        if function == 0 {
+            return Err(ERROR_INVALID_VALUE);
+        }
         put(name, initialised()?.callable(function)?.name.as_ptr())
     }
 
@@ -251,7 +254,8 @@ entry_points! {
         // Each CTA has its static part and the system's, in units of 128 bytes.
         let each = p.shared_bytes_per_sm / blocks as u32 / 128 * 128;
         let fixed = callable.function.attributes().static_shared_bytes + p.shared_bytes_reserved;
-        let most = p.shared_bytes_per_block_optin;
+        // No more than a launch of the function may ask for.
+        let most = most_dynamic_shared(&callable) as u32;
         put(bytes, each.saturating_sub(fixed).min(most) as usize)
     }
 

@@ -9,6 +9,7 @@ use crate::abi::*;
 use crate::driver::user_objects::release_all;
 use crate::driver::{Driver, initialised};
 use crate::objects::graph::{Condition, EdgeData, Exec, Step};
+use crate::objects::handles::HANDLE_STEP;
 use crate::objects::operation::Operation;
 
 /// A client's list of nodes, with the edges' data where it gives them.
@@ -386,6 +387,22 @@ entry_points! {
 
     fn cuGraphExecGetFlags(exec: Handle, flags: *mut u64) {
         put(flags, initialised()?.execs.get(exec)?.flags)
+    }
+
+    // Numbers that no other graph or node has.
+    fn cuGraphGetId(graph: Handle, id: *mut u32) {
+        initialised()?.graphs.get(graph)?;
+        put(id, (graph / HANDLE_STEP) as u32)
+    }
+
+    fn cuGraphNodeGetLocalId(node: Handle, id: *mut u32) {
+        initialised()?.nodes.get(node)?;
+        put(id, (node / HANDLE_STEP) as u32)
+    }
+
+    fn cuGraphNodeGetToolsId(node: Handle, id: *mut u64) {
+        initialised()?.nodes.get(node)?;
+        put(id, (node / HANDLE_STEP) as u64)
     }
 
     fn cuGraphExecGetId(exec: Handle, id: *mut u32) {

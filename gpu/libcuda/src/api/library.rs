@@ -131,6 +131,9 @@ entry_points! {
     }
 
     fn cuKernelGetName(name: *mut *const c_char, kernel: Handle) {
+        if kernel == 0 {
+            return Err(ERROR_INVALID_VALUE);
+        }
         put(name, initialised()?.callable(kernel)?.name.as_ptr())
     }
 

@@ -145,7 +145,12 @@ unsafe fn tell(data: *mut c_void, size: usize, attribute: u32, at: DevicePtr, by
     let values: Vec<i32> = match attribute {
         1 => vec![i32::from(known.read_mostly)],
         2 => vec![device_of(known.preferred)],
-        3 => known.accessed_by.into_iter().collect(),
+        // Devices, then the host.
+        3 => {
+            let mut places: Vec<i32> = known.accessed_by.into_iter().collect();
+            places.sort_by_key(|place| (*place == CPU, *place));
+            places
+        }
         4 => vec![device_of(known.prefetched)],
         5 => vec![part(known.preferred, 0, 0)],
         6 => vec![part(known.preferred, 1, NOWHERE)],

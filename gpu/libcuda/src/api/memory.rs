@@ -8,12 +8,12 @@ use crate::driver::initialised;
 use crate::machine::HostKind;
 use crate::objects::operation::{Fill, Operation};
 
-fn copy_on(stream: Handle, copy: Memcpy3d) -> R {
+pub(super) fn copy_on(stream: Handle, copy: Memcpy3d) -> R {
     initialised()?.submit(stream, Operation::Copy(copy))
 }
 
 /// A copy that is done when the call returns.
-fn copy_now(copy: Memcpy3d) -> R {
+pub(super) fn copy_now(copy: Memcpy3d) -> R {
     let driver = initialised()?;
     driver.current()?;
     // A capture forbids it, and what came before on the default stream goes first.
@@ -21,6 +21,9 @@ fn copy_now(copy: Memcpy3d) -> R {
     copy_on(0, copy)?;
     driver.wait_for(0)
 }
+
+/// `CU_POINTER_ATTRIBUTE_SYNC_MEMOPS`.
+const SYNC_MEMOPS: u32 = 6;
 
 fn row(to: DevicePtr, from: DevicePtr, bytes: usize) -> Memcpy3d {
     Memcpy3d::row(to, from, bytes)
@@ -154,6 +157,11 @@ entry_points! {
         // Whole words around the range; the client's pages hold them.
         let begin = pointer as usize & !3;
         let end = (pointer as usize + bytes).next_multiple_of(4);
+        let view = driver.devices[0].memory().view();
+        let last = (pointer as usize + bytes.max(1) - 1) as u64;
+        if [pointer as u64, last].iter().any(|at| view.locate(*at, 1).is_some()) {
+            return Err(ERROR_HOST_MEMORY_ALREADY_REGISTERED);
+        }
         driver.devices[0].register_host(begin as *mut u8, end - begin);
         Ok(())
     }
@@ -192,8 +200,12 @@ entry_points! {
             1 => put(data.cast(), driver.primary_context(allocation.device() as usize)),
             2 => put(data.cast(), if host { MEMORY_HOST } else { 2u32 }),
             3 | 4 => put(data.cast(), address),
-            // Synchronous copies by choice: not chosen. No handles of allocations are given out.
-            6 | 10 | 14 => put(data.cast(), 0u32),
+            SYNC_MEMOPS => {
+                let chosen = driver.synchronous.lock().expect("no panic holds this lock");
+                put(data.cast(), u32::from(chosen.contains(&allocation.base())))
+            }
+            // No handles of allocations are given out, and no other device on the bus reaches them.
+            10 | 14 | 15 => put(data.cast(), 0u32),
             7 => put(data.cast(), allocation.base()),
             8 => {
                 let hosted = driver.host.lock().expect("no panic holds this lock");
@@ -231,7 +243,18 @@ entry_points! {
     }
 
     fn cuPointerSetAttribute(value: *const c_void, attribute: u32, address: DevicePtr) {
-        let _ = (value, attribute, address);
+        let driver = initialised()?;
+        let view = driver.devices[0].memory().view();
+        let base = view.find(address).ok_or(ERROR_INVALID_VALUE)?.base();
+        if attribute != SYNC_MEMOPS || value.is_null() {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        // Copies wait for what came before as it is: the choice is kept to be told again.
+        let mut chosen = driver.synchronous.lock().expect("no panic holds this lock");
+        match *value.cast::<u32>() {
+            0 => chosen.remove(&base),
+            _ => chosen.insert(base),
+        };
         Ok(())
     }
 

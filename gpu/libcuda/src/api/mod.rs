@@ -4,6 +4,7 @@
 //! a body that gives `R`. The macro exports it and catches panics at the border; `build.rs` finds
 //! it by its name and adds what is missing from cuda.h (see `lookup`).
 
+pub(crate) mod array;
 mod capture;
 mod context;
 mod device;
@@ -11,6 +12,7 @@ mod export_table;
 mod function;
 mod graph;
 mod graph_node;
+pub(crate) mod green;
 mod launch;
 mod library;
 mod lookup;

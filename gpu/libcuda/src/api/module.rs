@@ -1,7 +1,7 @@
 //! Modules and linking.
 
 use std::ffi::{c_char, c_void};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use fathom_emulator::Symbol;
 
@@ -10,15 +10,19 @@ use crate::abi::*;
 use crate::driver::programs::parse;
 use crate::driver::{Driver, initialised};
 use crate::image;
+use crate::link::{Link, limit_registers};
 use crate::say::say;
 
-/// What a client says about compiling PTX: where it wants to read what went wrong.
+/// What a client says about compiling PTX: where it wants to read what went wrong, and how many
+/// registers a thread may have.
 pub(super) struct JitOptions {
+    registers: Option<u32>,
     error_log: *mut u8,
     error_log_bytes: usize,
 }
 
 /// `CUjit_option` values that are read here.
+const MAX_REGISTERS: u32 = 0;
 const ERROR_LOG_BUFFER: u32 = 5;
 const ERROR_LOG_BUFFER_SIZE_BYTES: u32 = 6;
 
@@ -28,11 +32,13 @@ impl JitOptions {
     /// # Safety
     /// `options` and `values` have `count` entries.
     pub(super) unsafe fn read(count: u32, options: *const u32, values: *const usize) -> Self {
-        let mut found = JitOptions { error_log: std::ptr::null_mut(), error_log_bytes: 0 };
+        let mut found =
+            JitOptions { registers: None, error_log: std::ptr::null_mut(), error_log_bytes: 0 };
         for i in 0..count as usize {
             // SAFETY: within the count.
             let (option, value) = unsafe { (*options.add(i), *values.add(i)) };
             match option {
+                MAX_REGISTERS => found.registers = Some(value as u32).filter(|most| *most > 0),
                 ERROR_LOG_BUFFER => found.error_log = value as *mut u8,
                 // An integer in a pointer's place: its upper half is not the client's.
                 ERROR_LOG_BUFFER_SIZE_BYTES => found.error_log_bytes = value as u32 as usize,
@@ -64,6 +70,8 @@ impl JitOptions {
     /// As [`JitOptions::report`].
     pub(super) unsafe fn parse(&self, ptx: &str) -> R<fathom_emulator::Image> {
         let mut log = String::new();
+        let limited = self.registers.map(|most| limit_registers(ptx, most));
+        let ptx = limited.as_deref().unwrap_or(ptx);
         // SAFETY: the caller's promise.
         parse(ptx, &mut log).inspect_err(|_| unsafe { self.report(&log) })
     }
@@ -172,8 +180,8 @@ entry_points! {
     }
 
     fn cuLinkCreate_v2(count: u32, options: *const u32, values: *const usize, link: *mut Handle) {
-        let _ = (count, options, values);
-        put(link, initialised()?.links.insert(Arc::new(Mutex::new(Vec::new()))))
+        let registers = JitOptions::read(count, options, values).registers;
+        put(link, initialised()?.links.insert(Arc::new(Link { registers, ..Link::default() })))
     }
 
     fn cuLinkAddData_v2(
@@ -191,7 +199,7 @@ entry_points! {
         let link = driver.links.get(link)?;
         let data = std::slice::from_raw_parts(data, bytes);
         let ptx = image::ptx_of_bytes(data, driver.capability())?;
-        link.lock().expect("no panic holds this lock").push(ptx);
+        link.parts.lock().expect("no panic holds this lock").push(ptx);
         Ok(())
     }
 
@@ -207,14 +215,14 @@ entry_points! {
         let driver = initialised()?;
         let link = driver.links.get(link)?;
         let ptx = image::ptx_of_file(&text(path)?, driver.capability())?;
-        link.lock().expect("no panic holds this lock").push(ptx);
+        link.parts.lock().expect("no panic holds this lock").push(ptx);
         Ok(())
     }
 
     fn cuLinkComplete(link: Handle, image: *mut *const c_void, bytes: *mut usize) {
         let link = initialised()?.links.get(link)?;
-        let parts = link.lock().expect("no panic holds this lock");
-        let one = match &parts[..] {
+        let parts = link.parts.lock().expect("no panic holds this lock");
+        let mut one = match &parts[..] {
             [] => return Err(ERROR_INVALID_VALUE),
             [one] => one.clone(),
             several => crate::link::link(several).map_err(|what| {
@@ -222,6 +230,9 @@ entry_points! {
                 ERROR_INVALID_PTX
             })?,
         };
+        if let Some(most) = link.registers {
+            one = limit_registers(&one, most);
+        }
         // The image is the client's for as long as the process lives.
         let image_bytes: &'static [u8] = format!("{one}\0").into_bytes().leak();
         put(image, image_bytes.as_ptr().cast())?;

@@ -219,6 +219,7 @@ entry_points! {
     fn cuDeviceGraphMemTrim(device: i32) {
         let pool = graph_pool(device)?;
         let mut state = pool.state.lock().expect("no panic holds this lock");
+        state.used -= std::mem::take(&mut state.freed);
         state.reserved_now = state.reserved();
         Ok(())
     }

@@ -7,13 +7,15 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use super::{entry_points, put};
 use crate::abi::*;
+use crate::driver::contexts::current_context;
 use crate::driver::initialised;
 use crate::objects::event::Event;
 use crate::objects::operation::{Comparison, Operation, Value};
 use crate::objects::stream::Captured;
 use crate::objects::stream::Stream;
 
-fn create(stream: *mut Handle, flags: u32, priority: i32) -> R {
+/// Makes a stream of the current context.
+pub(super) fn create_in(stream: *mut Handle, flags: u32, priority: i32) -> R {
     let driver = initialised()?;
     let device = driver.current()?;
     if flags & !STREAM_NON_BLOCKING != 0 {
@@ -21,7 +23,8 @@ fn create(stream: *mut Handle, flags: u32, priority: i32) -> R {
     }
     // Priorities outside of the range are brought into it.
     let priority = priority.clamp(PRIORITIES.1, PRIORITIES.0);
-    let new = Stream { handle: 0, device, capture: Arc::default(), flags, priority };
+    let green = driver.green_of(current_context());
+    let new = Stream { handle: 0, device, capture: Arc::default(), flags, priority, green };
     let handle = driver.streams.insert_with(|handle| Stream { handle, ..new });
     // SAFETY: the client's pointer.
     unsafe { put(stream, handle) }
@@ -81,10 +84,10 @@ impl BatchMemOp {
 }
 
 entry_points! {
-    fn cuStreamCreate(stream: *mut Handle, flags: u32) { create(stream, flags, 0) }
+    fn cuStreamCreate(stream: *mut Handle, flags: u32) { create_in(stream, flags, 0) }
 
     fn cuStreamCreateWithPriority(stream: *mut Handle, flags: u32, priority: i32) {
-        create(stream, flags, priority)
+        create_in(stream, flags, priority)
     }
 
     fn cuStreamDestroy_v2(stream: Handle) {
@@ -139,8 +142,7 @@ entry_points! {
     }
 
     fn cuStreamGetCtx(stream: Handle, context: *mut Handle) {
-        let driver = initialised()?;
-        put(context, driver.primary_context(driver.stream(stream)?.device))
+        put(context, initialised()?.context_of(stream)?.0)
     }
 
     fn cuStreamGetDevice(stream: Handle, device: *mut i32) {
@@ -150,9 +152,9 @@ entry_points! {
     fn cuStreamGetId(stream: Handle, id: *mut u64) { put(id, stream as u64) }
 
     fn cuStreamGetCtx_v2(stream: Handle, context: *mut Handle, green: *mut Handle) {
-        let driver = initialised()?;
-        put(context, driver.primary_context(driver.stream(stream)?.device))?;
-        if green.is_null() { Ok(()) } else { put(green, 0) }
+        let (own, own_green) = initialised()?.context_of(stream)?;
+        put(context, own)?;
+        if green.is_null() { Ok(()) } else { put(green, own_green) }
     }
 
     // Attributes of a stream are hints here: priorities, windows of the L2 cache, how to wait.

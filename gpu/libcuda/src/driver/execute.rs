@@ -133,27 +133,46 @@ impl Memcpy3d {
 
     fn ends(&self) -> R<(End, End)> {
         let place = |kind, host, device| match kind {
-            MEMORY_HOST => Ok(Host(host)),
-            MEMORY_ARRAY => {
-                driver().name_unsupported("CUDA arrays");
-                Err(ERROR_NOT_SUPPORTED)
-            }
-            MEMORY_DEVICE => Ok(Address::of_device(device)),
-            _ => Ok(Address::of(device)),
+            MEMORY_HOST => Host(host),
+            MEMORY_DEVICE => Address::of_device(device),
+            _ => Address::of(device),
         };
-        let end = |place: Address, [x, y, z]: [usize; 3], pitch: usize, height: usize| {
+        let end = |place: Address, [x, y, z]: [usize; 3], row: usize, slice: usize| End {
+            place: place.add(z * slice + y * row + x),
+            row,
+            slice,
+        };
+        let linear = |place: Address, at, pitch: usize, height: usize| {
             let row = if pitch == 0 { self.width } else { pitch };
-            let slice = row * if height == 0 { self.height } else { height };
-            End { place: place.add(z * slice + y * row + x), row, slice }
+            end(place, at, row, row * if height == 0 { self.height } else { height })
         };
-        let from = place(self.src_type, self.src_host, self.src_device)?;
-        let to = place(self.dst_type, self.dst_host, self.dst_device)?;
+        let array = |handle, at: [usize; 3]| {
+            let array = driver().arrays.get(handle)?;
+            let sizes = [self.width, self.height, self.depth];
+            let room = [array.row, array.rows, array.slices];
+            let beyond = (0..3).any(|i| at[i].saturating_add(sizes[i]) > room[i]);
+            match beyond {
+                true => Err(ERROR_INVALID_VALUE),
+                false => Ok(end(Device(array.base), at, array.row, array.row * array.rows)),
+            }
+        };
         let from_at = [self.src_x, self.src_y, self.src_z];
+        let from = match self.src_type {
+            MEMORY_ARRAY => array(self.src_array, from_at)?,
+            kind => {
+                let from = place(kind, self.src_host, self.src_device);
+                linear(from, from_at, self.src_pitch, self.src_height)
+            }
+        };
         let to_at = [self.dst_x, self.dst_y, self.dst_z];
-        Ok((
-            end(to, to_at, self.dst_pitch, self.dst_height),
-            end(from, from_at, self.src_pitch, self.src_height),
-        ))
+        let to = match self.dst_type {
+            MEMORY_ARRAY => array(self.dst_array, to_at)?,
+            kind => {
+                let to = place(kind, self.dst_host, self.dst_device);
+                linear(to, to_at, self.dst_pitch, self.dst_height)
+            }
+        };
+        Ok((to, from))
     }
 
     /// Refuses what does not lie within one allocation; true where an end is pageable memory, which

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fathom_emulator::{
     CLUSTER, COOPERATIVE_GRID, Error, Finding, Function, KernelRecord, Launch, LaunchConfig,
@@ -18,6 +18,9 @@ use crate::say::{self, say};
 
 /// Emulated nanoseconds from one kernel of a stream to the next.
 const LAUNCH_NS: u64 = 2000;
+
+/// How often the summary of a run is saved.
+const SAVE_EVERY: Duration = Duration::from_millis(50);
 
 impl Driver {
     /// Refuses a launch that cannot run.
@@ -95,7 +98,10 @@ impl Driver {
         {
             say!("{}: {error}", folder.display());
         }
-        self.save_summary();
+        match findings {
+            [] => self.save_summary_soon(),
+            _ => self.save_summary(),
+        }
     }
 
     fn write_trace(&self, folder: &PathBuf, record: &KernelRecord) -> std::io::Result<()> {
@@ -108,8 +114,29 @@ impl Driver {
         trace.as_mut().expect("made above").write(record)
     }
 
-    /// The summary is kept in its file after every launch, so that it survives any end.
+    /// Saves the summary after a launch, unless it was saved a moment ago: then [`SAVE_EVERY`]
+    /// later, or at the end. Who is killed in between loses launches, but no finding.
+    fn save_summary_soon(&self) {
+        let mut saved = self.saved.lock().expect("no panic holds this lock");
+        if saved.is_some_and(|at| at.elapsed() < SAVE_EVERY) {
+            self.unsaved.store(true, Relaxed);
+            return;
+        }
+        *saved = Some(Instant::now());
+        drop(saved);
+        self.save_summary();
+    }
+
+    /// Saves the summary where launches are not in it yet.
+    pub(crate) fn save_rest(&self) {
+        if self.unsaved.load(Relaxed) {
+            self.save_summary();
+        }
+    }
+
+    /// The summary is kept in its file, so that it survives any end.
     fn save_summary(&self) {
+        self.unsaved.store(false, Relaxed);
         if let Some(folder) = &self.choices.summary {
             let summary = self.summary.lock().expect("no panic holds this lock");
             if let Err(error) = summary.save(folder) {

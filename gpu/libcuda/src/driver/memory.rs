@@ -34,7 +34,7 @@ impl Driver {
 
     /// Memory of a device; it goes with the current context where that is of the device, else with
     /// the primary one.
-    fn alloc(&self, device: usize, bytes: usize) -> R<DevicePtr> {
+    pub(crate) fn alloc(&self, device: usize, bytes: usize) -> R<DevicePtr> {
         if bytes == 0 {
             return Err(ERROR_INVALID_VALUE);
         }
@@ -50,6 +50,7 @@ impl Driver {
 
     /// Frees memory, of a device or of the host.
     pub(crate) fn free(&self, address: DevicePtr) -> R {
+        self.synchronous.lock().expect("no panic holds this lock").remove(&address);
         if self.host_free(address as usize)? {
             self.left_pool(address);
             self.advice.lock().expect("no panic holds this lock").remove(&address);
@@ -134,7 +135,14 @@ impl Driver {
         let pool = self.graph_pools[device];
         let before = (pool, bytes as u64);
         if self.pooled.lock().expect("no panic holds this lock").insert(at, before).is_none() {
-            self.pools.get(pool)?.used(|used| used + bytes as u64);
+            let pool = self.pools.get(pool)?;
+            let again = {
+                let mut state = pool.state.lock().expect("no panic holds this lock");
+                let again = state.freed.min(bytes as u64);
+                state.freed -= again;
+                again
+            };
+            pool.used(|used| used + bytes as u64 - again);
         }
         Ok(())
     }
@@ -142,10 +150,14 @@ impl Driver {
     /// Tells the pool of an allocation that it goes.
     pub(crate) fn left_pool(&self, at: DevicePtr) {
         let left = self.pooled.lock().expect("no panic holds this lock").remove(&at);
-        if let Some((pool, bytes)) = left
-            && let Ok(pool) = self.pools.get(pool)
+        if let Some((handle, bytes)) = left
+            && let Ok(pool) = self.pools.get(handle)
         {
-            pool.used(|used| used - bytes);
+            if self.graph_pools.contains(&handle) {
+                pool.state.lock().expect("no panic holds this lock").freed += bytes;
+            } else {
+                pool.used(|used| used - bytes);
+            }
         }
     }
 

@@ -14,10 +14,11 @@ pub(crate) mod programs;
 mod submit;
 pub(crate) mod user_objects;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
 
 use fathom_emulator::{Checks, Device, Error, KernelRecord, Preset, Tell};
 use fathom_trace::jsonl;
@@ -25,9 +26,12 @@ use fathom_trace::jsonl;
 use self::contexts::{Stored, current_context};
 use crate::abi::*;
 use crate::choices::Choices;
+use crate::link::Link;
 use crate::machine::{Advice, HostKind, visible};
+use crate::objects::array::{Array, Mipmap, Object};
 use crate::objects::event::Event;
 use crate::objects::graph::{Condition, Exec, SharedGraph};
+use crate::objects::green::Green;
 use crate::objects::handles::Handles;
 use crate::objects::pool::{Pool, PoolMemory};
 use crate::objects::program::{Callable, Kernel, Library, Loaded};
@@ -81,13 +85,26 @@ pub(crate) struct Driver {
     pub physical: Handles<Arc<Physical>>,
     pub ranges: Ranges,
     pub shared: Shared,
-    pub links: Handles<Arc<Mutex<Vec<String>>>>,
+    pub links: Handles<Arc<Link>>,
+    /// Green contexts, and SMs by the descriptions that they are made of.
+    pub greens: Handles<Green>,
+    pub descriptions: Handles<u32>,
+    pub arrays: Handles<Arc<Array>>,
+    pub mipmaps: Handles<Arc<Mipmap>>,
+    /// Texture and surface objects.
+    pub objects: Handles<Object>,
+    /// Allocations that the client wants synchronous copies of.
+    pub synchronous: Mutex<BTreeSet<DevicePtr>>,
     /// Host memory of the driver: pinned and managed.
     pub host: Mutex<BTreeMap<usize, (std::alloc::Layout, HostKind)>>,
     /// The context of each allocation of device memory.
     pub owners: Mutex<BTreeMap<DevicePtr, Handle>>,
     default_streams: Vec<Stream>,
     summary: Mutex<Summary>,
+    /// When it was last saved after a launch.
+    saved: Mutex<Option<Instant>>,
+    /// Whether it has changed since.
+    unsaved: AtomicBool,
     choices: Choices,
     unsupported: Mutex<Vec<String>>,
     trace: Mutex<Option<jsonl::Writer<KernelRecord, std::fs::File>>>,
@@ -115,7 +132,7 @@ pub(crate) fn initialised() -> R<&'static Driver> {
 pub(crate) fn initialise() {
     let driver = driver();
     if !INITIALISED.swap(true, Relaxed) {
-        driver.queue.attend();
+        driver.queue.attend(|| self::driver().save_rest());
         // SAFETY: a function of this library, which is never unloaded.
         unsafe { atexit(at_exit) };
     }
@@ -146,8 +163,14 @@ impl Driver {
         let pool_each = || each().map(make).collect();
         let (default_pools, graph_pools): (Vec<Handle>, Vec<Handle>) = (pool_each(), pool_each());
         let queue = Queue::new(devices.len() > 1, launch::run_batch);
-        let stream =
-            |device| Stream { handle: 0, device, capture: Arc::default(), flags: 0, priority: 0 };
+        let stream = |device| Stream {
+            handle: 0,
+            device,
+            capture: Arc::default(),
+            flags: 0,
+            priority: 0,
+            green: 0,
+        };
         Ok(Driver {
             clocks: each().map(|_| AtomicU64::new(0)).collect(),
             primary: each().map(|_| OnceLock::new()).collect(),
@@ -181,9 +204,17 @@ impl Driver {
             ranges: Mutex::default(),
             shared: Mutex::default(),
             links: Handles::new(),
+            greens: Handles::new(),
+            descriptions: Handles::new(),
+            arrays: Handles::new(),
+            mipmaps: Handles::new(),
+            objects: Handles::new(),
+            synchronous: Mutex::default(),
             host: Mutex::default(),
             owners: Mutex::default(),
             summary: Mutex::default(),
+            saved: Mutex::default(),
+            unsaved: AtomicBool::new(false),
             choices,
             unsupported: Mutex::default(),
             trace: Mutex::new(None),
@@ -194,6 +225,11 @@ impl Driver {
     pub(crate) fn device(&self, ordinal: i32) -> R<&Device> {
         let index = usize::try_from(ordinal).map_err(|_| ERROR_INVALID_DEVICE)?;
         self.devices.get(index).ok_or(ERROR_INVALID_DEVICE)
+    }
+
+    /// How many devices the machine has.
+    pub(crate) fn in_the_machine(&self) -> usize {
+        self.choices.devices.max(1)
     }
 
     /// Which of the machine's devices one is.
@@ -260,7 +296,10 @@ impl Driver {
 
 /// Runs what is left when the process ends.
 extern "C" fn at_exit() {
-    let _ = std::panic::catch_unwind(|| driver().wait_for_all());
+    let _ = std::panic::catch_unwind(|| {
+        let _ = driver().wait_for_all();
+        driver().save_rest();
+    });
 }
 
 unsafe extern "C" {

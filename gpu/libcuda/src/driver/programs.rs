@@ -14,6 +14,19 @@ use crate::say::say;
 /// PTX ISA of the CUDA version that the driver claims, times ten.
 const PTX_VERSION: u32 = 95;
 
+/// What CUDA's device runtime, which is machine code, gives cooperative kernels.
+const COOPERATIVE: &str = include_str!("../cooperative.ptx");
+
+/// The text with the device runtime's functions, where it calls those that are here.
+fn with_device_runtime(ptx: &str) -> Option<String> {
+    let called = |line: &str| line.contains(".extern .func") && line.contains("cudaCG");
+    if !ptx.contains("cudaCG") || !ptx.lines().any(called) {
+        return None;
+    }
+    // What cannot be linked is refused as it is.
+    crate::link::link(&[ptx.to_owned(), COOPERATIVE.to_owned()]).ok()
+}
+
 /// Parses PTX; what is wrong with it goes to stderr and into `log`.
 pub(crate) fn parse(ptx: &str, log: &mut String) -> R<Image> {
     let refuse = |words: String, code: CuResult, log: &mut String| {
@@ -21,7 +34,8 @@ pub(crate) fn parse(ptx: &str, log: &mut String) -> R<Image> {
         log.push_str(&words);
         Err(code)
     };
-    match Image::parse(ptx) {
+    let linked = with_device_runtime(ptx);
+    match Image::parse(linked.as_deref().unwrap_or(ptx)) {
         Err(error) => refuse(error.to_string(), ERROR_INVALID_PTX, log),
         Ok(image) if image.version() > PTX_VERSION => {
             let version = |v: u32| format!("{}.{}", v / 10, v % 10);

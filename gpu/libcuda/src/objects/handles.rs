@@ -12,6 +12,9 @@ pub(crate) struct Handles<T>(Mutex<BTreeMap<Handle, T>>);
 /// Handles are spread like pointers, since clients print and compare them as such.
 static NEXT_HANDLE: AtomicU64 = AtomicU64::new(0x1000);
 
+/// From one handle to the next.
+pub(crate) const HANDLE_STEP: usize = 0x40;
+
 impl<T: Clone> Handles<T> {
     pub(crate) const fn new() -> Self {
         Handles(Mutex::new(BTreeMap::new()))
@@ -23,7 +26,7 @@ impl<T: Clone> Handles<T> {
 
     /// As [`Handles::insert`], of a value that knows its handle.
     pub(crate) fn insert_with(&self, make: impl FnOnce(Handle) -> T) -> Handle {
-        let handle = NEXT_HANDLE.fetch_add(0x40, Relaxed) as Handle;
+        let handle = NEXT_HANDLE.fetch_add(HANDLE_STEP as u64, Relaxed) as Handle;
         self.lock().insert(handle, make(handle));
         handle
     }

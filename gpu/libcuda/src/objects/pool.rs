@@ -29,6 +29,8 @@ pub(crate) struct PoolState {
     pub reserved_high: u64,
     /// Of graphs: what is reserved until it is trimmed.
     pub reserved_now: u64,
+    /// Of graphs: bytes that were freed since, and count as used until then.
+    pub freed: u64,
 }
 
 /// Bytes in which a pool takes memory from its device.

@@ -13,6 +13,8 @@ pub(crate) struct Stream {
     pub capture: Arc<Mutex<Option<Captured>>>,
     pub flags: u32,
     pub priority: i32,
+    /// The green context that it was made in, or 0.
+    pub green: Handle,
 }
 
 /// What streams capture together into a graph, until the one that began ends it.

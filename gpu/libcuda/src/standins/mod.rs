@@ -4,8 +4,10 @@
 //! `fathom emulate` loads this library before all others (LD_PRELOAD), so that a program's `dlsym`
 //! is the one below: where a program asks for one of the names of [`TABLE`], it gets a function of
 //! `nvrtc` or `nvjitlink`, which asks the real one and answers with PTX where that answers with a
-//! cubin. Every other name goes on to the C library, as do all where nothing was loaded before.
+//! cubin; nvFatbin, which packs such cubins, is told what they are. Every other name goes on to the
+//! C library, as do all where nothing was loaded before.
 
+mod nvfatbin;
 mod nvjitlink;
 mod nvrtc;
 
@@ -36,6 +38,7 @@ macro_rules! table {
 table! {
     nvrtc::nvrtcGetCUBINSize => c"nvrtcGetCUBINSize",
     nvrtc::nvrtcGetCUBIN => c"nvrtcGetCUBIN",
+    nvfatbin::nvFatbinAddCubin => c"nvFatbinAddCubin",
     nvjitlink::nvJitLinkCreate => c"nvJitLinkCreate",
     nvjitlink::nvJitLinkDestroy => c"nvJitLinkDestroy",
     nvjitlink::nvJitLinkAddData => c"nvJitLinkAddData",
@@ -46,12 +49,18 @@ table! {
 }
 
 /// Names that the stand-ins need beside those that they stand in for.
-static NEEDED: [(&CStr, AtomicPtr<c_void>); 4] = [
+static NEEDED: [(&CStr, AtomicPtr<c_void>); 5] = [
+    (c"nvFatbinAddPTX", AtomicPtr::new(null_mut())),
     (c"nvrtcGetPTXSize", AtomicPtr::new(null_mut())),
     (c"nvrtcGetPTX", AtomicPtr::new(null_mut())),
     (c"nvJitLinkGetLinkedPtxSize", AtomicPtr::new(null_mut())),
     (c"nvJitLinkGetLinkedPtx", AtomicPtr::new(null_mut())),
 ];
+
+/// Whether data is PTX text: what this driver's NVRTC gave out as a cubin is.
+fn is_text(data: &[u8]) -> bool {
+    data.first().is_some_and(|c| matches!(c, b'.' | b'/') || c.is_ascii_whitespace())
+}
 
 type Dlsym = unsafe extern "C" fn(Address, *const c_char) -> Address;
 

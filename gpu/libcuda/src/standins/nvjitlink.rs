@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::sync::Mutex;
 
-use super::call_real;
+use super::{call_real, is_text};
 use crate::abi::Handle;
 use crate::image;
 use crate::say::say;
@@ -41,11 +41,6 @@ static LINKS: Mutex<BTreeMap<Handle, Link>> = Mutex::new(BTreeMap::new());
 
 fn with<T>(handle: Handle, call: impl FnOnce(&mut Link) -> T) -> Option<T> {
     LINKS.lock().ok()?.get_mut(&handle).map(call)
-}
-
-/// Whether data is PTX text: what this driver's NVRTC gave out as a cubin is.
-fn is_text(data: &[u8]) -> bool {
-    data.first().is_some_and(|c| matches!(c, b'.' | b'/') || c.is_ascii_whitespace())
 }
 
 fn is_lto(kind: c_int, data: &[u8]) -> bool {
@@ -120,10 +115,22 @@ fn ptx_of(link: &Link) -> Result<Vec<u8>, String> {
         [] => return Err("no input has PTX".to_owned()),
         [one] => one.clone(),
         several => crate::link::link(several)?,
+    };
+    if let Some(most) = most_registers(&link.options) {
+        text = crate::link::limit_registers(&text, most);
     }
-    .into_bytes();
+    let mut text = text.into_bytes();
     text.push(0);
     Ok(text)
+}
+
+/// `-maxrregcount=N`.
+fn most_registers(options: &[CString]) -> Option<u32> {
+    let value = |o: &CString| {
+        let option = o.to_str().ok()?.trim_start_matches('-');
+        option.strip_prefix("maxrregcount=")?.trim().parse().ok()
+    };
+    options.iter().find_map(value)
 }
 
 /// `nvJitLinkCreate`.

@@ -52,7 +52,7 @@ pub fn search(name: &str, version: c_int) -> (*const c_void, u32) {
 }
 
 pub fn address(name: &str) -> *const c_void {
-    let (found, status) = search(name, 13000);
+    let (found, status) = search(name, 13050);
     assert_eq!(status, 0);
     found
 }
