@@ -177,9 +177,11 @@ impl Ub {
             }
             Ub::SharedRace => {
                 "no barrier orders the two accesses, so that the value depends on which \
-                               warp comes first"
+                 comes first"
             }
-            Ub::GlobalRace => "CTAs run in any order, and nothing orders the two accesses",
+            Ub::GlobalRace => {
+                "CTAs, and lanes of a warp, run in any order, and nothing orders the two accesses"
+            }
             Ub::MissingProxyFence => {
                 "asynchronous copies and tensor cores see generic writes only \
                                       behind fence.proxy.async"
