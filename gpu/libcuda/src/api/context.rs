@@ -150,8 +150,11 @@ entry_points! {
         // What its streams were given is done first; an error of that goes with it.
         let _ = initialised()?.wait_for_all();
         forget(context)?;
-        initialised()?.clear(context);
-        initialised()?.contexts.remove(context).map_err(|_| ERROR_INVALID_CONTEXT)?;
+        let driver = initialised()?;
+        driver.clear(context);
+        driver.contexts.remove(context).map_err(|_| ERROR_INVALID_CONTEXT)?;
+        // The green context that it stood for goes with it.
+        let _ = driver.greens.remove(driver.green_of(context));
         if current_context() == context {
             pop_context();
         }

@@ -192,6 +192,8 @@ entry_points! {
     // What graphs have used stays reserved until it is trimmed.
     fn cuDeviceGetGraphMemAttribute(device: i32, attribute: u32, value: *mut u64) {
         let pool = graph_pool(device)?;
+        // Graphs that were launched have their memory.
+        initialised()?.wait_for_all()?;
         let state = *pool.state.lock().expect("no panic holds this lock");
         put(value, match attribute {
             0 => state.used,
