@@ -54,13 +54,13 @@ impl<A: Backend, B: Backend> Lockstep<A, B> {
     }
 }
 
-/// `step 1, layer 0, attention, F, micro-batch 2`.
+/// `layer 0, attention, F, micro-batch 2`.
 fn words(place: Place) -> String {
-    let Place { step, layer, component, phase, micro_batch } = place;
+    let Place { layer, component, phase, micro_batch, .. } = place;
     let layer = layer.map_or("outside the layers".to_owned(), |layer| format!("layer {layer}"));
     let part = format!("{component:?}").to_lowercase();
     let batch = micro_batch.map_or(String::new(), |batch| format!(", micro-batch {batch}"));
-    format!("step {step}, {layer}, {part}, {phase:?}{batch}")
+    format!("{layer}, {part}, {phase:?}{batch}")
 }
 
 impl<A: Backend, B: Backend> Backend for Lockstep<A, B> {
@@ -166,11 +166,11 @@ mod tests {
         let x = both.upload(Tensor::from_vec(&[3], vec![0.0f32, -1.5, 2.0])).unwrap();
         let low = both.cast(&Cast { out: DType::BF16 }, &x).unwrap();
         assert_eq!(both.compared(), Compared { calls: 1, elements: 3 });
-        both.at(Place { step: 7, layer: Some(2), micro_batch: Some(1), ..Place::default() });
+        both.at(Place { layer: Some(2), micro_batch: Some(1), ..Place::default() });
         let error = both.add(&Add { out: DType::F32 }, &x, &low, None).unwrap_err().to_string();
         for part in [
             "broken",
-            "step 7, layer 2, optimizer, F, micro-batch 1",
+            "layer 2, optimizer, F, micro-batch 1",
             "y: 2 of 3 elements differ",
             "first at [1]: contract 0xc0400000, kernel 0xbfc00000",
         ] {
