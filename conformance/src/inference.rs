@@ -48,7 +48,11 @@ fn parallel(it: &Iteration) -> Parallel {
 /// Nothing is kept for a backward.
 fn recipe(it: &Iteration) -> Recipe {
     Recipe::new(match it.precision {
-        Precision::Fp8 => Mode::Fp8,
         Precision::Bf16 => Mode::Bf16,
+        Precision::Fp8
+        | Precision::Fp8Tensor
+        | Precision::Mxfp8
+        | Precision::Nvfp4
+        | Precision::Mxfp4 => Mode::Fp8,
     })
 }

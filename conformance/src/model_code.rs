@@ -53,8 +53,13 @@ fn recipe(q: &Question) -> Recipe {
         recompute_up_projections: again,
         recompute_swiglu: again,
         ..Recipe::new(match q.precision {
-            Precision::Fp8 => Mode::Fp8,
             Precision::Bf16 => Mode::Bf16,
+            // The same ops; the simulator knows how wide their operands are.
+            Precision::Fp8
+            | Precision::Fp8Tensor
+            | Precision::Mxfp8
+            | Precision::Nvfp4
+            | Precision::Mxfp4 => Mode::Fp8,
         })
     }
 }

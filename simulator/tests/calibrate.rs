@@ -100,7 +100,7 @@ fn the_fit_gives_the_constants_in_use() {
 fn a_table_with_a_bad_cell_says_where() {
     let header = "name,kind,m,n,k,mean_us,min_us\n";
     for (row, part) in [
-        ("a,fp8,1,1,1,1,1", "unknown kind 'fp8'"),
+        ("a,fp9,1,1,1,1,1", "unknown kind 'fp9'"),
         ("a,bf16,0,1,1,1,1", "m is '0'"),
         ("a,bf16,1,1,1,1,-1", "min_us is '-1'"),
         ("a,bf16,1", "expected 7 cells, found 3"),

@@ -103,8 +103,8 @@ pub fn run(args: &Args) -> output::Result {
         load: args.load,
         sms: args.sms,
     };
-    let unified = parts::what_if(&args.what_if)?.unified_network;
-    let network = AllToAllModel::new(&cluster, Constants::FITTED, unified);
+    let wishes = parts::what_if(&args.what_if)?;
+    let network = AllToAllModel::new(&cluster, Constants::FITTED, wishes);
     let t = network.alone(&moe, &op);
     // Computation as long as the exchange by itself, which takes its share of the memory.
     let beside = Beside { memory_s: args.memory_share * t.seconds, compute_s: t.seconds };

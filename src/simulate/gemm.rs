@@ -66,6 +66,14 @@ enum Kind {
     Bf16,
     /// BF16, accumulated in FP32
     Bf16Accumulate,
+    /// FP8 with one scale a tensor, BF16 out
+    Fp8,
+    /// FP8 with one scale a tensor, accumulated in FP32
+    Fp8Accumulate,
+    /// FP4 with block scales, BF16 out
+    Fp4,
+    /// FP4 with block scales, accumulated in FP32
+    Fp4Accumulate,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -83,6 +91,10 @@ impl Kind {
             Kind::Fp8OneOne => GemmKind::Fp8OneOne,
             Kind::Bf16 => GemmKind::Bf16,
             Kind::Bf16Accumulate => GemmKind::Bf16Accumulate,
+            Kind::Fp8 => GemmKind::Fp8,
+            Kind::Fp8Accumulate => GemmKind::Fp8Accumulate,
+            Kind::Fp4 => GemmKind::Fp4,
+            Kind::Fp4Accumulate => GemmKind::Fp4Accumulate,
         }
     }
 }
@@ -103,6 +115,9 @@ pub fn run(args: &Args) -> output::Result {
     let kind = args.kind.gemm_kind();
     if kind.operand_bytes() == 1.0 && gpu.fp8_flops == 0.0 {
         return Err(format!("{} has no FP8 tensor cores: use --kind bf16", gpu.name).into());
+    }
+    if kind.operand_bytes() < 1.0 && gpu.fp4_flops == 0.0 {
+        return Err(format!("{} has no FP4 tensor cores: use --kind bf16", gpu.name).into());
     }
     let deep = args.library == Library::DeepGemm;
     if deep && kind != GemmKind::Fp8OneTwo {

@@ -21,6 +21,10 @@ pub struct Gpu {
     pub bf16_flops: f64,
     /// Dense FP8 tensor-core peak of the whole chip, FLOP/s; 0 where the chip has none.
     pub fp8_flops: f64,
+    /// Dense FP4 tensor-core peak of the whole chip, FLOP/s; 0 where the chip has none. Chips that
+    /// have it apply the scales of MX blocks in the tensor core.
+    #[serde(default)]
+    pub fp4_flops: f64,
     /// FP32 vector peak, FLOP/s.
     pub fp32_flops: f64,
     /// Share of the BF16 peak that a large library GEMM sustains under the power limit (published
@@ -28,6 +32,9 @@ pub struct Gpu {
     pub bf16_achievable: f64,
     /// Share of the FP8 peak that a large library GEMM sustains under the power limit.
     pub fp8_achievable: f64,
+    /// Share of the FP4 peak that a large library GEMM sustains under the power limit.
+    #[serde(default)]
+    pub fp4_achievable: f64,
     /// FP8 partial sums must be promoted to FP32 on the vector units (Hopper), for every 128 of K.
     pub fp8_promotion: bool,
     /// Device memory, bytes.

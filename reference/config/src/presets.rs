@@ -12,8 +12,8 @@ macro_rules! presets {
 
 /// Every architecture: its name and its TOML.
 pub const MODELS: &[(&str, &str)] = presets!(
-    "models": "deepseek-v3", "deepseek-v2", "llama-3.1-405b", "llama-3.1-70b", "qwen2.5-72b",
-    "qwen3-235b-a22b", "small",
+    "models": "deepseek-v3", "deepseek-v2", "kimi-k2", "llama-3.1-405b", "llama-3.1-70b", "llama-3.1-8b",
+    "mixtral-8x22b", "qwen2.5-72b", "qwen3-235b-a22b", "qwen3-30b-a3b", "small",
 );
 
 /// Every GPU: its name and its TOML.

@@ -75,6 +75,8 @@ fn rates(c: &Cluster) -> Vec<Number> {
         ("cluster.gpu.bf16_flops", g.bf16_flops, slow, fast),
         // 0 has none.
         ("cluster.gpu.fp8_flops", g.fp8_flops, 0.0, fast),
+        ("cluster.gpu.fp4_flops", g.fp4_flops, 0.0, fast),
+        ("cluster.gpu.fp4_achievable", g.fp4_achievable, 0.0, 1.0),
         ("cluster.gpu.fp32_flops", g.fp32_flops, slow, fast),
         ("cluster.gpu.bf16_achievable", g.bf16_achievable, 1e-6, 1.0),
         ("cluster.gpu.fp8_achievable", g.fp8_achievable, 0.0, 1.0),
@@ -101,6 +103,8 @@ fn run(s: &Scenario) -> Vec<Number> {
         ("ramp.tokens", s.ramp.map_or(0.0, |r| r.tokens), 0.0, 1e24),
         ("stack.launch_us", s.stack.launch_us, 0.0, 1e6),
         ("stack.elementwise_passes", s.stack.elementwise_passes, 0.0, 1e3),
+        ("stack.attention_time[0]", s.stack.attention_time[0], 1e-3, 1e3),
+        ("stack.attention_time[1]", s.stack.attention_time[1], 1e-3, 1e3),
         ("expert_load.deviation", s.expert_load.deviation, 0.0, 10.0),
         ("reliability.gpu_mtbf_hours", r.gpu_mtbf_hours, 1e-3, 1e24),
         ("reliability.node_mtbf_hours", r.node_mtbf_hours, 1e-3, 1e24),

@@ -9,8 +9,8 @@
 use fathom_schedule::ScheduleKind;
 use std::path::Path;
 
-use fathom_config::ModelConfig;
 use fathom_config::layered::{Setting, Source};
+use fathom_config::{Gpu, ModelConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::cost::Pricing;
@@ -77,8 +77,74 @@ fn trillion() -> f64 {
 pub enum Precision {
     /// FP8 E4M3 with 1x128 and 128x128 scales, BF16 elsewhere.
     Fp8,
+    /// FP8 E4M3 with one FP32 scale a tensor, of the largest element that the cast itself looks for
+    /// (current scaling): no sums are scaled on the way.
+    #[serde(rename = "fp8-tensor")]
+    Fp8Tensor,
     /// Every product and every exchange in BF16.
     Bf16,
+    /// FP8 E4M3 with an E8M0 scale for every 32 elements (OCP MX 1.0), applied in the tensor core.
+    Mxfp8,
+    /// FP4 E2M1 with an E4M3 scale for every 16 elements and one FP32 scale a tensor, for which a
+    /// cast reads its input twice (arXiv 2509.25149).
+    Nvfp4,
+    /// FP4 E2M1 with an E8M0 scale for every 32 elements (OCP MX 1.0).
+    Mxfp4,
+}
+
+impl Precision {
+    /// Whether the products of Linears read narrower operands than BF16.
+    pub fn is_quantised(self) -> bool {
+        self != Precision::Bf16
+    }
+
+    /// Times that a cast reads its input: once more where a whole tensor's largest element sets the
+    /// scale.
+    pub fn cast_reads(self) -> u64 {
+        if matches!(self, Precision::Fp8Tensor | Precision::Nvfp4) { 2 } else { 1 }
+    }
+
+    /// Whether the products of Linears run on FP4 tensor cores.
+    pub fn is_fp4(self) -> bool {
+        matches!(self, Precision::Nvfp4 | Precision::Mxfp4)
+    }
+
+    /// Bytes of an element of a Linear's operand, without its scale.
+    pub fn element_bytes(self) -> f64 {
+        match self {
+            Precision::Bf16 => 2.0,
+            Precision::Fp8 | Precision::Fp8Tensor | Precision::Mxfp8 => 1.0,
+            Precision::Nvfp4 | Precision::Mxfp4 => 0.5,
+        }
+    }
+
+    /// The same with its share of the block's scale.
+    pub fn operand_bytes(self) -> f64 {
+        let scale = match self {
+            Precision::Bf16 | Precision::Fp8Tensor => 0.0,
+            Precision::Fp8 => 4.0 / 128.0,
+            Precision::Mxfp8 | Precision::Mxfp4 => 1.0 / 32.0,
+            Precision::Nvfp4 => 1.0 / 16.0,
+        };
+        self.element_bytes() + scale
+    }
+
+    /// What `gpu` lacks for it, and what to use instead.
+    pub fn refusal(self, gpu: &Gpu) -> Option<String> {
+        let missing = match self {
+            Precision::Fp8 | Precision::Fp8Tensor | Precision::Mxfp8 if gpu.fp8_flops == 0.0 => {
+                "FP8 tensor cores: use precision = \"bf16\""
+            }
+            Precision::Mxfp8 if gpu.fp4_flops == 0.0 => {
+                "tensor cores that take block scales: use precision = \"fp8\""
+            }
+            Precision::Nvfp4 | Precision::Mxfp4 if gpu.fp4_flops == 0.0 => {
+                "FP4 tensor cores: use precision = \"fp8\" or \"bf16\""
+            }
+            _ => return None,
+        };
+        Some(format!("{} has no {missing}", gpu.name))
+    }
 }
 
 /// What is recomputed in the backward pass instead of kept.
@@ -89,6 +155,9 @@ pub enum Recompute {
     None,
     /// Norms, MLA up-projections and SwiGLU: the report's policy (sections 3.2.3 and 3.3.3).
     Selective,
+    /// The same, and every second product of a layer: TorchTitan's selective policy by op
+    /// (pytorch/torchtitan, `_apply_ac_to_transformer_block`).
+    Alternate,
     /// The whole layer, from its input.
     Full,
 }
@@ -222,15 +291,17 @@ impl Scenario {
     }
 }
 
-/// Hardware wishes of the DeepSeek-V3 report (section 3.5), each a switch.
+/// Hardware wishes of the DeepSeek-V3 report (section 3.5) and of arXiv 2505.09343, each a switch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WhatIf {
     /// Communication runs off the SMs: all SMs compute while chunks overlap.
     pub comm_off_sms: bool,
-    /// Accumulation wide enough that FP8 partial sums need no promotion.
+    /// Accumulation wide enough that FP8 partial sums of one scale need no promotion. Where every 128
+    /// of K have scales of their own, the sums still leave the tensor core to be scaled, so that
+    /// only precision is gained.
     pub wide_accumulation: bool,
-    /// Tensor cores take group scales: no dequantisation on CUDA cores.
+    /// Tensor cores take the blocks' scales and accumulate to the end: no sums leave them in between.
     pub scaling_in_tensor_core: bool,
     /// The cast to FP8 is fused with the TMA copy: its memory traffic goes.
     pub fused_cast_tma: bool,
@@ -242,4 +313,13 @@ pub struct WhatIf {
     pub transposed_reads: bool,
     /// NVLink and InfiniBand act as one network.
     pub unified_network: bool,
+    /// The network packs the BF16 of a combine into ten bits of LogFMT (arXiv 2505.09343, sections
+    /// 3.2 and 6.5).
+    pub compressed_combine: bool,
+    /// Acquire and release in hardware: no counts and barriers go ahead of an exchange (arXiv
+    /// 2505.09343, section 6.4).
+    pub hardware_ordering: bool,
+    /// Exchanges go first on the links and buses that they share: computation's memory traffic does
+    /// not slow them down (arXiv 2505.09343, section 4.5).
+    pub traffic_priority: bool,
 }

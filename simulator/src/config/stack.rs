@@ -78,6 +78,12 @@ pub struct Stack {
     /// A column-parallel product's input is gathered once more in the backward, since each rank
     /// keeps its part of the sequence only.
     pub tp_regather: bool,
+    /// Time of attention against FlashAttention-3's: of its forward, of its backward.
+    pub attention_time: [f64; 2],
+    /// Scores, choice and weights of the router are one kernel in each direction.
+    pub fused_router: bool,
+    /// One kernel casts an operand and its transpose: the value is read once for the two.
+    pub casts_both_ways: bool,
     /// A token is sent once for each of its experts, not once for each rank that has any.
     pub expert_copies: bool,
     /// How layers are dealt to stages.
@@ -97,6 +103,9 @@ impl Default for Stack {
             ep_overlap: ExpertOverlap::Wgrad,
             context: ContextForm::Ring,
             tp_regather: false,
+            attention_time: [1.0, 1.0],
+            fused_router: false,
+            casts_both_ways: false,
             expert_copies: false,
             stages: StageSplit::Balanced,
         }
@@ -110,8 +119,15 @@ macro_rules! stacks {
 }
 
 /// The embedded stacks: `(name, TOML)`.
-pub const STACKS: &[(&str, &str)] =
-    stacks!("hai-llm", "megatron-core", "megatron-core-tuned", "torchtitan", "torchtitan-compiled");
+pub const STACKS: &[(&str, &str)] = stacks!(
+    "hai-llm",
+    "megatron-core",
+    "megatron-core-tuned",
+    "nemo-automodel",
+    "primus",
+    "torchtitan",
+    "torchtitan-compiled"
+);
 
 impl Stack {
     /// The embedded stack `name`.

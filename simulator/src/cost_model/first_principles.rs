@@ -5,12 +5,13 @@
 //! [`KernelModel`], all-to-alls and collectives by [`network`](crate::network). A layer is timed
 //! twice: alone on the whole GPU, and beside the communication of an overlapped pair.
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex};
 
 use fathom_trace::{Component, Group, OpRecord, Phase};
 
 use crate::calibrate::{MeasuredGemm, fit_gemms};
-use crate::config::{ContextForm, Graphs, Precision, Recompute, Scenario, WhatIf};
+use crate::config::{ContextForm, Graphs, Recompute, Scenario, WhatIf};
 use crate::error::SimError;
 use crate::kernel_time::{
     AttentionShape, Constants, GemmTable, KernelModel, KernelTimes, MemoryClass, Work,
@@ -110,19 +111,25 @@ impl FirstPrinciples {
     pub fn kernel_times(&self, s: &Scenario) -> Result<Vec<(LayerKind, Kernel, f64)>, SimError> {
         let kernels = self.kernels_of(&s.model, &FirstPrinciples::context(s))?;
         let model = self.kernels(s, s.schedule.overlaps_pairs());
-        let timed = kernels.all().filter(|(_, k)| !matches!(k.work, Work::Collective { .. }));
-        Ok(timed.map(|(kind, k)| (kind, k.clone(), self.kernel_s(&model, k, s))).collect())
+        let launched = kernels.all().filter_map(|(kind, k)| Some((kind, k.under(&s.stack)?)));
+        let timed = launched.filter(|(_, k)| !matches!(k.work, Work::Collective { .. }));
+        let with_time = |(kind, k): (LayerKind, Cow<'_, Kernel>)| {
+            let seconds = self.kernel_s(&model, &k, s);
+            (kind, k.into_owned(), seconds)
+        };
+        Ok(timed.map(with_time).collect())
     }
 
     /// Seconds of one kernel without the gap to the next: measured, or the model's, which measured
     /// GEMMs of like sizes correct.
     fn kernel_s(&self, model: &KernelModel, kernel: &Kernel, s: &Scenario) -> f64 {
         let own = || (model.kernel(kernel, &s.what_if) - self.constants.gap_s).max(0.0);
-        let corrected = || match &kernel.work {
+        let of_stack = || match &kernel.work {
             Work::Gemm(shape, kind) => own() * self.gemms.ratio(shape, *kind),
+            Work::Attention(_, backward) => own() * s.stack.attention_time[usize::from(*backward)],
             _ => own(),
         };
-        self.measured.of(kernel).unwrap_or_else(corrected)
+        self.measured.of(kernel).unwrap_or_else(of_stack)
     }
 
     /// The same with GEMMs measured on `gpu` alone, on all its SMs: the constants are fitted to
@@ -290,7 +297,7 @@ impl FirstPrinciples {
         of: impl Iterator<Item = &'r Kernel>,
     ) -> Busy {
         let mut busy = Busy::default();
-        for kernel in of {
+        for kernel in of.filter_map(|k| k.under(&s.stack)) {
             let launched = match s.stack.graphs {
                 Graphs::None => true,
                 Graphs::Dense => kernel.routed,
@@ -305,7 +312,7 @@ impl FirstPrinciples {
                 busy.launches += launched;
                 continue;
             }
-            let seconds = self.constants.gap_s + self.kernel_s(kernels, kernel, s);
+            let seconds = self.constants.gap_s + self.kernel_s(kernels, &kernel, s);
             let (mut passes, mut launches) = (1.0, 1.0);
             match &kernel.work {
                 Work::Memory { launches: own, .. } => {
@@ -401,7 +408,7 @@ impl FirstPrinciples {
         load: f64,
         beside: Option<Beside>,
     ) -> f64 {
-        let model = AllToAllModel::new(&s.cluster, self.constants, s.what_if.unified_network);
+        let model = AllToAllModel::new(&s.cluster, self.constants, s.what_if);
         // The load of one rank stretches its own part; the group waits for its slowest either way.
         let token_bytes = match exchange {
             Exchange::Dispatch => dispatch_token_bytes(&s.model, ctx.precision),
@@ -482,11 +489,8 @@ fn copies(s: &Scenario, moe: &MoeConfig, ep: u64) -> f64 {
 
 impl CostModel for FirstPrinciples {
     fn layer_times(&self, s: &Scenario, layer: PlacedLayer) -> Result<[LayerTimes; 2], SimError> {
-        if s.training.precision == Precision::Fp8 && s.cluster.gpu.fp8_flops == 0.0 {
-            return Err(SimError::Layout(format!(
-                "{} has no FP8 tensor cores: use precision = \"bf16\"",
-                s.cluster.gpu.name
-            )));
+        if let Some(message) = s.training.precision.refusal(&s.cluster.gpu) {
+            return Err(SimError::Layout(message));
         }
         let ctx = FirstPrinciples::context(s);
         self.layer(s, &ctx, layer.kind)

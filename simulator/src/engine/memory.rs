@@ -8,7 +8,7 @@
 use fathom_schedule::{Op, Schedule};
 use serde::Serialize;
 
-use crate::config::{Precision, Recompute, Scenario};
+use crate::config::{Recompute, Scenario};
 use crate::events::StepOutcome;
 use crate::network::alltoall::largest_of;
 use crate::parallel::{PlacedLayer, Placement, geometry};
@@ -118,7 +118,9 @@ fn advice(s: &Scenario, most: &str) -> String {
             _ if s.training.micro_batch > 1 => {
                 format!("micro_batch = {}", s.training.micro_batch / 2)
             }
-            Recompute::Selective => "recompute = \"full\", or a larger tp or cp".into(),
+            Recompute::Selective | Recompute::Alternate => {
+                "recompute = \"full\", or a larger tp or cp".into()
+            }
             Recompute::Full => "a larger tp or cp".into(),
         },
         "optimizer" if p.zero == 0 => "zero = 1".into(),
@@ -185,9 +187,9 @@ pub fn stage_parameters(s: &Scenario, layers: &[PlacedLayer]) -> StageParameters
 pub fn activation_bytes_per_token(s: &Scenario, kind: LayerKind) -> f64 {
     let m = &s.model;
     let (h, heads) = (m.hidden_size as f64, m.heads as f64);
-    let fp8 = s.training.precision == Precision::Fp8;
+    let fp8 = s.training.precision.is_quantised();
     let recompute = s.training.recompute;
-    let linear = if fp8 { 1.0 + 4.0 / 128.0 } else { 2.0 };
+    let linear = s.training.precision.operand_bytes();
     match kind {
         LayerKind::Embedding => return 8.0,
         LayerKind::Head => return 2.0 * h + 2.0 * m.vocab_size as f64,
@@ -261,7 +263,7 @@ pub fn standing(
     rank: usize,
 ) -> Categories {
     let p = &s.parallel;
-    let fp8 = s.training.precision == Precision::Fp8;
+    let fp8 = s.training.precision.is_quantised();
     let mut own = StageParameters::default();
     let stages = schedule.geometry.held(rank);
     for &stage in &stages {
@@ -361,7 +363,8 @@ mod tests {
     }
 
     fn peaks(s: &Scenario) -> Memory {
-        let placement = place(s, LayerWeights { layer: 1.0, mtp: 2.2, head: 1.1 }).unwrap();
+        let placement =
+            place(s, LayerWeights { layer: 1.0, mtp: 2.2, head: 1.1, spared: 0.0 }).unwrap();
         memory(s, &placement, &schedule(s).unwrap(), &StepOutcome::default())
     }
 

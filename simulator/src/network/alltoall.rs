@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Fabric;
 use super::flows::{Flow, drain};
+use crate::config::WhatIf;
 use crate::hardware::cluster::Cluster;
 use crate::kernel_time::Constants;
 use crate::workload::visit_probability;
@@ -55,6 +56,9 @@ impl Exchange {
         held.unwrap_or(&table[table.len() - 1]).1 as f64
     }
 }
+
+/// Bytes of a combine that are left where the network packs BF16 into LogFMT of ten bits.
+const PACKED_SHARE: f64 = 10.0 / 16.0;
 
 /// SMs with which the forwarding efficiency was fitted; fewer forward proportionally less.
 const FITTED_SMS: f64 = 20.0;
@@ -183,15 +187,13 @@ pub struct Beside {
 pub struct AllToAllModel<'a> {
     cluster: &'a Cluster,
     constants: Constants,
-    /// Scale-up and scale-out behave as one network: no forwarding by SMs.
-    unified: bool,
+    wishes: WhatIf,
 }
 
 impl<'a> AllToAllModel<'a> {
-    /// A model of `cluster`; `unified` grants the wish that scale-up and scale-out act as one
-    /// network.
-    pub fn new(cluster: &'a Cluster, constants: Constants, unified: bool) -> Self {
-        AllToAllModel { cluster, constants, unified }
+    /// A model of `cluster` with some wishes granted.
+    pub fn new(cluster: &'a Cluster, constants: Constants, wishes: WhatIf) -> Self {
+        AllToAllModel { cluster, constants, wishes }
     }
 
     /// Time of `op` by itself on an idle machine, with experts of `moe` dealt evenly to the ranks.
@@ -203,7 +205,9 @@ impl<'a> AllToAllModel<'a> {
         let rank_visit = visit_probability(moe, (experts / op.ep).max(1));
         let tokens = op.tokens as f64;
         let meta = META_BYTES + META_BYTES_PER_EXPERT * moe.top_k as f64;
-        let wire = op.token_bytes + meta;
+        let packed = self.wishes.compressed_combine && op.exchange == Exchange::Combine;
+        let payload = op.token_bytes * if packed { PACKED_SHARE } else { 1.0 };
+        let wire = payload + meta;
         let received = tokens * op.ep as f64 * rank_visit;
         // Tokens spread randomly over nodes and ranks; the operation ends with its slowest channel.
         let channels = (op.sms as f64 / 2.0).max(1.0);
@@ -218,7 +222,7 @@ impl<'a> AllToAllModel<'a> {
             self.solve(nodes, per_node, per_rail, per_forward / sms);
         // A chunk's share of what a channel moves between two nodes. One network has one stage.
         let chunk = op.exchange.chunk_tokens(op.ep) * channels / (tokens * visits);
-        let fill = if self.unified { 0.0 } else { chunk.min(1.0) };
+        let fill = if self.wishes.unified_network { 0.0 } else { chunk.min(1.0) };
         // A request, its data and the acknowledgement of the last chunk.
         let seconds =
             scale_out_s.max(scale_up_s) + fill * scale_out_s.min(scale_up_s) + 3.0 * latency;
@@ -240,7 +244,7 @@ impl<'a> AllToAllModel<'a> {
     /// stage moves the same bytes, so a pattern is solved once for a byte and scaled.
     fn solve(&self, nodes: u64, per_node: u64, per_rail: f64, per_forward: f64) -> (f64, f64, f64) {
         let mut fabric = Fabric::new(self.cluster, nodes * per_node);
-        if !self.unified {
+        if !self.wishes.unified_network {
             fabric.scale_up_by(self.constants.forwarding_efficiency);
         }
         let key = PatternKey::of(self.cluster, nodes, per_node, fabric.capacity());
@@ -262,7 +266,8 @@ impl<'a> AllToAllModel<'a> {
     /// the other.
     pub fn under_compute(&self, moe: &MoeConfig, op: &AllToAll, beside: Beside) -> f64 {
         let c = &self.constants;
-        let slowed = if self.unified { 0.0 } else { c.comm_contention * beside.memory_s };
+        let free = self.wishes.unified_network || self.wishes.traffic_priority;
+        let slowed = if free { 0.0 } else { c.comm_contention * beside.memory_s };
         self.met(moe, op) + slowed + self.wait_s(op.ep, beside.compute_s)
     }
 
@@ -275,6 +280,9 @@ impl<'a> AllToAllModel<'a> {
     /// Seconds in which the ranks tell each other how much comes: a count to every peer and a
     /// barrier, each there and back.
     fn rendezvous_s(&self, ep: u64) -> f64 {
+        if self.wishes.hardware_ordering {
+            return 0.0;
+        }
         let net = &self.cluster.network;
         let within = ep <= self.cluster.gpus_per_node;
         4.0 * if within { net.scale_up_latency_s } else { net.cross_leaf_latency_s }
@@ -296,7 +304,7 @@ mod tests {
         let moe = MoeConfig { n_group: nodes as usize, topk_group: nodes.min(4) as usize, ..v3 };
         let token_bytes = if exchange == Exchange::Dispatch { 7392.0 } else { 14336.0 };
         let op = AllToAll { exchange, ep, tokens: 4096, token_bytes, load: 1.0, sms: 20 };
-        let model = AllToAllModel::new(&cluster, Constants::FITTED, false);
+        let model = AllToAllModel::new(&cluster, Constants::FITTED, WhatIf::default());
         model.alone(&moe, &op).logical_bytes_per_s / 1e9
     }
 
@@ -332,7 +340,7 @@ mod tests {
     #[test]
     fn waits_come_from_the_computation_and_the_peers() {
         let cluster = hardware::cluster("h800-64").unwrap();
-        let model = AllToAllModel::new(&cluster, Constants::FITTED, false);
+        let model = AllToAllModel::new(&cluster, Constants::FITTED, WhatIf::default());
         assert!((model.wait_s(64, 8.04e-3) - 3.1e-3).abs() < 0.03e-3);
         assert_eq!(model.wait_s(64, 0.0), 0.0);
         assert_eq!(model.wait_s(1, 8.04e-3), 0.0);
@@ -347,7 +355,8 @@ mod tests {
         let run = |tokens, unified| {
             let exchange = Exchange::Dispatch;
             let op = AllToAll { exchange, ep: 64, tokens, token_bytes: 7392.0, load: 1.0, sms: 20 };
-            AllToAllModel::new(&cluster, Constants::FITTED, unified).alone(&moe, &op)
+            let wishes = WhatIf { unified_network: unified, ..WhatIf::default() };
+            AllToAllModel::new(&cluster, Constants::FITTED, wishes).alone(&moe, &op)
         };
         let latency = |t: AllToAllTime| t.seconds - t.scale_out_s - t.scale_up_s;
         assert!((latency(run(64, false)) - 3.0 * 3.7e-6).abs() < 1e-5);

@@ -112,15 +112,18 @@ fn quantile(sorted: &[f64], p: f64) -> f64 {
     sorted[below] + (at - below as f64) * (sorted[above] - sorted[below])
 }
 
+/// Whether run `i` lies in the interval made from all the others.
+pub fn held(runs: &[ValidatedRun], i: usize) -> bool {
+    let mut others = runs.to_vec();
+    let run = others.remove(i);
+    let interval = from_runs(&run.like, 1.0, &others);
+    (interval.low_s..=interval.high_s).contains(&run.ratio)
+}
+
 /// Share of `runs` that the interval made from all the others holds.
 pub fn coverage(runs: &[ValidatedRun]) -> f64 {
-    let held = |i: usize| {
-        let mut others = runs.to_vec();
-        let run = others.remove(i);
-        let interval = from_runs(&run.like, 1.0, &others);
-        (interval.low_s..=interval.high_s).contains(&run.ratio)
-    };
-    (0..runs.len()).filter(|&i| held(i)).count() as f64 / runs.len().max(1) as f64
+    let held = (0..runs.len()).filter(|&i| held(runs, i)).count();
+    held as f64 / runs.len().max(1) as f64
 }
 
 #[cfg(test)]

@@ -10,7 +10,6 @@ use super::config::{Pool, ServeScenario};
 use super::draws::Draws;
 use super::eplb::{Balance, Placement, place};
 use super::layout::Layout;
-use crate::config::Precision;
 
 /// The balance of one pool's experts.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -59,10 +58,7 @@ pub(super) fn balance(s: &ServeScenario, pool: &Pool, layout: &Layout) -> Option
             moved += place(&now, ask).moved_from(&placed, gpus);
         }
     }
-    let element = match s.precision {
-        Precision::Fp8 => 1.0,
-        Precision::Bf16 => 2.0,
-    };
+    let element = s.precision.element_bytes();
     let expert = 3.0 * (s.model.hidden_size * moe.intermediate_size) as f64 * element;
     let moved_bytes = moved as f64 / gpus as f64 * expert;
     let move_s = moved_bytes / s.cluster.nic_bytes_per_s_per_gpu();

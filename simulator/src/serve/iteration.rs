@@ -21,6 +21,7 @@ use fathom_config::{ModelConfig, MoeConfig};
 use serde::Serialize;
 
 use super::kernels::{Cores, PartTable, Parts};
+use crate::config::WhatIf;
 use crate::hardware::cluster::Cluster;
 use crate::kernel_time::Constants;
 use crate::network::alltoall::{AllToAll, AllToAllModel, Exchange, largest_of};
@@ -247,7 +248,7 @@ impl IterationModel {
                 low_latency_s(&self.cluster, self.ep, tokens * self.choices as f64, bytes)
             }
             ExchangeKind::Normal => {
-                let net = AllToAllModel::new(&self.cluster, self.constants, false);
+                let net = AllToAllModel::new(&self.cluster, self.constants, WhatIf::default());
                 let op = AllToAll {
                     exchange,
                     ep: self.ep,

@@ -4,7 +4,6 @@ use super::config::{Pool, ServeScenario};
 use super::iteration::{ExchangeKind, IterationModel};
 use super::kernels::{Cores, Cut, PartTable};
 use super::ops::InferenceOps;
-use crate::config::Precision;
 use crate::error::SimError;
 use crate::kernel_time::{Constants, KernelModel};
 use crate::workload::dispatch_token_bytes;
@@ -136,7 +135,6 @@ pub fn iteration_model(
     };
     let drafts = if prefill { 0 } else { s.mtp.drafts };
     let drafted = s.mtp.drafts.min(if role == Role::Prefill { 0 } else { u64::MAX });
-    let fp8 = s.precision == Precision::Fp8;
     Ok(IterationModel {
         table: PartTable::new(source, &s.model, &s.cluster, &gpu, &cut)?,
         cores: Cores::new(&gpu, &s.model, layout.tp, drafted, s.memory.element_bytes),
@@ -149,10 +147,7 @@ pub fn iteration_model(
         micro_batches: pool.micro_batches,
         exchange,
         comm_sms: pool.comm_sms,
-        dispatch_bytes: dispatch_token_bytes(
-            &s.model,
-            if fp8 { Precision::Fp8 } else { Precision::Bf16 },
-        ),
+        dispatch_bytes: dispatch_token_bytes(&s.model, s.precision),
         run_tokens: s.experts.run_tokens,
         drafts,
         host_s: pool.host_s,

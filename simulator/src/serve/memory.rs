@@ -5,7 +5,6 @@ use serde::Serialize;
 
 use super::config::{Pool, ServeScenario};
 use super::layout::Layout;
-use crate::config::Precision;
 
 /// Context, libraries, graphs.
 const RUNTIME_BYTES: f64 = 3e9;
@@ -34,10 +33,7 @@ pub struct PoolMemory {
 /// The memory of a GPU of `pool`.
 pub(super) fn memory(s: &ServeScenario, pool: &Pool, layout: &Layout, decodes: bool) -> PoolMemory {
     let m = &s.model;
-    let element = match s.precision {
-        Precision::Fp8 => 1.0,
-        Precision::Bf16 => 2.0,
-    };
+    let element = s.precision.element_bytes();
     let tp = layout.tp as f64;
     let drafted = if decodes { s.mtp.drafts.min(m.mtp_depth as u64) } else { 0 };
     let layers = m.layers as f64 + drafted as f64;

@@ -8,6 +8,7 @@ use fathom_config::{KeyError, ModelConfig};
 use toml::{Table, Value};
 
 use super::config::{Length, Pool, ServeScenario};
+use crate::config::Precision;
 use crate::config::read::{preset_table, resolve_cluster};
 use crate::error::{SimError, read_text};
 
@@ -172,6 +173,12 @@ fn wrong(s: &ServeScenario) -> Option<(String, String)> {
     }
     if w.trace.is_none() && w.output.is_none() {
         return error("workload.output", "expected output = { mean = TOKENS }");
+    }
+    if !matches!(s.precision, Precision::Fp8 | Precision::Bf16) {
+        return error(
+            "precision",
+            "expected fp8 or bf16: other formats have no kernels of serving",
+        );
     }
     if s.mtp.drafts > 0 && s.model.mtp_depth == 0 {
         return error("mtp.drafts", "the model has no prediction module: expected 0");

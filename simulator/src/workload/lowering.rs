@@ -13,10 +13,12 @@
 //!   Only the experts' rows, which are re-tiled from what the dispatch brought, wait for the
 //!   weight-backward. This is where the published profile's kernels stand.
 
+use std::borrow::Cow;
+
 use fathom_trace::{Component, DType, Group, GroupKind, OpClass, OpRecord, Phase, TensorMeta};
 use serde_json::Value;
 
-use crate::config::Recompute;
+use crate::config::{Precision, Recompute, Stack};
 use crate::error::SimError;
 use crate::kernel_time::{AttentionShape, GemmKind, GemmShape, GroupedBy, MemoryClass, Work};
 use crate::times::LayerKind;
@@ -42,6 +44,35 @@ pub struct Kernel {
     pub routed: bool,
 }
 
+impl Kernel {
+    /// The kernel as `stack` launches it; `None` for one whose work another does.
+    pub fn under(&self, stack: &Stack) -> Option<Cow<'_, Kernel>> {
+        let Work::Memory { bytes, class, launches, max_sms } = self.work else {
+            return Some(Cow::Borrowed(self));
+        };
+        let with = |bytes: f64, launches: u64| {
+            let work = Work::Memory { bytes, class, launches, max_sms };
+            Some(Cow::Owned(Kernel { work, bytes, ..self.clone() }))
+        };
+        let is_cast = self.op == CAST || self.op == RETILING;
+        if is_cast && stack.casts_both_ways {
+            // Of two bytes read and one written, twice, two reads and two writes are left.
+            return with(bytes * 2.0 / 3.0, launches);
+        }
+        if !stack.fused_router {
+            return Some(Cow::Borrowed(self));
+        }
+        if self.op.ends_with(ROUTER_CHOICE) {
+            return with(2.0 * bytes / CHOICE_PASSES, 1);
+        }
+        if self.op.ends_with(ROUTER_STEPS) {
+            let scores = bytes / steps_passes(launches);
+            return if self.phase == Phase::F { None } else { with(3.0 * scores, 1) };
+        }
+        Some(Cow::Borrowed(self))
+    }
+}
+
 /// Lowers the records of one layer.
 pub struct Lowering<'a> {
     /// The model of which they are ops.
@@ -64,6 +95,16 @@ pub const ALIKE: [&str; 4] = ["add", "rms_norm", "rms_norm_backward", "rms_norm_
 pub const RETILING: &str = "transpose_quantize";
 /// The op that casts a product's operand where the row is at hand.
 pub const CAST: &str = "quantize_tile";
+/// Parts of the router's op: the choice of groups and experts, and what stands around it.
+const ROUTER_CHOICE: &str = ".select";
+const ROUTER_STEPS: &str = ".steps";
+/// Times that the choice's kernels touch a score: radix selection of groups and of experts, 16
+/// passes of two bits.
+const CHOICE_PASSES: f64 = 32.0;
+/// Times that so many small kernels touch a score: two of three read or write all.
+fn steps_passes(launches: u64) -> f64 {
+    2.0 * launches as f64 / 3.0
+}
 /// The op that opens a layer.
 pub const FIRST: &str = "rms_norm";
 
@@ -109,8 +150,10 @@ impl Lowering<'_> {
         for record in records {
             layer.lower(record)?;
         }
-        if self.ctx.recompute == Recompute::Full {
-            layer.run_forward_again();
+        match self.ctx.recompute {
+            Recompute::Full => layer.run_again(|_| true),
+            Recompute::Alternate => layer.run_again(|product| product.is_some_and(|n| n % 2 == 1)),
+            Recompute::None | Recompute::Selective => {}
         }
         Ok(layer.kernels)
     }
@@ -132,9 +175,8 @@ impl Layer<'_> {
             OpClass::Combine => self.combine(r),
             OpClass::DispatchPlan => self.expert_index(r),
             OpClass::Routing => {
-                // Radix selection of groups and of experts: 16 passes of two bits over the scores.
                 let scores = r.inputs.first().map_or(0.0, |t| t.bytes() as f64);
-                self.memory_kernel(r, "select", 32.0 * scores, MemoryClass::Row, 2);
+                self.memory_kernel(r, "select", CHOICE_PASSES * scores, MemoryClass::Row, 2);
                 self.small(r, 36);
             }
             OpClass::RoutingBackward => self.small(r, 26),
@@ -178,8 +220,15 @@ impl Layer<'_> {
         // Twelve bits an element, packed: short pieces.
         let packed = r.inputs.iter().chain(&r.outputs).any(|t| t.dtype == DType::U32);
         let class = if packed { MemoryClass::Row } else { class };
-        let bytes = (r.bytes_read + r.bytes_written) as f64 * self.own_rows(r);
-        self.memory_kernel(r, "", bytes, class, 1);
+        let (read, written) = (r.bytes_read as f64, r.bytes_written as f64);
+        let quantises = r.op == CAST || r.op == RETILING;
+        // Recorded as FP8: an FP4 element is half as wide.
+        let (passes, width) = match quantises {
+            true => (self.ctx.precision.cast_reads(), self.ctx.precision.element_bytes()),
+            false => (1, 1.0),
+        };
+        let bytes = (passes as f64 * read + width * written) * self.own_rows(r);
+        self.memory_kernel(r, "", bytes, class, passes);
     }
 
     /// Sequence parallelism beside tensor parallelism: what every rank of the group would do alike
@@ -250,7 +299,7 @@ impl Layer<'_> {
     /// Many small kernels over the scores of all experts.
     fn small(&mut self, r: &OpRecord, launches: u64) {
         let scores = r.inputs.first().map_or(0, |t| matrix(t).0) * self.experts() * 4;
-        let bytes = 2.0 * launches as f64 / 3.0 * scores as f64;
+        let bytes = steps_passes(launches) * scores as f64;
         self.memory_kernel(r, "steps", bytes, MemoryClass::Stream, launches);
     }
 
@@ -276,11 +325,15 @@ impl Layer<'_> {
         };
         let accumulates = r.phase == Phase::W;
         let fp8 = a.dtype.size() == 1;
-        let kind = match (fp8, accumulates) {
-            (true, true) => GemmKind::Fp8OneOne,
-            (true, false) => GemmKind::Fp8OneTwo,
-            (false, true) => GemmKind::Bf16Accumulate,
-            (false, false) => GemmKind::Bf16,
+        let kind = match (fp8, self.ctx.precision, accumulates) {
+            (false, _, true) => GemmKind::Bf16Accumulate,
+            (false, _, false) => GemmKind::Bf16,
+            (_, Precision::Nvfp4 | Precision::Mxfp4, true) => GemmKind::Fp4Accumulate,
+            (_, Precision::Nvfp4 | Precision::Mxfp4, false) => GemmKind::Fp4,
+            (_, Precision::Fp8Tensor, true) => GemmKind::Fp8Accumulate,
+            (_, Precision::Fp8Tensor, false) => GemmKind::Fp8,
+            (_, _, true) => GemmKind::Fp8OneOne,
+            (_, _, false) => GemmKind::Fp8OneTwo,
         };
         let shape = if groups.is_empty() {
             GemmShape::new(m, n, k)
@@ -426,11 +479,22 @@ impl Layer<'_> {
         last.routed = true;
     }
 
-    /// Full recomputation: the forward's kernels also open the backward of their half.
-    fn run_forward_again(&mut self) {
-        let again = |k: &&Kernel| k.phase == Phase::F && self.kind != LayerKind::Head;
-        let again: Vec<Kernel> = self.kernels.iter().filter(again).cloned().collect();
-        self.kernels.extend(again.into_iter().map(|k| Kernel { phase: Phase::B, ..k }));
+    /// Recomputation: those of the forward's kernels that `again` picks also open the backward of
+    /// their half. It is told which of the forward's products a kernel is, counted from 0.
+    fn run_again(&mut self, again: impl Fn(Option<usize>) -> bool) {
+        if self.kind == LayerKind::Head {
+            return;
+        }
+        let mut products = 0..;
+        let mut picked = Vec::new();
+        for kernel in self.kernels.iter().filter(|k| k.phase == Phase::F) {
+            let is_product = matches!(kernel.work, Work::Gemm(..));
+            let product = if is_product { products.next() } else { None };
+            if again(product) {
+                picked.push(Kernel { phase: Phase::B, ..kernel.clone() });
+            }
+        }
+        self.kernels.extend(picked);
     }
 }
 

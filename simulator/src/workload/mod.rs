@@ -109,12 +109,13 @@ pub fn distinct_tokens(moe: &MoeConfig, ctx: &LayerContext, load: f64) -> f64 {
 }
 
 /// Bytes of a token on its way to the experts, without its routing: FP8 with an FP32 scale per 128,
-/// or BF16.
+/// or BF16. What is multiplied in FP4 travels as FP8.
 pub fn dispatch_token_bytes(model: &ModelConfig, precision: Precision) -> f64 {
     let h = model.hidden_size as f64;
-    match precision {
-        Precision::Fp8 => h + 4.0 * (model.hidden_size.div_ceil(128)) as f64,
-        Precision::Bf16 => 2.0 * h,
+    if precision.is_quantised() {
+        h + 4.0 * (model.hidden_size.div_ceil(128)) as f64
+    } else {
+        2.0 * h
     }
 }
 
@@ -135,7 +136,7 @@ pub struct Question {
     /// Arithmetic of the GEMMs.
     pub precision: Precision,
     /// What is recomputed; [`Recompute::Full`] is asked for as `None`, since the lowering runs the
-    /// forward again.
+    /// forward again, [`Recompute::Alternate`] as `Selective`, since it runs the products again.
     pub recompute: Recompute,
     /// Routed rows of this rank relative to the mean.
     pub load: f64,
@@ -388,6 +389,7 @@ impl Recorded {
                 precision: ctx.precision,
                 recompute: match ctx.recompute {
                     Recompute::Full => Recompute::None,
+                    Recompute::Alternate => Recompute::Selective,
                     other => other,
                 },
                 load,

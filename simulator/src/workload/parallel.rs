@@ -2,7 +2,7 @@
 
 use fathom_schedule::{Geometry, Schedule, ScheduleShape, Shape};
 
-use crate::config::{Precision, Scenario, StageSplit, limits};
+use crate::config::{Scenario, StageSplit, limits};
 use crate::error::SimError;
 use crate::times::{LayerKind, LayerTimes, StageTimes, StepTimes};
 use fathom_config::AttentionConfig;
@@ -61,7 +61,8 @@ impl LayerTable {
             (LayerKind::Head, 0, 1),
         ];
         let mut rows = Vec::new();
-        let (mut layers, mut weights) = (0.0, LayerWeights { layer: 0.0, mtp: 0.0, head: 0.0 });
+        let (mut layers, mut weights) =
+            (0.0, LayerWeights { layer: 0.0, mtp: 0.0, head: 0.0, spared: 0.0 });
         for (kind, index, count) in kinds.into_iter().filter(|k| k.2 > 0) {
             let times = model.layer_times(s, PlacedLayer { kind, index: index as u64 })?;
             let phases = [times[1].forward, times[1].backward, times[1].weight];
@@ -220,13 +221,15 @@ pub struct LayerWeights {
     pub mtp: f64,
     /// Output norm, head and loss.
     pub head: f64,
+    /// What the first stage's layers are lighter by: those before the first with experts.
+    pub spared: f64,
 }
 
 impl LayerWeights {
-    /// Multiply-accumulates a token, those that run in FP8 counted half.
+    /// Multiply-accumulates a token, those that run in FP8 counted half, in FP4 a quarter.
     pub fn by_flops(scenario: &Scenario) -> Self {
         let m = &scenario.model;
-        let linear = if scenario.training.precision == Precision::Fp8 { 0.5 } else { 1.0 };
+        let linear = scenario.training.precision.element_bytes() / 2.0;
         let (qk, v) = m.head_dims();
         let core = (m.heads * (qk + v)) as f64 * scenario.training.seq_len as f64 / 2.0;
         let ffn = |dense: bool| match (&m.moe, dense) {
@@ -242,13 +245,13 @@ impl LayerWeights {
             layer: (layer(true) * dense + layer(false) * (n - dense)) / n,
             mtp: layer(false) + head + projection,
             head,
+            spared: 0.0,
         }
     }
 }
 
 /// Transformer layers of every stage: as the scenario says, else one after the other to the stage
-/// whose rank, then
-/// which itself, has the least work; every stage but the last gets at least one.
+/// whose rank, then which itself, has the least work; every stage but the last gets at least one.
 fn stage_layers(scenario: &Scenario, w: LayerWeights) -> Result<Vec<u64>, SimError> {
     let n = stages(scenario);
     let total = scenario.model.layers as u64;
@@ -279,9 +282,14 @@ fn stage_layers(scenario: &Scenario, w: LayerWeights) -> Result<Vec<u64>, SimErr
     let mut layers = vec![1u64; n];
     let mut work = vec![w.layer; n];
     work[n - 1] += w.head + w.mtp * scenario.model.mtp_depth as f64;
+    work[0] -= w.spared;
+    if n > 1 {
+        layers[n - 1] = 0;
+        work[n - 1] -= w.layer;
+    }
     let mut rank_work: Vec<f64> =
         (0..n).map(|s| geometry.partners(s).iter().map(|&q| work[q]).sum()).collect();
-    for _ in 0..total - n as u64 {
+    for _ in 0..total - layers.iter().sum::<u64>() {
         let key = |s: &usize| (rank_work[*s], work[*s], *s);
         let order = |a: &usize, b: &usize| key(a).partial_cmp(&key(b)).expect("work is finite");
         let best = (0..n).min_by(order).expect("at least one stage");
@@ -324,19 +332,25 @@ pub fn place(scenario: &Scenario, weights: LayerWeights) -> Result<Placement, Si
 const HEAVIEST_END: u64 = 8;
 
 /// The splits of layers into stages that may be the fastest: for every weight of prediction module
-/// and head, from none to eight layers by quarters, the one whose busiest rank has the least work.
-/// They do not depend on the hardware, so that the best of them is no slower on a faster one. One
-/// where the scenario or its stack says how layers are split. `scenario` must have passed
-/// [`check`].
+/// and head, from none to eight layers by quarters, with the dense layers before the experts as
+/// heavy as the others or half as heavy, the one whose busiest rank has the least work. They do not
+/// depend on the hardware, so that the best of them is no slower on a faster one. One where the
+/// scenario or its stack says how layers are split. `scenario` must have passed [`check`].
 pub fn placements(scenario: &Scenario) -> Result<Vec<Placement>, SimError> {
+    let m = &scenario.model;
+    let dense = m.moe.map_or(0, |moe| moe.first_dense.min(m.layers)) as f64;
+    let light: &[f64] = if dense > 0.0 { &[0.0, 0.5] } else { &[0.0] };
     let mut found = Vec::new();
-    for quarters in 0..=4 * HEAVIEST_END {
-        let end = quarters as f64 / 4.0;
-        let mtp = end / 2.0 / scenario.model.mtp_depth.max(1) as f64;
-        let head = if scenario.model.mtp_depth > 0 { end / 2.0 } else { end };
-        let placement = place(scenario, LayerWeights { layer: 1.0, mtp, head })?;
-        if !found.contains(&placement) {
-            found.push(placement);
+    for spared in light.iter().map(|share| share * dense) {
+        for quarters in 0..=4 * HEAVIEST_END {
+            let end = quarters as f64 / 4.0;
+            let mtp = end / 2.0 / m.mtp_depth.max(1) as f64;
+            let head = if m.mtp_depth > 0 { end / 2.0 } else { end };
+            let weights = LayerWeights { layer: 1.0, mtp, head, spared };
+            let placement = place(scenario, weights)?;
+            if !found.contains(&placement) {
+                found.push(placement);
+            }
         }
     }
     Ok(found)
@@ -347,7 +361,7 @@ mod tests {
     use super::*;
 
     /// MTP and head together weigh 3.3 layers.
-    const WEIGHTS: LayerWeights = LayerWeights { layer: 1.0, mtp: 2.2, head: 1.1 };
+    const WEIGHTS: LayerWeights = LayerWeights { layer: 1.0, mtp: 2.2, head: 1.1, spared: 0.0 };
 
     fn v3() -> Scenario {
         Scenario::preset("deepseek-v3-h800-2048", &[]).unwrap()
@@ -413,14 +427,18 @@ mod tests {
         s.schedule = fathom_schedule::ScheduleKind::OneFOneB;
         for (layers, pp, head) in [(7, 3, 2.0), (12, 5, 0.5), (9, 4, 3.3), (20, 6, 1.7)] {
             (s.model.layers, s.parallel.pp) = (layers, pp as u64);
-            let weights = LayerWeights { layer: 1.0, mtp: 0.0, head };
+            let weights = LayerWeights { layer: 1.0, mtp: 0.0, head, spared: 0.0 };
             let work = |n: &[usize]| {
                 let last = *n.last().unwrap() as f64 + head;
                 n[..n.len() - 1].iter().map(|&k| k as f64).fold(last, f64::max)
             };
             let ours = work(&counts(&place(&s, weights).unwrap()));
-            let best =
-                compositions(layers, pp).iter().map(|n| work(n)).fold(f64::INFINITY, f64::min);
+            // The last stage may hold the head alone.
+            let without = |n: Vec<usize>| [n, vec![0]].concat();
+            let all = compositions(layers, pp)
+                .into_iter()
+                .chain(compositions(layers, pp - 1).into_iter().map(without));
+            let best = all.map(|n| work(&n)).fold(f64::INFINITY, f64::min);
             assert!((ours - best).abs() < 1e-9, "{layers} on {pp}: {ours} against {best}");
         }
     }

@@ -16,8 +16,8 @@ macro_rules! presets {
 
 /// The clusters that come with the project: name and TOML.
 pub const CLUSTERS: &[Preset] = presets!(
-    "clusters": "h800-2048", "h800-64", "h100-16384", "h200-2048", "b200-2048", "gb200-nvl72-1152",
-    "a100-2048", "mi300x-1024",
+    "clusters": "h800-2048", "h800-64", "h100-16384", "h200-2048", "b200-2048", "b300-2048",
+    "gb200-nvl72-1152", "gb300-nvl72-1152", "a100-2048", "mi300x-1024", "mi355x-1024",
 );
 
 /// The TOML of preset `name` of `table`, a table of `what`s; the error lists what there is.

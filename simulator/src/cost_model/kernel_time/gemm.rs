@@ -22,22 +22,31 @@ pub enum GemmKind {
     Bf16,
     /// BF16 in, accumulated into FP32 (wgrad).
     Bf16Accumulate,
+    /// FP8 with one scale a tensor, BF16 out (fprop, dgrad).
+    Fp8,
+    /// FP8 with one scale a tensor, accumulated into FP32 (wgrad).
+    Fp8Accumulate,
+    /// FP4 with block scales, BF16 out (fprop, dgrad).
+    Fp4,
+    /// FP4 with block scales, accumulated into FP32 (wgrad).
+    Fp4Accumulate,
 }
 
 impl GemmKind {
     /// Bytes of an element of an operand.
     pub fn operand_bytes(self) -> f64 {
         match self {
-            GemmKind::Fp8OneTwo | GemmKind::Fp8OneOne => 1.0,
             GemmKind::Bf16 | GemmKind::Bf16Accumulate => 2.0,
+            GemmKind::Fp4 | GemmKind::Fp4Accumulate => 0.5,
+            _ => 1.0,
         }
     }
 
     /// Bytes moved per element of the output; accumulation reads it too.
     pub fn output_bytes(self) -> f64 {
         match self {
-            GemmKind::Fp8OneTwo | GemmKind::Bf16 => 2.0,
-            GemmKind::Fp8OneOne | GemmKind::Bf16Accumulate => 8.0,
+            GemmKind::Fp8OneTwo | GemmKind::Fp8 | GemmKind::Bf16 | GemmKind::Fp4 => 2.0,
+            _ => 8.0,
         }
     }
 
@@ -47,7 +56,7 @@ impl GemmKind {
         match self {
             GemmKind::Fp8OneTwo => 1.0,
             GemmKind::Fp8OneOne => 2.0,
-            GemmKind::Bf16 | GemmKind::Bf16Accumulate => 0.0,
+            _ => 0.0,
         }
     }
 }
@@ -178,13 +187,11 @@ impl KernelModel {
             .expect("the list of widths is not empty")
     }
 
-    /// Time of a GEMM as the libraries tile it: FP8 kernels by the scales' blocks of 128, those for
-    /// BF16 choose.
+    /// Time of a GEMM as the libraries tile it: by the scales' blocks of 128 where sums are promoted
+    /// block by block, else they choose.
     pub fn gemm_of_library(&self, shape: &GemmShape, kind: GemmKind) -> GemmTime {
-        match kind {
-            GemmKind::Bf16 | GemmKind::Bf16Accumulate => self.gemm_best_block(shape, kind),
-            GemmKind::Fp8OneTwo | GemmKind::Fp8OneOne => self.gemm(shape, kind),
-        }
+        let promoted = self.gpu.fp8_promotion && kind.promotion_ops() > 0.0;
+        if promoted { self.gemm(shape, kind) } else { self.gemm_best_block(shape, kind) }
     }
 
     /// Seconds of a GEMM by its tiles of 128 x `block_n` alone, no bandwidth or power limit: linear
@@ -193,6 +200,7 @@ impl KernelModel {
         let mut free = self.clone();
         free.gpu.fp8_achievable = f64::INFINITY;
         free.gpu.bf16_achievable = f64::INFINITY;
+        free.gpu.fp4_achievable = f64::INFINITY;
         let t = free.gemm_with_block(shape, kind, block_n);
         self.constants.ramp_s + t.mma_s + t.promotion_s + t.epilogue_s
     }
@@ -251,11 +259,14 @@ impl KernelModel {
     /// Seconds of an SM for a tile's step of 128 in K.
     fn step(&self, kind: GemmKind, block_n: u64) -> Step {
         let c = &self.constants;
+        let bf16 = (self.gpu.bf16_flops, self.gpu.bf16_achievable);
         let (peak, achievable) = match kind {
-            GemmKind::Fp8OneTwo | GemmKind::Fp8OneOne if self.gpu.fp8_flops > 0.0 => {
-                (self.gpu.fp8_flops, self.gpu.fp8_achievable)
+            GemmKind::Bf16 | GemmKind::Bf16Accumulate => bf16,
+            GemmKind::Fp4 | GemmKind::Fp4Accumulate if self.gpu.fp4_flops > 0.0 => {
+                (self.gpu.fp4_flops, self.gpu.fp4_achievable)
             }
-            _ => (self.gpu.bf16_flops, self.gpu.bf16_achievable),
+            _ if self.gpu.fp8_flops > 0.0 => (self.gpu.fp8_flops, self.gpu.fp8_achievable),
+            _ => bf16,
         };
         let flops = 2.0 * (BLOCK_M * block_n * BLOCK_K) as f64;
         let ideal_s = flops / (peak / self.gpu.sms as f64);

@@ -47,7 +47,7 @@ pub struct KernelModel {
     pub sms: u64,
     /// Whether communication kernels run beside, and slow these down.
     pub contended: bool,
-    /// FP8 partial sums need no promotion (wide accumulation, or scales inside the tensor core).
+    /// FP8 partial sums need no promotion: the tensor core takes the scales.
     pub no_promotion: bool,
 }
 
@@ -72,12 +72,13 @@ impl KernelModel {
         gpu.clock_hz *= clock;
         gpu.bf16_achievable *= clock;
         gpu.fp8_achievable *= clock;
+        gpu.fp4_achievable *= clock;
         KernelModel {
             sms: gpu.sms,
             gpu,
             constants,
             contended: false,
-            no_promotion: what_if.wide_accumulation || what_if.scaling_in_tensor_core,
+            no_promotion: what_if.scaling_in_tensor_core,
         }
     }
 

@@ -49,7 +49,7 @@ pub const SLIDERS: [Slider; 9] = [
 type Switch = (&'static str, fn(&mut WhatIf) -> &mut bool);
 
 /// Every wish of [`WhatIf`], by its key.
-pub const SWITCHES: [Switch; 8] = [
+pub const SWITCHES: [Switch; 11] = [
     ("comm_off_sms", |w| &mut w.comm_off_sms),
     ("wide_accumulation", |w| &mut w.wide_accumulation),
     ("scaling_in_tensor_core", |w| &mut w.scaling_in_tensor_core),
@@ -58,6 +58,9 @@ pub const SWITCHES: [Switch; 8] = [
     ("near_memory_cast", |w| &mut w.near_memory_cast),
     ("transposed_reads", |w| &mut w.transposed_reads),
     ("unified_network", |w| &mut w.unified_network),
+    ("compressed_combine", |w| &mut w.compressed_combine),
+    ("hardware_ordering", |w| &mut w.hardware_ordering),
+    ("traffic_priority", |w| &mut w.traffic_priority),
 ];
 
 /// Moves every slider by `factor` up and down, and gives the largest effect first.

@@ -161,7 +161,7 @@ fn flash_mla(model: &KernelModel) -> Vec<Row> {
 fn deep_ep(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
     let cluster = hardware::cluster("h800-2048")?;
     let v3 = ModelConfig::preset("deepseek-v3")?.moe.expect("DeepSeek-V3 has experts");
-    let model = AllToAllModel::new(&cluster, cost.constants, false);
+    let model = AllToAllModel::new(&cluster, cost.constants, WhatIf::default());
     let routed = |ep: u64| {
         let nodes = (ep / 8).max(1) as usize;
         MoeConfig { n_group: nodes, topk_group: nodes.min(4), ..v3 }

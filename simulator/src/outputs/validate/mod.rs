@@ -7,10 +7,12 @@
 mod figures;
 mod kernels;
 mod others;
+mod public;
 mod runs;
 mod serving;
 mod training;
 
+pub use public::SOURCES;
 pub use runs::{B200_GEMMS, b200_gemms};
 pub use serving::serving;
 pub use training::{PROFILE_LOADS, pretraining_gpu_hours, profiled_chunk};
@@ -174,6 +176,8 @@ pub fn validate(cost: &FirstPrinciples) -> Result<Validation, SimError> {
     rows.extend(training::rows(cost)?);
     rows.extend(others::rows(cost)?);
     rows.extend(runs::rows(cost)?);
+    rows.extend(public::rows(cost)?);
+    rows.extend(public::never_fitted(&rows));
     rows.push(intervals(&rows));
     Ok(Validation::of(rows))
 }
@@ -240,8 +244,10 @@ impl Validation {
         for row in &self.rows {
             if row.section != section {
                 section = row.section;
+                let source = public::SOURCES.iter().find(|(name, _)| *name == section);
+                let source = source.map_or(String::new(), |(_, text)| format!("{text}.\n\n"));
                 out += &format!(
-                    "\n### {section}\n\n| figure | unit | published | ours | error | goal | note |\n"
+                    "\n### {section}\n\n{source}| figure | unit | published | ours | error | goal | note |\n"
                 );
                 out += "|---|---|---:|---:|---:|---|---|\n";
             }

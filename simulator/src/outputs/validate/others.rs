@@ -3,7 +3,7 @@
 use fathom_schedule::ScheduleKind;
 
 use super::Row;
-use crate::config::{Graphs, Parallel, Precision, Recompute, Scenario, Stack, Training};
+use crate::config::{Parallel, Precision, Recompute, Scenario, Stack, Training};
 use crate::error::SimError;
 use crate::events::Detail;
 use crate::first_principles::FirstPrinciples;
@@ -12,32 +12,20 @@ use crate::step::{StepReport, simulate};
 use fathom_config::{AttentionConfig, ModelConfig};
 
 const META: &str = "LLaMA-3.1-405B on H100 (arXiv 2407.21783, table 4)";
-const NEMO: &str = "NVIDIA Megatron Bridge (its performance summaries, by release)";
 const V2: &str = "DeepSeek-V2 on H800 (arXiv 2405.04434, section 3.2.3)";
 const KORTHIKANTI: &str = "GPT on A100 (arXiv 2205.05198, table 5)";
-
-/// Runs of NVIDIA's performance summaries whose whole setup is stated, with micro-batches of one
-/// sequence and pipelines: `docs/performance-summary.md` and its archive in the repository
-/// NVIDIA-NeMo/Megatron-Bridge; prediction modules as the tables' names and FLOPs say;
-/// recomputation from the recipes beside them.
-const BRIDGE: &str = include_str!("../../../presets/published/megatron-bridge.csv");
 
 /// One public training run.
 struct Public {
     name: &'static str,
     cluster: &'static str,
-    gpus_per_node: u64,
     model: &'static str,
     /// `tp, cp, pp, dp, ep`.
     layout: [u64; 5],
     interleave: u64,
     global_batch: u64,
     seq_len: u64,
-    precision: Precision,
     recompute: Recompute,
-    /// Per-tensor scales: no promotion by blocks.
-    per_tensor: bool,
-    stack: Stack,
 }
 
 impl Public {
@@ -51,10 +39,6 @@ impl Public {
         };
         s.cluster = hardware::cluster(self.cluster)?;
         s.cluster.gpus = tp * cp * pp * dp;
-        if self.gpus_per_node != s.cluster.gpus_per_node {
-            s.cluster.network.nics_per_node = self.gpus_per_node;
-            s.cluster.gpus_per_node = self.gpus_per_node;
-        }
         s.parallel = Parallel { tp, cp, pp, dp, ep, zero: 1 };
         s.interleave = self.interleave;
         s.schedule =
@@ -63,12 +47,11 @@ impl Public {
             seq_len: self.seq_len,
             micro_batch: 1,
             global_batch: self.global_batch,
-            precision: self.precision,
+            precision: Precision::Bf16,
             recompute: self.recompute,
             total_tokens: 1e12,
         };
-        s.what_if.wide_accumulation = self.per_tensor;
-        s.stack = self.stack.clone();
+        s.stack = Stack::default();
         Ok(s)
     }
 
@@ -84,7 +67,6 @@ impl Public {
 /// The rows of this table: published, simulated, and how far apart.
 pub(super) fn rows(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
     let mut rows = meta(cost)?;
-    rows.extend(megatron_bridge(cost)?);
     rows.extend(korthikanti(cost)?);
     rows.push(deepseek_v2(cost)?);
     Ok(rows)
@@ -96,16 +78,12 @@ fn deepseek_v2(cost: &FirstPrinciples) -> Result<Row, SimError> {
     let run = Public {
         name: "DeepSeek-V2",
         cluster: "h800-2048",
-        gpus_per_node: 8,
         model: "deepseek-v2",
         layout: [1, 1, 16, 64, 8],
         interleave: 1,
         global_batch: 9216,
         seq_len: 4096,
-        precision: Precision::Bf16,
         recompute: Recompute::Selective,
-        per_tensor: false,
-        stack: Stack::default(),
     };
     let s = Scenario { schedule: ScheduleKind::Zb1p, ..run.scenario(None)? };
     let ours = simulate(&s, cost, Detail::Totals)?.report.gpu_hours_per_trillion_tokens;
@@ -125,76 +103,16 @@ fn meta(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
         let run = Public {
             name,
             cluster: "h100-16384",
-            gpus_per_node: 8,
             model: "llama-3.1-405b",
             layout,
             interleave: 2,
             global_batch: batch,
             seq_len,
-            precision: Precision::Bf16,
             recompute: Recompute::None,
-            per_tensor: false,
-            stack: Stack::default(),
         };
         let report = run.run(cost, None)?;
         let row = Row::new(META, name, "TFLOPS", tflops, report.mfu_causal * 989.5);
         rows.push(row.of_run(&run.scenario(None)?, true));
-    }
-    Ok(rows)
-}
-
-/// A row of [`BRIDGE`] by its columns.
-fn bridge_run(line: &'static str) -> (Public, Option<ModelConfig>, [&'static str; 2], f64) {
-    let cell: Vec<&'static str> = line.split(',').collect();
-    let number = |i: usize| cell[i].parse::<u64>().expect("a whole number");
-    let precision = if cell[14] == "fp8" { Precision::Fp8 } else { Precision::Bf16 };
-    let recompute = if cell[15] == "none" { Recompute::None } else { Recompute::Selective };
-    let public = Public {
-        name: cell[1],
-        cluster: cell[2],
-        gpus_per_node: number(3),
-        model: cell[4],
-        layout: [6, 7, 8, 9, 10].map(number),
-        interleave: number(11),
-        global_batch: number(12),
-        seq_len: number(13),
-        precision,
-        recompute,
-        per_tensor: cell[16] == "true",
-        stack: Stack {
-            graphs: if cell[17] == "no" { Graphs::None } else { Graphs::Full },
-            ..Stack::preset("megatron-core-tuned").expect("an embedded stack")
-        },
-    };
-    let with_mtp = |m: ModelConfig| ModelConfig { mtp_depth: number(5) as usize, ..m };
-    let model = ModelConfig::preset(cell[4]).ok().map(with_mtp);
-    (public, model, [cell[0], cell[17]], cell[18].parse().expect("a number"))
-}
-
-fn megatron_bridge(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
-    let mut rows = Vec::new();
-    for line in BRIDGE.lines().skip(1) {
-        let (public, model, [release, graphs], tokens) = bridge_run(line);
-        let ours = public.run(cost, model.clone())?.tokens_per_s_per_gpu;
-        let [tp, cp, pp, _, ep] = public.layout;
-        let arithmetic = match (public.precision, public.per_tensor) {
-            (Precision::Bf16, _) => "BF16",
-            (Precision::Fp8, true) => "FP8 per tensor",
-            (Precision::Fp8, false) => "MXFP8",
-        };
-        let vp = public.interleave;
-        let figure = format!(
-            "{release}: {}, {arithmetic}, TP{tp} CP{cp} PP{pp} VP{vp} EP{ep}, batch {}",
-            public.name, public.global_batch
-        );
-        let row = Row::new(NEMO, figure, "tokens/s/GPU", tokens, ours)
-            .of_run(&public.scenario(model)?, true);
-        // The recipes of that release, beside the tables.
-        rows.push(match graphs {
-            "yes" => row.note("CUDA graphs"),
-            "no" => row.note("no CUDA graphs"),
-            _ => row,
-        });
     }
     Ok(rows)
 }
@@ -223,16 +141,12 @@ fn korthikanti(cost: &FirstPrinciples) -> Result<Vec<Row>, SimError> {
         let run = Public {
             name,
             cluster: "a100-2048",
-            gpus_per_node: 8,
             model: "",
             layout: [8, 1, pp, 1, 1],
             interleave,
             global_batch: batch,
             seq_len: 2048,
-            precision: Precision::Bf16,
             recompute: Recompute::None,
-            per_tensor: false,
-            stack: Stack::default(),
         };
         let ours = run.run(cost, Some(model.clone()))?.step_time_s;
         rows.push(
