@@ -24,7 +24,7 @@ use fathom_simulator::config::Scenario;
 use fathom_simulator::events::Detail;
 use fathom_simulator::first_principles::FirstPrinciples;
 use fathom_simulator::report::html;
-use fathom_simulator::step::simulate;
+use fathom_simulator::step::{simulate, whole_run};
 
 use crate::output::{self, Outcome};
 
@@ -101,7 +101,8 @@ fn time_a_cluster(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let scenario = Scenario::preset(preset, &[])?;
     let model = FirstPrinciples::new(ModelCode);
     let sim = simulate(&scenario, &model, Detail::Instructions)?;
-    output::write_file(&path, html::page(&sim, &model)?.as_bytes())?;
+    let run = whole_run(&sim.scenario, &sim.report, &model)?;
+    output::write_file(&path, html::page(&sim, &run, &model)?.as_bytes())?;
     let r = &sim.report;
     outln!(
         "   a step takes {:.2} s (published: 19.93 s): {:.1} B tokens a day, {:.0} K$ a trillion tokens",

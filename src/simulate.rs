@@ -147,10 +147,10 @@ fn step(args: &Args) -> output::Result {
         perfetto::write(&sim, &mut bytes)?;
         output::write_file(path, &bytes)?;
     }
-    if let Some(path) = &args.report {
-        output::write_file(path, html::page(&sim, &model)?.as_bytes())?;
-    }
     let run = whole_run(&scenario, &sim.report, &model)?;
+    if let Some(path) = &args.report {
+        output::write_file(path, html::page(&sim, &run, &model)?.as_bytes())?;
+    }
     if args.json {
         output::print_json(&Document { report: &sim.report, whole_run: &run })?;
     } else {

@@ -11,7 +11,7 @@ use crate::memory::Categories;
 use crate::network::topology;
 use crate::outputs::page::fill;
 use crate::parallel::CostModel;
-use crate::step::{Simulation, StepReport};
+use crate::step::{Simulation, StepReport, WholeRun};
 
 const TEMPLATE: &str = include_str!("page.html");
 
@@ -22,6 +22,7 @@ const CURVE_POINTS: usize = 600;
 #[derive(Debug, Serialize)]
 struct Page<'a> {
     report: &'a StepReport,
+    run: &'a WholeRun,
     subtitle: String,
     /// `(key, value)` of the layout and the run.
     facts: Vec<(&'static str, String)>,
@@ -52,14 +53,16 @@ struct Topology {
     nic_gb_s: f64,
 }
 
-/// The page of a step. `model` answers what the step would take with other numbers.
-pub fn page(sim: &Simulation, model: &dyn CostModel) -> Result<String, SimError> {
+/// The page of a step and the run that it is part of. `model` answers what the step would take with
+/// other numbers.
+pub fn page(sim: &Simulation, run: &WholeRun, model: &dyn CostModel) -> Result<String, SimError> {
     let s = &sim.scenario;
     let p = &s.parallel;
     let (fullest, _) = sim.memory.fullest();
     let ranks = sim.outcome.ranks.iter();
     let page = Page {
         report: &sim.report,
+        run,
         subtitle: format!("{} on {} x {}", s.model.name, s.cluster.gpus, s.cluster.gpu.name),
         facts: vec![
             ("schedule", s.schedule.name().to_string()),
@@ -73,6 +76,7 @@ pub fn page(sim: &Simulation, model: &dyn CostModel) -> Result<String, SimError>
             ("sequence", s.training.seq_len.to_string()),
             ("precision", format!("{:?}", s.training.precision).to_lowercase()),
             ("recompute", format!("{:?}", s.training.recompute).to_lowercase()),
+            ("software", s.stack.name.clone()),
             ("SMs for communication", s.comm_sms.to_string()),
         ],
         timeline: timeline(sim),
@@ -150,7 +154,7 @@ mod tests {
     use crate::events::Detail;
     use crate::first_principles::FirstPrinciples;
     use crate::model_code::ModelCode;
-    use crate::step::simulate;
+    use crate::step::{simulate, whole_run};
 
     #[test]
     fn the_page_holds_its_data_and_refers_to_nothing_outside() {
@@ -158,7 +162,8 @@ mod tests {
         let s = Scenario::preset("deepseek-v3-h800-2048", &set).unwrap();
         let model = FirstPrinciples::new(ModelCode);
         let sim = simulate(&s, &model, Detail::Instructions).unwrap();
-        let page = page(&sim, &model).unwrap();
+        let run = whole_run(&s, &sim.report, &model).unwrap();
+        let page = page(&sim, &run, &model).unwrap();
         assert!(!page.contains("/*DATA*/") && !page.contains("/*STYLE*/"));
         assert!(page.contains("prefers-color-scheme: dark"));
         for outside in ["http://", "https://", "src=", "@import", "url("] {
@@ -169,6 +174,8 @@ mod tests {
         let data: serde_json::Value = serde_json::from_str(json).unwrap();
         assert_eq!(data["report"]["name"], "</script><b>");
         assert_eq!(data["timeline"].as_array().unwrap().len(), 16);
+        assert_eq!(data["report"]["stage_layers"].as_array().unwrap().len(), 16);
+        assert!(data["run"]["days_with_failures"].as_f64().unwrap() > 1.0);
         assert!(!json.contains("</"));
     }
 
