@@ -64,6 +64,24 @@ proptest! {
         let better = improved(base.clone(), slider, more);
         prop_assert!(step_s(&better) <= step_s(&base) * (1.0 + 1e-9), "{}", SLIDERS[slider].0);
     }
+
+    /// Nothing is lost on any preset, however fast its parts are: the parts of a step are the step,
+    /// the stages hold every layer once, the day's tokens are those of its steps.
+    #[test]
+    fn what_a_step_consists_of_adds_up(
+        preset in 0..SCENARIOS.len(), slider in 0..SLIDERS.len(), factor in 0.1f64..10.0, batches in 1u64..4,
+    ) {
+        let mut s = improved(Scenario::preset(SCENARIOS[preset].0, &[]).unwrap(), slider, factor);
+        s.training.global_batch *= batches;
+        let r = simulate(&s, &FirstPrinciples::new(ModelCode), Detail::Totals).unwrap().report;
+        prop_assert!((r.breakdown_s.total() / r.step_time_s - 1.0).abs() < 1e-9);
+        prop_assert_eq!(r.stage_layers.iter().sum::<usize>(), s.model.layers);
+        let tokens = (s.training.global_batch * s.training.seq_len) as f64;
+        let steps = 86_400.0 / r.step_time_s;
+        prop_assert!((r.tokens_per_day / (tokens * steps) - 1.0).abs() < 1e-9);
+        let rate = r.tokens_per_s_per_gpu * s.cluster.gpus as f64;
+        prop_assert!((rate * r.step_time_s / tokens - 1.0).abs() < 1e-9);
+    }
 }
 
 /// The same layout on 49 times the GPUs: only the gradient reduction grows.

@@ -104,11 +104,6 @@ impl Precision {
         if matches!(self, Precision::Fp8Tensor | Precision::Nvfp4) { 2 } else { 1 }
     }
 
-    /// Whether the products of Linears run on FP4 tensor cores.
-    pub fn is_fp4(self) -> bool {
-        matches!(self, Precision::Nvfp4 | Precision::Mxfp4)
-    }
-
     /// Bytes of an element of a Linear's operand, without its scale.
     pub fn element_bytes(self) -> f64 {
         match self {

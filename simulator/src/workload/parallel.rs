@@ -305,8 +305,13 @@ fn stage_layers(scenario: &Scenario, w: LayerWeights) -> Result<Vec<u64>, SimErr
 /// Places the scenario's layers on its stages, balanced by `weights`. `scenario` must have passed
 /// [`check`].
 pub fn place(scenario: &Scenario, weights: LayerWeights) -> Result<Placement, SimError> {
+    Ok(placed(scenario, stage_layers(scenario, weights)?))
+}
+
+/// The layers on stages that hold so many transformer layers each, the embedding before them,
+/// prediction modules and head behind.
+fn placed(scenario: &Scenario, layers: Vec<u64>) -> Placement {
     let m = &scenario.model;
-    let layers = stage_layers(scenario, weights)?;
     let mut next = 0u64;
     let mut stages = Vec::with_capacity(layers.len());
     for count in layers {
@@ -325,7 +330,7 @@ pub fn place(scenario: &Scenario, weights: LayerWeights) -> Result<Placement, Si
             .map(|i| PlacedLayer { kind: LayerKind::Mtp, index: i as u64 }),
     );
     last.push(PlacedLayer { kind: LayerKind::Head, index: 0 });
-    Ok(Placement { stages, ranks: scenario.parallel.pp as usize })
+    Placement { stages, ranks: scenario.parallel.pp as usize }
 }
 
 /// Most layers that what follows the last transformer layer may count for.
@@ -346,14 +351,13 @@ pub fn placements(scenario: &Scenario) -> Result<Vec<Placement>, SimError> {
             let end = quarters as f64 / 4.0;
             let mtp = end / 2.0 / m.mtp_depth.max(1) as f64;
             let head = if m.mtp_depth > 0 { end / 2.0 } else { end };
-            let weights = LayerWeights { layer: 1.0, mtp, head, spared };
-            let placement = place(scenario, weights)?;
-            if !found.contains(&placement) {
-                found.push(placement);
+            let layers = stage_layers(scenario, LayerWeights { layer: 1.0, mtp, head, spared })?;
+            if !found.contains(&layers) {
+                found.push(layers);
             }
         }
     }
-    Ok(found)
+    Ok(found.into_iter().map(|layers| placed(scenario, layers)).collect())
 }
 
 #[cfg(test)]
