@@ -76,7 +76,7 @@ fn sweep(args: &Args) -> output::Result {
             }
         };
         let stopped = || interrupts.stopped();
-        match ranks::run::run(config, |_| Reference, &folder, &stopped, &mut tell) {
+        match ranks::run::run(config, |_| Reference, &folder, None, (&stopped, &mut tell)) {
             Ok(summary) if summary.stopped => {
                 bar.finish_and_clear();
                 errln!("stopped; the same command goes on where it stopped");

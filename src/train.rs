@@ -1,7 +1,9 @@
 //! `fathom train`: a run in a folder, with a progress bar, logs and checkpoints.
 
 use std::error::Error;
+use std::io::Read;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,6 +11,9 @@ use std::time::{Duration, Instant};
 use fathom_gpu::Cuda;
 use fathom_gpu::backend::Plan;
 use fathom_reference::backend::{Backend, Reference};
+use fathom_reference::exchange::environment::Environment;
+use fathom_reference::exchange::launch;
+use fathom_reference::exchange::processes::Transport;
 use fathom_reference::files;
 use fathom_reference::train::{
     CONFIG, Event, RunFolder, Setting, StepLog, TrainConfig, TrainError, Trainer, ranks,
@@ -33,6 +38,9 @@ use crate::record::RecordArgs;
   fathom train --set recipe.fp8.gradient_block=[128,128] --set optim.clip=0.5
   fathom train --ranks 4 --set parallel.dp=2 --set parallel.pp=2 --set grad_shards=2
                                                  ranks as threads, with the bits of one process
+  fathom train --ranks 4 --processes ...         the same ranks as processes of this machine
+  torchrun --nnodes 2 --nproc-per-node 8 --no-python fathom train ...
+  srun --ntasks 16 fathom train ...              ranks started by others: docs/distributed.md
 
 Ctrl-C writes a checkpoint and stops. DIR gets train.jsonl, tensorboard/, checkpoints/ and, at the
 end, model/ for `fathom eval` and `fathom generate`. All keys of run.toml: docs/training.md.
@@ -53,6 +61,17 @@ pub struct Args {
     /// depends on
     #[arg(long, value_name = "N")]
     ranks: Option<usize>,
+    /// Each rank is a process of this machine. Where torchrun, mpirun or srun has started this
+    /// process as one of several, it is a rank without this flag
+    #[arg(long)]
+    processes: bool,
+    /// What carries the messages of processes [default: mpi where mpirun started them and the program
+    /// was built with it, else tcp]
+    #[arg(long, value_name = "NAME")]
+    transport: Option<TransportName>,
+    /// Write the executed timeline of all ranks for Perfetto, as `fathom simulate --trace` does
+    #[arg(long, value_name = "FILE.json")]
+    trace: Option<PathBuf>,
     /// Seed of initial weights and data order
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -63,6 +82,24 @@ pub struct Args {
     backend: BackendArgs,
     #[command(flatten)]
     record: RecordArgs,
+}
+
+/// A transport by its name on the command line.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum TransportName {
+    /// Sockets between processes; needs nothing
+    Tcp,
+    /// MPI; needs a program built with --features mpi
+    Mpi,
+}
+
+impl From<TransportName> for Transport {
+    fn from(name: TransportName) -> Transport {
+        match name {
+            TransportName::Tcp => Transport::Tcp,
+            TransportName::Mpi => Transport::Mpi,
+        }
+    }
 }
 
 /// What a run is made of: shared with `fathom sweep`.
@@ -146,17 +183,29 @@ fn train(args: &Args) -> output::Result {
     }
     let flags = &args.flags;
     let inputs = flags.data.iter().chain(&flags.config).chain(&flags.validate);
-    files::keep_apart(inputs, args.record.outputs())?;
+    files::keep_apart(inputs, args.record.outputs().chain(&args.trace))?;
+    if args.trace.is_some() && world == 1 {
+        let layout = "set parallel.pp, parallel.dp";
+        return Err(format!("--trace: expected a run on several ranks, found one; {layout}").into());
+    }
+    if world > 1 && args.record.outputs().next().is_some() {
+        return Err(format!("--record and --op-trace take one rank, found {world}").into());
+    }
+    let environment = Environment::read()?;
+    if args.processes && environment.is_none() && world > 1 {
+        return launch(world);
+    }
     match args.backend.open()? {
-        Chosen::Reference => train_on(args, config, Reference, None),
-        Chosen::Device(_) if world > 1 => {
+        Chosen::Reference => train_on(args, config, environment, Reference, None),
+        Chosen::Device(_) if world > 1 || environment.is_some() => {
+            let found = environment.map_or(world, |e| e.world);
             let ranks = "the kernels' backends take one rank so far";
-            Err(format!("--backend: {ranks}, found {world}; --backend reference takes many").into())
+            Err(format!("--backend: {ranks}, found {found}; --backend reference takes many").into())
         }
         Chosen::Device(gpu) => {
             planned(&config)?;
             let cuda = Cuda::new(*gpu);
-            train_on(args, config, cuda.clone(), Some(&|| cuda.gpu().waits()))
+            train_on(args, config, None, cuda.clone(), Some(&|| cuda.gpu().waits()))
         }
     }
 }
@@ -173,15 +222,58 @@ fn planned(config: &TrainConfig) -> Result<(), Box<dyn Error>> {
     }
 }
 
+/// Runs this command line once a rank.
+fn launch(world: usize) -> output::Result {
+    let program = std::env::current_exe()?;
+    let command = || {
+        let mut command = Command::new(&program);
+        command.args(std::env::args_os().skip(1));
+        Ok(command)
+    };
+    let interrupts = interrupts()?;
+    let threads = (rayon::current_num_threads() / world).max(1);
+    let ended = launch::run(command, (world, threads), &|| interrupts.stopped())?;
+    for (rank, code) in ended.codes.iter().enumerate() {
+        match ended.killed.contains(&rank) {
+            true => {
+                errln!("error: rank {rank} did not end after another had failed; it was killed")
+            }
+            false if code.is_none() => errln!("error: rank {rank} was ended by a signal"),
+            false => {}
+        }
+    }
+    let all = |most: i32| ended.codes.iter().all(|code| code.is_some_and(|code| code <= most));
+    Ok(match (all(0), all(1)) {
+        (true, _) => Outcome::Holds,
+        (false, true) => Outcome::Fails,
+        (false, false) => Outcome::BadInput,
+    })
+}
+
+/// A rank that was launched stops with a checkpoint when its standard input ends.
+fn obey(launcher: impl Read + Send + 'static, interrupts: &Arc<Interrupts>) {
+    let interrupts = Arc::clone(interrupts);
+    let mut launcher = launcher;
+    std::thread::spawn(move || {
+        // An error is an end too.
+        let _ = std::io::copy(&mut launcher, &mut std::io::sink());
+        interrupts.stop.store(true, Ordering::SeqCst);
+    });
+}
+
 /// `waits`: how often the host has waited for the backend's device so far.
 fn train_on<B: Backend>(
     args: &Args,
     config: TrainConfig,
+    environment: Option<Environment>,
     backend: B,
     waits: Option<&dyn Fn() -> u64>,
 ) -> output::Result {
     let world = config.parallel.world();
     let interrupts = interrupts()?;
+    if std::env::var_os(launch::LAUNCHED).is_some() {
+        obey(std::io::stdin(), &interrupts);
+    }
     let mut screen = Screen::new(args.json);
     let folder = RunFolder { out: args.out.clone(), resume: args.resume };
     let stopped = || interrupts.stopped();
@@ -195,11 +287,23 @@ fn train_on<B: Backend>(
             before = waits();
         }
     };
-    let result = if world > 1 {
-        if args.record.outputs().next().is_some() {
-            return Err(format!("--record and --op-trace take one rank, found {world}").into());
-        }
-        let result = ranks::run::run(config, |_| Reference, &folder, &stopped, &mut tell);
+    let trace = args.trace.as_deref();
+    let speaks = environment.as_ref().is_none_or(|e| e.rank == 0);
+    let result = if let Some(environment) = &environment {
+        let transport = args.transport.map_or(Transport::of(environment), Transport::from);
+        let of = (environment, transport);
+        let result = ranks::run::run_process(
+            config,
+            || Reference,
+            &folder,
+            trace,
+            of,
+            (&stopped, &mut tell),
+        );
+        screen.finish();
+        result
+    } else if world > 1 {
+        let result = ranks::run::run(config, |_| Reference, &folder, trace, (&stopped, &mut tell));
         screen.finish();
         result
     } else {
@@ -212,11 +316,16 @@ fn train_on<B: Backend>(
     };
     let summary = match result {
         Err(TrainError::Diverged(found)) => {
-            errln!("error: {found}");
+            if speaks {
+                errln!("error: {found}");
+            }
             return Ok(Outcome::Fails);
         }
         result => result?,
     };
+    if !speaks {
+        return Ok(Outcome::Holds);
+    }
     if args.json {
         let mut document = json!(summary);
         // What a step's host waited for: losses, norm, counts of experts' rows.

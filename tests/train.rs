@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+#[path = "train/processes.rs"]
+mod processes;
+
 /// Steps between two checkpoints.
 const EVERY: u64 = 4;
 
@@ -117,17 +120,23 @@ impl Bench {
         steps
     }
 
-    /// Step lines of the log, without what a clock says.
-    fn steps(&self, name: &str) -> Vec<Value> {
+    /// Lines of the log of these kinds, without what a clock says.
+    fn lines(&self, name: &str, kinds: &[&str]) -> Vec<Value> {
         let text = fs::read_to_string(self.out(name).join("train.jsonl")).unwrap_or_default();
         let lines = text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());
-        let mut steps: Vec<Value> = lines.filter(|l| l["kind"] == "step").collect();
-        for step in &mut steps {
-            let step = step.as_object_mut().unwrap();
-            step.remove("seconds");
-            step.remove("tokens_per_second");
+        let asked = |l: &Value| l["kind"].as_str().is_some_and(|kind| kinds.contains(&kind));
+        let mut lines: Vec<Value> = lines.filter(asked).collect();
+        for line in &mut lines {
+            let line = line.as_object_mut().unwrap();
+            for time in ["seconds", "tokens_per_second", "bubble_seconds", "exposed_seconds"] {
+                line.remove(time);
+            }
         }
-        steps
+        lines
+    }
+
+    fn steps(&self, name: &str) -> Vec<Value> {
+        self.lines(name, &["step"])
     }
 }
 
@@ -162,6 +171,14 @@ fn assert_same_parts(bench: &Bench, a: &str, b: &str, parts: &[&str]) {
         }
     }
     assert_eq!(bench.steps(a), bench.steps(b));
+}
+
+/// Logs that tell the same: losses, loads, validation, samples.
+fn assert_same_lines(bench: &Bench, a: &str, b: &str) {
+    let kinds = ["step", "validation", "sample", "diverged"];
+    let [of_a, of_b] = [a, b].map(|name| bench.lines(name, &kinds));
+    assert!(!of_a.is_empty());
+    assert_eq!(of_a, of_b, "{a}, {b}");
 }
 
 /// Waits for the end, at most until `deadline`; `true` where it ended by itself.

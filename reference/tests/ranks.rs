@@ -70,7 +70,8 @@ impl Outcome {
 }
 
 fn timeless(log: StepLog) -> StepLog {
-    StepLog { seconds: 0.0, tokens_per_second: 0.0, ..log }
+    let (bubble_seconds, exposed_seconds) = (None, None);
+    StepLog { seconds: 0.0, tokens_per_second: 0.0, bubble_seconds, exposed_seconds, ..log }
 }
 
 fn done(outcome: StepOutcome) -> StepLog {
@@ -136,12 +137,22 @@ fn settings((pp, dp, ep, schedule): Layout) -> Vec<String> {
     ]
 }
 
-/// Runs of one `grad_shards` and `expert_union`, and the layouts that they lie on.
-const TABLE: [(usize, usize, &[Layout]); 3] = [
-    (
-        4,
-        1,
-        &[
+/// Runs of one model, batch, `grad_shards` and `expert_union`, and the layouts that they lie on.
+struct Block {
+    layers: usize,
+    batch: usize,
+    grad_shards: usize,
+    union: usize,
+    layouts: &'static [Layout],
+}
+
+const TABLE: [Block; 4] = [
+    Block {
+        layers: 4,
+        batch: 16,
+        grad_shards: 4,
+        union: 1,
+        layouts: &[
             (1, 1, 1, "1f1b"),
             (1, 2, 1, "1f1b"),
             (1, 4, 1, "1f1b"),
@@ -155,11 +166,13 @@ const TABLE: [(usize, usize, &[Layout]); 3] = [
             (2, 2, 1, "dualpipe"),
             (2, 1, 1, "dualpipev"),
         ],
-    ),
-    (
-        4,
-        2,
-        &[
+    },
+    Block {
+        layers: 4,
+        batch: 16,
+        grad_shards: 4,
+        union: 2,
+        layouts: &[
             (1, 2, 2, "1f1b"),
             (1, 4, 2, "1f1b"),
             (1, 2, 1, "1f1b"),
@@ -168,54 +181,85 @@ const TABLE: [(usize, usize, &[Layout]); 3] = [
             (2, 2, 1, "zb-v"),
             (2, 4, 2, "interleaved"),
         ],
-    ),
-    (4, 4, &[(1, 4, 4, "1f1b"), (1, 1, 1, "1f1b"), (2, 4, 4, "dualpipev")]),
+    },
+    Block {
+        layers: 4,
+        batch: 16,
+        grad_shards: 4,
+        union: 4,
+        layouts: &[(1, 4, 4, "1f1b"), (1, 1, 1, "1f1b"), (2, 4, 4, "dualpipev")],
+    },
+    Block {
+        layers: 16,
+        batch: 32,
+        grad_shards: 2,
+        union: 1,
+        layouts: &[
+            (8, 1, 1, "gpipe"),
+            (16, 1, 1, "1f1b"),
+            (8, 2, 1, "zb1p"),
+            (8, 1, 1, "interleaved"),
+            (8, 1, 1, "zb-v"),
+            (8, 1, 1, "chimera"),
+            (16, 1, 1, "dualpipe"),
+            (8, 1, 1, "dualpipev"),
+        ],
+    },
 ];
 
-/// Every layout runs two steps, is gone on with on the next layout for one, and is compared with
-/// one process. The page shows the table that this writes (`FATHOM_BLESS=1` rewrites it).
+/// Every layout runs some steps, is gone on with on the next layout for more, and is compared with
+/// one process: by `FATHOM_LAYOUTS=all` five and five in every mode, else two and one in one mode a
+/// row. The page shows the table of all (`FATHOM_BLESS=1` rewrites it).
 #[test]
 fn the_layouts_of_the_table_have_the_bits_of_one_process() {
+    let all = std::env::var_os("FATHOM_LAYOUTS").is_some_and(|what| what == "all");
+    let [before, after] = if all { [5, 5] } else { [2, 1] };
     let mut rows = String::from(
-        "| grad_shards | expert_union | pp | dp | ep | schedule | then | fp32 | bf16 | fp8 |\n\
-         |---:|---:|---:|---:|---:|---|---|---|---|---|\n",
+        "| layers | grad_shards | expert_union | pp | dp | ep | schedule | then | fp32 | bf16 | fp8 |\n\
+         |---:|---:|---:|---:|---:|---:|---|---|---|---|---|\n",
     );
-    for (grad_shards, union, layouts) in TABLE {
+    let mut number = 0;
+    for Block { layers, batch, grad_shards, union, layouts } in TABLE {
         let run = [
+            "steps=10".to_owned(),
             format!("grad_shards={grad_shards}"),
             format!("expert_union={union}"),
-            "model.layers=4".to_owned(),
-            "schedule.batch=16".to_owned(),
+            format!("model.layers={layers}"),
+            format!("schedule.batch={batch}"),
         ];
         let with = |mode: &str, layout: &[String]| -> Vec<String> {
             let all = run.iter().chain(layout).cloned();
             all.chain([mode.to_owned()]).collect()
         };
-        let wholes = MODES.map(|mode| one(&words(&with(mode, &[])), 3));
+        let wholes = MODES.map(|mode| one(&words(&with(mode, &[])), before + after));
         for (i, &layout) in layouts.iter().enumerate() {
             let next = layouts[(i + 1) % layouts.len()];
-            for (mode, whole) in MODES.iter().zip(&wholes) {
+            for (m, (mode, whole)) in MODES.iter().zip(&wholes).enumerate() {
+                if !all && number % MODES.len() != m {
+                    continue;
+                }
                 let folder = tempfile::tempdir().unwrap();
                 let first = with(mode, &settings(layout));
-                let (mut logs, saved) = steps(&words(&first), None, 2, folder.path());
+                let (mut logs, saved) = steps(&words(&first), None, before, folder.path());
                 let then = with(mode, &settings(next));
-                let (more, saved) = steps(&words(&then), Some(saved), 1, folder.path());
+                let (more, saved) = steps(&words(&then), Some(saved), after, folder.path());
                 logs.extend(more);
                 Outcome::of(logs, saved).assert_is(whole, &format!("{layout:?}, {next:?}, {mode}"));
             }
+            number += 1;
             let (pp, dp, ep, schedule) = layout;
             let (pp2, dp2, ep2, schedule2) = next;
             rows += &format!(
-                "| {grad_shards} | {union} | {pp} | {dp} | {ep} | {schedule} | pp {pp2} dp {dp2} ep \
-                 {ep2} {schedule2} | equal | equal | equal |\n"
+                "| {layers} | {grad_shards} | {union} | {pp} | {dp} | {ep} | {schedule} | pp {pp2} dp \
+                 {dp2} ep {ep2} {schedule2} | equal | equal | equal |\n"
             );
         }
     }
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/distributed.md");
     let text = std::fs::read_to_string(&page).unwrap();
-    let (before, _) = text.split_once("| grad_shards |").unwrap_or((&text, ""));
+    let (before, _) = text.split_once("| layers | grad_shards |").unwrap_or((&text, ""));
     let expected = format!("{before}{rows}");
-    if std::env::var_os("FATHOM_BLESS").is_some() {
+    if all && std::env::var_os("FATHOM_BLESS").is_some() {
         std::fs::write(&page, &expected).unwrap();
     }
     let text = std::fs::read_to_string(&page).unwrap();
@@ -379,4 +423,82 @@ fn ranks_of_other_configurations_are_refused_with_both_sides() {
     let ends = threads::run(2, Duration::from_secs(60), main, &mut || ());
     let words = format!("{ends:?}");
     assert!(words.contains("seed = 1") && words.contains("seed = 2"), "{words}");
+}
+
+/// The trace of a run shows what the schedule says, in its order, and nothing twice at once.
+#[test]
+fn the_executed_timeline_is_the_schedules() {
+    let set = [
+        "model.layers=4",
+        "grad_shards=4",
+        "schedule.batch=16",
+        "parallel.pp=2",
+        "parallel.dp=2",
+        "parallel.ep=2",
+        "parallel.schedule=\"dualpipe\"",
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trace.json");
+    let mut shared = Shared::open(config(&set), None).unwrap();
+    shared.trace = Some(path.clone());
+    let main = move |exchange| {
+        let mut trainer = RankTrainer::new(&shared, Reference, exchange)?;
+        let logs = [done(trainer.step(&|| false)?), done(trainer.step(&|| false)?)];
+        trainer.end()?;
+        Ok::<_, TrainError>(logs)
+    };
+    for end in threads::run(4, Duration::from_secs(300), main, &mut || ()) {
+        let End::Returned(Ok(logs)) = end else { panic!("{end:?}") };
+        for StepLog { seconds, bubble_seconds, exposed_seconds, .. } in logs {
+            let [bubble, exposed] = [bubble_seconds.unwrap(), exposed_seconds.unwrap()];
+            assert!(bubble > 0.0 && exposed > 0.0 && bubble + exposed < seconds);
+        }
+    }
+    let trace: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    let ns = |v: &serde_json::Value| (v.as_f64().unwrap() * 1e3).round() as u64;
+    let spans = |rank: usize, thread: u32| {
+        let own = |e: &&serde_json::Value| e["ph"] == "X" && e["pid"] == rank && e["tid"] == thread;
+        let span = |e: &serde_json::Value| {
+            let (name, begin) = (e["name"].as_str().unwrap().to_owned(), ns(&e["ts"]));
+            (begin, begin + ns(&e["dur"]), name)
+        };
+        let mut spans: Vec<(u64, u64, String)> = events.iter().filter(own).map(span).collect();
+        spans.sort();
+        spans
+    };
+    let schedule = config(&set).pipeline(16).unwrap();
+    let own_parts =
+        ["attention", "mlp"].iter().flat_map(|c| ["F", "B", "W"].map(|p| format!("{c} {p}")));
+    let own_parts: Vec<String> = own_parts.collect();
+    let mut instructions = Vec::new();
+    for rank in 0..4 {
+        let [plan, compute, waits] = [0, 1, 2].map(|thread| spans(rank, thread));
+        for thread in [&plan, &compute, &waits] {
+            let apart = |pair: &[(u64, u64, String)]| pair[0].1 <= pair[1].0;
+            assert!(thread.windows(2).all(apart), "rank {rank} does two things at once");
+        }
+        let ops = schedule.ranks[rank / 2].iter();
+        let words: Vec<String> = ops.map(|&op| fathom_schedule::draw::op_text(op)).collect();
+        let names: Vec<&String> = plan.iter().map(|(.., name)| name).collect();
+        assert_eq!(names, words.iter().chain(&words).collect::<Vec<_>>(), "rank {rank}");
+        for part in &own_parts {
+            assert!(compute.iter().any(|(.., name)| name == part), "rank {rank}: no {part}");
+        }
+        for part in ["dispatch F", "combine F", "dispatch B", "combine B"] {
+            assert!(waits.iter().any(|(.., name)| name == part), "rank {rank}: no {part}");
+        }
+        instructions.push(plan);
+    }
+    // Two steps of eight micro-batches a pipeline, one boundary, forward and backward.
+    let mut arrows = std::collections::BTreeMap::<u64, Vec<(usize, u64)>>::new();
+    for e in events.iter().filter(|e| e["ph"] == "s" || e["ph"] == "f") {
+        let end = (e["pid"].as_u64().unwrap() as usize, ns(&e["ts"]));
+        arrows.entry(e["id"].as_u64().unwrap()).or_default().push(end);
+    }
+    assert_eq!(arrows.len(), 2 * 8 * 2 * 2);
+    for ends in arrows.values() {
+        let [(from, sent), (to, received)] = ends[..] else { panic!("{ends:?}") };
+        assert!(from != to && from % 2 == to % 2 && sent <= received, "{ends:?}");
+    }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::timeline::Timeline;
-use crate::{Op, Schedule};
+use crate::{Chunk, Op, Schedule};
 
 /// Letters of the text drawing, for its legend.
 pub const LEGEND: &str = "F f forward (dir 0, others)   B b backward   I i input backward   W w weight   X x \
@@ -40,6 +40,56 @@ pub fn text(schedule: &Schedule, timeline: &Timeline, columns: usize) -> String 
         let _ = writeln!(out, "rank {rank:>3} {}", line.into_iter().collect::<String>());
     }
     out
+}
+
+/// What one rank's op sends to another's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Arrow {
+    /// `activation` or `gradient`.
+    pub name: &'static str,
+    /// The sender, and when its op ends.
+    pub from: (usize, f64),
+    /// The receiver, and when its op begins.
+    pub to: (usize, f64),
+}
+
+/// An arrow for every activation and gradient that goes to another rank; `spans[rank][i]` are start
+/// and end of the rank's i-th op.
+pub fn arrows(schedule: &Schedule, spans: &[Vec<(f64, f64)>]) -> Vec<Arrow> {
+    let s = schedule;
+    let (dirs, mbs) = (s.geometry.dirs(), s.micro_batches_per_dir());
+    let slot = |rank: usize, c: Chunk| (rank * dirs + c.dir as usize) * mbs + c.mb as usize;
+    // Where each chunk's forward and backward end.
+    let mut sent = [vec![0.0; s.ranks.len() * dirs * mbs], vec![0.0; s.ranks.len() * dirs * mbs]];
+    for (rank, ops) in s.ranks.iter().enumerate() {
+        for (op, &(_, end)) in ops.iter().zip(&spans[rank]) {
+            for (which, chunk) in [op.forward(), op.backward()].into_iter().enumerate() {
+                if let Some(c) = chunk {
+                    sent[which][slot(rank, c)] = end;
+                }
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for (rank, ops) in s.ranks.iter().enumerate() {
+        for (&op, &(start, _)) in ops.iter().zip(&spans[rank]) {
+            let before = |c: Chunk| Some((c, s.geometry.shallower(rank, c.dir)?));
+            let behind = |c: Chunk| Some((c, s.geometry.deeper(rank, c.dir)?));
+            let arrivals = [
+                ("activation", op.forward().and_then(before)),
+                ("gradient", op.backward().and_then(behind)),
+            ];
+            for (which, (name, arrival)) in arrivals.into_iter().enumerate() {
+                let Some((chunk, (from, dir))) = arrival.filter(|(_, (from, _))| *from != rank)
+                else {
+                    continue;
+                };
+                let end = sent[which][slot(from, Chunk { dir, mb: chunk.mb })];
+                found.push(Arrow { name, from: (from, end), to: (rank, start) });
+            }
+        }
+    }
+    found
 }
 
 /// An op as words: `F1.3` is the forward of micro-batch 3 in direction 1.

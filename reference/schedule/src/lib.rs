@@ -3,7 +3,7 @@
 //! One file a schedule, each straight-line code with its phases titled; `Stream` is the pen they
 //! write with. [`Geometry`] says which stages a rank holds and where a micro-batch goes next,
 //! [`check`] proves a stream executable, [`timeline`] plays it with chunk durations, [`compare`]
-//! sets all kinds side by side, [`draw`] draws. The simulator plays the same streams with the times
+//! sets all kinds side by side, [`draw`] draws, [`perfetto`] writes what ran when. The simulator plays the same streams with the times
 //! of every layer's parts, and the trainer executes them: this room knows neither.
 //!
 //! To add a schedule: copy a neighbour's file, add its kind to [`ScheduleKind`] and write what does
@@ -28,6 +28,7 @@ mod zb_v;
 pub mod check;
 pub mod compare;
 pub mod draw;
+pub mod perfetto;
 pub mod timeline;
 
 pub use geometry::{Geometry, Shape};

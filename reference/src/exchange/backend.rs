@@ -3,14 +3,22 @@
 //!
 //! What is exchanged passes the host: downloaded, handed over, uploaded. Bits are moved, and sums
 //! are those of [`Communicator::all_reduce`].
+//!
+//! A dispatch or a combine sends at once and is waited for where its result is first used. So the
+//! order in which a pair of forward and backward calls its parts is what lets rows travel while
+//! something else is computed.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
 
-use fathom_trace::{Group, GroupKind};
+use fathom_schedule::perfetto::{COMMUNICATION, COMPUTE};
+use fathom_trace::{DType, Group, GroupKind, TensorMeta};
 
-use super::{Communicator, ExchangeError, one};
-use crate::backend::{Backend, Place, Result, passes_on};
+use super::clock::Clock;
+use super::{Communicator, ExchangeError, Pending, one};
+use crate::backend::{Backend, Place, Result, input_metas};
 use crate::op::Op;
 use crate::ops::collective::{AllGather, AllReduce, ReduceScatter};
 use crate::ops::dispatch::{Combine, Dispatch};
@@ -21,12 +29,118 @@ pub struct Ranked<B> {
     inner: B,
     groups: Vec<(GroupKind, Communicator)>,
     place: Cell<Place>,
+    clock: Arc<Clock>,
+}
+
+/// A tensor that is here, or rows that the other ranks of a group have yet to send.
+pub enum Arriving<B: Backend> {
+    /// It is here.
+    Here(B::Buffer),
+    /// It is on its way.
+    Underway(Rc<Underway<B>>),
+}
+
+impl<B: Backend> Clone for Arriving<B> {
+    fn clone(&self) -> Self {
+        match self {
+            Arriving::Here(buffer) => Arriving::Here(buffer.clone()),
+            Arriving::Underway(underway) => Arriving::Underway(Rc::clone(underway)),
+        }
+    }
+}
+
+impl<B: Backend> std::fmt::Debug for Arriving<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Arriving::Here(buffer) => buffer.fmt(f),
+            Arriving::Underway(underway) => write!(f, "{:?}, on its way", underway.meta),
+        }
+    }
+}
+
+/// The result of an exchange that was begun.
+pub struct Underway<B: Backend> {
+    meta: TensorMeta,
+    /// Where in the step it was begun.
+    place: Place,
+    state: RefCell<State<B>>,
+}
+
+enum State<B: Backend> {
+    Begun(Pending, Rest<B>),
+    Here(B::Buffer),
+    /// The exchange failed; whoever used it first was told why.
+    Failed,
+}
+
+/// What is left to do once all rows are here.
+enum Rest<B: Backend> {
+    /// To put them in the order of the experts.
+    Dispatch(Exchanged),
+    /// To add them up by token.
+    Combine(Combine, B::Buffer),
 }
 
 impl<B: Backend> Ranked<B> {
     /// Wraps `inner`; `groups` has the communicator of every kind of group with several members.
-    pub fn new(inner: B, groups: Vec<(GroupKind, Communicator)>) -> Ranked<B> {
-        Ranked { inner, groups, place: Cell::default() }
+    pub fn new(inner: B, groups: Vec<(GroupKind, Communicator)>, clock: Arc<Clock>) -> Ranked<B> {
+        Ranked { inner, groups, place: Cell::default(), clock }
+    }
+
+    /// The tensor, waited for where it is still on its way.
+    ///
+    /// # Errors
+    /// Those of the exchange.
+    pub fn here(&self, buffer: Arriving<B>) -> Result<B::Buffer> {
+        match buffer {
+            Arriving::Here(buffer) => Ok(buffer),
+            Arriving::Underway(underway) => self.arrived(&underway),
+        }
+    }
+
+    fn arrived(&self, underway: &Underway<B>) -> Result<B::Buffer> {
+        let name = underway.op_name();
+        match underway.state.replace(State::Failed) {
+            State::Begun(pending, rest) => {
+                let begin = self.clock.now();
+                let all = pending.end().map_err(self.failed(name))?;
+                self.clock.part(COMMUNICATION, underway.place, begin);
+                let begin = self.clock.now();
+                let buffer = self.finish(all.into_iter().map(one).collect(), rest)?;
+                self.clock.part(COMPUTE, underway.place, begin);
+                underway.state.replace(State::Here(buffer.clone()));
+                Ok(buffer)
+            }
+            State::Here(buffer) => {
+                underway.state.replace(State::Here(buffer.clone()));
+                Ok(buffer)
+            }
+            State::Failed => {
+                let (engine, op) = (self.name(), name.to_owned());
+                Err(EngineError::Failed { engine, op, reason: "its exchange has failed".into() })
+            }
+        }
+    }
+
+    fn finish(&self, all: Vec<Tensor>, rest: Rest<B>) -> Result<B::Buffer> {
+        match rest {
+            Rest::Dispatch(plan) => self.inner.upload(plan.by_expert(&all)),
+            Rest::Combine(local, inverse) => {
+                let sorted = self.inner.upload(concat(&all))?;
+                Ok(self.inner.execute(&local, vec![Some(sorted), Some(inverse)])?.remove(0))
+            }
+        }
+    }
+
+    fn begun(
+        &self,
+        op: &dyn DynOp,
+        inputs: &[Option<B::Buffer>],
+        begun: (Pending, Rest<B>),
+    ) -> Result<Arriving<B>> {
+        let meta = op.infer(&input_metas(&self.inner, op, inputs))?.remove(0);
+        let state = RefCell::new(State::Begun(begun.0, begun.1));
+        Ok(Arriving::Underway(Rc::new(Underway { meta, place: self.place.get(), state })))
     }
 
     /// The backend inside.
@@ -123,7 +237,7 @@ impl<B: Backend> Ranked<B> {
 
     /// Rows to the ranks of their experts. They are sorted by expert already, so each rank's are
     /// one piece; what arrives is put in the order expert, rank, slot.
-    fn dispatch(&self, op: &Dispatch, x: B::Buffer, rows: B::Buffer) -> Result<B::Buffer> {
+    fn dispatch(&self, op: &Dispatch, x: B::Buffer, rows: B::Buffer) -> Result<(Pending, Rest<B>)> {
         let name = Dispatch::NAME;
         let communicator = self.communicator(name, op.group)?;
         let plan = self.plan(name, &op.sent, communicator)?;
@@ -132,27 +246,66 @@ impl<B: Backend> Ranked<B> {
         let local =
             Dispatch { group: alone, received, copies_sent: 0, sent: Vec::new(), ..op.clone() };
         let sorted = self.inner.execute(&local, vec![Some(x), Some(rows)])?.remove(0);
-        let sorted = self.inner.download(&sorted)?;
-        let parts = split(&sorted, &plan.by_member);
+        let parts = split(&self.inner.download(&sorted)?, &plan.by_member);
         let sent = parts.into_iter().map(|part| vec![part]).collect();
-        let all = communicator.all_to_all(&self.what(name), sent).map_err(self.failed(name))?;
-        let all: Vec<Tensor> = all.into_iter().map(one).collect();
-        self.inner.upload(plan.by_expert(&all))
+        let pending = communicator.begin_all_to_all(&self.what(name), sent);
+        Ok((pending.map_err(self.failed(name))?, Rest::Dispatch(plan)))
     }
 
     /// The experts' rows back to the ranks of their tokens, then the sum, here.
-    fn combine(&self, op: &Combine, y: B::Buffer, inverse: B::Buffer) -> Result<B::Buffer> {
+    fn combine(
+        &self,
+        op: &Combine,
+        y: B::Buffer,
+        inverse: B::Buffer,
+    ) -> Result<(Pending, Rest<B>)> {
         let name = Combine::NAME;
         let communicator = self.communicator(name, op.group)?;
         let plan = self.plan(name, &op.sent, communicator)?;
         let parts = plan.by_rank(&self.inner.download(&y)?);
         let sent = parts.into_iter().map(|part| vec![part]).collect();
-        let all = communicator.all_to_all(&self.what(name), sent).map_err(self.failed(name))?;
-        let all: Vec<Tensor> = all.into_iter().map(one).collect();
-        let sorted = self.inner.upload(concat(&all))?;
+        let pending = communicator.begin_all_to_all(&self.what(name), sent);
         let alone = Group { size: 1, ..op.group };
         let local = Combine { group: alone, copies_sent: 0, sent: Vec::new(), ..op.clone() };
-        Ok(self.inner.execute(&local, vec![Some(sorted), Some(inverse)])?.remove(0))
+        Ok((pending.map_err(self.failed(name))?, Rest::Combine(local, inverse)))
+    }
+
+    /// An op whose inputs are here.
+    fn compute(
+        &self,
+        op: &dyn DynOp,
+        mut inputs: Vec<Option<B::Buffer>>,
+    ) -> Result<Vec<Arriving<B>>> {
+        let any = op.as_any();
+        let several = |group: Group| group.size > 1;
+        if let Some(op) = any.downcast_ref::<AllReduce>().filter(|op| several(op.group)) {
+            return self.all_reduce(op, &take(&mut inputs, 0)).map(|y| vec![Arriving::Here(y)]);
+        }
+        if let Some(op) = any.downcast_ref::<AllGather>().filter(|op| several(op.group)) {
+            return self.all_gather(op, &take(&mut inputs, 0)).map(|y| vec![Arriving::Here(y)]);
+        }
+        if let Some(op) = any.downcast_ref::<ReduceScatter>().filter(|op| several(op.group)) {
+            return self.reduce_scatter(op, &take(&mut inputs, 0)).map(|y| vec![Arriving::Here(y)]);
+        }
+        if let Some(own) = any.downcast_ref::<Dispatch>().filter(|op| several(op.group)) {
+            let [x, rows] = [0, 1].map(|i| inputs[i].clone().expect("a mandatory input"));
+            return Ok(vec![self.begun(op, &inputs, self.dispatch(own, x, rows)?)?]);
+        }
+        if let Some(own) = any.downcast_ref::<Combine>().filter(|op| several(op.group)) {
+            let [y, inverse] = [0, 1].map(|i| inputs[i].clone().expect("a mandatory input"));
+            return Ok(vec![self.begun(op, &inputs, self.combine(own, y, inverse)?)?]);
+        }
+        Ok(self.inner.execute(op, inputs)?.into_iter().map(Arriving::Here).collect())
+    }
+}
+
+impl<B: Backend> Underway<B> {
+    /// The op, for errors.
+    fn op_name(&self) -> &'static str {
+        match &*self.state.borrow() {
+            State::Begun(_, Rest::Dispatch(_)) => Dispatch::NAME,
+            _ => Combine::NAME,
+        }
     }
 }
 
@@ -251,35 +404,53 @@ fn take<T>(inputs: &mut [Option<T>], i: usize) -> T {
 }
 
 impl<B: Backend> Backend for Ranked<B> {
-    type Buffer = B::Buffer;
+    type Buffer = Arriving<B>;
 
     passes_on!(self => self.inner, B);
 
     fn execute(
         &self,
         op: &dyn DynOp,
-        mut inputs: Vec<Option<B::Buffer>>,
-    ) -> Result<Vec<B::Buffer>> {
-        let any = op.as_any();
-        let several = |group: Group| group.size > 1;
-        if let Some(op) = any.downcast_ref::<AllReduce>().filter(|op| several(op.group)) {
-            return self.all_reduce(op, &take(&mut inputs, 0)).map(|y| vec![y]);
+        inputs: Vec<Option<Arriving<B>>>,
+    ) -> Result<Vec<Arriving<B>>> {
+        let here = |input: Option<_>| input.map(|input| self.here(input)).transpose();
+        let inputs = inputs.into_iter().map(here).collect::<Result<_>>()?;
+        if !self.clock.traces() {
+            return self.compute(op, inputs);
         }
-        if let Some(op) = any.downcast_ref::<AllGather>().filter(|op| several(op.group)) {
-            return self.all_gather(op, &take(&mut inputs, 0)).map(|y| vec![y]);
+        let begin = self.clock.now();
+        let outputs = self.compute(op, inputs);
+        self.clock.part(COMPUTE, self.place.get(), begin);
+        outputs
+    }
+
+    fn upload(&self, tensor: Tensor) -> Result<Arriving<B>> {
+        self.inner.upload(tensor).map(Arriving::Here)
+    }
+
+    fn download(&self, buffer: &Arriving<B>) -> Result<Tensor> {
+        match buffer {
+            Arriving::Here(buffer) => self.inner.download(buffer),
+            Arriving::Underway(underway) => self.inner.download(&self.arrived(underway)?),
         }
-        if let Some(op) = any.downcast_ref::<ReduceScatter>().filter(|op| several(op.group)) {
-            return self.reduce_scatter(op, &take(&mut inputs, 0)).map(|y| vec![y]);
+    }
+
+    fn zeros(&self, dtype: DType, shape: &[usize]) -> Result<Arriving<B>> {
+        self.inner.zeros(dtype, shape).map(Arriving::Here)
+    }
+
+    fn dtype(&self, buffer: &Arriving<B>) -> DType {
+        match buffer {
+            Arriving::Here(buffer) => self.inner.dtype(buffer),
+            Arriving::Underway(underway) => underway.meta.dtype,
         }
-        if let Some(op) = any.downcast_ref::<Dispatch>().filter(|op| several(op.group)) {
-            let (x, rows) = (take(&mut inputs, 0), take(&mut inputs, 1));
-            return self.dispatch(op, x, rows).map(|y| vec![y]);
+    }
+
+    fn shape(&self, buffer: &Arriving<B>) -> Vec<usize> {
+        match buffer {
+            Arriving::Here(buffer) => self.inner.shape(buffer),
+            Arriving::Underway(underway) => underway.meta.shape.clone(),
         }
-        if let Some(op) = any.downcast_ref::<Combine>().filter(|op| several(op.group)) {
-            let (y, inverse) = (take(&mut inputs, 0), take(&mut inputs, 1));
-            return self.combine(op, y, inverse).map(|x| vec![x]);
-        }
-        self.inner.execute(op, inputs)
     }
 
     fn at(&self, place: Place) {
@@ -287,14 +458,25 @@ impl<B: Backend> Backend for Ranked<B> {
         self.inner.at(place);
     }
 
-    fn group_counts(&self, counts: &B::Buffer, group: Group) -> Result<Option<Vec<Vec<usize>>>> {
+    fn expert_counts(
+        &self,
+        counts: &Arriving<B>,
+        local: Range<usize>,
+        slots: usize,
+    ) -> Result<Vec<usize>> {
+        self.inner.expert_counts(&self.here(counts.clone())?, local, slots)
+    }
+
+    fn group_counts(&self, counts: &Arriving<B>, group: Group) -> Result<Option<Vec<Vec<usize>>>> {
         if group.size == 1 {
-            return self.inner.group_counts(counts, group);
+            return self.inner.group_counts(&self.here(counts.clone())?, group);
         }
         let name = "expert_counts";
         let communicator = self.communicator(name, group)?;
-        let own = self.inner.download(counts)?;
+        let own = self.download(counts)?;
+        let begin = self.clock.now();
         let all = communicator.all_gather(&self.what(name), vec![own]);
+        self.clock.part(COMMUNICATION, self.place.get(), begin);
         let numbers =
             |counts: Tensor| counts.as_slice::<i32>().iter().map(|&n| n as usize).collect();
         let all = all.map_err(self.failed(name))?.into_iter();

@@ -1,7 +1,9 @@
 //! What ranks exchange: messages between two of them, and over these the collectives of a group.
 //!
-//! An [`Exchange`] carries messages and knows who has ended; [`threads`] is the one for ranks that
-//! are threads of a process. A [`Communicator`] is one rank's end of a group's exchanges. Every
+//! An [`Exchange`] carries messages and knows who has ended. [`threads`] is the one for ranks that
+//! are threads of a process, [`processes`] the one for ranks that are processes of their own, over
+//! [`tcp`] or MPI; both put what comes into the table of `mail`. [`environment`] says which rank a
+//! process is, [`store`] is where processes meet, [`launch`] starts them. A [`Communicator`] is one rank's end of a group's exchanges. Every
 //! message says which exchange of the group it belongs to, by number, operation, and what is
 //! exchanged: ranks that disagree on the order are refused where they meet, with both sides.
 //!
@@ -12,12 +14,23 @@
 //! gradients' tree stands in `train::ranks::reduce`, over pieces that travelled unchanged.
 
 pub mod backend;
+pub mod clock;
+pub mod environment;
+pub mod launch;
+mod mail;
+#[cfg(feature = "mpi")]
+pub mod mpi;
+pub mod processes;
+pub mod store;
+pub mod tcp;
 pub mod threads;
+mod wire;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fathom_trace::DType;
+use serde::{Deserialize, Serialize};
 
 use crate::Tensor;
 use crate::model::convert;
@@ -25,7 +38,7 @@ use crate::op::Op;
 use crate::ops::add::Add;
 
 /// What an exchange does: part of a message's name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Operation {
     /// From one rank to another.
     Send,

@@ -2,99 +2,18 @@
 //! shared, not copied.
 
 use std::any::Any;
-use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::mail::Mail;
 use super::{Exchange, ExchangeError, Label, Message};
 use crate::Tensor;
 
-/// Sender, receiver and channel of a queue of messages.
-type Key = (usize, usize, Arc<str>);
-
-/// What all ranks of a run share.
-struct Hub {
-    state: Mutex<State>,
-    /// One a rank: something came for it, or a rank ended.
-    changed: Vec<Condvar>,
-    timeout: Duration,
-}
-
-#[derive(Default)]
-struct State {
-    queues: HashMap<Key, VecDeque<Message>>,
-    /// What each rank waits for: whose message, and what it is.
-    waits: Vec<Option<(usize, String)>>,
-    /// Ranks that have ended, well or not.
-    ended: Vec<bool>,
-    /// The first rank that failed, and its error.
-    failure: Option<(usize, String)>,
-}
-
-impl Hub {
-    fn new(world: usize, timeout: Duration) -> Hub {
-        let state =
-            State { waits: vec![None; world], ended: vec![false; world], ..State::default() };
-        let changed = (0..world).map(|_| Condvar::new()).collect();
-        Hub { state: Mutex::new(state), changed, timeout }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Notes that a rank has ended; its error, where it has one, ends the others too.
-    fn end(&self, rank: usize, error: Option<String>) {
-        let mut state = self.lock();
-        state.ended[rank] = true;
-        if let Some(error) = error {
-            state.failure.get_or_insert((rank, error));
-        }
-        drop(state);
-        self.changed.iter().for_each(Condvar::notify_all);
-    }
-}
-
-impl State {
-    fn failed(&self, rank: usize, waiting: &Label) -> Result<(), ExchangeError> {
-        let Some((lost, reason)) = &self.failure else { return Ok(()) };
-        let (lost, reason, waiting) = (*lost, reason.clone(), waiting.to_string());
-        Err(ExchangeError::Lost { rank, lost, reason, waiting })
-    }
-
-    /// Follows who waits for whom from `rank` on.
-    fn suspect(&self, rank: usize) -> String {
-        let (mut at, mut seen) = (rank, vec![rank]);
-        loop {
-            let Some((next, _)) = &self.waits[at] else {
-                return format!("rank {at} waits for nobody and does not answer");
-            };
-            if self.ended[*next] {
-                return format!("rank {next} has ended without it");
-            }
-            if seen.contains(next) {
-                return format!("ranks {seen:?} wait for each other");
-            }
-            at = *next;
-            seen.push(at);
-        }
-    }
-
-    fn all_waits(&self) -> Vec<String> {
-        let words = |(rank, wait): (usize, &Option<(usize, String)>)| match wait {
-            Some((from, what)) => format!("rank {rank} waits for rank {from}, {what}"),
-            None if self.ended[rank] => format!("rank {rank} has ended"),
-            None => format!("rank {rank} computes"),
-        };
-        self.waits.iter().enumerate().map(words).collect()
-    }
-}
-
 /// A rank's end.
 struct Rank {
-    hub: Arc<Hub>,
+    mail: Arc<Mail>,
     rank: usize,
 }
 
@@ -104,55 +23,17 @@ impl Exchange for Rank {
     }
 
     fn world(&self) -> usize {
-        self.hub.changed.len()
+        self.mail.world()
     }
 
     fn post(&self, to: usize, message: Message) -> Result<(), ExchangeError> {
-        let mut state = self.hub.lock();
-        state.failed(self.rank, &message.label)?;
-        let key = (self.rank, to, message.label.channel.clone());
-        state.queues.entry(key).or_default().push_back(message);
-        drop(state);
-        self.hub.changed[to].notify_all();
+        self.mail.check(self.rank, &message.label)?;
+        self.mail.deliver(self.rank, to, message);
         Ok(())
     }
 
     fn take(&self, from: usize, expected: &Label) -> Result<Vec<Tensor>, ExchangeError> {
-        let (rank, timeout) = (self.rank, self.hub.timeout);
-        let begin = Instant::now();
-        let key = (from, rank, expected.channel.clone());
-        let mut state = self.hub.lock();
-        loop {
-            state.failed(rank, expected)?;
-            if let Some(message) = state.queues.get_mut(&key).and_then(VecDeque::pop_front) {
-                state.waits[rank] = None;
-                if message.label == *expected {
-                    return Ok(message.tensors);
-                }
-                let (own, found) = (expected.to_string(), message.label.to_string());
-                return Err(ExchangeError::Disagree { rank, own, other: from, found });
-            }
-            if state.ended[from] {
-                let reason = "it came to its end".to_owned();
-                let (lost, waiting) = (from, expected.to_string());
-                return Err(ExchangeError::Lost { rank, lost, reason, waiting });
-            }
-            state.waits[rank] = Some((from, expected.to_string()));
-            let left = timeout.saturating_sub(begin.elapsed());
-            if left.is_zero() {
-                // The rank stays among those that wait until it ends: one whose time is over at the
-                // same moment then still sees whom all of them wait for.
-                return Err(ExchangeError::TimedOut {
-                    rank,
-                    seconds: timeout.as_secs_f64(),
-                    waiting: expected.to_string(),
-                    suspect: state.suspect(rank),
-                    waits: state.all_waits(),
-                });
-            }
-            let waited = self.hub.changed[rank].wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
+        self.mail.take(self.rank, from, expected, &|| ())
     }
 }
 
@@ -168,17 +49,17 @@ pub enum End<T, E> {
 }
 
 /// How long the ranks that are left have to end once one has failed.
-const GRACE: Duration = Duration::from_secs(10);
+pub(super) const GRACE: Duration = Duration::from_secs(7);
 
 /// As much as a program's main thread has.
 const STACK_BYTES: usize = 8 << 20;
 
 /// How often `tick` is called.
-const TICK: Duration = Duration::from_millis(20);
+pub(super) const TICK: Duration = Duration::from_millis(20);
 
 /// Runs `main` on `world` ranks, each a thread with its share of this pool's threads, and gives how
-/// each ended. `tick` is called on this
-/// thread every now and then until then. A wait longer than `timeout` is an error.
+/// each ended. `tick` is called on this thread every now and then until then. A wait longer than
+/// `timeout` is an error.
 ///
 /// A rank that fails or panics ends the others at their next exchange. A thread that then still
 /// computes is left to itself, since nothing ends a thread from outside.
@@ -205,32 +86,16 @@ where
     T: Send + 'static,
     E: std::fmt::Display + Send + 'static,
 {
-    let hub = Arc::new(Hub::new(world, timeout));
+    let mail = Arc::new(Mail::new(world, timeout));
     let main = Arc::new(main);
     let (sender, receiver) = mpsc::channel();
     let cores = (rayon::current_num_threads() / world.max(1)).max(1);
     for rank in 0..world {
-        let (hub, main, sender) = (Arc::clone(&hub), Arc::clone(&main), sender.clone());
+        let (mail, main, sender) = (Arc::clone(&mail), Arc::clone(&main), sender.clone());
         let body = move || {
-            let exchange: Arc<dyn Exchange> = Arc::new(Rank { hub: Arc::clone(&hub), rank });
-            // On a thread of the rank's own pool: its parallel loops then begin at once, and wait
-            // for no other rank's.
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(cores).stack_size(STACK_BYTES);
-            let pool = pool.build().expect("the system starts a thread");
-            let body = || pool.install(|| main(exchange));
-            let end = match catch_unwind(AssertUnwindSafe(body)) {
-                Ok(result) => End::Returned(result),
-                Err(panic) => End::Panicked(words(&*panic)),
-            };
-            hub.end(
-                rank,
-                match &end {
-                    End::Returned(Ok(_)) => None,
-                    End::Returned(Err(error)) => Some(error.to_string()),
-                    End::Panicked(message) => Some(format!("panicked: {message}")),
-                    End::Hangs => unreachable!("it has just ended"),
-                },
-            );
+            let exchange: Arc<dyn Exchange> = Arc::new(Rank { mail: Arc::clone(&mail), rank });
+            let end = on_own_pool(cores, || main(exchange));
+            mail.end(rank, error_of(&end));
             // The receiver may have given this rank up.
             let _ = sender.send((rank, end));
         };
@@ -260,6 +125,30 @@ where
     ends.into_iter().map(|end| end.unwrap_or(End::Hangs)).collect()
 }
 
+/// Runs a rank's `main` on a thread of a pool of its own: its parallel loops then begin at once, and
+/// wait for no other rank's.
+pub(super) fn on_own_pool<T: Send, E: Send>(
+    cores: usize,
+    main: impl FnOnce() -> Result<T, E> + Send,
+) -> End<T, E> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(cores).stack_size(STACK_BYTES);
+    let pool = pool.build().expect("the system starts a thread");
+    match catch_unwind(AssertUnwindSafe(|| pool.install(main))) {
+        Ok(result) => End::Returned(result),
+        Err(panic) => End::Panicked(words(&*panic)),
+    }
+}
+
+/// The error of a rank that has ended with one.
+pub(super) fn error_of<T, E: std::fmt::Display>(end: &End<T, E>) -> Option<String> {
+    match end {
+        End::Returned(Ok(_)) => None,
+        End::Returned(Err(error)) => Some(error.to_string()),
+        End::Panicked(message) => Some(format!("panicked: {message}")),
+        End::Hangs => Some("it still computes; it is left to itself".to_owned()),
+    }
+}
+
 fn words(panic: &(dyn Any + Send)) -> String {
     match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
         (Some(text), _) => (*text).to_owned(),
@@ -271,6 +160,8 @@ fn words(panic: &(dyn Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use fathom_trace::DType;
+
+    use std::sync::Mutex;
 
     use super::super::{Communicator, one};
     use super::*;

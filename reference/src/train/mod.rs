@@ -54,6 +54,7 @@ use crate::checkpoint::HfError;
 use crate::checkpoint::training::CheckpointError;
 use crate::data::DataError;
 use crate::exchange::ExchangeError;
+use crate::exchange::store::MeetingError;
 use crate::generate::GenerateError;
 use crate::memory::MemoryError;
 use crate::memory::room::NoRoom;
@@ -100,6 +101,9 @@ pub enum TrainError {
     /// Ranks cannot exchange.
     #[error(transparent)]
     Exchange(#[from] ExchangeError),
+    /// Ranks that are processes do not meet.
+    #[error(transparent)]
+    Meeting(#[from] MeetingError),
     /// Ranks ended with errors, or not at all.
     #[error("{}", .0.join("\n"))]
     Ranks(Vec<String>),

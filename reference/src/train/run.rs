@@ -250,6 +250,7 @@ impl<T: Runner> Run<T> {
             }
             self.summary.model = Some(model);
         }
+        self.trainer.end()?;
         let end = json!({ "summary": self.summary });
         self.line("end", end)?;
         Ok(self.summary)

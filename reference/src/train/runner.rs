@@ -63,6 +63,14 @@ pub trait Runner {
     /// # Errors
     /// [`TrainError`].
     fn checkpoint(&mut self, folder: &Path) -> Result<PathBuf, TrainError>;
+
+    /// Called at the end of the run: what the trainer itself writes.
+    ///
+    /// # Errors
+    /// [`TrainError`].
+    fn end(&mut self) -> Result<(), TrainError> {
+        Ok(())
+    }
 }
 
 impl<B: Backend> Runner for Trainer<B> {

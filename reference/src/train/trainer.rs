@@ -98,6 +98,14 @@ pub struct StepLog {
     pub seconds: f64,
     /// Tokens per second: the step's tokens over its seconds.
     pub tokens_per_second: f64,
+    /// Seconds that a rank waited for neighbouring stages, the pipeline's bubble; mean over ranks,
+    /// none in one process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bubble_seconds: Option<f64>,
+    /// Seconds that a rank waited in all other exchanges, communication that nothing hid; mean over
+    /// ranks, none in one process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exposed_seconds: Option<f64>,
 }
 
 /// How a step ended.

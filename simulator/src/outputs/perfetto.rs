@@ -1,28 +1,18 @@
-//! A step as Chrome trace JSON, which Perfetto opens: a process per rank, a thread per stream,
-//! arrows between stages.
-//!
-//! Format: the 'Trace Event Format' document of the Chromium project; complete events (`X`),
-//! metadata (`M`) and flow events (`s`, `f`). Times are microseconds. Written by hand: no value
-//! needs escaping, and a trace has 10^5 events.
+//! A simulated step for Perfetto: a process per rank, a thread per stream, arrows between stages.
+//! The form is that of `fathom_schedule::perfetto`, which executed steps have too.
 
-use fathom_schedule::draw::op_text;
-use fathom_schedule::{Chunk, Op};
 use std::io::{self, Write};
+
+use fathom_schedule::Op;
+use fathom_schedule::draw::{arrows, op_text};
+use fathom_schedule::perfetto::{self, COMMUNICATION, COMPUTE, INSTRUCTIONS};
 
 use crate::events::{Event, part_name};
 use crate::step::Simulation;
 
-/// Threads of a rank's process.
-const INSTRUCTIONS: u32 = 0;
-const COMPUTE: u32 = 1;
-const COMMUNICATION: u32 = 2;
-
 /// Writes the trace of a step that was played with its parts ([`crate::events::Detail::Parts`]).
 pub fn write(sim: &Simulation, out: &mut dyn Write) -> io::Result<()> {
-    out.write_all(b"{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n")?;
-    for rank in 0..sim.schedule.ranks.len() {
-        metadata(out, rank)?;
-    }
+    perfetto::begin(out, sim.schedule.ranks.len())?;
     for (rank, ops) in sim.schedule.ranks.iter().enumerate() {
         for (index, &op) in ops.iter().enumerate() {
             instruction(sim, out, rank, index, op)?;
@@ -32,50 +22,11 @@ pub fn write(sim: &Simulation, out: &mut dyn Write) -> io::Result<()> {
     for event in &sim.outcome.parts {
         part(out, event)?;
     }
-    flows(sim, out)?;
-    // A closing event without a comma.
-    writeln!(
-        out,
-        "{{\"ph\":\"M\",\"pid\":0,\"name\":\"process_sort_index\",\"args\":{{\"sort_index\":0}}}}"
-    )?;
-    out.write_all(b"]}\n")
-}
-
-fn metadata(out: &mut dyn Write, rank: usize) -> io::Result<()> {
-    writeln!(
-        out,
-        "{{\"ph\":\"M\",\"pid\":{rank},\"name\":\"process_name\",\"args\":{{\"name\":\"rank {rank}\"}}}},"
-    )?;
-    let streams =
-        [(INSTRUCTIONS, "schedule"), (COMPUTE, "compute"), (COMMUNICATION, "communication")];
-    for (tid, name) in streams {
-        writeln!(
-            out,
-            "{{\"ph\":\"M\",\"pid\":{rank},\"tid\":{tid},\"name\":\"thread_name\",\"args\":{{\"name\":\"{name}\"}}}},"
-        )?;
+    let spans: Vec<_> = sim.outcome.ranks.iter().map(|rank| rank.instructions.clone()).collect();
+    for (id, arrow) in arrows(&sim.schedule, &spans).into_iter().enumerate() {
+        perfetto::arrow(out, (arrow.name, id as u64), arrow.from, arrow.to)?;
     }
-    Ok(())
-}
-
-fn complete(
-    out: &mut dyn Write,
-    place: (usize, u32),
-    name: &str,
-    span: (f64, f64),
-) -> io::Result<()> {
-    let (pid, tid) = place;
-    // Whole nanoseconds: rounded apart, a start and a duration could overlap the next event by one,
-    // which viewers drop.
-    let [start, end] = [span.0, span.1].map(|s| (s * 1e9).round() as u64);
-    let (ts, dur) = (microseconds(start), microseconds(end - start));
-    write!(
-        out,
-        "{{\"ph\":\"X\",\"pid\":{pid},\"tid\":{tid},\"name\":\"{name}\",\"ts\":{ts},\"dur\":{dur}"
-    )
-}
-
-fn microseconds(ns: u64) -> String {
-    format!("{}.{:03}", ns / 1000, ns % 1000)
+    perfetto::end(out)
 }
 
 fn instruction(
@@ -86,8 +37,7 @@ fn instruction(
     op: Op,
 ) -> io::Result<()> {
     let span = sim.outcome.ranks[rank].instructions[index];
-    complete(out, (rank, INSTRUCTIONS), &op_text(op), span)?;
-    writeln!(out, ",\"cat\":\"{}\"}},", op.name())
+    perfetto::complete(out, (rank, INSTRUCTIONS), (&op_text(op), op.name()), span, &[])
 }
 
 fn tail(sim: &Simulation, out: &mut dyn Write, rank: usize) -> io::Result<()> {
@@ -99,8 +49,7 @@ fn tail(sim: &Simulation, out: &mut dyn Write, rank: usize) -> io::Result<()> {
         (COMMUNICATION, "parameter gather", (gather, end)),
     ];
     for (tid, name, span) in entries.into_iter().filter(|(_, _, s)| s.1 > s.0) {
-        complete(out, (rank, tid), name, span)?;
-        writeln!(out, ",\"cat\":\"tail\"}},")?;
+        perfetto::complete(out, (rank, tid), (name, "tail"), span, &[])?;
     }
     Ok(())
 }
@@ -108,64 +57,13 @@ fn tail(sim: &Simulation, out: &mut dyn Write, rank: usize) -> io::Result<()> {
 fn part(out: &mut dyn Write, e: &Event) -> io::Result<()> {
     let tid = if e.part.is_comm() { COMMUNICATION } else { COMPUTE };
     let name = part_name(e.part.component, e.part.phase);
-    complete(out, (e.rank as usize, tid), &name, (e.part.start_s, e.part.end_s))?;
-    let (stage, layer, mb) = (e.stage, e.part.layer, e.micro_batch);
-    writeln!(
-        out,
-        ",\"cat\":\"part\",\"args\":{{\"stage\":{stage},\"layer\":{layer},\"micro_batch\":{mb}}}}},"
-    )
-}
-
-/// An arrow for every activation and gradient that goes to another rank.
-fn flows(sim: &Simulation, out: &mut dyn Write) -> io::Result<()> {
-    let s = &sim.schedule;
-    let (dirs, mbs) = (s.geometry.dirs(), s.micro_batches_per_dir());
-    let slot = |rank: usize, c: Chunk| (rank * dirs + c.dir as usize) * mbs + c.mb as usize;
-    // Where each chunk's forward and backward end.
-    let mut sent = [vec![0.0; s.ranks.len() * dirs * mbs], vec![0.0; s.ranks.len() * dirs * mbs]];
-    for (rank, ops) in s.ranks.iter().enumerate() {
-        for (op, &(_, end)) in ops.iter().zip(&sim.outcome.ranks[rank].instructions) {
-            for (which, chunk) in [op.forward(), op.backward()].into_iter().enumerate() {
-                if let Some(c) = chunk {
-                    sent[which][slot(rank, c)] = end;
-                }
-            }
-        }
-    }
-    let mut id = 0u64;
-    for (rank, ops) in s.ranks.iter().enumerate() {
-        for (&op, &(start, _)) in ops.iter().zip(&sim.outcome.ranks[rank].instructions) {
-            let arrivals = [
-                (
-                    "activation",
-                    op.forward().and_then(|c| Some((c, s.geometry.shallower(rank, c.dir)?))),
-                ),
-                (
-                    "gradient",
-                    op.backward().and_then(|c| Some((c, s.geometry.deeper(rank, c.dir)?))),
-                ),
-            ];
-            for (which, (name, arrival)) in arrivals.into_iter().enumerate() {
-                let Some((chunk, (from, dir))) = arrival.filter(|(_, (from, _))| *from != rank)
-                else {
-                    continue;
-                };
-                // Just inside both slices, so that viewers bind the arrow to them.
-                let end = sent[which][slot(from, Chunk { dir, mb: chunk.mb })] * 1e6 - 0.5;
-                let begin = start * 1e6 + 0.5;
-                let common = format!(
-                    "\"cat\":\"pp\",\"name\":\"{name}\",\"id\":{id},\"tid\":{INSTRUCTIONS}"
-                );
-                writeln!(out, "{{\"ph\":\"s\",{common},\"pid\":{from},\"ts\":{end:.3}}},")?;
-                writeln!(
-                    out,
-                    "{{\"ph\":\"f\",\"bp\":\"e\",{common},\"pid\":{rank},\"ts\":{begin:.3}}},"
-                )?;
-                id += 1;
-            }
-        }
-    }
-    Ok(())
+    let args = [
+        ("stage", e.stage as usize),
+        ("layer", e.part.layer.into()),
+        ("micro_batch", e.micro_batch as usize),
+    ];
+    let span = (e.part.start_s, e.part.end_s);
+    perfetto::complete(out, (e.rank as usize, tid), (&name, "part"), span, &args)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! [`RankTrainer`] is one rank. `world` is its place, `data` brings it its sequences,
 //! `pipeline` executes its instructions, `pieces` and `zero` are ZeRO-1, `report` adds up
-//! losses and loads, `culprit` finds where a value that is not finite arose. [`run`] starts ranks
+//! losses and loads, `trace` draws what was executed, `culprit` finds where a value that is not finite arose. [`run`] starts ranks
 //! as threads.
 
 mod culprit;
@@ -11,6 +11,7 @@ mod pieces;
 mod pipeline;
 mod report;
 pub mod run;
+mod trace;
 mod world;
 mod zero;
 
@@ -18,13 +19,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use fathom_schedule::perfetto::{COMMUNICATION, COMPUTE};
 use fathom_trace::Parallel;
 
 use self::data::StepData;
 pub(crate) use self::world::stages;
 
 use self::pieces::Pieces;
-use self::pipeline::{Executed, Executor, Links};
+use self::pipeline::{Executed, Executor, Links, first_in_first_out};
+use self::trace::Traced;
 use self::world::World;
 use self::zero::Routes;
 use super::Runner;
@@ -41,6 +44,7 @@ use crate::checkpoint::training::{self, Part, Saved};
 use crate::data::{Loader, LoaderState, Tokenizer};
 use crate::exchange::Exchange;
 use crate::exchange::backend::Ranked;
+use crate::exchange::clock::{Clock, Timed, Waits};
 use crate::layers::{Gradients, Weights};
 use crate::model::routing::move_biases;
 use crate::model::{Batch, Model, ParamKind, ParamSpec, Params, convert};
@@ -50,6 +54,10 @@ use crate::optim::{Clip, NonFinite, Optimizer, scalar};
 /// A run on one rank: its share of everything that a step changes.
 pub struct RankTrainer<B: Backend> {
     backend: Ranked<B>,
+    clock: Arc<Clock>,
+    /// Where the timeline goes, and, on rank 0, the steps so far.
+    trace: Option<PathBuf>,
+    traced: Vec<Traced>,
     config: TrainConfig,
     world: World,
     links: Links,
@@ -82,6 +90,8 @@ pub struct Shared {
     pub config: TrainConfig,
     /// The checkpoint that the run goes on from.
     pub saved: Option<Arc<Saved>>,
+    /// The file that the executed timeline is written to at the end of the run.
+    pub trace: Option<PathBuf>,
 }
 
 impl<B: Backend> RankTrainer<B> {
@@ -94,26 +104,31 @@ impl<B: Backend> RankTrainer<B> {
         backend: B,
         exchange: Arc<dyn Exchange>,
     ) -> Result<RankTrainer<B>, TrainError> {
-        let Shared { loader, config, saved } = shared;
+        let Shared { loader, config, saved, trace } = shared;
         let config = config.clone();
         let schedules =
             config.schedules().map_err(|(key, message)| TrainError::Setting { key, message })?;
+        let clock = Arc::new(Clock::new(trace.is_some()));
+        let exchange = Arc::new(Timed { inner: exchange, clock: Arc::clone(&clock) });
         let world = World::new(&config, exchange)?;
-        agree(&world, &config)?;
-        let backend = Ranked::new(backend, world.groups());
-        let whole = Model::new(&config.model, config.recipe.clone(), Parallel::default(), 0)?;
-        let pieces = Pieces::new(&config, &whole, &world)?;
-        let routes = Routes::new(&pieces, &world);
-        let owned = owned(&whole, &pieces, &routes);
         let (place, tokenizer, held_out) = {
             let loader = loader.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let held_out = if world.rank == 0 { loader.held_out()? } else { Vec::new() };
             (loader.state(), loader.tokenizer().clone(), held_out)
         };
+        agree(&world, &config, &place, &tokenizer)?;
+        let backend = Ranked::new(backend, world.groups(), Arc::clone(&clock));
+        let whole = Model::new(&config.model, config.recipe.clone(), Parallel::default(), 0)?;
+        let pieces = Pieces::new(&config, &whole, &world)?;
+        let routes = Routes::new(&pieces, &world);
+        let owned = owned(&whole, &pieces, &routes);
         let validation = held_out.chunks(config.micro_batch).map(Batch::join).collect();
         let optimizer = Optimizer::new(&config.optim, &owned, &backend)?;
         let mut trainer = RankTrainer {
             backend,
+            clock,
+            trace: trace.clone(),
+            traced: Vec::new(),
             links: Links::new(&world),
             loader: world.readers.is_some().then(|| Arc::clone(loader)),
             world,
@@ -259,8 +274,11 @@ impl<B: Backend> RankTrainer<B> {
         let setting = |(key, message)| TrainError::Setting { key, message };
         let schedule = self.config.pipeline(plan.batch).map_err(setting)?;
         let settings = data.counts.settings(&self.config, plan, self.steps + 1);
+        let begin = self.clock.now();
         let weights = self.weights(backend)?;
+        self.clock.tail(COMMUNICATION, "parameter gather", begin);
         let executor = Executor {
+            clock: &self.clock,
             world: &self.world,
             links: &self.links,
             backend,
@@ -345,9 +363,20 @@ fn owned(whole: &Model, pieces: &Pieces, routes: &Routes) -> Model {
     Model { specs: routes.own.iter().map(spec).collect(), ..whole.clone() }
 }
 
-/// Refuses ranks of another program or another configuration.
-fn agree(world: &World, config: &TrainConfig) -> Result<(), TrainError> {
-    let words = format!("version {}\n{}", env!("CARGO_PKG_VERSION"), config.to_toml());
+/// Refuses ranks of another program, with another configuration or other data.
+fn agree(
+    world: &World,
+    config: &TrainConfig,
+    place: &LoaderState,
+    tokenizer: &Tokenizer,
+) -> Result<(), TrainError> {
+    let words = format!(
+        "version {}\n{}data {}\ntokenizer {}\n",
+        env!("CARGO_PKG_VERSION"),
+        config.to_toml(),
+        place.data,
+        tokenizer.digest()
+    );
     let own = words.into_bytes();
     let tensor = Tensor::from_vec(&[own.len()], own.clone());
     for (rank, other) in world.all.all_gather("configuration", vec![tensor])?.iter().enumerate() {
@@ -407,8 +436,11 @@ impl<B: Backend> Runner for RankTrainer<B> {
         let data = data::read(&self.world, &self.config, self.loader.as_ref(), &self.place, of)?;
         let mut executed = self.execute(&self.backend, plan, &data)?;
         let report = report::gather(&self.world, &executed.reports, step)?;
+        let reduces = self.clock.now();
         let (gradients, clip) = self.reduce(&self.backend, &mut executed)?;
         drop(executed);
+        self.clock.tail(COMMUNICATION, "gradient reduction", reduces);
+        let updates = self.clock.now();
         let mut log = data.counts.log(plan, step, self.tokens, &report);
         log.gradient_norm = scalar(&self.backend.download(&clip.norm)?);
         let found = match log.finite() {
@@ -422,6 +454,7 @@ impl<B: Backend> Runner for RankTrainer<B> {
                 if let Some(ema) = &self.ema {
                     ema.update(self.own()?);
                 }
+                self.clock.tail(COMPUTE, "optimizer", updates);
                 None
             }
             false => Some(culprit::find(self, plan, &data, &log)?),
@@ -431,10 +464,10 @@ impl<B: Backend> Runner for RankTrainer<B> {
                 return Err(TrainError::Diverged(Box::new(found)));
             }
             log.skipped = true;
-            self.finish(&mut log, begin, data.place);
+            self.finish(&mut log, begin, data.place)?;
             return Ok(StepOutcome::Skipped(Box::new(log), Box::new(found)));
         }
-        self.finish(&mut log, begin, data.place);
+        self.finish(&mut log, begin, data.place)?;
         Ok(StepOutcome::Done(Box::new(log)))
     }
 
@@ -444,7 +477,10 @@ impl<B: Backend> Runner for RankTrainer<B> {
         }
         let begin = Instant::now();
         let Some(params) = self.whole_params(false)? else { return Ok(None) };
-        let params = Params::<B> { buffers: params.buffers };
+        let here = |buffer| self.backend.here(buffer);
+        let params = Params::<B> {
+            buffers: params.buffers.into_iter().map(here).collect::<Result<_, _>>()?,
+        };
         let found = validate(&self.whole, self.backend.inner(), &params, &self.validation)?;
         Ok(found.map(|log| ValidationLog {
             step: self.steps,
@@ -510,13 +546,61 @@ impl<B: Backend> Runner for RankTrainer<B> {
         all.barrier(&what)?;
         Ok(path)
     }
+
+    fn end(&mut self) -> Result<(), TrainError> {
+        let Some(path) = self.trace.as_ref().filter(|_| self.world.rank == 0) else {
+            return Ok(());
+        };
+        let written =
+            trace::write(path, &self.traced, self.world.sizes.dp, &self.config.stage_layers());
+        let message = |e: std::io::Error| TrainError::Folder {
+            path: path.clone(),
+            message: format!("cannot be written: {e}"),
+        };
+        written.map_err(message)
+    }
 }
 
 impl<B: Backend> RankTrainer<B> {
-    fn finish(&mut self, log: &mut StepLog, begin: Instant, place: LoaderState) {
+    /// Ends a step: its place, its times, and what every rank waited for.
+    fn finish(
+        &mut self,
+        log: &mut StepLog,
+        begin: Instant,
+        place: LoaderState,
+    ) -> Result<(), TrainError> {
         let new = log.tokens - self.tokens;
         (self.steps, self.tokens, self.place) = (log.step, log.tokens, place);
         log.seconds = begin.elapsed().as_secs_f64();
         log.tokens_per_second = new as f64 / log.seconds;
+        let Waits { stage_s, rest_s } = self.clock.take_waits();
+        let what = format!("times of step {}", log.step);
+        let own = Tensor::from_vec(&[2], vec![stage_s, rest_s]);
+        let all = self.world.all.all_gather(&what, vec![own])?;
+        let mean = |i: usize| {
+            let sum: f64 = all.iter().map(|of_rank| of_rank[0].as_slice::<f64>()[i]).sum();
+            Some(sum / all.len() as f64)
+        };
+        (log.bubble_seconds, log.exposed_seconds) = (mean(0), mean(1));
+        if self.clock.traces() {
+            self.gather_spans(log.batch, &what)?;
+        }
+        Ok(())
+    }
+
+    /// The spans of all ranks, to rank 0.
+    fn gather_spans(&mut self, batch: usize, what: &str) -> Result<(), TrainError> {
+        let json = serde_json::to_vec(&self.clock.take_spans()).expect("plain data");
+        let own = Tensor::from_vec(&[json.len()], json);
+        let all = self.world.all.all_gather(what, vec![own])?;
+        if self.world.rank == 0 {
+            let setting = |(key, message)| TrainError::Setting { key, message };
+            let mut schedule = self.config.pipeline(batch).map_err(setting)?;
+            schedule.ranks.iter_mut().for_each(|ops| *ops = first_in_first_out(ops));
+            let read = |t: Vec<Tensor>| serde_json::from_slice(t[0].bytes());
+            let spans = all.into_iter().map(read).collect::<Result<_, _>>();
+            self.traced.push(Traced { schedule, spans: spans.expect("the ranks' own JSON") });
+        }
+        Ok(())
     }
 }

@@ -13,6 +13,7 @@ use super::data::StepData;
 use super::world::World;
 use crate::EngineError;
 use crate::backend::{Backend, Result};
+use crate::exchange::clock::{Clock, INTO_STAGE};
 use crate::exchange::{Communicator, ExchangeError};
 use crate::layers::{Gradients, Weights};
 use crate::model::{
@@ -43,7 +44,7 @@ impl Links {
             if from == to {
                 return;
             }
-            let name = format!("{way:?} into stage {stage}, direction {direction}");
+            let name = format!("{INTO_STAGE} {stage}, {way:?}, direction {direction}");
             let members = [from, to].map(|pp| world.number(pp, world.at.dp));
             let communicator = Communicator::new(&world.exchange, &name, &members);
             of.insert((way, stage, direction), communicator);
@@ -90,6 +91,7 @@ pub(super) struct Executor<'a, B: Backend> {
     pub settings: &'a StepSettings,
     /// Micro-batches of a shard.
     pub per_shard: usize,
+    pub clock: &'a Clock,
 }
 
 /// Micro-batches between their forward and the end of their backward.
@@ -110,7 +112,7 @@ impl<B: Backend> Flight<B> {
 /// The instructions with the backwards of each `dir` in the order of micro-batches, in which shards
 /// are chained. That is how every schedule has them but GPipe, whose backwards run the last first;
 /// they take as long the other way round, and all ranks turn them.
-fn first_in_first_out(ops: &[Op]) -> Vec<Op> {
+pub(super) fn first_in_first_out(ops: &[Op]) -> Vec<Op> {
     let mut order: BTreeMap<u8, Vec<u32>> = BTreeMap::new();
     for b in ops.iter().filter_map(|op| op.backward()) {
         order.entry(b.dir).or_default().push(b.mb);
@@ -156,6 +158,8 @@ struct Running<'a, B: Backend> {
     chains: BTreeMap<(usize, usize), Chain<B>>,
     /// What passes between two stages of this rank, by entry and micro-batch.
     local: BTreeMap<(Entry, u32), Vec<B::Buffer>>,
+    /// When the instruction's inputs were there.
+    began: u64,
     done: Executed<B>,
 }
 
@@ -174,9 +178,11 @@ impl<B: Backend> Executor<'_, B> {
             flights: BTreeMap::new(),
             chains: BTreeMap::new(),
             local: BTreeMap::new(),
+            began: 0,
             done,
         };
         for op in first_in_first_out(ops) {
+            running.began = self.clock.now();
             match op {
                 Op::F(f) => running.forward(f)?,
                 Op::B(b) => running.backward(b)?,
@@ -184,6 +190,7 @@ impl<B: Backend> Executor<'_, B> {
                 Op::W(b) => running.backward_weight(b)?,
                 Op::FB { f, b } => running.pair(f, b)?,
             }
+            self.clock.instruction(running.began);
         }
         assert!(running.flights.is_empty() && running.chains.is_empty(), "every chunk is through");
         Ok(running.done)
@@ -222,13 +229,14 @@ impl<B: Backend> Running<'_, B> {
     }
 
     fn receive(&mut self, entry: Entry, chunk: Chunk) -> Result<Vec<B::Buffer>> {
-        let Executor { links, backend, .. } = self.executor;
+        let Executor { links, backend, clock, .. } = self.executor;
         let Some(link) = links.of.get(&entry) else {
             let own = self.local.remove(&(entry, chunk.mb));
             return Ok(own.expect("the other stage of this rank comes first"));
         };
         let received = link.receive(&self.what(entry.1, chunk), 0);
         let tensors = received.map_err(|e| self.executor.failed(&e))?;
+        self.began = clock.now();
         tensors.into_iter().map(|t| backend.upload(t)).collect()
     }
 
