@@ -8,7 +8,7 @@ use fathom_gpu::backend::{Asked, Plan};
 use fathom_gpu::kernels::KERNELS;
 use fathom_reference::backend::Backend;
 use fathom_reference::generate::{Sampling, Settings, generate};
-use fathom_reference::model::{Model, ParamSpec, Params};
+use fathom_reference::model::{Model, Params};
 use fathom_reference::op::op_names;
 use fathom_reference::precision::{Mode, Recipe};
 use fathom_reference::train::{Setting, TrainConfig, TrainError, Trainer};

@@ -90,7 +90,7 @@ fn rank() {
         assert_eq!(transport, Transport::Mpi);
     }
     let of = (&environment, transport);
-    let calls: (&dyn Fn() -> bool, &mut dyn FnMut(&_)) = (&|| false, &mut |_| ());
+    let calls: ranks::run::Calls<'_> = (&|| false, &mut |_| ());
     let ended = ranks::run::run_process(config(&set), || Reference, &folder, None, of, calls);
     ended.unwrap_or_else(|e| panic!("{e}"));
 }
@@ -110,7 +110,7 @@ fn run(by: By, set: &[String], out: &Path) {
     match by {
         By::Threads => {
             let folder = RunFolder { out: out.to_owned(), resume: true };
-            let calls: (&dyn Fn() -> bool, &mut dyn FnMut(&_)) = (&|| false, &mut |_| ());
+            let calls: ranks::run::Calls<'_> = (&|| false, &mut |_| ());
             ranks::run::run(config, |_| Reference, &folder, None, calls).unwrap();
         }
         By::Processes => {

@@ -67,7 +67,7 @@ pub struct Underway<B: Backend> {
 }
 
 enum State<B: Backend> {
-    Begun(Pending, Rest<B>),
+    Begun(Box<(Pending, Rest<B>)>),
     Here(B::Buffer),
     /// The exchange failed; whoever used it first was told why.
     Failed,
@@ -101,7 +101,8 @@ impl<B: Backend> Ranked<B> {
     fn arrived(&self, underway: &Underway<B>) -> Result<B::Buffer> {
         let name = underway.op_name();
         match underway.state.replace(State::Failed) {
-            State::Begun(pending, rest) => {
+            State::Begun(begun) => {
+                let (pending, rest) = *begun;
                 let begin = self.clock.now();
                 let all = pending.end().map_err(self.failed(name))?;
                 self.clock.part(COMMUNICATION, underway.place, begin);
@@ -139,7 +140,7 @@ impl<B: Backend> Ranked<B> {
         begun: (Pending, Rest<B>),
     ) -> Result<Arriving<B>> {
         let meta = op.infer(&input_metas(&self.inner, op, inputs))?.remove(0);
-        let state = RefCell::new(State::Begun(begun.0, begun.1));
+        let state = RefCell::new(State::Begun(Box::new(begun)));
         Ok(Arriving::Underway(Rc::new(Underway { meta, place: self.place.get(), state })))
     }
 
@@ -303,7 +304,7 @@ impl<B: Backend> Underway<B> {
     /// The op, for errors.
     fn op_name(&self) -> &'static str {
         match &*self.state.borrow() {
-            State::Begun(_, Rest::Dispatch(_)) => Dispatch::NAME,
+            State::Begun(begun) if matches!(begun.1, Rest::Dispatch(_)) => Dispatch::NAME,
             _ => Combine::NAME,
         }
     }
@@ -406,7 +407,9 @@ fn take<T>(inputs: &mut [Option<T>], i: usize) -> T {
 impl<B: Backend> Backend for Ranked<B> {
     type Buffer = Arriving<B>;
 
-    passes_on!(self => self.inner, B);
+    fn name(&self) -> String {
+        self.inner.name()
+    }
 
     fn execute(
         &self,

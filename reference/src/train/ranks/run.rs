@@ -18,6 +18,9 @@ use crate::memory;
 use crate::train::folder::Claim;
 use crate::train::{Divergence, Event, RunFolder, Summary, TrainConfig, TrainError, Trainer, run};
 
+/// Whether a run is to stop, and who is told of what it does.
+pub type Calls<'a> = (&'a dyn Fn() -> bool, &'a mut dyn FnMut(&Event));
+
 /// Runs `config` on the ranks of its layout, each a thread with a backend of its own, as
 /// [`run::run`] does in one process; one rank is one process. `trace` is the file of the executed
 /// timeline.
@@ -29,7 +32,7 @@ pub fn run<B: Backend + 'static>(
     backend: impl Fn(usize) -> B + Send + Sync + 'static,
     folder: &RunFolder,
     trace: Option<&Path>,
-    (stop, tell): (&dyn Fn() -> bool, &mut dyn FnMut(&Event)),
+    (stop, tell): Calls<'_>,
 ) -> Result<Summary, TrainError> {
     if config.parallel.world() == 1 {
         return run::run(config, backend(0), folder, stop, tell);
@@ -113,7 +116,7 @@ pub fn run_process<B: Backend + Send + 'static>(
     folder: &RunFolder,
     trace: Option<&Path>,
     (environment, transport): (&Environment, Transport),
-    (stop, tell): (&dyn Fn() -> bool, &mut dyn FnMut(&Event)),
+    (stop, tell): Calls<'_>,
 ) -> Result<Summary, TrainError> {
     let world = config.parallel.world();
     if environment.world != world {
