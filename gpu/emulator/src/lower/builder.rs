@@ -169,6 +169,8 @@ impl Lower<'_> {
             guard,
             negated,
             control: false,
+            plain: 0,
+            fmas: 0,
             class,
             x: 0,
             imm: 0,

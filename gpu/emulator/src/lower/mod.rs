@@ -26,6 +26,7 @@ use crate::exec::tensor::wgmma;
 use crate::machine::layout::{FunctionInfo, Touch};
 pub(crate) use crate::machine::op::Code;
 use crate::machine::op::NO_GUARD;
+use crate::machine::plain;
 use crate::machine::registers::WIDE;
 use crate::preset::Preset;
 use crate::program::Program;
@@ -315,6 +316,8 @@ impl<'a> Lower<'a> {
         let end = self.ops.len() as u32;
         branch::function_end(self);
         self.patch_branches(end);
+        let begins: Vec<u32> = self.cfg.blocks.iter().map(|b| self.places[b.start]).collect();
+        plain::mark(&mut self.ops, self.info.start as usize, &begins);
         self.leave()
     }
 

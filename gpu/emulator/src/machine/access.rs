@@ -3,8 +3,10 @@
 //! Values travel as up to four 32-bit words a lane, low word first; narrower ones lie in the low
 //! bits of word 0. Bounds and alignment are checked always: global and shared accesses that fail
 //! stop the launch, as on hardware.
+//!
+//! `unsafe` here is the call of functions compiled for CPU features that were detected.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::cx::Cx;
 use super::lane::Lane;
@@ -39,17 +41,142 @@ pub enum Where {
 /// Up to 16 bytes a lane.
 pub type Words = [[u32; LANES]; 4];
 
-/// Lowest, and end of the highest, address of executing lanes.
-fn span(addresses: &[u64; LANES], mask: u32, bytes: u64) -> (u64, u64, u64) {
-    let (mut lo, mut hi, mut all) = (u64::MAX, 0, 0);
-    for (i, &a) in addresses.iter().enumerate() {
-        if mask >> i & 1 != 0 {
-            lo = lo.min(a);
-            hi = hi.max(a);
+/// What the executing lanes address as a whole.
+struct Span {
+    lo: u64,
+    /// End of the highest.
+    hi: u64,
+    /// Bits that are set in any address.
+    all: u64,
+}
+
+impl Span {
+    /// Of accesses of `bytes` bytes in lanes of which the idle ones are settled.
+    #[inline(always)]
+    fn of(settled: &[u64; LANES], bytes: u64) -> Span {
+        let (mut lo, mut hi, mut all) = (u64::MAX, 0, 0);
+        for a in settled {
+            lo = lo.min(*a);
+            hi = hi.max(*a);
             all |= a;
         }
+        Span { lo, hi: hi.saturating_add(bytes), all }
     }
-    (lo, hi.saturating_add(bytes), all)
+}
+
+/// The addresses, with that of an executing lane in place of those of idle ones: all 32 can then be
+/// treated alike.
+#[inline(always)]
+fn settled(addresses: &[u64; LANES], mask: u32) -> [u64; LANES] {
+    if mask == !0 {
+        return *addresses;
+    }
+    let some = addresses[(mask.trailing_zeros() as usize).min(LANES - 1)];
+    let mut out = [some; LANES];
+    for i in 0..LANES {
+        out[i] = if mask >> i & 1 != 0 { addresses[i] } else { some };
+    }
+    out
+}
+
+/// `N` words a lane, from words of which the first lies at `origin`.
+#[inline(always)]
+fn gather<const N: usize>(
+    addresses: &[u64; LANES],
+    origin: u64,
+    out: &mut Words,
+    words: impl Fn(usize) -> [u32; N],
+) {
+    let mut rows = [[0; N]; LANES];
+    for lane in 0..LANES {
+        rows[lane] = words((addresses[lane].wrapping_sub(origin) / 4) as usize);
+    }
+    for k in 0..N {
+        for lane in 0..LANES {
+            out[k][lane] = rows[lane][k];
+        }
+    }
+}
+
+/// 1 to 16 bytes a lane; `$read` reads as many of the words as are asked for.
+macro_rules! gather_bytes {
+    ($addresses:expr, $origin:expr, $bytes:expr, $out:expr, $read:ident($words:ident)) => {
+        match $bytes {
+            4 => gather::<1>($addresses, $origin, $out, |at| $read($words, at)),
+            8 => gather::<2>($addresses, $origin, $out, |at| $read($words, at)),
+            16 => gather::<4>($addresses, $origin, $out, |at| $read($words, at)),
+            bytes => {
+                gather::<1>($addresses, $origin, $out, |at| $read($words, at));
+                let low = (1u32 << (8 * bytes)) - 1;
+                for lane in 0..LANES {
+                    let shift = 8 * ($addresses[lane].wrapping_sub($origin) % 4) as u32;
+                    $out[0][lane] = $out[0][lane] >> shift & low;
+                }
+            }
+        }
+    };
+}
+
+/// `N` words from an index on, which the caller has checked.
+#[inline(always)]
+fn plain_words<const N: usize>(words: &[u32], index: usize) -> [u32; N] {
+    *words[index..].first_chunk().expect("the span lies in memory")
+}
+
+#[inline(always)]
+fn atomic_words<const N: usize>(words: &[AtomicU32], index: usize) -> [u32; N] {
+    let words: &[AtomicU32; N] = words[index..].first_chunk().expect("the span lies in memory");
+    let mut out = [0; N];
+    for k in 0..N {
+        out[k] = words[k].load(Relaxed);
+    }
+    out
+}
+
+/// Overwrites the bits of `mask`.
+fn merge(word: &AtomicU32, value: u32, mask: u32) {
+    if mask == !0 {
+        word.store(value, Relaxed);
+    } else {
+        let merged = |old: u32| Some(old & !mask | value & mask);
+        word.fetch_update(Relaxed, Relaxed, merged).expect("always Some");
+    }
+}
+
+/// Calls the function that is compiled for the machine's vectors, or else the method that both are.
+macro_rules! twice {
+    ($cx:ident, $simd:ident($($arg:expr),*), $body:ident) => {{
+        #[cfg(target_arch = "x86_64")]
+        if $cx.grid.simd {
+            // SAFETY: `simd` is only set where `alu::available` found every feature.
+            return unsafe { $simd($cx, $($arg),*) };
+        }
+        $cx.$body($($arg),*)
+    }};
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,fma,bmi1,bmi2,lzcnt,popcnt")]
+fn load_simd(
+    cx: &mut Cx<'_>,
+    space: Where,
+    addresses: &[u64; LANES],
+    bytes: u32,
+    out: &mut Words,
+) -> Result<(), Step> {
+    cx.load_body(space, addresses, bytes, out)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,fma,bmi1,bmi2,lzcnt,popcnt")]
+fn store_simd(
+    cx: &mut Cx<'_>,
+    space: Where,
+    addresses: &[u64; LANES],
+    bytes: u32,
+    values: &Words,
+) -> Result<(), Step> {
+    cx.store_body(space, addresses, bytes, values)
 }
 
 impl Cx<'_> {
@@ -77,8 +204,19 @@ impl Cx<'_> {
         self.addresses(a)[self.leader()]
     }
 
-    /// Reads `bytes` (1 to 16, a power of two) a lane.
+    /// Reads `bytes` (1 to 16, a power of two) a lane; what idle lanes get means nothing.
     pub fn load(
+        &mut self,
+        space: Where,
+        addresses: &[u64; LANES],
+        bytes: u32,
+        out: &mut Words,
+    ) -> Result<(), Step> {
+        twice!(self, load_simd(space, addresses, bytes, out), load_body)
+    }
+
+    #[inline(always)]
+    fn load_body(
         &mut self,
         space: Where,
         addresses: &[u64; LANES],
@@ -90,14 +228,32 @@ impl Cx<'_> {
             Where::Shared => self.load_shared(addresses, bytes, out),
             Where::Local => self.load_local(addresses, bytes, out),
             Where::Param => self.load_param(addresses, bytes, out),
-            Where::Generic => {
-                self.by_window(addresses, |cx, space, offsets| cx.load(space, offsets, bytes, out))
-            }
+            Where::Generic => self.by_window(addresses, |cx, space, offsets| {
+                let mut part: Words = [[0; LANES]; 4];
+                cx.load(space, offsets, bytes, &mut part)?;
+                for lane in cx.lanes() {
+                    for k in 0..4 {
+                        out[k][lane] = part[k][lane];
+                    }
+                }
+                Ok(())
+            }),
         }
     }
 
     /// Writes `bytes` (1 to 16, a power of two) a lane.
     pub fn store(
+        &mut self,
+        space: Where,
+        addresses: &[u64; LANES],
+        bytes: u32,
+        values: &Words,
+    ) -> Result<(), Step> {
+        twice!(self, store_simd(space, addresses, bytes, values), store_body)
+    }
+
+    #[inline(always)]
+    fn store_body(
         &mut self,
         space: Where,
         addresses: &[u64; LANES],
@@ -178,6 +334,7 @@ impl Cx<'_> {
         step
     }
 
+    #[inline(always)]
     fn load_global(
         &mut self,
         addresses: &[u64; LANES],
@@ -185,53 +342,38 @@ impl Cx<'_> {
         out: &mut Words,
     ) -> Result<(), Step> {
         let bytes = u64::from(bytes);
-        let (lo, hi, all) = span(addresses, self.mask, bytes);
+        let settled = settled(addresses, self.mask);
+        let Span { lo, hi, all } = Span::of(&settled, bytes);
         if all & (bytes - 1) != 0 {
             return Err(self.misaligned(addresses, bytes));
         }
         self.count_global(addresses, bytes, false);
         self.order_global(addresses, bytes, false);
-        let mask = self.mask;
         let grid = self.grid;
-        if let Some(found) = grid.view.locate(lo, hi - lo) {
+        if let Some(found) = grid.view.locate_near(self.place(), lo, hi - lo) {
             let start = lo - found.base();
             if grid.settings.checks.uninit {
                 self.check_written(addresses, bytes);
             }
             let Some((words, first)) = found.words(start) else {
                 if start + (hi - lo) <= chunk_end(start) {
-                    out.iter_mut().for_each(|w| fill(w, mask, 0));
+                    *out = [[0; LANES]; 4];
                     return Ok(());
                 }
                 return self.load_lanes(addresses, bytes, out);
             };
             let origin = found.base() + first;
             if hi - origin <= words.len() as u64 * 4 {
-                if bytes == 4 && mask == !0 {
-                    for (out, address) in out[0].iter_mut().zip(addresses) {
-                        *out = words[((address - origin) / 4) as usize].load(Relaxed);
-                    }
-                    return Ok(());
-                }
-                for lane in 0..LANES {
-                    if mask >> lane & 1 == 0 {
-                        continue;
-                    }
-                    let offset = addresses[lane] - origin;
-                    let index = (offset / 4) as usize;
-                    if bytes >= 4 {
-                        for k in 0..(bytes / 4) as usize {
-                            out[k][lane] = words[index + k].load(Relaxed);
-                        }
-                    } else {
-                        let word = words[index].load(Relaxed) >> (8 * (offset % 4));
-                        out[0][lane] = word & ((1 << (8 * bytes)) - 1);
-                    }
-                }
+                gather_bytes!(&settled, origin, bytes, out, atomic_words(words));
                 return Ok(());
             }
         }
         self.load_lanes(addresses, bytes, out)
+    }
+
+    /// Where the present operation remembers which allocation it met last.
+    fn place(&mut self) -> &mut u32 {
+        &mut self.w.places[self.pc as usize % crate::machine::warp::PLACES]
     }
 
     /// Lane by lane, for addresses in several allocations or chunks.
@@ -255,6 +397,7 @@ impl Cx<'_> {
         Ok(())
     }
 
+    #[inline(always)]
     fn store_global(
         &mut self,
         addresses: &[u64; LANES],
@@ -262,34 +405,73 @@ impl Cx<'_> {
         values: &Words,
     ) -> Result<(), Step> {
         let bytes = u64::from(bytes);
-        let (lo, hi, all) = span(addresses, self.mask, bytes);
+        let Span { lo, hi, all } = Span::of(&settled(addresses, self.mask), bytes);
         if all & (bytes - 1) != 0 {
             return Err(self.misaligned(addresses, bytes));
         }
         self.count_global(addresses, bytes, true);
         self.order_global(addresses, bytes, true);
-        let mask = self.mask;
         let grid = self.grid;
-        if let Some(found) = grid.view.locate(lo, hi - lo)
+        if let Some(found) = grid.view.locate_near(self.place(), lo, hi - lo)
             && !found.tracked()
-            && bytes >= 4
         {
             let (words, first) = found.words_mut(lo - found.base());
             let origin = found.base() + first;
             if hi - origin <= words.len() as u64 * 4 {
-                for lane in 0..LANES {
-                    if mask >> lane & 1 != 0 {
-                        let index = ((addresses[lane] - origin) / 4) as usize;
-                        for k in 0..(bytes / 4) as usize {
-                            words[index + k].store(values[k][lane], Relaxed);
-                        }
-                    }
-                }
+                self.scatter(addresses, origin, bytes, values, words);
                 return Ok(());
             }
         }
+        self.store_lanes(addresses, bytes, values)
+    }
+
+    /// Stores to words of which the first lies at `origin`. Neighbours that write parts of one word
+    /// write it together.
+    #[inline(always)]
+    fn scatter(
+        &self,
+        addresses: &[u64; LANES],
+        origin: u64,
+        bytes: u64,
+        values: &Words,
+        words: &[AtomicU32],
+    ) {
+        if bytes >= 4 {
+            for lane in self.lanes() {
+                let index = (addresses[lane].wrapping_sub(origin) / 4) as usize;
+                for (word, value) in words[index..].iter().zip(&values[..(bytes / 4) as usize]) {
+                    word.store(value[lane], Relaxed);
+                }
+            }
+            return;
+        }
+        let low = (1u32 << (8 * bytes)) - 1;
+        let (mut at, mut value, mut mask) = (0, 0, 0);
         for lane in self.lanes() {
-            let Some(found) = grid.view.locate(addresses[lane], bytes) else {
+            let offset = addresses[lane].wrapping_sub(origin);
+            let (index, shift) = ((offset / 4) as usize, 8 * (offset % 4) as u32);
+            if index != at && mask != 0 {
+                merge(&words[at], value, mask);
+                mask = 0;
+            }
+            let own = low << shift;
+            (at, mask) = (index, mask | own);
+            value = value & !own | values[0][lane] << shift & own;
+        }
+        if mask != 0 {
+            merge(&words[at], value, mask);
+        }
+    }
+
+    /// Lane by lane, for addresses in several allocations or chunks, or whose writes are tracked.
+    fn store_lanes(
+        &mut self,
+        addresses: &[u64; LANES],
+        bytes: u64,
+        values: &Words,
+    ) -> Result<(), Step> {
+        for lane in self.lanes() {
+            let Some(found) = self.grid.view.locate(addresses[lane], bytes) else {
                 return Err(self.unmapped(addresses, bytes));
             };
             let mut buffer = [0; 16];
@@ -431,24 +613,31 @@ impl Cx<'_> {
         self.report(Ub::OutOfBounds, Some(lane), Some(address), message);
     }
 
-    /// The CTA whose shared memory all executing lanes address, and their span in it.
-    fn shared_span(&mut self, addresses: &[u64; LANES], bytes: u64) -> Result<Option<usize>, Step> {
-        let (lo, hi, all) = span(addresses, self.mask, bytes);
-        if all & (bytes - 1) != 0 {
+    /// The CTA whose shared memory all executing lanes address, where that is one, and their span.
+    #[inline(always)]
+    fn shared_span(
+        &mut self,
+        addresses: &[u64; LANES],
+        settled: &[u64; LANES],
+        bytes: u64,
+    ) -> Result<(Option<usize>, Span), Step> {
+        let span = Span::of(settled, bytes);
+        if span.all & (bytes - 1) != 0 {
             return Err(self.misaligned(addresses, bytes));
         }
-        let rank = (lo >> 24) as usize;
-        let fits = lo & 0xff_ffff >= u64::from(self.grid.preset.shared_bytes_reserved)
-            && hi <= ((rank as u64) << 24) + u64::from(self.grid.shared_end)
+        let rank = (span.lo >> 24) as usize;
+        let fits = span.lo & 0xff_ffff >= u64::from(self.grid.preset.shared_bytes_reserved)
+            && span.hi <= ((rank as u64) << 24) + u64::from(self.grid.shared_end)
             && rank < self.cluster.ctas.len();
-        if fits && hi & 0xff_ffff > u64::from(self.grid.shared_asked) {
+        if fits && span.hi & 0xff_ffff > u64::from(self.grid.shared_asked) {
             for lane in self.lanes() {
                 self.was_asked_for(lane, addresses[lane], bytes);
             }
         }
-        Ok(fits.then_some(rank))
+        Ok((fits.then_some(rank), span))
     }
 
+    #[inline(always)]
     fn load_shared(
         &mut self,
         addresses: &[u64; LANES],
@@ -456,25 +645,27 @@ impl Cx<'_> {
         out: &mut Words,
     ) -> Result<(), Step> {
         let bytes = u64::from(bytes);
-        let rank = self.shared_span(addresses, bytes)?;
+        let settled = settled(addresses, self.mask);
+        let (rank, _) = self.shared_span(addresses, &settled, bytes)?;
         self.count_shared(addresses, bytes);
         self.sanitize_shared(addresses, bytes, None)?;
-        let mask = self.mask;
-        if let (Some(rank), 4, 0xffff_ffff) = (rank, bytes, mask) {
+        if let Some(rank) = rank {
             let words = &self.cluster.ctas[rank].shared;
-            for (out, address) in out[0].iter_mut().zip(addresses) {
-                *out = words[(address & 0xff_ffff) as usize / 4];
-            }
+            gather_bytes!(&settled, (rank as u64) << 24, bytes, out, plain_words(words));
             return Ok(());
         }
-        for lane in 0..LANES {
-            if mask >> lane & 1 == 0 {
-                continue;
-            }
-            let (cta, offset) = match rank {
-                Some(rank) => (rank, (addresses[lane] & 0xff_ffff) as usize),
-                None => self.shared_place(lane, addresses[lane], bytes)?,
-            };
+        self.load_peers(addresses, bytes, out)
+    }
+
+    /// Lane by lane, for addresses in several CTAs, or beyond.
+    fn load_peers(
+        &mut self,
+        addresses: &[u64; LANES],
+        bytes: u64,
+        out: &mut Words,
+    ) -> Result<(), Step> {
+        for lane in self.lanes() {
+            let (cta, offset) = self.shared_place(lane, addresses[lane], bytes)?;
             let words = &self.cluster.ctas[cta].shared;
             let index = offset / 4;
             if bytes >= 4 {
@@ -488,6 +679,7 @@ impl Cx<'_> {
         Ok(())
     }
 
+    #[inline(always)]
     fn store_shared(
         &mut self,
         addresses: &[u64; LANES],
@@ -495,19 +687,14 @@ impl Cx<'_> {
         values: &Words,
     ) -> Result<(), Step> {
         let bytes = u64::from(bytes);
-        let rank = self.shared_span(addresses, bytes)?;
+        let settled = settled(addresses, self.mask);
+        let (rank, Span { lo, hi, .. }) = self.shared_span(addresses, &settled, bytes)?;
         self.count_shared(addresses, bytes);
         self.sanitize_shared(addresses, bytes, Some(values))?;
-        let mask = self.mask;
         if let Some(rank) = rank {
-            let (lo, hi, _) = span(addresses, mask, bytes);
-            let start = (lo & 0xff_ffff) as usize;
-            self.cluster.ctas[rank].touch(start, (hi - lo) as usize);
+            self.cluster.ctas[rank].touch((lo & 0xff_ffff) as usize, (hi - lo) as usize);
         }
-        for lane in 0..LANES {
-            if mask >> lane & 1 == 0 {
-                continue;
-            }
+        for lane in self.lanes() {
             let (cta, offset) = match rank {
                 Some(rank) => (rank, (addresses[lane] & 0xff_ffff) as usize),
                 None => self.shared_place(lane, addresses[lane], bytes)?,
@@ -518,8 +705,9 @@ impl Cx<'_> {
             let words = &mut self.cluster.ctas[cta].shared;
             let index = offset / 4;
             if bytes >= 4 {
-                for k in 0..(bytes / 4) as usize {
-                    words[index + k] = values[k][lane];
+                let words = words[index..].iter_mut();
+                for (word, value) in words.zip(&values[..(bytes / 4) as usize]) {
+                    *word = value[lane];
                 }
             } else {
                 let shift = 8 * (offset % 4);
@@ -621,14 +809,6 @@ impl Cx<'_> {
 /// End of the 2 MiB chunk that holds an offset.
 fn chunk_end(offset: u64) -> u64 {
     (offset / CHUNK_BYTES + 1) * CHUNK_BYTES
-}
-
-fn fill(words: &mut [u32; LANES], mask: u32, value: u32) {
-    for (i, w) in words.iter_mut().enumerate() {
-        if mask >> i & 1 != 0 {
-            *w = value;
-        }
-    }
 }
 
 /// The space that a generic address lies in, and where its window starts.

@@ -62,6 +62,33 @@ drivers! {
     select select_simd select_body<A>[Fn(bool, A, A) -> A];
 }
 
+/// `a b + c`, rounded once; NaNs become the one NaN of the hardware.
+#[inline(always)]
+pub fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
+    let sum = a.mul_add(b, c);
+    if sum.is_nan() { f32::from_bits(0x7fff_ffff) } else { sum }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,fma,bmi1,bmi2,lzcnt,popcnt")]
+fn multiply_adds_simd(cx: &mut Cx<'_>, ops: &[MicroOp]) {
+    for op in ops {
+        ternary_body::<f32, f32, f32, f32, _>(cx, op, multiply_add);
+    }
+}
+
+/// Executes multiply-adds ([`super::plain::FMA`]) one after the other.
+pub fn multiply_adds(cx: &mut Cx<'_>, ops: &[MicroOp]) {
+    #[cfg(target_arch = "x86_64")]
+    if cx.grid.simd {
+        // SAFETY: `simd` is only set where `available` found every feature.
+        return unsafe { multiply_adds_simd(cx, ops) };
+    }
+    for op in ops {
+        ternary_body::<f32, f32, f32, f32, _>(cx, op, multiply_add);
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,fma,bmi1,bmi2,lzcnt,popcnt")]
 fn wide_simd<R>(work: impl FnOnce() -> R) -> R {

@@ -53,20 +53,29 @@ impl Lane for u64 {
     }
 }
 
+// Loops, not `map`: what `map` is made of stays calls where the compiler inlines less.
 macro_rules! via {
-    ($($t:ty: $word:ty, $from:expr, $to:expr;)*) => { $(
+    ($($t:ty: $word:ty, |$w:ident| $from:expr, |$v:ident| $to:expr;)*) => { $(
         impl Lane for $t {
             #[inline(always)]
             fn read(cx: &Cx<'_>, reg: Reg) -> [$t; LANES] {
                 let words = <$word as Lane>::read(cx, reg);
-                let f: fn($word) -> $t = $from;
-                std::array::from_fn(|i| f(words[i]))
+                let mut value = [<$t>::default(); LANES];
+                for i in 0..LANES {
+                    let $w = words[i];
+                    value[i] = $from;
+                }
+                value
             }
 
             #[inline(always)]
             fn write(cx: &mut Cx<'_>, reg: Reg, value: [$t; LANES]) {
-                let f: fn($t) -> $word = $to;
-                <$word as Lane>::write(cx, reg, std::array::from_fn(|i| f(value[i])));
+                let mut words = [<$word>::default(); LANES];
+                for i in 0..LANES {
+                    let $v = value[i];
+                    words[i] = $to;
+                }
+                <$word as Lane>::write(cx, reg, words);
             }
         }
     )* };
@@ -74,15 +83,15 @@ macro_rules! via {
 
 via! {
     i32: u32, |w| w as i32, |v| v as u32;
-    f32: u32, f32::from_bits, f32::to_bits;
-    u16: u32, |w| w as u16, u32::from;
+    f32: u32, |w| f32::from_bits(w), |v| v.to_bits();
+    u16: u32, |w| w as u16, |v| u32::from(v);
     i16: u32, |w| w as i16, |v| v as i32 as u32;
-    u8: u32, |w| w as u8, u32::from;
+    u8: u32, |w| w as u8, |v| u32::from(v);
     i8: u32, |w| w as i8, |v| v as i32 as u32;
     f16: u32, |w| f16::from_bits(w as u16), |v| u32::from(v.to_bits());
     bf16: u32, |w| bf16::from_bits(w as u16), |v| u32::from(v.to_bits());
     i64: u64, |w| w as i64, |v| v as u64;
-    f64: u64, f64::from_bits, f64::to_bits;
+    f64: u64, |w| f64::from_bits(w), |v| v.to_bits();
 }
 
 /// A register of 8 to 64 bits as numbers.

@@ -16,6 +16,7 @@ pub mod mbarrier;
 pub mod meeting;
 pub mod op;
 pub mod parallel;
+pub mod plain;
 pub mod product;
 pub mod registers;
 pub mod special;

@@ -49,6 +49,10 @@ pub struct MicroOp {
     pub negated: bool,
     /// Lanes outside of the guard part from the group first.
     pub control: bool,
+    /// How many operations from this one on are plain ([`super::plain`]).
+    pub plain: u8,
+    /// How many of those, from this one on, are the multiply-add of [`super::plain`].
+    pub fmas: u8,
     pub class: Class,
     /// Target of a branch; index into [`Code::actions`].
     pub x: u32,
@@ -79,6 +83,15 @@ classes! {
     Barrier = "bar", Mbarrier = "mbarrier", CpAsync = "cp.async", Tma = "tma",
     Ldmatrix = "ldmatrix", Mma = "mma", Wgmma = "wgmma", WgmmaSync = "wgmma.sync",
     Fence = "fence", Misc = "misc",
+}
+
+impl Class {
+    /// Computes lane by lane from registers to registers: it always goes on, and no other warp
+    /// notices it.
+    pub const fn is_lanewise(self) -> bool {
+        use Class::*;
+        matches!(self, Alu | Fma | Fp64 | Half | Sfu | Convert | Move)
+    }
 }
 
 /// An entry and the functions it may call, as micro-operations.

@@ -3,6 +3,7 @@
 use super::cluster::Cluster;
 use super::cx::{Cx, Grid};
 use super::op::{NO_GUARD, Step};
+use super::plain;
 use super::stats::Stats;
 use super::warp::{NO_JOIN, Wait, Warp};
 use crate::error::{Finding, Ub};
@@ -132,6 +133,8 @@ fn run_group(cx: &mut Cx<'_>, at: usize, budget: u64, ran: &mut u64) -> GroupEnd
     let threads = u64::from(active.count_ones());
     let checks_registers = cx.grid.settings.checks.races;
     let profiles = cx.grid.settings.profile;
+    // The check looks at each operation, and a profile counts each for its warp.
+    let one_by_one = profiles || checks_registers && cx.cluster.sanitizer.is_some();
     let mut n = 0;
     let end = loop {
         if pc == meets {
@@ -143,6 +146,17 @@ fn run_group(cx: &mut Cx<'_>, at: usize, budget: u64, ran: &mut u64) -> GroupEnd
             break GroupEnd::Spent;
         }
         let op = &ops[pc as usize];
+        if op.plain > 1 && budget - n >= u64::from(op.plain) && !one_by_one {
+            let run = pc as usize..pc as usize + usize::from(op.plain);
+            cx.stats.warps[run.clone()].iter_mut().for_each(|count| *count += 1);
+            cx.stats.threads[run.clone()].iter_mut().for_each(|count| *count += threads);
+            cx.mask = active;
+            cx.pc = pc;
+            plain::run(cx, &ops[run]);
+            n += u64::from(op.plain);
+            pc += u32::from(op.plain);
+            continue;
+        }
         n += 1;
         cx.stats.warps[pc as usize] += 1;
         if profiles {

@@ -75,6 +75,9 @@ pub struct Join {
     pub parked: Option<Group>,
 }
 
+/// In how many places a warp remembers where its operations met global memory.
+pub const PLACES: usize = 8;
+
 /// A warp of a CTA.
 pub struct Warp {
     /// Number in its CTA.
@@ -111,6 +114,8 @@ pub struct Warp {
     pub register_changes: usize,
     /// The wgmmas of the group that is not yet committed.
     pub issued: Vec<Issued>,
+    /// Numbers of the allocations that operations met last: where to look first.
+    pub places: [u32; PLACES],
 }
 
 impl Warp {
@@ -147,6 +152,7 @@ impl Warp {
             barrier_waits: 0,
             register_changes: 0,
             issued: Vec::new(),
+            places: [0; PLACES],
         };
         warp.grow(0, 0, entry);
         warp

@@ -48,6 +48,23 @@ impl View {
         (!found.is_freed() && found.bytes - (address - found.base) >= bytes).then_some(found)
     }
 
+    /// As [`Self::locate`], looking first at the allocation of the number `place`, which becomes
+    /// that of the one found.
+    pub fn locate_near(
+        &self,
+        place: &mut u32,
+        address: u64,
+        bytes: u64,
+    ) -> Option<&Arc<Allocation>> {
+        let holds = |a: &Arc<Allocation>| address >= a.base && address - a.base < a.bytes;
+        if !self.allocations.get(*place as usize).is_some_and(holds) {
+            let after = self.allocations.partition_point(|a| a.base <= address);
+            *place = after.checked_sub(1)? as u32;
+        }
+        let found = self.allocations.get(*place as usize).filter(|a| holds(a))?;
+        (!found.is_freed() && found.bytes - (address - found.base) >= bytes).then_some(found)
+    }
+
     /// A sentence about what lies at or beside `address`.
     pub fn nearest(&self, address: u64) -> String {
         let after = self.allocations.partition_point(|a| a.base <= address);

@@ -11,6 +11,7 @@ use crate::lower::builder::{Lower, Lowered, mnemonic, unsupported};
 use crate::machine::alu::{self, bin, tri, un};
 use crate::machine::cx::Cx;
 use crate::machine::op::{Class, MicroOp, OpFn, Step};
+use crate::machine::plain;
 
 /// The NaN of the hardware.
 pub const NAN: f32 = f32::from_bits(0x7fff_ffff);
@@ -342,8 +343,19 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     if approximate {
         l.approximate(ins);
     }
-    l.emit(class, run, d, regs[0], regs[1], regs[2]);
+    let op = l.emit(class, run, d, regs[0], regs[1], regs[2]);
+    op.fmas = u8::from(is_plain_fma(ins));
     Ok(())
+}
+
+/// Whether an instruction is [`plain::FMA`].
+fn is_plain_fma(ins: &Instruction) -> bool {
+    let (m, ty) = (&ins.mods, ins.mods.types().last());
+    matches!(ins.op, Opcode::Fma | Opcode::Mad)
+        && ty.is_none_or(|ty| ty == Type::F32)
+        && m.rounding().unwrap_or(Rounding::Rn) == Rounding::Rn
+        && !m.has(Flag::Ftz)
+        && !m.has(Flag::Sat)
 }
 
 fn f32_op(ins: &Instruction, count: usize) -> Option<(Class, OpFn)> {
@@ -373,6 +385,7 @@ fn f32_op(ins: &Instruction, count: usize) -> Option<(Class, OpFn)> {
             }),
             bin!(f32, f32 => f32, |a, b| output::<F, S>(input::<F>(a) * input::<F>(b)))
         )),
+        (Fma | Mad, 3) if is_plain_fma(ins) => plain::FMA,
         (Fma | Mad, 3) => flags!(ftz, sat, |F, S| rounded!(
             mode,
             |M| tri!(f32, f32, f32 => f32, |a, b, c| {

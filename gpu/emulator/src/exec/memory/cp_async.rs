@@ -83,9 +83,12 @@ fn copy(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         }
         for lane in cx.lanes() {
             let n = wanted[lane];
-            if n < size && n > 0 {
+            if n < size {
                 let mut buffer = [0; 16];
-                if let Err(step) = cx.read_global(lane, source[lane], &mut buffer[..n as usize]) {
+                let part = &mut buffer[..n as usize];
+                if n > 0
+                    && let Err(step) = cx.read_global(lane, source[lane], part)
+                {
                     return step;
                 }
                 for k in 0..4 {
