@@ -10,7 +10,7 @@ use fathom_ptx::types::{Flag, Rounding, Type};
 use super::float::{NAN, canon, flush};
 use super::half::Kind;
 use crate::lower::builder::{Lower, Lowered, mnemonic, unsupported};
-use crate::machine::alu::{self, un};
+use crate::machine::alu::{self, bin, un};
 use crate::machine::cx::Cx;
 use crate::machine::lane::Lane;
 use crate::machine::op::{Class, MicroOp, OpFn, Step};
@@ -197,6 +197,13 @@ fn fast(ins: &Instruction, to: Type, from: Type) -> Option<OpFn> {
         (F16, F32) if rn => un!(f32 => u32, |a| {
             u32::from(if a.is_nan() { 0x7fff } else { half::f16::from_f32(a).to_bits() })
         }),
+        (U16, U32 | S32) => un!(u32 => u16, |a| a as u16),
+        (S16, U32 | S32) => un!(u32 => i16, |a| a as i16),
+        (U16, U64 | S64) => un!(u64 => u16, |a| a as u16),
+        (U32 | S32, U16) => un!(u16 => u32, u32::from),
+        (U32 | S32, S16) => un!(i16 => i32, i32::from),
+        (U32 | S32, U8) => un!(u8 => u32, u32::from),
+        (U64 | S64, U16) => un!(u16 => u64, u64::from),
         (U64 | S64, U32) => un!(u32 => u64, u64::from),
         (U64 | S64, S32) => un!(i32 => i64, i64::from),
         (U32 | S32, U64 | S64) => un!(u64 => u32, |a| a as u32),
@@ -218,6 +225,36 @@ fn bf16_nearest(v: f32) -> u16 {
     let bits = v.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
     if v.is_nan() { 0x7fff } else { rounded as u16 }
+}
+
+/// A single to FP8 with `F` bits of fraction, of which `MAX` is the largest code: to nearest even,
+/// saturating, NaN to 0x7f, as [`round`] does it.
+#[inline(always)]
+fn fp8_nearest<const F: u32, const MAX: u32>(v: f32) -> u32 {
+    let exponent = 7 - F;
+    let bias = (1u32 << (exponent - 1)) - 1;
+    let (sign, bits) = (v.to_bits() >> 31 << 7, v.to_bits() & 0x7fff_ffff);
+    // Codes and singles differ by the bias and the bits that are cut off.
+    let (cut, behind) = (23 - F, (127 - bias) << F);
+    let most = (MAX + behind) << cut;
+    let least = (128 - bias) << 23;
+    let capped = if bits > most { most } else { bits };
+    let normal = (capped.wrapping_add((1 << (cut - 1)) - 1 + (capped >> cut & 1)) >> cut)
+        .wrapping_sub(behind);
+    // To the place of the smallest code, by the addition of what has its last place there.
+    let anchor = f32::from_bits((128 - bias + cut) << 23);
+    let tiny = (f32::from_bits(capped) + anchor).to_bits().wrapping_sub(anchor.to_bits());
+    let code = if bits < least { tiny } else { normal };
+    if bits > 0x7f80_0000 { 0x7f } else { sign | code }
+}
+
+/// An E4M3 code as an f16, which holds all of them as normal values.
+#[inline(always)]
+fn e4m3_to_f16(code: u32) -> u32 {
+    let magnitude = code & 0x7f;
+    let value = f32::from_bits(magnitude << 20) * f32::from_bits((120 + 127) << 23);
+    let half = if magnitude == 0 { 0 } else { (value.to_bits() >> 13).wrapping_sub(112 << 10) };
+    if magnitude == 0x7f { 0x7fff } else { (code & 0x80) << 8 | half }
 }
 
 #[derive(Clone, Copy)]
@@ -468,6 +505,11 @@ fn packed(l: &mut Lower<'_>, ins: &Instruction, to: Type, from: Type) -> Lowered
     if let Some(from_one) = element(from) {
         let how = How::of(ins, to_one, from_one);
         let a = l.src(&ins.operands[1], from)?;
+        if from == Type::E4m3x2 && to == Type::F16x2 && !how.relu {
+            let run = un!(u32 => u32, |a| e4m3_to_f16(a & 0xff) | e4m3_to_f16(a >> 8 & 0xff) << 16);
+            l.emit(Class::Convert, run, d, a, 0, 0);
+            return Ok(());
+        }
         let part = from_one.bits();
         l.emit_action(Class::Convert, move |cx| {
             let a = u32::read(cx, a);
@@ -495,6 +537,20 @@ fn packed(l: &mut Lower<'_>, ins: &Instruction, to: Type, from: Type) -> Lowered
                 u32::from(bf16_nearest(hi)) << 16 | u32::from(bf16_nearest(lo))
             })
         }
+        l.emit(Class::Convert, run, d, high, low, 0);
+        return Ok(());
+    }
+    let fp8 = match to {
+        _ if how.mode != Some(Rounding::Rn) || how.relu => None,
+        Type::E4m3x2 => Some(bin!(f32, f32 => u32, |hi, lo| {
+            fp8_nearest::<3, 0x7e>(hi) << 8 | fp8_nearest::<3, 0x7e>(lo)
+        })),
+        Type::E5m2x2 => Some(bin!(f32, f32 => u32, |hi, lo| {
+            fp8_nearest::<2, 0x7b>(hi) << 8 | fp8_nearest::<2, 0x7b>(lo)
+        })),
+        _ => None,
+    };
+    if let Some(run) = fp8 {
         l.emit(Class::Convert, run, d, high, low, 0);
         return Ok(());
     }
@@ -577,6 +633,34 @@ mod tests {
         assert_eq!(round(1e9, Format::E4M3, Rounding::Rn, true), 0x7e);
         assert_eq!(round(f64::NEG_INFINITY, Format::E5M2, Rounding::Rn, true), 0xfb);
         assert_eq!(round(f64::NAN, Format::E4M3, Rounding::Rn, true), 0x7f);
+    }
+
+    #[test]
+    fn fp8_by_integers_is_fp8_by_rounding() {
+        // Every 61st single, and all beside each code and beside the middle of each pair.
+        let codes = (0..=0x7bu8).flat_map(|c| [e4m3(c), e5m2(c), e4m3(c) + 0.5 * e4m3(1)]);
+        let middles = (1..=0x7bu8).flat_map(|c| {
+            [(e4m3(c) + e4m3(c - 1)) / 2.0, (e5m2(c) + e5m2(c - 1)) / 2.0, 448.0, 464.0, 65536.0]
+        });
+        let near = codes.chain(middles).flat_map(|v| {
+            let bits = (v as f32).to_bits();
+            [bits.saturating_sub(1), bits, bits + 1]
+        });
+        for bits in (0..=0x7fff_ffffu32).step_by(61).chain(near).chain([0x7f80_0000, 0x7fff_ffff]) {
+            for v in [f32::from_bits(bits), f32::from_bits(bits | 1 << 31)] {
+                let expected = |to| round(f64::from(v), to, Rounding::Rn, true) as u32;
+                assert_eq!(fp8_nearest::<3, 0x7e>(v), expected(Format::E4M3), "{v:e}");
+                assert_eq!(fp8_nearest::<2, 0x7b>(v), expected(Format::E5M2), "{v:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_e4m3_code_as_f16() {
+        for code in 0..=255u8 {
+            let expected = round(e4m3(code), Format::F16, Rounding::Rn, false) as u32;
+            assert_eq!(e4m3_to_f16(u32::from(code)), expected, "{code:#x}");
+        }
     }
 
     #[test]
