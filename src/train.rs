@@ -65,8 +65,8 @@ pub struct Args {
     /// process as one of several, it is a rank without this flag
     #[arg(long)]
     processes: bool,
-    /// What carries the messages of processes [default: mpi where mpirun started them and the program
-    /// was built with it, else tcp]
+    /// What carries the messages of processes [default: mpi where mpirun started them and the
+    /// program was built with it, else tcp]
     #[arg(long, value_name = "NAME")]
     transport: Option<TransportName>,
     /// Write the executed timeline of all ranks for Perfetto, as `fathom simulate --trace` does

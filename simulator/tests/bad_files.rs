@@ -1,6 +1,6 @@
-//! Bad scenario files of training: each is refused with the file, the place in it, what was expected
-//! and what was found, and where there is one the next step. A table, so that a fault that was met
-//! once stays met.
+//! Bad scenario files of training: each is refused with the file, the place in it, what was
+//! expected and what was found, and where there is one the next step. A table, so that a fault that
+//! was met once stays met.
 
 #[path = "../../conformance/src/model_code.rs"]
 mod model_code;

@@ -66,7 +66,8 @@ proptest! {
     }
 
     /// Nothing is lost on any preset, however fast its parts are: the parts of a step are the step,
-    /// the stages hold every layer once, the day's tokens are those of its steps.
+    /// the stages hold every layer and prediction module once, the day's tokens are those of its
+    /// steps.
     #[test]
     fn what_a_step_consists_of_adds_up(
         preset in 0..SCENARIOS.len(), slider in 0..SLIDERS.len(), factor in 0.1f64..10.0, batches in 1u64..4,
@@ -75,7 +76,8 @@ proptest! {
         s.training.global_batch *= batches;
         let r = simulate(&s, &FirstPrinciples::new(ModelCode), Detail::Totals).unwrap().report;
         prop_assert!((r.breakdown_s.total() / r.step_time_s - 1.0).abs() < 1e-9);
-        prop_assert_eq!(r.stage_layers.iter().sum::<usize>(), s.model.layers);
+        let layers = s.model.layers + s.model.mtp_depth;
+        prop_assert_eq!(r.stage_layers.iter().sum::<usize>(), layers);
         let tokens = (s.training.global_batch * s.training.seq_len) as f64;
         let steps = 86_400.0 / r.step_time_s;
         prop_assert!((r.tokens_per_day / (tokens * steps) - 1.0).abs() < 1e-9);

@@ -302,7 +302,11 @@ pub fn same_checkpoints(expected: &Path, found: &Path) -> Result<Result<Same, St
         )));
     }
     let mut same = Same::default();
-    for (name, path) in &ours {
+    // Files of tensors first: which of them differs says more than a digest that does.
+    let tensors = |name: &Path| name.extension().is_some_and(|e| e == "safetensors");
+    let mut files: Vec<(&PathBuf, &PathBuf)> = ours.iter().collect();
+    files.sort_by_key(|(name, _)| !tensors(name));
+    for (name, path) in files {
         let [a, b] = [path, &theirs[name]];
         let bytes = fs::read(a).map_err(of(a))?;
         if bytes != fs::read(b).map_err(of(b))? {

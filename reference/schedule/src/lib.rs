@@ -3,8 +3,9 @@
 //! One file a schedule, each straight-line code with its phases titled; `Stream` is the pen they
 //! write with. [`Geometry`] says which stages a rank holds and where a micro-batch goes next,
 //! [`check`] proves a stream executable, [`timeline`] plays it with chunk durations, [`compare`]
-//! sets all kinds side by side, [`draw`] draws, [`perfetto`] writes what ran when. The simulator plays the same streams with the times
-//! of every layer's parts, and the trainer executes them: this room knows neither.
+//! sets all kinds side by side, [`draw`] draws, [`perfetto`] writes what ran when.
+//! The simulator plays the same streams with the times of every layer's parts, and the trainer
+//! executes them: this room knows neither.
 //!
 //! To add a schedule: copy a neighbour's file, add its kind to [`ScheduleKind`] and write what does
 //! not compile without it.

@@ -45,7 +45,7 @@ pub struct Part {
 pub struct StepSpans {
     /// Of each of the rank's instructions.
     pub instructions: Vec<(u64, u64)>,
-    /// Within them.
+    /// What was computed and exchanged within the instructions.
     pub parts: Vec<Part>,
     /// Before and behind them: thread, name, span.
     pub tail: Vec<(u32, String, (u64, u64))>,
@@ -134,9 +134,9 @@ impl Clock {
 
 /// An exchange whose waits a clock sums up.
 pub struct Timed {
-    /// The exchange.
+    /// The exchange whose waits are measured.
     pub inner: Arc<dyn Exchange>,
-    /// The clock.
+    /// The clock that sums them up.
     pub clock: Arc<Clock>,
 }
 

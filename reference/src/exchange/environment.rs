@@ -32,7 +32,7 @@ pub struct Environment {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{variable}: expected {expected}, found {found}")]
 pub struct EnvironmentError {
-    /// The variable.
+    /// Name of the environment's variable.
     pub variable: String,
     /// What it has to be.
     pub expected: String,

@@ -17,7 +17,7 @@ type Key = (usize, usize, Arc<str>);
 /// What a rank waits for: whose message, and what it is.
 pub(super) type Wait = Option<(usize, String)>;
 
-/// The table.
+/// What came for the ranks of this process and was not taken yet.
 pub(super) struct Mail {
     state: Mutex<State>,
     /// One a rank: something came for it, or a rank ended.

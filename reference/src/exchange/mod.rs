@@ -3,9 +3,10 @@
 //! An [`Exchange`] carries messages and knows who has ended. [`threads`] is the one for ranks that
 //! are threads of a process, [`processes`] the one for ranks that are processes of their own, over
 //! [`tcp`] or MPI; both put what comes into the table of `mail`. [`environment`] says which rank a
-//! process is, [`store`] is where processes meet, [`launch`] starts them. A [`Communicator`] is one rank's end of a group's exchanges. Every
-//! message says which exchange of the group it belongs to, by number, operation, and what is
-//! exchanged: ranks that disagree on the order are refused where they meet, with both sides.
+//! process is, [`store`] is where processes meet, [`launch`] starts them. A [`Communicator`]
+//! is one rank's end of a group's exchanges. Every message says which exchange of
+//! the group it belongs to, by number, operation, and what is exchanged: ranks that disagree on the
+//! order are refused where they meet, with both sides.
 //!
 //! Posting never waits for the receiver. An exchange is begun by posting and ended by taking, so
 //! what is posted early travels while its sender computes.

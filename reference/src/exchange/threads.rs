@@ -125,8 +125,8 @@ where
     ends.into_iter().map(|end| end.unwrap_or(End::Hangs)).collect()
 }
 
-/// Runs a rank's `main` on a thread of a pool of its own: its parallel loops then begin at once, and
-/// wait for no other rank's.
+/// Runs a rank's `main` on a thread of a pool of its own: its parallel loops then begin at once,
+/// and wait for no other rank's.
 pub(super) fn on_own_pool<T: Send, E: Send>(
     cores: usize,
     main: impl FnOnce() -> Result<T, E> + Send,

@@ -292,11 +292,12 @@ impl Scenario {
 pub struct WhatIf {
     /// Communication runs off the SMs: all SMs compute while chunks overlap.
     pub comm_off_sms: bool,
-    /// Accumulation wide enough that FP8 partial sums of one scale need no promotion. Where every 128
-    /// of K have scales of their own, the sums still leave the tensor core to be scaled, so that
-    /// only precision is gained.
+    /// Accumulation wide enough that FP8 partial sums of one scale need no promotion. Where every
+    /// 128 of K have scales of their own, the sums still leave the tensor core to be scaled, so
+    /// that only precision is gained.
     pub wide_accumulation: bool,
-    /// Tensor cores take the blocks' scales and accumulate to the end: no sums leave them in between.
+    /// Tensor cores take the blocks' scales and accumulate to the end: no sums leave them in
+    /// between.
     pub scaling_in_tensor_core: bool,
     /// The cast to FP8 is fused with the TMA copy: its memory traffic goes.
     pub fused_cast_tma: bool,

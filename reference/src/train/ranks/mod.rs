@@ -2,8 +2,8 @@
 //!
 //! [`RankTrainer`] is one rank. `world` is its place, `data` brings it its sequences,
 //! `pipeline` executes its instructions, `pieces` and `zero` are ZeRO-1, `report` adds up
-//! losses and loads, `trace` draws what was executed, `culprit` finds where a value that is not finite arose. [`run`] starts ranks
-//! as threads.
+//! losses and loads, `trace` draws what was executed, `culprit` finds where a value that
+//! is not finite arose. [`run`] starts ranks as threads.
 
 mod culprit;
 mod data;

@@ -187,8 +187,8 @@ impl KernelModel {
             .expect("the list of widths is not empty")
     }
 
-    /// Time of a GEMM as the libraries tile it: by the scales' blocks of 128 where sums are promoted
-    /// block by block, else they choose.
+    /// Time of a GEMM as the libraries tile it: by the scales' blocks of 128 where sums are
+    /// promoted block by block, else they choose.
     pub fn gemm_of_library(&self, shape: &GemmShape, kind: GemmKind) -> GemmTime {
         let promoted = self.gpu.fp8_promotion && kind.promotion_ops() > 0.0;
         if promoted { self.gemm(shape, kind) } else { self.gemm_best_block(shape, kind) }
