@@ -1,5 +1,5 @@
 //! Ranks as processes: what others send is entered into this process's table, what this rank sends
-//! goes over a [`Wire`], TCP or MPI.
+//! goes over a `Wire`, TCP or MPI.
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
