@@ -18,6 +18,7 @@ pub mod backend;
 pub mod clock;
 pub mod environment;
 pub mod launch;
+mod links;
 mod mail;
 #[cfg(feature = "mpi")]
 pub mod mpi;

@@ -8,18 +8,18 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::thread;
+use std::time::Duration;
 
 use mpi::Threading;
-use mpi::environment::Universe;
 use mpi::point_to_point::MatchedReceiveVec;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, Destination, Source};
 
 use super::environment::Environment;
+use super::links::{Link, Links};
 use super::mail::Mail;
-use super::processes::{Process, Wire, entered};
+use super::processes::{Process, entered};
 use super::store::MeetingError;
 use super::wire::Frame;
 
@@ -51,27 +51,32 @@ pub fn connect(environment: &Environment, timeout: Duration) -> Result<Process, 
         )));
     }
     let mail = Arc::new(Mail::new(size, timeout));
-    let links: Vec<_> = (0..size).map(|peer| (peer != rank).then(|| Link::new(peer))).collect();
+    let links = Links((0..size).map(|peer| (peer != rank).then(|| link(peer))).collect());
     let over = Arc::new(AtomicBool::new(false));
-    let answers: Vec<_> = links.iter().map(|l| l.as_ref().map(|l| l.frames.clone())).collect();
+    let answers: Vec<_> = links.0.iter().map(|l| l.as_ref().map(|l| l.frames.clone())).collect();
     let (table, until) = (Arc::clone(&mail), Arc::clone(&over));
     let receiver = thread::spawn(move || receive(&table, rank, &answers, &until));
     let ends = Mutex::new(Some((universe, receiver)));
-    Ok(Process::new(rank, mail, Box::new(Mpi { links, over, ends })))
+    // MPI is left by all ranks together. Where one has failed it is not left at all: the process
+    // then ends with an error, upon which `mpirun` ends those that are left.
+    let leave = move |orderly: bool| {
+        let ends = ends.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some((universe, receiver)) = ends else { return };
+        if !orderly {
+            return std::mem::forget(universe);
+        }
+        over.store(true, Ordering::SeqCst);
+        // It has nothing left to receive.
+        let _ = receiver.join();
+        drop(universe);
+    };
+    Ok(Process::new(rank, mail, links, Box::new(leave)))
 }
 
-/// The thread that sends to a rank.
-struct Link {
-    frames: Sender<Frame>,
-    sender: Mutex<Option<JoinHandle<()>>>,
-}
-
-impl Link {
-    fn new(peer: usize) -> Link {
-        let (frames, queue) = mpsc::channel();
-        let sender = thread::spawn(move || send(peer, &queue));
-        Link { frames, sender: Mutex::new(Some(sender)) }
-    }
+/// The way to a rank.
+fn link(peer: usize) -> Link {
+    let (frames, queue) = mpsc::channel();
+    Link::new(frames, thread::spawn(move || send(peer, &queue)))
 }
 
 /// Sends frames until the last, each behind its length.
@@ -121,47 +126,5 @@ fn receive(mail: &Mail, rank: usize, answers: &[Option<Sender<Frame>>], over: &A
             }
             Err(error) => mail.end(from, Some(error.to_string())),
         }
-    }
-}
-
-struct Mpi {
-    links: Vec<Option<Link>>,
-    over: Arc<AtomicBool>,
-    /// MPI, until it is left, and the thread that receives.
-    ends: Mutex<Option<(Universe, JoinHandle<()>)>>,
-}
-
-impl Wire for Mpi {
-    fn send(&self, to: usize, frame: Frame) {
-        if let Some(link) = &self.links[to] {
-            // A sender that has ended has sent its last.
-            let _ = link.frames.send(frame);
-        }
-    }
-
-    fn close(&self, last: &Frame, longest: Duration) {
-        let begin = Instant::now();
-        (0..self.links.len()).for_each(|to| self.send(to, last.clone()));
-        for link in self.links.iter().flatten() {
-            let mut sender = link.sender.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(sender) = sender.take() else { continue };
-            while !sender.is_finished() && begin.elapsed() < longest {
-                thread::sleep(Duration::from_millis(1));
-            }
-        }
-    }
-
-    /// MPI is left by all ranks together. Where one has failed it is not left at all: the process
-    /// then ends with an error, upon which `mpirun` ends those that are left.
-    fn leave(&self, orderly: bool) {
-        let ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some((universe, receiver)) = ends else { return };
-        if !orderly {
-            return std::mem::forget(universe);
-        }
-        self.over.store(true, Ordering::SeqCst);
-        // It has nothing left to receive.
-        let _ = receiver.join();
-        drop(universe);
     }
 }

@@ -1,5 +1,5 @@
 //! Ranks as processes: what others send is entered into this process's table, what this rank sends
-//! goes over a `Wire`, TCP or MPI.
+//! goes out by its links, over TCP or MPI.
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::environment::Environment;
+use super::links::Links;
 use super::mail::Mail;
 use super::store::MeetingError;
 use super::threads::{End, GRACE, TICK, error_of, on_own_pool};
@@ -14,21 +15,8 @@ use super::wire::Frame;
 use super::{Exchange, ExchangeError, Label, Message};
 use crate::Tensor;
 
-/// Carries frames to the other processes. What comes from them it enters into the table, by
-/// [`entered`].
-pub(super) trait Wire: Send + Sync {
-    /// Hands a frame over, without waiting until it has arrived.
-    fn send(&self, to: usize, frame: Frame);
-
-    /// Sends `last` to every rank, nothing after it, and waits until all has been handed to the
-    /// system, at most `longest`.
-    fn close(&self, last: &Frame, longest: Duration);
-
-    /// Lets the others go, once all have ended as they should (`orderly`) or one has not.
-    fn leave(&self, orderly: bool) {
-        let _ = orderly;
-    }
-}
+/// Lets the others go, once all have ended as they should (`true`) or one has not.
+pub(super) type Leave = Box<dyn Fn(bool) + Send + Sync>;
 
 /// What carries the messages of processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,12 +87,13 @@ pub(super) fn lost(mail: &Mail, rank: usize, how: &str) {
 pub struct Process {
     rank: usize,
     mail: Arc<Mail>,
-    wire: Box<dyn Wire>,
+    links: Links,
+    leave: Leave,
 }
 
 impl Process {
-    pub(super) fn new(rank: usize, mail: Arc<Mail>, wire: Box<dyn Wire>) -> Process {
-        Process { rank, mail, wire }
+    pub(super) fn new(rank: usize, mail: Arc<Mail>, links: Links, leave: Leave) -> Process {
+        Process { rank, mail, links, leave }
     }
 
     fn others(&self) -> impl Iterator<Item = usize> {
@@ -116,7 +105,7 @@ impl Process {
     /// whose machine is lost, does not.
     fn ask(&self) {
         self.mail.ask(self.others());
-        self.others().for_each(|rank| self.wire.send(rank, Frame::Ask));
+        self.others().for_each(|rank| self.links.send(rank, Frame::Ask));
         let begin = Instant::now();
         while !self.mail.all_answered() && begin.elapsed() < ANSWER {
             thread::sleep(Duration::from_millis(5));
@@ -127,10 +116,10 @@ impl Process {
     fn end(&self, error: Option<String>) {
         let failure = self.mail.failure().map(|(rank, error, _)| (rank, error));
         if let Some((rank, error)) = failure.or_else(|| Some((self.rank, error?))) {
-            self.wire.close(&Frame::Failed(rank, error), ANSWER);
-            return self.wire.leave(false);
+            self.links.close(&Frame::Failed(rank, error), ANSWER);
+            return (self.leave)(false);
         }
-        self.wire.close(&Frame::Ended, self.mail.timeout());
+        self.links.close(&Frame::Ended, self.mail.timeout());
         // A process that closes its connections while others still send would take from them what
         // is on its way.
         let begin = Instant::now();
@@ -138,7 +127,7 @@ impl Process {
         while !all() && begin.elapsed() < self.mail.timeout() {
             thread::sleep(Duration::from_millis(1));
         }
-        self.wire.leave(all() && self.mail.failure().is_none());
+        (self.leave)(all() && self.mail.failure().is_none());
     }
 }
 
@@ -155,7 +144,7 @@ impl Exchange for Process {
         self.mail.check(self.rank, &message.label)?;
         match to == self.rank {
             true => self.mail.deliver(to, to, message),
-            false => self.wire.send(to, Frame::Message(message)),
+            false => self.links.send(to, Frame::Message(message)),
         }
         Ok(())
     }

@@ -5,16 +5,15 @@ use std::io::{self, BufReader, BufWriter, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::thread;
+use std::time::Duration;
 
 use super::environment::Environment;
+use super::links::{Link, Links};
 use super::mail::Mail;
-use super::processes::{Process, Wire, entered, lost};
+use super::processes::{Process, entered, lost};
 use super::store::{Client, MeetingError, Server};
-use super::wire::Frame;
-use super::{Label, Message, Operation};
-use crate::Tensor;
+use super::wire::{Frame, read_hello, write_hello};
 
 /// A thread that passes frames on needs little.
 const STACK_BYTES: usize = 256 << 10;
@@ -39,10 +38,11 @@ pub fn connect(environment: &Environment, timeout: Duration) -> Result<Process, 
     let mail = Arc::new(Mail::new(environment.world, timeout));
     let links = mesh?.into_iter().enumerate().map(|(peer, stream)| {
         let stream = stream?;
-        Some(Link::new(stream, (rank, peer), &mail))
+        Some(link(stream, (rank, peer), &mail))
     });
-    let links: Vec<_> = links.collect();
-    Ok(Process::new(rank, mail, Box::new(Tcp { links })))
+    let links = Links(links.collect());
+    // Connections close when the process ends.
+    Ok(Process::new(rank, mail, links, Box::new(|_| ())))
 }
 
 /// A connection with every other rank.
@@ -78,7 +78,7 @@ fn mesh(
             Err(_) => address.parse().map_err(io::Error::other),
         };
         let connected = address.and_then(TcpStream::connect).and_then(|mut stream| {
-            hello(rank, &token).write(&mut stream)?;
+            write_hello(&mut stream, rank, &token)?;
             Ok(stream)
         });
         *stream = Some(connected.map_err(fail)?);
@@ -110,13 +110,6 @@ fn token() -> String {
     blake3::hash(words.as_bytes()).to_hex().to_string()
 }
 
-/// The first frame of a connection: whose it is.
-fn hello(rank: usize, token: &str) -> Frame {
-    let (channel, what) = ("hello".into(), token.to_owned());
-    let label = Label { channel, number: rank as u64, operation: Operation::Send, what };
-    Frame::Message(Message { label, tensors: Vec::<Tensor>::new() })
-}
-
 type Accepted = Arc<Mutex<Vec<(usize, TcpStream)>>>;
 
 /// Takes connections that know the token, until the process ends.
@@ -128,14 +121,15 @@ fn accept(listener: TcpListener, token: String) -> Accepted {
             let (token, into) = (token.clone(), Arc::clone(&into));
             thread::spawn(move || {
                 let said = stream.set_read_timeout(Some(HELLO)).and_then(|()| {
-                    let frame = Frame::read(&mut stream)?;
+                    let hello = read_hello(&mut stream)?;
                     stream.set_read_timeout(None)?;
-                    Ok(frame)
+                    Ok(hello)
                 });
-                let Ok(Frame::Message(Message { label, .. })) = said else { return };
-                if &*label.channel == "hello" && label.what == token {
+                if let Ok((rank, said)) = said
+                    && said == token
+                {
                     let mut into = into.lock().unwrap_or_else(PoisonError::into_inner);
-                    into.push((label.number as usize, stream));
+                    into.push((rank, stream));
                 }
             });
         }
@@ -144,34 +138,26 @@ fn accept(listener: TcpListener, token: String) -> Accepted {
 }
 
 /// The connection with a rank.
-struct Link {
-    frames: Sender<Frame>,
-    writer: Mutex<Option<JoinHandle<()>>>,
-}
-
-impl Link {
-    fn new(stream: TcpStream, (rank, peer): (usize, usize), mail: &Arc<Mail>) -> Link {
-        let (frames, queue) = mpsc::channel();
-        let spawn = |name: String, body: Box<dyn FnOnce() + Send>| {
-            let builder = thread::Builder::new().name(name).stack_size(STACK_BYTES);
-            builder.spawn(body).expect("the system starts a thread")
-        };
-        let (answers, table) = (frames.clone(), Arc::clone(mail));
-        let from = stream.try_clone();
-        let reader = move || match from {
-            Ok(from) => read(from, (rank, peer), &table, &answers),
-            Err(error) => lost(&table, peer, &error.to_string()),
-        };
-        spawn(format!("from rank {peer}"), Box::new(reader));
-        let table = Arc::clone(mail);
-        let writer = move || {
-            if let Err(error) = write(stream, &queue) {
-                lost(&table, peer, &error.to_string());
-            }
-        };
-        let writer = spawn(format!("to rank {peer}"), Box::new(writer));
-        Link { frames, writer: Mutex::new(Some(writer)) }
-    }
+fn link(stream: TcpStream, (rank, peer): (usize, usize), mail: &Arc<Mail>) -> Link {
+    let (frames, queue) = mpsc::channel();
+    let spawn = |name: String, body: Box<dyn FnOnce() + Send>| {
+        let builder = thread::Builder::new().name(name).stack_size(STACK_BYTES);
+        builder.spawn(body).expect("the system starts a thread")
+    };
+    let (answers, table) = (frames.clone(), Arc::clone(mail));
+    let from = stream.try_clone();
+    let reader = move || match from {
+        Ok(from) => read(from, (rank, peer), &table, &answers),
+        Err(error) => lost(&table, peer, &error.to_string()),
+    };
+    spawn(format!("from rank {peer}"), Box::new(reader));
+    let table = Arc::clone(mail);
+    let writer = move || {
+        if let Err(error) = write(stream, &queue) {
+            lost(&table, peer, &error.to_string());
+        }
+    };
+    Link::new(frames, spawn(format!("to rank {peer}"), Box::new(writer)))
 }
 
 fn read(stream: TcpStream, of: (usize, usize), mail: &Mail, answers: &Sender<Frame>) {
@@ -217,36 +203,14 @@ fn write(stream: TcpStream, queue: &Receiver<Frame>) -> io::Result<()> {
     }
 }
 
-struct Tcp {
-    links: Vec<Option<Link>>,
-}
-
-impl Wire for Tcp {
-    fn send(&self, to: usize, frame: Frame) {
-        if let Some(link) = &self.links[to] {
-            // A writer that has ended has noted why.
-            let _ = link.frames.send(frame);
-        }
-    }
-
-    fn close(&self, last: &Frame, longest: Duration) {
-        let begin = Instant::now();
-        (0..self.links.len()).for_each(|to| self.send(to, last.clone()));
-        for link in self.links.iter().flatten() {
-            let mut writer = link.writer.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(writer) = writer.take() else { continue };
-            while !writer.is_finished() && begin.elapsed() < longest {
-                thread::sleep(Duration::from_millis(1));
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::super::threads::End;
     use super::super::{Communicator, ExchangeError, processes};
     use super::*;
+    use crate::Tensor;
 
     /// A port that nobody listens at.
     fn free_port() -> u16 {

@@ -49,10 +49,18 @@ enum Header {
         error: String,
     },
     Ended,
+    /// The first of a connection: whose it is, and what only ranks of the run know.
+    Hello {
+        rank: usize,
+        token: String,
+    },
 }
 
 /// No header is longer: a message has at most some thousands of tensors.
 const MOST_HEADER: usize = 1 << 26;
+
+/// No greeting is longer; whoever says more is a stranger.
+const MOST_HELLO: usize = 1 << 10;
 
 /// No tensor is longer.
 const MOST_BYTES: usize = 1 << 40;
@@ -86,11 +94,7 @@ impl Frame {
     /// # Errors
     /// Those of the writer.
     pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
-        let header = serde_json::to_vec(&self.header()).expect("plain data");
-        let length = u32::try_from(header.len()).map_err(io::Error::other)?;
-        let mut begin = length.to_le_bytes().to_vec();
-        begin.extend(header);
-        to.write_all(&begin)?;
+        write_header(to, &self.header())?;
         self.tensors().iter().try_for_each(|tensor| to.write_all(tensor.bytes()))
     }
 
@@ -99,16 +103,7 @@ impl Frame {
     /// # Errors
     /// Those of the reader; [`io::ErrorKind::InvalidData`] where what comes is no frame.
     pub fn read(from: &mut impl Read) -> io::Result<Frame> {
-        let mut length = [0; 4];
-        from.read_exact(&mut length)?;
-        let length = u32::from_le_bytes(length) as usize;
-        if length > MOST_HEADER {
-            return Err(invalid(format!("a header of {length} bytes")));
-        }
-        let mut header = vec![0; length];
-        from.read_exact(&mut header)?;
-        let header = serde_json::from_slice(&header).map_err(|e| invalid(e.to_string()))?;
-        Ok(match header {
+        Ok(match read_header(from, MOST_HEADER)? {
             Header::Message { channel, number, operation, what, tensors } => {
                 let label = Label { channel: channel.into(), number, operation, what };
                 let read = |(dtype, shape): (DType, Vec<usize>)| tensor(from, dtype, &shape);
@@ -119,8 +114,49 @@ impl Frame {
             Header::Waits { of } => Frame::Waits(of),
             Header::Failed { rank, error } => Frame::Failed(rank, error),
             Header::Ended => Frame::Ended,
+            Header::Hello { .. } => return Err(invalid("a second greeting".to_owned())),
         })
     }
+}
+
+/// Begins a connection: says whose it is.
+///
+/// # Errors
+/// Those of the writer.
+pub(super) fn write_hello(to: &mut impl Write, rank: usize, token: &str) -> io::Result<()> {
+    write_header(to, &Header::Hello { rank, token: token.to_owned() })
+}
+
+/// Reads whose a connection is, and the token. Whoever has connected is not known yet: nothing is
+/// read or kept room for but a greeting.
+///
+/// # Errors
+/// As [`Frame::read`].
+pub(super) fn read_hello(from: &mut impl Read) -> io::Result<(usize, String)> {
+    match read_header(from, MOST_HELLO)? {
+        Header::Hello { rank, token } => Ok((rank, token)),
+        _ => Err(invalid("no greeting".to_owned())),
+    }
+}
+
+fn write_header(to: &mut impl Write, header: &Header) -> io::Result<()> {
+    let header = serde_json::to_vec(header).expect("plain data");
+    let length = u32::try_from(header.len()).map_err(io::Error::other)?;
+    let mut begin = length.to_le_bytes().to_vec();
+    begin.extend(header);
+    to.write_all(&begin)
+}
+
+fn read_header(from: &mut impl Read, most: usize) -> io::Result<Header> {
+    let mut length = [0; 4];
+    from.read_exact(&mut length)?;
+    let length = u32::from_le_bytes(length) as usize;
+    if length > most {
+        return Err(invalid(format!("a header of {length} bytes")));
+    }
+    let mut header = vec![0; length];
+    from.read_exact(&mut header)?;
+    serde_json::from_slice(&header).map_err(|e| invalid(e.to_string()))
 }
 
 fn tensor(from: &mut impl Read, dtype: DType, shape: &[usize]) -> io::Result<Tensor> {
@@ -179,5 +215,21 @@ mod tests {
         let mut text = (large.len() as u32).to_le_bytes().to_vec();
         text.extend(large.bytes());
         assert!(Frame::read(&mut &text[..]).unwrap_err().to_string().contains("a tensor F32"));
+    }
+
+    #[test]
+    fn a_connection_begins_with_a_greeting_and_nothing_else_does() {
+        let mut hello = Vec::new();
+        write_hello(&mut hello, 3, "of this run").unwrap();
+        assert_eq!(read_hello(&mut &hello[..]).unwrap(), (3, "of this run".to_owned()));
+        let error = Frame::read(&mut &hello[..]).unwrap_err().to_string();
+        assert!(error.contains("a second greeting"), "{error}");
+        let mut ended = Vec::new();
+        Frame::Ended.write(&mut ended).unwrap();
+        let long = (1u32 << 20).to_le_bytes();
+        for (bytes, found) in [(&ended[..], "no greeting"), (&long, "a header of 1048576 bytes")] {
+            let error = read_hello(&mut &bytes[..]).unwrap_err().to_string();
+            assert!(error.contains(found), "{error}");
+        }
     }
 }
