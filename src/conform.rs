@@ -131,12 +131,14 @@ pub fn run(args: &Args) -> output::Result {
         save: args.save.clone(),
     };
     let bar = output::progress(suites.len() * options.cases.len(), "conform");
-    let mut rows = Vec::new();
+    let (mut rows, mut before) = (Vec::new(), prepare::so_far()?);
     for suite in suites {
         bar.set_message(suite.op);
-        let before = prepare::so_far()?;
         let report = conform::run(suite, &engine, &ReferenceEngine, &options, &|| bar.inc(1))?;
-        let kernels = prepare::so_far()?.kernels_since(&before);
+        gpu.write_records()?;
+        let done = prepare::so_far()?;
+        let kernels = done.kernels_since(&before);
+        before = done;
         rows.push(Row { report, kernels });
     }
     bar.finish_and_clear();

@@ -82,6 +82,37 @@ fn twenty_thousand_rows_agree() {
     }
 }
 
+/// What the page says that an op's kernels did is all of it, and nothing of its neighbours.
+#[test]
+fn the_page_counts_every_launch_with_its_op() {
+    if fathom_gpu::nvrtc::find_or_fetch_for_tests().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let page = folder.path().join("page.html");
+    let ops = ["add", "rms_norm", "swiglu"];
+    let path = page.to_str().unwrap();
+    agreeing(&["--only", &ops.join(","), "--cases", "3", "--report", path]);
+    let text = std::fs::read_to_string(&page).unwrap();
+    let sections: Vec<&str> = text.split("<tr class=\"total\"><td>").skip(1).collect();
+    assert_eq!(sections.len(), ops.len(), "{text}");
+    for (op, section) in ops.iter().zip(sections) {
+        // Name, cases to bits, registers, launches: of each of the op's kernels.
+        let kernels: Vec<(&str, &str)> = section
+            .split("<td class=\"part\">")
+            .skip(1)
+            .map(|row| {
+                let cells: Vec<&str> = row.split("<td>").collect();
+                let end = |cell: &'_ str| cell.find("</td>").unwrap();
+                (&row[..end(row)], &cells[2][..end(cells[2])])
+            })
+            .collect();
+        assert!(kernels.iter().all(|(name, _)| name.contains(op)), "{op}: {kernels:?}");
+        let launches: u32 = kernels.iter().map(|(_, n)| n.parse::<u32>().unwrap()).sum();
+        assert_eq!(launches, 3, "{op}: {kernels:?}");
+    }
+}
+
 /// One layer with routed experts, so small that six runs of it take seconds.
 const SMALL: &str = r#"
 seq_len = 16

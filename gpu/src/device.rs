@@ -230,6 +230,14 @@ impl Gpu {
         self.memory.waits()
     }
 
+    /// Lets the driver write out what it has recorded of the work so far.
+    ///
+    /// # Errors
+    /// [`GpuError`].
+    pub fn write_records(&self) -> Result<(), GpuError> {
+        cudarc::driver::profiler_stop().map_err(GpuError::of("cuProfilerStop"))
+    }
+
     /// The same device, for which one source or header of the kernels has another text: so tests
     /// plant defects in kernels and hold the suites to finding them.
     pub fn with_planted(self, source: Source<'static>) -> Gpu {

@@ -224,8 +224,9 @@ pub fn run_again(choices: Choices) -> Result<(ExitStatus, Summary), PrepareError
     Ok((status, prepared.summary()?))
 }
 
-/// What this process has done on the emulated driver so far; nothing where it was not started by
-/// [`Prepared::command`].
+/// What this process has done on the emulated driver, up to its last call of `cuProfilerStop` or a
+/// little later; nothing where it was not started by [`Prepared::command`]. Findings are there at
+/// once.
 ///
 /// # Errors
 /// [`PrepareError::Io`].

@@ -30,6 +30,7 @@ use std::ffi::{CStr, c_char};
 use std::sync::OnceLock;
 
 use crate::abi::*;
+use crate::driver::initialised;
 use crate::say::say;
 
 macro_rules! entry_points {
@@ -119,5 +120,9 @@ entry_points! {
 
     fn cuProfilerStart() { Ok(()) }
 
-    fn cuProfilerStop() { Ok(()) }
+    // As a profiler does, what was seen so far is written out.
+    fn cuProfilerStop() {
+        initialised()?.save_rest();
+        Ok(())
+    }
 }

@@ -7,7 +7,7 @@
 
 use fathom_schedule::ScheduleKind;
 
-use crate::config::Scenario;
+use crate::config::{Precision, Scenario};
 use crate::error::SimError;
 use crate::events::Detail;
 use crate::first_principles::FirstPrinciples;
@@ -15,7 +15,6 @@ use crate::interval::{self, ValidatedRun};
 use crate::step::simulate;
 
 use super::{Role, Row};
-use crate::config::Precision;
 
 const RUNS: &str = include_str!("../../../presets/published/public-runs.csv");
 
