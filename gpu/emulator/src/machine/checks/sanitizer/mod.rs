@@ -19,74 +19,23 @@
 //! waited for that one comes after them; cp.async writes stay pending, after which nobody comes,
 //! until they are waited for. And wgmma reads on behalf of its warpgroup, by groups: who waited for
 //! a group knows of the reads of all four warps.
+//!
+//! Here stand accesses, what a byte remembers of them, and what is wrong between two; beside it the
+//! clocks ([`clock`]), what joins them ([`orders`]), asynchronous copies ([`copies`]) and wgmma
+//! ([`products`]).
+
+mod clock;
+mod copies;
+mod orders;
+mod products;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
 
+use self::clock::{Clock, Order, Seen, at, join};
+pub use self::clock::{Far, PREVIOUS_LAUNCH, join_far};
+pub use self::products::Flight;
 use super::lanes::{Lanes, mask_of};
 use crate::error::Ub;
-use crate::machine::layout::Touch;
-
-/// A vector clock, by thread of the sanitizer: warps first, then mbarriers.
-type Clock = Vec<u32>;
-
-fn join(to: &mut Clock, from: &Clock) {
-    if to.len() < from.len() {
-        to.resize(from.len(), 0);
-    }
-    to.iter_mut().zip(from).for_each(|(a, b)| *a = (*a).max(*b));
-}
-
-fn at(clock: &Clock, i: u32) -> u32 {
-    clock.get(i as usize).copied().unwrap_or(0)
-}
-
-/// What is known of the warps of other clusters, by their number in the launch.
-pub type Far = Option<Arc<BTreeMap<u32, u32>>>;
-
-/// In a [`Far`]: the launch that a programmatic one waits for has ended.
-pub const PREVIOUS_LAUNCH: u32 = u32::MAX;
-
-/// Adds to what is known of other clusters.
-pub fn join_far(to: &mut Far, from: &Far) {
-    match (to.as_mut(), from) {
-        (_, None) => {}
-        (None, Some(_)) => *to = from.clone(),
-        (Some(known), Some(new)) => {
-            let fresh = |(warp, clock): (&u32, &u32)| known.get(warp).is_none_or(|c| c < clock);
-            if !Arc::ptr_eq(known, new) && new.iter().any(fresh) {
-                let known = Arc::make_mut(known);
-                for (&warp, &clock) in new.iter() {
-                    let entry = known.entry(warp).or_default();
-                    *entry = (*entry).max(clock);
-                }
-            }
-        }
-    }
-}
-
-/// What one warp knows of the others, or what was released somewhere.
-#[derive(Clone, Debug, Default)]
-struct Seen {
-    clock: Clock,
-    /// The part of it that the asynchronous proxy may see.
-    visible: Clock,
-    far: Far,
-    /// What relaxed accesses have read, and a fence would make known.
-    observed: Far,
-    /// What came before a fence, which later relaxed writes release; barriers hand it on.
-    fenced: Far,
-}
-
-impl Seen {
-    fn join(&mut self, other: &Seen) {
-        join(&mut self.clock, &other.clock);
-        join(&mut self.visible, &other.visible);
-        join_far(&mut self.far, &other.far);
-        join_far(&mut self.observed, &other.observed);
-        join_far(&mut self.fenced, &other.fenced);
-    }
-}
 
 /// Not yet waited for.
 const PENDING: u32 = u32::MAX;
@@ -109,26 +58,6 @@ struct Cell {
     reads: [Access; 2],
     /// Swizzle mode of the tensor copy that wrote it, plus one.
     layout: u8,
-}
-
-/// What orders threads: what has been released into it, for the present phase and the last.
-#[derive(Clone, Debug, Default)]
-struct Order {
-    pending: Seen,
-    done: Seen,
-    /// Thread number of an mbarrier's asynchronous writes.
-    thread: Option<u32>,
-}
-
-/// What a register is to a wgmma in flight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flight {
-    /// Nobody else may read or write it.
-    Accumulator,
-    /// Nobody may write it.
-    Input,
-    /// A move of an accumulator: nobody may read it.
-    Copy,
 }
 
 /// On whose behalf bytes are read, and until when.
@@ -257,17 +186,6 @@ impl Sanitizer {
         }
     }
 
-    /// The thread that stands for the wgmma reads of a warp's warpgroup. Its clock counts groups.
-    fn products_of(&mut self, warp: u32) -> u32 {
-        let first = warp - warp % self.warps % 4;
-        let next = self.seen.len() as u32;
-        let thread = *self.products.entry(first).or_insert(next);
-        if thread == next {
-            self.seen.push(Seen::default());
-        }
-        thread
-    }
-
     fn tick(&mut self, warp: u32) {
         self.seen[warp as usize].clock[warp as usize] += 1;
     }
@@ -299,58 +217,6 @@ impl Sanitizer {
             return at(&seen.clock, number - self.base) >= clock;
         }
         seen.far.as_ref().and_then(|far| far.get(&number)).is_some_and(|&known| known >= clock)
-    }
-
-    /// All that a warp knows, for warps of other clusters; later work of the warp is not in it.
-    pub fn publish(&mut self, warp: u32) -> Far {
-        let seen = &self.seen[warp as usize];
-        let mut far = seen.far.as_deref().cloned().unwrap_or_default();
-        for (i, &clock) in seen.clock.iter().take(self.threads as usize).enumerate() {
-            if clock > 0 {
-                far.insert(self.base + i as u32, clock);
-            }
-        }
-        self.tick(warp);
-        Some(Arc::new(far))
-    }
-
-    /// A warp learns what others have published.
-    pub fn learn(&mut self, warp: u32, far: &Far) {
-        let Some(list) = far else { return };
-        let (base, threads) = (self.base, self.threads);
-        let seen = &mut self.seen[warp as usize];
-        let inside = base..base.saturating_add(threads);
-        for (&number, &clock) in list.range(inside) {
-            let known = &mut seen.clock[(number - base) as usize];
-            *known = (*known).max(clock);
-        }
-        join_far(&mut seen.far, far);
-        if let Some(&step) = list.get(&self.number(warp)) {
-            self.lanes[warp as usize].acquire(self.executing, step);
-        }
-    }
-
-    /// A warp has read what others have published, and has not fenced it.
-    pub fn observe(&mut self, warp: u32, far: &Far) {
-        join_far(&mut self.seen[warp as usize].observed, far);
-    }
-
-    /// A fence wider than the CTA: what was observed is known, what was done may be released.
-    pub fn fence_far(&mut self, warp: u32) {
-        let observed = std::mem::take(&mut self.seen[warp as usize].observed);
-        self.learn(warp, &observed);
-        self.seen[warp as usize].fenced = self.publish(warp);
-    }
-
-    /// What a relaxed write of a warp releases.
-    pub fn fenced_far(&self, warp: u32) -> Far {
-        self.seen[warp as usize].fenced.clone()
-    }
-
-    /// A warp knows that the launch before this one has ended.
-    pub fn previous_ended(&mut self, warp: u32) {
-        let ended = Some(Arc::new(BTreeMap::from([(PREVIOUS_LAUNCH, 1)])));
-        join_far(&mut self.seen[warp as usize].far, &ended);
     }
 
     /// Whether `who` comes after an access, a write or a read.
@@ -502,217 +368,6 @@ impl Sanitizer {
         problem
     }
 
-    fn thread_of(&mut self, mbarrier: u64) -> u32 {
-        let next = self.seen.len() as u32;
-        let order = self.mbarriers.entry(mbarrier).or_default();
-        if let Some(thread) = order.thread {
-            return thread;
-        }
-        order.thread = Some(next);
-        let clock = vec![0; next as usize + 1];
-        self.seen.push(Seen { clock, ..Seen::default() });
-        next
-    }
-
-    fn count_of(&self, thread: u32) -> u32 {
-        at(&self.seen[thread as usize].clock, thread)
-    }
-
-    /// Bytes written on behalf of an mbarrier have been counted there.
-    pub fn completed(&mut self, address: u64) {
-        let thread = self.thread_of(address);
-        let count = &mut self.seen[thread as usize].clock[thread as usize];
-        *count += 1;
-        let mut released = vec![0; thread as usize + 1];
-        released[thread as usize] = *count;
-        let order = self.mbarriers.entry(address).or_default();
-        join(&mut order.pending.clock, &released);
-    }
-
-    fn acquire(&mut self, warp: u32, done: &Seen) {
-        self.seen[warp as usize].join(done);
-        self.lanes[warp as usize].acquire(self.executing, at(&done.clock, warp));
-    }
-
-    /// A warp arrives at an mbarrier.
-    pub fn arrive(&mut self, warp: u32, address: u64) {
-        let order = self.mbarriers.entry(address).or_default();
-        order.pending.join(&self.seen[warp as usize]);
-        self.tick(warp);
-    }
-
-    /// An mbarrier's phase completes.
-    pub fn flip(&mut self, address: u64) {
-        let order = self.mbarriers.entry(address).or_default();
-        let pending = std::mem::take(&mut order.pending);
-        order.done.join(&pending);
-    }
-
-    /// A warp has seen an mbarrier's last phase complete.
-    pub fn waited(&mut self, warp: u32, address: u64) {
-        if let Some(done) = self.mbarriers.get(&address).map(|o| o.done.clone()) {
-            self.acquire(warp, &done);
-        }
-    }
-
-    /// A warp arrives at a named barrier; `done`: it is the last.
-    pub fn barrier_arrive(&mut self, warp: u32, cta: usize, id: u32, done: bool) {
-        let order = self.barriers.entry((cta, id)).or_default();
-        order.pending.join(&self.seen[warp as usize]);
-        if done {
-            order.done = std::mem::take(&mut order.pending);
-        }
-        self.tick(warp);
-    }
-
-    /// A warp leaves a named barrier.
-    pub fn barrier_leave(&mut self, warp: u32, cta: usize, id: u32) {
-        if let Some(done) = self.barriers.get(&(cta, id)).map(|o| o.done.clone()) {
-            self.acquire(warp, &done);
-        }
-    }
-
-    /// A warp arrives at the cluster barrier; `done`: it is the last.
-    pub fn cluster_arrive(&mut self, warp: u32, done: bool) {
-        self.cluster.pending.join(&self.seen[warp as usize]);
-        if done {
-            self.cluster.done = std::mem::take(&mut self.cluster.pending);
-        }
-        self.tick(warp);
-    }
-
-    /// A warp leaves the cluster barrier.
-    pub fn cluster_leave(&mut self, warp: u32) {
-        let done = self.cluster.done.clone();
-        self.acquire(warp, &done);
-    }
-
-    /// An atomic or a strong global access: taken to order everything before it.
-    pub fn atomic(&mut self, warp: u32) {
-        self.atomics.pending.join(&self.seen[warp as usize]);
-        let all = self.atomics.pending.clone();
-        self.acquire(warp, &all);
-        self.tick(warp);
-    }
-
-    /// fence.proxy.async: what the warp has seen becomes visible to the asynchronous proxy.
-    pub fn fence(&mut self, warp: u32) {
-        let seen = &mut self.seen[warp as usize];
-        seen.visible.clone_from(&seen.clock);
-        self.tick(warp);
-    }
-
-    /// A cp.async of a warp is under way to a range.
-    pub fn copy_begins(&mut self, warp: u32, range: Range) {
-        self.copies[warp as usize].last_mut().expect("an open group").push(range);
-    }
-
-    /// cp.async.commit_group: the copies that a warp has begun become a group to wait for.
-    pub fn copy_commit(&mut self, warp: u32) {
-        self.copies[warp as usize].push(Vec::new());
-    }
-
-    /// All but the last `left` groups have arrived (with `all`, the open one too).
-    pub fn copy_wait(&mut self, warp: u32, left: usize, all: bool) {
-        let groups = &mut self.copies[warp as usize];
-        let committed = groups.len() - 1;
-        let count = if all { groups.len() } else { committed.saturating_sub(left) };
-        let arrived: Vec<Range> = groups.drain(..count).flatten().collect();
-        if groups.is_empty() {
-            groups.push(Vec::new());
-        }
-        let clock = self.now(warp);
-        for (cta, first, n) in arrived {
-            for cell in &mut self.cells[cta][first..first + n] {
-                if cell.write.clock == PENDING && cell.write.thread == warp {
-                    cell.write.clock = clock;
-                }
-            }
-        }
-    }
-
-    /// wgmma uses these registers until it is waited for.
-    pub fn product_registers(&mut self, warp: u32, registers: &[u32], flight: Flight) {
-        let group = self.groups[warp as usize];
-        self.registers[warp as usize].extend(registers.iter().map(|&r| (group, r, flight)));
-    }
-
-    /// What is wrong with an operation on registers while wgmmas are in flight. ptxas renames what
-    /// is only moved, and says so where it has to wait or to serialise.
-    pub fn registers_touched(&mut self, warp: u32, touch: &Touch) -> Option<&'static str> {
-        let flying = &mut self.registers[warp as usize];
-        if flying.is_empty() {
-            return None;
-        }
-        let written = |r: u32| touch.written.contains(&r);
-        let overwritten = flying.iter().find(|(_, r, how)| *how != Flight::Copy && written(*r));
-        let read =
-            |(_, r, how): &&(usize, u32, Flight)| *how != Flight::Input && touch.read.contains(r);
-        let source = flying.iter().filter(read).map(|(group, ..)| *group).max();
-        let problem = match (overwritten, source) {
-            (Some((_, _, Flight::Input)), _) => Some(
-                "a register that a wgmma still reads is written before it was waited for \
-                 (ptxas serialises the wgmmas: C7513)",
-            ),
-            (Some(_), _) => Some(
-                "an accumulator of a wgmma is written before it was waited for (ptxas \
-                 serialises the wgmmas: C7515)",
-            ),
-            (None, Some(_)) if !touch.copies => Some(
-                "an accumulator of a wgmma is read before it was waited for (ptxas injects \
-                 wgmma.wait_group here: C7517)",
-            ),
-            _ => None,
-        };
-        flying.retain(|(_, r, how)| *how != Flight::Copy || !written(*r));
-        if let (Some(group), true) = (source, touch.copies) {
-            flying.extend(touch.written.iter().map(|&r| (group, r, Flight::Copy)));
-        }
-        problem
-    }
-
-    /// A warp writes registers outside of wgmma. Compilers sink moves, of constants above all,
-    /// below the fence, and ptxas puts them back: behind a first fence they only pass on what
-    /// their source is.
-    pub fn registers_written(&mut self, warp: u32, touch: &Touch) {
-        let moved = touch.copies && self.has_fenced[warp as usize];
-        let unfenced = &mut self.unfenced[warp as usize];
-        if moved && touch.read.iter().all(|r| !unfenced.contains(r)) {
-            for register in &touch.written {
-                unfenced.remove(register);
-            }
-        } else {
-            unfenced.extend(&touch.written);
-        }
-    }
-
-    /// wgmma.fence: registers written before it may be used by the products after it.
-    pub fn product_fence(&mut self, warp: u32) {
-        self.has_fenced[warp as usize] = true;
-        self.unfenced[warp as usize].clear();
-    }
-
-    /// The register of these that was written after the last wgmma.fence.
-    pub fn unfenced_register(&self, warp: u32, registers: &[u32]) -> Option<u32> {
-        registers.iter().copied().find(|r| self.unfenced[warp as usize].contains(r))
-    }
-
-    /// wgmma.commit_group: products that a warp issues from now on are of its next group.
-    pub fn product_commit(&mut self, warp: u32) {
-        self.groups[warp as usize] += 1;
-    }
-
-    /// wgmma.wait_group: all four warps have read the operands of the groups before the last
-    /// `left`.
-    pub fn product_wait(&mut self, warp: u32, left: usize) {
-        let group = self.groups[warp as usize];
-        self.registers[warp as usize].retain(|(g, ..)| *g + left >= group);
-        let thread = self.products_of(warp) as usize;
-        let clock = &mut self.seen[warp as usize].clock;
-        clock.resize(clock.len().max(thread + 1), 0);
-        clock[thread] = clock[thread].max(group.saturating_sub(left) as u32);
-    }
-
     /// A tensor copy wrote this range with a swizzle mode.
     pub fn set_layout(&mut self, (cta, first, n): Range, swizzle: u32) {
         let end = (first + n).min(self.cells[cta].len());
@@ -785,38 +440,6 @@ impl Sanitizer {
         }
         None
     }
-
-    /// A bulk store of a warp reads a range until its group is waited for.
-    pub fn bulk_reads(&mut self, warp: u32, range: Range) {
-        self.bulk[warp as usize].last_mut().expect("an open group").push(range);
-    }
-
-    /// cp.async.bulk.commit_group: the stores that a warp has begun become a group.
-    pub fn bulk_commit(&mut self, warp: u32) {
-        self.bulk[warp as usize].push(Vec::new());
-    }
-
-    /// cp.async.bulk.wait_group: all but the last `left` groups have been read, so that their
-    /// source may be written.
-    pub fn bulk_wait(&mut self, warp: u32, left: usize) {
-        let groups = &mut self.bulk[warp as usize];
-        let count = (groups.len() - 1).saturating_sub(left);
-        let ended: Vec<Range> = groups.drain(..count).flatten().collect();
-        self.reads_end(warp, ended);
-    }
-
-    fn reads_end(&mut self, warp: u32, ranges: Vec<Range>) {
-        let clock = self.now(warp);
-        for (cta, first, n) in ranges {
-            for cell in &mut self.cells[cta][first..first + n] {
-                for read in &mut cell.reads {
-                    if read.clock == PENDING && read.thread == warp {
-                        read.clock = clock;
-                    }
-                }
-            }
-        }
-    }
 }
 
 /// On whose behalf bytes are written.
@@ -835,8 +458,8 @@ pub enum Writer {
 
 #[cfg(test)]
 mod tests {
-    use super::super::lanes::WARP;
     use super::*;
+    use crate::machine::checks::lanes::WARP;
 
     fn who(warp: u32, line: u32) -> Who {
         Who { warp, lane: WARP, line, proxy: false }
