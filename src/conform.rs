@@ -19,7 +19,7 @@ use fathom_reference::op::ReferenceEngine;
 use serde_json::json;
 
 use crate::output::{self, Outcome};
-use report::{Head, Row};
+use report::{Head, OpRow};
 
 /// Hold our CUDA kernels to the reference's bits, on a GPU or on the emulated one
 #[derive(clap::Args)]
@@ -139,7 +139,7 @@ pub fn run(args: &Args) -> output::Result {
         let done = prepare::so_far()?;
         let kernels = done.kernels_since(&before);
         before = done;
-        rows.push(Row { report, kernels });
+        rows.push(OpRow { report, kernels });
     }
     bar.finish_and_clear();
     let models = match &args.model {

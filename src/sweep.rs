@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use fathom_reference::backend::Reference;
 use fathom_reference::train::compare::{Run, Spread};
-use fathom_reference::train::sweep::{self, Axis, Planned, Row};
+use fathom_reference::train::sweep::{self, Axis, Planned, SweepPoint};
 use fathom_reference::train::{Event, RunFolder, TrainError, ranks, resumed_config};
 use serde_json::json;
 
@@ -93,7 +93,7 @@ fn sweep(args: &Args) -> output::Result {
     report(args, &sweep::rows(&planned, args.last as usize)?)
 }
 
-fn report(args: &Args, rows: &[Row]) -> output::Result {
+fn report(args: &Args, rows: &[SweepPoint]) -> output::Result {
     let best = sweep::best(rows);
     let document = json!({
         "axes": args.grid,

@@ -12,7 +12,7 @@ use crate::page::{begin, escaped, grouped};
 
 /// An op's verdict, and what its kernels did on the emulated device; nothing is known of that on
 /// another.
-pub struct Row {
+pub struct OpRow {
     /// The verdict.
     pub report: OpReport,
     /// By kernel.
@@ -32,7 +32,7 @@ pub struct Head<'a> {
 }
 
 /// The page.
-pub fn page(head: &Head<'_>, rows: &[Row], models: &[ModelReport]) -> String {
+pub fn page(head: &Head<'_>, rows: &[OpRow], models: &[ModelReport]) -> String {
     let mut out = begin("fathom conform", "fathom conform");
     let bad = rows.iter().filter(|row| row.report.failure.is_some()).count()
         + models.iter().filter(|model| model.failure.is_some()).count();
@@ -72,12 +72,12 @@ fn complaint(out: &mut String, what: Option<&str>, columns: usize) {
     }
 }
 
-fn ops(out: &mut String, head: &Head<'_>, rows: &[Row]) {
+fn ops(out: &mut String, head: &Head<'_>, rows: &[OpRow]) {
     *out += "<h2>Ops</h2>\n<div class=\"scroll\"><table>\n<thead><tr><th>op, its kernels</th>\
              <th>cases</th><th>elements</th><th class=\"words\">bits</th><th>registers</th>\
              <th>launches</th><th>thread instructions</th><th>tensor-core GFLOP</th>\
              <th>bytes read</th><th>bytes written</th><th>bank conflicts</th></tr></thead>\n<tbody>\n";
-    for Row { report, kernels } in rows {
+    for OpRow { report, kernels } in rows {
         let cases = if report.passed == report.cases {
             grouped(report.cases as u64)
         } else {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use fathom_schedule::compare::{self, Row};
+use fathom_schedule::compare::{self, ScheduleRow};
 use fathom_schedule::timeline::{ChunkDurations, Timeline, play};
 use fathom_schedule::{Schedule, ScheduleKind, ScheduleShape, draw};
 
@@ -101,7 +101,7 @@ fn print(args: &Args, schedule: &Schedule, timeline: &Timeline) {
     outln!("activations alive, most at once, by rank: {:?}", timeline.activations_peak);
 }
 
-fn print_comparison(rows: &[Row]) {
+fn print_comparison(rows: &[ScheduleRow]) {
     let header = [
         "schedule",
         "ranks",
@@ -113,7 +113,7 @@ fn print_comparison(rows: &[Row]) {
         "makespan",
         "idle %",
     ];
-    let cells = |r: &Row| match &r.refused {
+    let cells = |r: &ScheduleRow| match &r.refused {
         Some(reason) => {
             let mut cells = vec![r.kind.to_owned()];
             cells.resize(header.len() - 1, "-".to_owned());

@@ -6,7 +6,7 @@ pub use crate::config::{Checks, Settings};
 use crate::error::{Error, MemoryError};
 use crate::heap::Heap;
 use crate::machine::checks::global::Touched;
-use crate::memory::{Kind, Memory};
+use crate::memory::{AllocationKind, Memory};
 use crate::preset::Preset;
 
 struct Inner {
@@ -118,7 +118,7 @@ impl Device {
         if let Some(heap) = &heap.1 {
             return Ok(heap.clone());
         }
-        let kind = Kind::Variable("heap of malloc".into());
+        let kind = AllocationKind::Variable("heap of malloc".into());
         let base = self.0.memory.alloc(self.0.index, heap.0, 256, kind)?;
         let made = Arc::new(Mutex::new(Heap::new(base, heap.0)));
         heap.1 = Some(made.clone());
@@ -132,7 +132,7 @@ impl Device {
         let base = match self.0.workspaces.get() {
             Some(base) => *base,
             None => {
-                let kind = Kind::Variable("workspaces of cooperative launches".into());
+                let kind = AllocationKind::Variable("workspaces of cooperative launches".into());
                 let made = memory.alloc(self.0.index, WORKSPACES * WORKSPACE_BYTES, 256, kind)?;
                 *self.0.workspaces.get_or_init(|| made)
             }
@@ -161,7 +161,7 @@ impl Device {
     /// # Errors
     /// [`MemoryError::OutOfMemory`].
     pub fn alloc_aligned(&self, bytes: u64, align: u64) -> Result<u64, MemoryError> {
-        self.0.memory.alloc(self.0.index, bytes, align, Kind::Device)
+        self.0.memory.alloc(self.0.index, bytes, align, AllocationKind::Device)
     }
 
     /// Frees what [`Self::alloc`] returned.

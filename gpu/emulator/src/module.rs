@@ -11,7 +11,7 @@ use crate::config::LaunchConfig;
 use crate::device::Device;
 use crate::error::{Error, Unsupported};
 use crate::lower::{self, Code};
-use crate::memory::Kind;
+use crate::memory::AllocationKind;
 use crate::preset::Preset;
 use crate::program::{FUNCTION_WINDOW, Program};
 
@@ -173,7 +173,7 @@ impl Module {
                 Space::Global if variable.managed => shared.clone(),
                 Space::Global | Space::Const => {
                     let bytes = variable.bytes();
-                    let kind = Kind::Variable(variable.name.clone());
+                    let kind = AllocationKind::Variable(variable.name.clone());
                     let align = u64::from(variable.alignment());
                     let address = device.memory().alloc(device.index(), bytes, align, kind)?;
                     let constant = variable.space == Space::Const;

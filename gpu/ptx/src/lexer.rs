@@ -7,7 +7,7 @@ use crate::ast::Pos;
 
 /// What kind of token a piece of text is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum TokenKind {
     /// `add.f32`, `%r1`, `$L__BB0_1`, `_`
     Word,
     /// `.reg`
@@ -28,7 +28,7 @@ pub enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token<'a> {
     /// What kind of token it is.
-    pub kind: Kind,
+    pub kind: TokenKind,
     /// Its text as it stands in the source.
     pub text: &'a str,
     /// Where it starts: line and column, from 1.
@@ -40,11 +40,11 @@ pub struct Token<'a> {
 impl Token<'_> {
     /// Whether the token is this piece of punctuation.
     pub fn is(&self, punct: &str) -> bool {
-        self.kind == Kind::Punct && self.text == punct
+        self.kind == TokenKind::Punct && self.text == punct
     }
 }
 
-/// The lexer: gives tokens one by one; after the end, [`Kind::End`] for ever.
+/// The lexer: gives tokens one by one; after the end, [`TokenKind::End`] for ever.
 #[derive(Clone, Debug)]
 pub struct Lexer<'a> {
     source: &'a str,
@@ -118,7 +118,7 @@ impl<'a> Lexer<'a> {
     pub fn token(&mut self) -> Token<'a> {
         let terminated = self.skip_blanks();
         let (start, pos) = (self.at, self.pos());
-        let kind = if terminated { self.scan() } else { Kind::Bad };
+        let kind = if terminated { self.scan() } else { TokenKind::Bad };
         if !terminated {
             self.at = self.source.len();
         }
@@ -126,22 +126,22 @@ impl<'a> Lexer<'a> {
         Token { kind, text, pos, start }
     }
 
-    fn scan(&mut self) -> Kind {
+    fn scan(&mut self) -> TokenKind {
         let b = self.byte(0);
         match b {
-            0 => Kind::End,
+            0 => TokenKind::End,
             b'"' => self.string(),
             b'0'..=b'9' => self.number(),
             b'.' if self.byte(1).is_ascii_alphabetic() || self.byte(1) == b'_' => {
                 self.at += 1;
                 self.word(false);
-                Kind::Directive
+                TokenKind::Directive
             }
             b'%' | b'$' | b'_' | b'a'..=b'z' | b'A'..=b'Z' => {
                 self.at += 1;
                 let start = self.at;
                 self.word(true);
-                if b == b'%' && self.at == start { Kind::Punct } else { Kind::Word }
+                if b == b'%' && self.at == start { TokenKind::Punct } else { TokenKind::Word }
             }
             _ => self.punct(),
         }
@@ -162,17 +162,17 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    fn string(&mut self) -> Kind {
+    fn string(&mut self) -> TokenKind {
         self.at += 1;
         loop {
             match self.byte(0) {
                 b'"' => {
                     self.at += 1;
-                    return Kind::String;
+                    return TokenKind::String;
                 }
-                b'\n' => return Kind::Bad,
+                b'\n' => return TokenKind::Bad,
                 b'\\' if self.byte(1).is_ascii_graphic() => self.at += 2,
-                0 if self.at >= self.source.len() => return Kind::Bad,
+                0 if self.at >= self.source.len() => return TokenKind::Bad,
                 _ => self.at += 1,
             }
             while !self.source.is_char_boundary(self.at) {
@@ -181,7 +181,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    fn number(&mut self) -> Kind {
+    fn number(&mut self) -> TokenKind {
         let prefixed = self.byte(0) == b'0'
             && matches!(self.byte(1), b'x' | b'X' | b'f' | b'F' | b'd' | b'D' | b'b' | b'B');
         while is_word(self.byte(0))
@@ -195,18 +195,18 @@ impl<'a> Lexer<'a> {
         if self.byte(0) == b'.' && !prefixed && !is_word(self.byte(1)) {
             self.at += 1;
         }
-        Kind::Number
+        TokenKind::Number
     }
 
-    fn punct(&mut self) -> Kind {
+    fn punct(&mut self) -> TokenKind {
         let two = self.source.get(self.at..self.at + 2).unwrap_or("");
         if matches!(two, "<<" | ">>" | "==" | "!=" | "<=" | ">=" | "&&" | "||") {
             self.at += 2;
-            return Kind::Punct;
+            return TokenKind::Punct;
         }
         let c = self.source[self.at..].chars().next().unwrap_or('\0');
         self.at += c.len_utf8();
-        if "{}[]()<>,;:+-*/%!|&^~?=@.".contains(c) { Kind::Punct } else { Kind::Bad }
+        if "{}[]()<>,;:+-*/%!|&^~?=@.".contains(c) { TokenKind::Punct } else { TokenKind::Bad }
     }
 }
 
@@ -214,18 +214,18 @@ impl<'a> Lexer<'a> {
 mod tests {
     use super::*;
 
-    fn texts(source: &str) -> Vec<(Kind, &str)> {
+    fn texts(source: &str) -> Vec<(TokenKind, &str)> {
         let mut lexer = Lexer::new(source);
         std::iter::from_fn(|| {
             let t = lexer.token();
-            (t.kind != Kind::End).then_some((t.kind, t.text))
+            (t.kind != TokenKind::End).then_some((t.kind, t.text))
         })
         .collect()
     }
 
     #[test]
     fn words_keep_their_suffixes() {
-        use Kind::*;
+        use TokenKind::*;
         let got = texts("@!%p1 ld.shared::cta.v4.b32 {%r1,_}, [%rd1+-8]; // ünï\n.param::entry");
         let want = [
             (Punct, "@"),
@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn numbers_and_lines() {
-        use Kind::*;
+        use TokenKind::*;
         let got = texts("0f3F800000 0x1FU 1.5e-3 9.4 12. \"a\\\"b\" $L__1: /* x\n y */ z");
         let want = [
             (Number, "0f3F800000"),
@@ -272,8 +272,8 @@ mod tests {
 
     #[test]
     fn bad_input_is_a_token() {
-        assert_eq!(texts("/* never closed"), [(Kind::Bad, "/*")]);
-        assert_eq!(texts("\"open\nx"), [(Kind::Bad, "\"open"), (Kind::Word, "x")]);
-        assert_eq!(texts("é"), [(Kind::Bad, "é")]);
+        assert_eq!(texts("/* never closed"), [(TokenKind::Bad, "/*")]);
+        assert_eq!(texts("\"open\nx"), [(TokenKind::Bad, "\"open"), (TokenKind::Word, "x")]);
+        assert_eq!(texts("é"), [(TokenKind::Bad, "é")]);
     }
 }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use crate::ast::*;
 use crate::error::{Error, Result};
-use crate::lexer::{Kind, Lexer, Token};
+use crate::lexer::{Lexer, Token, TokenKind};
 use crate::types::{Space, Type};
 
 mod body;
@@ -75,7 +75,7 @@ impl<'a> Parser<'a> {
     }
 
     fn eat_directive(&mut self, text: &str) -> bool {
-        let found = self.token.kind == Kind::Directive && self.token.text == text;
+        let found = self.token.kind == TokenKind::Directive && self.token.text == text;
         if found {
             self.next();
         }
@@ -89,9 +89,9 @@ impl<'a> Parser<'a> {
 
     fn found(&self) -> String {
         match self.token.kind {
-            Kind::End => "the end of the file".into(),
-            Kind::Bad if self.token.text == "/*" => "a comment that never ends".into(),
-            Kind::Bad if self.token.text.starts_with('"') => "a string that never ends".into(),
+            TokenKind::End => "the end of the file".into(),
+            TokenKind::Bad if self.token.text == "/*" => "a comment that never ends".into(),
+            TokenKind::Bad if self.token.text.starts_with('"') => "a string that never ends".into(),
             _ => format!("`{}`", shorten(self.token.text)),
         }
     }
@@ -105,14 +105,15 @@ impl<'a> Parser<'a> {
     }
 
     fn word(&mut self, what: &str) -> Result<Token<'a>> {
-        if self.token.kind == Kind::Word { Ok(self.next()) } else { self.expected(what) }
+        if self.token.kind == TokenKind::Word { Ok(self.next()) } else { self.expected(what) }
     }
 
     /// One literal, not an expression.
     fn integer<T: TryFrom<i64>>(&mut self, what: &str) -> Result<T> {
         let token = self.token;
         let negative = self.eat("-");
-        let value = if self.token.kind == Kind::Number { self.literal()? } else { Imm::F32(0) };
+        let value =
+            if self.token.kind == TokenKind::Number { self.literal()? } else { Imm::F32(0) };
         self.in_range(value, negative, token, what)
     }
 
@@ -141,7 +142,7 @@ impl<'a> Parser<'a> {
     }
 
     fn string(&mut self) -> Result<String> {
-        if self.token.kind != Kind::String {
+        if self.token.kind != TokenKind::String {
             return self.expected("a string");
         }
         let text = self.next().text;
@@ -167,7 +168,7 @@ impl<'a> Parser<'a> {
             return self.expected("`.target`");
         }
         self.module.target = self.target()?;
-        while self.token.kind != Kind::End {
+        while self.token.kind != TokenKind::End {
             self.item()?;
         }
         Ok(self.module)
@@ -179,7 +180,7 @@ impl<'a> Parser<'a> {
             .text
             .split_once('.')
             .and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)))
-            .filter(|_| token.kind == Kind::Number);
+            .filter(|_| token.kind == TokenKind::Number);
         match parsed {
             Some(v) => {
                 self.next();
@@ -212,7 +213,7 @@ impl<'a> Parser<'a> {
         if self.eat(";") {
             return Ok(());
         }
-        if self.token.kind != Kind::Directive {
+        if self.token.kind != TokenKind::Directive {
             return self.expected("a directive");
         }
         match self.token.text {
@@ -267,7 +268,7 @@ impl<'a> Parser<'a> {
             match self.token {
                 t if t.is("{") => depth += 1,
                 t if t.is("}") => depth -= 1,
-                t if t.kind == Kind::End => {
+                t if t.kind == TokenKind::End => {
                     return Err(self.error_at(start, "this section never ends"));
                 }
                 _ => {}

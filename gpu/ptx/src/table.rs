@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use crate::types::words;
 pub use effects::Effect;
-pub use pattern::{Form, Kind, Length, Row, Section, Slot, SuffixSet, Want};
+pub use pattern::{Form, InstructionRow, Length, OperandKind, Section, Slot, SuffixSet, Want};
 
 mod arithmetic;
 mod data;

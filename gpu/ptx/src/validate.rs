@@ -5,7 +5,7 @@
 //! also take wider registers.
 
 use crate::ast::*;
-use crate::table::{Kind, Length, Opcode, Slot, Want};
+use crate::table::{Length, Opcode, OperandKind, Slot, Want};
 use crate::types::*;
 
 /// Checks one operand.
@@ -26,19 +26,21 @@ pub(crate) fn operand(
         return expect(matches!(operand, Operand::Sink), "`_`", operand, body);
     }
     match slot.kind {
-        Kind::Address => {
+        OperandKind::Address => {
             return expect(matches!(operand, Operand::Address(_)), "an address", operand, body);
         }
-        Kind::Tensor => {
+        OperandKind::Tensor => {
             let fits = matches!(operand, Operand::Tensor(..));
             return expect(fits, "`[tensor map, {coordinates}]`", operand, body);
         }
-        Kind::Label => {
+        OperandKind::Label => {
             let fits = matches!(operand, Operand::Label(_) | Operand::Table(_));
             return expect(fits, "a label", operand, body);
         }
-        Kind::Imm => return expect(matches!(operand, Operand::Imm(_)), "a literal", operand, body),
-        Kind::Pred => {
+        OperandKind::Imm => {
+            return expect(matches!(operand, Operand::Imm(_)), "a literal", operand, body);
+        }
+        OperandKind::Pred => {
             let reg = match operand {
                 Operand::Reg(r) | Operand::Not(r) => *r,
                 Operand::Imm(Imm::Int(_) | Imm::Uint(_)) => return Ok(()),
@@ -47,7 +49,7 @@ pub(crate) fn operand(
             let fits = body.registers[reg.index()].ty == Type::Pred;
             return expect(fits, "a predicate", operand, body);
         }
-        Kind::Dst | Kind::Src => {}
+        OperandKind::Dst | OperandKind::Src => {}
     }
     match (operand, slot.pair) {
         (Operand::Pair(first, second), Some((want, _))) => {
@@ -186,7 +188,7 @@ fn element(
         Want::AtLeast(i) => (Some(nth(i)), 1, true),
     };
     let expected = || {
-        let or = if slot.kind == Kind::Src { " or a literal" } else { "" };
+        let or = if slot.kind == OperandKind::Src { " or a literal" } else { "" };
         match ty {
             Some(t) if scale == 2 => format!("a register twice as wide as .{t}{or}"),
             Some(t) if wider => format!("a register at least as wide as .{t}{or}"),
@@ -195,7 +197,7 @@ fn element(
         }
     };
     let fits = match operand {
-        Operand::Sink => slot.kind == Kind::Dst || slot.length != Length::Scalar,
+        Operand::Sink => slot.kind == OperandKind::Dst || slot.length != Length::Scalar,
         Operand::Reg(r) => {
             let register = &body.registers[r.index()];
             register.vector == 1
@@ -209,12 +211,12 @@ fn element(
             ty.is_some_and(|t| compatible(body.registers[r.index()].ty, t, t.bits(), false))
                 && selects(op, slot, *selector)
         }
-        Operand::Imm(imm) if slot.kind == Kind::Src => ty.is_none_or(|t| literal(*imm, t)),
+        Operand::Imm(imm) if slot.kind == OperandKind::Src => ty.is_none_or(|t| literal(*imm, t)),
         Operand::Symbol(..) => {
             use Opcode::{Cvta, Getctarank, Isspacep, Mapa};
-            slot.kind == Kind::Src && matches!(op, Cvta | Mapa | Getctarank | Isspacep)
+            slot.kind == OperandKind::Src && matches!(op, Cvta | Mapa | Getctarank | Isspacep)
         }
-        Operand::Special(_) => slot.kind == Kind::Src && op == Opcode::Cvt,
+        Operand::Special(_) => slot.kind == OperandKind::Src && op == Opcode::Cvt,
         _ => false,
     };
     expect(fits, &expected(), operand, body)
@@ -262,7 +264,7 @@ fn literal(imm: Imm, ty: Type) -> bool {
 fn mov(slot: &Slot, mods: &Modifiers, operand: &Operand, body: &Body) -> Result<(), String> {
     let ty = mods.ty(0).unwrap_or(Type::B32);
     let bits = ty.bits() * u32::from(mods.vec());
-    let source = slot.kind == Kind::Src;
+    let source = slot.kind == OperandKind::Src;
     let fits = match operand {
         Operand::Reg(r) => {
             let register = &body.registers[r.index()];

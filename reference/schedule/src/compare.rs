@@ -8,7 +8,7 @@ use crate::{Schedule, ScheduleError, ScheduleKind, ScheduleShape};
 
 /// One schedule's row.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Row {
+pub struct ScheduleRow {
     /// [`ScheduleKind::name`].
     pub kind: &'static str,
     /// Ranks (devices) that the stages need.
@@ -63,8 +63,8 @@ pub fn bubble_formula(
     }
 }
 
-/// The row of one kind; sizes that are illegal for it give a row with [`Row::refused`].
-pub fn row(kind: ScheduleKind, shape: ScheduleShape, durations: ChunkDurations) -> Row {
+/// The row of one kind; sizes that are illegal for it give a row with [`ScheduleRow::refused`].
+pub fn row(kind: ScheduleKind, shape: ScheduleShape, durations: ChunkDurations) -> ScheduleRow {
     let schedule = match Schedule::new(kind, shape) {
         Ok(schedule) => schedule,
         Err(ScheduleError(reason)) => return refused(kind, reason),
@@ -72,7 +72,7 @@ pub fn row(kind: ScheduleKind, shape: ScheduleShape, durations: ChunkDurations) 
     let timeline = play(&schedule, durations).expect("the project's schedules are executable");
     let ranks = schedule.ranks.len();
     let (formula, value) = bubble_formula(kind, shape.stages, ranks, durations);
-    Row {
+    ScheduleRow {
         kind: kind.name(),
         ranks,
         parameters: schedule.geometry.held(0).len(),
@@ -86,8 +86,8 @@ pub fn row(kind: ScheduleKind, shape: ScheduleShape, durations: ChunkDurations) 
     }
 }
 
-fn refused(kind: ScheduleKind, reason: String) -> Row {
-    Row {
+fn refused(kind: ScheduleKind, reason: String) -> ScheduleRow {
+    ScheduleRow {
         kind: kind.name(),
         ranks: 0,
         parameters: 0,
@@ -102,6 +102,6 @@ fn refused(kind: ScheduleKind, reason: String) -> Row {
 }
 
 /// A [`row`] for each of [`ScheduleKind::ALL`], in that order.
-pub fn table(shape: ScheduleShape, durations: ChunkDurations) -> Vec<Row> {
+pub fn table(shape: ScheduleShape, durations: ChunkDurations) -> Vec<ScheduleRow> {
     ScheduleKind::ALL.into_iter().map(|kind| row(kind, shape, durations)).collect()
 }

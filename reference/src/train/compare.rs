@@ -132,7 +132,7 @@ impl Spread {
 
 /// One group of runs, seeds apart, in the comparison.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Row {
+pub struct ComparedRuns {
     /// The runs' name.
     pub name: String,
     /// The seeds of its runs, in the order given.
@@ -155,7 +155,7 @@ pub fn compare(
     runs: &[Run],
     last: usize,
     baseline: Option<&str>,
-) -> Result<Vec<Row>, CompareError> {
+) -> Result<Vec<ComparedRuns>, CompareError> {
     let groups = groups(runs);
     if let Some(wanted) = baseline
         && !groups.iter().any(|(name, _)| *name == wanted)
@@ -169,7 +169,7 @@ pub fn compare(
         let relative = |run: &&Run| {
             of_seed(run.seed).map(|base| 100.0 * (run.end(last) / base.end(last) - 1.0))
         };
-        Row {
+        ComparedRuns {
             name: name.to_owned(),
             seeds: runs.iter().map(|r| r.seed).collect(),
             steps: runs.iter().map(|r| r.losses.len()).min().expect("a group has a run"),

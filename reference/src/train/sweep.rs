@@ -117,7 +117,7 @@ fn short<'a>(key: &'a str, axes: &[Axis]) -> &'a str {
 
 /// What the runs of one point of the grid gave, over their seeds.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Row {
+pub struct SweepPoint {
     /// The values of the axes, as TOML, in the order of the axes.
     pub values: Vec<String>,
     /// Seeds whose runs came to their end.
@@ -134,13 +134,13 @@ pub struct Row {
 ///
 /// # Errors
 /// [`CompareError::Log`] where the log of a run cannot be read.
-pub fn rows(planned: &[Planned], last: usize) -> Result<Vec<Row>, CompareError> {
-    let mut rows: Vec<(Row, Vec<Run>)> = Vec::new();
+pub fn rows(planned: &[Planned], last: usize) -> Result<Vec<SweepPoint>, CompareError> {
+    let mut rows: Vec<(SweepPoint, Vec<Run>)> = Vec::new();
     for run in planned {
         if rows.last().is_none_or(|(row, _)| row.values != run.values) {
             let values = run.values.clone();
             let (seeds, diverged) = (Vec::new(), 0);
-            let row = Row { values, seeds, loss: None, validation: None, diverged };
+            let row = SweepPoint { values, seeds, loss: None, validation: None, diverged };
             rows.push((row, Vec::new()));
         }
         let (row, runs) = rows.last_mut().expect("just pushed");
@@ -152,7 +152,7 @@ pub fn rows(planned: &[Planned], last: usize) -> Result<Vec<Row>, CompareError> 
             row.diverged += usize::from(log.diverged.is_some());
         }
     }
-    let whole = |(row, runs): (Row, Vec<Run>)| Row {
+    let whole = |(row, runs): (SweepPoint, Vec<Run>)| SweepPoint {
         loss: Spread::of(runs.iter().map(|r| r.end(last))),
         validation: Spread::of(runs.iter().filter_map(|r| r.validation)),
         ..row
@@ -160,7 +160,7 @@ pub fn rows(planned: &[Planned], last: usize) -> Result<Vec<Row>, CompareError> 
     Ok(rows.into_iter().map(whole).collect())
 }
 
-impl Row {
+impl SweepPoint {
     /// What the sweep looks for the smallest of: the loss on what is held out, else the training
     /// loss at the end.
     pub fn score(&self) -> Option<f64> {
@@ -169,14 +169,14 @@ impl Row {
 }
 
 /// The index of the row with the smallest score; `None` where no run came to its end.
-pub fn best(rows: &[Row]) -> Option<usize> {
+pub fn best(rows: &[SweepPoint]) -> Option<usize> {
     let scored = rows.iter().enumerate().filter_map(|(i, row)| Some((i, row.score()?)));
     scored.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(i, _)| i)
 }
 
 /// The score over the first axis as SVG, a line for each combination of the others; values stand
 /// evenly, in the order given.
-pub fn svg(axes: &[Axis], rows: &[Row]) -> String {
+pub fn svg(axes: &[Axis], rows: &[SweepPoint]) -> String {
     let first = &axes[0];
     let place = |value: &String| {
         let at = first.values.iter().position(|v| v == value).expect("a value of the axis");

@@ -2,7 +2,7 @@
 //! hundred are live at once.
 
 use fathom_ptx::ast::{Base, Body, Instruction, Operand, RegId, Statement};
-use fathom_ptx::table::{Kind, Opcode};
+use fathom_ptx::table::{Opcode, OperandKind};
 use fathom_ptx::types::Type;
 
 use super::cfg::Cfg;
@@ -62,7 +62,7 @@ pub fn effects(ins: &Instruction) -> (Vec<RegId>, Vec<RegId>) {
         call.args.iter().chain([call.target]).for_each(|o| registers_in(o, &mut uses));
     }
     for (slot, operand) in ins.form.form().slots.iter().zip(&ins.operands) {
-        let written = slot.kind == Kind::Dst;
+        let written = slot.kind == OperandKind::Dst;
         if written {
             registers_in(operand, &mut defs);
         }

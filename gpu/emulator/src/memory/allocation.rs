@@ -9,7 +9,7 @@ pub(crate) const CHUNK_BYTES: u64 = 2 << 20;
 
 /// What an allocation is for; the reports name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum AllocationKind {
     /// `cuMemAlloc` and its kin.
     Device,
     /// A `.global` or `.const` variable of a module.
@@ -45,7 +45,7 @@ pub struct Piece {
 pub struct Allocation {
     pub(super) base: u64,
     pub(super) bytes: u64,
-    pub(super) kind: Kind,
+    pub(super) kind: AllocationKind,
     pub(super) device: u32,
     pub(super) number: u64,
     pub(super) tracked: bool,
@@ -71,7 +71,7 @@ impl Allocation {
     }
 
     /// Whether it is memory of a device, a module's variable or the host's.
-    pub fn kind(&self) -> &Kind {
+    pub fn kind(&self) -> &AllocationKind {
         &self.kind
     }
 
@@ -88,9 +88,9 @@ impl Allocation {
     /// What it is in a few words, for reports: kind, length, address, and whether it was freed.
     pub fn describe(&self) -> String {
         let what = match &self.kind {
-            Kind::Device => format!("allocation {}", self.number),
-            Kind::Variable(name) => format!("variable {name}"),
-            Kind::Host => "host memory".into(),
+            AllocationKind::Device => format!("allocation {}", self.number),
+            AllocationKind::Variable(name) => format!("variable {name}"),
+            AllocationKind::Host => "host memory".into(),
         };
         let freed = if self.is_freed() { ", freed" } else { "" };
         format!("{what} of {} bytes at {:#x}{freed}", self.bytes, self.base)

@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock, RwLock};
 
 use self::allocation::Backing;
 pub(crate) use self::allocation::CHUNK_BYTES;
-pub use self::allocation::{Allocation, Kind, Piece};
+pub use self::allocation::{Allocation, AllocationKind, Piece};
 use crate::error::MemoryError;
 
 /// First address of device 0; each further device starts [`DEVICE_STRIDE`] later.
@@ -133,7 +133,7 @@ impl Memory {
         device: u32,
         bytes: u64,
         align: u64,
-        kind: Kind,
+        kind: AllocationKind,
     ) -> Result<u64, MemoryError> {
         let mut table = self.table.write().expect("no panic holds this lock");
         let d = device as usize;
@@ -154,7 +154,7 @@ impl Memory {
             device,
             number: table.count,
             // A variable without initialiser is zero by the language.
-            tracked: self.track.load(Relaxed) && !matches!(kind, Kind::Variable(_)),
+            tracked: self.track.load(Relaxed) && !matches!(kind, AllocationKind::Variable(_)),
             freed: AtomicBool::new(false),
             backing: Backing::Chunks(chunks),
         };
@@ -173,7 +173,7 @@ impl Memory {
         table.insert(Arc::new(Allocation {
             base: address,
             bytes,
-            kind: Kind::Host,
+            kind: AllocationKind::Host,
             device: 0,
             number,
             tracked: false,
@@ -240,7 +240,7 @@ impl Memory {
         table.insert(Arc::new(Allocation {
             base,
             bytes,
-            kind: Kind::Device,
+            kind: AllocationKind::Device,
             device,
             number,
             tracked: false,
@@ -268,7 +268,7 @@ impl Memory {
             let nearest = table.view.nearest(address);
             return Err(MemoryError::NotAStart { address, nearest });
         };
-        if found.kind != Kind::Host {
+        if found.kind != AllocationKind::Host {
             table.used[found.device as usize] -= found.bytes;
         }
         found.freed.store(true, Relaxed);
@@ -371,7 +371,7 @@ mod tests {
     #[test]
     fn bytes_come_back_across_words_and_chunks() {
         let memory = Memory::new(&[1 << 40]);
-        let at = memory.alloc(0, 3 * CHUNK_BYTES + 5, 1, Kind::Device).unwrap();
+        let at = memory.alloc(0, 3 * CHUNK_BYTES + 5, 1, AllocationKind::Device).unwrap();
         let data: Vec<u8> = (0..=255).collect();
         for offset in [0, 1, 3, CHUNK_BYTES - 7, 2 * CHUNK_BYTES - 255, 3 * CHUNK_BYTES - 251] {
             memory.write(at + offset, &data).unwrap();
@@ -385,7 +385,7 @@ mod tests {
     #[test]
     fn only_touched_chunks_are_committed() {
         let memory = Memory::new(&[1 << 40]);
-        let at = memory.alloc(0, 64 << 30, 1, Kind::Device).unwrap();
+        let at = memory.alloc(0, 64 << 30, 1, AllocationKind::Device).unwrap();
         memory.write(at + (40 << 30), &[7]).unwrap();
         let view = memory.view();
         let Backing::Chunks(chunks) = &view.find(at).unwrap().backing else { unreachable!() };
@@ -395,20 +395,20 @@ mod tests {
     #[test]
     fn freed_memory_is_remembered_and_its_bytes_are_given_back() {
         let memory = Memory::new(&[1000]);
-        let at = memory.alloc(0, 1000, 1, Kind::Device).unwrap();
-        assert!(memory.alloc(0, 1, 1, Kind::Device).is_err());
+        let at = memory.alloc(0, 1000, 1, AllocationKind::Device).unwrap();
+        assert!(memory.alloc(0, 1, 1, AllocationKind::Device).is_err());
         memory.free(at).unwrap();
         assert!(memory.free(at).is_err());
         let error = memory.read(at, &mut [0]).unwrap_err().to_string();
         assert!(error.contains("freed"), "{error}");
-        assert_ne!(memory.alloc(0, 1000, 1, Kind::Device).unwrap(), at);
+        assert_ne!(memory.alloc(0, 1000, 1, AllocationKind::Device).unwrap(), at);
     }
 
     #[test]
     fn unwritten_bytes_are_found_where_tracked() {
         let memory = Memory::new(&[1 << 20]);
         memory.track_written(true);
-        let at = memory.alloc(0, 100, 1, Kind::Device).unwrap();
+        let at = memory.alloc(0, 100, 1, AllocationKind::Device).unwrap();
         memory.write(at + 10, &[1; 20]).unwrap();
         let a = memory.view().find(at).unwrap().clone();
         assert_eq!(a.first_unwritten(10, 20), None);

@@ -195,7 +195,7 @@ entry_points! {
         let driver = initialised()?;
         let view = driver.devices[0].memory().view();
         let allocation = view.find(address).ok_or(ERROR_INVALID_VALUE)?;
-        let host = *allocation.kind() == fathom_emulator::memory::Kind::Host;
+        let host = *allocation.kind() == fathom_emulator::memory::AllocationKind::Host;
         match attribute {
             1 => put(data.cast(), driver.primary_context(allocation.device() as usize)),
             2 => put(data.cast(), if host { MEMORY_HOST } else { 2u32 }),

@@ -331,7 +331,7 @@ entry_points! {
         let driver = initialised()?;
         let view = driver.devices[0].memory().view();
         let found = view.locate(at, 1).ok_or(ERROR_INVALID_VALUE)?;
-        if *found.kind() == fathom_emulator::memory::Kind::Host {
+        if *found.kind() == fathom_emulator::memory::AllocationKind::Host {
             return Err(ERROR_INVALID_VALUE);
         }
         let (base, bytes, device) = (found.base(), found.bytes(), found.device());

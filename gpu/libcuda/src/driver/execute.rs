@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use fathom_emulator::memory::{DEVICE_BASE, DEVICE_STRIDE, Kind};
+use fathom_emulator::memory::{AllocationKind, DEVICE_BASE, DEVICE_STRIDE};
 
 use super::driver;
 use crate::abi::*;
@@ -44,7 +44,7 @@ impl Address {
         let end = DEVICE_BASE + driver().devices.len() as u64 * DEVICE_STRIDE;
         let memory = driver().devices[0].memory();
         match memory.view().find(address) {
-            Some(allocation) if *allocation.kind() != Kind::Host => Device(address),
+            Some(allocation) if *allocation.kind() != AllocationKind::Host => Device(address),
             None if (DEVICE_BASE..end).contains(&address) => Device(address),
             _ => Host(address as usize),
         }

@@ -46,7 +46,7 @@ impl<'a> Parser<'a> {
         }
         let open = self.next();
         loop {
-            if self.token.kind == Kind::End {
+            if self.token.kind == TokenKind::End {
                 let what = format!("the body of `{}` never ends", shorten(&function.name));
                 return Err(self.error_at(open, what));
             }
@@ -72,11 +72,11 @@ impl<'a> Parser<'a> {
 
     fn statement(&mut self, names: &mut Names<'a>) -> Result<()> {
         match (self.token.kind, self.token.text) {
-            (Kind::Punct, ";") => {
+            (TokenKind::Punct, ";") => {
                 self.next();
                 Ok(())
             }
-            (Kind::Punct, "{") => {
+            (TokenKind::Punct, "{") => {
                 if names.depth() == MAX_SCOPES {
                     return self.expected("scopes nested at most 256 deep");
                 }
@@ -85,7 +85,7 @@ impl<'a> Parser<'a> {
                 names.body.statements.push(Statement::BeginScope);
                 Ok(())
             }
-            (Kind::Punct, "@") => {
+            (TokenKind::Punct, "@") => {
                 let at = self.next();
                 let negated = self.eat("!");
                 let token = self.word("a predicate register")?;
@@ -100,23 +100,23 @@ impl<'a> Parser<'a> {
                 };
                 self.instruction(names, Some(guard), at)
             }
-            (Kind::Directive, ".reg") => self.registers(names),
-            (Kind::Directive, ".loc") => {
+            (TokenKind::Directive, ".reg") => self.registers(names),
+            (TokenKind::Directive, ".loc") => {
                 let loc = self.loc()?;
                 names.body.statements.push(Statement::Loc(loc));
                 Ok(())
             }
-            (Kind::Directive, ".pragma") => {
+            (TokenKind::Directive, ".pragma") => {
                 self.next();
                 let strings = self.strings()?;
                 self.expect(";")?;
                 names.body.statements.push(Statement::Pragma(strings));
                 Ok(())
             }
-            (Kind::Directive, ".section") => self.section(),
-            (Kind::Directive, ".file") => self.file(),
-            (Kind::Directive, _) => self.local_variables(names),
-            (Kind::Word, _) => self.label_or_instruction(names),
+            (TokenKind::Directive, ".section") => self.section(),
+            (TokenKind::Directive, ".file") => self.file(),
+            (TokenKind::Directive, _) => self.local_variables(names),
+            (TokenKind::Word, _) => self.label_or_instruction(names),
             _ => self.expected("an instruction, a directive, a label or `}`"),
         }
     }
@@ -286,7 +286,7 @@ impl<'a> Parser<'a> {
     /// A mnemonic with the suffixes that stand apart from it: `lop3 .b32`.
     fn suffixes(&mut self, word: Token<'a>) -> Token<'a> {
         let mut whole = word;
-        while self.token.kind == Kind::Directive {
+        while self.token.kind == TokenKind::Directive {
             let last = self.next();
             whole.text = &self.source[word.start..last.start + last.text.len()];
         }
@@ -301,7 +301,7 @@ impl<'a> Parser<'a> {
         reason: Error,
     ) -> Result<()> {
         while !self.token.is(";") {
-            if self.token.kind == Kind::End || self.token.kind == Kind::Bad {
+            if self.token.kind == TokenKind::End || self.token.kind == TokenKind::Bad {
                 return Err(reason);
             }
             self.next();

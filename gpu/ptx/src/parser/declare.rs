@@ -108,7 +108,7 @@ impl<'a> Parser<'a> {
             register: None,
         };
         let mut typed = false;
-        while self.token.kind == Kind::Directive {
+        while self.token.kind == TokenKind::Directive {
             match self.token.text {
                 ".align" => variable.align = Some(self.directive_value("an alignment")?),
                 ".attribute" => self.attributes(&mut variable.managed, &mut variable.unified)?,
@@ -208,7 +208,7 @@ impl<'a> Parser<'a> {
             self.expect("}")?;
             return Ok(Init::List(list));
         }
-        if self.token.kind == Kind::Word && self.token.text != "WARP_SZ" {
+        if self.token.kind == TokenKind::Word && self.token.text != "WARP_SZ" {
             return self.init_symbol(None);
         }
         let value = self.constant()?;
@@ -321,7 +321,7 @@ impl<'a> Parser<'a> {
 
     /// Tuning, cluster and other directives of a function.
     pub(super) fn tuning(&mut self, tuning: &mut Tuning) -> Result<()> {
-        while self.token.kind == Kind::Directive {
+        while self.token.kind == TokenKind::Directive {
             match self.token.text {
                 ".maxntid" => tuning.maxntid = Some(self.extent()?),
                 ".reqntid" => tuning.reqntid = Some(self.extent()?),

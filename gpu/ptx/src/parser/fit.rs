@@ -36,7 +36,8 @@ impl<'a> Parser<'a> {
     fn find(&self, word: Token<'_>) -> Result<Fits> {
         // Without the blanks and comments in front of suffixes.
         let mut lexer = Lexer::new(word.text);
-        let pieces = std::iter::from_fn(|| Some(lexer.token()).filter(|t| t.kind != Kind::End));
+        let pieces =
+            std::iter::from_fn(|| Some(lexer.token()).filter(|t| t.kind != TokenKind::End));
         let written: &str = &pieces.map(|t| t.text).collect::<String>();
         // `bar.cta.sync` is `bar.sync`, `barrier.cta.sync` is `barrier.sync`.
         let plain = match written.split_once(".cta.") {

@@ -35,15 +35,15 @@ impl<'a> Parser<'a> {
     pub(super) fn literal(&mut self) -> Result<Imm> {
         let token = self.token;
         match (token.kind, number(token.text)) {
-            (Kind::Number, Some(imm)) => {
+            (TokenKind::Number, Some(imm)) => {
                 self.next();
                 Ok(imm)
             }
-            (Kind::Word, _) if token.text == "WARP_SZ" => {
+            (TokenKind::Word, _) if token.text == "WARP_SZ" => {
                 self.next();
                 Ok(Imm::Int(32))
             }
-            (Kind::Number, None) => {
+            (TokenKind::Number, None) => {
                 Err(self.error_at(token, format!("`{}` is not a number", shorten(token.text))))
             }
             _ => self.expected("a number"),
@@ -68,7 +68,7 @@ impl<'a> Parser<'a> {
 
     fn binary(&mut self, least: u32, depth: u32) -> Result<Imm> {
         let mut left = self.unary(depth)?;
-        while self.token.kind == Kind::Punct {
+        while self.token.kind == TokenKind::Punct {
             let Some((op, level)) =
                 BINARY.iter().find(|(op, level)| *op == self.token.text && *level >= least)
             else {
@@ -121,8 +121,8 @@ impl<'a> Parser<'a> {
     /// An operand of an instruction. `branch`: an unknown name is a label.
     pub(super) fn operand(&mut self, names: &mut Names<'a>, branch: bool) -> Result<Operand> {
         match self.token.kind {
-            Kind::Word if self.token.text != "WARP_SZ" => self.named(names, branch),
-            Kind::Punct => match self.token.text {
+            TokenKind::Word if self.token.text != "WARP_SZ" => self.named(names, branch),
+            TokenKind::Punct => match self.token.text {
                 "{" => self.vector(names).map(|v| Operand::Vector(v.into())),
                 "[" => self.address(names),
                 "(" if !branch => self.constant().map(Operand::Imm),
@@ -130,7 +130,7 @@ impl<'a> Parser<'a> {
                 "-" | "+" | "~" => self.constant().map(Operand::Imm),
                 _ => self.expected("an operand or `;`"),
             },
-            Kind::Number | Kind::Word => self.constant().map(Operand::Imm),
+            TokenKind::Number | TokenKind::Word => self.constant().map(Operand::Imm),
             _ => self.expected("an operand"),
         }
     }
@@ -180,7 +180,7 @@ impl<'a> Parser<'a> {
     /// `[base+offset]` or `[base, {coordinates}]`
     fn address(&mut self, names: &mut Names<'a>) -> Result<Operand> {
         self.expect("[")?;
-        let base = if self.token.kind == Kind::Word && self.token.text != "WARP_SZ" {
+        let base = if self.token.kind == TokenKind::Word && self.token.text != "WARP_SZ" {
             let token = self.token;
             match self.named(names, false)? {
                 Operand::Reg(r) => Address { base: Base::Reg(r), offset: self.addend()? },
@@ -206,7 +206,9 @@ impl<'a> Parser<'a> {
     fn named(&mut self, names: &mut Names<'a>, branch: bool) -> Result<Operand> {
         let token = self.next();
         let first = match component(self.token.text.strip_prefix('.').unwrap_or_default()) {
-            Some(lane) if self.token.kind == Kind::Directive => self.apart(token, lane, names)?,
+            Some(lane) if self.token.kind == TokenKind::Directive => {
+                self.apart(token, lane, names)?
+            }
             _ => self.resolve(token, names, branch)?,
         };
         if !self.token.is("|") {

@@ -20,7 +20,7 @@ use crate::types::*;
 
 /// One row of the table, as written.
 #[derive(Clone, Copy, Debug)]
-pub struct Row {
+pub struct InstructionRow {
     /// What it does.
     pub op: Opcode,
     /// Syntax, in the notation of [`mod@crate::table::pattern`].
@@ -33,15 +33,15 @@ pub struct Row {
     pub semantics: &'static str,
 }
 
-/// Shorthand for a [`Row`].
+/// Shorthand for a [`InstructionRow`].
 pub const fn row(
     op: Opcode,
     syntax: &'static str,
     sets: &'static str,
     since: &'static str,
     semantics: &'static str,
-) -> Row {
-    Row { op, syntax, sets, since, semantics }
+) -> InstructionRow {
+    InstructionRow { op, syntax, sets, since, semantics }
 }
 
 /// A group of rows under the title that the PTX ISA gives their section.
@@ -50,7 +50,7 @@ pub struct Section {
     /// Title of the section.
     pub title: &'static str,
     /// The forms that it may have, the first that fits counts.
-    pub rows: &'static [Row],
+    pub rows: &'static [InstructionRow],
 }
 
 /// Sets that every row may name.
@@ -123,9 +123,9 @@ pub enum Length {
     Any,
 }
 
-/// Kind of an operand.
+/// OperandKind of an operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum OperandKind {
     /// A register that is written.
     Dst,
     /// A register or literal that is read.
@@ -148,7 +148,7 @@ pub struct Slot {
     /// Name, for messages and docs.
     pub name: String,
     /// What may stand there: a register, an address, a label, ..
-    pub kind: Kind,
+    pub kind: OperandKind,
     /// Which types it may have.
     pub want: Want,
     /// How many elements it has as a vector.
@@ -165,7 +165,7 @@ pub struct Slot {
 #[derive(Clone, Debug)]
 pub struct Form {
     /// The row that it was made of.
-    pub row: &'static Row,
+    pub row: &'static InstructionRow,
     /// Title of its section.
     pub title: &'static str,
     /// What each suffix of the syntax may be, in order.
@@ -241,7 +241,7 @@ fn choices(name: &str, sets: &[(&str, &str)]) -> (Vec<Mod>, String) {
 }
 
 /// The named sets of a row.
-pub fn sets(row: &Row) -> Vec<(&'static str, &'static str)> {
+pub fn sets(row: &InstructionRow) -> Vec<(&'static str, &'static str)> {
     row.sets
         .split(';')
         .filter_map(|s| s.split_once('='))
@@ -250,7 +250,7 @@ pub fn sets(row: &Row) -> Vec<(&'static str, &'static str)> {
 }
 
 /// Compiles a row. Panics on a row that is not in the notation: the table is part of the program.
-pub fn compile(row: &'static Row, title: &'static str) -> Form {
+pub fn compile(row: &'static InstructionRow, title: &'static str) -> Form {
     let (suffixes, operands) = row.syntax.split_once(' ').unwrap_or((row.syntax, ""));
     let rest = suffixes
         .strip_prefix(row.op.text())
@@ -327,13 +327,13 @@ fn compile_slot(text: &str, optional: bool) -> Slot {
     let plain = main.strip_prefix('+').unwrap_or(main);
     let (read_too, main) = (plain.len() < main.len(), plain);
     let (kind, body) = match main.as_bytes().first() {
-        Some(b'[') if main.contains(',') => (Kind::Tensor, main),
-        Some(b'[') => (Kind::Address, main),
-        Some(b'#') => (Kind::Imm, &main[1..]),
-        Some(b'!') => (Kind::Pred, &main[1..]),
-        Some(b'&') => (Kind::Label, &main[1..]),
-        Some(b'd') => (Kind::Dst, main),
-        _ => (Kind::Src, main),
+        Some(b'[') if main.contains(',') => (OperandKind::Tensor, main),
+        Some(b'[') => (OperandKind::Address, main),
+        Some(b'#') => (OperandKind::Imm, &main[1..]),
+        Some(b'!') => (OperandKind::Pred, &main[1..]),
+        Some(b'&') => (OperandKind::Label, &main[1..]),
+        Some(b'd') => (OperandKind::Dst, main),
+        _ => (OperandKind::Src, main),
     };
     let (head, length) = match body.split_once('*') {
         None => (body, Length::Scalar),
@@ -344,7 +344,7 @@ fn compile_slot(text: &str, optional: bool) -> Slot {
         Some((h, n)) => (h, Length::Exactly(n.parse().expect("vector length"))),
     };
     let name = head.split(':').next().unwrap_or(head).to_string();
-    let want = if kind == Kind::Pred { Want::Exactly(Type::Pred) } else { want(head) };
+    let want = if kind == OperandKind::Pred { Want::Exactly(Type::Pred) } else { want(head) };
     Slot { name, kind, want, length, read_too, optional, pair }
 }
 

@@ -25,7 +25,7 @@ mod wide;
 use crate::formats::{Class, Format, Overflow, Rounding, canonical_f32};
 pub use fused::{Accumulator, Fraction, Operand, Output, Terms};
 use ndarray::{Array2, ArrayView2};
-pub use table::{Arch, Instr, Order, Row, TABLE};
+pub use table::{Arch, Instr, MmaRow, Order, TABLE};
 
 /// The sizes of a matrix product: `d[m, n] = a[m, k] b[k, n] + c[m, n]`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -109,7 +109,7 @@ pub struct BlockScale {
 #[derive(Clone, Copy, Debug)]
 pub struct Mma {
     /// The row of the table.
-    pub row: &'static Row,
+    pub row: &'static MmaRow,
     /// The shape in the qualifier; only k bears on the bits.
     pub shape: MmaShape,
     /// The operand formats in the qualifier.

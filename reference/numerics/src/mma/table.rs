@@ -152,7 +152,7 @@ pub enum Operands {
 /// A row of [`TABLE`]: the arithmetic of one instruction on one architecture, for some depths and
 /// formats.
 #[derive(Clone, Copy, Debug)]
-pub struct Row {
+pub struct MmaRow {
     /// The architecture whose instruction it is.
     pub arch: Arch,
     /// The instruction, by what it multiplies.
@@ -171,7 +171,7 @@ pub struct Row {
     pub order: Order,
 }
 
-impl Row {
+impl MmaRow {
     /// Whether the row is the model of that instruction.
     pub fn covers(
         &self,
@@ -223,21 +223,21 @@ const fn row(
     d: Format,
     group: usize,
     fraction_bits: u32,
-) -> Row {
+) -> MmaRow {
     let accumulator = Accumulator::tensor_core(group, fraction_bits, out(d));
-    Row { arch, instr, k, operands, d, scales: &[], accumulator, order: Order::Ascending }
+    MmaRow { arch, instr, k, operands, d, scales: &[], accumulator, order: Order::Ascending }
 }
 
-const fn e8m13(row: Row) -> Row {
-    Row { accumulator: Accumulator { output: Output::E8M13, ..row.accumulator }, ..row }
+const fn e8m13(row: MmaRow) -> MmaRow {
+    MmaRow { accumulator: Accumulator { output: Output::E8M13, ..row.accumulator }, ..row }
 }
 
-const fn pairs_then_add_c(row: Row) -> Row {
-    Row { order: Order::PairsThenAddC, ..row }
+const fn pairs_then_add_c(row: MmaRow) -> MmaRow {
+    MmaRow { order: Order::PairsThenAddC, ..row }
 }
 
-const fn scaled(row: Row, scales: &'static [BlockScale]) -> Row {
-    Row { scales, ..row }
+const fn scaled(row: MmaRow, scales: &'static [BlockScale]) -> MmaRow {
+    MmaRow { scales, ..row }
 }
 
 use Operands::{Mixed, Same};
@@ -245,7 +245,7 @@ use Operands::{Mixed, Same};
 /// Every matrix instruction whose arithmetic is known. `k` lists the depths covered; a group
 /// smaller than k means several steps, a group at least k means one.
 #[rustfmt::skip]
-pub static TABLE: &[Row] = &[
+pub static TABLE: &[MmaRow] = &[
     //  arch   instr    k          operands         D    group  F
     row(Sm70,  MmaSync, &[4],      Same(HALF),      F32,  4, 23),
     row(Sm70,  MmaSync, &[4],      Same(HALF),      F16,  4, 23),
@@ -305,7 +305,7 @@ pub static TABLE: &[Row] = &[
 
 /// What the table has for an architecture and instruction, for error messages.
 pub(super) fn known(arch: Arch, instr: Instr) -> String {
-    let describe = |row: &Row| {
+    let describe = |row: &MmaRow| {
         let (Same(formats) | Mixed(formats)) = row.operands;
         let names: Vec<&str> = formats.iter().map(|f| f.name()).collect();
         format!("k {:?} of {} into {}", row.k, names.join("/"), row.d)

@@ -8,7 +8,7 @@ use fathom_ptx::table::Opcode;
 use fathom_ptx::types::{Flag, Rounding, Type};
 
 use super::float::{NAN, canon, flush};
-use super::half::Kind;
+use super::half::HalfFormat;
 use crate::lower::builder::{Lower, Lowered, mnemonic, unsupported};
 use crate::machine::alu::{self, bin, un};
 use crate::machine::cx::Cx;
@@ -271,8 +271,8 @@ fn read_scalar(ty: Type, bits: u64, ftz: bool) -> Value {
             let v = f32::from_bits(bits as u32);
             f64::from(if ftz { flush(v) } else { v })
         }
-        F16 => Kind::F16.value(bits as u16),
-        Bf16 => Kind::Bf16.value(bits as u16),
+        F16 => HalfFormat::F16.value(bits as u16),
+        Bf16 => HalfFormat::Bf16.value(bits as u16),
         E4m3 => e4m3(bits as u8),
         E5m2 => e5m2(bits as u8),
         U8 | U16 | U32 | U64 => return Value::Int(i128::from(truncate(bits, ty.bits()))),

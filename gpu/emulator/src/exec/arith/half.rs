@@ -16,17 +16,17 @@ pub const NAN: u16 = 0x7fff;
 
 /// A 16-bit float format of register values.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
+pub enum HalfFormat {
     F16,
     Bf16,
 }
 
-impl Kind {
+impl HalfFormat {
     /// The kind of a PTX type, packed or not.
-    pub fn of(ty: Type) -> Option<Kind> {
+    pub fn of(ty: Type) -> Option<HalfFormat> {
         match ty {
-            Type::F16 | Type::F16x2 => Some(Kind::F16),
-            Type::Bf16 | Type::Bf16x2 => Some(Kind::Bf16),
+            Type::F16 | Type::F16x2 => Some(HalfFormat::F16),
+            Type::Bf16 | Type::Bf16x2 => Some(HalfFormat::Bf16),
             _ => None,
         }
     }
@@ -34,22 +34,22 @@ impl Kind {
     /// The value of a code.
     pub fn value(self, code: u16) -> f64 {
         match self {
-            Kind::F16 => half::f16::from_bits(code).to_f64(),
-            Kind::Bf16 => half::bf16::from_bits(code).to_f64(),
+            HalfFormat::F16 => half::f16::from_bits(code).to_f64(),
+            HalfFormat::Bf16 => half::bf16::from_bits(code).to_f64(),
         }
     }
 
     fn subnormal(self, code: u16) -> bool {
         match self {
-            Kind::F16 => code & 0x7c00 == 0,
-            Kind::Bf16 => code & 0x7f80 == 0,
+            HalfFormat::F16 => code & 0x7c00 == 0,
+            HalfFormat::Bf16 => code & 0x7f80 == 0,
         }
     }
 
     fn one(self) -> u16 {
         match self {
-            Kind::F16 => 0x3c00,
-            Kind::Bf16 => 0x3f80,
+            HalfFormat::F16 => 0x3c00,
+            HalfFormat::Bf16 => 0x3f80,
         }
     }
 
@@ -66,24 +66,24 @@ impl Kind {
             s
         };
         let format = match self {
-            Kind::F16 => Format::F16,
-            Kind::Bf16 => Format::BF16,
+            HalfFormat::F16 => Format::F16,
+            HalfFormat::Bf16 => Format::BF16,
         };
         round(odd, format, fathom_ptx::types::Rounding::Rn, false) as u16
     }
 }
 
-fn is_nan(kind: Kind, code: u16) -> bool {
+fn is_nan(kind: HalfFormat, code: u16) -> bool {
     match kind {
-        Kind::F16 => code & 0x7fff > 0x7c00,
-        Kind::Bf16 => code & 0x7fff > 0x7f80,
+        HalfFormat::F16 => code & 0x7fff > 0x7c00,
+        HalfFormat::Bf16 => code & 0x7fff > 0x7f80,
     }
 }
 
 #[derive(Clone, Copy)]
 struct How {
     op: Opcode,
-    kind: Kind,
+    kind: HalfFormat,
     ftz: bool,
     sat: bool,
     relu: bool,
@@ -128,7 +128,7 @@ impl How {
         out
     }
 
-    fn sum(k: Kind, x: f64, y: f64) -> u16 {
+    fn sum(k: HalfFormat, x: f64, y: f64) -> u16 {
         let s = x + y;
         if !s.is_finite() {
             return k.nearest(s, 0.0);
@@ -168,7 +168,7 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     use Opcode::*;
     let types: Vec<Type> = ins.mods.types().collect();
     let ty = types[types.len() - 1];
-    let (Some(kind), 1) = (Kind::of(ty), types.len()) else {
+    let (Some(kind), 1) = (HalfFormat::of(ty), types.len()) else {
         return unsupported(mnemonic(ins));
     };
     if !matches!(ins.op, Add | Sub | Mul | Fma | Mad | Neg | Abs | Min | Max | Ex2 | Tanh) {
@@ -223,7 +223,7 @@ mod tests {
     fn fused_sums_round_once() {
         let how = How {
             op: Opcode::Fma,
-            kind: Kind::F16,
+            kind: HalfFormat::F16,
             ftz: false,
             sat: false,
             relu: false,
@@ -236,7 +236,7 @@ mod tests {
         assert_eq!(how.compute(f(1.0), f(1.001), f(2048.0)), f(2050.0));
         assert_eq!(how.compute(f(65504.0), f(2.0), f(0.0)), 0x7c00);
         assert_eq!(how.compute(NAN, f(1.0), f(0.0)), NAN);
-        let bf = How { kind: Kind::Bf16, ..how };
+        let bf = How { kind: HalfFormat::Bf16, ..how };
         let b = |v: f32| half::bf16::from_f32(v).to_bits();
         assert_eq!(bf.compute(b(1.0), b(1.0), b(1e-30)), b(1.0));
         assert_eq!(bf.compute(b(3.0), b(5.0), b(-15.0)), 0);

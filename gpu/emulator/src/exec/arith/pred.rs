@@ -5,7 +5,7 @@ use fathom_ptx::table::Opcode;
 use fathom_ptx::types::{Cmp, Flag, Op, Type};
 
 use super::float::flush;
-use super::half::Kind;
+use super::half::HalfFormat;
 use crate::lower::builder::{Lower, Lowered, mnemonic, unsupported};
 use crate::machine::alu::{self, Combine, cmp, pack_setp};
 use crate::machine::cx::{Cx, PRED_SINK, PRED_TRUE};
@@ -147,7 +147,7 @@ fn setp(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     };
     let how = combine(ins.mods.op());
     let x = pack_setp(q, negated, how);
-    if let Some(kind) = Kind::of(ty) {
+    if let Some(kind) = HalfFormat::of(ty) {
         return setp_half(l, ins, kind, c, [p, q, a, b, c_pred], negated, how);
     }
     let Some(run) = comparison(c, ty, ins.mods.has(Flag::Ftz)) else {
@@ -182,7 +182,7 @@ pub fn compare_floats(c: Cmp, a: f64, b: f64) -> bool {
 fn setp_half(
     l: &mut Lower<'_>,
     ins: &Instruction,
-    kind: Kind,
+    kind: HalfFormat,
     c: Cmp,
     [p, q, a, b, c_pred]: [u16; 5],
     negated: bool,
@@ -194,7 +194,7 @@ fn setp_half(
         let (x, y) = (u32::read(cx, a), u32::read(cx, b));
         let value = |v: u32| {
             let v = kind.value(v as u16);
-            if ftz && kind == Kind::F16 && v.abs() < 6.103515625e-5 { 0.0 } else { v }
+            if ftz && kind == HalfFormat::F16 && v.abs() < 6.103515625e-5 { 0.0 } else { v }
         };
         let (mut low, mut high) = (0, 0);
         for i in 0..LANES {
@@ -231,7 +231,7 @@ fn set(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     let d = l.dst(&ins.operands[0])?;
     let ftz = ins.mods.has(Flag::Ftz);
     let wide = from.bits() == 64;
-    let halves = if from.bits() == 32 && Kind::of(from).is_some() { 2 } else { 1 };
+    let halves = if from.bits() == 32 && HalfFormat::of(from).is_some() { 2 } else { 1 };
     l.emit_action(Class::Alu, move |cx| {
         let (x, y) = (lane::read(cx, a, wide), lane::read(cx, b, wide));
         let third = cx.pred(third) ^ if negated { !0 } else { 0 };
@@ -263,7 +263,7 @@ fn set(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
 }
 
 fn compare_bits(c: Cmp, ty: Type, a: u64, b: u64, ftz: bool) -> bool {
-    if let Some(kind) = Kind::of(ty) {
+    if let Some(kind) = HalfFormat::of(ty) {
         return compare_floats(c, kind.value(a as u16), kind.value(b as u16));
     }
     match ty {

@@ -8,7 +8,7 @@ use super::load_store::{space_of, strength};
 use crate::error::Ub;
 use crate::exec::arith::cvt::{Format, round};
 use crate::exec::arith::float::{canon, flush};
-use crate::exec::arith::half::Kind;
+use crate::exec::arith::half::HalfFormat;
 use crate::lower::builder::{Lower, Lowered, mnemonic, unsupported};
 use crate::machine::access::{Where, window};
 use crate::machine::cx::Cx;
@@ -145,7 +145,7 @@ impl Combine {
                 u64::from(canon(sum).to_bits())
             }
             _ => {
-                let kind = Kind::of(self.ty).unwrap_or(Kind::F16);
+                let kind = HalfFormat::of(self.ty).unwrap_or(HalfFormat::F16);
                 let (x, y) = (kind.value(old as u16), kind.value(b as u16));
                 let v = match self.op {
                     // A sum of two 16-bit values that f64 does not hold exactly is decided by
@@ -155,7 +155,7 @@ impl Combine {
                     Op::Max if x.is_nan() || y > x => y,
                     _ => x,
                 };
-                let format = if kind == Kind::F16 { Format::F16 } else { Format::BF16 };
+                let format = if kind == HalfFormat::F16 { Format::F16 } else { Format::BF16 };
                 round(v, format, Rounding::Rn, false)
             }
         }
