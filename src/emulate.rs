@@ -34,7 +34,7 @@ Nothing is installed: the library lies in a private folder for as long as the co
 pub struct Args {
     #[command(subcommand)]
     one: Option<Command>,
-    /// Device preset: h100, h800, h200 or a100
+    /// Device preset: h100, h800, h200, a100, rtx-pro-6000 or next
     #[arg(long, default_value = "h800")]
     gpu: String,
     /// Emulated devices, all peers of one another

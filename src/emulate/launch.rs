@@ -20,7 +20,7 @@ pub struct Args {
     /// The launch file; its PTX and its case file lie beside it
     #[arg(value_name = "LAUNCH.json")]
     file: PathBuf,
-    /// Device preset: h100, h800, h200 or a100
+    /// Device preset: h100, h800, h200, a100, rtx-pro-6000 or next
     #[arg(long, default_value = "h800")]
     gpu: String,
     /// Sanitizers: memory, races, uninit, sync, or all

@@ -67,7 +67,7 @@ fn grid(launch: &Launch<'_>, code: &Arc<Code>) -> Result<Grid, Error> {
     let preset = device.preset().clone();
     let settings = device.settings();
     let config = launch.config.clone();
-    let shared = code.static_shared_bytes + config.dynamic_shared_bytes;
+    let shared = code.outline.static_shared_bytes + config.dynamic_shared_bytes;
     let shared_asked = preset.shared_bytes_reserved + shared;
     let seq = SEQUENCE.fetch_add(1, Relaxed);
     // Both may allocate, and must be there when the view is taken.

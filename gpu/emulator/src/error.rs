@@ -137,6 +137,9 @@ pub enum Ub {
     Trap,
     /// Indirect call or branch to nowhere, stack overflow, and the like.
     BadControlFlow,
+    /// An instruction behind a branch or in a called function that the emulator cannot execute: the
+    /// program may be right.
+    NotEmulated,
 }
 
 impl fmt::Display for Ub {
@@ -157,6 +160,7 @@ impl fmt::Display for Ub {
             Ub::Deadlock => "deadlock",
             Ub::Trap => "trap",
             Ub::BadControlFlow => "bad control flow",
+            Ub::NotEmulated => "instruction that is not emulated",
         })
     }
 }
@@ -197,6 +201,7 @@ impl Ub {
             Ub::Deadlock => "hardware would hang until it is reset",
             Ub::Trap => "the program stopped itself",
             Ub::BadControlFlow => "control left the program",
+            Ub::NotEmulated => "the emulator, and not the program, is what falls short",
         }
     }
 }

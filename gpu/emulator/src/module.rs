@@ -10,7 +10,7 @@ use fathom_ptx::{ErrorKind, Options, parse_with};
 use crate::config::LaunchConfig;
 use crate::device::Device;
 use crate::error::{Error, Unsupported};
-use crate::lower::{self, Code};
+use crate::lower::{self, Code, Outline};
 use crate::memory::AllocationKind;
 use crate::preset::Preset;
 use crate::program::{FUNCTION_WINDOW, Program};
@@ -20,6 +20,9 @@ use crate::program::{FUNCTION_WINDOW, Program};
 struct Compiled {
     program: Arc<Program>,
     code: Vec<OnceLock<Result<Arc<Code>, Unsupported>>>,
+    outlines: Vec<OnceLock<Option<Outline>>>,
+    /// Registers that a function has live at once.
+    pressures: Vec<OnceLock<u32>>,
 }
 
 static CACHE: Mutex<Option<HashMap<blake3::Hash, Weak<Compiled>>>> = Mutex::new(None);
@@ -41,15 +44,27 @@ impl Compiled {
             })
             .map_err(|e| Error::Ptx(e.to_string()))?;
         lower::vectors::split(&mut ast);
-        let code = ast.functions.iter().map(|_| OnceLock::new()).collect();
-        let compiled = Arc::new(Compiled { program: Arc::new(Program::new(ast, text)), code });
+        let count = ast.functions.len();
+        let compiled = Arc::new(Compiled {
+            program: Arc::new(Program::new(ast, text)),
+            code: (0..count).map(|_| OnceLock::new()).collect(),
+            outlines: (0..count).map(|_| OnceLock::new()).collect(),
+            pressures: (0..count).map(|_| OnceLock::new()).collect(),
+        });
         cache.insert(hash, Arc::downgrade(&compiled));
         Ok(compiled)
     }
 
     /// The micro-operations of an entry and of every function it may call.
     fn code(&self, entry: usize) -> Result<Arc<Code>, Unsupported> {
-        self.code[entry].get_or_init(|| lower::lower(&self.program, entry).map(Arc::new)).clone()
+        let lower = || lower::lower(&self.program, entry, &self.pressures).map(Arc::new);
+        self.code[entry].get_or_init(lower).clone()
+    }
+
+    /// What an entry needs of an SM; none where no device has room for its variables.
+    fn outline(&self, entry: usize) -> Option<Outline> {
+        let outline = || lower::outline(&self.program, entry, &self.pressures).ok();
+        *self.outlines[entry].get_or_init(outline)
     }
 }
 
@@ -354,22 +369,22 @@ impl Function {
         }
     }
 
-    /// Attributes. Registers, local and static shared memory come from the lowered code, and are
-    /// 32, 0 and 0 where the kernel cannot be lowered.
+    /// Attributes. Registers, local and static shared memory are 32, 0 and 0 where no device has
+    /// room for the kernel's variables.
     pub fn attributes(&self) -> Attributes {
         let ast = &self.module.0.compiled.program.ast;
         let tuning = &self.ast().tuning;
         let block = tuning.reqntid.or(tuning.maxntid);
         let threads = block.map_or(Preset::MAX_THREADS_PER_BLOCK, |b| b.iter().product());
-        let code = self.code().ok();
+        let outline = self.module.0.compiled.outline(self.index);
         let constants = ast.variables.iter().filter(|v| v.space == Space::Const);
-        let registers = code.as_ref().map_or(32, |c| c.registers.clamp(16, 255));
+        let registers = outline.as_ref().map_or(32, |o| o.registers.clamp(16, 255));
         Attributes {
             max_threads: threads.min(Preset::MAX_THREADS_PER_BLOCK),
-            declared_shared_bytes: code.as_ref().map_or(0, |c| c.declared_shared_bytes),
-            static_shared_bytes: code.as_ref().map_or(0, |c| c.static_shared_bytes),
+            declared_shared_bytes: outline.as_ref().map_or(0, |o| o.declared_shared_bytes),
+            static_shared_bytes: outline.as_ref().map_or(0, |o| o.static_shared_bytes),
             const_bytes: constants.map(|v| v.bytes() as u32).sum(),
-            local_bytes: code.as_ref().map_or(0, |c| c.local_bytes),
+            local_bytes: outline.as_ref().map_or(0, |o| o.local_bytes),
             registers: tuning.maxnreg.map_or(registers, |m| registers.min(m)),
             target: ast.target.sm,
             required_block: tuning.reqntid,

@@ -36,10 +36,6 @@ impl Preset {
     pub const WARP: u32 = 32;
     /// Threads of a CTA at most.
     pub const MAX_THREADS_PER_BLOCK: u32 = 1024;
-    /// Threads resident on an SM at most.
-    pub const MAX_THREADS_PER_SM: u32 = 2048;
-    /// CTAs resident on an SM at most.
-    pub const MAX_BLOCKS_PER_SM: u32 = 32;
     /// 32-bit registers of an SM, and of a CTA at most.
     pub const REGISTERS_PER_SM: u32 = 65536;
     /// Bytes of constant memory that a module has at most.
@@ -49,14 +45,15 @@ impl Preset {
     /// Threads of a CTA at most, in x, y, z.
     pub const MAX_BLOCK: [u32; 3] = [1024, 1024, 64];
 
-    /// Every GPU of which the project says what CUDA reports, sorted by key.
+    /// Every GPU of which the project says what CUDA reports, and `next`, sorted by key.
     pub fn all() -> Vec<Preset> {
         let mut presets: Vec<Preset> = GPUS.iter().filter_map(|(key, _)| preset(key)).collect();
+        presets.extend(next());
         presets.sort_by(|a, b| a.key.cmp(&b.key));
         presets
     }
 
-    /// The preset called `key` (`h100`, `h800`, `h200`, `a100`).
+    /// The preset called `key` (`h800`, for instance).
     ///
     /// # Errors
     /// [`Error::UnknownPreset`] names the known ones.
@@ -71,14 +68,25 @@ impl Preset {
     /// CTAs of `threads` threads, `registers` a thread and `shared_bytes` that fit on an SM.
     pub fn blocks_per_sm(&self, threads: u32, registers: u32, shared_bytes: u32) -> u32 {
         let warps = threads.div_ceil(32).max(1);
-        let by_threads = Self::MAX_THREADS_PER_SM / (warps * 32);
+        let by_threads = self.threads_per_sm / (warps * 32);
         let per_warp = (registers.max(1) * 32).next_multiple_of(256);
         // Each of the four parts of an SM has a quarter of them.
         let by_registers = (Self::REGISTERS_PER_SM / per_warp & !3) / warps;
         let shared = (shared_bytes + self.shared_bytes_reserved).next_multiple_of(128);
         let by_shared = self.shared_bytes_per_sm / shared;
-        by_threads.min(by_registers).min(by_shared).min(Self::MAX_BLOCKS_PER_SM)
+        by_threads.min(by_registers).min(by_shared).min(self.blocks_per_sm)
     }
+}
+
+/// `next`: the RTX PRO 6000 with a compute capability of 13.0, for which no library of today has
+/// machine code. Libraries that choose between machine code and PTX by themselves, as cuBLAS does,
+/// then hand over their PTX.
+fn next() -> Option<Preset> {
+    let mut next = preset("rtx-pro-6000")?;
+    next.key = "next".into();
+    next.name = "next GPU (emulated)".into();
+    next.compute_capability = [13, 0];
+    Some(next)
 }
 
 fn preset(key: &str) -> Option<Preset> {
@@ -95,7 +103,7 @@ mod tests {
     #[test]
     fn presets_load_and_unknown_one_lists_them() {
         let keys: Vec<_> = Preset::all().into_iter().map(|p| p.key).collect();
-        assert_eq!(keys, ["a100", "h100", "h200", "h800"]);
+        assert_eq!(keys, ["a100", "h100", "h200", "h800", "next", "rtx-pro-6000"]);
         let message = Preset::named("v100").unwrap_err().to_string();
         assert!(message.contains("v100") && message.contains("a100, h100, h200, h800"));
     }

@@ -14,6 +14,8 @@ use crate::say::say;
 const FATBIN_MAGIC: u32 = 0xBA55_ED50;
 const WRAPPER_MAGIC: u32 = 0x4662_43B1;
 const ELF_MAGIC: u32 = 0x464C_457F;
+/// Bytecode of CUDA Tile, which a driver compiles as it does PTX.
+const TILE_MAGIC: u32 = u32::from_le_bytes(*b"\x7fTil");
 /// Version of a wrapper whose last field points at the parts of a separately compiled program.
 const WRAPPER_OF_PARTS: u32 = 2;
 
@@ -95,11 +97,16 @@ pub(crate) unsafe fn ptx_of(image: *const u8, device: Capability) -> Result<Stri
         },
         // SAFETY: the header tells the length of what follows.
         FATBIN_MAGIC => unsafe { ptx_of_entries(entries(image), device) },
+        TILE_MAGIC => {
+            say!("the module is bytecode of CUDA Tile, which is not emulated; hand over PTX");
+            Err(ERROR_NO_BINARY_FOR_GPU)
+        }
         ELF_MAGIC => {
             say!(
                 "the module is a cubin (machine code), which is not emulated. Hand over PTX: \
                  compile with -arch=compute_90a or --ptx, or keep the PTX in the fatbinary \
-                 (-gencode arch=compute_90a,code=compute_90a)"
+                 (-gencode arch=compute_90a,code=compute_90a). For a library that carries both, \
+                 cuBLAS for instance: --gpu next, for which it has no machine code"
             );
             Err(ERROR_NO_BINARY_FOR_GPU)
         }

@@ -324,6 +324,22 @@ functions! {
         give(minor, b as c_int)
     }
 
+    // All devices are peers of one another, for reads, writes and atomics: `NVML_P2P_STATUS_OK`.
+    fn nvmlDeviceGetP2PStatus(a: Handle, b: Handle, what: u32, status: *mut u32) {
+        let _ = (index(a)?, index(b)?, what);
+        give(status, 0)
+    }
+
+    // Boards since Hopper have PCIe 5.0, A100 4.0, all with 16 lanes.
+    fn nvmlDeviceGetCurrPcieLinkGeneration(device: Handle, generation: *mut u32) {
+        give(generation, if preset(device)?.compute_capability[0] >= 9 { 5 } else { 4 })
+    }
+
+    fn nvmlDeviceGetCurrPcieLinkWidth(device: Handle, lanes: *mut u32) {
+        index(device)?;
+        give(lanes, 16)
+    }
+
     // `NVML_DEVICE_ARCH_*`: Ampere, Ada, Hopper, Blackwell.
     fn nvmlDeviceGetArchitecture(device: Handle, architecture: *mut u32) {
         give(architecture, match preset(device)?.compute_capability {
@@ -333,6 +349,35 @@ functions! {
             _ => 10,
         })
     }
+}
+
+/// Functions that say of every device that it has no such thing; NCCL calls them without looking
+/// whether they are there.
+macro_rules! not_supported {
+    ($($name:ident)*) => {
+        $(
+            #[unsafe(no_mangle)]
+            #[allow(non_snake_case)]
+            pub(crate) extern "C" fn $name() -> Return {
+                NOT_SUPPORTED
+            }
+        )*
+    };
+}
+
+not_supported! {
+    nvmlDeviceGetFieldValues
+    nvmlDeviceGetGpuFabricInfoV
+    nvmlDeviceGetMemoryErrorCounter
+    nvmlDeviceGetNvLinkCapability
+    nvmlDeviceGetNvLinkRemoteDeviceType
+    nvmlDeviceGetNvLinkRemotePciInfo
+    nvmlDeviceGetNvLinkRemotePciInfo_v2
+    nvmlDeviceGetNvLinkState
+    nvmlDeviceGetPcieLinkMaxSpeed
+    nvmlDeviceGetPlatformInfo
+    nvmlSystemGetConfComputeSettings
+    nvmlSystemGetConfComputeState
 }
 
 /// `nvmlErrorString`.

@@ -154,6 +154,8 @@ impl Prepared {
         // Triton 3.9 asks for this one from sm_90 on.
         command.env("TRITON_PTXAS_BLACKWELL_PATH", self.folder.join("ptxas"));
         command.env("TRITON_LIBCUDA_PATH", &self.folder);
+        // NVIDIA's switch: libraries that choose between machine code and PTX take PTX.
+        command.env("CUDA_FORCE_PTX_JIT", "1");
         command.env("NUMBA_CUDA_DRIVER", self.folder.join("libcuda.so.1"));
         command.envs(self.choices.variables());
         command

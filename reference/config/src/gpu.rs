@@ -125,6 +125,10 @@ pub struct CudaDevice {
     pub memory_bytes: u64,
     /// Level-2 cache, bytes.
     pub l2_bytes: u32,
+    /// Threads resident on an SM at most.
+    pub threads_per_sm: u32,
+    /// CTAs resident on an SM at most.
+    pub blocks_per_sm: u32,
     /// Shared memory of one SM, bytes.
     pub shared_bytes_per_sm: u32,
     /// Bytes of shared memory that a CTA may have without opting in.

@@ -12,6 +12,7 @@ mod unfinished;
 pub mod vectors;
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use fathom_ptx::ast::{
     self, Address, Base, Body, Instruction, LocalId, Operand, Statement, Symbol, VarId,
@@ -19,13 +20,13 @@ use fathom_ptx::ast::{
 use fathom_ptx::table::{Effect, Opcode};
 use fathom_ptx::types::{Scope, Sem, Space};
 
-use crate::error::Unsupported;
+use crate::error::{Ub, Unsupported};
 use crate::exec;
 use crate::exec::control::{branch, call};
 use crate::exec::tensor::wgmma;
 use crate::machine::layout::{FunctionInfo, Touch};
-pub(crate) use crate::machine::op::Code;
-use crate::machine::op::NO_GUARD;
+pub(crate) use crate::machine::op::{Code, Outline};
+use crate::machine::op::{Class, NO_GUARD};
 use crate::machine::plain;
 use crate::machine::registers::WIDE;
 use crate::preset::Preset;
@@ -37,10 +38,14 @@ use cfg::Cfg;
 ///
 /// # Errors
 /// The first instruction or feature that is not supported, with its line.
-pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported> {
+pub(crate) fn lower(
+    program: &Program,
+    entry: usize,
+    pressures: &[OnceLock<u32>],
+) -> Result<Code, Unsupported> {
     let module = &program.ast;
     let reachable = reachable(program, entry);
-    check_sizes(program, entry, &reachable)?;
+    let outline = outline_of(program, entry, &reachable, pressures)?;
     let layout = lay_out_shared(program, &reachable);
     let (shared, shared_local) = (layout.shared, layout.locals);
     let function_of: BTreeMap<u32, u32> =
@@ -51,8 +56,6 @@ pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported
     for &f in &reachable {
         l.functions.push(frame(&module.functions[f]));
     }
-    // The registers of a thread are an estimate: the most that any one function has live.
-    let mut pressure = 0;
     for (i, &f) in reachable.iter().enumerate() {
         l.function = &module.functions[f];
         l.index = i as u32;
@@ -63,10 +66,8 @@ pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported
             what: why.0,
             source_line: program.line(l.line).to_owned(),
         })?;
-        pressure = pressure.max(l.registers.pressure);
         l.first_name += body.registers.len() as u32;
     }
-    let local_bytes = l.functions.iter().map(|f| f.local_bytes).sum();
     Ok(Code {
         ops: l.ops,
         actions: l.actions,
@@ -74,10 +75,7 @@ pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported
         constants: l.constants,
         functions: l.functions,
         function_of: l.function_of,
-        declared_shared_bytes: layout.declared,
-        static_shared_bytes: layout.dynamic_start,
-        local_bytes,
-        registers: (pressure + 8).min(most_registers(&module.functions[entry])),
+        outline,
         communicates: l.communicates,
         uses_heap: l.uses_heap,
         touched: l.touched,
@@ -87,6 +85,63 @@ pub(crate) fn lower(program: &Program, entry: usize) -> Result<Code, Unsupported
         tensor_core: l.tensor_core,
         name: module.functions[entry].name.clone(),
     })
+}
+
+/// What is known of an entry, with the functions that it may call, before it is lowered: libraries
+/// ask it of hundreds of kernels of which they launch few.
+///
+/// # Errors
+/// Variables that no device has room for.
+pub(crate) fn outline(
+    program: &Program,
+    entry: usize,
+    pressures: &[OnceLock<u32>],
+) -> Result<Outline, Unsupported> {
+    outline_of(program, entry, &reachable(program, entry), pressures)
+}
+
+fn outline_of(
+    program: &Program,
+    entry: usize,
+    reachable: &[usize],
+    pressures: &[OnceLock<u32>],
+) -> Result<Outline, Unsupported> {
+    check_sizes(program, entry, reachable)?;
+    let layout = lay_out_shared(program, reachable);
+    let functions = &program.ast.functions;
+    let pressure = |&f: &usize| {
+        *pressures[f].get_or_init(|| {
+            let body = functions[f].body.as_ref().expect("reachable functions have bodies");
+            registers::allocate(body, &Cfg::new(body, functions[f].entry)).pressure
+        })
+    };
+    // The registers of a thread are an estimate: the most that any one function has live.
+    let pressure = reachable.iter().map(pressure).max().unwrap_or(0);
+    let local_bytes = reachable.iter().map(|&f| {
+        let body = functions[f].body.as_ref().expect("reachable functions have bodies");
+        place_locals(body, frame(&functions[f]).local_bytes).1
+    });
+    Ok(Outline {
+        declared_shared_bytes: layout.declared,
+        static_shared_bytes: layout.dynamic_start,
+        local_bytes: local_bytes.sum(),
+        registers: (pressure + 8).min(most_registers(&functions[entry])),
+    })
+}
+
+/// Where a function's variables lie in its frame of local memory, behind `from` bytes of
+/// parameters and results, and the length of the frame.
+fn place_locals(body: &Body, from: u32) -> (Vec<(LocalId, u32)>, u32) {
+    let mut end = from;
+    let mut places = Vec::new();
+    for (i, v) in body.variables.iter().enumerate() {
+        if matches!(v.space, Space::Local | Space::Param | Space::ParamFunc) {
+            let at = end.next_multiple_of(v.alignment().max(4));
+            places.push((LocalId(i as u32), at));
+            end = at + (v.bytes() as u32).next_multiple_of(4);
+        }
+    }
+    (places, end.next_multiple_of(16))
 }
 
 /// Most bytes of local memory of a thread, and more than any CTA has of shared memory.
@@ -289,8 +344,12 @@ impl<'a> Lower<'a> {
             let ins = match statement {
                 Statement::Instruction(ins) => ins,
                 Statement::Unsupported(unknown) => {
+                    self.statement = i;
                     self.line = unknown.pos.line;
-                    return not_in_the_table(unknown);
+                    self.guard = (NO_GUARD, false);
+                    let first = self.ops.len();
+                    self.put_off(not_in_the_table(unknown), first)?;
+                    continue;
                 }
                 _ => continue,
             };
@@ -308,7 +367,8 @@ impl<'a> Lower<'a> {
             };
             self.communicates |= communicates(ins);
             let first = self.ops.len() as u32;
-            exec::lower(self, ins)?;
+            let lowered = exec::lower(self, ins);
+            self.put_off(lowered, first as usize)?;
             self.note_touched(ins, first);
         }
         self.places[body.statements.len()] = self.ops.len() as u32;
@@ -319,6 +379,26 @@ impl<'a> Lower<'a> {
         let begins: Vec<u32> = self.cfg.blocks.iter().map(|b| self.places[b.start]).collect();
         plain::mark(&mut self.ops, self.info.start as usize, &begins);
         self.leave()
+    }
+
+    /// An instruction that is not supported refuses an entry that begins with it. Behind a branch,
+    /// and in functions that may be called, it stops who comes there: libraries have kernels for
+    /// many purposes, of which a launch needs one.
+    fn put_off(&mut self, lowered: Lowered, first: usize) -> Lowered {
+        let Err(why) = lowered else { return Ok(()) };
+        if self.index == 0 && self.cfg.block_of[self.statement] == 0 && self.guard.0 == NO_GUARD {
+            return Err(why);
+        }
+        self.ops.truncate(first);
+        self.branches.retain(|(at, _)| *at < first);
+        self.approximate.retain(|(at, _)| *at < first as u32);
+        self.tensor_core.retain(|(at, ..)| *at < first as u32);
+        let message = format!("the emulator does not support {}", why.0);
+        self.emit_action(Class::Control, move |cx| {
+            let lane = cx.leader();
+            cx.fail(Ub::NotEmulated, Some(lane), None, message.clone())
+        });
+        Ok(())
     }
 
     /// Sets up what belongs to one function: registers, local variables, places of statements.
@@ -334,14 +414,9 @@ impl<'a> Lower<'a> {
         self.info.start = self.ops.len() as u32;
         self.info.predicates = self.registers.predicates + 1;
         self.local.clear();
-        for (i, v) in body.variables.iter().enumerate() {
-            if matches!(v.space, Space::Local | Space::Param | Space::ParamFunc) {
-                let at = self.info.local_bytes.next_multiple_of(v.alignment().max(4));
-                self.local.insert(LocalId(i as u32), at);
-                self.info.local_bytes = at + (v.bytes() as u32).next_multiple_of(4);
-            }
-        }
-        self.info.local_bytes = self.info.local_bytes.next_multiple_of(16);
+        let (places, end) = place_locals(body, self.info.local_bytes);
+        self.local.extend(places);
+        self.info.local_bytes = end;
         // Calls inside this function need its frame.
         self.functions[self.index as usize] = self.info.clone();
         self.points = objects::points(body, &self.program.ast);

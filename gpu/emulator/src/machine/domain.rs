@@ -305,7 +305,7 @@ fn permute(seed: u64, round: u64, at: u64) -> u64 {
 fn capacity(grid: &Grid) -> usize {
     let threads: u32 = grid.config.block.iter().product();
     let shared = grid.shared_asked - grid.preset.shared_bytes_reserved;
-    let blocks = grid.preset.blocks_per_sm(threads, grid.code.registers.clamp(16, 255), shared);
+    let blocks = grid.preset.blocks_per_sm(threads, grid.code.outline.registers.clamp(16, 255), shared);
     let ctas: u32 = grid.cluster.iter().product();
     (blocks.max(1) * grid.preset.sm_count / ctas).max(1) as usize
 }

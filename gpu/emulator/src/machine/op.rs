@@ -94,6 +94,19 @@ impl Class {
     }
 }
 
+/// What an entry and the functions it may call need of an SM.
+#[derive(Clone, Copy, Debug)]
+pub struct Outline {
+    /// Bytes of the shared variables that have a size.
+    pub declared_shared_bytes: u32,
+    /// Where dynamic shared memory begins: behind them, aligned.
+    pub static_shared_bytes: u32,
+    /// Bytes of local memory of a thread.
+    pub local_bytes: u32,
+    /// Most 32-bit registers live at once.
+    pub registers: u32,
+}
+
 /// An entry and the functions it may call, as micro-operations.
 pub struct Code {
     pub ops: Vec<MicroOp>,
@@ -105,13 +118,7 @@ pub struct Code {
     /// Function 0 is the entry; the map from the module's functions is [`Code::function_of`].
     pub functions: Vec<FunctionInfo>,
     pub function_of: std::collections::BTreeMap<u32, u32>,
-    /// Bytes of the shared variables that have a size.
-    pub declared_shared_bytes: u32,
-    /// Where dynamic shared memory begins: behind them, aligned.
-    pub static_shared_bytes: u32,
-    pub local_bytes: u32,
-    /// Most 32-bit registers live at once.
-    pub registers: u32,
+    pub outline: Outline,
     /// CTAs may communicate: see DESIGN.md on determinism.
     pub communicates: bool,
     /// It calls `malloc` or `free`.

@@ -28,8 +28,8 @@ pub struct Product {
 
 #[derive(Clone, Debug)]
 enum Kind {
-    /// The model on Ampere and on Hopper.
-    Float([Option<Box<Mma>>; 2]),
+    /// The model on each of [`ARCHITECTURES`] that has the instruction.
+    Float([Option<Box<Mma>>; ARCHITECTURES.len()]),
     Double,
     Integer {
         a_signed: bool,
@@ -41,6 +41,24 @@ enum Kind {
     },
 }
 
+/// The architectures of emulated devices, oldest first.
+const ARCHITECTURES: [Arch; 3] = [Arch::Sm80, Arch::Sm90, Arch::Sm120];
+
+/// The model on a device; that of the nearest architecture which has the instruction, older ones
+/// first, where its own has not.
+fn on<'a>(
+    models: &'a [Option<Box<Mma>>; ARCHITECTURES.len()],
+    preset: &Preset,
+) -> Option<&'a Mma> {
+    let own = match preset.compute_capability[0] {
+        ..=8 => 0,
+        9 => 1,
+        _ => 2,
+    };
+    let mut nearest = (0..=own).rev().chain(own + 1..models.len());
+    nearest.find_map(|i| models[i].as_deref())
+}
+
 fn format(ty: Type) -> Option<Format> {
     Some(match ty {
         Type::F16 => Format::F16,
@@ -49,6 +67,7 @@ fn format(ty: Type) -> Option<Format> {
         Type::F32 => Format::F32,
         Type::E4m3 => Format::E4M3,
         Type::E5m2 => Format::E5M2,
+        Type::E2m1 => Format::E2M1,
         _ => return None,
     })
 }
@@ -74,11 +93,11 @@ impl Product {
         } else {
             let types = Types { a: format(a)?, b: format(b)?, c: format(c)?, d: format(d)? };
             let find = |arch| Mma::with_types(arch, instr, shape, types, None).map(Box::new);
-            let both = [find(Arch::Sm80), find(Arch::Sm90)];
-            if both.iter().all(Option::is_none) {
+            let models = ARCHITECTURES.map(find);
+            if models.iter().all(Option::is_none) {
                 return None;
             }
-            Kind::Float(both)
+            Kind::Float(models)
         };
         Some(Product { kind, bits: a.bits(), accumulator: d })
     }
@@ -107,11 +126,9 @@ impl Product {
     /// As [`Product::run`], of codes of up to 32 bits.
     pub fn run32(&self, preset: &Preset, size: [usize; 3], a: &[u32], b: &[u32], d: &mut [u32]) {
         match &self.kind {
-            Kind::Float(both) => {
-                let hopper = preset.compute_capability[0] >= 9;
-                let order = if hopper { [1, 0] } else { [0, 1] };
-                let mma = order.into_iter().find_map(|i| both[i].as_deref());
-                float(mma.expect("one architecture at least"), size, a, b, d);
+            Kind::Float(models) => {
+                let mma = on(models, preset).expect("one architecture at least");
+                float(mma, size, a, b, d);
             }
             Kind::Double => unreachable!("64-bit codes"),
             Kind::Integer { a_signed, b_signed, saturate } => {
@@ -164,10 +181,8 @@ type CoreEntry = ((Accumulator, Format, Format), Rc<TensorCore>);
 impl Product {
     /// What [`Self::core`] computes: products of the same arithmetic may be chained along K.
     pub fn arithmetic(&self, preset: &Preset) -> Option<(Accumulator, Format, Format)> {
-        let Kind::Float(both) = &self.kind else { return None };
-        let hopper = preset.compute_capability[0] >= 9;
-        let order = if hopper { [1, 0] } else { [0, 1] };
-        let mma = order.into_iter().find_map(|i| both[i].as_deref())?;
+        let Kind::Float(models) = &self.kind else { return None };
+        let mma = on(models, preset)?;
         let plain = mma.row.order == Order::Ascending && mma.types.d == Format::F32;
         plain.then_some((mma.row.accumulator, mma.types.a, mma.types.b))
     }

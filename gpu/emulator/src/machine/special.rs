@@ -4,7 +4,6 @@ use fathom_ptx::ast::Special;
 
 use super::cx::Cx;
 use super::registers::LANES;
-use crate::preset::Preset;
 
 /// The value of a special register in each lane; `lane` is the element of those that are vectors.
 pub fn read(cx: &mut Cx<'_>, kind: Special, lane: usize, index: u8) -> [u64; LANES] {
@@ -52,7 +51,7 @@ fn uniform(cx: &mut Cx<'_>, kind: Special, dim: usize, index: u8) -> u64 {
         Special::Ctaid => at(cta.id),
         Special::Nctaid => at(grid.config.grid),
         Special::Warpid => u64::from(cx.w.index),
-        Special::Nwarpid => u64::from(Preset::MAX_THREADS_PER_SM / 32),
+        Special::Nwarpid => u64::from(grid.preset.threads_per_sm / 32),
         Special::Smid => cta.linear % u64::from(grid.preset.sm_count),
         Special::Nsmid => u64::from(grid.preset.sm_count),
         // The high and low half of the address, where `cooperative_groups` looks for it.

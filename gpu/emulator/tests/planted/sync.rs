@@ -237,3 +237,19 @@ fn a_failed_assertion_and_runaway_recursion() {
     let endless = "{\n.param .b32 n;\nst.param.b32 [n], 1;\ncall deep, (n);\n}";
     bed.finds(endless, Ub::BadControlFlow, "call deep");
 }
+
+/// Libraries keep functions in tables, of which a launch calls one: an instruction that is not
+/// emulated stops who comes to it.
+#[test]
+fn what_is_not_emulated_stops_who_calls_it() {
+    let module = ".func far(.param .u32 p)\n{\n.reg .b64 %m; .reg .b32 %v;\nmov.u64 %m, 0;\n\
+                  multimem.ld_reduce.relaxed.sys.global.add.u32 %v, [%m];\nret;\n}\n";
+    let call = |who: u32| {
+        format!("setp.eq.u32 %p0, %r0, {who};\n@%p0 call far, (0);\nadd.u32 %r1, %r0, 1;")
+    };
+    let bed = Bed { module, ..BED };
+    bed.clean(&call(4096));
+    let found = &bed.run(&call(3))[0];
+    assert_eq!((found.kind, found.kernel.as_str(), found.lane), (Ub::NotEmulated, "k", Some(3)));
+    assert!(found.message.contains("multimem.ld_reduce"), "{found}");
+}

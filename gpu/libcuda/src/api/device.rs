@@ -47,7 +47,7 @@ fn attribute(p: &Preset, device: i32, which: i32) -> i64 {
         36 => i(p.memory_clock_khz),
         37 => i(p.memory_bus_bits),
         38 => i(p.l2_bytes),
-        39 => i(Preset::MAX_THREADS_PER_SM),
+        39 => i(p.threads_per_sm),
         75 => i(p.compute_capability[0]),
         76 => i(p.compute_capability[1]),
         51 => 32,
@@ -67,7 +67,7 @@ fn attribute(p: &Preset, device: i32, which: i32) -> i64 {
         // file descriptors.
         92..=94 | 122 | 123 | 102 | 103 => 1,
         97 => i(p.shared_bytes_per_block_optin),
-        106 => i(Preset::MAX_BLOCKS_PER_SM),
+        106 => i(p.blocks_per_sm),
         111 => i(p.shared_bytes_reserved),
         115 | 127 => 1,
         120 => i64::from(p.compute_capability[0] >= 9),

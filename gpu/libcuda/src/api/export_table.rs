@@ -86,7 +86,11 @@ static LAYOUTS: &[Layout] = &[
         id: "21318C60971432488CA641FF7324C8F2",
         words: 93,
         sized: true,
-        known: &[(4, Slot(super::context::cuCtxGetId as *const c_void))],
+        known: &[
+            (4, Slot(super::context::cuCtxGetId as *const c_void)),
+            (39, Slot(stream_number as *const c_void)),
+            (51, Slot(stream_of_handle as *const c_void)),
+        ],
     },
     Layout {
         id: "263E88607CD2614392F6BBD5006DFA7E",
@@ -247,6 +251,28 @@ unsafe extern "C" fn context_check(
     let _ = (context, data);
     // SAFETY: the client's pointer.
     border("context check", || unsafe { put(flags, 0) })
+}
+
+/// cuBLAS keeps what it has of a stream by the stream and its number.
+unsafe extern "C" fn stream_of_handle(
+    context: Handle,
+    stream: Handle,
+    found: *mut Handle,
+    per_thread: u32,
+) -> CuResult {
+    let _ = (context, per_thread);
+    // SAFETY: the client's pointer.
+    border("stream of a handle", || unsafe { put(found, stream) })
+}
+
+unsafe extern "C" fn stream_number(
+    context: Handle,
+    stream: Handle,
+    number: *mut u64,
+) -> CuResult {
+    let _ = context;
+    // SAFETY: the client's pointer.
+    unsafe { super::stream::cuStreamGetId(stream, number) }
 }
 
 /// The tables, in the order of their layouts.

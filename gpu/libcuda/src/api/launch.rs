@@ -83,10 +83,11 @@ pub(super) unsafe fn pack(
             }
             at += 2;
         }
-        if buffer.is_null() || bytes < block.len() {
+        if buffer.is_null() || bytes == 0 {
             return Err(ERROR_INVALID_VALUE);
         }
-        std::ptr::copy_nonoverlapping(buffer, block.as_mut_ptr(), block.len());
+        // NCCL hands over less than its kernels declare: the rest is not read.
+        std::ptr::copy_nonoverlapping(buffer, block.as_mut_ptr(), bytes.min(block.len()));
     }
     Ok(block)
 }

@@ -154,6 +154,7 @@ fn code_of(finding: &Finding) -> CuResult {
         // A bare `trap` is an unspecified failure on hardware.
         Ub::Trap if finding.message.starts_with("assertion") => ERROR_ASSERT,
         Ub::Deadlock => ERROR_LAUNCH_TIMEOUT,
+        Ub::NotEmulated => ERROR_NOT_SUPPORTED,
         _ => ERROR_LAUNCH_FAILED,
     }
 }

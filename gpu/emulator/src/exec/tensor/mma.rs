@@ -7,7 +7,7 @@
 use fathom_numerics::mma::{Instr, MmaShape};
 use fathom_ptx::ast::{Instruction, Operand};
 use fathom_ptx::table::Opcode;
-use fathom_ptx::types::{Shape, Type};
+use fathom_ptx::types::{Flag, Shape, Type};
 
 use crate::lower::builder::{Lower, Lowered, mnemonic, unsupported};
 use crate::machine::cx::Cx;
@@ -48,6 +48,10 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     let Some(product) = Product::new(ins, Instr::MmaSync, size, types) else {
         return unsupported(mnemonic(ins));
     };
+    // Elements of kind::f8f6f4 lie in bytes, those of 4 bits in bits 2 to 5.
+    let bytes = ins.mods.has(Flag::KindF8f6f4);
+    let bits = if bytes { 8 } else { product.bits };
+    let padded = [*a, *b].map(|ty| bytes && ty == Type::E2m1);
     let wide = *a == Type::F64;
     let register = if wide { Type::B64 } else { Type::B32 };
     let fa = fragment(l, &ins.operands[1], register, true)?;
@@ -64,8 +68,13 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         let mut a = vec![0; m * k];
         let mut b = vec![0; n * k];
         let mut d = vec![0; m * n];
-        spread(cx, &fa, product.bits, m == 16, k, &mut a);
-        spread(cx, &fb, product.bits, false, k, &mut b);
+        spread(cx, &fa, bits, m == 16, k, &mut a);
+        spread(cx, &fb, bits, false, k, &mut b);
+        for (elements, padded) in [&mut a, &mut b].into_iter().zip(padded) {
+            if padded {
+                elements.iter_mut().for_each(|x| *x = *x >> 2 & 0xf);
+            }
+        }
         let halves = product.accumulator == Type::F16;
         accumulators(&fc, halves, m, |reg, high, lane, at| {
             let word = lane::read(cx, reg, wide)[lane];

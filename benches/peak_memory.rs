@@ -1,5 +1,8 @@
 //! The memory of a real training step, as Linux counts it, beside what `inspect` predicts:
-//! `cargo run --release -p fathom-reference --example peak_memory`. The goal is a ratio of 1.2.
+//! `cargo run --release -p fathom-benches --example peak_memory`, each mode in a process of its own,
+//! with the program's allocator and its settings. The goal is a ratio of 1.2.
+
+use std::process::Command;
 
 use fathom_config::ModelConfig;
 use fathom_reference::backend::Reference;
@@ -8,6 +11,15 @@ use fathom_reference::model::{Batch, Model, StepSettings};
 use fathom_reference::optim::{OptimConfig, Optimizer};
 use fathom_reference::precision::{Mode, Recipe};
 use fathom_trace::Parallel;
+
+/// As in the program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// As in the program: free pages stay for a second.
+const PURGE_DELAY: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "1000");
+
+const MODES: [Mode; 3] = [Mode::Fp8, Mode::Bf16, Mode::Fp32];
 
 /// Some ten million parameters: large beside the program and the allocator's slack.
 fn config() -> ModelConfig {
@@ -46,17 +58,24 @@ fn train_one_step(mode: Mode, batch: &Batch) {
 }
 
 fn main() {
-    for (mode, sequences, length) in
-        [(Mode::Fp8, 4, 256), (Mode::Bf16, 4, 256), (Mode::Fp32, 4, 256)]
-    {
-        let sequence: Vec<u32> = (0..length as u32).map(|i| i * 37 % 4096).collect();
-        let batch = Batch::from_sequences(&vec![sequence; sequences]);
-        train_one_step(mode, &batch);
-        let peak = peak_bytes();
-        let policies = inspect::by_policy(&config(), mode, sequences, length).unwrap();
-        let Policy { training_bytes, .. } = policies[0];
-        let ratio = peak as f64 / training_bytes as f64;
-        let name = mode.name();
-        println!("{name}: peak {peak} bytes, predicted {training_bytes}, ratio {ratio:.3}");
-    }
+    let asked = std::env::args().nth(1);
+    let Some(mode) = MODES.iter().find(|mode| Some(mode.name()) == asked.as_deref()) else {
+        for mode in MODES {
+            let mut own = Command::new(std::env::current_exe().unwrap());
+            if std::env::var_os(PURGE_DELAY.0).is_none() {
+                own.env(PURGE_DELAY.0, PURGE_DELAY.1);
+            }
+            assert!(own.arg(mode.name()).status().unwrap().success());
+        }
+        return;
+    };
+    let (sequences, length) = (4, 256);
+    let sequence: Vec<u32> = (0..length as u32).map(|i| i * 37 % 4096).collect();
+    let batch = Batch::from_sequences(&vec![sequence; sequences]);
+    train_one_step(*mode, &batch);
+    let peak = peak_bytes();
+    let policies = inspect::by_policy(&config(), *mode, sequences, length).unwrap();
+    let Policy { training_bytes, .. } = policies[0];
+    let ratio = peak as f64 / training_bytes as f64;
+    println!("{}: peak {peak} bytes, predicted {training_bytes}, ratio {ratio:.3}", mode.name());
 }
