@@ -289,6 +289,10 @@ fn print(sim: &Simulation, run: &WholeRun) {
         let bar = bar(bytes / sim.memory.capacity_bytes);
         outln!("  {name:<34}{:>8.2} GB  {bar}", bytes / 1e9);
     }
+    if r.host_memory_gb > 0.0 {
+        let capacity = sim.memory.host_capacity_bytes / 1e9;
+        outln!("  {:<34}{:>8.2} GB of {capacity:.0}", "in the host", r.host_memory_gb);
+    }
     if let Some(complaint) = &r.memory_complaint {
         outln!("\n{complaint}");
     }

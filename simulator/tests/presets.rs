@@ -7,8 +7,10 @@ mod model_code;
 use fathom_simulator::config::{SCENARIOS, Scenario};
 use fathom_simulator::events::Detail;
 use fathom_simulator::first_principles::FirstPrinciples;
+use fathom_simulator::parallel::{PlacedLayer, Placement, placements};
 use fathom_simulator::report::sensitivity::SLIDERS;
 use fathom_simulator::step::simulate;
+use fathom_simulator::times::LayerKind;
 use model_code::ModelCode;
 use proptest::prelude::*;
 use serde_json::Value;
@@ -83,6 +85,38 @@ proptest! {
         prop_assert!((r.tokens_per_day / (tokens * steps) - 1.0).abs() < 1e-9);
         let rate = r.tokens_per_s_per_gpu * s.cluster.gpus as f64;
         prop_assert!((rate * r.step_time_s / tokens - 1.0).abs() < 1e-9);
+    }
+}
+
+/// A split that is not played is no faster: against all that may be the fastest, each played by
+/// itself.
+#[test]
+fn the_split_that_is_taken_is_the_fastest_of_those_that_may_be() {
+    for set in [
+        &["parallel.dp=128"][..],
+        &["schedule=\"1f1b\"", "cluster.gpu.memory_bytes=200000000000"],
+        &["schedule=\"zb1p\"", "expert_load.deviation=0.0"],
+        &["schedule=\"interleaved\"", "training.global_batch=16384", "expert_load.deviation=0.3"],
+        &["schedule=\"dualpipev\"", "cluster.gpu.memory_bytes=60000000000"],
+    ] {
+        let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
+        let s = Scenario::preset("deepseek-v3-h800-2048", &set).unwrap();
+        let run = |s: &Scenario| {
+            let sim = simulate(s, &FirstPrinciples::new(ModelCode), Detail::Totals).unwrap();
+            (!sim.memory.fits(), sim.report.step_time_s)
+        };
+        let taken = run(&s);
+        let all = placements(&s).unwrap();
+        assert!(all.len() > 5, "{set:?}: {} splits", all.len());
+        let one = |placement: &Placement| {
+            let inner = |l: &&PlacedLayer| matches!(l.kind, LayerKind::Dense | LayerKind::Moe);
+            let count = |stage: &Vec<PlacedLayer>| stage.iter().filter(inner).count() as u64;
+            let stage_layers = Some(placement.stages.iter().map(count).collect());
+            run(&Scenario { stage_layers, ..s.clone() })
+        };
+        let best =
+            all.iter().map(one).fold((true, f64::INFINITY), |a, b| if b < a { b } else { a });
+        assert_eq!(taken, best, "{set:?}");
     }
 }
 

@@ -6,7 +6,7 @@
 //! be: no step is shorter than the busiest rank's computation. The result is the Pareto front of
 //! throughput, memory and cost, the same whether pruned or not and whatever the number of threads.
 
-use fathom_schedule::{Schedule, ScheduleKind, Shape};
+use fathom_schedule::{Chunk, Op, Schedule, ScheduleKind, Shape};
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
@@ -19,7 +19,7 @@ use crate::load::{self, RoutingTrace};
 use crate::memory::{memory, standing};
 use crate::parallel::{CostModel, LayerTable, Placement, check, place, schedule, schedule_shape};
 use crate::step::{report, step_times};
-use crate::times::{LayerTimes, StepTimes};
+use crate::times::{LayerTimes, PhaseTimes, TailTimes};
 
 /// A layout on the Pareto front: what it is, and what it reaches.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -252,40 +252,53 @@ fn candidate(
     let shell = Schedule::empty(scenario.schedule, schedule_shape(&scenario))?;
     let frame = step_times(&scenario, model, &tables[table], &placement);
     let ranks = 0..shell.ranks.len();
-    let memory_bound = ranks.clone().map(|r| standing(&scenario, &placement, &shell, r).total());
+    let memory_bound = ranks.map(|r| standing(&scenario, &placement, &shell, r).total());
     let memory_bound = memory_bound.fold(0.0, f64::max);
-    let busy = ranks
-        .map(|r| rank_bound(&tables[table], &placement, &shell, &frame, r))
-        .fold(0.0, f64::max);
+    let busy = step_bound(&tables[table], &placement, &shell, &frame.tail);
     let tail = frame.tail.iter().map(|t| t.optimizer_s + t.param_gather_s).fold(0.0, f64::max);
     Ok(Candidate { scenario, placement, table, step_bound_s: busy + tail, memory_bound })
 }
 
-/// Computation of one rank up to its last instruction and gradient reduction: every layer of its
-/// stages forward and backward on every micro-batch, in the quicker of the two situations.
-pub(crate) fn rank_bound(
+/// Seconds than which no step is shorter up to its last gradient: the busiest rank's computation,
+/// the forwards that its first micro-batch has behind it on other ranks, the backwards that its
+/// last has before it, and its reduction of gradients in `tail`, which may be empty. Every layer
+/// counts in the quicker of the two situations, phase by phase; where the streams of `schedule` are empty, nothing
+/// stands before and behind.
+pub(crate) fn step_bound(
     t: &LayerTable,
     p: &Placement,
-    shell: &Schedule,
-    frame: &StepTimes,
-    rank: usize,
+    schedule: &Schedule,
+    tail: &[TailTimes],
 ) -> f64 {
-    let compute = |l: &LayerTimes| -> f64 {
-        [l.forward, l.backward, l.weight].iter().map(|x| x.attention_s + x.mlp_s).sum()
+    let pairs = schedule.kind.overlaps_pairs();
+    let layers = p.stages.iter().map(|layers| {
+        layers.iter().fold([0.0; 3], |sum: [f64; 3], layer| {
+            let phases = |l: &LayerTimes| [l.forward, l.backward, l.weight];
+            let [alone, paired] = t.of(layer.kind).each_ref().map(phases);
+            let computes = |x: PhaseTimes| x.attention_s + x.mlp_s;
+            std::array::from_fn(|i| {
+                let alone_s = computes(alone[i]);
+                sum[i] + if pairs { alone_s.min(computes(paired[i])) } else { alone_s }
+            })
+        })
+    });
+    let stages: Vec<[f64; 3]> = layers.collect();
+    let geometry = &schedule.geometry;
+    // One phase of a chunk on the stages before its own.
+    let elsewhere = |phase: usize, rank: usize, chunk: Chunk| -> f64 {
+        stages[..geometry.stage(rank, chunk.dir)].iter().map(|s| s[phase]).sum()
     };
-    let mut seconds = frame.tail[rank].grad_reduce_s;
-    for dir in 0..shell.geometry.dirs() as u8 {
-        let layers = p.stages[shell.geometry.stage(rank, dir)].iter().map(|l| {
-            let [alone, overlapped] = t.of(l.kind);
-            if shell.kind.overlaps_pairs() {
-                compute(alone).min(compute(overlapped))
-            } else {
-                compute(alone)
-            }
-        });
-        seconds += layers.sum::<f64>() * shell.micro_batches_per_dir() as f64;
-    }
-    seconds
+    let rank_s = |(rank, ops): (usize, &Vec<Op>)| {
+        let held = (0..geometry.dirs() as u8).map(|dir| stages[geometry.stage(rank, dir)]);
+        let busy = held.map(|s| s.iter().sum::<f64>()).sum::<f64>();
+        let first = ops.first().and_then(|op| op.forward());
+        let last = ops.last().and_then(|op| op.backward());
+        busy * schedule.micro_batches_per_dir() as f64
+            + first.map_or(0.0, |chunk| elsewhere(0, rank, chunk))
+            + last.map_or(0.0, |chunk| elsewhere(1, rank, chunk))
+            + tail.get(rank).map_or(0.0, |t| t.grad_reduce_s)
+    };
+    schedule.ranks.iter().enumerate().map(rank_s).fold(0.0, f64::max)
 }
 
 /// Prunes or simulates one candidate; without a `front` only what does not fit is left out, after

@@ -8,14 +8,14 @@ use serde::Serialize;
 use crate::config::Scenario;
 use crate::cost::{Allowed, Cost, allowed, cost, kilowatts_per_gpu};
 use crate::error::SimError;
-use crate::events::{AllToAll, Breakdown, Detail, StepOutcome, play, play_in_order};
+use crate::events::{AllToAll, Breakdown, Detail, StepOutcome, play_in_order};
 use crate::exposure;
 use crate::interval::{self, Interval};
 use crate::load::{self, RoutingTrace};
 use crate::memory::{Memory, memory};
 use crate::parallel::{CostModel, LayerTable, PlacedLayer, Placement, check, placements, schedule};
 use crate::reliability::{Goodput, goodput};
-use crate::search::rank_bound;
+use crate::search::step_bound;
 use crate::times::{LayerKind, StepTimes};
 
 /// The numbers of a step, with the keys of `--json`.
@@ -47,6 +47,9 @@ pub struct StepReport {
     pub memory_peak_gb: Vec<f64>,
     /// Memory per GPU, 1e9 bytes.
     pub memory_capacity_gb: f64,
+    /// What the fullest rank has in its host's memory, 1e9 bytes; absent where nothing is.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub host_memory_gb: f64,
     /// `does not fit: ...`, where it does not; see [`Memory::complaint`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_complaint: Option<String>,
@@ -58,6 +61,10 @@ pub struct StepReport {
     pub events: u64,
     /// Wall time of this simulation, seconds.
     pub wall_s: f64,
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 /// A step with everything behind its numbers.
@@ -89,8 +96,7 @@ pub fn simulate(
     let start = Instant::now();
     check(scenario)?;
     let schedule = schedule(scenario)?;
-    let (placement, times) = place_and_time(scenario, model, &schedule)?;
-    let outcome = play(&schedule, &times, detail).expect("the project's schedules are executable");
+    let Split { placement, times, outcome } = fastest_split(scenario, model, &schedule, detail)?;
     let memory = memory(scenario, &placement, &schedule, &outcome);
     let mut report = report(scenario, &outcome, &memory);
     report.stage_layers = stage_layers(&placement);
@@ -106,47 +112,74 @@ pub fn simulate(
     })
 }
 
+/// A split of layers into stages, its times, and its step.
+struct Split {
+    placement: Placement,
+    times: StepTimes,
+    outcome: StepOutcome,
+}
+
 /// Times every kind of layer, plays the step with every split of layers into stages that may be the
 /// fastest ([`placements`]), and gives the fastest that fits into memory; the fastest of all where
-/// none fits.
-pub fn place_and_time(
+/// none fits. A split is played only where nothing shows that it cannot be the one: no step is
+/// shorter than [`step_bound`], nor than the same step with even experts.
+fn fastest_split(
     s: &Scenario,
     model: &dyn CostModel,
     schedule: &Schedule,
-) -> Result<(Placement, StepTimes), SimError> {
+    detail: Detail,
+) -> Result<Split, SimError> {
     let table = LayerTable::new(s, model)?;
     let order = fathom_schedule::check::check(schedule)
         .expect("the project's schedules are executable")
         .order;
-    let mut best: Option<((bool, f64), Placement, StepTimes)> = None;
-    let all = placements(s)?;
-    let single = all.len() == 1;
-    for placement in all {
-        let mut times = step_times(s, model, &table, &placement);
-        if times.expert_load.is_empty() {
-            times.expert_load = expert_load(s, &placement)?;
-        }
-        check_times(&times)?;
-        if single {
-            return Ok((placement, times));
-        }
-        let fits = memory(s, &placement, schedule, &StepOutcome::default()).fits();
-        // A step is no shorter than what its busiest rank computes.
-        let ranks = 0..schedule.ranks.len();
-        let busy = ranks.map(|r| rank_bound(&table, &placement, schedule, &times, r));
-        let least = (!fits, busy.fold(0.0, f64::max));
-        if best.as_ref().is_some_and(|(known, ..)| least >= *known) {
+    let mut splits: Vec<(f64, Placement)> = placements(s)?
+        .into_iter()
+        .map(|placement| (step_bound(&table, &placement, schedule, &[]), placement))
+        .collect();
+    splits.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let single = splits.len() == 1;
+    // The splits hold the same layers in the same order.
+    let load = expert_load(s, &splits[0].1)?;
+    // Parts are kept of the one that is taken, not of all that are tried.
+    let tried = if single || detail != Detail::Parts { detail } else { Detail::Totals };
+    let mut best: Option<(Rank, Split)> = None;
+    for (bound_s, placement) in splits {
+        let known = best.as_ref().map(|(rank, _)| *rank);
+        let beaten = |rank: Rank| known.is_some_and(|known| rank >= known);
+        if beaten((false, bound_s)) {
             continue;
         }
-        let played = play_in_order(schedule, &order, &times, Detail::Totals);
-        let key = (!fits, played.step_time_s);
-        if best.as_ref().is_none_or(|(known, ..)| key < *known) {
-            best = Some((key, placement, times));
+        let none = StepOutcome::default();
+        let full = !single && !memory(s, &placement, schedule, &none).fits();
+        if beaten((full, bound_s)) {
+            continue;
+        }
+        let mut times = step_times(s, model, &table, &placement);
+        if times.expert_load.is_empty() && !load.is_empty() {
+            let even = || play_in_order(schedule, &order, &times, Detail::Totals).step_time_s;
+            if known.is_some() && beaten((full, even())) {
+                continue;
+            }
+            times.expert_load.clone_from(&load);
+        }
+        check_times(&times)?;
+        let outcome = play_in_order(schedule, &order, &times, tried);
+        let rank = (full, outcome.step_time_s);
+        if !beaten(rank) {
+            best = Some((rank, Split { placement, times, outcome }));
         }
     }
-    let (_, placement, times) = best.expect("there is at least one split");
-    Ok((placement, times))
+    let (_, mut split) = best.expect("there is at least one split");
+    if tried != detail {
+        split.outcome = play_in_order(schedule, &order, &split.times, detail);
+    }
+    Ok(split)
 }
+
+/// What makes one split better than another: first that it fits into memory (`false`), then the
+/// seconds of its step.
+type Rank = (bool, f64);
 
 /// The times of a placed step: its layers, its frame, and what of the data-parallel traffic the
 /// computation does not hide.
@@ -212,6 +245,7 @@ pub fn report(s: &Scenario, outcome: &StepOutcome, memory: &Memory) -> StepRepor
         stage_layers: Vec::new(),
         memory_peak_gb: memory.ranks.iter().map(|r| r.peak.total() / 1e9).collect(),
         memory_capacity_gb: memory.capacity_bytes / 1e9,
+        host_memory_gb: memory.host_bytes() / 1e9,
         memory_complaint: memory.complaint(s),
         cost: cost(&s.pricing, &s.cluster, per_gpu),
         reliability: goodput(&s.reliability, &s.cluster),

@@ -189,6 +189,9 @@ pub fn check(scenario: &Scenario) -> Result<(), SimError> {
             t.global_batch
         ));
     }
+    if let Some(message) = scenario.lora.as_ref().and_then(|lora| lora.refusal(m)) {
+        return refuse(message);
+    }
     if scenario.comm_sms >= c.gpu.sms {
         return refuse(format!(
             "comm_sms {} leaves none of the {} SMs",
@@ -287,15 +290,18 @@ fn stage_layers(scenario: &Scenario, w: LayerWeights) -> Result<Vec<u64>, SimErr
         layers[n - 1] = 0;
         work[n - 1] -= w.layer;
     }
+    let partners: Vec<Vec<usize>> = (0..n).map(|stage| geometry.partners(stage)).collect();
     let mut rank_work: Vec<f64> =
-        (0..n).map(|s| geometry.partners(s).iter().map(|&q| work[q]).sum()).collect();
+        partners.iter().map(|held| held.iter().map(|&q| work[q]).sum()).collect();
     for _ in 0..total - layers.iter().sum::<u64>() {
-        let key = |s: &usize| (rank_work[*s], work[*s], *s);
-        let order = |a: &usize, b: &usize| key(a).partial_cmp(&key(b)).expect("work is finite");
-        let best = (0..n).min_by(order).expect("at least one stage");
+        let lighter = |a: usize, b: usize| {
+            let (a, b) = ((rank_work[a], work[a]), (rank_work[b], work[b]));
+            a < b
+        };
+        let best = (1..n).fold(0, |best, s| if lighter(s, best) { s } else { best });
         layers[best] += 1;
         work[best] += w.layer;
-        for q in geometry.partners(best) {
+        for &q in &partners[best] {
             rank_work[q] += w.layer;
         }
     }

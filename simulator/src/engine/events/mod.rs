@@ -118,7 +118,7 @@ pub enum Detail {
     Instructions,
     /// Every part of every layer too, for drawing.
     Parts,
-    /// Totals only, and equal instructions are worked out once: for searches.
+    /// Totals only: for searches.
     Totals,
 }
 
@@ -191,7 +191,7 @@ impl<'a> Engine<'a> {
             instructions: vec![(0.0, 0.0); if detail == Detail::Totals { 0 } else { r.len() }],
             ..RankTime::default()
         };
-        let memo = if detail == Detail::Totals && times.expert_load.is_empty() {
+        let memo = if detail != Detail::Parts && times.expert_load.is_empty() {
             ranks * dirs * 5
         } else {
             0
