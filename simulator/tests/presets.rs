@@ -145,10 +145,9 @@ fn splits(layers: u64, stages: usize) -> Vec<Vec<u64>> {
         .collect()
 }
 
-/// The split that is taken against all there are, played one by one: its busiest rank is as light
-/// as can be; which of several equal stages has a layer more moves the step by under a hundredth.
+/// Where splits are few, the one that is taken is the fastest of all there are, played one by one.
 #[test]
-fn no_split_into_stages_is_faster_by_a_hundredth_than_the_one_taken() {
+fn of_few_splits_into_stages_the_fastest_is_taken() {
     for (preset, set) in [
         ("deepseek-v3-h800-2048", &["schedule=\"1f1b\"", "parallel.dp=512"][..]),
         ("deepseek-v3-h800-2048", &["schedule=\"dualpipe\"", "parallel.dp=512"][..]),
@@ -164,7 +163,39 @@ fn no_split_into_stages_is_faster_by_a_hundredth_than_the_one_taken() {
         let ours = step_s(&read(&[]));
         for split in splits(11, 4) {
             let theirs = step_s(&read(&[format!("stage_layers={split:?}")]));
-            assert!(ours <= theirs * 1.01, "{preset}: {ours} s, {split:?} {theirs} s");
+            assert!(ours <= theirs, "{preset}: {ours} s, {split:?} {theirs} s");
+        }
+    }
+}
+
+/// Where they are many, no layer moved from one stage to another makes the step faster by two
+/// hundredths, whatever is moved where; 1.4 of them is the most that is known, by DualPipe's.
+#[test]
+fn of_many_splits_no_neighbour_of_the_one_taken_is_faster_by_two_hundredths() {
+    for (preset, set) in [
+        ("deepseek-v3-h800-2048", &["expert_load.deviation=0.0"][..]),
+        ("deepseek-v3-h800-2048", &["schedule=\"1f1b\"", "expert_load.deviation=0.0"]),
+        ("llama-3.1-405b-h100-16384", &["schedule=\"1f1b\""]),
+        ("qwen2.5-72b-a100-2048", &[]),
+    ] {
+        let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
+        let mut s = Scenario::preset(preset, &set).unwrap();
+        let model = FirstPrinciples::new(ModelCode);
+        let run = |s: &Scenario| simulate(s, &model, Detail::Totals).unwrap();
+        let sim = run(&s);
+        let inner = |l: &&PlacedLayer| matches!(l.kind, LayerKind::Dense | LayerKind::Moe);
+        let stages = sim.placement.stages.iter();
+        let taken: Vec<u64> =
+            stages.map(|stage| stage.iter().filter(inner).count() as u64).collect();
+        for from in 0..taken.len() {
+            for to in (0..taken.len()).filter(|&to| to != from && taken[from] > 0) {
+                let mut split = taken.clone();
+                (split[from], split[to]) = (split[from] - 1, split[to] + 1);
+                s.stage_layers = Some(split.clone());
+                let step_s = run(&s).report.step_time_s;
+                let ours = sim.report.step_time_s;
+                assert!(ours <= step_s * 1.02, "{preset}: {ours} s, {split:?} {step_s} s");
+            }
         }
     }
 }

@@ -17,7 +17,9 @@ use crate::error::SimError;
 use crate::events::{Detail, StepOutcome, play};
 use crate::load::{self, RoutingTrace};
 use crate::memory::{memory, standing};
-use crate::parallel::{CostModel, LayerTable, Placement, check, place, schedule, schedule_shape};
+use crate::parallel::{
+    CostModel, LayerTable, LayerWeights, Placement, check, place, schedule, schedule_shape,
+};
 use crate::step::{report, step_times};
 use crate::times::{LayerTimes, PhaseTimes, TailTimes};
 
@@ -100,6 +102,7 @@ pub fn search(
     let routing = RoutingTrace::of(&base.expert_load)?;
     routing.check(base.model.moe.map_or(0, |m| m.n_routed_experts as u64))?;
     let (tables, keys) = tables(&legal, model)?;
+    let loads = loads(&legal, &routing)?;
     let limit = match base.search.memory_limit_gb {
         gb if gb > 0.0 => gb * 1e9,
         _ => base.cluster.gpu.memory_bytes as f64,
@@ -124,7 +127,7 @@ pub fn search(
     // Batches of a fixed size: what is pruned does not depend on the number of threads.
     for (batch, chunk) in candidates.chunks(BATCH).enumerate() {
         let front = &found.front;
-        let times = Times { tables: &tables, model, routing: &routing };
+        let times = Times { tables: &tables, model, loads: &loads };
         let judge = |c: &Candidate| judge(c, times, limit, prune.then_some(front.as_slice()));
         let verdicts: Vec<Verdict> = chunk.par_iter().map(judge).collect();
         for verdict in verdicts {
@@ -151,7 +154,7 @@ const BATCH: usize = 32;
 struct Times<'a> {
     tables: &'a [LayerTable],
     model: &'a dyn CostModel,
-    routing: &'a RoutingTrace,
+    loads: &'a BTreeMap<u64, Vec<Vec<f32>>>,
 }
 
 enum Verdict {
@@ -241,6 +244,27 @@ fn tables(
     Ok((tables, keys))
 }
 
+/// Loads of the busiest rank by layer, of as many micro-batches as any layout has, once for every
+/// size of expert group: they depend on nothing else.
+fn loads(
+    legal: &[Scenario],
+    routing: &RoutingTrace,
+) -> Result<BTreeMap<u64, Vec<Vec<f32>>>, SimError> {
+    let mut longest: BTreeMap<u64, &Scenario> = BTreeMap::new();
+    for s in legal {
+        let known = longest.entry(s.parallel.ep).or_insert(s);
+        if s.micro_batches() > known.micro_batches() {
+            *known = s;
+        }
+    }
+    let rows = |(ep, s): (u64, &Scenario)| {
+        let placement = place(s, LayerWeights::by_flops(s))?;
+        let mbs = s.micro_batches() as usize;
+        Ok((ep, load::table(&s.expert_load, routing, &placement, ep as usize, mbs)))
+    };
+    longest.into_iter().map(rows).collect()
+}
+
 fn candidate(
     scenario: Scenario,
     tables: &[LayerTable],
@@ -328,8 +352,8 @@ fn judge(c: &Candidate, with: Times<'_>, limit: f64, front: Option<&[Layout]>) -
         return Verdict::Dominated;
     }
     let mut times = step_times(s, with.model, &with.tables[c.table], &c.placement);
-    let (ep, mbs) = (s.parallel.ep as usize, s.micro_batches() as usize);
-    times.expert_load = load::table(&s.expert_load, with.routing, &c.placement, ep, mbs);
+    let mbs = s.micro_batches() as usize;
+    times.expert_load = with.loads[&s.parallel.ep].iter().map(|row| row[..mbs].to_vec()).collect();
     let outcome =
         play(&schedule, &times, Detail::Totals).expect("the project's schedules are executable");
     if bytes > limit {
@@ -431,8 +455,8 @@ mod tests {
         let model = FirstPrinciples::new(ModelCode);
         let (legal, _) = combinations(&small(&[]));
         let (tables, keys) = tables(&legal, &model).unwrap();
-        let routing = RoutingTrace::default();
-        let times = Times { tables: &tables, model: &model, routing: &routing };
+        let loads = loads(&legal, &RoutingTrace::default()).unwrap();
+        let times = Times { tables: &tables, model: &model, loads: &loads };
         for s in legal.into_iter().step_by(7) {
             let c = candidate(s, &tables, &keys, &model).unwrap();
             let Verdict::Simulated(layout) = judge(&c, times, f64::INFINITY, None) else {

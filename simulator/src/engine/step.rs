@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::config::Scenario;
 use crate::cost::{Allowed, Cost, allowed, cost, kilowatts_per_gpu};
 use crate::error::SimError;
+use crate::events::chunk::under_load;
 use crate::events::{AllToAll, Breakdown, Detail, StepOutcome, play_in_order};
 use crate::exposure;
 use crate::interval::{self, Interval};
@@ -119,10 +120,24 @@ struct Split {
     outcome: StepOutcome,
 }
 
-/// Times every kind of layer, plays the step with every split of layers into stages that may be the
-/// fastest ([`placements`]), and gives the fastest that fits into memory; the fastest of all where
-/// none fits. A split is played only where nothing shows that it cannot be the one: no step is
-/// shorter than [`step_bound`], nor than the same step with even experts.
+/// What makes one split better than another: first that it fits into memory (`false`), then the
+/// seconds of its step.
+type Rank = (bool, f64);
+
+/// What is known of a split, each a lower bound of what comes after it.
+enum Known {
+    /// What every rank computes: [`step_bound`].
+    Bound,
+    /// Its step with the least loads of its experts.
+    Least(StepTimes),
+    /// Its step.
+    Played(StepTimes, StepOutcome),
+}
+
+/// Times every kind of layer and gives, of the splits of layers into stages that may be the fastest
+/// ([`placements`]), the fastest that fits into memory; the fastest of all where none fits. The one
+/// that looks best is looked at more closely, until the best is one that was played: the others
+/// cannot be faster than what is known of them.
 fn fastest_split(
     s: &Scenario,
     model: &dyn CostModel,
@@ -133,53 +148,72 @@ fn fastest_split(
     let order = fathom_schedule::check::check(schedule)
         .expect("the project's schedules are executable")
         .order;
-    let mut splits: Vec<(f64, Placement)> = placements(s)?
-        .into_iter()
-        .map(|placement| (step_bound(&table, &placement, schedule, &[]), placement))
-        .collect();
-    splits.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let single = splits.len() == 1;
+    let bound = |placement: Placement| {
+        let rank: Rank = (false, step_bound(&table, &placement, schedule, &[]));
+        (rank, placement, Known::Bound)
+    };
+    let mut open: Vec<(Rank, Placement, Known)> = placements(s)?.into_iter().map(bound).collect();
+    let single = open.len() == 1;
     // The splits hold the same layers in the same order.
-    let load = expert_load(s, &splits[0].1)?;
+    let load = expert_load(s, &open[0].1)?;
     // Parts are kept of the one that is taken, not of all that are tried.
     let tried = if single || detail != Detail::Parts { detail } else { Detail::Totals };
-    let mut best: Option<(Rank, Split)> = None;
-    for (bound_s, placement) in splits {
-        let known = best.as_ref().map(|(rank, _)| *rank);
-        let beaten = |rank: Rank| known.is_some_and(|known| rank >= known);
-        if beaten((false, bound_s)) {
-            continue;
-        }
-        let none = StepOutcome::default();
-        let full = !single && !memory(s, &placement, schedule, &none).fits();
-        if beaten((full, bound_s)) {
-            continue;
-        }
-        let mut times = step_times(s, model, &table, &placement);
-        if times.expert_load.is_empty() && !load.is_empty() {
-            let even = || play_in_order(schedule, &order, &times, Detail::Totals).step_time_s;
-            if known.is_some() && beaten((full, even())) {
-                continue;
-            }
-            times.expert_load.clone_from(&load);
-        }
-        check_times(&times)?;
+    let play = |full: bool, times: StepTimes| {
         let outcome = play_in_order(schedule, &order, &times, tried);
-        let rank = (full, outcome.step_time_s);
-        if !beaten(rank) {
-            best = Some((rank, Split { placement, times, outcome }));
-        }
+        ((full, outcome.step_time_s), Known::Played(times, outcome))
+    };
+    loop {
+        let best = (1..open.len()).fold(0, |a, b| if open[b].0 < open[a].0 { b } else { a });
+        let ((full, _), placement, known) = &mut open[best];
+        let (rank, closer) = match std::mem::replace(known, Known::Bound) {
+            Known::Bound => {
+                let times = step_times(s, model, &table, placement);
+                check_times(&times)?;
+                let none = StepOutcome::default();
+                let full = !single && !memory(s, placement, schedule, &none).fits();
+                if load.is_empty() || !times.expert_load.is_empty() {
+                    play(full, times)
+                } else if single {
+                    ((full, 0.0), Known::Least(times))
+                } else {
+                    let least = under_least_load(&times, &load);
+                    let least = play_in_order(schedule, &order, &least, Detail::Totals);
+                    ((full, least.step_time_s), Known::Least(times))
+                }
+            }
+            Known::Least(mut times) => {
+                times.expert_load.clone_from(&load);
+                check_times(&times)?;
+                play(*full, times)
+            }
+            Known::Played(times, outcome) => {
+                let (_, placement, _) = open.swap_remove(best);
+                let again = || play_in_order(schedule, &order, &times, detail);
+                let outcome = if tried == detail { outcome } else { again() };
+                return Ok(Split { placement, times, outcome });
+            }
+        };
+        (open[best].0, open[best].2) = (rank, closer);
     }
-    let (_, mut split) = best.expect("there is at least one split");
-    if tried != detail {
-        split.outcome = play_in_order(schedule, &order, &split.times, detail);
-    }
-    Ok(split)
 }
 
-/// What makes one split better than another: first that it fits into memory (`false`), then the
-/// seconds of its step.
-type Rank = (bool, f64);
+/// The same times where every layer has the least load of its micro-batches: no step with all of
+/// them is shorter, and equal instructions take equal times.
+fn under_least_load(times: &StepTimes, load: &[Vec<f32>]) -> StepTimes {
+    let mut least = times.clone();
+    let mut rows = load.iter().map(|row| row.iter().copied().fold(f32::INFINITY, f32::min));
+    for stage in &mut least.stages {
+        for (alone, overlapped) in stage.alone.iter_mut().zip(&mut stage.overlapped) {
+            let load = rows.next().expect("a row a layer");
+            for layer in [alone, overlapped] {
+                for phase in [&mut layer.forward, &mut layer.backward, &mut layer.weight] {
+                    *phase = under_load(*phase, layer.routed_share, load);
+                }
+            }
+        }
+    }
+    least
+}
 
 /// The times of a placed step: its layers, its frame, and what of the data-parallel traffic the
 /// computation does not hide.

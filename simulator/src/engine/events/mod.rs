@@ -169,8 +169,8 @@ struct Engine<'a> {
     /// balanced.
     known: Vec<Option<(ChunkTime, u64)>>,
     scratch: Vec<PartSpan>,
-    load_f: Vec<f32>,
-    load_b: Vec<f32>,
+    /// `times.expert_load` by micro-batch, then by layer.
+    load: Vec<f32>,
     out: StepOutcome,
 }
 
@@ -208,8 +208,7 @@ impl<'a> Engine<'a> {
             first_layer,
             known: vec![None; memo],
             scratch: Vec::new(),
-            load_f: Vec::new(),
-            load_b: Vec::new(),
+            load: by_micro_batch(&times.expert_load),
             out: StepOutcome {
                 ranks: schedule.ranks.iter().map(rank_time).collect(),
                 ..StepOutcome::default()
@@ -219,11 +218,6 @@ impl<'a> Engine<'a> {
 
     fn slot(&self, rank: usize, dir: u8, mb: u32) -> usize {
         (rank * self.dirs + dir as usize) * self.mbs + mb as usize
-    }
-
-    /// Micro-batch of the step.
-    fn micro_batch(&self, chunk: Chunk) -> usize {
-        self.schedule.micro_batch(chunk)
     }
 
     /// When the inputs of an op have arrived: a forward waits for the activation of the stage
@@ -290,42 +284,31 @@ impl<'a> Engine<'a> {
         }
         let (schedule, times) = (self.schedule, self.times);
         let stage_of = |c: Chunk| schedule.geometry.stage(rank, c.dir);
-        let (f, b) = (op.forward(), op.backward().or(op.weight()));
-        self.load_f.clear();
-        self.load_b.clear();
-        if !times.expert_load.is_empty() {
-            if let Some(c) = f {
-                let (stage, mb) = (stage_of(c), self.micro_batch(c));
-                let rows = self.first_layer[stage]..self.first_layer[stage + 1];
-                self.load_f.extend(times.expert_load[rows].iter().map(|row| row[mb]));
-            }
-            if let Some(c) = b {
-                let (stage, mb) = (stage_of(c), self.micro_batch(c));
-                let rows = self.first_layer[stage]..self.first_layer[stage + 1];
-                self.load_b.extend(times.expert_load[rows].iter().map(|row| row[mb]));
-            }
-        }
+        let (first_layer, loads) = (&self.first_layer, &self.load);
+        let layers = times.expert_load.len();
+        let load_of = |c: Chunk| -> &[f32] {
+            let (stage, mb) = (stage_of(c), schedule.micro_batch(c));
+            let held = first_layer[stage]..first_layer[stage + 1];
+            if layers == 0 { &[] } else { &loads[mb * layers..][held] }
+        };
         self.scratch.clear();
         let spans = (self.detail == Detail::Parts).then_some(&mut self.scratch);
         let overhead = times.instruction_overhead_s;
         let alone = |c: Chunk| -> &[LayerTimes] { &times.stages[stage_of(c)].alone };
         let played = match op {
-            Op::F(c) => chunk::forward(alone(c), &self.load_f, overhead, spans),
+            Op::F(c) => chunk::forward(alone(c), load_of(c), overhead, spans),
             Op::B(c) => {
                 let weights = Weights::of(times.wgrad_under_exchanges);
-                chunk::backward(alone(c), weights, &self.load_b, overhead, spans)
+                chunk::backward(alone(c), weights, load_of(c), overhead, spans)
             }
-            Op::Bi(c) => chunk::backward(alone(c), Weights::Later, &self.load_b, overhead, spans),
-            Op::W(c) => chunk::weight(alone(c), &self.load_b, overhead, spans),
+            Op::Bi(c) => chunk::backward(alone(c), Weights::Later, load_of(c), overhead, spans),
+            Op::W(c) => chunk::weight(alone(c), load_of(c), overhead, spans),
             Op::FB { f, b } => {
-                let side = |stage: &'a StageTimes, load| Side {
-                    overlapped: &stage.overlapped,
-                    alone: &stage.alone,
-                    load,
+                let side = |c: Chunk| {
+                    let StageTimes { overlapped, alone } = &times.stages[stage_of(c)];
+                    Side { overlapped, alone, load: load_of(c) }
                 };
-                let f = side(&times.stages[stage_of(f)], &self.load_f);
-                let b = side(&times.stages[stage_of(b)], &self.load_b);
-                chunk::pair(f, b, overhead, spans)
+                chunk::pair(side(f), side(b), overhead, spans)
             }
         };
         if let Some(key) = key {
@@ -402,6 +385,12 @@ impl<'a> Engine<'a> {
         out.step_time_s = step;
         self.out
     }
+}
+
+/// Rows by layer as one list by micro-batch.
+fn by_micro_batch(rows: &[Vec<f32>]) -> Vec<f32> {
+    let micro_batches = 0..rows.first().map_or(0, Vec::len);
+    micro_batches.flat_map(|mb| rows.iter().map(move |row| row[mb])).collect()
 }
 
 /// The name of a part for people: `attention F`.
