@@ -316,10 +316,14 @@ pub(crate) fn step_bound(
         let held = (0..geometry.dirs() as u8).map(|dir| stages[geometry.stage(rank, dir)]);
         let busy = held.map(|s| s.iter().sum::<f64>()).sum::<f64>();
         let first = ops.first().and_then(|op| op.forward());
-        let last = ops.last().and_then(|op| op.backward());
+        // After its last gradient a rank may have weights left to do, while others go on with it.
+        let own = |op: &Op| op.weight().filter(|_| op.backward().is_none());
+        let left = ops.iter().rev().map_while(own);
+        let left_s: f64 = left.map(|c| stages[geometry.stage(rank, c.dir)][2]).sum();
+        let last = ops.iter().rev().find_map(|op| op.backward());
         busy * schedule.micro_batches_per_dir() as f64
             + first.map_or(0.0, |chunk| elsewhere(0, rank, chunk))
-            + last.map_or(0.0, |chunk| elsewhere(1, rank, chunk))
+            + last.map_or(0.0, |chunk| (elsewhere(1, rank, chunk) - left_s).max(0.0))
             + tail.get(rank).map_or(0.0, |t| t.grad_reduce_s)
     };
     schedule.ranks.iter().enumerate().map(rank_s).fold(0.0, f64::max)

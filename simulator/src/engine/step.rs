@@ -156,35 +156,37 @@ fn fastest_split(
     let single = open.len() == 1;
     // The splits hold the same layers in the same order.
     let load = expert_load(s, &open[0].1)?;
+    let least_load: Vec<f32> =
+        load.iter().map(|row| row.iter().copied().fold(f32::INFINITY, f32::min)).collect();
     // Parts are kept of the one that is taken, not of all that are tried.
     let tried = if single || detail != Detail::Parts { detail } else { Detail::Totals };
-    let play = |full: bool, times: StepTimes| {
+    let play = |placement: &Placement, times: StepTimes| {
+        let none = StepOutcome::default();
+        let full = !single && !memory(s, placement, schedule, &none).fits();
         let outcome = play_in_order(schedule, &order, &times, tried);
         ((full, outcome.step_time_s), Known::Played(times, outcome))
     };
     loop {
         let best = (1..open.len()).fold(0, |a, b| if open[b].0 < open[a].0 { b } else { a });
-        let ((full, _), placement, known) = &mut open[best];
+        let (_, placement, known) = &mut open[best];
         let (rank, closer) = match std::mem::replace(known, Known::Bound) {
             Known::Bound => {
                 let times = step_times(s, model, &table, placement);
                 check_times(&times)?;
-                let none = StepOutcome::default();
-                let full = !single && !memory(s, placement, schedule, &none).fits();
                 if load.is_empty() || !times.expert_load.is_empty() {
-                    play(full, times)
+                    play(placement, times)
                 } else if single {
-                    ((full, 0.0), Known::Least(times))
+                    ((false, 0.0), Known::Least(times))
                 } else {
-                    let least = under_least_load(&times, &load);
+                    let least = under_loads(&times, &least_load);
                     let least = play_in_order(schedule, &order, &least, Detail::Totals);
-                    ((full, least.step_time_s), Known::Least(times))
+                    ((false, least.step_time_s), Known::Least(times))
                 }
             }
             Known::Least(mut times) => {
                 times.expert_load.clone_from(&load);
                 check_times(&times)?;
-                play(*full, times)
+                play(placement, times)
             }
             Known::Played(times, outcome) => {
                 let (_, placement, _) = open.swap_remove(best);
@@ -197,14 +199,14 @@ fn fastest_split(
     }
 }
 
-/// The same times where every layer has the least load of its micro-batches: no step with all of
-/// them is shorter, and equal instructions take equal times.
-fn under_least_load(times: &StepTimes, load: &[Vec<f32>]) -> StepTimes {
+/// The same times with one load of each layer for all micro-batches. With the least of each, no step
+/// with all of them is shorter, and equal instructions take equal times.
+fn under_loads(times: &StepTimes, loads: &[f32]) -> StepTimes {
     let mut least = times.clone();
-    let mut rows = load.iter().map(|row| row.iter().copied().fold(f32::INFINITY, f32::min));
+    let mut loads = loads.iter();
     for stage in &mut least.stages {
         for (alone, overlapped) in stage.alone.iter_mut().zip(&mut stage.overlapped) {
-            let load = rows.next().expect("a row a layer");
+            let load = *loads.next().expect("a load a layer");
             for layer in [alone, overlapped] {
                 for phase in [&mut layer.forward, &mut layer.backward, &mut layer.weight] {
                     *phase = under_load(*phase, layer.routed_share, load);

@@ -162,6 +162,10 @@ struct Engine<'a> {
     dirs: usize,
     forward_end: Vec<f64>,
     backward_end: Vec<f64>,
+    /// By rank and direction: where the ends of the stage before and of the stage behind begin, and
+    /// the seconds of the hop from there.
+    shallower: Vec<Option<(usize, f64)>>,
+    deeper: Vec<Option<(usize, f64)>>,
     free: Vec<f64>,
     /// First layer of each stage in `times.expert_load`.
     first_layer: Vec<usize>,
@@ -187,6 +191,18 @@ impl<'a> Engine<'a> {
             );
             first_layer.push(first_layer.last().unwrap_or(&0) + stage.alone.len());
         }
+        let geometry = &schedule.geometry;
+        let places = (0..ranks).flat_map(|rank| (0..dirs as u8).map(move |dir| (rank, dir)));
+        let ends = |(rank, dir): (usize, u8)| (rank * dirs + dir as usize) * mbs;
+        let shallower = places.clone().map(|(rank, dir)| {
+            let (from, dir) = geometry.shallower(rank, dir)?;
+            Some((ends((from, dir)), times.p2p_s[geometry.stage(from, dir)]))
+        });
+        let deeper = places.map(|(rank, dir)| {
+            let hop_s = times.p2p_s.get(geometry.stage(rank, dir));
+            Some((ends(geometry.deeper(rank, dir)?), *hop_s?))
+        });
+        let (shallower, deeper) = (shallower.collect(), deeper.collect());
         let rank_time = |r: &Vec<Op>| RankTime {
             instructions: vec![(0.0, 0.0); if detail == Detail::Totals { 0 } else { r.len() }],
             ..RankTime::default()
@@ -204,6 +220,8 @@ impl<'a> Engine<'a> {
             dirs,
             forward_end: vec![0.0; ranks * dirs * mbs],
             backward_end: vec![0.0; ranks * dirs * mbs],
+            shallower,
+            deeper,
             free: vec![0.0; ranks],
             first_layer,
             known: vec![None; memo],
@@ -226,17 +244,15 @@ impl<'a> Engine<'a> {
     fn inputs_at(&mut self, rank: usize, op: Op) -> f64 {
         let mut at = 0.0f64;
         if let Some(f) = op.forward()
-            && let Some((from, dir)) = self.schedule.geometry.shallower(rank, f.dir)
+            && let Some((ends, hop_s)) = self.shallower[rank * self.dirs + f.dir as usize]
         {
-            let boundary = self.schedule.geometry.stage(from, dir);
-            at = at.max(self.forward_end[self.slot(from, dir, f.mb)] + self.times.p2p_s[boundary]);
+            at = at.max(self.forward_end[ends + f.mb as usize] + hop_s);
             self.out.events += 1;
         }
         if let Some(b) = op.backward()
-            && let Some((from, dir)) = self.schedule.geometry.deeper(rank, b.dir)
+            && let Some((ends, hop_s)) = self.deeper[rank * self.dirs + b.dir as usize]
         {
-            let boundary = self.schedule.geometry.stage(rank, b.dir);
-            at = at.max(self.backward_end[self.slot(from, dir, b.mb)] + self.times.p2p_s[boundary]);
+            at = at.max(self.backward_end[ends + b.mb as usize] + hop_s);
             self.out.events += 1;
         }
         at
