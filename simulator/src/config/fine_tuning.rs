@@ -38,9 +38,9 @@ impl LoraTarget {
     }
 }
 
-/// Low-rank adapters (arXiv 2106.09685): TOML table `[lora]`. The model's own weights are frozen: no
-/// gradients, no optimizer state, no products for weight gradients. An adapter is two products in
-/// BF16 beside the one that it adapts.
+/// Low-rank adapters (arXiv 2106.09685): TOML table `[lora]`. The model's own weights are frozen:
+/// no gradients, no optimizer state, no products for weight gradients. An adapter is two products
+/// in BF16 beside the one that it adapts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lora {

@@ -427,7 +427,7 @@ impl FirstPrinciples {
             // Nothing runs beside the last hop.
             (part_s, merged, (ranks - 1.0) * (hop_s - part_s).max(0.0) + hop_s)
         } else {
-            // To FP32, difference, product, sum: 38 bytes an element; 27 where half is left as it is.
+            // To FP32, difference, product, sum: 38 bytes an element; 27 where half stays as it is.
             (part_s * times[0], (ranks - 1.0) * 32.5 * values + 12.0 * values, 0.0)
         };
         let kernels = self.kernels(s, false);

@@ -286,8 +286,8 @@ fn candidate(
 /// Seconds than which no step is shorter up to its last gradient: the busiest rank's computation,
 /// the forwards that its first micro-batch has behind it on other ranks, the backwards that its
 /// last has before it, and its reduction of gradients in `tail`, which may be empty. Every layer
-/// counts in the quicker of the two situations, phase by phase; where the streams of `schedule` are empty, nothing
-/// stands before and behind.
+/// counts in the quicker of the two situations, phase by phase; where the streams of `schedule` are
+/// empty, nothing stands before and behind.
 pub(crate) fn step_bound(
     t: &LayerTable,
     p: &Placement,

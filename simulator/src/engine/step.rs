@@ -130,7 +130,7 @@ enum Known {
     Bound,
     /// Its step with the least loads of its experts.
     Least(StepTimes),
-    /// Its step.
+    /// Its step with all that it is made of.
     Played(StepTimes, StepOutcome),
 }
 
@@ -199,8 +199,8 @@ fn fastest_split(
     }
 }
 
-/// The same times with one load of each layer for all micro-batches. With the least of each, no step
-/// with all of them is shorter, and equal instructions take equal times.
+/// The same times with one load of each layer for all micro-batches. With the least of each, no
+/// step with all of them is shorter, and equal instructions take equal times.
 fn under_loads(times: &StepTimes, loads: &[f32]) -> StepTimes {
     let mut least = times.clone();
     let mut loads = loads.iter();

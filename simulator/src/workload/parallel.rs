@@ -364,10 +364,11 @@ fn every_split(layers: u64, stages: usize) -> Option<Vec<Vec<u64>>> {
     Some(all)
 }
 
-/// The splits of layers into stages that may be the fastest: all, where they are few; else for every weight of prediction module
-/// and head, from none to eight layers by quarters, with the dense layers before the experts as
-/// heavy as the others or half as heavy, the one whose busiest rank has the least work. They do not
-/// depend on the hardware, so that the best of them is no slower on a faster one. One where the
+/// The splits of layers into stages that may be the fastest: all, where they are few; else for
+/// every weight of prediction module and head, from none to eight layers by quarters, with the
+/// dense layers before the experts as heavy as the others or half as heavy, the one whose busiest
+/// rank has the least work. They do not depend on the hardware, so that the best of them is no
+/// slower on a faster one. One where the
 /// scenario or its stack says how layers are split. `scenario` must have passed [`check`].
 pub fn placements(scenario: &Scenario) -> Result<Vec<Placement>, SimError> {
     let m = &scenario.model;
