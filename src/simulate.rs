@@ -20,7 +20,7 @@ use fathom_simulator::config::Scenario;
 use fathom_simulator::events::Detail;
 use fathom_simulator::first_principles::FirstPrinciples;
 use fathom_simulator::perfetto;
-use fathom_simulator::report::html;
+use fathom_simulator::report::{html, sensitivity};
 use fathom_simulator::step::{Simulation, StepReport, WholeRun, simulate, whole_run};
 use fathom_trace::{OpRecord, jsonl};
 use serde::Serialize;
@@ -152,7 +152,10 @@ fn step(args: &Args) -> output::Result {
         output::write_file(path, html::page(&sim, &run, &model)?.as_bytes())?;
     }
     if args.json {
-        output::print_json(&Document { report: &sim.report, whole_run: &run })?;
+        let network = html::topology_of(&scenario.cluster);
+        let sensitivity = sensitivity::sensitivity(&scenario, &model)?;
+        let (report, whole_run) = (&sim.report, &run);
+        output::print_json(&Document { report, whole_run, network, sensitivity })?;
     } else {
         print(&sim, &run);
     }
@@ -186,6 +189,8 @@ struct Document<'a> {
     #[serde(flatten)]
     report: &'a StepReport,
     whole_run: &'a WholeRun,
+    network: html::Topology,
+    sensitivity: sensitivity::Sensitivity,
 }
 
 fn print(sim: &Simulation, run: &WholeRun) {
@@ -288,6 +293,10 @@ fn print(sim: &Simulation, run: &WholeRun) {
     for (name, bytes) in peak.named() {
         let bar = bar(bytes / sim.memory.capacity_bytes);
         outln!("  {name:<34}{:>8.2} GB  {bar}", bytes / 1e9);
+    }
+    if r.host_memory_gb > 0.0 {
+        let capacity = sim.memory.host_capacity_bytes / 1e9;
+        outln!("  {:<34}{:>8.2} GB of {capacity:.0}", "in the host", r.host_memory_gb);
     }
     if let Some(complaint) = &r.memory_complaint {
         outln!("\n{complaint}");

@@ -52,6 +52,8 @@ fn recipe(q: &Question) -> Recipe {
         recompute_norms: again,
         recompute_up_projections: again,
         recompute_swiglu: again,
+        keep_swiglu_input_fp8: q.kept_in_fp8 && q.precision.is_quantised(),
+        keep_attention_output_e5m6: q.kept_in_fp8 && q.precision.is_quantised(),
         ..Recipe::new(match q.precision {
             Precision::Bf16 => Mode::Bf16,
             // The same ops; the simulator knows how wide their operands are.

@@ -69,7 +69,7 @@ const FILES: [Bad; 42] = [
 ];
 
 /// Layouts that no cluster runs: overrides of the same preset, and parts of the message.
-const LAYOUTS: [(&[&str], &[&str]); 14] = [
+const LAYOUTS: [(&[&str], &[&str]); 17] = [
     (&["parallel.pp=8"], &["tp 1 * cp 1 * pp 8 * dp 128 = 1024 ranks", "2048 GPUs"]),
     (&["cluster.gpus_per_node=7"], &["2048 GPUs are not whole nodes of 7"]),
     (&["parallel.tp=3", "parallel.dp=128", "cluster.gpus=6144"], &["tp 3", "128 attention heads"]),
@@ -84,6 +84,15 @@ const LAYOUTS: [(&[&str], &[&str]); 14] = [
     (&["training.precision=\"mxfp8\""], &["H800", "block scales", "\"fp8\""]),
     (&["training.precision=\"nvfp4\""], &["H800", "no FP4 tensor cores", "\"bf16\""]),
     (&["cluster.gpu.preset=\"a100\""], &["A100", "no FP8 tensor cores", "\"bf16\""]),
+    (
+        &["cluster.gpu.preset=\"a100\"", "training.precision=\"bf16\"", "stack.fp8_attention=true"],
+        &["A100", "no FP8 tensor cores", "stack.fp8_attention = false"],
+    ),
+    (&["lora.rank=8", "lora.targets=[]"], &["lora.targets is empty"]),
+    (
+        &["lora.rank=8", "lora.targets=[\"down\"]"],
+        &["adapters of experts are not modelled", "use qkv and output"],
+    ),
 ];
 
 #[test]

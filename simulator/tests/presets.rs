@@ -7,8 +7,10 @@ mod model_code;
 use fathom_simulator::config::{SCENARIOS, Scenario};
 use fathom_simulator::events::Detail;
 use fathom_simulator::first_principles::FirstPrinciples;
+use fathom_simulator::parallel::{PlacedLayer, Placement, placements};
 use fathom_simulator::report::sensitivity::SLIDERS;
 use fathom_simulator::step::simulate;
+use fathom_simulator::times::LayerKind;
 use model_code::ModelCode;
 use proptest::prelude::*;
 use serde_json::Value;
@@ -86,6 +88,38 @@ proptest! {
     }
 }
 
+/// A split that is not played is no faster: against all that may be the fastest, each played by
+/// itself.
+#[test]
+fn the_split_that_is_taken_is_the_fastest_of_those_that_may_be() {
+    for set in [
+        &["parallel.dp=128"][..],
+        &["schedule=\"1f1b\"", "cluster.gpu.memory_bytes=200000000000"],
+        &["schedule=\"zb1p\"", "expert_load.deviation=0.0"],
+        &["schedule=\"interleaved\"", "training.global_batch=16384", "expert_load.deviation=0.3"],
+        &["schedule=\"dualpipev\"", "cluster.gpu.memory_bytes=60000000000"],
+    ] {
+        let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
+        let s = Scenario::preset("deepseek-v3-h800-2048", &set).unwrap();
+        let run = |s: &Scenario| {
+            let sim = simulate(s, &FirstPrinciples::new(ModelCode), Detail::Totals).unwrap();
+            (!sim.memory.fits(), sim.report.step_time_s)
+        };
+        let taken = run(&s);
+        let all = placements(&s).unwrap();
+        assert!(all.len() > 5, "{set:?}: {} splits", all.len());
+        let one = |placement: &Placement| {
+            let inner = |l: &&PlacedLayer| matches!(l.kind, LayerKind::Dense | LayerKind::Moe);
+            let count = |stage: &Vec<PlacedLayer>| stage.iter().filter(inner).count() as u64;
+            let stage_layers = Some(placement.stages.iter().map(count).collect());
+            run(&Scenario { stage_layers, ..s.clone() })
+        };
+        let best =
+            all.iter().map(one).fold((true, f64::INFINITY), |a, b| if b < a { b } else { a });
+        assert_eq!(taken, best, "{set:?}");
+    }
+}
+
 /// The same layout on 49 times the GPUs: only the gradient reduction grows.
 #[test]
 fn a_hundred_thousand_gpus_take_the_same_pipeline() {
@@ -111,10 +145,9 @@ fn splits(layers: u64, stages: usize) -> Vec<Vec<u64>> {
         .collect()
 }
 
-/// The split that is taken against all there are, played one by one: its busiest rank is as light
-/// as can be; which of several equal stages has a layer more moves the step by under a hundredth.
+/// Where splits are few, the one that is taken is the fastest of all there are, played one by one.
 #[test]
-fn no_split_into_stages_is_faster_by_a_hundredth_than_the_one_taken() {
+fn of_few_splits_into_stages_the_fastest_is_taken() {
     for (preset, set) in [
         ("deepseek-v3-h800-2048", &["schedule=\"1f1b\"", "parallel.dp=512"][..]),
         ("deepseek-v3-h800-2048", &["schedule=\"dualpipe\"", "parallel.dp=512"][..]),
@@ -130,7 +163,39 @@ fn no_split_into_stages_is_faster_by_a_hundredth_than_the_one_taken() {
         let ours = step_s(&read(&[]));
         for split in splits(11, 4) {
             let theirs = step_s(&read(&[format!("stage_layers={split:?}")]));
-            assert!(ours <= theirs * 1.01, "{preset}: {ours} s, {split:?} {theirs} s");
+            assert!(ours <= theirs, "{preset}: {ours} s, {split:?} {theirs} s");
+        }
+    }
+}
+
+/// Where they are many, no layer moved from one stage to another makes the step faster by two
+/// hundredths, whatever is moved where; 1.4 of them is the most that is known, by DualPipe's.
+#[test]
+fn of_many_splits_no_neighbour_of_the_one_taken_is_faster_by_two_hundredths() {
+    for (preset, set) in [
+        ("deepseek-v3-h800-2048", &["expert_load.deviation=0.0"][..]),
+        ("deepseek-v3-h800-2048", &["schedule=\"1f1b\"", "expert_load.deviation=0.0"]),
+        ("llama-3.1-405b-h100-16384", &["schedule=\"1f1b\""]),
+        ("qwen2.5-72b-a100-2048", &[]),
+    ] {
+        let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
+        let mut s = Scenario::preset(preset, &set).unwrap();
+        let model = FirstPrinciples::new(ModelCode);
+        let run = |s: &Scenario| simulate(s, &model, Detail::Totals).unwrap();
+        let sim = run(&s);
+        let inner = |l: &&PlacedLayer| matches!(l.kind, LayerKind::Dense | LayerKind::Moe);
+        let stages = sim.placement.stages.iter();
+        let taken: Vec<u64> =
+            stages.map(|stage| stage.iter().filter(inner).count() as u64).collect();
+        for from in 0..taken.len() {
+            for to in (0..taken.len()).filter(|&to| to != from && taken[from] > 0) {
+                let mut split = taken.clone();
+                (split[from], split[to]) = (split[from] - 1, split[to] + 1);
+                s.stage_layers = Some(split.clone());
+                let step_s = run(&s).report.step_time_s;
+                let ours = sim.report.step_time_s;
+                assert!(ours <= step_s * 1.02, "{preset}: {ours} s, {split:?} {step_s} s");
+            }
         }
     }
 }

@@ -45,6 +45,7 @@ fn sizes(s: &Scenario) -> Vec<Size> {
         ("training.seq_len", t.seq_len, 1, 1 << 24),
         ("training.micro_batch", t.micro_batch, 1, 1 << 12),
         ("training.global_batch", t.global_batch, 1, 1 << 28),
+        ("lora.rank", s.lora.as_ref().map_or(1, |l| l.rank), 1, 1 << 16),
         ("ramp.start_batch", s.ramp.map_or(1, |r| r.start_batch), 1, 1 << 28),
     ]
 }
@@ -105,6 +106,11 @@ fn run(s: &Scenario) -> Vec<Number> {
         ("stack.elementwise_passes", s.stack.elementwise_passes, 0.0, 1e3),
         ("stack.attention_time[0]", s.stack.attention_time[0], 1e-3, 1e3),
         ("stack.attention_time[1]", s.stack.attention_time[1], 1e-3, 1e3),
+        ("offload.optimizer", s.offload.optimizer, 0.0, 1.0),
+        ("offload.activations", s.offload.activations, 0.0, 1.0),
+        ("offload.link_bytes_per_s", s.offload.link_bytes_per_s, 1.0, 1e24),
+        ("offload.update_bytes_per_s", s.offload.update_bytes_per_s, 1.0, 1e24),
+        ("offload.memory_bytes", s.offload.memory_bytes, 0.0, 1e24),
         ("expert_load.deviation", s.expert_load.deviation, 0.0, 10.0),
         ("reliability.gpu_mtbf_hours", r.gpu_mtbf_hours, 1e-3, 1e24),
         ("reliability.node_mtbf_hours", r.node_mtbf_hours, 1e-3, 1e24),

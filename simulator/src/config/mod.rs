@@ -19,6 +19,7 @@ use crate::hardware::cluster::Cluster;
 use crate::reliability::Reliability;
 
 mod expert_load;
+mod fine_tuning;
 pub mod hardware;
 pub(crate) mod limits;
 pub(crate) mod read;
@@ -26,6 +27,7 @@ mod search_space;
 mod stack;
 
 pub use expert_load::ExpertLoad;
+pub use fine_tuning::{Lora, LoraTarget, Offload};
 pub use read::SCENARIOS;
 pub use search_space::SearchSpace;
 pub use stack::{ContextForm, ExpertOverlap, Graphs, STACKS, Stack, StageSplit};
@@ -218,6 +220,12 @@ pub struct Scenario {
     /// The software that runs it.
     #[serde(default)]
     pub stack: Stack,
+    /// Adapters that are trained instead of the model's weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<Lora>,
+    /// What lies in the hosts' memory.
+    #[serde(default)]
+    pub offload: Offload,
     /// How unevenly tokens fall on experts.
     #[serde(default)]
     pub expert_load: ExpertLoad,

@@ -40,6 +40,11 @@ pub enum ContextForm {
     AllToAll,
     /// All-to-all inside a node, a ring between nodes.
     Hybrid,
+    /// Keys and values, repeated for every query head, are gathered from all ranks at once, under
+    /// the attention of the own part; kernels of their own merge the parts in FP32, and the
+    /// gradients of keys and values go around a ring in FP32. What PyTorch does
+    /// (`torch/distributed/tensor/experimental/_attention.py`, rotation `ALL_GATHER`).
+    Gather,
 }
 
 /// How transformer layers are dealt to pipeline stages that the scenario does not list.
@@ -63,7 +68,7 @@ pub struct Stack {
     pub launch_us: f64,
     /// What is replayed without the host.
     pub graphs: Graphs,
-    /// Memory traffic and launches of norms, activations, casts and sums against fused kernels.
+    /// Memory traffic and launches of norms, activations and sums against fused kernels.
     pub elementwise_passes: f64,
     /// Tensor-parallel exchanges run under the GEMMs beside them, in as many parts as ranks.
     pub tp_overlap: bool,
@@ -84,6 +89,14 @@ pub struct Stack {
     pub fused_router: bool,
     /// One kernel casts an operand and its transpose: the value is read once for the two.
     pub casts_both_ways: bool,
+    /// SwiGLU's input is kept for the backward in FP8 and the attention's output in twelve bits, as
+    /// the DeepSeek-V3 report does; BF16 otherwise, and no casts for it.
+    pub kept_in_fp8: bool,
+    /// The experts' grouped products apply SwiGLU and its gradient themselves and write operands as
+    /// the next product reads them.
+    pub fused_experts: bool,
+    /// Both products of attention read FP8.
+    pub fp8_attention: bool,
     /// A token is sent once for each of its experts, not once for each rank that has any.
     pub expert_copies: bool,
     /// How layers are dealt to stages.
@@ -106,6 +119,9 @@ impl Default for Stack {
             attention_time: [1.0, 1.0],
             fused_router: false,
             casts_both_ways: false,
+            kept_in_fp8: true,
+            fused_experts: false,
+            fp8_attention: false,
             expert_copies: false,
             stages: StageSplit::Balanced,
         }

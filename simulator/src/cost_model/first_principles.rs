@@ -16,8 +16,8 @@ use crate::error::SimError;
 use crate::kernel_time::{
     AttentionShape, Constants, GemmTable, KernelModel, KernelTimes, MemoryClass, Work,
 };
-use crate::lowering::Kernel;
-use crate::memory::{StageParameters, stage_parameters};
+use crate::lowering::{Kernel, adapters};
+use crate::memory::{StageParameters, stage_parameters, trained_parameters};
 use crate::network::alltoall::{AllToAll, AllToAllModel, Beside, Exchange};
 use crate::network::collectives::{Algorithm, Collective, GroupShape, p2p_s, time_s};
 use crate::parallel::{self, CostModel, PlacedLayer, Placement};
@@ -111,7 +111,7 @@ impl FirstPrinciples {
     pub fn kernel_times(&self, s: &Scenario) -> Result<Vec<(LayerKind, Kernel, f64)>, SimError> {
         let kernels = self.kernels_of(&s.model, &FirstPrinciples::context(s))?;
         let model = self.kernels(s, s.schedule.overlaps_pairs());
-        let launched = kernels.all().filter_map(|(kind, k)| Some((kind, k.under(&s.stack)?)));
+        let launched = kernels.all().filter_map(|(kind, k)| Some((kind, k.under(s)?)));
         let timed = launched.filter(|(_, k)| !matches!(k.work, Work::Collective { .. }));
         let with_time = |(kind, k): (LayerKind, Cow<'_, Kernel>)| {
             let seconds = self.kernel_s(&model, &k, s);
@@ -126,7 +126,10 @@ impl FirstPrinciples {
         let own = || (model.kernel(kernel, &s.what_if) - self.constants.gap_s).max(0.0);
         let of_stack = || match &kernel.work {
             Work::Gemm(shape, kind) => own() * self.gemms.ratio(shape, *kind),
-            Work::Attention(_, backward) => own() * s.stack.attention_time[usize::from(*backward)],
+            Work::Attention(shape, backward) => {
+                let seconds = model.attention_of(shape, *backward, s.stack.fp8_attention);
+                seconds * s.stack.attention_time[usize::from(*backward)]
+            }
             _ => own(),
         };
         self.measured.of(kernel).unwrap_or_else(of_stack)
@@ -167,6 +170,7 @@ impl FirstPrinciples {
             ep: p.ep,
             precision: t.precision,
             recompute: t.recompute,
+            kept_in_fp8: scenario.stack.kept_in_fp8,
             load: (1.0, 1.0),
         }
     }
@@ -214,9 +218,12 @@ impl FirstPrinciples {
         overlapped: bool,
     ) -> LayerTimes {
         let kernels = self.kernels(s, overlapped);
+        let adapters = adapters(s, ctx.tokens());
         let busy = |kind: LayerKind, component: Component, phase: Phase| {
             let of = |k: &&Kernel| k.component == component && k.phase == phase;
-            self.busy(s, &kernels, all.of(kind).iter().filter(of))
+            let outside = matches!(kind, LayerKind::Embedding | LayerKind::Head);
+            let adapters = if outside { &[] } else { &adapters[..] };
+            self.busy(s, &kernels, all.of(kind).iter().chain(adapters).filter(of))
         };
         let sum = |components: &[Component], phase| {
             let parts = components.iter().map(|&c| busy(kind, c, phase));
@@ -297,7 +304,7 @@ impl FirstPrinciples {
         of: impl Iterator<Item = &'r Kernel>,
     ) -> Busy {
         let mut busy = Busy::default();
-        for kernel in of.filter_map(|k| k.under(&s.stack)) {
+        for kernel in of.filter_map(|k| k.under(s)) {
             let launched = match s.stack.graphs {
                 Graphs::None => true,
                 Graphs::Dense => kernel.routed,
@@ -308,13 +315,16 @@ impl FirstPrinciples {
                 let regathered = kernel.phase == Phase::B && s.stack.tp_regather;
                 // One of the two halves of an all-reduce once more.
                 let passes = if regathered && op == "all_reduce" { 1.5 } else { 1.0 };
-                busy.collectives_s += passes * self.blocking(s, op, *group, *bytes);
+                let backward = kernel.op.contains("backward");
+                busy.collectives_s += passes * self.blocking(s, op, *group, *bytes, backward);
                 busy.launches += launched;
                 continue;
             }
             let seconds = self.constants.gap_s + self.kernel_s(kernels, &kernel, s);
             let (mut passes, mut launches) = (1.0, 1.0);
             match &kernel.work {
+                // Casts are kernels of their own, whatever else is fused.
+                Work::Memory { launches: own, .. } if kernel.is_cast() => launches = *own as f64,
                 Work::Memory { launches: own, .. } => {
                     passes = s.stack.elementwise_passes;
                     launches = *own as f64 * passes;
@@ -333,9 +343,12 @@ impl FirstPrinciples {
 
     /// Seconds of a collective that blocks the computation: tensor and context parallelism.
     /// All-to-alls run beside.
-    fn blocking(&self, s: &Scenario, op: &str, group: Group, bytes: f64) -> f64 {
+    fn blocking(&self, s: &Scenario, op: &str, group: Group, bytes: f64, backward: bool) -> f64 {
         let (size, per_node) = (group.size as u64, s.cluster.gpus_per_node);
         match op {
+            "ring_exchange" if s.stack.context == ContextForm::Gather => {
+                self.gathered_context_s(s, size, backward)
+            }
             // With sequence parallelism its two halves stand before and behind the norms.
             "all_reduce" => {
                 let shape = GroupShape::strided(size, 1, per_node);
@@ -346,7 +359,8 @@ impl FirstPrinciples {
         }
     }
 
-    /// Seconds of context parallelism's exchange that attention waits for; `ring_bytes` are those
+    /// Seconds of context parallelism's exchange that attention waits for in other forms than
+    /// [`ContextForm::Gather`]; `ring_bytes` are those
     /// of keys and values that pass a rank around the whole ring.
     fn context_s(&self, s: &Scenario, size: u64, ring_bytes: f64) -> f64 {
         let per_node = (s.cluster.gpus_per_node / s.parallel.tp).clamp(1, size);
@@ -372,7 +386,7 @@ impl FirstPrinciples {
             p2p_s(&s.cluster, bytes, same_node) + 2.0 * latency
         };
         match s.stack.context {
-            ContextForm::Ring => ring(size, ring_bytes, per_node == size),
+            ContextForm::Ring | ContextForm::Gather => ring(size, ring_bytes, per_node == size),
             ContextForm::AllToAll => turned(size, per_node == size),
             ContextForm::Hybrid => {
                 let nodes = size.div_ceil(per_node);
@@ -381,6 +395,44 @@ impl FirstPrinciples {
                 inside + if nodes > 1 { ring(nodes, left, false) } else { 0.0 }
             }
         }
+    }
+
+    /// What [`ContextForm::Gather`] adds to attention, its backward or its forward: the gathering
+    /// of keys and values that the part of the own keys does not hide, the ring of their gradients
+    /// and the kernels that merge the parts. Bytes are those of the tensors that these kernels
+    /// read and write, by the source named there; of the parts after the first, half meet all
+    /// queries and half the later ones.
+    fn gathered_context_s(&self, s: &Scenario, size: u64, backward: bool) -> f64 {
+        let (heads, tokens) = (
+            (s.model.heads as u64).div_ceil(s.parallel.tp),
+            (s.training.micro_batch * s.training.seq_len).div_ceil(size),
+        );
+        let (qk, v) = s.model.head_dims();
+        let elements = |width: usize| (tokens * heads) as f64 * width as f64;
+        let (keys, values) = (elements(qk), elements(v));
+        let group = GroupShape::strided(size, s.parallel.tp, s.cluster.gpus_per_node);
+        let ranks = size as f64;
+        let whole = 2.0 * ranks * (keys + values);
+        let gather_s =
+            time_s(&s.cluster, Collective::AllGather, Algorithm::Hierarchical, group, whole);
+        // As many parts as ranks, of equal work; dq, dk and dv take five products of seven.
+        let times = s.stack.attention_time;
+        let part_s = self.attention_forward_s(s) / ranks;
+        let (part_s, merged_bytes, ring_s) = if backward {
+            // Into dq: 12 bytes an element and part; into dk and dv 11.5, and 8 to join them for
+            // the ring.
+            let merged = ranks * (12.0 * keys + 19.5 * (keys + values));
+            let hop_s = p2p_s(&s.cluster, 4.0 * (keys + values), group.nodes == 1);
+            let part_s = 2.5 * part_s * times[1];
+            // Nothing runs beside the last hop.
+            (part_s, merged, (ranks - 1.0) * (hop_s - part_s).max(0.0) + hop_s)
+        } else {
+            // To FP32, difference, product, sum: 38 bytes an element; 27 where half stays as it is.
+            (part_s * times[0], (ranks - 1.0) * 32.5 * values + 12.0 * values, 0.0)
+        };
+        let kernels = self.kernels(s, false);
+        let merge_s = kernels.memory(merged_bytes, MemoryClass::Stream, None);
+        (gather_s - part_s).max(0.0) + ring_s + merge_s
     }
 
     fn attention_forward_s(&self, s: &Scenario) -> f64 {
@@ -437,7 +489,13 @@ impl FirstPrinciples {
         let own = |l: &&PlacedLayer| !(s.model.tie_word_embeddings && l.kind == LayerKind::Head);
         let placed = stages.iter().flat_map(|&i| &placement.stages[i]).filter(own);
         let layers: Vec<PlacedLayer> = placed.copied().collect();
-        let StageParameters { dense, experts: expert } = stage_parameters(s, &layers);
+        let StageParameters { dense, experts: expert } = trained_parameters(s, &layers);
+        // Frozen weights are gathered where they are sharded.
+        let gathered = if p.zero >= 3 {
+            stage_parameters(s, &layers)
+        } else {
+            StageParameters { dense, experts: expert }
+        };
         let per_node = s.cluster.gpus_per_node;
         let collective = |kind, group: GroupShape, bytes| {
             time_s(&s.cluster, kind, Algorithm::Hierarchical, group, bytes)
@@ -455,7 +513,8 @@ impl FirstPrinciples {
             tail.grad_reduce_s += p2p_s(&s.cluster, 4.0 * half, false);
             tail.param_gather_s += p2p_s(&s.cluster, 2.0 * half, false);
         }
-        let (dense, expert) = (dense / copies as f64, expert / copies as f64);
+        let copies = copies as f64;
+        let (dense, expert) = (dense / copies, expert / copies);
         let sharded = p.zero >= 1;
         let reduce = if sharded { Collective::ReduceScatter } else { Collective::AllReduce };
         tail.grad_reduce_s += collective(reduce, dense_group, 4.0 * dense)
@@ -463,18 +522,27 @@ impl FirstPrinciples {
         let mut updated = dense + expert;
         if sharded {
             updated = dense / dense_group.size() as f64 + expert / expert_group.size() as f64;
+            let (dense, expert) = (gathered.dense / copies, gathered.experts / copies);
             tail.param_gather_s += collective(Collective::AllGather, dense_group, 2.0 * dense)
                 + collective(Collective::AllGather, expert_group, 2.0 * expert);
         }
-        // Gradient norm, then AdamW: gradient, master and both moments in, all but the gradient
-        // out, with the BF16 copy.
+        // Gradient norm, then AdamW.
         let kernels = self.kernels(s, false);
         let norm_s = kernels.memory(4.0 * (dense + expert), MemoryClass::Stream, None);
-        let update_s = kernels.memory(22.0 * updated, MemoryClass::Stream, None);
-        tail.optimizer_s = s.stack.elementwise_passes * (norm_s + update_s);
+        let away = s.offload.optimizer;
+        let own = UPDATE_BYTES * updated * (1.0 - away);
+        let update_s = kernels.memory(own, MemoryClass::Stream, None);
+        // FP32 gradients to the host, BF16 weights back.
+        let host_s = away * updated * (6.0 / s.offload.link_bytes_per_s)
+            + away * updated * (UPDATE_BYTES / s.offload.update_bytes_per_s);
+        tail.optimizer_s = s.stack.elementwise_passes * (norm_s + update_s) + host_s;
         tail
     }
 }
+
+/// Bytes that AdamW moves for a parameter: gradient, master and both moments in, all but the
+/// gradient out, with the BF16 copy.
+const UPDATE_BYTES: f64 = 22.0;
 
 /// How often a token crosses to a place where one of its experts is, against once: a node where
 /// the group spans several, a rank within one.
@@ -490,6 +558,11 @@ fn copies(s: &Scenario, moe: &MoeConfig, ep: u64) -> f64 {
 impl CostModel for FirstPrinciples {
     fn layer_times(&self, s: &Scenario, layer: PlacedLayer) -> Result<[LayerTimes; 2], SimError> {
         if let Some(message) = s.training.precision.refusal(&s.cluster.gpu) {
+            return Err(SimError::Layout(message));
+        }
+        if s.stack.fp8_attention && s.cluster.gpu.fp8_flops == 0.0 {
+            let gpu = &s.cluster.gpu.name;
+            let message = format!("{gpu} has no FP8 tensor cores: use stack.fp8_attention = false");
             return Err(SimError::Layout(message));
         }
         let ctx = FirstPrinciples::context(s);

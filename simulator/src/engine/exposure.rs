@@ -6,12 +6,14 @@
 //! nothing precedes or follows.
 
 use crate::config::{ExpertOverlap, Scenario};
-use crate::parallel;
+use crate::memory::chunk_bytes;
+use crate::parallel::{self, PlacedLayer};
 use crate::times::{LayerTimes, PhaseTimes, StepTimes};
 
 /// Turns the whole traffic in `times` into what is exposed of it over the step.
 pub fn settle(s: &Scenario, times: &mut StepTimes) {
     hide_exchanges(s, times);
+    move_activations(s, times);
     let geometry = parallel::geometry(s);
     for rank in 0..geometry.ranks {
         let layers: Vec<&LayerTimes> =
@@ -89,6 +91,27 @@ fn hide_exchanges(s: &Scenario, times: &mut StepTimes) {
         for phase in [&mut layer.forward, &mut layer.backward] {
             phase.dispatch_s *= exposed;
             phase.combine_s *= exposed;
+        }
+    }
+}
+
+/// Adds to a layer what its activations need on the link with the host beyond its computation: out
+/// under the forward, in under the backward.
+fn move_activations(s: &Scenario, times: &mut StepTimes) {
+    if s.offload.activations == 0.0 {
+        return;
+    }
+    let moved_s = |kind| {
+        let layer = PlacedLayer { kind, index: 0 };
+        s.offload.activations * chunk_bytes(s, &[layer]) / s.offload.link_bytes_per_s
+    };
+    for stage in &mut times.stages {
+        for layer in stage.alone.iter_mut().chain(&mut stage.overlapped) {
+            let computes = |p: PhaseTimes| p.attention_s + p.mlp_s;
+            let moved_s = moved_s(layer.kind);
+            let backward_s = computes(layer.backward) + computes(layer.weight);
+            layer.forward.mlp_s += (moved_s - computes(layer.forward)).max(0.0);
+            layer.backward.mlp_s += (moved_s - backward_s).max(0.0);
         }
     }
 }

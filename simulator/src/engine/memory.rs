@@ -8,7 +8,7 @@
 use fathom_schedule::{Op, Schedule};
 use serde::Serialize;
 
-use crate::config::{Recompute, Scenario};
+use crate::config::{LoraTarget, Recompute, Scenario};
 use crate::events::StepOutcome;
 use crate::network::alltoall::largest_of;
 use crate::parallel::{PlacedLayer, Placement, geometry};
@@ -69,6 +69,8 @@ pub struct RankMemory {
     /// Total over time: seconds from the start of the step, bytes from then on. Empty where the
     /// step was played without its instructions.
     pub over_time: Vec<(f64, f64)>,
+    /// Most bytes that it has in its host's memory.
+    pub host_bytes: f64,
 }
 
 /// Memory of all ranks of a pipeline.
@@ -78,6 +80,15 @@ pub struct Memory {
     pub ranks: Vec<RankMemory>,
     /// Bytes of memory per GPU.
     pub capacity_bytes: f64,
+    /// Bytes of its host's memory for each GPU.
+    pub host_capacity_bytes: f64,
+}
+
+impl StageParameters {
+    fn add(&mut self, other: StageParameters) {
+        self.dense += other.dense;
+        self.experts += other.experts;
+    }
 }
 
 impl Memory {
@@ -87,9 +98,14 @@ impl Memory {
         totals.fold((0, 0.0), |best, (r, b)| if b > best.1 { (r, b) } else { best })
     }
 
-    /// Whether every rank's peak fits into its GPU.
+    /// Whether every rank's peak fits into its GPU, and what lies beside it into its host.
     pub fn fits(&self) -> bool {
-        self.fullest().1 <= self.capacity_bytes
+        self.fullest().1 <= self.capacity_bytes && self.host_bytes() <= self.host_capacity_bytes
+    }
+
+    /// Most bytes that a rank has in its host's memory.
+    pub fn host_bytes(&self) -> f64 {
+        self.ranks.iter().map(|r| r.host_bytes).fold(0.0, f64::max)
     }
 
     /// What is wrong, for people: `does not fit: 93 of 80 GB on rank 3, mostly X; try Y`; `None`
@@ -99,6 +115,13 @@ impl Memory {
             return None;
         }
         let (rank, bytes) = self.fullest();
+        if bytes <= self.capacity_bytes {
+            let (need, have) = (self.host_bytes() / 1e9, self.host_capacity_bytes / 1e9);
+            return Some(format!(
+                "does not fit: {need:.0} of {have:.0} GB of host memory a GPU; try a smaller \
+                 offload.optimizer or offload.activations"
+            ));
+        }
         let named = self.ranks[rank].peak.named();
         let (most, _) = named.into_iter().fold(("", 0.0), |a, b| if b.1 > a.1 { b } else { a });
         let (need, have) = (bytes / 1e9, self.capacity_bytes / 1e9);
@@ -178,18 +201,42 @@ pub fn stage_parameters(s: &Scenario, layers: &[PlacedLayer]) -> StageParameters
     sum
 }
 
+/// The parameters of a stage that are trained: all, or the adapters.
+pub fn trained_parameters(s: &Scenario, layers: &[PlacedLayer]) -> StageParameters {
+    let Some(lora) = &s.lora else { return stage_parameters(s, layers) };
+    let adapted = |l: &&PlacedLayer| !matches!(l.kind, LayerKind::Embedding | LayerKind::Head);
+    let layers = layers.iter().filter(adapted).count() as f64;
+    let dense = layers * lora.parameters(&s.model) / s.parallel.tp as f64;
+    StageParameters { dense, experts: 0.0 }
+}
+
 /// Bytes that a layer keeps for backward for each of the rank's tokens (after cp, before tp).
 ///
 /// Always: the inputs of both norms. Kept or recomputed: outputs of the norms, MLA's up-projected
-/// heads, SwiGLU's output. FP8: inputs of Linears one byte per element with their scales, the input
-/// of the output projection E5M6 (12 bits), the input of SwiGLU one byte. Routed experts keep the
+/// heads, SwiGLU's output. FP8: inputs of Linears one byte per element with their scales; where the
+/// stack keeps them so, the input of the output projection E5M6 (12 bits), that of SwiGLU one
+/// byte. Routed experts keep the
 /// rows that arrive: `top_k` per token on average.
 pub fn activation_bytes_per_token(s: &Scenario, kind: LayerKind) -> f64 {
     let m = &s.model;
     let (h, heads) = (m.hidden_size as f64, m.heads as f64);
     let fp8 = s.training.precision.is_quantised();
+    // SwiGLU's input a byte, the attention's output twelve bits.
+    let cast = fp8 && s.stack.kept_in_fp8;
     let recompute = s.training.recompute;
-    let linear = s.training.precision.operand_bytes();
+    // Operands that only a weight's gradient reads are not kept where weights are frozen; what an
+    // adapter reads is, in BF16.
+    let adapted = |target| s.lora.as_ref().is_some_and(|l| l.targets.contains(&target));
+    let operand = |target| match s.lora {
+        None => s.training.precision.operand_bytes(),
+        Some(_) => {
+            if adapted(target) {
+                2.0
+            } else {
+                0.0
+            }
+        }
+    };
     match kind {
         LayerKind::Embedding => return 8.0,
         LayerKind::Head => return 2.0 * h + 2.0 * m.vocab_size as f64,
@@ -199,7 +246,7 @@ pub fn activation_bytes_per_token(s: &Scenario, kind: LayerKind) -> f64 {
     let kept = if recompute == Recompute::None { 1.0 } else { 0.0 };
     let (qk, v) = m.head_dims();
     // Attention: norm input and output, latents, heads, output with its log-sum-exp.
-    let mut bytes = 2.0 * h + kept * linear * h;
+    let mut bytes = 2.0 * h + kept * operand(LoraTarget::Qkv) * h;
     bytes += match m.attention {
         AttentionConfig::Mla { q_lora_rank, kv_lora_rank, qk_rope_head_dim, .. } => {
             let query = q_lora_rank.unwrap_or(0);
@@ -210,11 +257,12 @@ pub fn activation_bytes_per_token(s: &Scenario, kind: LayerKind) -> f64 {
             2.0 * (heads + 2.0 * kv_heads as f64) * head_dim as f64
         }
     };
-    bytes += heads * v as f64 * if fp8 { 1.5 } else { 2.0 } + 4.0 * heads;
+    bytes += heads * v as f64 * if cast { 1.5 } else { 2.0 } + 4.0 * heads;
     // FFN: norm input and output, SwiGLU's input and output.
-    bytes += 2.0 * h + kept * linear * h;
+    bytes += 2.0 * h + kept * operand(LoraTarget::GateUp) * h;
     let swiglu = |width: f64| {
-        2.0 * width * if fp8 { 1.0 + 4.0 / 128.0 } else { 2.0 } + kept * linear * width
+        2.0 * width * if cast { 1.0 + 4.0 / 128.0 } else { 2.0 }
+            + kept * operand(LoraTarget::Down) * width
     };
     let routed = matches!(kind, LayerKind::Moe | LayerKind::Mtp);
     bytes += match &m.moe {
@@ -222,7 +270,8 @@ pub fn activation_bytes_per_token(s: &Scenario, kind: LayerKind) -> f64 {
             let width = moe.intermediate_size as f64;
             let rows = moe.top_k as f64 * busiest(s, m.layers);
             let gate = 4.0 * moe.n_routed_experts as f64;
-            gate + rows * (linear * h + swiglu(width)) + moe.n_shared_experts as f64 * swiglu(width)
+            gate + rows * (operand(LoraTarget::GateUp) * h + swiglu(width))
+                + moe.n_shared_experts as f64 * swiglu(width)
         }
         _ => swiglu(m.intermediate_size as f64),
     };
@@ -254,6 +303,13 @@ pub fn chunk_bytes(s: &Scenario, layers: &[PlacedLayer]) -> f64 {
     tokens * bytes / s.parallel.tp as f64
 }
 
+/// Bytes of optimizer state that the GPU holds for a parameter: the master weight, and what of the
+/// moments is not offloaded.
+fn state_bytes(s: &Scenario) -> f64 {
+    let moment = if s.training.precision.is_quantised() { 2.0 } else { 4.0 };
+    4.0 + (1.0 - s.offload.optimizer) * 2.0 * moment
+}
+
 /// What a rank holds all the time: a lower bound of its peak. The streams of `schedule` may be
 /// empty.
 pub fn standing(
@@ -264,28 +320,31 @@ pub fn standing(
 ) -> Categories {
     let p = &s.parallel;
     let fp8 = s.training.precision.is_quantised();
-    let mut own = StageParameters::default();
+    let (mut own, mut trained) = (StageParameters::default(), StageParameters::default());
     let stages = schedule.geometry.held(rank);
     for &stage in &stages {
-        let stage = stage_parameters(s, &placement.stages[stage]);
-        own.dense += stage.dense;
-        own.experts += stage.experts;
+        let layers = &placement.stages[stage];
+        own.add(stage_parameters(s, layers));
+        trained.add(trained_parameters(s, layers));
     }
     // A prediction module needs the embedding: the rank that also holds stage 0 has it.
     let deepest = stages.contains(&(schedule.geometry.stages - 1));
     if s.model.mtp_depth > 0 && deepest && !stages.contains(&0) {
-        own.dense += (s.model.vocab_size * s.model.hidden_size) as f64 / p.tp as f64;
+        let embedding = (s.model.vocab_size * s.model.hidden_size) as f64 / p.tp as f64;
+        own.dense += embedding;
+        trained.dense += if s.lora.is_none() { embedding } else { 0.0 };
     }
+    let adapters = if s.lora.is_some() { trained.dense } else { 0.0 };
     let dense_group = (p.dp * p.cp) as f64;
     let expert_group = ((p.tp * p.cp * p.dp) as f64 / p.ep as f64).max(1.0);
-    let share = |sharded: bool| {
+    let share = |of: StageParameters, sharded: bool| {
         if sharded {
-            own.dense / dense_group + own.experts / expert_group
+            of.dense / dense_group + of.experts / expert_group
         } else {
-            own.dense + own.experts
+            of.dense + of.experts
         }
     };
-    let state = 4.0 + 2.0 * if fp8 { 2.0 } else { 4.0 };
+
     let tokens = (s.training.micro_batch * s.training.seq_len) as f64 / (p.cp * p.tp) as f64;
     let h = s.model.hidden_size as f64;
     let rows = s.model.moe.map_or(0.0, |moe| if p.ep > 1 { moe.top_k as f64 } else { 0.0 });
@@ -294,12 +353,16 @@ pub fn standing(
     // backward chunk; two micro-batches arriving and two leaving the pipeline rank.
     let all_to_all = 2.0 * tokens * rows * h * (if fp8 { 1.0 } else { 2.0 } + 2.0);
     let pipeline = if p.pp > 1 { 4.0 * tokens * h * 2.0 } else { 0.0 };
+    // A layer's activations come while the one before it is used.
+    let layers = stages.iter().flat_map(|&stage| &placement.stages[stage]);
+    let largest = layers.map(|l| chunk_bytes(s, std::slice::from_ref(l))).fold(0.0, f64::max);
+    let moved = 2.0 * s.offload.activations * largest;
     Categories {
-        weights: 2.0 * share(p.zero >= 3),
-        gradients: 4.0 * share(p.zero >= 2),
-        optimizer: state * share(p.zero >= 1),
+        weights: 2.0 * (share(own, p.zero >= 3) + adapters),
+        gradients: 4.0 * share(trained, p.zero >= 2),
+        optimizer: state_bytes(s) * share(trained, p.zero >= 1),
         activations: 0.0,
-        communication: all_to_all + pipeline,
+        communication: all_to_all + pipeline + moved,
         runtime: RUNTIME_BYTES,
     }
 }
@@ -324,14 +387,17 @@ pub fn memory(
         }
         _ => 0.0,
     };
+    let here = 1.0 - s.offload.activations;
     let rank_memory = |(rank, ops): (usize, &Vec<Op>)| {
         let mut now = standing(s, placement, schedule, rank);
         let of = |dir: u8| chunk[schedule.geometry.stage(rank, dir)];
         let spans = step.ranks.get(rank).map_or(&[][..], |r| &r.instructions);
-        let mut over_time = Vec::new();
+        let (mut over_time, mut alive, mut most_alive) = (Vec::new(), 0.0, 0.0f64);
         let mut peak = now;
         for (i, op) in ops.iter().enumerate() {
-            now.activations += op.forward().map_or(0.0, |c| of(c.dir));
+            alive += op.forward().map_or(0.0, |c| of(c.dir));
+            most_alive = most_alive.max(alive);
+            now.activations += op.forward().map_or(0.0, |c| here * of(c.dir));
             let during = if op.backward().is_some() { transient } else { 0.0 };
             now.activations += during;
             if now.activations > peak.activations {
@@ -340,16 +406,22 @@ pub fn memory(
             if let Some(&(start, _)) = spans.get(i) {
                 over_time.push((start, now.total()));
             }
-            now.activations -= during + op.weight().map_or(0.0, |c| of(c.dir));
+            alive -= op.weight().map_or(0.0, |c| of(c.dir));
+            now.activations -= during + op.weight().map_or(0.0, |c| here * of(c.dir));
             if let Some(&(_, end)) = spans.get(i) {
                 over_time.push((end, now.total()));
             }
         }
-        RankMemory { peak, over_time }
+        // The moments that are not on the GPU, in FP32.
+        let parameters = peak.optimizer / state_bytes(s);
+        let host_bytes =
+            s.offload.optimizer * 8.0 * parameters + s.offload.activations * most_alive;
+        RankMemory { peak, over_time, host_bytes }
     };
     Memory {
         ranks: schedule.ranks.iter().enumerate().map(rank_memory).collect(),
         capacity_bytes: s.cluster.gpu.memory_bytes as f64,
+        host_capacity_bytes: s.offload.memory_bytes,
     }
 }
 

@@ -6,7 +6,7 @@
 //! be: no step is shorter than the busiest rank's computation. The result is the Pareto front of
 //! throughput, memory and cost, the same whether pruned or not and whatever the number of threads.
 
-use fathom_schedule::{Schedule, ScheduleKind, Shape};
+use fathom_schedule::{Chunk, Op, Schedule, ScheduleKind, Shape};
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
@@ -17,9 +17,11 @@ use crate::error::SimError;
 use crate::events::{Detail, StepOutcome, play};
 use crate::load::{self, RoutingTrace};
 use crate::memory::{memory, standing};
-use crate::parallel::{CostModel, LayerTable, Placement, check, place, schedule, schedule_shape};
+use crate::parallel::{
+    CostModel, LayerTable, LayerWeights, Placement, check, place, schedule, schedule_shape,
+};
 use crate::step::{report, step_times};
-use crate::times::{LayerTimes, StepTimes};
+use crate::times::{LayerTimes, PhaseTimes, TailTimes};
 
 /// A layout on the Pareto front: what it is, and what it reaches.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -100,6 +102,7 @@ pub fn search(
     let routing = RoutingTrace::of(&base.expert_load)?;
     routing.check(base.model.moe.map_or(0, |m| m.n_routed_experts as u64))?;
     let (tables, keys) = tables(&legal, model)?;
+    let loads = loads(&legal, &routing)?;
     let limit = match base.search.memory_limit_gb {
         gb if gb > 0.0 => gb * 1e9,
         _ => base.cluster.gpu.memory_bytes as f64,
@@ -124,7 +127,7 @@ pub fn search(
     // Batches of a fixed size: what is pruned does not depend on the number of threads.
     for (batch, chunk) in candidates.chunks(BATCH).enumerate() {
         let front = &found.front;
-        let times = Times { tables: &tables, model, routing: &routing };
+        let times = Times { tables: &tables, model, loads: &loads };
         let judge = |c: &Candidate| judge(c, times, limit, prune.then_some(front.as_slice()));
         let verdicts: Vec<Verdict> = chunk.par_iter().map(judge).collect();
         for verdict in verdicts {
@@ -151,7 +154,7 @@ const BATCH: usize = 32;
 struct Times<'a> {
     tables: &'a [LayerTable],
     model: &'a dyn CostModel,
-    routing: &'a RoutingTrace,
+    loads: &'a BTreeMap<u64, Vec<Vec<f32>>>,
 }
 
 enum Verdict {
@@ -241,6 +244,27 @@ fn tables(
     Ok((tables, keys))
 }
 
+/// Loads of the busiest rank by layer, of as many micro-batches as any layout has, once for every
+/// size of expert group: they depend on nothing else.
+fn loads(
+    legal: &[Scenario],
+    routing: &RoutingTrace,
+) -> Result<BTreeMap<u64, Vec<Vec<f32>>>, SimError> {
+    let mut longest: BTreeMap<u64, &Scenario> = BTreeMap::new();
+    for s in legal {
+        let known = longest.entry(s.parallel.ep).or_insert(s);
+        if s.micro_batches() > known.micro_batches() {
+            *known = s;
+        }
+    }
+    let rows = |(ep, s): (u64, &Scenario)| {
+        let placement = place(s, LayerWeights::by_flops(s))?;
+        let mbs = s.micro_batches() as usize;
+        Ok((ep, load::table(&s.expert_load, routing, &placement, ep as usize, mbs)))
+    };
+    longest.into_iter().map(rows).collect()
+}
+
 fn candidate(
     scenario: Scenario,
     tables: &[LayerTable],
@@ -252,40 +276,57 @@ fn candidate(
     let shell = Schedule::empty(scenario.schedule, schedule_shape(&scenario))?;
     let frame = step_times(&scenario, model, &tables[table], &placement);
     let ranks = 0..shell.ranks.len();
-    let memory_bound = ranks.clone().map(|r| standing(&scenario, &placement, &shell, r).total());
+    let memory_bound = ranks.map(|r| standing(&scenario, &placement, &shell, r).total());
     let memory_bound = memory_bound.fold(0.0, f64::max);
-    let busy = ranks
-        .map(|r| rank_bound(&tables[table], &placement, &shell, &frame, r))
-        .fold(0.0, f64::max);
+    let busy = step_bound(&tables[table], &placement, &shell, &frame.tail);
     let tail = frame.tail.iter().map(|t| t.optimizer_s + t.param_gather_s).fold(0.0, f64::max);
     Ok(Candidate { scenario, placement, table, step_bound_s: busy + tail, memory_bound })
 }
 
-/// Computation of one rank up to its last instruction and gradient reduction: every layer of its
-/// stages forward and backward on every micro-batch, in the quicker of the two situations.
-pub(crate) fn rank_bound(
+/// Seconds than which no step is shorter up to its last gradient: the busiest rank's computation,
+/// the forwards that its first micro-batch has behind it on other ranks, the backwards that its
+/// last has before it, and its reduction of gradients in `tail`, which may be empty. Every layer
+/// counts in the quicker of the two situations, phase by phase; where the streams of `schedule` are
+/// empty, nothing stands before and behind.
+pub(crate) fn step_bound(
     t: &LayerTable,
     p: &Placement,
-    shell: &Schedule,
-    frame: &StepTimes,
-    rank: usize,
+    schedule: &Schedule,
+    tail: &[TailTimes],
 ) -> f64 {
-    let compute = |l: &LayerTimes| -> f64 {
-        [l.forward, l.backward, l.weight].iter().map(|x| x.attention_s + x.mlp_s).sum()
+    let pairs = schedule.kind.overlaps_pairs();
+    let layers = p.stages.iter().map(|layers| {
+        layers.iter().fold([0.0; 3], |sum: [f64; 3], layer| {
+            let phases = |l: &LayerTimes| [l.forward, l.backward, l.weight];
+            let [alone, paired] = t.of(layer.kind).each_ref().map(phases);
+            let computes = |x: PhaseTimes| x.attention_s + x.mlp_s;
+            std::array::from_fn(|i| {
+                let alone_s = computes(alone[i]);
+                sum[i] + if pairs { alone_s.min(computes(paired[i])) } else { alone_s }
+            })
+        })
+    });
+    let stages: Vec<[f64; 3]> = layers.collect();
+    let geometry = &schedule.geometry;
+    // One phase of a chunk on the stages before its own.
+    let elsewhere = |phase: usize, rank: usize, chunk: Chunk| -> f64 {
+        stages[..geometry.stage(rank, chunk.dir)].iter().map(|s| s[phase]).sum()
     };
-    let mut seconds = frame.tail[rank].grad_reduce_s;
-    for dir in 0..shell.geometry.dirs() as u8 {
-        let layers = p.stages[shell.geometry.stage(rank, dir)].iter().map(|l| {
-            let [alone, overlapped] = t.of(l.kind);
-            if shell.kind.overlaps_pairs() {
-                compute(alone).min(compute(overlapped))
-            } else {
-                compute(alone)
-            }
-        });
-        seconds += layers.sum::<f64>() * shell.micro_batches_per_dir() as f64;
-    }
-    seconds
+    let rank_s = |(rank, ops): (usize, &Vec<Op>)| {
+        let held = (0..geometry.dirs() as u8).map(|dir| stages[geometry.stage(rank, dir)]);
+        let busy = held.map(|s| s.iter().sum::<f64>()).sum::<f64>();
+        let first = ops.first().and_then(|op| op.forward());
+        // After its last gradient a rank may have weights left to do, while others go on with it.
+        let own = |op: &Op| op.weight().filter(|_| op.backward().is_none());
+        let left = ops.iter().rev().map_while(own);
+        let left_s: f64 = left.map(|c| stages[geometry.stage(rank, c.dir)][2]).sum();
+        let last = ops.iter().rev().find_map(|op| op.backward());
+        busy * schedule.micro_batches_per_dir() as f64
+            + first.map_or(0.0, |chunk| elsewhere(0, rank, chunk))
+            + last.map_or(0.0, |chunk| (elsewhere(1, rank, chunk) - left_s).max(0.0))
+            + tail.get(rank).map_or(0.0, |t| t.grad_reduce_s)
+    };
+    schedule.ranks.iter().enumerate().map(rank_s).fold(0.0, f64::max)
 }
 
 /// Prunes or simulates one candidate; without a `front` only what does not fit is left out, after
@@ -315,8 +356,8 @@ fn judge(c: &Candidate, with: Times<'_>, limit: f64, front: Option<&[Layout]>) -
         return Verdict::Dominated;
     }
     let mut times = step_times(s, with.model, &with.tables[c.table], &c.placement);
-    let (ep, mbs) = (s.parallel.ep as usize, s.micro_batches() as usize);
-    times.expert_load = load::table(&s.expert_load, with.routing, &c.placement, ep, mbs);
+    let mbs = s.micro_batches() as usize;
+    times.expert_load = with.loads[&s.parallel.ep].iter().map(|row| row[..mbs].to_vec()).collect();
     let outcome =
         play(&schedule, &times, Detail::Totals).expect("the project's schedules are executable");
     if bytes > limit {
@@ -418,8 +459,8 @@ mod tests {
         let model = FirstPrinciples::new(ModelCode);
         let (legal, _) = combinations(&small(&[]));
         let (tables, keys) = tables(&legal, &model).unwrap();
-        let routing = RoutingTrace::default();
-        let times = Times { tables: &tables, model: &model, routing: &routing };
+        let loads = loads(&legal, &RoutingTrace::default()).unwrap();
+        let times = Times { tables: &tables, model: &model, loads: &loads };
         for s in legal.into_iter().step_by(7) {
             let c = candidate(s, &tables, &keys, &model).unwrap();
             let Verdict::Simulated(layout) = judge(&c, times, f64::INFINITY, None) else {

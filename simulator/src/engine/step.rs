@@ -8,14 +8,15 @@ use serde::Serialize;
 use crate::config::Scenario;
 use crate::cost::{Allowed, Cost, allowed, cost, kilowatts_per_gpu};
 use crate::error::SimError;
-use crate::events::{AllToAll, Breakdown, Detail, StepOutcome, play, play_in_order};
+use crate::events::chunk::under_load;
+use crate::events::{AllToAll, Breakdown, Detail, StepOutcome, play_in_order};
 use crate::exposure;
 use crate::interval::{self, Interval};
 use crate::load::{self, RoutingTrace};
 use crate::memory::{Memory, memory};
 use crate::parallel::{CostModel, LayerTable, PlacedLayer, Placement, check, placements, schedule};
 use crate::reliability::{Goodput, goodput};
-use crate::search::rank_bound;
+use crate::search::step_bound;
 use crate::times::{LayerKind, StepTimes};
 
 /// The numbers of a step, with the keys of `--json`.
@@ -47,6 +48,9 @@ pub struct StepReport {
     pub memory_peak_gb: Vec<f64>,
     /// Memory per GPU, 1e9 bytes.
     pub memory_capacity_gb: f64,
+    /// What the fullest rank has in its host's memory, 1e9 bytes; absent where nothing is.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub host_memory_gb: f64,
     /// `does not fit: ...`, where it does not; see [`Memory::complaint`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_complaint: Option<String>,
@@ -58,6 +62,10 @@ pub struct StepReport {
     pub events: u64,
     /// Wall time of this simulation, seconds.
     pub wall_s: f64,
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 /// A step with everything behind its numbers.
@@ -89,8 +97,7 @@ pub fn simulate(
     let start = Instant::now();
     check(scenario)?;
     let schedule = schedule(scenario)?;
-    let (placement, times) = place_and_time(scenario, model, &schedule)?;
-    let outcome = play(&schedule, &times, detail).expect("the project's schedules are executable");
+    let Split { placement, times, outcome } = fastest_split(scenario, model, &schedule, detail)?;
     let memory = memory(scenario, &placement, &schedule, &outcome);
     let mut report = report(scenario, &outcome, &memory);
     report.stage_layers = stage_layers(&placement);
@@ -106,46 +113,108 @@ pub fn simulate(
     })
 }
 
-/// Times every kind of layer, plays the step with every split of layers into stages that may be the
-/// fastest ([`placements`]), and gives the fastest that fits into memory; the fastest of all where
-/// none fits.
-pub fn place_and_time(
+/// A split of layers into stages, its times, and its step.
+struct Split {
+    placement: Placement,
+    times: StepTimes,
+    outcome: StepOutcome,
+}
+
+/// What makes one split better than another: first that it fits into memory (`false`), then the
+/// seconds of its step.
+type Rank = (bool, f64);
+
+/// What is known of a split, each a lower bound of what comes after it.
+enum Known {
+    /// What every rank computes: [`step_bound`].
+    Bound,
+    /// Its step with the least loads of its experts.
+    Least(StepTimes),
+    /// Its step with all that it is made of.
+    Played(StepTimes, StepOutcome),
+}
+
+/// Times every kind of layer and gives, of the splits of layers into stages that may be the fastest
+/// ([`placements`]), the fastest that fits into memory; the fastest of all where none fits. The one
+/// that looks best is looked at more closely, until the best is one that was played: the others
+/// cannot be faster than what is known of them.
+fn fastest_split(
     s: &Scenario,
     model: &dyn CostModel,
     schedule: &Schedule,
-) -> Result<(Placement, StepTimes), SimError> {
+    detail: Detail,
+) -> Result<Split, SimError> {
     let table = LayerTable::new(s, model)?;
     let order = fathom_schedule::check::check(schedule)
         .expect("the project's schedules are executable")
         .order;
-    let mut best: Option<((bool, f64), Placement, StepTimes)> = None;
-    let all = placements(s)?;
-    let single = all.len() == 1;
-    for placement in all {
-        let mut times = step_times(s, model, &table, &placement);
-        if times.expert_load.is_empty() {
-            times.expert_load = expert_load(s, &placement)?;
-        }
-        check_times(&times)?;
-        if single {
-            return Ok((placement, times));
-        }
-        let fits = memory(s, &placement, schedule, &StepOutcome::default()).fits();
-        // A step is no shorter than what its busiest rank computes.
-        let ranks = 0..schedule.ranks.len();
-        let busy = ranks.map(|r| rank_bound(&table, &placement, schedule, &times, r));
-        let least = (!fits, busy.fold(0.0, f64::max));
-        if best.as_ref().is_some_and(|(known, ..)| least >= *known) {
-            continue;
-        }
-        let played = play_in_order(schedule, &order, &times, Detail::Totals);
-        let key = (!fits, played.step_time_s);
-        if best.as_ref().is_none_or(|(known, ..)| key < *known) {
-            best = Some((key, placement, times));
+    let bound = |placement: Placement| {
+        let rank: Rank = (false, step_bound(&table, &placement, schedule, &[]));
+        (rank, placement, Known::Bound)
+    };
+    let mut open: Vec<(Rank, Placement, Known)> = placements(s)?.into_iter().map(bound).collect();
+    let single = open.len() == 1;
+    // The splits hold the same layers in the same order.
+    let load = expert_load(s, &open[0].1)?;
+    let least_load: Vec<f32> =
+        load.iter().map(|row| row.iter().copied().fold(f32::INFINITY, f32::min)).collect();
+    // Parts are kept of the one that is taken, not of all that are tried.
+    let tried = if single || detail != Detail::Parts { detail } else { Detail::Totals };
+    let play = |placement: &Placement, times: StepTimes| {
+        let none = StepOutcome::default();
+        let full = !single && !memory(s, placement, schedule, &none).fits();
+        let outcome = play_in_order(schedule, &order, &times, tried);
+        ((full, outcome.step_time_s), Known::Played(times, outcome))
+    };
+    loop {
+        let best = (1..open.len()).fold(0, |a, b| if open[b].0 < open[a].0 { b } else { a });
+        let (_, placement, known) = &mut open[best];
+        let (rank, closer) = match std::mem::replace(known, Known::Bound) {
+            Known::Bound => {
+                let times = step_times(s, model, &table, placement);
+                check_times(&times)?;
+                if load.is_empty() || !times.expert_load.is_empty() {
+                    play(placement, times)
+                } else if single {
+                    ((false, 0.0), Known::Least(times))
+                } else {
+                    let least = under_loads(&times, &least_load);
+                    let least = play_in_order(schedule, &order, &least, Detail::Totals);
+                    ((false, least.step_time_s), Known::Least(times))
+                }
+            }
+            Known::Least(mut times) => {
+                times.expert_load.clone_from(&load);
+                check_times(&times)?;
+                play(placement, times)
+            }
+            Known::Played(times, outcome) => {
+                let (_, placement, _) = open.swap_remove(best);
+                let again = || play_in_order(schedule, &order, &times, detail);
+                let outcome = if tried == detail { outcome } else { again() };
+                return Ok(Split { placement, times, outcome });
+            }
+        };
+        (open[best].0, open[best].2) = (rank, closer);
+    }
+}
+
+/// The same times with one load of each layer for all micro-batches. With the least of each, no
+/// step with all of them is shorter, and equal instructions take equal times.
+fn under_loads(times: &StepTimes, loads: &[f32]) -> StepTimes {
+    let mut least = times.clone();
+    let mut loads = loads.iter();
+    for stage in &mut least.stages {
+        for (alone, overlapped) in stage.alone.iter_mut().zip(&mut stage.overlapped) {
+            let load = *loads.next().expect("a load a layer");
+            for layer in [alone, overlapped] {
+                for phase in [&mut layer.forward, &mut layer.backward, &mut layer.weight] {
+                    *phase = under_load(*phase, layer.routed_share, load);
+                }
+            }
         }
     }
-    let (_, placement, times) = best.expect("there is at least one split");
-    Ok((placement, times))
+    least
 }
 
 /// The times of a placed step: its layers, its frame, and what of the data-parallel traffic the
@@ -212,6 +281,7 @@ pub fn report(s: &Scenario, outcome: &StepOutcome, memory: &Memory) -> StepRepor
         stage_layers: Vec::new(),
         memory_peak_gb: memory.ranks.iter().map(|r| r.peak.total() / 1e9).collect(),
         memory_capacity_gb: memory.capacity_bytes / 1e9,
+        host_memory_gb: memory.host_bytes() / 1e9,
         memory_complaint: memory.complaint(s),
         cost: cost(&s.pricing, &s.cluster, per_gpu),
         reliability: goodput(&s.reliability, &s.cluster),

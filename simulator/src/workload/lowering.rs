@@ -18,7 +18,7 @@ use std::borrow::Cow;
 use fathom_trace::{Component, DType, Group, GroupKind, OpClass, OpRecord, Phase, TensorMeta};
 use serde_json::Value;
 
-use crate::config::{Precision, Recompute, Stack};
+use crate::config::{LoraTarget, Precision, Recompute, Scenario};
 use crate::error::SimError;
 use crate::kernel_time::{AttentionShape, GemmKind, GemmShape, GroupedBy, MemoryClass, Work};
 use crate::times::LayerKind;
@@ -42,11 +42,23 @@ pub struct Kernel {
     pub bytes: f64,
     /// Whether its time grows with the rows that the experts get.
     pub routed: bool,
+    /// Whether it serves a weight's gradient alone: nobody launches it where weights are frozen.
+    pub of_weights: bool,
 }
 
 impl Kernel {
-    /// The kernel as `stack` launches it; `None` for one whose work another does.
-    pub fn under(&self, stack: &Stack) -> Option<Cow<'_, Kernel>> {
+    /// Whether it casts operands of products, and nothing else.
+    pub fn is_cast(&self) -> bool {
+        self.op == CAST || self.op == RETILING
+    }
+
+    /// The kernel as the scenario's software launches it; `None` for one whose work another does,
+    /// or nobody.
+    pub fn under(&self, s: &Scenario) -> Option<Cow<'_, Kernel>> {
+        let (stack, frozen) = (&s.stack, s.lora.is_some());
+        if self.of_weights && frozen {
+            return None;
+        }
         let Work::Memory { bytes, class, launches, max_sms } = self.work else {
             return Some(Cow::Borrowed(self));
         };
@@ -54,8 +66,16 @@ impl Kernel {
             let work = Work::Memory { bytes, class, launches, max_sms };
             Some(Cow::Owned(Kernel { work, bytes, ..self.clone() }))
         };
-        let is_cast = self.op == CAST || self.op == RETILING;
-        if is_cast && stack.casts_both_ways {
+        if self.routed && stack.fused_experts {
+            // The products read and write what these would.
+            if self.op.starts_with("swiglu") {
+                return None;
+            }
+            if self.is_cast() {
+                return with(bytes / 3.0, launches);
+            }
+        }
+        if self.is_cast() && stack.casts_both_ways && !frozen {
             // Of two bytes read and one written, twice, two reads and two writes are left.
             return with(bytes * 2.0 / 3.0, launches);
         }
@@ -71,6 +91,48 @@ impl Kernel {
         }
         Some(Cow::Borrowed(self))
     }
+}
+
+/// The kernels of a layer's adapters, of a rank that shares out products with `tp` others: two
+/// products forward, two for the input's gradient, two for its own, and the sums with what the
+/// frozen product gave.
+pub fn adapters(s: &Scenario, tokens: u64) -> Vec<Kernel> {
+    let Some(lora) = &s.lora else { return Vec::new() };
+    let (tp, rank) = (s.parallel.tp, lora.rank);
+    let mut kernels = Vec::new();
+    for &target in &lora.targets {
+        let (k, n) = target.widths(&s.model);
+        let (component, k, n) = match target {
+            LoraTarget::Qkv => (Component::Attention, k, n.div_ceil(tp)),
+            LoraTarget::Output => (Component::Attention, k.div_ceil(tp), n),
+            LoraTarget::GateUp => (Component::Mlp, k, n.div_ceil(tp)),
+            LoraTarget::Down => (Component::Mlp, k.div_ceil(tp), n),
+        };
+        let mut push = |phase, shape: String, work, bytes| {
+            let (op, of_weights) = ("adapter".to_owned(), false);
+            let routed = false;
+            let kernel = Kernel { op, shape, component, phase, work, bytes, routed, of_weights };
+            kernels.push(kernel);
+        };
+        for (phase, products, sum) in [
+            (Phase::F, [(tokens, rank, k), (tokens, n, rank)], n),
+            (Phase::B, [(tokens, rank, n), (tokens, k, rank)], k),
+            (Phase::W, [(n, rank, tokens), (rank, k, tokens)], 0),
+        ] {
+            for (m, n, k) in products {
+                let shape = GemmShape::new(m, n, k);
+                let bytes = shape.bytes(GemmKind::Bf16);
+                push(phase, shape.name(), Work::Gemm(shape, GemmKind::Bf16), bytes);
+            }
+            if sum > 0 {
+                let bytes = 6.0 * (tokens * sum) as f64;
+                let class = MemoryClass::Stream;
+                let work = Work::Memory { bytes, class, launches: 1, max_sms: None };
+                push(phase, format!("BF16 {tokens}x{sum}"), work, bytes);
+            }
+        }
+    }
+    kernels
 }
 
 /// Lowers the records of one layer.
@@ -281,7 +343,8 @@ impl Layer<'_> {
         let (component, phase) = self.place(r, is_product);
         let op = if part.is_empty() { r.op.clone() } else { format!("{}.{part}", r.op) };
         let routed = self.is_routed(r) || matches!(r.class, OpClass::Dispatch | OpClass::Combine);
-        self.kernels.push(Kernel { op, shape, component, phase, work, bytes, routed });
+        let of_weights = r.phase == Phase::W;
+        self.kernels.push(Kernel { op, shape, component, phase, work, bytes, routed, of_weights });
     }
 
     fn memory_kernel(
@@ -422,7 +485,8 @@ impl Layer<'_> {
         self.memory_kernel(r, "gradient", 4.0 * (t * v) as f64, MemoryClass::Convert, 1);
         self.product(r, "dx", GemmShape::new(t, h, v), GemmKind::Bf16);
         self.product(r, "dw", GemmShape::new(v, h, t), GemmKind::Bf16Accumulate);
-        self.kernels.last_mut().expect("just pushed").phase = Phase::W;
+        let last = self.kernels.last_mut().expect("just pushed");
+        (last.phase, last.of_weights) = (Phase::W, true);
     }
 
     fn product(&mut self, r: &OpRecord, part: &str, shape: GemmShape, kind: GemmKind) {

@@ -40,6 +40,8 @@ pub struct LayerContext {
     pub precision: Precision,
     /// What is recomputed in the backward instead of kept.
     pub recompute: Recompute,
+    /// Whether what is kept of SwiGLU and attention is cast for it ([`crate::config::Stack`]).
+    pub kept_in_fp8: bool,
     /// Routed load of this rank relative to the mean: of the forward and of the backward chunk.
     pub load: (f64, f64),
 }
@@ -56,6 +58,7 @@ impl LayerContext {
             ep,
             precision: Precision::Fp8,
             recompute: Recompute::Selective,
+            kept_in_fp8: true,
             load: (1.0, 1.0),
         }
     }
@@ -138,6 +141,8 @@ pub struct Question {
     /// What is recomputed; [`Recompute::Full`] is asked for as `None`, since the lowering runs the
     /// forward again, [`Recompute::Alternate`] as `Selective`, since it runs the products again.
     pub recompute: Recompute,
+    /// Whether what is kept of SwiGLU and attention is cast for it.
+    pub kept_in_fp8: bool,
     /// Routed rows of this rank relative to the mean.
     pub load: f64,
 }
@@ -392,6 +397,7 @@ impl Recorded {
                     Recompute::Alternate => Recompute::Selective,
                     other => other,
                 },
+                kept_in_fp8: ctx.kept_in_fp8,
                 load,
             })
         };

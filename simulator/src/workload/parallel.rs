@@ -189,6 +189,9 @@ pub fn check(scenario: &Scenario) -> Result<(), SimError> {
             t.global_batch
         ));
     }
+    if let Some(message) = scenario.lora.as_ref().and_then(|lora| lora.refusal(m)) {
+        return refuse(message);
+    }
     if scenario.comm_sms >= c.gpu.sms {
         return refuse(format!(
             "comm_sms {} leaves none of the {} SMs",
@@ -287,15 +290,18 @@ fn stage_layers(scenario: &Scenario, w: LayerWeights) -> Result<Vec<u64>, SimErr
         layers[n - 1] = 0;
         work[n - 1] -= w.layer;
     }
+    let partners: Vec<Vec<usize>> = (0..n).map(|stage| geometry.partners(stage)).collect();
     let mut rank_work: Vec<f64> =
-        (0..n).map(|s| geometry.partners(s).iter().map(|&q| work[q]).sum()).collect();
+        partners.iter().map(|held| held.iter().map(|&q| work[q]).sum()).collect();
     for _ in 0..total - layers.iter().sum::<u64>() {
-        let key = |s: &usize| (rank_work[*s], work[*s], *s);
-        let order = |a: &usize, b: &usize| key(a).partial_cmp(&key(b)).expect("work is finite");
-        let best = (0..n).min_by(order).expect("at least one stage");
+        let lighter = |a: usize, b: usize| {
+            let (a, b) = ((rank_work[a], work[a]), (rank_work[b], work[b]));
+            a < b
+        };
+        let best = (1..n).fold(0, |best, s| if lighter(s, best) { s } else { best });
         layers[best] += 1;
         work[best] += w.layer;
-        for q in geometry.partners(best) {
+        for &q in &partners[best] {
             rank_work[q] += w.layer;
         }
     }
@@ -336,13 +342,41 @@ fn placed(scenario: &Scenario, layers: Vec<u64>) -> Placement {
 /// Most layers that what follows the last transformer layer may count for.
 const HEAVIEST_END: u64 = 8;
 
-/// The splits of layers into stages that may be the fastest: for every weight of prediction module
-/// and head, from none to eight layers by quarters, with the dense layers before the experts as
-/// heavy as the others or half as heavy, the one whose busiest rank has the least work. They do not
-/// depend on the hardware, so that the best of them is no slower on a faster one. One where the
+/// Most splits of which every one is tried.
+const FEW: usize = 256;
+
+/// Every way to deal `layers` to `stages` one after the other where there are at most [`FEW`]: each
+/// stage but the last gets one at least. None where there are more.
+fn every_split(layers: u64, stages: usize) -> Option<Vec<Vec<u64>>> {
+    if stages == 1 {
+        return Some(vec![vec![layers]]);
+    }
+    let mut all = Vec::new();
+    for first in 1..=layers.saturating_sub(stages as u64 - 2) {
+        for mut rest in every_split(layers - first, stages - 1)? {
+            rest.insert(0, first);
+            all.push(rest);
+        }
+        if all.len() > FEW {
+            return None;
+        }
+    }
+    Some(all)
+}
+
+/// The splits of layers into stages that may be the fastest: all, where they are few; else for
+/// every weight of prediction module and head, from none to eight layers by quarters, with the
+/// dense layers before the experts as heavy as the others or half as heavy, the one whose busiest
+/// rank has the least work. They do not depend on the hardware, so that the best of them is no
+/// slower on a faster one. One where the
 /// scenario or its stack says how layers are split. `scenario` must have passed [`check`].
 pub fn placements(scenario: &Scenario) -> Result<Vec<Placement>, SimError> {
     let m = &scenario.model;
+    let given = scenario.stage_layers.is_some() || scenario.stack.stages == StageSplit::Even;
+    let all = || every_split(m.layers as u64, stages(scenario));
+    if let Some(all) = (!given && stages(scenario) <= m.layers).then(all).flatten() {
+        return Ok(all.into_iter().map(|layers| placed(scenario, layers)).collect());
+    }
     let dense = m.moe.map_or(0, |moe| moe.first_dense.min(m.layers)) as f64;
     let light: &[f64] = if dense > 0.0 { &[0.0, 0.5] } else { &[0.0] };
     let mut found = Vec::new();

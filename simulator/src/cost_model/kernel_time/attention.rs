@@ -67,13 +67,24 @@ impl AttentionShape {
 }
 
 impl KernelModel {
-    /// Seconds of the attention kernel of `shape`, or of its backward.
+    /// Seconds of the attention kernel of `shape` in BF16, or of its backward.
     pub fn attention(&self, shape: &AttentionShape, backward: bool) -> f64 {
-        let c = &self.constants;
+        self.attention_of(shape, backward, false)
+    }
+
+    /// Seconds of the attention kernel of `shape`, or of its backward; with `fp8` the products run
+    /// at the rate of FP8, the softmax between them as ever.
+    pub fn attention_of(&self, shape: &AttentionShape, backward: bool, fp8: bool) -> f64 {
+        let (c, gpu) = (&self.constants, &self.gpu);
         let scores = (BLOCK * BLOCK) as f64;
+        let (flops, achievable) = if fp8 {
+            (gpu.fp8_flops, gpu.fp8_achievable)
+        } else {
+            (gpu.bf16_flops, gpu.bf16_achievable)
+        };
         // What the power limit leaves, or what measured GEMMs reach, whichever is less.
-        let share = self.gpu.bf16_achievable.min(c.mma_efficiency);
-        let sm_rate = self.gpu.bf16_flops * share / self.gpu.sms as f64;
+        let share = achievable.min(c.mma_efficiency);
+        let sm_rate = flops * share / gpu.sms as f64;
         let mma_s = 2.0 * scores * shape.dims(backward) / sm_rate;
         let cycles = if backward { c.softmax_backward_cycles } else { c.softmax_cycles };
         let softmax_s = scores * cycles / self.gpu.clock_hz;

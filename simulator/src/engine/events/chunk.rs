@@ -117,9 +117,13 @@ impl<'a> Streams<'a> {
     }
 }
 
-/// `times` under `load`: routed experts and all-to-all stretch with the busiest rank.
+/// `times` under the load of its layer in `load`, as they are where that is empty.
 fn stretched(times: PhaseTimes, routed_share: f64, load: Load<'_>, layer: usize) -> PhaseTimes {
-    let Some(&load) = load.get(layer) else { return times };
+    load.get(layer).map_or(times, |&load| under_load(times, routed_share, load))
+}
+
+/// `times` under `load`: routed experts and all-to-all stretch with the busiest rank.
+pub(crate) fn under_load(times: PhaseTimes, routed_share: f64, load: f32) -> PhaseTimes {
     let load = f64::from(load);
     PhaseTimes {
         attention_s: times.attention_s,

@@ -118,7 +118,7 @@ pub enum Detail {
     Instructions,
     /// Every part of every layer too, for drawing.
     Parts,
-    /// Totals only, and equal instructions are worked out once: for searches.
+    /// Totals only: for searches.
     Totals,
 }
 
@@ -162,6 +162,10 @@ struct Engine<'a> {
     dirs: usize,
     forward_end: Vec<f64>,
     backward_end: Vec<f64>,
+    /// By rank and direction: where the ends of the stage before and of the stage behind begin, and
+    /// the seconds of the hop from there.
+    shallower: Vec<Option<(usize, f64)>>,
+    deeper: Vec<Option<(usize, f64)>>,
     free: Vec<f64>,
     /// First layer of each stage in `times.expert_load`.
     first_layer: Vec<usize>,
@@ -169,8 +173,8 @@ struct Engine<'a> {
     /// balanced.
     known: Vec<Option<(ChunkTime, u64)>>,
     scratch: Vec<PartSpan>,
-    load_f: Vec<f32>,
-    load_b: Vec<f32>,
+    /// `times.expert_load` by micro-batch, then by layer.
+    load: Vec<f32>,
     out: StepOutcome,
 }
 
@@ -187,11 +191,23 @@ impl<'a> Engine<'a> {
             );
             first_layer.push(first_layer.last().unwrap_or(&0) + stage.alone.len());
         }
+        let geometry = &schedule.geometry;
+        let places = (0..ranks).flat_map(|rank| (0..dirs as u8).map(move |dir| (rank, dir)));
+        let ends = |(rank, dir): (usize, u8)| (rank * dirs + dir as usize) * mbs;
+        let shallower = places.clone().map(|(rank, dir)| {
+            let (from, dir) = geometry.shallower(rank, dir)?;
+            Some((ends((from, dir)), times.p2p_s[geometry.stage(from, dir)]))
+        });
+        let deeper = places.map(|(rank, dir)| {
+            let hop_s = times.p2p_s.get(geometry.stage(rank, dir));
+            Some((ends(geometry.deeper(rank, dir)?), *hop_s?))
+        });
+        let (shallower, deeper) = (shallower.collect(), deeper.collect());
         let rank_time = |r: &Vec<Op>| RankTime {
             instructions: vec![(0.0, 0.0); if detail == Detail::Totals { 0 } else { r.len() }],
             ..RankTime::default()
         };
-        let memo = if detail == Detail::Totals && times.expert_load.is_empty() {
+        let memo = if detail != Detail::Parts && times.expert_load.is_empty() {
             ranks * dirs * 5
         } else {
             0
@@ -204,12 +220,13 @@ impl<'a> Engine<'a> {
             dirs,
             forward_end: vec![0.0; ranks * dirs * mbs],
             backward_end: vec![0.0; ranks * dirs * mbs],
+            shallower,
+            deeper,
             free: vec![0.0; ranks],
             first_layer,
             known: vec![None; memo],
             scratch: Vec::new(),
-            load_f: Vec::new(),
-            load_b: Vec::new(),
+            load: by_micro_batch(&times.expert_load),
             out: StepOutcome {
                 ranks: schedule.ranks.iter().map(rank_time).collect(),
                 ..StepOutcome::default()
@@ -221,28 +238,21 @@ impl<'a> Engine<'a> {
         (rank * self.dirs + dir as usize) * self.mbs + mb as usize
     }
 
-    /// Micro-batch of the step.
-    fn micro_batch(&self, chunk: Chunk) -> usize {
-        self.schedule.micro_batch(chunk)
-    }
-
     /// When the inputs of an op have arrived: a forward waits for the activation of the stage
     /// before, a backward for the gradient of the stage behind, each after its hop over the
     /// network.
     fn inputs_at(&mut self, rank: usize, op: Op) -> f64 {
         let mut at = 0.0f64;
         if let Some(f) = op.forward()
-            && let Some((from, dir)) = self.schedule.geometry.shallower(rank, f.dir)
+            && let Some((ends, hop_s)) = self.shallower[rank * self.dirs + f.dir as usize]
         {
-            let boundary = self.schedule.geometry.stage(from, dir);
-            at = at.max(self.forward_end[self.slot(from, dir, f.mb)] + self.times.p2p_s[boundary]);
+            at = at.max(self.forward_end[ends + f.mb as usize] + hop_s);
             self.out.events += 1;
         }
         if let Some(b) = op.backward()
-            && let Some((from, dir)) = self.schedule.geometry.deeper(rank, b.dir)
+            && let Some((ends, hop_s)) = self.deeper[rank * self.dirs + b.dir as usize]
         {
-            let boundary = self.schedule.geometry.stage(rank, b.dir);
-            at = at.max(self.backward_end[self.slot(from, dir, b.mb)] + self.times.p2p_s[boundary]);
+            at = at.max(self.backward_end[ends + b.mb as usize] + hop_s);
             self.out.events += 1;
         }
         at
@@ -290,42 +300,31 @@ impl<'a> Engine<'a> {
         }
         let (schedule, times) = (self.schedule, self.times);
         let stage_of = |c: Chunk| schedule.geometry.stage(rank, c.dir);
-        let (f, b) = (op.forward(), op.backward().or(op.weight()));
-        self.load_f.clear();
-        self.load_b.clear();
-        if !times.expert_load.is_empty() {
-            if let Some(c) = f {
-                let (stage, mb) = (stage_of(c), self.micro_batch(c));
-                let rows = self.first_layer[stage]..self.first_layer[stage + 1];
-                self.load_f.extend(times.expert_load[rows].iter().map(|row| row[mb]));
-            }
-            if let Some(c) = b {
-                let (stage, mb) = (stage_of(c), self.micro_batch(c));
-                let rows = self.first_layer[stage]..self.first_layer[stage + 1];
-                self.load_b.extend(times.expert_load[rows].iter().map(|row| row[mb]));
-            }
-        }
+        let (first_layer, loads) = (&self.first_layer, &self.load);
+        let layers = times.expert_load.len();
+        let load_of = |c: Chunk| -> &[f32] {
+            let (stage, mb) = (stage_of(c), schedule.micro_batch(c));
+            let held = first_layer[stage]..first_layer[stage + 1];
+            if layers == 0 { &[] } else { &loads[mb * layers..][held] }
+        };
         self.scratch.clear();
         let spans = (self.detail == Detail::Parts).then_some(&mut self.scratch);
         let overhead = times.instruction_overhead_s;
         let alone = |c: Chunk| -> &[LayerTimes] { &times.stages[stage_of(c)].alone };
         let played = match op {
-            Op::F(c) => chunk::forward(alone(c), &self.load_f, overhead, spans),
+            Op::F(c) => chunk::forward(alone(c), load_of(c), overhead, spans),
             Op::B(c) => {
                 let weights = Weights::of(times.wgrad_under_exchanges);
-                chunk::backward(alone(c), weights, &self.load_b, overhead, spans)
+                chunk::backward(alone(c), weights, load_of(c), overhead, spans)
             }
-            Op::Bi(c) => chunk::backward(alone(c), Weights::Later, &self.load_b, overhead, spans),
-            Op::W(c) => chunk::weight(alone(c), &self.load_b, overhead, spans),
+            Op::Bi(c) => chunk::backward(alone(c), Weights::Later, load_of(c), overhead, spans),
+            Op::W(c) => chunk::weight(alone(c), load_of(c), overhead, spans),
             Op::FB { f, b } => {
-                let side = |stage: &'a StageTimes, load| Side {
-                    overlapped: &stage.overlapped,
-                    alone: &stage.alone,
-                    load,
+                let side = |c: Chunk| {
+                    let StageTimes { overlapped, alone } = &times.stages[stage_of(c)];
+                    Side { overlapped, alone, load: load_of(c) }
                 };
-                let f = side(&times.stages[stage_of(f)], &self.load_f);
-                let b = side(&times.stages[stage_of(b)], &self.load_b);
-                chunk::pair(f, b, overhead, spans)
+                chunk::pair(side(f), side(b), overhead, spans)
             }
         };
         if let Some(key) = key {
@@ -402,6 +401,12 @@ impl<'a> Engine<'a> {
         out.step_time_s = step;
         self.out
     }
+}
+
+/// Rows by layer as one list by micro-batch.
+fn by_micro_batch(rows: &[Vec<f32>]) -> Vec<f32> {
+    let micro_batches = 0..rows.first().map_or(0, Vec::len);
+    micro_batches.flat_map(|mb| rows.iter().map(move |row| row[mb])).collect()
 }
 
 /// The name of a part for people: `attention F`.

@@ -5,8 +5,9 @@ use fathom_schedule::Op;
 use fathom_schedule::draw::op_text;
 use serde::Serialize;
 
-use super::sensitivity::{Input, Wish, inputs, wishes};
+use super::sensitivity::{FACTOR, Input, Wish, inputs, wishes};
 use crate::error::SimError;
+use crate::hardware::cluster::Cluster;
 use crate::memory::Categories;
 use crate::network::topology;
 use crate::outputs::page::fill;
@@ -39,18 +40,29 @@ struct Page<'a> {
     topology: Topology,
 }
 
+/// The network of a cluster in numbers, as the page draws it and `--json` gives it.
 #[derive(Debug, Serialize)]
-struct Topology {
-    kind: String,
-    planes: u64,
-    gpus_per_node: u64,
-    nics_per_node: u64,
-    nodes: u64,
-    switches: u64,
-    links: u64,
-    cost_usd: f64,
-    scale_up_gb_s: f64,
-    nic_gb_s: f64,
+pub struct Topology {
+    /// Its kind, as the code calls it.
+    pub kind: String,
+    /// Planes that do not meet.
+    pub planes: u64,
+    /// GPUs of a node.
+    pub gpus_per_node: u64,
+    /// NICs of a node.
+    pub nics_per_node: u64,
+    /// Nodes of the cluster.
+    pub nodes: u64,
+    /// Switches of all layers.
+    pub switches: u64,
+    /// Links between switches.
+    pub links: u64,
+    /// Switches and links in dollars, at published prices.
+    pub cost_usd: f64,
+    /// Scale-up link of a GPU, one direction, GB/s.
+    pub scale_up_gb_s: f64,
+    /// A NIC, one direction, GB/s.
+    pub nic_gb_s: f64,
 }
 
 /// The page of a step and the run that it is part of. `model` answers what the step would take with
@@ -85,9 +97,9 @@ pub fn page(sim: &Simulation, run: &WholeRun, model: &dyn CostModel) -> Result<S
         capacity: sim.memory.capacity_bytes,
         fullest,
         curve: thinned(&sim.memory.ranks[fullest].over_time),
-        inputs: inputs(s, model, 1.2)?,
+        inputs: inputs(s, model, FACTOR)?,
         wishes: wishes(s, model)?,
-        topology: topology_of(sim),
+        topology: topology_of(&s.cluster),
     };
     Ok(fill(TEMPLATE, &page))
 }
@@ -128,8 +140,8 @@ fn thinned(curve: &[(f64, f64)]) -> Vec<(f64, f64)> {
     curve.chunks(slice).filter_map(peak).map(|(t, b)| (round(t), b.round())).collect()
 }
 
-fn topology_of(sim: &Simulation) -> Topology {
-    let c = &sim.scenario.cluster;
+/// The network of `c`.
+pub fn topology_of(c: &Cluster) -> Topology {
     let n = &c.network;
     let nodes = c.gpus / c.gpus_per_node;
     let size = topology::for_nics(n.topology, n.switch_ports, n.planes, nodes * n.nics_per_node);

@@ -29,6 +29,26 @@ pub struct Wish {
     pub step: f64,
 }
 
+/// How the step answers to everything at once.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Sensitivity {
+    /// By what every number is divided and multiplied.
+    pub factor: f64,
+    /// The hardware's numbers, the largest effect first.
+    pub inputs: Vec<Input>,
+    /// Every wish by itself.
+    pub wishes: Vec<Wish>,
+}
+
+/// Factor of the report and of `--json`.
+pub const FACTOR: f64 = 1.2;
+
+/// Moves every number by [`FACTOR`] and grants every wish, one at a time.
+pub fn sensitivity(base: &Scenario, model: &dyn CostModel) -> Result<Sensitivity, SimError> {
+    let (inputs, wishes) = (inputs(base, model, FACTOR)?, wishes(base, model)?);
+    Ok(Sensitivity { factor: FACTOR, inputs, wishes })
+}
+
 /// A number of the scenario as a slider.
 type Slider = (&'static str, fn(&mut Scenario) -> &mut f64);
 
