@@ -493,7 +493,7 @@ fn a_rank_holds_what_its_instructions_need() {
         (2, 1, (2, 1, 1, "dualpipe")),
         (2, 1, (2, 1, 1, "zb1p")),
         (4, 2, (2, 2, 2, "dualpipe")),
-        (2, 2, (2, 1, 1, "dualpipev")),
+        (2, 1, (2, 1, 1, "dualpipev")),
     ] {
         for mode in ["recipe.mode=\"bf16\"", "recipe.mode=\"fp8\""] {
             let (shards, union) =

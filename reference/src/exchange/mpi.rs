@@ -169,7 +169,7 @@ struct Carrier {
     answers: Sender<Order>,
     /// What is on its way; true for the last frame to a rank.
     leaving: Vec<(Flight, bool)>,
-    /// By sender.
+    /// What is on its way here, by sender.
     arriving: Vec<Arriving>,
     open: Open,
 }

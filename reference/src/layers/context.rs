@@ -18,8 +18,8 @@ use crate::precision::{Mode, Recipe};
 /// The weights of a step, by [`ParamId`], in the forms that ops take.
 #[derive(Debug)]
 pub struct Weights<B: Backend> {
-    /// Master precision: embedding, norms, gate, biases; none of what only products read, where they
-    /// were let go.
+    /// Master precision: embedding, norms, gate, biases; none of what only products read, where
+    /// those masters were let go.
     pub master: Vec<Option<B::Buffer>>,
     /// As GEMMs read them: Linears, experts, head; the others as they are.
     pub operands: Vec<Weight<B>>,

@@ -50,7 +50,8 @@ type Counting = Ledger<Meta>;
 /// data parallel ones the first of each expert parallel group. Rows fall evenly on experts.
 ///
 /// # Errors
-/// [`MemoryError`].
+/// [`MemoryError`]; also where a rank brings several shards of a union, whose rows the host puts
+/// together by their values.
 ///
 /// # Panics
 /// Where the configuration is none that training takes.
@@ -169,8 +170,8 @@ struct Walk<'a> {
     host: Batch,
     settings: StepSettings,
     flights: BTreeMap<Chunk, Flight>,
-    /// Accumulators of a union's shards, by `dir` and number of the union, and how many micro-batches
-    /// are in them.
+    /// Accumulators of a union's shards, by `dir` and number of the union, and how many
+    /// micro-batches are in them.
     chains: BTreeMap<(u8, usize), (Chain, usize)>,
     done: Subtrees<Counting>,
 }

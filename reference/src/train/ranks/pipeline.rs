@@ -75,7 +75,7 @@ pub(super) struct Reported {
 
 /// What a rank has once its instructions are through.
 pub(super) struct Executed<B: Backend> {
-    /// Finished accumulators.
+    /// The accumulators of shards that are through.
     pub gradients: Subtrees<B>,
     pub reports: Vec<Reported>,
 }

@@ -6,10 +6,10 @@
 //! what he measured. Times hold for the situation in which they were measured; the model's
 //! slow-down beside communication is not put on top.
 //!
-//! Larger things than kernels have times too, as `fathom train --kernel-times` writes them of a run:
-//! op `mlp F` of shape `moe` is all that a layer of this kind computes in this component and phase,
-//! op `step` what a step has beside its layers (`instruction`, `optimizer`, `gradient reduction`,
-//! `parameter gather`).
+//! Larger things than kernels have times too, as `fathom train --kernel-times` writes them of a
+//! run: op `mlp F` of shape `moe` is all that a layer of this kind computes in this component and
+//! phase, op `step` what a step has beside its layers (`instruction`, `optimizer`, `gradient
+//! reduction`, `parameter gather`).
 
 use std::collections::BTreeMap;
 use std::path::Path;
