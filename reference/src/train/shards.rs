@@ -174,7 +174,7 @@ fn sums(
     };
     let (mut sums, mut size) = (Vec::new(), 1);
     while size < shards {
-        let (own, beside) = (leaf / size, leaf / size ^ 1);
+        let (own, beside) = (leaf / size, (leaf / size) ^ 1);
         if !leaves(beside, size).all(here) {
             break;
         }
