@@ -293,7 +293,9 @@ fn train_on_ranks(dir: &Path) -> Result<bool, Box<dyn std::error::Error>> {
         let folder = RunFolder { out: out.clone(), resume: false };
         let begin = Instant::now();
         let tell = &mut |_: &Event| ();
-        let summary = ranks::run::run(config, |_| Reference, &folder, None, (&|| false, tell))?;
+        let timeline = ranks::Timeline::default();
+        let calls: ranks::run::Calls<'_> = (&|| false, tell);
+        let summary = ranks::run::run(config, |_| Reference, &folder, &timeline, calls)?;
         let ranks = if layout.is_empty() { "one rank" } else { "four ranks" };
         let (loss, seconds) =
             (summary.last_loss.unwrap_or(f64::NAN), begin.elapsed().as_secs_f64());

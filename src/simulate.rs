@@ -14,7 +14,9 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use fathom_conformance::run_scenario;
 use fathom_reference::files;
+use fathom_reference::train::TrainConfig;
 use fathom_simulator::SimError;
 use fathom_simulator::config::Scenario;
 use fathom_simulator::events::Detail;
@@ -34,7 +36,8 @@ use crate::output::{self, Outcome};
     after_help = "Examples:
   fathom simulate --preset deepseek-v3-h800-2048
   fathom simulate --preset deepseek-v3-h800-2048 --report step.html --trace step.json
-  fathom simulate run.toml --json
+  fathom simulate scenario.toml --json
+  fathom simulate --from-run runs/a/run.toml --set cluster.preset=h100-16384
   fathom simulate --preset deepseek-v3-h800-2048 --set cluster.network.nic_bytes_per_s=100e9
   fathom simulate --preset deepseek-v3-h800-2048 --set what_if.comm_off_sms=true
 
@@ -44,11 +47,19 @@ pub struct Args {
     #[command(subcommand)]
     part: Option<Part>,
     /// Scenario (TOML)
-    #[arg(value_name = "FILE.toml", required_unless_present = "preset", conflicts_with = "preset")]
+    #[arg(value_name = "FILE.toml", required_unless_present_any = ["preset", "from_run"],
+        conflicts_with = "preset")]
     file: Option<PathBuf>,
     /// Embedded scenario instead of a file; an unknown name lists all
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
+    /// The scenario of a training run: its model, layout and sizes, on as many H800 as it has ranks
+    /// unless --set names another cluster
+    #[arg(long, value_name = "RUN.toml", conflicts_with_all = ["file", "preset"])]
+    from_run: Option<PathBuf>,
+    /// Write the scenario as a run that `fathom train --config` takes
+    #[arg(long, value_name = "RUN.toml")]
+    write_run: Option<PathBuf>,
     /// Override a key, for instance parallel.dp=256; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -124,16 +135,32 @@ pub fn scenario(
 }
 
 fn step(args: &Args) -> output::Result {
-    let scenario = scenario(args.file.as_deref(), args.preset.as_deref(), &args.set)?;
+    let file = args.from_run.as_deref().or(args.file.as_deref());
+    let scenario = match &args.from_run {
+        Some(path) => {
+            let config = TrainConfig::read(path, &[])?;
+            run_scenario::scenario(&path.display().to_string(), &config, &args.set)?
+        }
+        None => scenario(file, args.preset.as_deref(), &args.set)?,
+    };
     let loads = scenario.expert_load.trace.iter().map(PathBuf::from).collect::<Vec<_>>();
-    let inputs = args.file.iter().chain(args.cost.files()).chain(&loads);
-    let outputs = [&args.write_op_trace, &args.write_kernel_times, &args.trace, &args.report];
+    let inputs = args.file.iter().chain(&args.from_run).chain(args.cost.files()).chain(&loads);
+    let outputs = [
+        &args.write_run,
+        &args.write_op_trace,
+        &args.write_kernel_times,
+        &args.trace,
+        &args.report,
+    ];
     files::keep_apart(inputs, outputs.into_iter().flatten())?;
     let detail = if args.trace.is_some() { Detail::Parts } else { Detail::Instructions };
     let model = args.cost.model()?;
-    let named = |e| named(args.file.as_deref(), args.preset.as_deref(), e);
+    let named = |e| named(file, args.preset.as_deref(), e);
     let sim = simulate(&scenario, &model, detail).map_err(named)?;
     args.cost.warn_of_unused(&model, &scenario)?;
+    if let Some(path) = &args.write_run {
+        output::write_file(path, run_scenario::run(&scenario)?.as_bytes())?;
+    }
     if let Some(path) = &args.write_op_trace {
         let mut writer = jsonl::Writer::<OpRecord, _>::new(Vec::new())?;
         model.op_records(&scenario)?.iter().try_for_each(|r| writer.write(r))?;

@@ -76,7 +76,9 @@ fn sweep(args: &Args) -> output::Result {
             }
         };
         let stopped = || interrupts.stopped();
-        match ranks::run::run(config, |_| Reference, &folder, None, (&stopped, &mut tell)) {
+        let timeline = ranks::Timeline::default();
+        let calls: ranks::run::Calls<'_> = (&stopped, &mut tell);
+        match ranks::run::run(config, |_| Reference, &folder, &timeline, calls) {
             Ok(summary) if summary.stopped => {
                 bar.finish_and_clear();
                 errln!("stopped; the same command goes on where it stopped");

@@ -72,6 +72,10 @@ pub struct Args {
     /// Write the executed timeline of all ranks for Perfetto, as `fathom simulate --trace` does
     #[arg(long, value_name = "FILE.json")]
     trace: Option<PathBuf>,
+    /// Write the mean times of what the ranks computed, a table for `fathom simulate
+    /// --kernel-times`
+    #[arg(long, value_name = "FILE.csv")]
+    kernel_times: Option<PathBuf>,
     /// Seed of initial weights and data order
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -183,10 +187,13 @@ fn train(args: &Args) -> output::Result {
     }
     let flags = &args.flags;
     let inputs = flags.data.iter().chain(&flags.config).chain(&flags.validate);
-    files::keep_apart(inputs, args.record.outputs().chain(&args.trace))?;
-    if args.trace.is_some() && world == 1 {
-        let layout = "set parallel.pp, parallel.dp";
-        return Err(format!("--trace: expected a run on several ranks, found one; {layout}").into());
+    files::keep_apart(inputs, args.record.outputs().chain(&args.trace).chain(&args.kernel_times))?;
+    for (flag, file) in [("--trace", &args.trace), ("--kernel-times", &args.kernel_times)] {
+        if file.is_some() && world == 1 {
+            let layout = "set parallel.pp, parallel.dp";
+            let message = format!("{flag}: expected a run on several ranks, found one; {layout}");
+            return Err(message.into());
+        }
     }
     if world > 1 && args.record.outputs().next().is_some() {
         return Err(format!("--record and --op-trace take one rank, found {world}").into());
@@ -287,7 +294,8 @@ fn train_on<B: Backend>(
             before = waits();
         }
     };
-    let trace = args.trace.as_deref();
+    let timeline =
+        ranks::Timeline { trace: args.trace.clone(), kernel_times: args.kernel_times.clone() };
     let speaks = environment.as_ref().is_none_or(|e| e.rank == 0);
     let result = if let Some(environment) = &environment {
         let transport = args.transport.map_or(Transport::of(environment), Transport::from);
@@ -296,14 +304,15 @@ fn train_on<B: Backend>(
             config,
             || Reference,
             &folder,
-            trace,
+            &timeline,
             of,
             (&stopped, &mut tell),
         );
         screen.finish();
         result
     } else if world > 1 {
-        let result = ranks::run::run(config, |_| Reference, &folder, trace, (&stopped, &mut tell));
+        let calls: ranks::run::Calls<'_> = (&stopped, &mut tell);
+        let result = ranks::run::run(config, |_| Reference, &folder, &timeline, calls);
         screen.finish();
         result
     } else {

@@ -81,6 +81,13 @@ impl Bench {
         command
     }
 
+    /// The same command behind another that starts it.
+    fn before(&self, mut starter: Command, name: &str, more: &[&str]) -> Command {
+        let command = self.command(name, more);
+        starter.arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+        starter
+    }
+
     fn run(&self, name: &str, more: &[&str]) -> Output {
         let output = self.command(name, more).output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);

@@ -35,6 +35,7 @@ pub mod lockstep;
 pub mod model_code;
 pub mod record;
 pub mod replay;
+pub mod run_scenario;
 pub mod ships_log;
 
 use std::io::{self, Write};

@@ -5,6 +5,7 @@
 //! backend to measure. What is kept for the backward is what is alive between forward and
 //! backward. [`room`] asks whether the machine has as much.
 
+pub mod rank;
 pub mod room;
 
 use serde::Serialize;

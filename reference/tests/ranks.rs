@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fathom_reference::Tensor;
-use fathom_reference::backend::Reference;
+use fathom_reference::backend::{Ledger, Reference};
 use fathom_reference::checkpoint::training::{self, Saved};
 use fathom_reference::exchange::threads::{self, End};
+use fathom_reference::memory::rank::{self, RankMemory};
 use fathom_reference::train::ranks::{RankTrainer, Shared};
 use fathom_reference::train::{
     Runner, Setting, StepLog, StepOutcome, TrainConfig, TrainError, Trainer,
@@ -397,7 +398,7 @@ fn the_executed_timeline_is_the_schedules() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("trace.json");
     let mut shared = Shared::open(config(&set), None).unwrap();
-    shared.trace = Some(path.clone());
+    shared.timeline.trace = Some(path.clone());
     let main = move |exchange| {
         let mut trainer = RankTrainer::new(&shared, Reference, exchange)?;
         let logs = [done(trainer.step(&|| false)?), done(trainer.step(&|| false)?)];
@@ -458,4 +459,69 @@ fn the_executed_timeline_is_the_schedules() {
         let [(from, sent), (to, received)] = ends[..] else { panic!("{ends:?}") };
         assert!(from != to && from % 2 == to % 2 && sent <= received, "{ends:?}");
     }
+}
+
+/// The most that the backend of each rank held in a step.
+fn held(set: &[&str]) -> Vec<u64> {
+    let shared = Shared::open(config(set), None).unwrap_or_else(|e| panic!("{e}"));
+    let world = shared.config.parallel.world();
+    let main = move |exchange| {
+        let mut trainer = RankTrainer::new(&shared, Ledger::new(Reference), exchange)?;
+        trainer.backend().inner().reset_peak();
+        done(trainer.step(&|| false)?);
+        Ok::<_, TrainError>(trainer.backend().inner().alive().peak)
+    };
+    let ends = threads::run(world, Duration::from_secs(300), main, &mut || ());
+    let peak = |end| match end {
+        End::Returned(Ok(peak)) => peak,
+        other => panic!("{set:?}: {other:?}"),
+    };
+    ends.into_iter().map(peak).collect()
+}
+
+/// A rank holds what its instructions need, not more than a tenth beyond it: told by walking the
+/// instructions on the backend that computes nothing, and seen.
+#[test]
+fn a_rank_holds_what_its_instructions_need() {
+    let run = ["model.layers=4", "schedule.batch=16", "optim.ema_decay=0"];
+    let mb = |bytes: u64| bytes as f64 / 1e6;
+    let mut wrong = Vec::new();
+    for (shards, union, layout) in [
+        (1, 1, (2, 1, 1, "1f1b")),
+        (4, 1, (2, 1, 1, "1f1b")),
+        (2, 1, (1, 2, 1, "1f1b")),
+        (2, 1, (2, 1, 1, "dualpipe")),
+        (2, 1, (2, 1, 1, "zb1p")),
+        (4, 2, (2, 2, 2, "dualpipe")),
+        (2, 1, (2, 1, 1, "dualpipev")),
+    ] {
+        for mode in ["recipe.mode=\"bf16\"", "recipe.mode=\"fp8\""] {
+            let (shards, union) =
+                (format!("grad_shards={shards}"), format!("expert_union={union}"));
+            let layout_set = settings(layout);
+            let set = [&run[..], &words(&layout_set), &[&shards, &union, mode]].concat();
+            let (pp, dp, ..) = layout;
+            let config = config(&set);
+            let told: Vec<RankMemory> =
+                (0..pp).map(|pp| rank::rank(&config, pp, 16).unwrap()).collect();
+            for (number, seen) in held(&set).into_iter().enumerate() {
+                let told = &told[number / dp];
+                let ratio = seen as f64 / told.sum() as f64;
+                let line = format!(
+                    "{layout:?} {mode} {shards} rank {number}: states {:.2} weights {:.2} gradients \
+                     {:.2} activations {:.2} MB, seen {:.2} MB, {ratio:.3}",
+                    mb(told.states),
+                    mb(told.weights),
+                    mb(told.gradients),
+                    mb(told.activations),
+                    mb(seen)
+                );
+                println!("{line}");
+                if !(0.9..1.1).contains(&ratio) {
+                    wrong.push(line);
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

@@ -2,6 +2,8 @@
 
 use std::process::ChildStderr;
 
+use fathom_trace::shared;
+
 use super::*;
 
 /// Four ranks in two pipelines of two.
@@ -29,6 +31,27 @@ impl Bench {
         });
         children.map(|child| child.wait_with_output().unwrap())
     }
+}
+
+/// `mpirun`, which starts four ranks of what follows; none where the test says that it is skipped.
+fn mpirun() -> Option<Command> {
+    if !cfg!(feature = "mpi") {
+        shared::skipped("ranks over MPI: build the tests with --features mpi");
+        return None;
+    }
+    let mut command = Command::new("mpirun");
+    if !command.arg("--version").output().is_ok_and(|output| output.status.success()) {
+        shared::skipped("ranks over MPI: there is no mpirun");
+        return None;
+    }
+    let mut command = Command::new("mpirun");
+    // Open MPI's: as root, and more ranks than cores, which then are bound to none.
+    for name in ["ALLOW_RUN_AS_ROOT", "ALLOW_RUN_AS_ROOT_CONFIRM", "MCA_rmaps_base_oversubscribe"] {
+        command.env(format!("OMPI_{name}"), "1");
+    }
+    command.env("OMPI_MCA_hwloc_base_binding_policy", "none");
+    command.args(["-n", "4"]).env("RAYON_NUM_THREADS", "1");
+    Some(command)
 }
 
 /// The processes that a process has started, in order; none once it has ended.
@@ -86,6 +109,48 @@ fn processes_have_the_bits_logs_and_samples_of_one_process() {
         assert_same_parts(&bench, "alone", name, &["model", "model-average"]);
         assert_same_lines(&bench, "alone", name);
     }
+}
+
+/// Rows of experts, hidden states, gradients and checkpoints through MPI.
+#[test]
+fn ranks_over_mpi_have_the_bits_of_one_process() {
+    let Some(mpirun) = mpirun() else { return };
+    let bench = Bench::new();
+    let result = ["--set", "expert_union=2"];
+    bench.run("alone", &result);
+    let layout = ["parallel.pp=2", "parallel.dp=2", "parallel.ep=2"];
+    let layout = layout.iter().flat_map(|set| ["--set", set]).chain(result);
+    let ended = bench.before(mpirun, "mpi", &layout.collect::<Vec<_>>()).output().unwrap();
+    assert!(ended.status.success(), "{}", error(&ended));
+    assert_same_parts(&bench, "alone", "mpi", &["model", "model-average"]);
+    assert_same_lines(&bench, "alone", "mpi");
+}
+
+/// `mpirun` ends all ranks where one is killed; the last checkpoint is whole.
+#[test]
+fn a_rank_of_mpi_that_is_killed_ends_the_run_which_goes_on_with_the_same_bits() {
+    let bench = Bench::new();
+    let layout = ["--set", "parallel.pp=2", "--set", "parallel.dp=2"];
+    for victim in [0, 3] {
+        let Some(mpirun) = mpirun() else { return };
+        let before = bench.steps("killed").len();
+        let mut command = bench.before(mpirun, "killed", &[&["--resume"], &layout[..]].concat());
+        let command = command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut launcher = command.spawn().unwrap();
+        while bench.steps("killed").len() < before + 6 {
+            std::thread::sleep(Duration::from_millis(2));
+            assert!(launcher.try_wait().unwrap().is_none(), "{}", said(&mut launcher.stderr));
+        }
+        signal("-KILL", children(launcher.id())[victim]);
+        let begin = Instant::now();
+        assert!(wait(&mut launcher, begin + Duration::from_secs(10)), "it goes on");
+        assert!(!launcher.wait().unwrap().success());
+        let told = said(&mut launcher.stderr);
+        assert!(told.contains(&format!("process rank {victim} ")), "{told}");
+    }
+    bench.run("killed", &["--resume"]);
+    bench.run("alone", &[]);
+    assert_same_parts(&bench, "alone", "killed", &["model", "model-average"]);
 }
 
 /// Any rank, at any moment: in the meeting, in a step, in the writing of a checkpoint. The others

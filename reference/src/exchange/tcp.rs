@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::environment::Environment;
-use super::links::{Link, Links};
+use super::links::{Links, Open};
 use super::mail::Mail;
 use super::processes::{Process, entered, lost};
 use super::store::{Client, MeetingError, Server};
@@ -36,11 +36,19 @@ pub fn connect(environment: &Environment, timeout: Duration) -> Result<Process, 
     }
     let rank = environment.rank;
     let mail = Arc::new(Mail::new(environment.world, timeout));
-    let links = mesh?.into_iter().enumerate().map(|(peer, stream)| {
+    let open = Open::new(environment.world - 1);
+    let queues = mesh?.into_iter().enumerate().map(|(peer, stream)| {
         let stream = stream?;
-        Some(link(stream, (rank, peer), &mail))
+        Some(link(stream, (rank, peer), &mail, open.clone()))
     });
-    let links = Links(links.collect());
+    let queues: Vec<Option<Sender<Frame>>> = queues.collect();
+    let post = move |to: usize, frame| {
+        if let Some(queue) = &queues[to] {
+            // A writer that has ended has sent its last, or noted why it could not.
+            let _ = queue.send(frame);
+        }
+    };
+    let links = Links::new((rank, environment.world), open, Box::new(post));
     // Connections close when the process ends.
     Ok(Process::new(rank, mail, links, Box::new(|_| ())))
 }
@@ -137,8 +145,13 @@ fn accept(listener: TcpListener, token: String) -> Accepted {
     accepted
 }
 
-/// The connection with a rank.
-fn link(stream: TcpStream, (rank, peer): (usize, usize), mail: &Arc<Mail>) -> Link {
+/// The connection with a rank: its threads, and the queue of what is to be written.
+fn link(
+    stream: TcpStream,
+    (rank, peer): (usize, usize),
+    mail: &Arc<Mail>,
+    open: Open,
+) -> Sender<Frame> {
     let (frames, queue) = mpsc::channel();
     let spawn = |name: String, body: Box<dyn FnOnce() + Send>| {
         let builder = thread::Builder::new().name(name).stack_size(STACK_BYTES);
@@ -156,8 +169,10 @@ fn link(stream: TcpStream, (rank, peer): (usize, usize), mail: &Arc<Mail>) -> Li
         if let Err(error) = write(stream, &queue) {
             lost(&table, peer, &error.to_string());
         }
+        open.close();
     };
-    Link::new(frames, spawn(format!("to rank {peer}"), Box::new(writer)))
+    spawn(format!("to rank {peer}"), Box::new(writer));
+    frames
 }
 
 fn read(stream: TcpStream, of: (usize, usize), mail: &Mail, answers: &Sender<Frame>) {

@@ -18,8 +18,9 @@ use crate::precision::{Mode, Recipe};
 /// The weights of a step, by [`ParamId`], in the forms that ops take.
 #[derive(Debug)]
 pub struct Weights<B: Backend> {
-    /// Master precision: embedding, norms, gate, biases.
-    pub master: Vec<B::Buffer>,
+    /// Master precision: embedding, norms, gate, biases; none of what only products read, where
+    /// those masters were let go.
+    pub master: Vec<Option<B::Buffer>>,
     /// As GEMMs read them: Linears, experts, head; the others as they are.
     pub operands: Vec<Weight<B>>,
     /// Scales from the steps before, where the recipe's are delayed and the step is one of
@@ -45,8 +46,16 @@ impl<B: Backend> Weights<B> {
     pub fn head(&self, id: ParamId) -> &B::Buffer {
         match &self.operands[id.0] {
             Weight::Plain(head) => head,
-            Weight::Codes { .. } => &self.master[id.0],
+            Weight::Codes { .. } => self.of_master(id),
         }
+    }
+
+    /// A parameter in master precision.
+    ///
+    /// # Panics
+    /// Where it was let go.
+    pub fn of_master(&self, id: ParamId) -> &B::Buffer {
+        self.master[id.0].as_ref().expect("a parameter that is read in master precision is kept")
     }
 }
 
@@ -178,7 +187,7 @@ impl<B: Backend> Cx<'_, B> {
 
     /// A parameter in master precision.
     pub fn master(&self, id: ParamId) -> &B::Buffer {
-        &self.weights.master[id.0]
+        self.weights.of_master(id)
     }
 
     /// A parameter as GEMMs read it.

@@ -83,7 +83,27 @@ impl Model {
                 _ => Weight::Plain(master.clone()),
             });
         }
-        Ok(Weights { master: params.buffers.clone(), operands, delayed: None })
+        let master = params.buffers.iter().cloned().map(Some).collect();
+        Ok(Weights { master, operands, delayed: None })
+    }
+
+    /// The same for a step of training, of which nothing but the weights holds the masters: those
+    /// that only products read are let go.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn training_weights<B: Backend>(
+        &self,
+        backend: &B,
+        params: Params<B>,
+    ) -> Result<Weights<B>> {
+        let mut weights = self.weights(backend, &params)?;
+        for (spec, master) in self.specs.iter().zip(&mut weights.master) {
+            if matches!(spec.kind, ParamKind::Linear | ParamKind::Experts | ParamKind::Head) {
+                *master = None;
+            }
+        }
+        Ok(weights)
     }
 
     /// Accumulators of zeros, one set per shard: one per parameter, then one for every further use
@@ -154,6 +174,11 @@ impl Model {
         slots.filter(|(_, id)| self.is_elsewhere(*id)).collect()
     }
 
+    /// The op that adds gradients to each other.
+    pub(crate) fn gradient_sum(&self) -> Add {
+        Add { out: self.recipe.master() }
+    }
+
     /// Ends a shard: adds each further use's accumulator to its parameter's, in order. Of a
     /// parameter whose first use is on another stage the uses are left apart.
     ///
@@ -174,7 +199,7 @@ impl Model {
             }
             let of_use = of_use.take().expect("trained");
             let sum = gradients.buffers[id.0].take().expect("trained");
-            let op = Add { out: self.recipe.master() };
+            let op = self.gradient_sum();
             gradients.buffers[id.0] = Some(backend.add(&op, &sum, &of_use, None)?);
         }
         if self.at.pp > 0 {

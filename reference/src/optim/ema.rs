@@ -64,6 +64,10 @@ impl Drop for Ema {
 }
 
 fn work(mut average: Vec<Tensor>, rate: f64, receiver: &Receiver<Message>) {
+    // Ops compute on a pool of this thread alone: on another, whose only thread may be the one that
+    // waits for the average, neither would ever come to its end.
+    let own = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build();
+    let _own = own.expect("a new thread is in no pool");
     let op: &dyn DynOp = &ema::Ema { rate };
     while let Ok(message) = receiver.recv() {
         match message {
@@ -81,6 +85,18 @@ fn work(mut average: Vec<Tensor>, rate: f64, receiver: &Receiver<Message>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Where every thread of the pool waits for the average.
+    #[test]
+    fn a_thread_of_the_pool_may_wait_for_the_average() {
+        let many = |x: f32| vec![Tensor::from_vec(&[1 << 20], vec![x; 1 << 20])];
+        let ema = Ema::new(many(0.0), 0.5);
+        let all = rayon::broadcast(|_| {
+            ema.update(many(2.0));
+            ema.read()[0].as_slice::<f32>()[7]
+        });
+        assert!(all.iter().all(|&x| (1.0..2.0).contains(&x)), "{all:?}");
+    }
 
     #[test]
     fn updates_are_taken_in_order() {

@@ -27,7 +27,7 @@ mod read;
 pub mod run;
 mod runner;
 pub mod schedule;
-mod shards;
+pub(crate) mod shards;
 pub mod state;
 pub mod sweep;
 mod taken;

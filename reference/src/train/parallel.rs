@@ -30,6 +30,9 @@ pub struct ParallelConfig {
     /// Layers of each stage; an even share where it is not set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stage_layers: Option<Vec<usize>>,
+    /// SMs of a GPU that exchanges of experts' rows hold, which the simulator asks for; CPUs have
+    /// none.
+    pub comm_sms: usize,
     /// Longest wait of a rank for another, in seconds.
     pub timeout_seconds: f64,
 }
@@ -45,6 +48,7 @@ impl Default for ParallelConfig {
             schedule: ScheduleKind::OneFOneB,
             interleave: 2,
             stage_layers: None,
+            comm_sms: 20,
             timeout_seconds: 600.0,
         }
     }

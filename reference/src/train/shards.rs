@@ -5,6 +5,8 @@
 //! together. Experts then have one accumulator a union, which stands in the tree at the union's
 //! first shard; where a node of the tree has one side only, that side moves up unchanged.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::backend::{Backend, Place, Result};
 use crate::layers::{Gradients, Weights};
 use crate::model::{DeviceBatch, Model, StepReport, StepSettings};
@@ -70,7 +72,7 @@ fn add<B: Backend>(
     right: Gradients<B>,
 ) -> Result<Gradients<B>> {
     backend.at(Place::default());
-    let op = Add { out: model.recipe.master() };
+    let op = model.gradient_sum();
     let pair = |(a, b): (Option<B::Buffer>, Option<B::Buffer>)| match (a, b) {
         (Some(a), Some(b)) => backend.add(&op, &a, &b, None).map(Some),
         (a, b) => Ok(a.or(b)),
@@ -99,9 +101,150 @@ pub(super) fn tree<T, E>(
     Ok(leaves.pop().flatten())
 }
 
+/// An accumulator whose shards a rank may add up before it sends anything: all uses of its
+/// parameter are on one stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slot {
+    /// Its place in a set of accumulators.
+    pub slot: usize,
+    /// Its leaves of the tree are the multiples of this: unions of experts, else shards.
+    pub step: usize,
+    /// The set in which a leaf's accumulator is, counted from the leaf's own shard.
+    pub offset: usize,
+}
+
+/// A rank's finished accumulators, added up as far as the tree's neighbours are on it: the sum of a
+/// subtree stands at its first leaf.
+#[derive(Debug)]
+pub(crate) struct Subtrees<B: Backend> {
+    /// By `dir` and shard.
+    pub sets: BTreeMap<(usize, usize), Gradients<B>>,
+    shards: usize,
+}
+
+impl<B: Backend> Subtrees<B> {
+    /// None yet, of so many shards.
+    pub fn new(shards: usize) -> Subtrees<B> {
+        Subtrees { sets: BTreeMap::new(), shards }
+    }
+
+    /// Puts a shard's accumulators in and adds what has found its neighbour.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn insert(
+        &mut self,
+        backend: &B,
+        op: &Add,
+        ((dir, shard), slots): ((usize, usize), &[Slot]),
+        gradients: Gradients<B>,
+    ) -> Result<()> {
+        self.sets.insert((dir, shard), gradients);
+        backend.at(Place::default());
+        for &Slot { slot, step, offset } in slots {
+            let Some(leaf) = shard.checked_sub(offset).filter(|leaf| leaf % step == 0) else {
+                continue;
+            };
+            let here = |leaf: usize| self.sets.contains_key(&(dir, leaf + offset));
+            let possible = sums((self.shards, step), leaf, &here);
+            for (left, right) in possible {
+                let mut take = |leaf: usize| {
+                    let set = self.sets.get_mut(&(dir, leaf + offset)).expect("it is here");
+                    set.buffers[slot].take().expect("a subtree's sum is at its first leaf")
+                };
+                let (a, b) = (take(left), take(right));
+                let sum = Some(backend.add(op, &a, &b, None)?);
+                self.sets.get_mut(&(dir, left + offset)).expect("just seen").buffers[slot] = sum;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The sums of the tree, by the first leaves of both sides, that `leaf` makes possible where the
+/// leaves that are `here` came before it. Leaves are the multiples of `step` below `shards`.
+fn sums(
+    (shards, step): (usize, usize),
+    leaf: usize,
+    here: &dyn Fn(usize) -> bool,
+) -> Vec<(usize, usize)> {
+    let leaves = |node: usize, size: usize| {
+        let range = node * size..shards.min((node + 1) * size);
+        range.filter(|leaf| leaf % step == 0)
+    };
+    let (mut sums, mut size) = (Vec::new(), 1);
+    while size < shards {
+        let (own, beside) = (leaf / size, (leaf / size) ^ 1);
+        if !leaves(beside, size).all(here) {
+            break;
+        }
+        // A side that has no leaf lets the other one move up.
+        if let (Some(own), Some(other)) = (leaves(own, size).next(), leaves(beside, size).next()) {
+            sums.push((own.min(other), own.max(other)));
+        }
+        size *= 2;
+    }
+    sums
+}
+
+/// The leaves at which sums are left once all of `own` are in: those that a rank sends.
+pub(crate) fn left_over((shards, step): (usize, usize), own: &BTreeSet<usize>) -> BTreeSet<usize> {
+    let (mut here, mut left) = (BTreeSet::new(), BTreeSet::new());
+    for &leaf in own {
+        here.insert(leaf);
+        left.insert(leaf);
+        for (_, gone) in sums((shards, step), leaf, &|other| here.contains(&other)) {
+            left.remove(&gone);
+        }
+    }
+    left
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What ranks add before they send, whoever has which leaf and in whatever order they come.
+    #[test]
+    fn subtrees_that_ranks_add_are_those_of_the_tree() {
+        let mut random = 0x2545_F491_4F6C_DD1Du64;
+        let mut next = |n: usize| {
+            random = random.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
+            (random >> 33) as usize % n
+        };
+        let add = |a: String, b: String| format!("({a}+{b})");
+        for (shards, step) in (1..=12).flat_map(|n| [(n, 1), (n, 2), (n, 3), (n, 4)]) {
+            let mut order: Vec<usize> = (0..shards).step_by(step).collect();
+            let whole: Vec<Option<String>> =
+                (0..shards).map(|i| (i % step == 0).then(|| i.to_string())).collect();
+            let whole = tree(whole, &mut |a, b| Ok::<_, ()>(add(a, b))).unwrap();
+            for ranks in 1..4 {
+                let owner: Vec<usize> = (0..shards).map(|_| next(ranks)).collect();
+                for i in (1..order.len()).rev() {
+                    order.swap(i, next(i + 1));
+                }
+                let mut sent: Vec<Option<String>> = vec![None; shards];
+                for rank in 0..ranks {
+                    let mut have: BTreeMap<usize, String> = BTreeMap::new();
+                    let mut here = BTreeSet::new();
+                    for &leaf in order.iter().filter(|&&leaf| owner[leaf] == rank) {
+                        here.insert(leaf);
+                        have.insert(leaf, leaf.to_string());
+                        for (a, b) in sums((shards, step), leaf, &|leaf| here.contains(&leaf)) {
+                            let (left, right) =
+                                (have.remove(&a).unwrap(), have.remove(&b).unwrap());
+                            have.insert(a, add(left, right));
+                        }
+                    }
+                    let left = left_over((shards, step), &here);
+                    assert!(left.iter().eq(have.keys()), "{shards} {step} {here:?}");
+                    have.into_iter().for_each(|(leaf, sum)| sent[leaf] = Some(sum));
+                }
+                let found = tree(sent, &mut |a, b| Ok::<_, ()>(add(a, b))).unwrap();
+                assert_eq!(found, whole, "{shards} {step} {owner:?}");
+            }
+        }
+    }
 
     #[test]
     fn the_tree_adds_neighbours_and_moves_the_odd_one_up() {

@@ -229,10 +229,16 @@ impl FirstPrinciples {
             let parts = components.iter().map(|&c| busy(kind, c, phase));
             parts.map(|b| b.total_s(s)).sum::<f64>()
         };
+        // Measured as a whole, or kernel by kernel.
+        let part = |components: &[Component], with: &[Component], phase| {
+            let all = [components, with].concat();
+            self.measured.of_part(kind, &all, phase).unwrap_or_else(|| sum(components, phase))
+        };
         let phase_times = |phase| PhaseTimes {
-            attention_s: sum(&[Component::Attention, Component::Dispatch], phase),
-            mlp_s: sum(
+            attention_s: part(&[Component::Attention, Component::Dispatch], &[], phase),
+            mlp_s: part(
                 &[Component::Mlp, Component::Mtp, Component::Embedding, Component::Head],
+                &[Component::Combine],
                 phase,
             ),
             ..PhaseTimes::default()
@@ -582,14 +588,24 @@ impl CostModel for FirstPrinciples {
         let p2p = (0..geometry.stages.saturating_sub(1))
             .map(|stage| if geometry.stays(stage) { 0.0 } else { hop })
             .collect();
-        let tail =
-            (0..geometry.ranks).map(|r| self.tail(s, placement, &geometry.held(r))).collect();
+        let tail = |r: usize| {
+            let own = self.tail(s, placement, &geometry.held(r));
+            let measured = |what: &str, own: f64| self.measured.of_step(what).unwrap_or(own);
+            TailTimes {
+                grad_reduce_s: measured("gradient reduction", own.grad_reduce_s),
+                optimizer_s: measured("optimizer", own.optimizer_s),
+                param_gather_s: measured("parameter gather", own.param_gather_s),
+            }
+        };
         StepTimes {
             stages: Vec::new(),
-            tail,
+            tail: (0..geometry.ranks).map(tail).collect(),
             p2p_s: p2p,
             wgrad_under_exchanges: true,
-            instruction_overhead_s: self.constants.gap_s,
+            instruction_overhead_s: self
+                .measured
+                .of_step("instruction")
+                .unwrap_or(self.constants.gap_s),
             expert_load: Vec::new(),
         }
     }

@@ -23,6 +23,8 @@ use fathom_schedule::perfetto::{COMMUNICATION, COMPUTE};
 use fathom_trace::Parallel;
 
 use self::data::StepData;
+pub(crate) use self::pipeline::first_in_first_out as in_order;
+pub use self::trace::Timeline;
 pub(crate) use self::world::stages;
 
 use self::pieces::Pieces;
@@ -56,7 +58,7 @@ pub struct RankTrainer<B: Backend> {
     backend: Ranked<B>,
     clock: Arc<Clock>,
     /// Where the timeline goes, and, on rank 0, the steps so far.
-    trace: Option<PathBuf>,
+    timeline: Timeline,
     traced: Vec<Traced>,
     config: TrainConfig,
     world: World,
@@ -90,8 +92,8 @@ pub struct Shared {
     pub config: TrainConfig,
     /// The checkpoint that the run goes on from.
     pub saved: Option<Arc<Saved>>,
-    /// The file that the executed timeline is written to at the end of the run.
-    pub trace: Option<PathBuf>,
+    /// What is written of the executed timeline at the end of the run.
+    pub timeline: Timeline,
 }
 
 impl<B: Backend> RankTrainer<B> {
@@ -104,11 +106,11 @@ impl<B: Backend> RankTrainer<B> {
         backend: B,
         exchange: Arc<dyn Exchange>,
     ) -> Result<RankTrainer<B>, TrainError> {
-        let Shared { loader, config, saved, trace } = shared;
+        let Shared { loader, config, saved, timeline } = shared;
         let config = config.clone();
         let schedules =
             config.schedules().map_err(|(key, message)| TrainError::Setting { key, message })?;
-        let clock = Arc::new(Clock::new(trace.is_some()));
+        let clock = Arc::new(Clock::new(timeline.is_asked_for()));
         let exchange = Arc::new(Timed { inner: exchange, clock: Arc::clone(&clock) });
         let world = World::new(&config, exchange)?;
         let (place, tokenizer, held_out) = {
@@ -127,7 +129,7 @@ impl<B: Backend> RankTrainer<B> {
         let mut trainer = RankTrainer {
             backend,
             clock,
-            trace: trace.clone(),
+            timeline: timeline.clone(),
             traced: Vec::new(),
             links: Links::new(&world),
             loader: world.readers.is_some().then(|| Arc::clone(loader)),
@@ -260,8 +262,8 @@ impl<B: Backend> RankTrainer<B> {
         let what = format!("weights for step {}", self.steps + 1);
         let params = zero::gather(self.zero(), backend, &self.own()?, &what)?;
         let models = self.pieces.models(&self.world, self.world.rank);
-        let weights = |(model, params): (&Model, &Params<R>)| model.weights(backend, params);
-        Ok(models.iter().zip(&params).map(weights).collect::<Result<_, _>>()?)
+        let weights = |(model, params)| Model::training_weights(model, backend, params);
+        Ok(models.iter().zip(params).map(weights).collect::<Result<_, _>>()?)
     }
 
     /// Forwards and backwards of a step on this rank.
@@ -284,6 +286,7 @@ impl<B: Backend> RankTrainer<B> {
             backend,
             models: self.pieces.models(&self.world, self.world.rank),
             weights: &weights,
+            slots: &self.routes.slots,
             data,
             settings: &settings,
             per_shard: (plan.batch / self.config.grad_shards).div_ceil(self.config.micro_batch),
@@ -548,16 +551,10 @@ impl<B: Backend> Runner for RankTrainer<B> {
     }
 
     fn end(&mut self) -> Result<(), TrainError> {
-        let Some(path) = self.trace.as_ref().filter(|_| self.world.rank == 0) else {
-            return Ok(());
-        };
-        let written =
-            trace::write(path, &self.traced, self.world.sizes.dp, &self.config.stage_layers());
-        let message = |e: std::io::Error| TrainError::Folder {
-            path: path.clone(),
-            message: format!("cannot be written: {e}"),
-        };
-        written.map_err(message)
+        match self.world.rank {
+            0 => self.timeline.write(&self.traced, &self.config),
+            _ => Ok(()),
+        }
     }
 }
 

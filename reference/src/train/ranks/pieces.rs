@@ -6,13 +6,14 @@
 //! rank computes of a gradient are [`Contribution`]s: intervals of whole parameters, by leaf of the
 //! tree of shards. They travel to the owners of the pieces unchanged, and are added there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::world::{World, stages};
 use crate::model::{BuildError, Model, ParamId, ParamKind, ParamSpec};
 use crate::ops::sum_of_squares::BLOCK;
 use crate::train::TrainConfig;
+use crate::train::shards::{Slot, left_over};
 
 /// A block of a whole parameter, and the rank that owns it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +37,8 @@ pub(super) struct Held {
 pub(super) struct Contribution {
     /// The interval of the whole parameter.
     pub held: Held,
-    /// The shard at whose place in the tree it stands.
+    /// The shard at whose place in the tree it stands: its own, or the first of those that the rank
+    /// has added up.
     pub leaf: usize,
     /// Uses of a shared parameter are added in this order before the tree.
     pub part: usize,
@@ -148,25 +150,50 @@ impl Pieces {
         &self.held[&place(world, rank)]
     }
 
+    /// The accumulators of a rank's stages that it adds up over its shards, by `dir`: those of
+    /// parameters whose uses are all on one stage.
+    pub fn slots(&self, world: &World, rank: usize) -> Vec<Vec<Slot>> {
+        let (models, held) = (self.models(world, rank), self.held(world, rank));
+        let of_stage = |(model, held): (&Model, &Vec<Held>)| {
+            let alone =
+                slots(model).into_iter().filter(|(.., id)| !self.is_shared(held[id.0].param));
+            let slot = |(slot, _, id): (usize, usize, ParamId)| {
+                let (step, offset) = leaves(model, id, world, rank);
+                Slot { slot, step, offset }
+            };
+            alone.map(slot).collect()
+        };
+        models.iter().zip(held).map(of_stage).collect()
+    }
+
+    /// Whether a parameter is used on several stages.
+    fn is_shared(&self, param: usize) -> bool {
+        self.models.iter().any(|(place, models)| {
+            let of = |(model, held): (&Model, &Vec<Held>)| {
+                model.uses_elsewhere().iter().any(|(_, id)| held[id.0].param == param)
+            };
+            models.iter().zip(&self.held[place]).any(of)
+        })
+    }
+
     /// What a rank contributes to a step's gradient, in the order in which it is sent.
     pub fn contributions(&self, world: &World, rank: usize) -> Vec<Contribution> {
         let (models, held) = (self.models(world, rank), self.held(world, rank));
         let (shares, dp) = (&world.shares, rank % world.sizes.dp);
         let mut found = Vec::new();
         for (dir, (model, held)) in models.iter().zip(held).enumerate() {
-            let direction = world.direction(dir);
-            for union in 0..shares.unions() {
-                let lanes = shares.shards(dp, direction, union);
-                for shard in lanes.clone() {
-                    for (slot, part, id) in slots(model) {
-                        let experts = model.specs[id.0].kind == ParamKind::Experts;
-                        if experts && shard != lanes.start {
-                            continue;
-                        }
-                        let leaf = if experts { shares.union_of(shard) } else { shard };
-                        let source = Source { dir, shard, slot };
-                        found.push(Contribution { held: held[id.0].clone(), leaf, part, source });
-                    }
+            let unions = (0..shares.unions()).map(|u| shares.shards(dp, world.direction(dir), u));
+            let shards: Vec<usize> = unions.flatten().collect();
+            for (slot, part, id) in slots(model) {
+                let (step, offset) = leaves(model, id, world, rank);
+                let leaf = |&shard: &usize| shard.checked_sub(offset).filter(|l| l % step == 0);
+                let mut own: BTreeSet<usize> = shards.iter().filter_map(leaf).collect();
+                if !self.is_shared(held[id.0].param) {
+                    own = left_over((shares.grad_shards, step), &own);
+                }
+                for leaf in own {
+                    let source = Source { dir, shard: leaf + offset, slot };
+                    found.push(Contribution { held: held[id.0].clone(), leaf, part, source });
                 }
             }
         }
@@ -189,6 +216,17 @@ impl Pieces {
 
 fn place(world: &World, rank: usize) -> (usize, usize) {
     (rank / world.sizes.dp, rank % world.sizes.dp % world.sizes.ep)
+}
+
+/// The distance of a parameter's leaves in the tree, and how far behind its leaf the rank's
+/// accumulator of a union is: experts have one a union, at the first of the shards that the rank
+/// brings.
+fn leaves(model: &Model, id: ParamId, world: &World, rank: usize) -> (usize, usize) {
+    let member = rank % world.sizes.dp % world.sizes.ep;
+    match model.specs[id.0].kind {
+        ParamKind::Experts => (world.shares.expert_union, member * world.shares.side_by_side()),
+        _ => (1, 0),
+    }
 }
 
 /// The accumulators of a stage that hold something once its shards are through, with the number of

@@ -19,6 +19,7 @@ use crate::layers::{Gradients, Weights};
 use crate::model::{
     DeviceBatch, Lane, Model, PairedBackward, StageKept, StageReport, StepSettings,
 };
+use crate::train::shards::{Slot, Subtrees};
 
 /// Which way something passes between stages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,8 +75,8 @@ pub(super) struct Reported {
 
 /// What a rank has once its instructions are through.
 pub(super) struct Executed<B: Backend> {
-    /// Finished accumulators by `dir` and shard.
-    pub gradients: BTreeMap<(usize, usize), Gradients<B>>,
+    /// The accumulators of shards that are through.
+    pub gradients: Subtrees<B>,
     pub reports: Vec<Reported>,
 }
 
@@ -87,6 +88,8 @@ pub(super) struct Executor<'a, B: Backend> {
     /// The rank's stages and their weights, by `dir`.
     pub models: &'a [Model],
     pub weights: &'a [Weights<B>],
+    /// The accumulators that the rank adds up over its shards, by `dir`.
+    pub slots: &'a [Vec<Slot>],
     pub data: &'a StepData,
     pub settings: &'a StepSettings,
     /// Micro-batches of a shard.
@@ -112,7 +115,7 @@ impl<B: Backend> Flight<B> {
 /// The instructions with the backwards of each `dir` in the order of micro-batches, in which shards
 /// are chained. That is how every schedule has them but GPipe, whose backwards run the last first;
 /// they take as long the other way round, and all ranks turn them.
-pub(super) fn first_in_first_out(ops: &[Op]) -> Vec<Op> {
+pub(crate) fn first_in_first_out(ops: &[Op]) -> Vec<Op> {
     let mut order: BTreeMap<u8, Vec<u32>> = BTreeMap::new();
     for b in ops.iter().filter_map(|op| op.backward()) {
         order.entry(b.dir).or_default().push(b.mb);
@@ -172,7 +175,8 @@ impl<B: Backend> Executor<'_, B> {
     /// # Panics
     /// Where the instructions are none that `fathom_schedule::check` proves executable.
     pub fn run(&self, ops: &[Op]) -> Result<Executed<B>> {
-        let done = Executed { gradients: BTreeMap::new(), reports: Vec::new() };
+        let gradients = Subtrees::new(self.world.shares.grad_shards);
+        let done = Executed { gradients, reports: Vec::new() };
         let mut running = Running {
             executor: self,
             flights: BTreeMap::new(),
@@ -333,7 +337,7 @@ impl<B: Backend> Running<'_, B> {
         let dir = chunk.dir as usize;
         assert_eq!(chain.seen, j, "a shard's micro-batches are chained in order: {chunk:?}");
         chain.seen += 1;
-        let Executor { world, backend, models, per_shard, .. } = self.executor;
+        let Executor { world, backend, models, slots, per_shard, .. } = self.executor;
         if chain.seen < *per_shard {
             self.chains.insert((dir, union), chain);
             return Ok(());
@@ -341,7 +345,8 @@ impl<B: Backend> Running<'_, B> {
         let shards = world.shares.shards(world.at.dp, direction, union);
         for (shard, gradients) in shards.zip(chain.accumulators) {
             let finished = models[dir].finish_gradients(*backend, gradients.into_inner())?;
-            self.done.gradients.insert((dir, shard), finished);
+            let (op, of) = (models[dir].gradient_sum(), ((dir, shard), &slots[dir][..]));
+            self.done.gradients.insert(*backend, &op, of, finished)?;
         }
         Ok(())
     }

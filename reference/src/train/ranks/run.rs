@@ -1,12 +1,11 @@
 //! A run on ranks that are threads of this process, or of which this process is one.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
-use super::{RankTrainer, Shared};
+use super::{RankTrainer, Shared, Timeline};
 use crate::Tensor;
 use crate::backend::Backend;
 use crate::checkpoint::training::{self, Saved};
@@ -22,8 +21,8 @@ use crate::train::{Divergence, Event, RunFolder, Summary, TrainConfig, TrainErro
 pub type Calls<'a> = (&'a dyn Fn() -> bool, &'a mut dyn FnMut(&Event));
 
 /// Runs `config` on the ranks of its layout, each a thread with a backend of its own, as
-/// [`run::run`] does in one process; one rank is one process. `trace` is the file of the executed
-/// timeline.
+/// [`run::run`] does in one process; one rank is one process. `timeline` says what is written of
+/// what was executed when.
 ///
 /// # Errors
 /// [`TrainError`]; that of the rank that failed first, or what every rank says.
@@ -31,7 +30,7 @@ pub fn run<B: Backend + 'static>(
     config: TrainConfig,
     backend: impl Fn(usize) -> B + Send + Sync + 'static,
     folder: &RunFolder,
-    trace: Option<&Path>,
+    timeline: &Timeline,
     (stop, tell): Calls<'_>,
 ) -> Result<Summary, TrainError> {
     if config.parallel.world() == 1 {
@@ -41,7 +40,7 @@ pub fn run<B: Backend + 'static>(
     let (claimed, saved) = folder.claim(tell)?;
     let resumed_from = saved.as_ref().map(|s| s.step);
     let mut shared = Shared::open(config, saved.map(Arc::new))?;
-    shared.trace = trace.map(Path::to_owned);
+    shared.timeline = timeline.clone();
     let world = shared.config.parallel.world();
     let timeout = Duration::from_secs_f64(shared.config.parallel.timeout_seconds);
     let (sender, events) = mpsc::channel::<Event>();
@@ -114,7 +113,7 @@ pub fn run_process<B: Backend + Send + 'static>(
     config: TrainConfig,
     backend: impl FnOnce() -> B + Send + 'static,
     folder: &RunFolder,
-    trace: Option<&Path>,
+    timeline: &Timeline,
     (environment, transport): (&Environment, Transport),
     (stop, tell): Calls<'_>,
 ) -> Result<Summary, TrainError> {
@@ -134,13 +133,13 @@ pub fn run_process<B: Backend + Send + 'static>(
     let (sender, events) = mpsc::channel::<Event>();
     let stopped = Arc::new(AtomicBool::new(false));
     let (asked, folder) = (Arc::clone(&stopped), folder.clone());
-    let trace = trace.map(Path::to_owned);
+    let timeline = timeline.clone();
     let main = move |exchange: Arc<dyn Exchange>| {
         let (claimed, saved) = first_claims(&folder, &exchange, &sender)?;
         let resumed_from = saved.as_ref().map(|s| s.step);
         let sender = (exchange.rank() == 0).then_some(sender);
         let mut shared = Shared::open(config, saved.map(Arc::new))?;
-        shared.trace = trace;
+        shared.timeline = timeline;
         let trainer = RankTrainer::new(&shared, backend(), exchange)?;
         drop(shared);
         Begun { claimed, resumed_from, sender }.go(trainer, &folder, &asked)
@@ -239,6 +238,6 @@ impl Shared {
         // A run without values: it checks configuration, data and model.
         let prepared = Trainer::prepare(config, crate::backend::Reference)?;
         let loader = Arc::new(Mutex::new(prepared.loader));
-        Ok(Shared { loader, config: prepared.config, saved, trace: None })
+        Ok(Shared { loader, config: prepared.config, saved, timeline: Timeline::default() })
     }
 }

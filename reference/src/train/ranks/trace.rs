@@ -1,16 +1,53 @@
 //! The executed timeline, as the simulator draws its own: instructions, parts of layers on the
 //! streams of computation and communication, arrows between ranks.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use fathom_config::ModelConfig;
 use fathom_schedule::Schedule;
 use fathom_schedule::draw::{arrows, op_text};
-use fathom_schedule::perfetto::{self, INSTRUCTIONS};
+use fathom_schedule::perfetto::{self, COMPUTE, INSTRUCTIONS};
 
 use crate::exchange::clock::{Part, StepSpans};
 use crate::files;
+use crate::train::{TrainConfig, TrainError};
+
+/// The files that the executed timeline is written to.
+#[derive(Clone, Debug, Default)]
+pub struct Timeline {
+    /// All of it, for Perfetto.
+    pub trace: Option<PathBuf>,
+    /// Mean times of its parts, for the simulator.
+    pub kernel_times: Option<PathBuf>,
+}
+
+impl Timeline {
+    pub(super) fn is_asked_for(&self) -> bool {
+        self.trace.is_some() || self.kernel_times.is_some()
+    }
+
+    /// Writes what was asked for of a run's steps.
+    pub(super) fn write(&self, steps: &[Traced], config: &TrainConfig) -> Result<(), TrainError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |e: io::Error| TrainError::Folder {
+                path,
+                message: format!("cannot be written: {e}"),
+            }
+        };
+        if let Some(path) = &self.trace {
+            let (dp, layers) = (config.parallel.dp, config.stage_layers());
+            write(path, steps, dp, &layers).map_err(failed(path))?;
+        }
+        if let Some(path) = &self.kernel_times {
+            write_times(path, steps, &config.model).map_err(failed(path))?;
+        }
+        Ok(())
+    }
+}
 
 /// A step with the spans of every rank of its first pipeline, or of all.
 pub(super) struct Traced {
@@ -24,12 +61,7 @@ pub(super) struct Traced {
 ///
 /// # Errors
 /// Those of the file system; nothing half-written is then left.
-pub(super) fn write(
-    path: &Path,
-    steps: &[Traced],
-    dp: usize,
-    stages: &[Range<usize>],
-) -> io::Result<()> {
+fn write(path: &Path, steps: &[Traced], dp: usize, stages: &[Range<usize>]) -> io::Result<()> {
     files::replace(path, |file, _| {
         let mut out = io::BufWriter::new(file);
         write_to(&mut out, steps, dp, stages)?;
@@ -85,6 +117,63 @@ fn write_to(
         }
     }
     perfetto::end(out)
+}
+
+/// What the table calls the times that a step has beside its layers.
+const STEP: &str = "step";
+
+/// Mean times of the parts of layers and of what a step has beside them, as the table that
+/// `fathom simulate --kernel-times` reads. The first of several steps is not counted.
+///
+/// # Errors
+/// Those of the file system; nothing half-written is then left.
+fn write_times(path: &Path, steps: &[Traced], model: &ModelConfig) -> io::Result<()> {
+    let counted = if steps.len() > 1 { &steps[1..] } else { steps };
+    let mut text = "op,shape,mean_us\n".to_owned();
+    for ((op, shape), seconds) in means(counted, model) {
+        text += &format!("{op},{shape},{:.3}\n", 1e6 * seconds);
+    }
+    files::replace(path, |file, _| file.write_all(text.as_bytes()))
+}
+
+/// Mean seconds by component and phase, and kind of layer.
+fn means(steps: &[Traced], model: &ModelConfig) -> BTreeMap<(String, &'static str), f64> {
+    let dense = model.moe.map_or(model.layers, |moe| moe.first_dense.min(model.layers));
+    let kind = |part: &Part| match part.layer {
+        None if part.name.starts_with("embedding") => ("embedding", 1),
+        None => ("head", 1),
+        Some(layer) if layer < dense => ("dense", dense),
+        Some(layer) if layer < model.layers => ("moe", model.layers - dense),
+        Some(_) => ("mtp", model.mtp_depth),
+    };
+    let span_s = |(begin, end): (u64, u64)| end.saturating_sub(begin) as f64 / 1e9;
+    let mut means: BTreeMap<(String, &'static str), f64> = BTreeMap::new();
+    for Traced { spans, .. } in steps {
+        let computed = || spans.iter().flat_map(|s| &s.parts).filter(|p| p.thread == COMPUTE);
+        let micro_batches: BTreeSet<usize> = computed().map(|p| p.micro_batch).collect();
+        let mut within = 0.0;
+        for part in computed() {
+            let ((kind, layers), seconds) = (kind(part), span_s(part.span));
+            let share = seconds / (layers * micro_batches.len() * steps.len()) as f64;
+            *means.entry((part.name.clone(), kind)).or_default() += share;
+            within += seconds;
+        }
+        let instructions = || spans.iter().flat_map(|s| &s.instructions);
+        let all: f64 = instructions().map(|&span| span_s(span)).sum();
+        let mut step = |what, seconds: f64| {
+            *means.entry((STEP.to_owned(), what)).or_default() += seconds / steps.len() as f64;
+        };
+        step("instruction", (all - within).max(0.0) / instructions().count().max(1) as f64);
+        // What every rank waits for the last of them is the pipeline's bubble.
+        for what in ["parameter gather", "gradient reduction", "optimizer"] {
+            let of_rank = |s: &StepSpans| {
+                let own = s.tail.iter().filter(|(_, name, _)| name == what);
+                own.map(|(.., span)| span_s(*span)).sum::<f64>()
+            };
+            step(what, spans.iter().map(of_rank).fold(f64::INFINITY, f64::min));
+        }
+    }
+    means
 }
 
 /// When a rank's step begins.

@@ -13,20 +13,21 @@ use crate::Tensor;
 use crate::backend::{Backend, Place};
 use crate::exchange::one;
 use crate::layers::Gradients;
-use crate::model::{Model, Params};
-use crate::ops::add::Add;
+use crate::model::{Model, ParamSpec, Params};
 use crate::ops::clip_factor::ClipFactor;
 use crate::ops::sum_of_squares::SumOfSquares;
 use crate::optim::Clip;
 use crate::train::TrainError;
-use crate::train::shards::tree;
+use crate::train::shards::{Slot, tree};
 
 /// Which rank sends what to which, the same at every step.
 pub(super) struct Routes {
+    /// The accumulators that this rank adds up over its shards, by `dir`.
+    pub slots: Vec<Vec<Slot>>,
     /// What this rank contributes to the gradient.
     contributions: Vec<Contribution>,
-    /// By receiver: which contribution overlaps which of its pieces.
-    gradients_out: Vec<Vec<Overlap<usize>>>,
+    /// By contribution: which pieces it overlaps.
+    gradients_out: Vec<Vec<Overlap<()>>>,
     /// By sender: what comes for this rank's pieces, with leaf and part.
     gradients_in: Vec<Vec<Overlap<(usize, usize)>>>,
     /// By receiver: which of this rank's pieces it holds.
@@ -42,18 +43,16 @@ impl Routes {
         let ranks = world.all.size();
         let own = (0..pieces.all.len()).filter(|&i| pieces.all[i].owner == world.rank).collect();
         let mut routes = Routes {
+            slots: pieces.slots(world, world.rank),
             contributions: pieces.contributions(world, world.rank),
-            gradients_out: vec![Vec::new(); ranks],
+            gradients_out: Vec::new(),
             gradients_in: vec![Vec::new(); ranks],
             weights_out: vec![Vec::new(); ranks],
             weights_in: vec![Vec::new(); ranks],
             own,
         };
-        for (i, contribution) in routes.contributions.iter().enumerate() {
-            for overlap in pieces.overlaps(&contribution.held, i) {
-                routes.gradients_out[pieces.all[overlap.piece].owner].push(overlap);
-            }
-        }
+        let overlaps = |c: &Contribution| pieces.overlaps(&c.held, ());
+        routes.gradients_out = routes.contributions.iter().map(overlaps).collect();
         for rank in 0..ranks {
             for c in pieces.contributions(world, rank) {
                 let mut found = pieces.overlaps(&c.held, (c.leaf, c.part));
@@ -104,8 +103,11 @@ fn exchange(
     Ok(received)
 }
 
-/// Elements `range` of a tensor whose first element is number `first`.
+/// Elements `range` of a tensor whose first element is number `first`; shared where it is all.
 fn slice(tensor: &Tensor, first: usize, range: &std::ops::Range<usize>) -> Tensor {
+    if tensor.shape() == [range.len()] {
+        return tensor.clone();
+    }
     let size = tensor.dtype().size();
     let bytes = &tensor.bytes()[(range.start - first) * size..(range.end - first) * size];
     Tensor::from_bytes(tensor.dtype(), &[range.len()], bytes)
@@ -120,20 +122,17 @@ pub(super) fn reduce<B: Backend>(
     step: u64,
 ) -> Result<Gradients<B>, TrainError> {
     let mut out: Vec<Vec<Tensor>> = vec![Vec::new(); world.all.size()];
-    let mut host: BTreeMap<usize, Tensor> = BTreeMap::new();
-    for (i, c) in routes.contributions.iter().enumerate() {
-        let gradients = &mut executed.gradients;
+    // One after the other, so that no more than one is there whole and in pieces.
+    for (c, overlaps) in routes.contributions.iter().zip(&routes.gradients_out) {
+        let gradients = &mut executed.gradients.sets;
         let buffers = gradients.get_mut(&(c.source.dir, c.source.shard)).expect("it was computed");
         let buffer = buffers.buffers[c.source.slot].take().expect("a trained parameter");
-        host.insert(i, backend.download(&buffer)?);
-    }
-    for (to, overlaps) in out.iter_mut().zip(&routes.gradients_out) {
+        let gradient = backend.download(&buffer)?;
         for overlap in overlaps {
-            let first = routes.contributions[overlap.of].held.range.start;
-            to.push(slice(&host[&overlap.of], first, &overlap.range));
+            let to = pieces.all[overlap.piece].owner;
+            out[to].push(slice(&gradient, c.held.range.start, &overlap.range));
         }
     }
-    drop(host);
     let what = format!("gradients of step {step}");
     let received = exchange(world, &what, out, |rank| !routes.gradients_in[rank].is_empty())?;
     // By piece, leaf and part: the intervals that came.
@@ -146,17 +145,14 @@ pub(super) fn reduce<B: Backend>(
         }
     }
     backend.at(Place { step, ..Place::default() });
-    let op = Add { out: whole.recipe.master() };
+    let op = whole.gradient_sum();
     let mut add = |a: B::Buffer, b: B::Buffer| backend.add(&op, &a, &b, None);
     let mut buffers = Vec::with_capacity(routes.own.len());
     for &piece in &routes.own {
         let mut leaves: Vec<Option<B::Buffer>> = vec![None; world.shares.grad_shards];
         let range = (piece, 0, 0)..(piece + 1, 0, 0);
         for (&(_, leaf, _), intervals) in parts.range_mut(range) {
-            intervals.sort_by_key(|(start, _)| *start);
-            let bytes: Vec<u8> = intervals.iter().flat_map(|(_, t)| t.bytes().to_vec()).collect();
-            let length = pieces.all[piece].range.len();
-            let use_ = backend.upload(Tensor::from_bytes(op.out, &[length], &bytes))?;
+            let use_ = backend.upload(joined(std::mem::take(intervals), op.out))?;
             leaves[leaf] = Some(match leaves[leaf].take() {
                 Some(sum) => add(sum, use_)?,
                 None => use_,
@@ -165,6 +161,22 @@ pub(super) fn reduce<B: Backend>(
         buffers.push(tree(leaves, &mut add)?);
     }
     Ok(Gradients { buffers })
+}
+
+/// Intervals that follow each other, as one.
+fn joined(mut intervals: Vec<(usize, Tensor)>, dtype: DType) -> Tensor {
+    if intervals.len() == 1 {
+        return intervals.remove(0).1;
+    }
+    intervals.sort_by_key(|(start, _)| *start);
+    let length = intervals.iter().map(|(_, tensor)| tensor.len()).sum();
+    Tensor::filled(dtype, &[length], |mut all| {
+        for (_, tensor) in &intervals {
+            let (part, rest) = std::mem::take(&mut all).split_at_mut(tensor.bytes().len());
+            part.copy_from_slice(tensor.bytes());
+            all = rest;
+        }
+    })
 }
 
 /// Norm and clipping factor of the whole gradient: every rank's blocks, added by the contract's
@@ -236,25 +248,23 @@ pub(super) fn gather<B: Backend>(
     let held = pieces.held(world, world.rank);
     let models = pieces.models(world, world.rank);
     let dtype = models[0].recipe.master();
-    let mut bytes: Vec<Vec<Vec<u8>>> = held
-        .iter()
-        .map(|stage| stage.iter().map(|h: &Held| vec![0; h.range.len() * dtype.size()]).collect())
-        .collect();
+    // By stage and parameter: the intervals that came.
+    let mut parts: Vec<Vec<Vec<(usize, Tensor)>>> =
+        held.iter().map(|stage: &Vec<Held>| vec![Vec::new(); stage.len()]).collect();
     for (overlaps, tensors) in routes.weights_in.iter().zip(received) {
         for (overlap, tensor) in overlaps.iter().zip(tensors) {
             let (dir, id) = overlap.of;
-            let first = (overlap.range.start - held[dir][id].range.start) * dtype.size();
-            bytes[dir][id][first..first + tensor.bytes().len()].copy_from_slice(tensor.bytes());
+            parts[dir][id].push((overlap.range.start, tensor));
         }
     }
-    let stage = |(model, bytes): (&Model, Vec<Vec<u8>>)| {
-        let upload = |(spec, bytes): (&crate::model::ParamSpec, Vec<u8>)| {
-            backend.upload(Tensor::from_bytes(dtype, &spec.shape, &bytes))
+    let stage = |(model, parts): (&Model, Vec<Vec<(usize, Tensor)>>)| {
+        let upload = |(spec, parts): (&ParamSpec, Vec<(usize, Tensor)>)| {
+            backend.upload(joined(parts, dtype).reshape(&spec.shape))
         };
-        let buffers = model.specs.iter().zip(bytes).map(upload).collect::<Result<_, _>>()?;
+        let buffers = model.specs.iter().zip(parts).map(upload).collect::<Result<_, _>>()?;
         Ok(Params { buffers })
     };
-    models.iter().zip(bytes).map(stage).collect()
+    models.iter().zip(parts).map(stage).collect()
 }
 
 /// Whole tensors of all pieces, on rank 0, in order of the parameters; `None` on the others.

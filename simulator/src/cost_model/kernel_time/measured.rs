@@ -5,6 +5,11 @@
 //! writes such a table with the model's own times for every kernel of a scenario; a user replaces
 //! what he measured. Times hold for the situation in which they were measured; the model's
 //! slow-down beside communication is not put on top.
+//!
+//! Larger things than kernels have times too, as `fathom train --kernel-times` writes them of a
+//! run: op `mlp F` of shape `moe` is all that a layer of this kind computes in this component and
+//! phase, op `step` what a step has beside its layers (`instruction`, `optimizer`, `gradient
+//! reduction`, `parameter gather`).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,6 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{SimError, read_table};
 use crate::lowering::Kernel;
+use crate::times::LayerKind;
+use fathom_trace::{Component, Phase};
 
 /// One line of a table of measured kernels.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,6 +32,9 @@ pub struct MeasuredKernel {
     /// Mean duration, microseconds.
     pub mean_us: f64,
 }
+
+/// The op under which stand a step's times beside its layers.
+const STEP: &str = "step";
 
 /// A table of measured kernels, by op and sizes.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -130,6 +140,25 @@ impl KernelTimes {
         self.seconds.get(&(kernel.op.clone(), kernel.shape.clone())).copied()
     }
 
+    /// The measured seconds that a layer of `kind` computes in `components` in a phase, where the
+    /// table has any of that kind and phase.
+    pub fn of_part(&self, kind: LayerKind, components: &[Component], phase: Phase) -> Option<f64> {
+        let kind = format!("{kind:?}").to_lowercase();
+        let ending = format!(" {phase:?}");
+        let of_phase = |key: &&(String, String)| key.1 == kind && key.0.ends_with(&ending);
+        self.seconds.keys().find(of_phase)?;
+        let seconds = |component: &Component| {
+            let op = format!("{component:?}").to_lowercase() + &ending;
+            self.seconds.get(&(op, kind.clone())).copied().unwrap_or_default()
+        };
+        Some(components.iter().map(seconds).sum())
+    }
+
+    /// The measured seconds of what a step has beside its layers.
+    pub fn of_step(&self, what: &str) -> Option<f64> {
+        self.seconds.get(&(STEP.to_owned(), what.to_owned())).copied()
+    }
+
     /// How many kernels have a time.
     pub fn len(&self) -> usize {
         self.seconds.len()
@@ -146,7 +175,8 @@ impl KernelTimes {
         for kernel in kernels {
             left.remove(&(kernel.op.clone(), kernel.shape.clone()));
         }
-        left.into_keys().collect()
+        let is_kernel = |(op, _): &(String, String)| op != STEP && !op.contains(' ');
+        left.into_keys().filter(is_kernel).collect()
     }
 }
 
@@ -161,6 +191,19 @@ mod tests {
         let a = KernelTimes::from_csv("t.csv", csv).unwrap();
         assert_eq!(a, KernelTimes::from_json("t.json", json).unwrap());
         assert_eq!(a.len(), 1);
+    }
+
+    #[test]
+    fn parts_of_layers_and_of_the_step_are_no_kernels() {
+        let csv = "op,shape,mean_us\nmlp F,moe,3\ncombine F,moe,1\nstep,optimizer,5\n";
+        let times = KernelTimes::from_csv("t.csv", csv).unwrap();
+        let of = |kind, phase| {
+            times.of_part(kind, &[Component::Mlp, Component::Combine, Component::Head], phase)
+        };
+        assert_eq!(of(LayerKind::Moe, Phase::F), Some(4e-6));
+        assert_eq!((of(LayerKind::Moe, Phase::B), of(LayerKind::Dense, Phase::F)), (None, None));
+        assert_eq!((times.of_step("optimizer"), times.of_step("instruction")), (Some(5e-6), None));
+        assert!(times.unknown([].into_iter()).is_empty());
     }
 
     #[test]
