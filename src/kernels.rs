@@ -12,7 +12,8 @@ use fathom_libcuda::{Choices, prepare};
 
 use crate::output::{self, Outcome};
 
-/// Fetch what CUDA kernels need to be compiled and looked at; say what they cover, how good they are
+/// Fetch what CUDA kernels need to be compiled and looked at; say what they cover, how good they
+/// are
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]

@@ -50,8 +50,8 @@ impl Assembly {
         })
     }
 
-    /// Lines of the assembler that complain; it says that it serialises `wgmma` where it gives up on
-    /// running it beside other instructions. The compiler in front of it speaks of sources.
+    /// Lines of the assembler that complain; it says that it serialises `wgmma` where it gives up
+    /// on running it beside other instructions. The compiler in front of it speaks of sources.
     pub fn warnings(&self) -> Vec<&str> {
         let complains = |line: &&str| {
             let line = line.to_ascii_lowercase();

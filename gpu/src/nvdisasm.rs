@@ -1,4 +1,5 @@
-//! Where nvdisasm is, NVIDIA's disassembler: needed only to count the instructions of kernels' loops.
+//! Where nvdisasm is, NVIDIA's disassembler: needed only to count the instructions of kernels'
+//! loops.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -58,7 +58,7 @@ fn find_below(folder: &Path) -> Option<Nvrtc> {
     None
 }
 
-/// NVRTC's wheel.
+/// The wheel that carries NVRTC's two libraries.
 const WHEEL: Wheel<Nvrtc> = Wheel {
     package: PACKAGE,
     folder: "nvrtc",

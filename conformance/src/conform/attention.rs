@@ -91,8 +91,8 @@ fn attention(index: usize) -> BoxedStrategy<Drawn> {
         .boxed()
 }
 
-/// Two of three keys have scores 88 to 101 below the others', whose probabilities are subnormal beside
-/// theirs, and values so large that they count all the same.
+/// Two of three keys have scores 88 to 101 below the others', whose probabilities are subnormal
+/// beside theirs, and values so large that they count all the same.
 fn faint(draw: Draw, op: Attention) -> Drawn {
     let ([t, s], Heads { heads, kv_heads, qk, v }) = (rows(&op), op.shape);
     let numbers = Draw { values: Values::Normal, ..draw };

@@ -1,8 +1,8 @@
 //! What can be known of the kernels' quality without a GPU, at the report's shapes: what NVIDIA's
 //! assembler makes of them, and what the emulated device counts of a launch.
 //!
-//! [`run`] runs the cases of `cases.toml`, [`look`] assembles every kernel that was loaded for them;
-//! [`Quality::page`] is the section of docs/kernels.md. Time is no part of it.
+//! [`run`] runs the cases of `cases.toml`, [`look`] assembles every kernel that was loaded for
+//! them; [`Quality::page`] is the section of docs/kernels.md. Time is no part of it.
 
 pub mod cases;
 mod page;
@@ -152,8 +152,8 @@ pub enum QualityError {
     Counts(String),
 }
 
-/// Runs every case on `engine`, whose device is the emulated one and counts. `counts` gives what each
-/// kernel did since it was last called; `progress` is called with each op.
+/// Runs every case on `engine`, whose device is the emulated one and counts. `counts` gives what
+/// each kernel did since it was last called; `progress` is called with each op.
 ///
 /// # Errors
 /// [`QualityError`].
@@ -189,8 +189,8 @@ pub fn run(
     Ok(Ran { traffic, loaded: gpu.loaded() })
 }
 
-/// Looks at the machine code of what was loaded. The emulated driver gives PTX in the place of machine
-/// code, so this is for a process that is not on it.
+/// Looks at the machine code of what was loaded. The emulated driver gives PTX in the place of
+/// machine code, so this is for a process that is not on it.
 ///
 /// # Errors
 /// [`QualityError`].

@@ -14,7 +14,7 @@ pub struct Loop {
     pub unit: &'static str,
     /// How many of these it has.
     pub units: u32,
-    /// All instructions.
+    /// Its instructions, but for those that do nothing (NOP).
     pub instructions: u32,
     /// Products of the tensor core and floating-point arithmetic, conversions among it.
     pub arithmetic: u32,
@@ -97,7 +97,8 @@ fn count(of: &[Instruction<'_>], opcodes: &[&str]) -> u32 {
 
 /// The loop of an entry that does its work: the innermost one with the most products on the tensor
 /// core, else, where a loop is mostly that, with the most FFMA, else with the most global loads, or
-/// loads of shared memory; without such a loop all of the entry. `None`: the text has no such entry.
+/// loads of shared memory; without such a loop all of the entry. `None`: the text has no such
+/// entry.
 pub fn hot_loop(text: &str, entry: &str) -> Option<Loop> {
     let code = code_of(text, entry);
     if code.instructions.is_empty() {

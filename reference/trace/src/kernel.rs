@@ -52,8 +52,8 @@ pub struct KernelRecord {
     /// Bytes of global memory that asynchronous copies and TMA read.
     #[serde(default)]
     pub copied_bytes: u64,
-    /// 32-byte sectors that reads of warps fetch where each CTA has its share of a first-level cache
-    /// to itself, which forgets the oldest first.
+    /// 32-byte sectors that reads of warps fetch where each CTA has its share of a first-level
+    /// cache to itself, which forgets the oldest first.
     #[serde(default)]
     pub fetched_sectors: u64,
     /// 32-byte sectors of global memory that any read touched, each counted once.

@@ -165,8 +165,8 @@ unsafe extern "C" {
 /// Of the program's auxiliary vector: where its own headers are in memory.
 const AT_PHDR: std::ffi::c_ulong = 3;
 
-/// Whether this code is part of the program itself, as it is of `fathom`, and not of a library that was
-/// loaded: such a program asks for machine code because it wants to look at it.
+/// Whether this code is part of the program itself, as it is of `fathom`, and not of a library that
+/// was loaded: such a program asks for machine code because it wants to look at it.
 fn in_program() -> bool {
     let base_of = |address: *const c_void| {
         let mut place =
