@@ -1,11 +1,19 @@
-//! `fathom kernels`: what compiling CUDA kernels needs, and what they compute.
+//! `fathom kernels`: what compiling CUDA kernels needs, what they compute, and how good they are.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::process::Stdio;
 
 use fathom_conformance::coverage;
-use fathom_gpu::nvrtc;
+use fathom_conformance::quality::{self, Counts};
+use fathom_gpu::compile::Compiler;
+use fathom_gpu::{CudaEngine, DeviceKind, Gpu, device, nvdisasm, nvrtc};
+use fathom_libcuda::{Choices, prepare};
 
 use crate::output::{self, Outcome};
 
-/// Fetch NVRTC, the compiler that CUDA steps need; say what the kernels cover
+/// Fetch what CUDA kernels need to be compiled and looked at; say what they cover, how good they
+/// are
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -16,8 +24,18 @@ pub struct Args {
 enum Command {
     /// Download NVIDIA's run-time compiler once, with pip, into the cache folder
     FetchNvrtc,
+    /// Download NVIDIA's disassembler once, with pip, into the cache folder: only `quality` asks
+    FetchNvdisasm,
     /// Print which ops of which runs kernels compute, as Markdown: the tables of the documentation
     Coverage,
+    /// Print what is known of the kernels without a GPU, at DeepSeek-V3's shapes, as Markdown:
+    /// registers, spills, the hot loop's instructions; bytes moved and bank conflicts as the
+    /// emulated device counts them
+    Quality {
+        /// Print one JSON document instead
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Runs the command.
@@ -36,5 +54,79 @@ pub fn run(args: &Args) -> output::Result {
             outln!("NVRTC is at {}", found.library.display());
             Ok(Outcome::Holds)
         }
+        Command::FetchNvdisasm => {
+            if nvdisasm::find().is_none() {
+                errln!("downloading {} with pip", nvdisasm::PACKAGE);
+            }
+            outln!("nvdisasm is at {}", nvdisasm::fetch()?.display());
+            Ok(Outcome::Holds)
+        }
+        Command::Quality { json } => quality(json),
     }
+}
+
+/// The cases run in a process on the emulated driver; their kernels are assembled in this one.
+fn quality(json: bool) -> output::Result {
+    if prepare::is_prepared() {
+        return run_cases();
+    }
+    let nvdisasm = nvdisasm::find();
+    if nvdisasm.is_none() {
+        errln!(
+            "nvdisasm was not found, so loops are not counted: `fathom kernels fetch-nvdisasm` \
+             downloads it with pip, or set FATHOM_NVDISASM to its path"
+        );
+    }
+    let (nvrtc, cache) = device::compiler_ready()?;
+    let compiler = Compiler::new(&nvrtc, &cache)?;
+    let prepared = prepare::prepare(Choices { profile: true, ..Choices::default() })?;
+    let program = std::env::current_exe()?;
+    let mut command = prepared.command(program.as_os_str());
+    let child = command.args(["kernels", "quality"]).stdout(Stdio::piped()).spawn()?;
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        return Ok(Outcome::BadInput);
+    }
+    let found =
+        quality::look(serde_json::from_slice(&output.stdout)?, &compiler, nvdisasm.as_deref())?;
+    if json {
+        output::print_json(&found)?;
+    } else {
+        outln!("{}", found.page());
+    }
+    Ok(Outcome::Holds)
+}
+
+/// Runs the cases on the emulated device with its counters on, and prints what came of them for
+/// [`quality`].
+fn run_cases() -> output::Result {
+    let engine = CudaEngine::new(Gpu::open(DeviceKind::Emulated)?);
+    let before = RefCell::new(prepare::so_far()?);
+    let counts = || {
+        let done = prepare::so_far().map_err(|e| e.to_string())?;
+        let since = done.kernels_since(&before.replace(done.clone()));
+        let counts = since.into_iter().map(|(name, totals)| {
+            let counts = Counts {
+                launches: totals.launches,
+                sectors: totals.global_sectors,
+                copied_bytes: totals.copied_bytes,
+                fetched_sectors: totals.fetched_sectors,
+                sectors_read: totals.sectors_read,
+                sectors_written: totals.sectors_written,
+                shared_requests: totals.shared_requests,
+                bank_conflicts: totals.bank_conflicts,
+            };
+            (name, counts)
+        });
+        Ok(counts.collect::<BTreeMap<String, Counts>>())
+    };
+    let bar = output::progress(quality::cases::all().len(), "kernels");
+    let progress = |op: &str| {
+        bar.set_message(op.to_owned());
+        bar.inc(1);
+    };
+    let ran = quality::run(&engine, &counts, &progress)?;
+    bar.finish_and_clear();
+    output::print_json(&ran)?;
+    Ok(Outcome::Holds)
 }

@@ -83,6 +83,19 @@ const RUNS: &[Run] = &[
         ),
     },
     Run {
+        name: "fp8, delayed scales",
+        column: "baselines",
+        what: What::Step(
+            "tiny",
+            &[
+                "recipe.fp8.activation_block=[\"all\",\"all\"]",
+                "recipe.fp8.weight_block=[\"all\",\"all\"]",
+                "recipe.fp8.gradient_block=[\"all\",\"all\"]",
+                "recipe.fp8.delayed={history=16}",
+            ],
+        ),
+    },
+    Run {
         name: "MXFP8",
         column: "baselines",
         what: What::Step(

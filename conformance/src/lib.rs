@@ -14,6 +14,7 @@
 //! - [`demo`]: built-in cases of the demonstration.
 //! - [`emulated`]: our FP8 GEMM on the emulator's library, for the demonstration and benchmarks.
 //! - [`diagnose`]: which arithmetic produced this output?
+//! - [`quality`]: what is known of the kernels without a GPU: machine code, bytes, conflicts.
 //! - [`model_code`]: the model's code as the simulator's source of op records.
 //!
 //! It sees every engine; only the command line sees it.
@@ -33,6 +34,7 @@ pub mod inference;
 pub mod junit;
 pub mod lockstep;
 pub mod model_code;
+pub mod quality;
 pub mod record;
 pub mod replay;
 pub mod run_scenario;

@@ -15,6 +15,7 @@ use std::ptr;
 use fathom_reference::files;
 use libloading::Library;
 
+use crate::assembly::Assembly;
 use crate::nvrtc::Nvrtc;
 
 /// A CUDA source of `gpu/kernels`; its path there is the name in NVRTC's messages.
@@ -40,9 +41,14 @@ pub(crate) use source;
 /// The FP8 GEMM: entry `fp8_gemm_1d2d`, constants `N`, `K`, `OUTPUT_F32` (0 or 1) and `STAGES`.
 pub const FP8_GEMM_1D2D: Source<'static> = source!("gemm/sm90_fp8_gemm_1d2d.cu");
 
-// What the kernels may include, by the path that they name: every `*.cuh` of `gpu/kernels`, as
-// `build.rs` found them.
+// The kernels, and what they may include by the path that they name: every `*.cu` and `*.cuh` of
+// `gpu/kernels`, as `build.rs` found them.
 include!(concat!(env!("OUT_DIR"), "/headers.rs"));
+
+/// The kernel's source of this path below `gpu/kernels`.
+pub fn source_named(name: &str) -> Option<Source<'static>> {
+    SOURCES.iter().find(|source| source.name == name).copied()
+}
 
 /// Options of every kernel: Hopper with its architecture-specific instructions, nothing contracted
 /// (the numerics contract), C++17.
@@ -156,17 +162,32 @@ impl Compiler {
         source: Source<'_>,
         defines: &[(&str, u64)],
     ) -> Result<Compiled, CompileError> {
-        let defines = defines.iter().map(|(name, value)| format!("-D{name}={value}"));
-        let options: Vec<String> = OPTIONS.iter().map(|o| o.to_string()).chain(defines).collect();
+        let options = options(defines);
         let path = self.cache.join(format!("{}.ptx", self.key(source, &options)));
         match std::fs::read_to_string(&path) {
             Ok(ptx) => return Ok(Compiled { ptx, log: String::new(), cached: true }),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(source) => return Err(CompileError::Cache { path, source }),
         }
-        let (ptx, log) = self.run(source, options)?;
+        let (ptx, log) = self.run(source, options, Product::Ptx)?;
+        let ptx = text_of(ptx);
         self.keep(&path, &ptx).map_err(|source| CompileError::Cache { path, source })?;
         Ok(Compiled { ptx, log, cached: false })
+    }
+
+    /// Machine code for these constants, with the assembler's report; nothing is kept.
+    ///
+    /// # Errors
+    /// [`CompileError`].
+    pub fn assemble(
+        &self,
+        source: Source<'_>,
+        defines: &[(&str, u64)],
+    ) -> Result<Assembly, CompileError> {
+        let mut options = options(defines);
+        options.push("--ptxas-options=-v".to_owned());
+        let (cubin, report) = self.run(source, options, Product::Cubin)?;
+        Ok(Assembly { cubin, report })
     }
 
     /// The name in the cache: a hash of all that the PTX depends on, each part with its length.
@@ -188,12 +209,13 @@ impl Compiler {
         files::replace(path, |file, _| file.write_all(ptx.as_bytes()))
     }
 
-    /// One NVRTC program from start to end: PTX and log.
+    /// One NVRTC program from start to end: what it makes, and its log.
     fn run(
         &self,
         source: Source<'_>,
         options: Vec<String>,
-    ) -> Result<(String, String), CompileError> {
+        product: Product,
+    ) -> Result<(Vec<u8>, String), CompileError> {
         let fail = |call, code| self.api.check(call, source.name, code);
         let text =
             |s: &str| CString::new(s).map_err(|_| CompileError::Option { found: s.to_owned() });
@@ -220,23 +242,37 @@ impl Compiler {
             let _guard = Guard { api: &self.api, program };
             let given = pointers(&c_options);
             let result = (self.api.compile)(program, given.len() as c_int, given.as_ptr());
-            let (size, get) = (self.api.log_size, self.api.log);
+            let failed = |(call, code)| self.failed(call, source, code);
             let log =
-                read(program, size, get).map_err(|(call, code)| self.failed(call, source, code))?;
+                read(program, self.api.log_size, self.api.log).map(text_of).map_err(failed)?;
             if result == COMPILATION {
                 return Err(CompileError::Source { source_name: source.name, options, log });
             }
             fail("nvrtcCompileProgram", result)?;
-            let (size, get) = (self.api.ptx_size, self.api.ptx);
-            let ptx =
-                read(program, size, get).map_err(|(call, code)| self.failed(call, source, code))?;
-            Ok((ptx, log))
+            let (size, get) = match product {
+                Product::Ptx => (self.api.ptx_size, self.api.ptx),
+                Product::Cubin => (self.api.cubin_size, self.api.cubin),
+            };
+            Ok((read(program, size, get).map_err(failed)?, log))
         }
     }
 
     fn failed(&self, call: &'static str, source: Source<'_>, code: c_int) -> CompileError {
         CompileError::Call { call, source_name: source.name, message: self.api.word(code) }
     }
+}
+
+/// The options of every kernel, then its constants.
+fn options(defines: &[(&str, u64)]) -> Vec<String> {
+    let defines = defines.iter().map(|(name, value)| format!("-D{name}={value}"));
+    OPTIONS.iter().map(|o| o.to_string()).chain(defines).collect()
+}
+
+/// What is taken of a compiled program.
+#[derive(Clone, Copy)]
+enum Product {
+    Ptx,
+    Cubin,
 }
 
 /// `NVRTC_ERROR_COMPILATION`: the log says why.
@@ -258,26 +294,30 @@ impl Drop for Guard<'_> {
 type Size = unsafe extern "C" fn(Program, *mut usize) -> c_int;
 type Get = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
 
-/// Reads a text that NVRTC hands out by size and copy.
+/// Reads what NVRTC hands out by size and copy.
 ///
 /// # Safety
 /// The program is live, and both functions belong together.
-unsafe fn read(program: Program, size: Size, get: Get) -> Result<String, (&'static str, c_int)> {
+unsafe fn read(program: Program, size: Size, get: Get) -> Result<Vec<u8>, (&'static str, c_int)> {
     let mut bytes = 0;
-    // SAFETY: the program is live by contract; the buffer has the size that NVRTC asked for, and
-    // a byte more, so that it ends in NUL in any case.
+    // SAFETY: the program is live by contract; the buffer has the size that NVRTC asked for.
     unsafe {
         match size(program, &mut bytes) {
             0 => {}
             code => return Err(("nvrtcGet...Size", code)),
         }
-        let mut buffer = vec![0u8; bytes + 1];
+        let mut buffer = vec![0u8; bytes];
         match get(program, buffer.as_mut_ptr().cast()) {
-            0 => {}
-            code => return Err(("nvrtcGet...", code)),
+            0 => Ok(buffer),
+            code => Err(("nvrtcGet...", code)),
         }
-        Ok(CStr::from_ptr(buffer.as_ptr().cast()).to_string_lossy().into_owned())
     }
+}
+
+/// A text of NVRTC's up to its closing NUL.
+fn text_of(bytes: Vec<u8>) -> String {
+    let text = bytes.split(|b| *b == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(text).into_owned()
 }
 
 /// The entry points (nvrtc.h), with the libraries that hold them.
@@ -298,6 +338,8 @@ struct Api {
     log: Get,
     ptx_size: Size,
     ptx: Get,
+    cubin_size: Size,
+    cubin: Get,
     _library: Library,
     _builtins: Library,
 }
@@ -325,6 +367,8 @@ impl Api {
                 log: *library.get(b"nvrtcGetProgramLog\0").map_err(missing)?,
                 ptx_size: *library.get(b"nvrtcGetPTXSize\0").map_err(missing)?,
                 ptx: *library.get(b"nvrtcGetPTX\0").map_err(missing)?,
+                cubin_size: *library.get(b"nvrtcGetCUBINSize\0").map_err(missing)?,
+                cubin: *library.get(b"nvrtcGetCUBIN\0").map_err(missing)?,
                 _library: library,
                 _builtins: builtins,
             })
@@ -356,6 +400,7 @@ fn load_error(path: &Path, error: &libloading::Error) -> CompileError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::assembly::Resources;
     use crate::kernels::quantize_tile::SOURCE as QUANTIZE_TILE;
 
     fn tile_constants(bf16: u64, scale: u64) -> [(&'static str, u64); 4] {
@@ -409,15 +454,13 @@ mod tests {
     fn ptxas_reports_no_spills_and_no_warning() {
         let Some((compiler, _cache)) = compiler() else { return };
         for (output_f32, stages) in [(0, 5), (1, 6)] {
-            let shape = ["-DN=4096".to_owned(), "-DK=7168".to_owned()];
-            let rest = [format!("-DOUTPUT_F32={output_f32}"), format!("-DSTAGES={stages}")];
-            let options = OPTIONS.map(str::to_owned).into_iter().chain(shape).chain(rest);
-            let options = options.chain(["--ptxas-options=-v".to_owned()]).collect();
-            let (_, log) = compiler.run(FP8_GEMM_1D2D, options).unwrap();
-            assert!(log.contains("0 bytes spill stores, 0 bytes spill loads"), "{log}");
-            assert!(log.contains("Used 168 registers"), "{log}");
-            // ptxas says "serialized" where it gives up on asynchronous wgmma.
-            assert!(!log.contains("warning") && !log.contains("serialized"), "{log}");
+            let shape = [("N", 4096), ("K", 7168)];
+            let rest = [("OUTPUT_F32", output_f32), ("STAGES", stages)];
+            let assembly = compiler.assemble(FP8_GEMM_1D2D, &[shape, rest].concat()).unwrap();
+            let found = assembly.resources("fp8_gemm_1d2d").unwrap();
+            assert_eq!(found, Resources { registers: 168, ..Resources::default() });
+            assert_eq!(assembly.warnings(), [""; 0], "{}", assembly.report);
+            assert!(assembly.cubin.starts_with(b"\x7FELF"));
         }
     }
 

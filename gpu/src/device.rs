@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use cudarc::driver::{CudaContext, CudaStream, DriverError};
 use fathom_reference::Tensor;
 use fathom_trace::DType;
+use serde::{Deserialize, Serialize};
 
 use crate::compile::{CompileError, Compiler, Source};
 use crate::driver::{self, Driver};
@@ -154,8 +155,22 @@ pub struct Gpu {
     kind: DeviceKind,
     description: driver::Device,
     compiler: Compiler,
-    kernels: Mutex<HashMap<Key, Arc<Kernel>>>,
+    /// With the dynamic shared memory that each may use.
+    kernels: Mutex<HashMap<Key, (Arc<Kernel>, u32)>>,
     memory: Arc<Memory>,
+}
+
+/// An entry that was compiled and loaded.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Loaded {
+    /// Path of its source below `gpu/kernels`.
+    pub source: String,
+    /// Name of the entry.
+    pub entry: String,
+    /// The constants that it was compiled for.
+    pub defines: Vec<(String, u64)>,
+    /// Dynamic shared memory of a launch, in bytes.
+    pub shared_bytes: u32,
 }
 
 /// What [`Gpu::open`] needs, all of it there.
@@ -274,7 +289,7 @@ impl Gpu {
     ) -> Result<Arc<Kernel>, GpuError> {
         let key = (source.name, name, defines.to_vec());
         let mut kernels = self.kernels.lock().expect("no panic while it is held");
-        if let Some(kernel) = kernels.get(&key) {
+        if let Some((kernel, _)) = kernels.get(&key) {
             return Ok(kernel.clone());
         }
         let ptx = self.compiler.compile(source, defines)?.ptx;
@@ -284,7 +299,7 @@ impl Gpu {
             .load_module(cudarc::nvrtc::Ptx::from_src(ptx))
             .map_err(GpuError::of("cuModuleLoadData"))?;
         let kernel = Arc::new(Kernel::new(&module, name, shared_bytes)?);
-        kernels.insert(key, kernel.clone());
+        kernels.insert(key, (kernel.clone(), shared_bytes));
         Ok(kernel)
     }
 
@@ -294,11 +309,25 @@ impl Gpu {
     /// [`GpuError::Driver`].
     pub fn registers(&self) -> Result<BTreeMap<&'static str, u32>, GpuError> {
         let mut most = BTreeMap::new();
-        for kernel in self.kernels.lock().expect("no panic while it is held").values() {
+        for (kernel, _) in self.kernels.lock().expect("no panic while it is held").values() {
             let registers = most.entry(kernel.name()).or_default();
             *registers = kernel.registers()?.max(*registers);
         }
         Ok(most)
+    }
+
+    /// What was loaded so far, in order of sources, entries and constants.
+    pub fn loaded(&self) -> Vec<Loaded> {
+        let kernels = self.kernels.lock().expect("no panic while it is held");
+        let one = |((source, entry, defines), (_, shared_bytes)): (&Key, &(_, u32))| Loaded {
+            source: (*source).to_owned(),
+            entry: (*entry).to_owned(),
+            defines: defines.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect(),
+            shared_bytes: *shared_bytes,
+        };
+        let mut all: Vec<Loaded> = kernels.iter().map(one).collect();
+        all.sort();
+        all
     }
 
     /// Enqueues a kernel on the device's stream; it does not wait for it.

@@ -8,8 +8,11 @@
 //! - [`kernels`]: the host files, their table, and the engine over them.
 //! - [`backend`]: the same as the backend that the model runs on.
 //! - [`launch`]: the launch with its attributes, tensor maps; the only `unsafe` calls on a device.
-//! - [`nvrtc`]: where NVIDIA's run-time compiler is, and fetching it once.
+//! - [`nvrtc`], [`nvdisasm`]: where NVIDIA's run-time compiler and its disassembler are, and
+//!   fetching them once.
+//! - [`assembly`]: kernels in machine code, with what the assembler says of them.
 
+pub mod assembly;
 pub mod backend;
 pub mod compile;
 pub mod device;
@@ -17,8 +20,10 @@ pub mod driver;
 pub mod kernels;
 pub mod launch;
 mod memory;
+pub mod nvdisasm;
 pub mod nvrtc;
 pub mod tensor;
+mod wheel;
 
 pub use backend::Cuda;
 pub use device::{DeviceKind, Gpu, GpuError};

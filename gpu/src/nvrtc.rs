@@ -4,7 +4,9 @@
 //! [`fetch`] downloads its Python wheel once with pip.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+
+use crate::wheel::Wheel;
+pub use crate::wheel::{FetchError, cache_dir};
 
 /// The PyPI package that carries NVRTC, and the version that is fetched.
 pub const PACKAGE: &str = "nvidia-cuda-nvrtc==13.0.*";
@@ -16,42 +18,6 @@ pub struct Nvrtc {
     pub builtins: PathBuf,
     /// `libnvrtc` itself.
     pub library: PathBuf,
-}
-
-/// Why NVRTC could not be fetched.
-#[derive(Debug, thiserror::Error)]
-pub enum FetchError {
-    /// There is no home or cache folder to put it into.
-    #[error("no cache folder: expected XDG_CACHE_HOME or HOME to be set, or FATHOM_CACHE")]
-    NoCache,
-    /// The file system refused.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The folder that could not be made or filled.
-        path: PathBuf,
-        /// The system's answer.
-        source: std::io::Error,
-    },
-    /// `pip` could not install the package that carries NVRTC.
-    #[error("python3 -m pip could not install {PACKAGE}: {message}")]
-    Pip {
-        /// The last of what it said.
-        message: String,
-    },
-    /// The wheel does not hold what it should.
-    #[error("{}: expected libnvrtc and libnvrtc-builtins in the wheel, found none", path.display())]
-    Incomplete {
-        /// The folder it was unpacked to.
-        path: PathBuf,
-    },
-}
-
-/// The program's cache folder: `FATHOM_CACHE`, else `fathom` in the user's cache folder.
-pub fn cache_dir() -> Option<PathBuf> {
-    let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    set("FATHOM_CACHE")
-        .or_else(|| set("XDG_CACHE_HOME").map(|d| d.join("fathom")))
-        .or_else(|| set("HOME").map(|d| d.join(".cache/fathom")))
 }
 
 /// Finds NVRTC: in the folder `FATHOM_NVRTC`, in the cache, in the usual CUDA folders; `None` where
@@ -92,48 +58,20 @@ fn find_below(folder: &Path) -> Option<Nvrtc> {
     None
 }
 
+/// The wheel that carries NVRTC's two libraries.
+const WHEEL: Wheel<Nvrtc> = Wheel {
+    package: PACKAGE,
+    folder: "nvrtc",
+    expected: "libnvrtc and libnvrtc-builtins",
+    find_below,
+};
+
 /// Downloads NVRTC's wheel with pip into the cache, unless it is there; says where it is.
 ///
 /// # Errors
 /// [`FetchError`]; the cache is then as it was before.
 pub fn fetch() -> Result<Nvrtc, FetchError> {
-    let cache = cache_dir().ok_or(FetchError::NoCache)?;
-    let target = cache.join("nvrtc");
-    if let Some(found) = find_below(&target) {
-        return Ok(found);
-    }
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        move |source| FetchError::Io { path, source }
-    };
-    std::fs::create_dir_all(&cache).map_err(io(&cache))?;
-    let mut builder = tempfile::Builder::new();
-    // What the umask leaves of it: others may share the cache.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-    let beside = builder.tempdir_in(&cache).map_err(io(&cache))?;
-    let output = Command::new("python3")
-        .args(["-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"])
-        .args(["--only-binary=:all:", "--no-compile", "--target"])
-        .arg(beside.path())
-        .arg(PACKAGE)
-        .output()
-        .map_err(|e| FetchError::Pip { message: e.to_string() })?;
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
-        let message = text.trim().lines().last().unwrap_or("no message").to_owned();
-        return Err(FetchError::Pip { message });
-    }
-    if find_below(beside.path()).is_none() {
-        return Err(FetchError::Incomplete { path: beside.path().to_owned() });
-    }
-    // Another process may have been first; what it put there is as good.
-    let renamed = std::fs::rename(beside.path(), &target);
-    match (find_below(&target), renamed) {
-        (Some(found), _) => Ok(found),
-        (None, Err(source)) => Err(FetchError::Io { path: target, source }),
-        (None, Ok(())) => Err(FetchError::Incomplete { path: target }),
-    }
+    WHEEL.fetch()
 }
 
 /// For tests: NVRTC where it is, else fetched; where that fails, says loudly what is skipped.

@@ -55,13 +55,16 @@ fn add(index: usize) -> BoxedStrategy<Drawn> {
         .prop_map(move |(t, columns, [a, b, c, out], (three, seed))| {
             let (draw, shape) = (Draw::new(index, seed), [t, columns]);
             // Beside zeros a number that lies midway between two BF16 stays there.
-            let beside = if draw.values == Values::Bits { Values::Zeros } else { draw.values };
+            let midway = draw.values == Values::Bits;
+            let beside = if midway { Values::Zeros } else { draw.values };
+            let (a, out) = if midway { (DType::F32, DType::BF16) } else { (a, out) };
+            let beside = Draw { values: beside, ..draw };
             draw.case(
                 Add { out },
                 [
                     ("a", Some(draw.floats(0, a, &shape))),
-                    ("b", Some(Draw { values: beside, ..draw }.floats(1, b, &shape))),
-                    ("c", three.then(|| draw.floats(2, c, &shape))),
+                    ("b", Some(beside.floats(1, b, &shape))),
+                    ("c", three.then(|| beside.floats(2, c, &shape))),
                 ],
             )
         })

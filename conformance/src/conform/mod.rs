@@ -12,7 +12,7 @@
 
 mod attention;
 mod data;
-mod draw;
+pub(crate) mod draw;
 mod fp8;
 mod gemm;
 mod gemm_fp8;

@@ -30,6 +30,10 @@ pub fn report(grid: &Grid, mut stats: Stats) -> LaunchReport {
         bank_conflicts: stats.bank_conflicts,
         tma_bytes_read: stats.tma_bytes_read,
         tma_bytes_written: stats.tma_bytes_written,
+        copied_bytes: stats.copied_bytes,
+        fetched_sectors: stats.fetched_sectors,
+        distinct_sectors_read: stats.sectors_read.count(),
+        distinct_sectors_written: stats.sectors_written.count(),
         barrier_waits: stats.barrier_waits,
         ..KernelRecord::default()
     };

@@ -5,8 +5,8 @@
 // LAUNCH
 //   a CTA of 32 x 8 threads for every square of 32 x 32, squares of a row of x neighbours.
 // NOTES
-// - Both sides are read and written along rows; the square turns in shared memory, whose rows are an
-//   element longer so that a column meets every bank.
+// - Both sides are read and written along rows; the square turns in shared memory, whose rows are a
+//   word longer so that a column meets every bank.
 #include "common/types.cuh"
 
 constexpr u32 SIDE = 32;
@@ -23,7 +23,7 @@ using Element = u32;
 // x[rows, columns], dense -> y[columns, ldy]; ldy in elements.
 extern "C" __global__ void __launch_bounds__(SIDE * LINES)
     transpose(const Element* __restrict__ x, Element* __restrict__ y, u32 rows, u32 columns, u64 ldy) {
-    __shared__ Element square[SIDE][SIDE + 1];
+    __shared__ Element square[SIDE][SIDE + 4 / BYTES];
     const u32 across = ceil_div(columns, SIDE);
     const u32 row0 = blockIdx.x / across * SIDE;
     const u32 column0 = blockIdx.x % across * SIDE;

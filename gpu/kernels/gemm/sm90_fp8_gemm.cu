@@ -169,7 +169,8 @@ FATHOM_DEVICE void chain(float (&sum)[64], u32 shared, u32 warpgroup, const Rang
             float partial[64];
             accumulate<true>(partial, shared, ring, warpgroup, last ? BLOCK : depth - start);
             ring.advance();
-            for (u32 k = start + BLOCK; k < end; k += BLOCK) {
+            // Said as a constant, since the compiler does not see that an interval of one block has no more.
+            for (u32 k = start + BLOCK; INTERVAL != BLOCK && k < end; k += BLOCK) {
                 accumulate<false>(partial, shared, ring, warpgroup, last ? BLOCK : depth - k);
                 ring.advance();
             }

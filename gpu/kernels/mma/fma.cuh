@@ -42,16 +42,18 @@ FATHOM_DEVICE void fma_tile(float (&sum)[4][4], const float* a, const float* b, 
 }
 
 // Copies a tile: element (row, k) from from[row * stride + k] (K_INNER) or from[k * stride + row];
-// zeros from `rows` and `depth` on.
+// zeros from `rows` and `depth` on. Where k runs in memory, a warp takes 4 rows of 8 k: whole sectors of
+// global memory, and every bank of shared memory once.
 template <bool K_INNER>
 FATHOM_DEVICE void fma_load(float* to, const float* from, u64 stride, u32 rows, u32 depth) {
-    const u32 inner = threadIdx.x % FMA_TILE;
+    constexpr u32 AT_ONCE = FMA_THREADS / FMA_TILE;
+    static_assert(AT_ONCE == 4, "eight lanes along k leave four rows of a warp");
 #pragma unroll 4
-    for (u32 outer = threadIdx.x / FMA_TILE; outer < FMA_TILE; outer += FMA_THREADS / FMA_TILE) {
-        const u32 row = K_INNER ? outer : inner;
-        const u32 k = K_INNER ? inner : outer;
+    for (u32 step = 0; step < FMA_TILE; step += AT_ONCE) {
+        const u32 row = K_INNER ? step + threadIdx.x / 8 % AT_ONCE : threadIdx.x % FMA_TILE;
+        const u32 k = K_INNER ? threadIdx.x / 32 * 8 + threadIdx.x % 8 : step + threadIdx.x / FMA_TILE;
         const bool there = row < rows && k < depth;
-        to[k * FMA_PITCH + row] = there ? from[outer * stride + inner] : 0.0f;
+        to[k * FMA_PITCH + row] = there ? from[K_INNER ? row * stride + k : k * stride + row] : 0.0f;
     }
 }
 

@@ -45,6 +45,16 @@ pub struct Totals {
     pub global_bytes_written: u64,
     /// 32-byte sectors touched (with profiling).
     pub global_sectors: u64,
+    /// Bytes of global memory that asynchronous copies and TMA read.
+    pub copied_bytes: u64,
+    /// 32-byte sectors that reads of warps fetched past a first-level cache (with profiling).
+    pub fetched_sectors: u64,
+    /// 32-byte sectors that were read, each once a launch (with profiling).
+    pub sectors_read: u64,
+    /// 32-byte sectors that were written, each once a launch (with profiling).
+    pub sectors_written: u64,
+    /// Requests of warps to shared memory (with profiling).
+    pub shared_requests: u64,
     /// Extra wavefronts of shared memory (with profiling).
     pub bank_conflicts: u64,
     /// Failed waits on barriers.
@@ -69,6 +79,11 @@ impl Totals {
             global_bytes_read: self.global_bytes_read - before.global_bytes_read,
             global_bytes_written: self.global_bytes_written - before.global_bytes_written,
             global_sectors: self.global_sectors - before.global_sectors,
+            copied_bytes: self.copied_bytes - before.copied_bytes,
+            fetched_sectors: self.fetched_sectors - before.fetched_sectors,
+            sectors_read: self.sectors_read - before.sectors_read,
+            sectors_written: self.sectors_written - before.sectors_written,
+            shared_requests: self.shared_requests - before.shared_requests,
             bank_conflicts: self.bank_conflicts - before.bank_conflicts,
             barrier_waits: self.barrier_waits - before.barrier_waits,
             host_seconds: self.host_seconds - before.host_seconds,
@@ -83,6 +98,11 @@ impl Totals {
         self.global_bytes_read += other.global_bytes_read;
         self.global_bytes_written += other.global_bytes_written;
         self.global_sectors += other.global_sectors;
+        self.copied_bytes += other.copied_bytes;
+        self.fetched_sectors += other.fetched_sectors;
+        self.sectors_read += other.sectors_read;
+        self.sectors_written += other.sectors_written;
+        self.shared_requests += other.shared_requests;
         self.bank_conflicts += other.bank_conflicts;
         self.barrier_waits += other.barrier_waits;
         self.host_seconds += other.host_seconds;
@@ -133,6 +153,11 @@ impl Summary {
             global_bytes_read: record.global_bytes_read,
             global_bytes_written: record.global_bytes_written,
             global_sectors: record.global_sectors,
+            copied_bytes: record.copied_bytes,
+            fetched_sectors: record.fetched_sectors,
+            sectors_read: record.distinct_sectors_read,
+            sectors_written: record.distinct_sectors_written,
+            shared_requests: record.shared_requests,
             bank_conflicts: record.bank_conflicts,
             barrier_waits: record.barrier_waits,
             host_seconds,

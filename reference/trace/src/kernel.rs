@@ -49,6 +49,19 @@ pub struct KernelRecord {
     pub tensor_core: BTreeMap<String, u64>,
     /// Floating-point operations of those instructions (a multiply-add counts two).
     pub tensor_core_flops: u64,
+    /// Bytes of global memory that asynchronous copies and TMA read.
+    #[serde(default)]
+    pub copied_bytes: u64,
+    /// 32-byte sectors that reads of warps fetch where each CTA has its share of a first-level
+    /// cache to itself, which forgets the oldest first.
+    #[serde(default)]
+    pub fetched_sectors: u64,
+    /// 32-byte sectors of global memory that any read touched, each counted once.
+    #[serde(default)]
+    pub distinct_sectors_read: u64,
+    /// 32-byte sectors of global memory that any write touched, each counted once.
+    #[serde(default)]
+    pub distinct_sectors_written: u64,
     /// Failed waits on barriers and mbarriers (a warp had to try again).
     pub barrier_waits: u64,
     /// Approximate instructions executed, by mnemonic; their bits are not guaranteed.

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use fathom_numerics::gemm::tensor_core::Packed;
 
+use super::sectors::Cache;
 use super::warp::Warp;
 use crate::machine::checks::sanitizer::Sanitizer;
 
@@ -84,6 +85,8 @@ pub struct Cta {
     pub warpgroups: Vec<Warpgroup>,
     /// Threads that have not exited.
     pub live_threads: u32,
+    /// Its share of the first-level cache, where a profile is wanted.
+    pub cache: Cache,
     /// Registers a thread of each warpgroup, where `setmaxnreg` takes effect.
     pub registers: Vec<u32>,
     /// The `setmaxnreg` that each warpgroup has executed: its count and its line.

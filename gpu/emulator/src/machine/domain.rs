@@ -6,6 +6,7 @@ use std::fmt::Write;
 use super::cluster::{Cluster, Cta, Warpgroup, cta_id};
 use super::cx::Grid;
 use super::mbarrier::Mbarrier;
+use super::sectors::{BYTES, Cache};
 use super::stats::Stats;
 use super::turn::{self, Around, Turn};
 use super::warp::{Wait, Warp};
@@ -13,6 +14,10 @@ use crate::error::{Finding, Ub};
 use crate::machine::checks::global::Global;
 use crate::machine::checks::sanitizer::Sanitizer;
 use crate::preset::Preset;
+
+/// First-level cache and shared memory of an SM together (NVIDIA, "Hopper Tuning Guide", section
+/// 1.4.2.4).
+const FIRST_LEVEL_BYTES: u32 = 256 * 1024;
 
 /// Rounds of given-up waits without any change of memory or barriers that mean deadlock.
 const VAIN_ROUNDS: u32 = 64;
@@ -303,11 +308,24 @@ fn permute(seed: u64, round: u64, at: u64) -> u64 {
 
 /// Clusters of a launch that its device holds at once.
 fn capacity(grid: &Grid) -> usize {
+    let ctas: u32 = grid.cluster.iter().product();
+    (ctas_per_sm(grid) * grid.preset.sm_count / ctas).max(1) as usize
+}
+
+fn ctas_per_sm(grid: &Grid) -> u32 {
     let threads: u32 = grid.config.block.iter().product();
     let shared = grid.shared_asked - grid.preset.shared_bytes_reserved;
-    let blocks = grid.preset.blocks_per_sm(threads, grid.code.outline.registers.clamp(16, 255), shared);
-    let ctas: u32 = grid.cluster.iter().product();
-    (blocks.max(1) * grid.preset.sm_count / ctas).max(1) as usize
+    grid.preset.blocks_per_sm(threads, grid.code.outline.registers.clamp(16, 255), shared).max(1)
+}
+
+/// Bytes of a CTA's share of the first-level cache: what the shared memory of the CTAs on an SM
+/// leaves of the memory that both are parts of.
+fn cache_share(grid: &Grid) -> u32 {
+    if !grid.settings.profile {
+        return 0;
+    }
+    let ctas = ctas_per_sm(grid);
+    (FIRST_LEVEL_BYTES.saturating_sub(ctas * grid.shared_asked) / ctas).max(BYTES as u32)
 }
 
 /// Cluster number `index` of a launch, x fastest, its warps at the first instruction.
@@ -344,6 +362,7 @@ fn new_cluster(grid: &Grid, index: u64, base: u32) -> Cluster {
                     .map(|r| vec![r; threads.div_ceil(128) as usize])
                     .unwrap_or_default(),
                 register_log: Vec::new(),
+                cache: Cache::new(cache_share(grid)),
             }
         })
         .collect();

@@ -19,6 +19,7 @@ pub mod parallel;
 pub mod plain;
 pub mod product;
 pub mod registers;
+pub mod sectors;
 pub mod special;
 pub mod stats;
 pub mod turn;

@@ -46,10 +46,7 @@ const ARCHITECTURES: [Arch; 3] = [Arch::Sm80, Arch::Sm90, Arch::Sm120];
 
 /// The model on a device; that of the nearest architecture which has the instruction, older ones
 /// first, where its own has not.
-fn on<'a>(
-    models: &'a [Option<Box<Mma>>; ARCHITECTURES.len()],
-    preset: &Preset,
-) -> Option<&'a Mma> {
+fn on<'a>(models: &'a [Option<Box<Mma>>; ARCHITECTURES.len()], preset: &Preset) -> Option<&'a Mma> {
     let own = match preset.compute_capability[0] {
         ..=8 => 0,
         9 => 1,

@@ -1,5 +1,6 @@
 //! Counters of a run, and how those of several clusters add up.
 
+use super::sectors::Sectors;
 use super::warp::Warp;
 use crate::error::Finding;
 
@@ -19,6 +20,13 @@ pub struct Stats {
     pub bank_conflicts: u64,
     pub tma_bytes_read: u64,
     pub tma_bytes_written: u64,
+    /// Bytes of global memory that asynchronous copies and TMA read.
+    pub copied_bytes: u64,
+    /// Sectors that reads of warps would fetch past their CTA's share of the first-level cache.
+    pub fetched_sectors: u64,
+    /// Where a profile is wanted: the sectors that reads touched, and writes.
+    pub sectors_read: Sectors,
+    pub sectors_written: Sectors,
     pub barrier_waits: u64,
     /// Executions by warp of the CTA and operation, where a profile is wanted.
     pub by_warp: Vec<Vec<u64>>,
@@ -76,6 +84,10 @@ impl Stats {
         self.bank_conflicts += other.bank_conflicts;
         self.tma_bytes_read += other.tma_bytes_read;
         self.tma_bytes_written += other.tma_bytes_written;
+        self.copied_bytes += other.copied_bytes;
+        self.fetched_sectors += other.fetched_sectors;
+        self.sectors_read.merge(other.sectors_read);
+        self.sectors_written.merge(other.sectors_written);
         self.barrier_waits += other.barrier_waits;
         if self.by_warp.len() < other.by_warp.len() {
             self.by_warp.resize(other.by_warp.len(), Vec::new());

@@ -265,11 +265,7 @@ unsafe extern "C" fn stream_of_handle(
     border("stream of a handle", || unsafe { put(found, stream) })
 }
 
-unsafe extern "C" fn stream_number(
-    context: Handle,
-    stream: Handle,
-    number: *mut u64,
-) -> CuResult {
+unsafe extern "C" fn stream_number(context: Handle, stream: Handle, number: *mut u64) -> CuResult {
     let _ = context;
     // SAFETY: the client's pointer.
     unsafe { super::stream::cuStreamGetId(stream, number) }

@@ -12,7 +12,7 @@ mod nvjitlink;
 mod nvrtc;
 
 use std::ffi::{CStr, c_char, c_void};
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
 type Address = *mut c_void;
@@ -118,7 +118,7 @@ fn real_dlsym() -> Dlsym {
 /// in for. It allocates nothing: memory allocators look for names, too.
 unsafe extern "C" fn choose(handle: Address, name: *const c_char) -> Address {
     let real = real_dlsym();
-    if name.is_null() {
+    if name.is_null() || in_program() {
         return null_mut();
     }
     // SAFETY: a C string of the caller's.
@@ -146,6 +146,37 @@ unsafe extern "C" fn choose(handle: Address, name: *const c_char) -> Address {
         }
     }
     ours
+}
+
+/// What `dladdr` says of an address: the object that it lies in, and the symbol before it.
+#[repr(C)]
+struct Place {
+    path: *const c_char,
+    base: Address,
+    symbol: *const c_char,
+    symbol_at: Address,
+}
+
+unsafe extern "C" {
+    fn dladdr(address: *const c_void, place: *mut Place) -> std::ffi::c_int;
+    fn getauxval(kind: std::ffi::c_ulong) -> std::ffi::c_ulong;
+}
+
+/// Of the program's auxiliary vector: where its own headers are in memory.
+const AT_PHDR: std::ffi::c_ulong = 3;
+
+/// Whether this code is part of the program itself, as it is of `fathom`, and not of a library that
+/// was loaded: such a program asks for machine code because it wants to look at it.
+fn in_program() -> bool {
+    let base_of = |address: *const c_void| {
+        let mut place =
+            Place { path: null(), base: null_mut(), symbol: null(), symbol_at: null_mut() };
+        // SAFETY: the place is live; any address may be asked for.
+        (unsafe { dladdr(address, &mut place) } != 0).then_some(place.base)
+    };
+    // SAFETY: it takes any number.
+    let headers = unsafe { getauxval(AT_PHDR) } as *const c_void;
+    base_of(headers).is_some_and(|base| base_of(choose as *const c_void) == Some(base))
 }
 
 /// Whether a symbol is a function's, with or without a version: `__nvJitLinkCreate_13_0`.

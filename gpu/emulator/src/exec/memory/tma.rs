@@ -154,7 +154,7 @@ impl<'a> Source<'a> {
     fn read(&self, cx: &mut Cx<'_>, lane: usize, address: u64, out: &mut [u8]) -> Result<(), Step> {
         match self {
             Source::One(found) => {
-                cx.stats.global_bytes_read += out.len() as u64;
+                cx.copied(address, out.len() as u64, false);
                 found.load(address - found.base(), out);
                 Ok(())
             }

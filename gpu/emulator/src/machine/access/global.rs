@@ -232,7 +232,7 @@ impl Cx<'_> {
             self.check_written(&one, out.len() as u64);
             self.mask = mask;
         }
-        self.stats.global_bytes_read += out.len() as u64;
+        self.copied(address, out.len() as u64, false);
         self.order_range(lane, address, out.len() as u64, false);
         found.load(address - found.base(), out);
         Ok(())
@@ -245,10 +245,24 @@ impl Cx<'_> {
         let Some(found) = grid.view.locate(address, data.len() as u64) else {
             return Err(self.global_fault(lane, address, data.len() as u64));
         };
-        self.stats.global_bytes_written += data.len() as u64;
+        self.copied(address, data.len() as u64, true);
         self.order_range(lane, address, data.len() as u64, true);
         found.store(address - found.base(), data);
         Ok(())
+    }
+
+    /// Counts what an asynchronous copy read or wrote.
+    pub fn copied(&mut self, address: u64, bytes: u64, write: bool) {
+        let (total, sectors) = if write {
+            (&mut self.stats.global_bytes_written, &mut self.stats.sectors_written)
+        } else {
+            self.stats.copied_bytes += bytes;
+            (&mut self.stats.global_bytes_read, &mut self.stats.sectors_read)
+        };
+        *total += bytes;
+        if self.grid.settings.profile {
+            sectors.touch(address, bytes);
+        }
     }
 
     fn count_global(&mut self, addresses: &[u64; LANES], bytes: u64, write: bool) {
@@ -267,10 +281,19 @@ impl Cx<'_> {
         self.stats.global_transactions += 1;
         self.stats.global_sectors += distinct as u64;
         let total = bytes * u64::from(self.mask.count_ones());
-        if write {
+        let touched = if write {
             self.stats.global_bytes_written += total;
+            &mut self.stats.sectors_written
         } else {
             self.stats.global_bytes_read += total;
+            &mut self.stats.sectors_read
+        };
+        let cache = &mut self.cluster.ctas[self.cta].cache;
+        for same in sectors[..n].chunk_by(|a, b| a == b) {
+            touched.touch(same[0] * 32, 1);
+            if !write && cache.misses(same[0]) {
+                self.stats.fetched_sectors += 1;
+            }
         }
     }
 }
