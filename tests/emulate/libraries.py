@@ -1,0 +1,214 @@
+"""Runs NVIDIA's libraries and those that stand on them, as PyPI has them, on the emulated driver.
+
+    pip install numpy nvidia-cuda-runtime nvidia-cublas nvidia-nccl-cu13 cupy-cuda13x[ctk] warp-lang
+    python tests/emulate/libraries.py [cublas] [nccl] [cupy] [warp]
+
+FATHOM names the program (default: fathom). Inputs are small whole numbers, so that every order of
+additions gives the same result, which NumPy says. docs/emulator.md has what was found so.
+"""
+import ctypes
+import os
+import pathlib
+import subprocess
+import sys
+
+# By part: the options of `fathom emulate` that it needs. A library that chooses between machine code
+# and PTX by itself hands over PTX to a GPU that is newer than it.
+PARTS = {
+    "cublas": ["--gpu", "next"],
+    "nccl": ["--gpu", "rtx-pro-6000", "--devices", "4"],
+    "cupy": ["--gpu", "rtx-pro-6000"],
+    "warp": ["--gpu", "rtx-pro-6000"],
+}
+
+
+def told(name, right):
+    print(f"{name:32} {'right' if right else 'WRONG'}", flush=True)
+
+
+def library(name):
+    """A library of one of NVIDIA's packages."""
+    import nvidia
+    found = sorted(p for root in nvidia.__path__ for p in pathlib.Path(root).rglob(name))
+    return ctypes.CDLL(str(found[-1]), mode=ctypes.RTLD_GLOBAL)
+
+
+class Runtime:
+    """The few calls of the CUDA runtime that are needed."""
+
+    def __init__(self):
+        self.calls = library("libcudart.so.1[0-9]")
+
+    def check(self, result):
+        if result:
+            raise RuntimeError(f"the CUDA runtime says {result}")
+
+    def device(self, index):
+        self.check(self.calls.cudaSetDevice(index))
+
+    def stream(self):
+        stream = ctypes.c_void_p()
+        self.check(self.calls.cudaStreamCreate(ctypes.byref(stream)))
+        return stream
+
+    def room(self, size):
+        address = ctypes.c_void_p()
+        self.check(self.calls.cudaMalloc(ctypes.byref(address), ctypes.c_size_t(size)))
+        return address
+
+    def copy(self, to, source, size, direction):
+        self.check(self.calls.cudaMemcpy(to, source, ctypes.c_size_t(size), direction))
+
+    def upload(self, array):
+        address = self.room(array.nbytes)
+        self.copy(address, array.ctypes.data_as(ctypes.c_void_p), array.nbytes, 1)
+        return address
+
+    def download(self, address, array):
+        self.copy(array.ctypes.data_as(ctypes.c_void_p), address, array.nbytes, 2)
+        return array
+
+
+def cublas():
+    import numpy as np
+    runtime = Runtime()
+    library("libcublasLt.so.1[0-9]")
+    blas = library("libcublas.so.1[0-9]")
+    handle = ctypes.c_void_p()
+    if blas.cublasCreate_v2(ctypes.byref(handle)):
+        raise RuntimeError("cublasCreate failed")
+    random = np.random.default_rng(0)
+    scalar = lambda value, dtype: np.array([value], dtype).ctypes.data_as(ctypes.c_void_p)
+    upper = lambda x: (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    plain = {"sgemm": ("cublasSgemm_v2", np.float32), "dgemm": ("cublasDgemm_v2", np.float64),
+             "hgemm": ("cublasHgemm", np.float16)}
+    # cudaDataType of the operands, and how they are made.
+    mixed = {"bf16 into f32": (14, upper), "f16 into f32": (2, lambda x: x.astype(np.float16))}
+    for m, n, k in [(128, 96, 64), (256, 256, 128), (70, 33, 17)]:
+        # Column-major, so that NumPy sees the transposes.
+        a, b = (random.integers(-4, 5, s).astype(np.float64) for s in [(k, m), (n, k)])
+        expected = b @ a
+        for name, (call, dtype) in plain.items():
+            c = runtime.upload(np.zeros((n, m), dtype))
+            failed = getattr(blas, call)(
+                handle, 0, 0, m, n, k, scalar(1, dtype), runtime.upload(a.astype(dtype)), m,
+                runtime.upload(b.astype(dtype)), k, scalar(0, dtype), c, m)
+            out = None if failed else runtime.download(c, np.zeros((n, m), dtype))
+            told(f"cublas {name} {m}x{n}x{k}", out is not None and (out == expected).all())
+        for name, (kind, make) in mixed.items():
+            c = runtime.upload(np.zeros((n, m), np.float32))
+            failed = blas.cublasGemmEx(
+                handle, 0, 0, m, n, k, scalar(1, np.float32), runtime.upload(make(a)), kind, m,
+                runtime.upload(make(b)), kind, k, scalar(0, np.float32), c, 0, m, 68, -1)
+            out = None if failed else runtime.download(c, np.zeros((n, m), np.float32))
+            told(f"cublas {name} {m}x{n}x{k}", out is not None and (out == expected).all())
+
+
+def nccl():
+    import numpy as np
+    runtime, calls = Runtime(), library("libnccl.so.2")
+    calls.ncclGetErrorString.restype = ctypes.c_char_p
+
+    def check(result):
+        if result:
+            raise RuntimeError(f"NCCL says {calls.ncclGetErrorString(result).decode()}")
+
+    random, f32, number = np.random.default_rng(0), 7, ctypes.c_size_t
+    for ranks in [2, 4]:
+        communicators = (ctypes.c_void_p * ranks)()
+        check(calls.ncclCommInitAll(communicators, ranks, (ctypes.c_int * ranks)(*range(ranks))))
+        comms = [ctypes.c_void_p(c) for c in communicators]
+        for count in [64, 5000]:
+            own = [random.integers(-8, 9, count).astype(np.float32) for _ in range(ranks)]
+            part, whole = count // ranks, sum(own)
+            send, receive, streams = [], [], []
+            for rank in range(ranks):
+                runtime.device(rank)
+                send.append(runtime.upload(own[rank]))
+                receive.append(runtime.room(4 * count * ranks))
+                streams.append(runtime.stream())
+
+            def run(name, call, expected):
+                check(calls.ncclGroupStart())
+                for r in range(ranks):
+                    check(call(r, send[r], receive[r], comms[r], streams[r]))
+                check(calls.ncclGroupEnd())
+                right = True
+                for r in range(ranks):
+                    runtime.device(r)
+                    runtime.check(runtime.calls.cudaStreamSynchronize(streams[r]))
+                    wanted = expected(r)
+                    out = runtime.download(receive[r], np.zeros_like(wanted))
+                    right = right and (out == wanted).all()
+                told(f"nccl {name}, {ranks} devices, {count}", right)
+
+            def exchange(r, s, d, c, q):
+                failed = calls.ncclSend(s, number(count), f32, (r + 1) % ranks, c, q)
+                return failed or calls.ncclRecv(d, number(count), f32, (r - 1) % ranks, c, q)
+
+            run("all-reduce", lambda r, s, d, c, q: calls.ncclAllReduce(s, d, number(count), f32, 0, c, q),
+                lambda r: whole)
+            run("all-reduce max", lambda r, s, d, c, q: calls.ncclAllReduce(s, d, number(count), f32, 2, c, q),
+                lambda r: np.maximum.reduce(own))
+            run("reduce", lambda r, s, d, c, q: calls.ncclReduce(s, receive[r], number(count), f32, 0, 0, c, q),
+                lambda r: whole if r == 0 else np.zeros(0, np.float32))
+            run("broadcast", lambda r, s, d, c, q: calls.ncclBroadcast(s, d, number(count), f32, 1, c, q),
+                lambda r: own[1])
+            run("all-gather", lambda r, s, d, c, q: calls.ncclAllGather(s, d, number(count), f32, c, q),
+                lambda r: np.concatenate(own))
+            run("reduce-scatter", lambda r, s, d, c, q: calls.ncclReduceScatter(s, d, number(part), f32, 0, c, q),
+                lambda r: whole[r * part:(r + 1) * part])
+            run("send and receive", exchange, lambda r: own[(r - 1) % ranks])
+
+
+def cupy():
+    import cupy as cp
+    import numpy as np
+    x, y = cp.arange(1000, dtype=cp.float32), np.arange(1000, dtype=np.float32)
+    raw = cp.RawKernel('extern "C" __global__ void k(const float* a, float* b, int n) {'
+                       "int i = blockIdx.x * blockDim.x + threadIdx.x; if (i < n) b[i] = a[i] + 1; }", "k")
+    out = cp.zeros_like(x)
+    raw((4,), (256,), (x, out, 1000))
+    norm = cp.ReductionKernel("T x", "T y", "x * x", "a + b", "y = a", "0", "squares")
+    same = lambda a, b: np.array_equal(cp.asnumpy(a), b)
+    told("cupy arithmetic", same(x * 2 + 1, y * 2 + 1))
+    told("cupy sum, max, mean", (float(x.sum()), float(x.max()), float(x.mean())) == (499500, 999, 499.5))
+    told("cupy raw kernel", same(out, y + 1))
+    told("cupy reduction kernel", float(norm(x[:100])) == float((y[:100] ** 2).sum()))
+    told("cupy sort, argsort", same(cp.sort(x[::-1]), y) and same(cp.argsort(-x), np.arange(1000)[::-1]))
+    told("cupy cumsum", same(cp.cumsum(x), np.cumsum(y)))
+    told("cupy unique, nonzero", same(cp.unique(x % 7), np.arange(7)) and same(cp.nonzero(x > 990)[0], np.arange(991, 1000)))
+
+
+def warp():
+    import numpy as np
+    import warp as wp
+
+    @wp.kernel
+    def axpy(a: float, x: wp.array(dtype=float), y: wp.array(dtype=float)):
+        y[wp.tid()] = a * x[wp.tid()] + y[wp.tid()]
+
+    @wp.kernel
+    def total(x: wp.array(dtype=float), out: wp.array(dtype=float)):
+        wp.atomic_add(out, 0, x[wp.tid()])
+
+    numbers = np.arange(1000, dtype=np.float32)
+    array = lambda values: wp.array(values, dtype=float, device="cuda:0")
+    x, y, out = array(numbers), array(np.ones_like(numbers)), array(np.zeros(1, np.float32))
+    wp.launch(axpy, dim=1000, inputs=[2.0, x, y], device="cuda:0")
+    wp.launch(total, dim=1000, inputs=[x, out], device="cuda:0")
+    told("warp user kernel", np.array_equal(y.numpy(), 2 * numbers + 1))
+    told("warp atomics", out.numpy()[0] == 499500)
+    told("warp array_sum", wp.utils.array_sum(x) == 499500)
+
+
+def main(*parts):
+    if parts[:1] == ("--inside",):
+        return {"cublas": cublas, "nccl": nccl, "cupy": cupy, "warp": warp}[parts[1]]()
+    for part in parts or PARTS:
+        command = [os.environ.get("FATHOM", "fathom"), "emulate", *PARTS[part], "--"]
+        subprocess.run([*command, sys.executable, __file__, "--inside", part])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
