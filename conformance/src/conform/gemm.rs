@@ -64,7 +64,9 @@ fn gemm(index: usize) -> BoxedStrategy<Drawn> {
                 as_dtype(floats, from, shape)
             };
             let [a, b] = match one {
-                true if index / 12 % 2 == 0 => [infinite(0, &a), draw.floats(1, from, &b)],
+                true if (index / 12).is_multiple_of(2) => {
+                    [infinite(0, &a), draw.floats(1, from, &b)]
+                }
                 true => [draw.floats(0, from, &a), infinite(1, &b)],
                 false => [draw.floats(0, from, &a), draw.floats(1, from, &b)],
             };
