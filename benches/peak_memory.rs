@@ -1,6 +1,6 @@
 //! The memory of a real training step, as Linux counts it, beside what `inspect` predicts:
-//! `cargo run --release -p fathom-benches --example peak_memory`, each mode in a process of its own,
-//! with the program's allocator and its settings. The goal is a ratio of 1.2.
+//! `cargo run --release -p fathom-benches --example peak_memory`, each mode in a process of its
+//! own, with the program's allocator and its settings. The goal is a ratio of 1.2.
 
 use std::process::Command;
 
@@ -16,8 +16,9 @@ use fathom_trace::Parallel;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// As in the program: free pages stay for a second.
-const PURGE_DELAY: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "1000");
+/// As in the program, which sets them before `main`.
+const OPTIONS: [(&str, &str); 2] =
+    [("MIMALLOC_ARENA_EAGER_COMMIT", "0"), ("MIMALLOC_PURGE_DELAY", "50")];
 
 const MODES: [Mode; 3] = [Mode::Fp8, Mode::Bf16, Mode::Fp32];
 
@@ -62,8 +63,10 @@ fn main() {
     let Some(mode) = MODES.iter().find(|mode| Some(mode.name()) == asked.as_deref()) else {
         for mode in MODES {
             let mut own = Command::new(std::env::current_exe().unwrap());
-            if std::env::var_os(PURGE_DELAY.0).is_none() {
-                own.env(PURGE_DELAY.0, PURGE_DELAY.1);
+            for (name, value) in OPTIONS {
+                if std::env::var_os(name).is_none() {
+                    own.env(name, value);
+                }
             }
             assert!(own.arg(mode.name()).status().unwrap().success());
         }

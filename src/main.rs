@@ -80,7 +80,6 @@ enum Command {
 fn main() -> ExitCode {
     // A reader that has seen enough (`| head`) ends the program; it is no error.
     sigpipe::reset();
-    allocator::keep_pages();
     if let Some(library) = embedded::libcuda() {
         fathom_libcuda::prepare::embed(library);
     }

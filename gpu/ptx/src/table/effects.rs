@@ -1,7 +1,8 @@
 //! What instructions do that their slots do not say: where control goes, and what CTAs of other
 //! clusters may notice.
 //!
-//! Registers that an instruction reads and writes are its slots' to say ([`super::OperandKind::Dst`]).
+//! Registers that an instruction reads and writes are its slots' to say
+//! ([`super::OperandKind::Dst`]).
 
 use super::Opcode::{self, *};
 
