@@ -98,7 +98,7 @@ fn quality(json: bool) -> output::Result {
 }
 
 /// Runs the cases on the emulated device with its counters on, and prints what came of them for
-/// [`quality`].
+/// [`mod@quality`].
 fn run_cases() -> output::Result {
     let engine = CudaEngine::new(Gpu::open(DeviceKind::Emulated)?);
     let before = RefCell::new(prepare::so_far()?);
