@@ -26,8 +26,9 @@ vector lengths, as ptxas checks them. `fathom_ptx::requirements` says which inst
 later `.version` or another `.target` than the module states.
 
 What is not executed (recognised, so that a module that holds it loads): video, texture and
-surface instructions, the fifth-generation tensor cores. A kernel that reaches one is refused when
-it is launched, with the line.
+surface instructions, the fifth-generation tensor cores. A kernel that begins with
+one is refused when it is launched, with the line; where one stands behind a branch or in a called
+function, it stops who comes to it.
 
 To check a file: `cargo run -p fathom-ptx --example ptx_check -- FILE.ptx`.
 

@@ -37,7 +37,8 @@ use cfg::Cfg;
 /// Lowers an entry and what it may call.
 ///
 /// # Errors
-/// The first instruction or feature that is not supported, with its line.
+/// The first instruction at the beginning of the entry, or feature, that is not supported, with its
+/// line. Instructions further on refuse who comes to them ([`Ub::NotEmulated`]).
 pub(crate) fn lower(
     program: &Program,
     entry: usize,
