@@ -97,8 +97,9 @@ fn count(of: &[Instruction<'_>], opcodes: &[&str]) -> u32 {
 
 /// The loop of an entry that does its work: the innermost one with the most products on the tensor
 /// core, else, where a loop is mostly that, with the most FFMA, else with the most global loads, or
-/// loads of shared memory; without such a loop all of the entry. `None`: the text has no such
-/// entry.
+/// loads of shared memory; without such a loop all of the entry. Of several with as many, the
+/// shortest: a wait that the assembler put behind the loop branches back into it, and from there to
+/// the wait looks like a longer one. `None`: the text has no such entry.
 pub fn hot_loop(text: &str, entry: &str) -> Option<Loop> {
     let code = code_of(text, entry);
     if code.instructions.is_empty() {
@@ -129,7 +130,10 @@ pub fn hot_loop(text: &str, entry: &str) -> Option<Loop> {
             };
             !candidates.iter().any(inside)
         };
-        let best = candidates.iter().filter(innermost).max_by_key(|r| count(body(r), &opcodes));
+        let best = candidates
+            .iter()
+            .filter(innermost)
+            .max_by_key(|r| (count(body(r), &opcodes), std::cmp::Reverse(r.len())));
         if let Some(range) = best {
             return Some(counted(body(range), unit, count(body(range), &opcodes)));
         }
@@ -175,6 +179,28 @@ mod tests {
         /*00b0*/                   BRA `(.L_x_3);
         /*00c0*/                   NOP;
 "#;
+
+    #[test]
+    fn a_wait_behind_the_loop_does_not_lengthen_it() {
+        let text = "
+	.section	.text.gemm,\"ax\",@progbits
+.L_x_2:
+        /*0030*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R2], R3 ;
+        /*0040*/              @!P0 BRA `(.L_x_4) ;
+.L_x_3:
+        /*0050*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], R24 ;
+        /*0060*/               @P0 BRA `(.L_x_2) ;
+        /*0070*/                   STG.E desc[UR4][R2.64], R24 ;
+        /*0080*/                   EXIT ;
+.L_x_4:
+        /*0090*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R2], R3 ;
+        /*00a0*/               @P0 BRA `(.L_x_3) ;
+        /*00b0*/                   BRA `(.L_x_4) ;
+";
+        let found = hot_loop(text, "gemm").unwrap();
+        let expected = Loop { unit: "HGMMA", units: 1, instructions: 4, arithmetic: 1, memory: 0 };
+        assert_eq!(found, expected);
+    }
 
     #[test]
     fn the_innermost_loop_with_the_products_is_found_and_sorted() {

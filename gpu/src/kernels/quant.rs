@@ -18,7 +18,7 @@ use crate::device::{Gpu, GpuError};
 use crate::launch::{Arg, LaunchConfig};
 use crate::tensor::DeviceTensor;
 
-/// Entry `quantize_block`; constants `KIND`, `TURNED`, `FORMAT`, `SCALE`.
+/// Entry `quantize_block`; constants `KIND`, `TURNED`, `BOTH`, `FORMAT`, `SCALE`.
 const BLOCKS: Source<'static> = source!("quant/quantize_block.cu");
 /// Entry `transpose_quantize`; constants `KIND`, `FORMAT`, `SCALE`.
 const TRANSPOSED: Source<'static> = source!("quant/transpose_quantize.cu");
@@ -135,9 +135,20 @@ struct BlockCast<'a> {
 
 impl BlockCast<'_> {
     fn launch(&self, gpu: &Gpu, q: &To<'_>, scale: &To<'_>) -> Result<(), GpuError> {
+        self.launch_both(gpu, (q, scale), None)
+    }
+
+    /// The same with codes and scales of the transpose, each in its own order.
+    fn launch_both(
+        &self,
+        gpu: &Gpu,
+        (q, scale): (&To<'_>, &To<'_>),
+        transpose: Option<[&DeviceTensor; 2]>,
+    ) -> Result<(), GpuError> {
         let defines = [
             ("KIND", self.x.kind()),
             ("TURNED", u64::from(self.turned)),
+            ("BOTH", u64::from(transpose.is_some())),
             ("FORMAT", format_code(self.config.format)),
             ("SCALE", scale_code(self.config.scale)),
         ];
@@ -150,6 +161,7 @@ impl BlockCast<'_> {
         args.push(Arg::U64(matrix_bytes as u64));
         args.extend(q.args());
         args.extend(scale.args());
+        args.extend([0, 1].map(|at| Arg::OptionalTensor(transpose.map(|tensors| tensors[at]))));
         args.extend([
             Arg::Tensor(&bounds),
             Arg::U32(self.rows as u32),
@@ -199,7 +211,7 @@ impl Kernel for QuantizeWeight {
         Ok(())
     }
 
-    /// The codes of the transpose are those of the matrix, written along the other dimension;
+    /// The codes of the transpose are those of the matrix, and written by the same launch;
     /// `transpose_anew` casts the transpose in blocks of its own.
     fn launch(
         &self,
@@ -220,7 +232,7 @@ impl Kernel for QuantizeWeight {
         let scale_t = gpu.tensor(DType::F32, &shape([down_t, across_t]))?;
         let config = QuantConfig { scale: self.scale, ..QuantConfig::default() };
         let matrices: usize = leading.iter().product();
-        let mut cast = BlockCast {
+        let cast = BlockCast {
             x: Kept::plain(&w),
             turned: false,
             matrices,
@@ -229,19 +241,17 @@ impl Kernel for QuantizeWeight {
             bounds: bounds(&[k], self.block[1]),
             config,
         };
-        let (of_q, of_scale) = (n * k, down * across);
-        let to_scale = To { tensor: &scale, strides: [across, 1, of_scale] };
-        cast.launch(gpu, &To { tensor: &q, strides: [k, 1, of_q] }, &to_scale)?;
-        let (strides, scale_strides) = if self.transpose_anew {
-            ([n, 1, of_q], [across_t, 1, down_t * across_t])
-        } else {
-            ([1, n, of_q], [1, across_t, of_scale])
-        };
-        if self.transpose_anew {
-            cast = BlockCast { turned: true, rows: k, bounds: bounds(&[n], self.block[1]), ..cast };
+        let to = To { tensor: &q, strides: [k, 1, n * k] };
+        let to_scale = To { tensor: &scale, strides: [across, 1, down * across] };
+        if !self.transpose_anew {
+            cast.launch_both(gpu, (&to, &to_scale), Some([&q_t, &scale_t]))?;
+            return Ok(vec![q, scale, q_t, scale_t]);
         }
-        let to_scale = To { tensor: &scale_t, strides: scale_strides };
-        cast.launch(gpu, &To { tensor: &q_t, strides }, &to_scale)?;
+        cast.launch(gpu, &to, &to_scale)?;
+        let anew = BlockCast { turned: true, rows: k, bounds: bounds(&[n], self.block[1]), ..cast };
+        let to = To { tensor: &q_t, strides: [n, 1, n * k] };
+        let to_scale = To { tensor: &scale_t, strides: [across_t, 1, down_t * across_t] };
+        anew.launch(gpu, &to, &to_scale)?;
         Ok(vec![q, scale, q_t, scale_t])
     }
 }
