@@ -3,7 +3,8 @@
     pip install numpy nvidia-cuda-runtime nvidia-cublas nvidia-nccl-cu13 cupy-cuda13x[ctk] warp-lang
     python tests/emulate/libraries.py [cublas] [nccl] [cupy] [warp]
 
-FATHOM names the program (default: fathom). Inputs are small whole numbers, so that every order of
+FATHOM names the program (default: fathom). The exit code is 1 where a result is wrong or a part did not
+come to its end. Inputs are small whole numbers, so that every order of
 additions gives the same result, which NumPy says. docs/emulator.md has what was found so.
 """
 import ctypes
@@ -22,8 +23,13 @@ PARTS = {
 }
 
 
+wrong = []
+
+
 def told(name, right):
     """Prints an outcome; none: the library refused."""
+    if right is not None and not right:
+        wrong.append(name)
     print(f"{name:34} {'refused' if right is None else 'right' if right else 'WRONG'}", flush=True)
 
 
@@ -205,11 +211,14 @@ def warp():
 
 def main(*parts):
     if parts[:1] == ("--inside",):
-        return {"cublas": cublas, "nccl": nccl, "cupy": cupy, "warp": warp}[parts[1]]()
+        {"cublas": cublas, "nccl": nccl, "cupy": cupy, "warp": warp}[parts[1]]()
+        return len(wrong) > 0
+    failed = False
     for part in parts or PARTS:
         command = [os.environ.get("FATHOM", "fathom"), "emulate", *PARTS[part], "--"]
-        subprocess.run([*command, sys.executable, __file__, "--inside", part])
+        failed |= subprocess.run([*command, sys.executable, __file__, "--inside", part]).returncode != 0
+    return failed
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))

@@ -359,6 +359,8 @@ pub enum Statement {
 pub struct Unsupported {
     /// Where its guard or mnemonic starts.
     pub pos: Pos,
+    /// The predicate under which it would execute; the text has it too.
+    pub guard: Option<Guard>,
     /// Its text, without the semicolon.
     pub text: String,
     /// Why it is not read, with line and source.

@@ -347,7 +347,7 @@ impl<'a> Lower<'a> {
                 Statement::Unsupported(unknown) => {
                     self.statement = i;
                     self.line = unknown.pos.line;
-                    self.guard = (NO_GUARD, false);
+                    self.guard = self.guard_of(unknown.guard);
                     let first = self.ops.len();
                     self.put_off(not_in_the_table(unknown), first)?;
                     continue;
@@ -362,10 +362,7 @@ impl<'a> Lower<'a> {
                 self.guard = (NO_GUARD, false);
                 wgmma::finish(self);
             }
-            self.guard = match ins.guard {
-                Some(g) => (self.registers.slot[g.reg.index()], g.negated),
-                None => (NO_GUARD, false),
-            };
+            self.guard = self.guard_of(ins.guard);
             self.communicates |= communicates(ins);
             let first = self.ops.len() as u32;
             let lowered = exec::lower(self, ins);
@@ -380,6 +377,11 @@ impl<'a> Lower<'a> {
         let begins: Vec<u32> = self.cfg.blocks.iter().map(|b| self.places[b.start]).collect();
         plain::mark(&mut self.ops, self.info.start as usize, &begins);
         self.leave()
+    }
+
+    /// The slot of a guard's predicate, and whether it is negated.
+    fn guard_of(&self, guard: Option<ast::Guard>) -> (u16, bool) {
+        guard.map_or((NO_GUARD, false), |g| (self.registers.slot[g.reg.index()], g.negated))
     }
 
     /// An instruction that is not supported refuses an entry that begins with it. Behind a branch,

@@ -253,3 +253,22 @@ fn what_is_not_emulated_stops_who_calls_it() {
     assert_eq!((found.kind, found.kernel.as_str(), found.lane), (Ub::NotEmulated, "k", Some(3)));
     assert!(found.message.contains("multimem.ld_reduce"), "{found}");
 }
+
+/// Where its guard is false, nobody comes to it; known by name alone, unknown, and in the table.
+#[test]
+fn what_is_not_emulated_stops_only_whom_its_guard_lets() {
+    for instruction in [
+        "tcgen05.relinquish_alloc_permit.cta_group::1.sync.aligned",
+        "later.instruction.b32 %r1, [%rd1], unheard",
+        "multimem.ld_reduce.relaxed.sys.global.add.u32 %r1, [%rd1]",
+    ] {
+        let body = |who: u32| {
+            format!("setp.ne.u32 %p0, %r0, {who};\n@!%p0 {instruction};\nadd.u32 %r1, %r0, 1;")
+        };
+        BED.clean(&body(4096));
+        let found = &BED.run(&body(3))[0];
+        assert_eq!((found.kind, found.lane), (Ub::NotEmulated, Some(3)), "{found}");
+        let name = instruction.split(' ').next().unwrap();
+        assert!(found.message.contains(name), "{found}");
+    }
+}

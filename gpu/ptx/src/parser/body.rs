@@ -261,7 +261,7 @@ impl<'a> Parser<'a> {
             Ok(Fits::Recognised(op)) => {
                 let what = format!("`{op}` is known but not executed");
                 let reason = self.error_at(word, what);
-                return self.unsupported(names, start, reason);
+                return self.unsupported(names, guard, start, reason);
             }
             Ok(Fits::Forms(Opcode::Call, forms)) => {
                 self.call(names, forms[0].0, forms[0].1.clone())
@@ -277,7 +277,7 @@ impl<'a> Parser<'a> {
             }
             Err(e) if self.options.keep_unknown => {
                 (self.lexer, self.token) = resume;
-                self.unsupported(names, start, e)
+                self.unsupported(names, guard, start, e)
             }
             Err(e) => Err(e),
         }
@@ -297,6 +297,7 @@ impl<'a> Parser<'a> {
     fn unsupported(
         &mut self,
         names: &mut Names<'a>,
+        guard: Option<Guard>,
         start: Token<'a>,
         reason: Error,
     ) -> Result<()> {
@@ -308,7 +309,7 @@ impl<'a> Parser<'a> {
         }
         let text = self.source[start.start..self.token.start].trim_end().to_string();
         self.next();
-        let unsupported = Unsupported { pos: start.pos, text, reason: reason.to_string() };
+        let unsupported = Unsupported { pos: start.pos, guard, text, reason: reason.to_string() };
         names.body.statements.push(Statement::Unsupported(Box::new(unsupported)));
         Ok(())
     }

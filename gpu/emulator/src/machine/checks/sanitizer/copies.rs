@@ -25,11 +25,11 @@ impl Sanitizer {
         }
         let clock = self.now(warp);
         for (cta, first, n) in arrived {
-            for cell in &mut self.cells[cta][first..first + n] {
+            self.cells[cta].each(first, n, |cell| {
                 if cell.write.clock == PENDING && cell.write.thread == warp {
                     cell.write.clock = clock;
                 }
-            }
+            });
         }
     }
 
@@ -55,13 +55,13 @@ impl Sanitizer {
     fn reads_end(&mut self, warp: u32, ranges: Vec<Range>) {
         let clock = self.now(warp);
         for (cta, first, n) in ranges {
-            for cell in &mut self.cells[cta][first..first + n] {
+            self.cells[cta].each(first, n, |cell| {
                 for read in &mut cell.reads {
                     if read.clock == PENDING && read.thread == warp {
                         read.clock = clock;
                     }
                 }
-            }
+            });
         }
     }
 }

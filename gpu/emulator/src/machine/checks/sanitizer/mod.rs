@@ -21,9 +21,10 @@
 //! a group knows of the reads of all four warps.
 //!
 //! Here stand accesses, what a byte remembers of them, and what is wrong between two; beside it the
-//! clocks ([`clock`]), what joins them ([`orders`]), asynchronous copies ([`copies`]) and wgmma
-//! ([`products`]).
+//! bytes ([`cells`]), the clocks ([`clock`]), what joins them ([`orders`]), asynchronous copies
+//! ([`copies`]) and wgmma ([`products`]).
 
+mod cells;
 mod clock;
 mod copies;
 mod orders;
@@ -31,6 +32,7 @@ mod products;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use self::cells::Cells;
 use self::clock::{Clock, Order, Seen, at, join};
 pub use self::clock::{Far, PREVIOUS_LAUNCH, join_far};
 pub use self::products::Flight;
@@ -52,7 +54,7 @@ struct Access {
     lanes: u32,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Cell {
     write: Access,
     reads: [Access; 2],
@@ -99,7 +101,8 @@ pub fn unordered_lanes(now: &str, what: &str, lane: usize, line: u32) -> String 
 
 /// The sanitizer of one cluster.
 pub struct Sanitizer {
-    cells: Vec<Vec<Cell>>,
+    /// By CTA.
+    cells: Vec<Cells>,
     /// By thread: warps, then mbarriers.
     seen: Vec<Seen>,
     /// What orders the lanes of each warp.
@@ -144,7 +147,7 @@ impl Sanitizer {
             seen.clock[i] = 1;
         }
         Sanitizer {
-            cells: vec![vec![Cell::default(); bytes]; ctas],
+            cells: (0..ctas).map(|_| Cells::new(bytes)).collect(),
             seen,
             lanes: vec![Lanes::default(); threads],
             executing: !0,
@@ -299,8 +302,8 @@ impl Sanitizer {
         let mut problem = None;
         // Neighbours mostly have the same history: what was fine for one is fine for the next.
         let mut fine = None;
-        for i in first..(first + n).min(self.cells[cta].len()) {
-            let cell = self.cells[cta][i];
+        let mut cells = std::mem::take(&mut self.cells[cta]);
+        cells.each(first, n, |cell| {
             if problem.is_none() && fine != Some(cell.write) {
                 fine = Some(cell.write);
                 if self.uninit && cell.write.clock == 0 {
@@ -315,12 +318,13 @@ impl Sanitizer {
             // A thread's later read takes the place of its earlier one: who comes after it comes
             // after both (of lanes that did not meet between the two, the later ones are kept).
             // Readers beyond the second take the second's place.
-            let reads = &mut self.cells[cta][i].reads;
+            let reads = &mut cell.reads;
             let slot = usize::from(reads[0].clock != 0 && reads[0].thread != thread);
             let same = reads[slot].thread == thread && reads[slot].clock == clock;
             let others = if same { reads[slot].lanes } else { 0 };
             reads[slot] = Access { lanes: lanes | others, ..access };
-        }
+        });
+        self.cells[cta] = cells;
         problem
     }
 
@@ -342,8 +346,8 @@ impl Sanitizer {
             write.thread == thread && write.clock == clock && write.line == who.line
         };
         let (mut problem, mut fine) = (None, None);
-        for i in first..(first + n).min(self.cells[cta].len()) {
-            let cell = self.cells[cta][i];
+        let mut cells = std::mem::take(&mut self.cells[cta]);
+        cells.each(first, n, |cell| {
             let history = Some((cell.write, cell.reads));
             if problem.is_none() && self.races && fine != history {
                 fine = history;
@@ -363,15 +367,15 @@ impl Sanitizer {
             // reported just now.
             let others = if together(cell.write) { cell.write.lanes } else { 0 };
             let write = Access { lanes: lanes | others, ..access };
-            self.cells[cta][i] = Cell { write, ..Cell::default() };
-        }
+            *cell = Cell { write, ..Cell::default() };
+        });
+        self.cells[cta] = cells;
         problem
     }
 
     /// A tensor copy wrote this range with a swizzle mode.
     pub fn set_layout(&mut self, (cta, first, n): Range, swizzle: u32) {
-        let end = (first + n).min(self.cells[cta].len());
-        self.cells[cta][first..end].iter_mut().for_each(|c| c.layout = swizzle as u8 + 1);
+        self.cells[cta].each(first, n, |cell| cell.layout = swizzle as u8 + 1);
     }
 
     /// The other swizzle mode, and the line of the tensor copy, that wrote these bytes.
@@ -427,7 +431,7 @@ impl Sanitizer {
                 && a.thread / self.warps != cta as u32
                 && at(&known, a.thread) < a.clock
         };
-        for (offset, cell) in self.cells[cta].iter().enumerate() {
+        for (offset, cell) in self.cells[cta].iter() {
             let mut all = std::iter::once(&cell.write).chain(&cell.reads);
             if let Some(access) = all.find(|a| foreign(a)) {
                 let message = format!(
