@@ -1,11 +1,10 @@
 //! `fathom kernels`: what compiling CUDA kernels needs, what they compute, and how good they are.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::process::Stdio;
 
 use fathom_conformance::coverage;
-use fathom_conformance::quality::{self, Counts};
+use fathom_conformance::quality;
 use fathom_gpu::compile::Compiler;
 use fathom_gpu::{CudaEngine, DeviceKind, Gpu, device, nvdisasm, nvrtc};
 use fathom_libcuda::{Choices, prepare};
@@ -104,21 +103,7 @@ fn run_cases() -> output::Result {
     let before = RefCell::new(prepare::so_far()?);
     let counts = || {
         let done = prepare::so_far().map_err(|e| e.to_string())?;
-        let since = done.kernels_since(&before.replace(done.clone()));
-        let counts = since.into_iter().map(|(name, totals)| {
-            let counts = Counts {
-                launches: totals.launches,
-                sectors: totals.global_sectors,
-                copied_bytes: totals.copied_bytes,
-                fetched_sectors: totals.fetched_sectors,
-                sectors_read: totals.sectors_read,
-                sectors_written: totals.sectors_written,
-                shared_requests: totals.shared_requests,
-                bank_conflicts: totals.bank_conflicts,
-            };
-            (name, counts)
-        });
-        Ok(counts.collect::<BTreeMap<String, Counts>>())
+        Ok(done.kernels_since(&before.replace(done.clone())))
     };
     let bar = output::progress(quality::cases::all().len(), "kernels");
     let progress = |op: &str| {

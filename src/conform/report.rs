@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use fathom_conformance::conform::OpReport;
 use fathom_conformance::conform::model::ModelReport;
-use fathom_libcuda::Totals;
+use fathom_trace::KernelTotals;
 
 use crate::page::{begin, escaped, grouped};
 
@@ -16,7 +16,7 @@ pub struct OpRow {
     /// The verdict.
     pub report: OpReport,
     /// By kernel.
-    pub kernels: BTreeMap<String, Totals>,
+    pub kernels: BTreeMap<String, KernelTotals>,
 }
 
 /// What the page says at its head.

@@ -3,7 +3,8 @@
 
 use std::fmt::Write;
 
-use fathom_libcuda::{Summary, Totals};
+use fathom_libcuda::Summary;
+use fathom_trace::KernelTotals;
 
 use crate::page::{begin, escaped, grouped};
 
@@ -17,7 +18,7 @@ fn counted(n: usize, what: &str) -> String {
 }
 
 /// Whether a kernel's bits are exact, in words, and the class of its cell.
-fn bits(totals: &Totals) -> (String, &'static str) {
+fn bits(totals: &KernelTotals) -> (String, &'static str) {
     if totals.approximate.is_empty() {
         return ("exact".to_owned(), "good");
     }
@@ -55,7 +56,7 @@ fn name_cell(name: &str) -> String {
     }
 }
 
-fn row(class: &str, name: &str, t: &Totals, findings: usize, bits: (&str, &str)) -> String {
+fn row(class: &str, name: &str, t: &KernelTotals, findings: usize, bits: (&str, &str)) -> String {
     format!(
         "<tr class=\"{class}\"><td>{}</td><td>{}</td><td>{:.3}</td><td>{}</td><td>{:.3}</td>\
          <td class=\"{}\">{findings}</td><td class=\"words {}\">{}</td></tr>\n",
@@ -97,7 +98,7 @@ pub fn page(summary: &Summary, command: &str, gpu: &str, check: &str) -> String 
             <th class=\"words\">bits</th></tr></thead>\n<tbody>\n";
     let mut kernels: Vec<_> = summary.kernels.iter().collect();
     kernels.sort_by(|a, b| b.1.host_seconds.total_cmp(&a.1.host_seconds));
-    let mut all = Totals::default();
+    let mut all = KernelTotals::default();
     for (name, totals) in kernels {
         let findings = summary.findings.iter().filter(|f| f.kernel == *name).count();
         let (words, class) = bits(totals);

@@ -16,44 +16,10 @@ use fathom_gpu::compile::{CompileError, Compiler, source_named};
 use fathom_gpu::device::Loaded;
 use fathom_gpu::{CudaEngine, GpuError, nvdisasm};
 use fathom_reference::{Engine, EngineError};
-use fathom_trace::{OpClass, TensorMeta};
+use fathom_trace::{KernelTotals, OpClass, TensorMeta};
 use serde::{Deserialize, Serialize};
 
 use sass::Loop;
-
-/// What the launches of some kernels did, as the emulated device counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counts {
-    /// How many there were.
-    pub launches: u64,
-    /// Sectors of 32 bytes that requests of warps named, however often.
-    pub sectors: u64,
-    /// Sectors that their reads fetched past a first-level cache.
-    pub fetched_sectors: u64,
-    /// Bytes of global memory that asynchronous copies read.
-    pub copied_bytes: u64,
-    /// Sectors that a launch read, each once.
-    pub sectors_read: u64,
-    /// Sectors that a launch wrote, each once.
-    pub sectors_written: u64,
-    /// Requests of warps to shared memory.
-    pub shared_requests: u64,
-    /// Wavefronts that bank conflicts add to them.
-    pub bank_conflicts: u64,
-}
-
-impl Counts {
-    fn add(&mut self, other: &Counts) {
-        self.launches += other.launches;
-        self.sectors += other.sectors;
-        self.copied_bytes += other.copied_bytes;
-        self.fetched_sectors += other.fetched_sectors;
-        self.sectors_read += other.sectors_read;
-        self.sectors_written += other.sectors_written;
-        self.shared_requests += other.shared_requests;
-        self.bank_conflicts += other.bank_conflicts;
-    }
-}
 
 /// A kernel in machine code.
 #[derive(Clone, Debug, Serialize)]
@@ -82,7 +48,7 @@ pub struct Traffic {
     /// Its largest inputs, in words.
     pub shape: String,
     /// The kernels that were launched, with their counts.
-    pub kernels: BTreeMap<String, Counts>,
+    pub kernels: BTreeMap<String, KernelTotals>,
     /// Bytes of inputs and outputs, each moved once.
     pub minimum_bytes: u64,
     /// Whether moving bytes is all that it should wait for.
@@ -90,9 +56,9 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    fn total(&self) -> Counts {
-        let mut total = Counts::default();
-        self.kernels.values().for_each(|counts| total.add(counts));
+    fn total(&self) -> KernelTotals {
+        let mut total = KernelTotals::default();
+        self.kernels.values().for_each(|counts| total.merge(counts));
         total
     }
 
@@ -159,7 +125,7 @@ pub enum QualityError {
 /// [`QualityError`].
 pub fn run(
     engine: &CudaEngine,
-    counts: &dyn Fn() -> Result<BTreeMap<String, Counts>, String>,
+    counts: &dyn Fn() -> Result<BTreeMap<String, KernelTotals>, String>,
     progress: &dyn Fn(&str),
 ) -> Result<Ran, QualityError> {
     let gpu = engine.gpu();

@@ -36,7 +36,7 @@ mod summary;
 
 pub use choices::{Choices, OnFinding};
 pub use prepare::{PrepareError, Prepared};
-pub use summary::{Summary, Totals};
+pub use summary::Summary;
 
 /// By this symbol a program can tell the emulated driver from NVIDIA's.
 #[unsafe(no_mangle)]

@@ -83,3 +83,107 @@ pub struct RoleRecord {
     /// Failed waits on barriers and mbarriers.
     pub barrier_waits: u64,
 }
+
+/// What the launches of one kernel did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct KernelTotals {
+    /// How often it was launched.
+    pub launches: u64,
+    /// Instructions that threads executed: a warp's counts once for each active lane.
+    pub thread_instructions: u64,
+    /// Floating-point operations of tensor-core instructions.
+    pub tensor_core_flops: u64,
+    /// Bytes read from global memory (with profiling).
+    pub global_bytes_read: u64,
+    /// Bytes written to global memory (with profiling).
+    pub global_bytes_written: u64,
+    /// 32-byte sectors touched (with profiling).
+    pub global_sectors: u64,
+    /// Bytes of global memory that asynchronous copies and TMA read.
+    pub copied_bytes: u64,
+    /// 32-byte sectors that reads of warps fetched past a first-level cache (with profiling).
+    pub fetched_sectors: u64,
+    /// 32-byte sectors that were read, each once a launch (with profiling).
+    pub sectors_read: u64,
+    /// 32-byte sectors that were written, each once a launch (with profiling).
+    pub sectors_written: u64,
+    /// Requests of warps to shared memory (with profiling).
+    pub shared_requests: u64,
+    /// Extra wavefronts of shared memory (with profiling).
+    pub bank_conflicts: u64,
+    /// Failed waits on barriers.
+    pub barrier_waits: u64,
+    /// Seconds that the host took for them.
+    pub host_seconds: f64,
+    /// Approximate instructions by mnemonic; where there are none, the kernel's bits are exact.
+    pub approximate: BTreeMap<String, u64>,
+}
+
+impl KernelTotals {
+    /// Those of one launch, for which the host took so many seconds.
+    pub fn of(record: &KernelRecord, host_seconds: f64) -> KernelTotals {
+        KernelTotals {
+            launches: 1,
+            thread_instructions: record.thread_instructions,
+            tensor_core_flops: record.tensor_core_flops,
+            global_bytes_read: record.global_bytes_read,
+            global_bytes_written: record.global_bytes_written,
+            global_sectors: record.global_sectors,
+            copied_bytes: record.copied_bytes,
+            fetched_sectors: record.fetched_sectors,
+            sectors_read: record.distinct_sectors_read,
+            sectors_written: record.distinct_sectors_written,
+            shared_requests: record.shared_requests,
+            bank_conflicts: record.bank_conflicts,
+            barrier_waits: record.barrier_waits,
+            host_seconds,
+            approximate: record.approximate.clone(),
+        }
+    }
+
+    /// What came to these since they were `before`.
+    pub fn since(&self, before: &KernelTotals) -> KernelTotals {
+        let of = |name: &String, count: &u64| {
+            let known = before.approximate.get(name).copied().unwrap_or(0);
+            (*count > known).then(|| (name.clone(), count - known))
+        };
+        KernelTotals {
+            launches: self.launches - before.launches,
+            thread_instructions: self.thread_instructions - before.thread_instructions,
+            tensor_core_flops: self.tensor_core_flops - before.tensor_core_flops,
+            global_bytes_read: self.global_bytes_read - before.global_bytes_read,
+            global_bytes_written: self.global_bytes_written - before.global_bytes_written,
+            global_sectors: self.global_sectors - before.global_sectors,
+            copied_bytes: self.copied_bytes - before.copied_bytes,
+            fetched_sectors: self.fetched_sectors - before.fetched_sectors,
+            sectors_read: self.sectors_read - before.sectors_read,
+            sectors_written: self.sectors_written - before.sectors_written,
+            shared_requests: self.shared_requests - before.shared_requests,
+            bank_conflicts: self.bank_conflicts - before.bank_conflicts,
+            barrier_waits: self.barrier_waits - before.barrier_waits,
+            host_seconds: self.host_seconds - before.host_seconds,
+            approximate: self.approximate.iter().filter_map(|(n, c)| of(n, c)).collect(),
+        }
+    }
+
+    /// Adds what other launches did.
+    pub fn merge(&mut self, other: &KernelTotals) {
+        self.launches += other.launches;
+        self.thread_instructions += other.thread_instructions;
+        self.tensor_core_flops += other.tensor_core_flops;
+        self.global_bytes_read += other.global_bytes_read;
+        self.global_bytes_written += other.global_bytes_written;
+        self.global_sectors += other.global_sectors;
+        self.copied_bytes += other.copied_bytes;
+        self.fetched_sectors += other.fetched_sectors;
+        self.sectors_read += other.sectors_read;
+        self.sectors_written += other.sectors_written;
+        self.shared_requests += other.shared_requests;
+        self.bank_conflicts += other.bank_conflicts;
+        self.barrier_waits += other.barrier_waits;
+        self.host_seconds += other.host_seconds;
+        for (name, count) in &other.approximate {
+            *self.approximate.entry(name.clone()).or_default() += count;
+        }
+    }
+}

@@ -19,5 +19,5 @@ pub mod shared;
 
 pub use dtype::DType;
 pub use jsonl::TraceError;
-pub use kernel::{KernelRecord, RoleRecord};
+pub use kernel::{KernelRecord, KernelTotals, RoleRecord};
 pub use op::{Component, Group, GroupKind, OpClass, OpRecord, Parallel, Phase, TensorMeta};
