@@ -3,13 +3,15 @@
 //! All combinations of the [`crate::config::SearchSpace`] are considered. What is left out without
 //! being simulated is left out soundly: because it is illegal, because what it must hold does not
 //! fit, or because a layout already simulated is better in everything than the best this one could
-//! be: no step is shorter than the busiest rank's computation. The result is the Pareto front of
-//! throughput, memory and cost, the same whether pruned or not and whatever the number of threads.
+//! be: no step is shorter than sums over its stages say (`engine/bound.rs`), nor than with the
+//! least loads of its experts, under which equal instructions take equal times. The result is the
+//! Pareto front of throughput, memory and cost, the same whether pruned or not and whatever the
+//! number of threads.
+
+use std::collections::BTreeMap;
 
 use fathom_schedule::check::check as check_schedule;
 use fathom_schedule::{Schedule, ScheduleKind, Shape};
-use std::collections::BTreeMap;
-
 use rayon::prelude::*;
 use serde::Serialize;
 
