@@ -80,6 +80,7 @@ fn print(found: &SearchResult, rows: usize) {
     } else {
         let header = [
             "B tokens/day",
+            "days",
             "step s",
             "MFU %",
             "GB",
@@ -96,7 +97,10 @@ fn print(found: &SearchResult, rows: usize) {
             "recompute",
         ];
         let cells = found.front.iter().take(rows).map(row).collect();
-        outln!("{}", output::table(&header, &[0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12, 13], cells));
+        outln!(
+            "{}",
+            output::table(&header, &[0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14], cells)
+        );
         let hidden = found.front.len().saturating_sub(rows);
         if hidden > 0 {
             outln!("and {hidden} more on the front (--rows, --json)");
@@ -122,6 +126,7 @@ fn row(l: &Layout) -> Vec<String> {
     };
     vec![
         format!("{:.2}", l.tokens_per_day / 1e9),
+        format!("{:.1}", l.days),
         format!("{:.3}", l.step_time_s),
         format!("{:.2}", 100.0 * l.mfu_causal),
         format!("{:.1}", l.memory_gb),

@@ -4,6 +4,13 @@
 //! Nothing is estimated: the step runs on a [`Ledger`], on [`Meta`] to predict any size, on another
 //! backend to measure. What is kept for the backward is what is alive between forward and
 //! backward. [`room`] asks whether the machine has as much.
+//!
+//! Three predictions, each of something else. [`training`] is of a process with all ranks that are
+//! its threads, asked before every run: one micro-batch on the counting backend, the rest by what
+//! it may come to at most, in a moment. [`rank()`](rank::rank) is of one rank at its peak, to the
+//! byte: it walks every instruction of a step, which is what the executor is tested against. The
+//! simulator's `memory` is of a GPU under other software, whose allocator, buffers and ZeRO stages
+//! are not ours: sums in closed form, since a search asks for tens of thousands of layouts.
 
 pub mod rank;
 pub mod room;

@@ -24,6 +24,7 @@ pub mod workload;
 
 pub use config::hardware;
 pub use cost_model::{calibrate, first_principles, kernel_time, kineto, times};
+use engine::bound;
 pub use engine::{chunk, events, exposure, memory, search, step};
 pub use outputs::{cost, interval, perfetto, reliability, report, validate};
 pub use workload::{load, lowering, parallel};

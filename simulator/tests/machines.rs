@@ -111,7 +111,7 @@ fn ranks_of_a_sequence_share_its_attention() {
 fn forms_of_context_parallelism_differ_and_are_all_slower_on_a_slow_network() {
     let layout =
         ["training.seq_len=131072", "training.global_batch=128", "parallel.cp=16", "parallel.dp=8"];
-    for form in ["ring", "all_to_all", "hybrid", "gather"] {
+    for form in ["ring", "all_to_all", "hybrid", "gather", "gather_compiled"] {
         let form = format!("stack.context=\"{form}\"");
         let of = |nic: &str| {
             step_s("llama-3.1-405b-h100-16384", &[&layout[..], &[form.as_str(), nic]].concat())

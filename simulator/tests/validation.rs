@@ -1,4 +1,4 @@
-//! The validation's goals, and that docs/simulator.md prints what the simulator says.
+//! The validation's goals, and that the pages print what the simulator says.
 
 #[path = "../../conformance/src/model_code.rs"]
 mod model_code;
@@ -10,7 +10,6 @@ use fathom_simulator::kineto::KinetoTrace;
 use fathom_simulator::validate::{Role, validate};
 use model_code::ModelCode;
 
-const BEGIN: &str = "<!-- begin: fathom simulate validate --markdown -->\n";
 const END: &str = "<!-- end -->\n";
 
 #[test]
@@ -25,19 +24,35 @@ fn every_goal_is_met() {
     assert_eq!((v.goals, v.met), (52, 52));
 }
 
-/// `FATHOM_BLESS=1` writes the block anew.
-#[test]
-fn the_documentation_is_what_validate_prints() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/simulator.md");
+/// Compares the block of a page between `begin` and [`END`] with `ours`; `FATHOM_BLESS=1` writes it
+/// anew.
+fn check_block(page: &str, begin: &str, ours: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(page);
     let text = std::fs::read_to_string(&path).unwrap();
-    let ours = validate(&FirstPrinciples::new(ModelCode)).unwrap().markdown();
-    let (before, rest) = text.split_once(BEGIN).expect("the block's first line");
+    let (before, rest) = text.split_once(begin).expect("the block's first line");
     let (block, after) = rest.split_once(END).expect("the block's last line");
     if std::env::var_os("FATHOM_BLESS").is_some() {
-        std::fs::write(&path, format!("{before}{BEGIN}{ours}{END}{after}")).unwrap();
+        std::fs::write(&path, format!("{before}{begin}{ours}{END}{after}")).unwrap();
         return;
     }
-    assert!(block == ours, "docs/simulator.md is out of date: run the test with FATHOM_BLESS=1");
+    assert!(block == ours, "docs/{page} is out of date: run the test with FATHOM_BLESS=1");
+}
+
+/// All figures in docs/validation.md; the errors by software in docs/simulator.md too.
+#[test]
+fn the_documentation_is_what_validate_prints() {
+    let v = validate(&FirstPrinciples::new(ModelCode)).unwrap();
+    check_block(
+        "validation.md",
+        "<!-- begin: fathom simulate validate --markdown -->\n",
+        &v.markdown(),
+    );
+    let mut table = "| software and kind of model | error | of |\n|---|---:|---|\n".to_string();
+    for row in v.rows.iter().filter(|r| r.section == "Never fitted") {
+        let software = row.figure.strip_suffix(": mean absolute error in time").unwrap();
+        table += &format!("| {software} | {:.1} % | {} |\n", row.predicted, row.note);
+    }
+    check_block("simulator.md", "<!-- begin: never fitted -->\n", &table);
 }
 
 /// `FATHOM_BLESS=1` writes the table anew; intervals are made from it.

@@ -101,6 +101,7 @@ fn run(s: &Scenario) -> Vec<Number> {
     let (r, p) = (&s.reliability, &s.pricing);
     vec![
         ("training.total_tokens", s.training.total_tokens, 0.0, 1e24),
+        ("memory_headroom", s.memory_headroom, 0.0, 0.99),
         ("ramp.tokens", s.ramp.map_or(0.0, |r| r.tokens), 0.0, 1e24),
         ("stack.launch_us", s.stack.launch_us, 0.0, 1e6),
         ("stack.elementwise_passes", s.stack.elementwise_passes, 0.0, 1e3),

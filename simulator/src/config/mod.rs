@@ -209,6 +209,9 @@ pub struct Scenario {
     /// SMs that the communication kernels hold while chunks overlap; DeepSeek-V3's 20 where absent.
     #[serde(default = "twenty")]
     pub comm_sms: u64,
+    /// Share of a GPU's memory that is to stay free, for what an allocator cannot use.
+    #[serde(default)]
+    pub memory_headroom: f64,
     /// Sizes of sequence, micro-batch, batch and run.
     pub training: Training,
     /// Stages that a rank holds in the interleaved schedule.
@@ -286,6 +289,11 @@ impl Scenario {
     pub fn micro_batches(&self) -> u64 {
         self.training.global_batch
             / self.parallel.dp.saturating_mul(self.training.micro_batch).max(1)
+    }
+
+    /// Bytes of a GPU that a rank may fill.
+    pub fn usable_memory_bytes(&self) -> f64 {
+        self.cluster.gpu.memory_bytes as f64 * (1.0 - self.memory_headroom)
     }
 
     /// Tokens of a step, over the whole cluster.

@@ -29,7 +29,7 @@ pub struct SearchSpace {
     pub recompute: Vec<Recompute>,
     /// GPUs of the cluster; empty keeps the scenario's.
     pub gpus: Vec<u64>,
-    /// Most bytes per GPU that a rank may hold, in 1e9; 0 takes the GPU's memory.
+    /// Most bytes per GPU that a rank may hold, in 1e9; 0 takes the GPU's memory less its headroom.
     pub memory_limit_gb: f64,
 }
 

@@ -45,6 +45,10 @@ pub enum ContextForm {
     /// gradients of keys and values go around a ring in FP32. What PyTorch does
     /// (`torch/distributed/tensor/experimental/_attention.py`, rotation `ALL_GATHER`).
     Gather,
+    /// The same inside `torch.compile`: a traced exchange is waited for where it stands
+    /// (`_maybe_wrap_tensor` in `torch/distributed/_functional_collectives.py`), so that no
+    /// attention runs beside it, and what merges two parts is one kernel.
+    GatherCompiled,
 }
 
 /// How transformer layers are dealt to pipeline stages that the scenario does not list.

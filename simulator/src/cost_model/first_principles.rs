@@ -352,7 +352,7 @@ impl FirstPrinciples {
     fn blocking(&self, s: &Scenario, op: &str, group: Group, bytes: f64, backward: bool) -> f64 {
         let (size, per_node) = (group.size as u64, s.cluster.gpus_per_node);
         match op {
-            "ring_exchange" if s.stack.context == ContextForm::Gather => {
+            "ring_exchange" if gathers(s.stack.context) => {
                 self.gathered_context_s(s, size, backward)
             }
             // With sequence parallelism its two halves stand before and behind the norms.
@@ -392,7 +392,9 @@ impl FirstPrinciples {
             p2p_s(&s.cluster, bytes, same_node) + 2.0 * latency
         };
         match s.stack.context {
-            ContextForm::Ring | ContextForm::Gather => ring(size, ring_bytes, per_node == size),
+            ContextForm::Ring | ContextForm::Gather | ContextForm::GatherCompiled => {
+                ring(size, ring_bytes, per_node == size)
+            }
             ContextForm::AllToAll => turned(size, per_node == size),
             ContextForm::Hybrid => {
                 let nodes = size.div_ceil(per_node);
@@ -404,7 +406,7 @@ impl FirstPrinciples {
     }
 
     /// What [`ContextForm::Gather`] adds to attention, its backward or its forward: the gathering
-    /// of keys and values that the part of the own keys does not hide, the ring of their gradients
+    /// of keys and values and the ring of their gradients, as far as attention does not hide them,
     /// and the kernels that merge the parts. Bytes are those of the tensors that these kernels
     /// read and write, by the source named there; of the parts after the first, half meet all
     /// queries and half the later ones.
@@ -421,24 +423,32 @@ impl FirstPrinciples {
         let whole = 2.0 * ranks * (keys + values);
         let gather_s =
             time_s(&s.cluster, Collective::AllGather, Algorithm::Hierarchical, group, whole);
+        let compiled = s.stack.context == ContextForm::GatherCompiled;
         // As many parts as ranks, of equal work; dq, dk and dv take five products of seven.
-        let times = s.stack.attention_time;
-        let part_s = self.attention_forward_s(s) / ranks;
-        let (part_s, merged_bytes, ring_s) = if backward {
-            // Into dq: 12 bytes an element and part; into dk and dv 11.5, and 8 to join them for
-            // the ring.
-            let merged = ranks * (12.0 * keys + 19.5 * (keys + values));
+        let products = if backward { 2.5 } else { 1.0 };
+        let times = s.stack.attention_time[usize::from(backward)];
+        let part_s = products * times * self.attention_forward_s(s) / ranks;
+        let beside_s = if compiled { 0.0 } else { part_s };
+        let (merged_bytes, ring_s) = if backward {
             let hop_s = p2p_s(&s.cluster, 4.0 * (keys + values), group.nodes == 1);
-            let part_s = 2.5 * part_s * times[1];
+            // Into dq: 12 bytes an element and part; into dk and dv 11.5, and 8 to join them for
+            // the ring. As one kernel 10 where all are added to, 9 where half are and half copied.
+            let merged = if compiled {
+                ranks * 9.5 * (2.0 * keys + values)
+            } else {
+                ranks * (12.0 * keys + 19.5 * (keys + values))
+            };
             // Nothing runs beside the last hop.
-            (part_s, merged, (ranks - 1.0) * (hop_s - part_s).max(0.0) + hop_s)
+            (merged, (ranks - 1.0) * (hop_s - beside_s).max(0.0) + hop_s)
         } else {
-            // To FP32, difference, product, sum: 38 bytes an element; 27 where half stays as it is.
-            (part_s * times[0], (ranks - 1.0) * 32.5 * values + 12.0 * values, 0.0)
+            // To FP32, difference, product, sum: 38 bytes an element, 27 where half stays as it
+            // is; as one kernel 10 and 9. The first part to FP32 and the sum to BF16: 12.
+            let part = if compiled { 9.5 } else { 32.5 };
+            ((ranks - 1.0) * part * values + 12.0 * values, 0.0)
         };
         let kernels = self.kernels(s, false);
         let merge_s = kernels.memory(merged_bytes, MemoryClass::Stream, None);
-        (gather_s - part_s).max(0.0) + ring_s + merge_s
+        (gather_s - beside_s).max(0.0) + ring_s + merge_s
     }
 
     fn attention_forward_s(&self, s: &Scenario) -> f64 {
@@ -544,6 +554,11 @@ impl FirstPrinciples {
         tail.optimizer_s = s.stack.elementwise_passes * (norm_s + update_s) + host_s;
         tail
     }
+}
+
+/// Whether keys and values are gathered, as PyTorch does.
+fn gathers(context: ContextForm) -> bool {
+    matches!(context, ContextForm::Gather | ContextForm::GatherCompiled)
 }
 
 /// Bytes that AdamW moves for a parameter: gradient, master and both moments in, all but the

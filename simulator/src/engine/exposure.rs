@@ -1,4 +1,6 @@
 //! How much of the data-parallel traffic, and of the experts' exchanges, the computation hides.
+//! What concerns a layer by itself is settled once for every kind of layer ([`layer_table`]), the
+//! traffic once for every placement ([`settle`]).
 //!
 //! The cost model gives the whole traffic of one reduction of the gradients and one gathering of
 //! the parameters. How often a step has them follows from the ZeRO stage, what runs beside them
@@ -6,14 +8,14 @@
 //! nothing precedes or follows.
 
 use crate::config::{ExpertOverlap, Scenario};
+use crate::error::SimError;
 use crate::memory::chunk_bytes;
-use crate::parallel::{self, PlacedLayer};
+use crate::parallel::{self, CostModel, LayerTable, PlacedLayer};
 use crate::times::{LayerTimes, PhaseTimes, StepTimes};
 
 /// Turns the whole traffic in `times` into what is exposed of it over the step.
 pub fn settle(s: &Scenario, times: &mut StepTimes) {
-    hide_exchanges(s, times);
-    move_activations(s, times);
+    times.wgrad_under_exchanges = s.stack.ep_overlap != ExpertOverlap::None;
     let geometry = parallel::geometry(s);
     for rank in 0..geometry.ranks {
         let layers: Vec<&LayerTimes> =
@@ -71,49 +73,53 @@ impl Traffic {
     }
 }
 
-/// Leaves of the exchanges of chunks by themselves what the stack does not run beside computation.
-fn hide_exchanges(s: &Scenario, times: &mut StepTimes) {
-    times.wgrad_under_exchanges = s.stack.ep_overlap != ExpertOverlap::None;
-    if s.stack.ep_overlap != ExpertOverlap::Batch {
+/// Times one layer of every kind, as far as its stack and the link with the host expose them.
+///
+/// # Errors
+/// Those of the cost model.
+pub fn layer_table(s: &Scenario, model: &dyn CostModel) -> Result<LayerTable, SimError> {
+    let mut table = LayerTable::new(s, model)?;
+    for [alone, overlapped] in table.layers_mut() {
+        if s.stack.ep_overlap == ExpertOverlap::Batch {
+            hide_exchanges(s, alone);
+        }
+        move_activations(s, alone);
+        move_activations(s, overlapped);
+    }
+    Ok(table)
+}
+
+/// Leaves of the exchanges of a layer by itself what does not run beside the computation of the
+/// other micro-batch.
+fn hide_exchanges(s: &Scenario, layer: &mut LayerTimes) {
+    let exchanges = |p: PhaseTimes| p.dispatch_s + p.combine_s;
+    let computation = |p: PhaseTimes| p.attention_s + p.mlp_s;
+    let (f, b, w) = (layer.forward, layer.backward, layer.weight);
+    let moved = exchanges(f) + exchanges(b);
+    if moved == 0.0 {
         return;
     }
-    for layer in times.stages.iter_mut().flat_map(|stage| &mut stage.alone) {
-        let exchanges = |p: PhaseTimes| p.dispatch_s + p.combine_s;
-        let computation = |p: PhaseTimes| p.attention_s + p.mlp_s;
-        let (f, b, w) = (layer.forward, layer.backward, layer.weight);
-        let moved = exchanges(f) + exchanges(b);
-        if moved == 0.0 {
-            continue;
-        }
-        let beside = computation(f) + computation(b) + computation(w);
-        // One of the four exchanges of the last layer of a chunk has nothing beside it.
-        let exposed = (1.0 - beside / moved).max(0.25 / s.model.layers as f64);
-        for phase in [&mut layer.forward, &mut layer.backward] {
-            phase.dispatch_s *= exposed;
-            phase.combine_s *= exposed;
-        }
+    let beside = computation(f) + computation(b) + computation(w);
+    // One of the four exchanges of the last layer of a chunk has nothing beside it.
+    let exposed = (1.0 - beside / moved).max(0.25 / s.model.layers as f64);
+    for phase in [&mut layer.forward, &mut layer.backward] {
+        phase.dispatch_s *= exposed;
+        phase.combine_s *= exposed;
     }
 }
 
 /// Adds to a layer what its activations need on the link with the host beyond its computation: out
 /// under the forward, in under the backward.
-fn move_activations(s: &Scenario, times: &mut StepTimes) {
+fn move_activations(s: &Scenario, layer: &mut LayerTimes) {
     if s.offload.activations == 0.0 {
         return;
     }
-    let moved_s = |kind| {
-        let layer = PlacedLayer { kind, index: 0 };
-        s.offload.activations * chunk_bytes(s, &[layer]) / s.offload.link_bytes_per_s
-    };
-    for stage in &mut times.stages {
-        for layer in stage.alone.iter_mut().chain(&mut stage.overlapped) {
-            let computes = |p: PhaseTimes| p.attention_s + p.mlp_s;
-            let moved_s = moved_s(layer.kind);
-            let backward_s = computes(layer.backward) + computes(layer.weight);
-            layer.forward.mlp_s += (moved_s - computes(layer.forward)).max(0.0);
-            layer.backward.mlp_s += (moved_s - backward_s).max(0.0);
-        }
-    }
+    let placed = PlacedLayer { kind: layer.kind, index: 0 };
+    let moved_s = s.offload.activations * chunk_bytes(s, &[placed]) / s.offload.link_bytes_per_s;
+    let computes = |p: PhaseTimes| p.attention_s + p.mlp_s;
+    let backward_s = computes(layer.backward) + computes(layer.weight);
+    layer.forward.mlp_s += (moved_s - computes(layer.forward)).max(0.0);
+    layer.backward.mlp_s += (moved_s - backward_s).max(0.0);
 }
 
 #[cfg(test)]

@@ -4,6 +4,10 @@
 //! forward and go with its weight gradient. Bytes per element follow the DeepSeek-V3 report
 //! (section 3.3.3 and table of the recipe) in FP8 and Megatron-LM's mixed precision in BF16; what
 //! is kept for backward is listed in [`activation_bytes_per_token`].
+//!
+//! Not what `fathom train` holds: `fathom_reference::memory` counts that by running the model's own
+//! code, for one process or to the byte for one rank. Here are other programs' buffers and ZeRO
+//! stages, in closed form, since a search asks for tens of thousands of layouts.
 
 use fathom_schedule::{Op, Schedule};
 use serde::Serialize;
@@ -78,7 +82,7 @@ pub struct RankMemory {
 pub struct Memory {
     /// Memory of each pipeline rank.
     pub ranks: Vec<RankMemory>,
-    /// Bytes of memory per GPU.
+    /// Bytes of memory per GPU that may be filled.
     pub capacity_bytes: f64,
     /// Bytes of its host's memory for each GPU.
     pub host_capacity_bytes: f64,
@@ -420,7 +424,7 @@ pub fn memory(
     };
     Memory {
         ranks: schedule.ranks.iter().enumerate().map(rank_memory).collect(),
-        capacity_bytes: s.cluster.gpu.memory_bytes as f64,
+        capacity_bytes: s.usable_memory_bytes(),
         host_capacity_bytes: s.offload.memory_bytes,
     }
 }

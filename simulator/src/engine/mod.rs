@@ -1,6 +1,8 @@
 //! The engine: plays instruction streams with the cost model's times ([`events`], [`chunk`]), sums
-//! up a step and its memory, and searches over layouts.
+//! up a step and its memory, bounds what a step takes before it is played, and searches over
+//! layouts.
 
+pub mod bound;
 pub mod chunk;
 pub mod events;
 pub mod exposure;

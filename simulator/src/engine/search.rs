@@ -3,25 +3,30 @@
 //! All combinations of the [`crate::config::SearchSpace`] are considered. What is left out without
 //! being simulated is left out soundly: because it is illegal, because what it must hold does not
 //! fit, or because a layout already simulated is better in everything than the best this one could
-//! be: no step is shorter than the busiest rank's computation. The result is the Pareto front of
-//! throughput, memory and cost, the same whether pruned or not and whatever the number of threads.
+//! be: no step is shorter than sums over its stages say (`engine/bound.rs`), nor than with the
+//! least loads of its experts, under which equal instructions take equal times. The result is the
+//! Pareto front of throughput, memory and cost, the same whether pruned or not and whatever the
+//! number of threads.
 
-use fathom_schedule::{Chunk, Op, Schedule, ScheduleKind, Shape};
 use std::collections::BTreeMap;
 
+use fathom_schedule::check::check as check_schedule;
+use fathom_schedule::{Schedule, ScheduleKind, Shape};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::bound::{Bound, ROUNDING};
 use crate::config::{Parallel, Recompute, Scenario};
 use crate::error::SimError;
-use crate::events::{Detail, StepOutcome, play};
-use crate::load::{self, RoutingTrace};
+use crate::events::{Detail, StepOutcome, play_in_order};
+use crate::exposure;
+use crate::load::{self, LoadSums, RoutingTrace};
 use crate::memory::{memory, standing};
 use crate::parallel::{
     CostModel, LayerTable, LayerWeights, Placement, check, place, schedule, schedule_shape,
 };
-use crate::step::{report, step_times};
-use crate::times::{LayerTimes, PhaseTimes, TailTimes};
+use crate::step::{report, step_times, under_loads};
+use crate::times::StepTimes;
 
 /// A layout on the Pareto front: what it is, and what it reaches.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -42,6 +47,8 @@ pub struct Layout {
     pub step_time_s: f64,
     /// Tokens per day of the whole cluster, failures not counted.
     pub tokens_per_day: f64,
+    /// Days of the whole run at that rate, failures and batch ramp not counted.
+    pub days: f64,
     /// Model FLOPs utilisation (MFU), causal attention counted, over the BF16 peak.
     pub mfu_causal: f64,
     /// Peak memory of the fullest rank, 1e9 bytes.
@@ -103,13 +110,14 @@ pub fn search(
     routing.check(base.model.moe.map_or(0, |m| m.n_routed_experts as u64))?;
     let (tables, keys) = tables(&legal, model)?;
     let loads = loads(&legal, &routing)?;
+    let times = Times { tables: &tables, keys: &keys, model, loads: &loads };
     let limit = match base.search.memory_limit_gb {
         gb if gb > 0.0 => gb * 1e9,
-        _ => base.cluster.gpu.memory_bytes as f64,
+        _ => base.usable_memory_bytes(),
     };
     let mut candidates: Vec<Candidate> = legal
         .into_par_iter()
-        .map(|scenario| candidate(scenario, &tables, &keys, model))
+        .map(|scenario| candidate(scenario, times, if prune { limit } else { f64::INFINITY }))
         .collect::<Result<_, _>>()?;
     let considered = candidates.len();
     // The most promising first: throughput by the bound; the order of enumeration decides between
@@ -127,7 +135,6 @@ pub fn search(
     // Batches of a fixed size: what is pruned does not depend on the number of threads.
     for (batch, chunk) in candidates.chunks(BATCH).enumerate() {
         let front = &found.front;
-        let times = Times { tables: &tables, model, loads: &loads };
         let judge = |c: &Candidate| judge(c, times, limit, prune.then_some(front.as_slice()));
         let verdicts: Vec<Verdict> = chunk.par_iter().map(judge).collect();
         for verdict in verdicts {
@@ -153,9 +160,13 @@ const BATCH: usize = 32;
 #[derive(Clone, Copy)]
 struct Times<'a> {
     tables: &'a [LayerTable],
+    keys: &'a BTreeMap<TableKey, usize>,
     model: &'a dyn CostModel,
-    loads: &'a BTreeMap<u64, Vec<Vec<f32>>>,
+    loads: &'a BTreeMap<u64, Loads>,
 }
+
+/// Loads of the busiest rank by `[layer][micro-batch]`, and their sums.
+type Loads = (Vec<Vec<f32>>, LoadSums);
 
 enum Verdict {
     TooLarge,
@@ -240,16 +251,14 @@ fn tables(
             first.len() - 1
         });
     }
-    let tables = first.par_iter().map(|s| LayerTable::new(s, model)).collect::<Result<_, _>>()?;
+    let tables =
+        first.par_iter().map(|s| exposure::layer_table(s, model)).collect::<Result<_, _>>()?;
     Ok((tables, keys))
 }
 
 /// Loads of the busiest rank by layer, of as many micro-batches as any layout has, once for every
 /// size of expert group: they depend on nothing else.
-fn loads(
-    legal: &[Scenario],
-    routing: &RoutingTrace,
-) -> Result<BTreeMap<u64, Vec<Vec<f32>>>, SimError> {
+fn loads(legal: &[Scenario], routing: &RoutingTrace) -> Result<BTreeMap<u64, Loads>, SimError> {
     let mut longest: BTreeMap<u64, &Scenario> = BTreeMap::new();
     for s in legal {
         let known = longest.entry(s.parallel.ep).or_insert(s);
@@ -260,88 +269,49 @@ fn loads(
     let rows = |(ep, s): (u64, &Scenario)| {
         let placement = place(s, LayerWeights::by_flops(s))?;
         let mbs = s.micro_batches() as usize;
-        Ok((ep, load::table(&s.expert_load, routing, &placement, ep as usize, mbs)))
+        let rows = load::table(&s.expert_load, routing, &placement, ep as usize, mbs);
+        let sums = LoadSums::new(&rows);
+        Ok((ep, (rows, sums)))
     };
     longest.into_iter().map(rows).collect()
 }
 
-fn candidate(
-    scenario: Scenario,
-    tables: &[LayerTable],
-    keys: &BTreeMap<TableKey, usize>,
-    model: &dyn CostModel,
-) -> Result<Candidate, SimError> {
-    let table = keys[&table_key(&scenario)];
-    let placement = place(&scenario, tables[table].weights)?;
+/// The bounds of a layout; of one that holds more than `limit` all the time, no step is asked for.
+fn candidate(scenario: Scenario, with: Times<'_>, limit: f64) -> Result<Candidate, SimError> {
+    let table = with.keys[&table_key(&scenario)];
+    let layers = &with.tables[table];
+    let placement = place(&scenario, layers.weights)?;
     let shell = Schedule::empty(scenario.schedule, schedule_shape(&scenario))?;
-    let frame = step_times(&scenario, model, &tables[table], &placement);
     let ranks = 0..shell.ranks.len();
     let memory_bound = ranks.map(|r| standing(&scenario, &placement, &shell, r).total());
     let memory_bound = memory_bound.fold(0.0, f64::max);
-    let busy = step_bound(&tables[table], &placement, &shell, &frame.tail);
+    if memory_bound > limit {
+        let step_bound_s = f64::INFINITY;
+        return Ok(Candidate { scenario, placement, table, step_bound_s, memory_bound });
+    }
+    let frame = step_times(&scenario, with.model, layers, &placement);
+    let (_, loads) = &with.loads[&scenario.parallel.ep];
+    let bound = Bound::new(&scenario, layers, loads, &placement, &shell);
+    let busy = bound.step_s(&placement, &shell, &frame.tail);
     let tail = frame.tail.iter().map(|t| t.optimizer_s + t.param_gather_s).fold(0.0, f64::max);
     Ok(Candidate { scenario, placement, table, step_bound_s: busy + tail, memory_bound })
-}
-
-/// Seconds than which no step is shorter up to its last gradient: the busiest rank's computation,
-/// the forwards that its first micro-batch has behind it on other ranks, the backwards that its
-/// last has before it, and its reduction of gradients in `tail`, which may be empty. Every layer
-/// counts in the quicker of the two situations, phase by phase; where the streams of `schedule` are
-/// empty, nothing stands before and behind.
-pub(crate) fn step_bound(
-    t: &LayerTable,
-    p: &Placement,
-    schedule: &Schedule,
-    tail: &[TailTimes],
-) -> f64 {
-    let pairs = schedule.kind.overlaps_pairs();
-    let layers = p.stages.iter().map(|layers| {
-        layers.iter().fold([0.0; 3], |sum: [f64; 3], layer| {
-            let phases = |l: &LayerTimes| [l.forward, l.backward, l.weight];
-            let [alone, paired] = t.of(layer.kind).each_ref().map(phases);
-            let computes = |x: PhaseTimes| x.attention_s + x.mlp_s;
-            std::array::from_fn(|i| {
-                let alone_s = computes(alone[i]);
-                sum[i] + if pairs { alone_s.min(computes(paired[i])) } else { alone_s }
-            })
-        })
-    });
-    let stages: Vec<[f64; 3]> = layers.collect();
-    let geometry = &schedule.geometry;
-    // One phase of a chunk on the stages before its own.
-    let elsewhere = |phase: usize, rank: usize, chunk: Chunk| -> f64 {
-        stages[..geometry.stage(rank, chunk.dir)].iter().map(|s| s[phase]).sum()
-    };
-    let rank_s = |(rank, ops): (usize, &Vec<Op>)| {
-        let held = (0..geometry.dirs() as u8).map(|dir| stages[geometry.stage(rank, dir)]);
-        let busy = held.map(|s| s.iter().sum::<f64>()).sum::<f64>();
-        let first = ops.first().and_then(|op| op.forward());
-        // After its last gradient a rank may have weights left to do, while others go on with it.
-        let own = |op: &Op| op.weight().filter(|_| op.backward().is_none());
-        let left = ops.iter().rev().map_while(own);
-        let left_s: f64 = left.map(|c| stages[geometry.stage(rank, c.dir)][2]).sum();
-        let last = ops.iter().rev().find_map(|op| op.backward());
-        busy * schedule.micro_batches_per_dir() as f64
-            + first.map_or(0.0, |chunk| elsewhere(0, rank, chunk))
-            + last.map_or(0.0, |chunk| (elsewhere(1, rank, chunk) - left_s).max(0.0))
-            + tail.get(rank).map_or(0.0, |t| t.grad_reduce_s)
-    };
-    schedule.ranks.iter().enumerate().map(rank_s).fold(0.0, f64::max)
 }
 
 /// Prunes or simulates one candidate; without a `front` only what does not fit is left out, after
 /// the simulation.
 fn judge(c: &Candidate, with: Times<'_>, limit: f64, front: Option<&[Layout]>) -> Verdict {
     let s = &c.scenario;
+    let tokens_per_day = |s: &Scenario, step_s: f64| s.tokens_per_step() / step_s * 86400.0;
+    let beaten = |best: &Objectives| front.is_some_and(|f| f.iter().any(|l| beats(l, best)));
     let bound = Objectives {
-        tokens_per_day: s.tokens_per_step() / c.step_bound_s * 86400.0,
+        tokens_per_day: tokens_per_day(s, c.step_bound_s),
         memory_gb: c.memory_bound / 1e9,
         gpus: s.cluster.gpus,
     };
     if front.is_some() && c.memory_bound > limit {
         return Verdict::TooLarge;
     }
-    if front.is_some_and(|f| f.iter().any(|l| beats(l, &bound))) {
+    if beaten(&bound) {
         return Verdict::Dominated;
     }
     let schedule = schedule(s).expect("the candidate is legal");
@@ -352,14 +322,22 @@ fn judge(c: &Candidate, with: Times<'_>, limit: f64, front: Option<&[Layout]>) -
         return Verdict::TooLarge;
     }
     let bound = Objectives { memory_gb: bytes / 1e9, ..bound };
-    if front.is_some_and(|f| f.iter().any(|l| beats(l, &bound))) {
+    if beaten(&bound) {
         return Verdict::Dominated;
     }
+    let order = check_schedule(&schedule).expect("the project's schedules are executable").order;
+    let play = |times: &StepTimes| play_in_order(&schedule, &order, times, Detail::Totals);
     let mut times = step_times(s, with.model, &with.tables[c.table], &c.placement);
     let mbs = s.micro_batches() as usize;
-    times.expert_load = with.loads[&s.parallel.ep].iter().map(|row| row[..mbs].to_vec()).collect();
-    let outcome =
-        play(&schedule, &times, Detail::Totals).expect("the project's schedules are executable");
+    let (rows, sums) = &with.loads[&s.parallel.ep];
+    if !rows.is_empty() && front.is_some() {
+        let step_s = play(&under_loads(&times, &sums.least(mbs))).step_time_s * ROUNDING;
+        if beaten(&Objectives { tokens_per_day: tokens_per_day(s, step_s), ..bound }) {
+            return Verdict::Dominated;
+        }
+    }
+    times.expert_load = rows.iter().map(|row| row[..mbs].to_vec()).collect();
+    let outcome = play(&times);
     if bytes > limit {
         return Verdict::TooLarge;
     }
@@ -373,6 +351,7 @@ fn judge(c: &Candidate, with: Times<'_>, limit: f64, front: Option<&[Layout]>) -
         recompute: s.training.recompute,
         step_time_s: r.step_time_s,
         tokens_per_day: r.tokens_per_day,
+        days: s.training.total_tokens / r.tokens_per_day,
         mfu_causal: r.mfu_causal,
         memory_gb: bytes / 1e9,
         usd_per_trillion_tokens: r.cost.usd_per_trillion_tokens,
@@ -440,7 +419,9 @@ mod tests {
     #[test]
     fn pruning_loses_nothing() {
         let model = FirstPrinciples::new(ModelCode);
-        for base in [small(&[]), small(&["cluster.gpu.memory_bytes=141000000000"])] {
+        let mut uneven = small(&[]);
+        (uneven.expert_load.deviation, uneven.search.pp) = (0.1, vec![8]);
+        for base in [small(&[]), small(&["cluster.gpu.memory_bytes=141000000000"]), uneven] {
             let pruned = search(&base, &model, true, &|_, _| ()).unwrap();
             let brute = search(&base, &model, false, &|_, _| ()).unwrap();
             assert_eq!(pruned.front, brute.front);
@@ -457,17 +438,23 @@ mod tests {
     #[test]
     fn no_step_is_shorter_than_its_bound() {
         let model = FirstPrinciples::new(ModelCode);
-        let (legal, _) = combinations(&small(&[]));
-        let (tables, keys) = tables(&legal, &model).unwrap();
-        let loads = loads(&legal, &RoutingTrace::default()).unwrap();
-        let times = Times { tables: &tables, model: &model, loads: &loads };
-        for s in legal.into_iter().step_by(7) {
-            let c = candidate(s, &tables, &keys, &model).unwrap();
-            let Verdict::Simulated(layout) = judge(&c, times, f64::INFINITY, None) else {
-                panic!()
-            };
-            assert!(layout.step_time_s >= c.step_bound_s * (1.0 - 1e-12), "{layout:?}");
-            assert!(layout.memory_gb * 1e9 >= c.memory_bound);
+        for (deviation, overlap, step) in
+            [(0.0, "wgrad", 7), (0.2, "wgrad", 13), (0.2, "none", 17), (0.2, "batch", 19)]
+        {
+            let mut base = small(&[&format!("stack.ep_overlap=\"{overlap}\"")]);
+            base.expert_load.deviation = deviation;
+            let (legal, _) = combinations(&base);
+            let (tables, keys) = tables(&legal, &model).unwrap();
+            let loads = loads(&legal, &RoutingTrace::default()).unwrap();
+            let times = Times { tables: &tables, keys: &keys, model: &model, loads: &loads };
+            for s in legal.into_iter().step_by(step) {
+                let c = candidate(s, times, f64::INFINITY).unwrap();
+                let Verdict::Simulated(layout) = judge(&c, times, f64::INFINITY, None) else {
+                    panic!()
+                };
+                assert!(layout.step_time_s >= c.step_bound_s, "{overlap}: {layout:?}");
+                assert!(layout.memory_gb * 1e9 >= c.memory_bound);
+            }
         }
     }
 
@@ -489,6 +476,18 @@ mod tests {
         let mut expected = once.clone();
         expected.search.recompute = vec![Recompute::Full];
         assert_eq!(combinations(&twice).0.len(), combinations(&expected).0.len());
+    }
+
+    #[test]
+    fn headroom_is_respected_and_days_follow() {
+        let model = FirstPrinciples::new(ModelCode);
+        let found = search(&small(&["memory_headroom=0.2"]), &model, true, &|_, _| ()).unwrap();
+        for l in &found.front {
+            assert!(l.memory_gb <= 0.8 * 80.0, "{l:?}");
+            assert!((l.days * l.tokens_per_day / 14.8e12 - 1.0).abs() < 1e-12, "{l:?}");
+        }
+        let all = search(&small(&[]), &model, true, &|_, _| ()).unwrap();
+        assert!(all.too_large < found.too_large);
     }
 
     #[test]

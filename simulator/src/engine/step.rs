@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use crate::bound::Bound;
 use crate::config::Scenario;
 use crate::cost::{Allowed, Cost, allowed, cost, kilowatts_per_gpu};
 use crate::error::SimError;
@@ -12,11 +13,10 @@ use crate::events::chunk::under_load;
 use crate::events::{AllToAll, Breakdown, Detail, StepOutcome, play_in_order};
 use crate::exposure;
 use crate::interval::{self, Interval};
-use crate::load::{self, RoutingTrace};
+use crate::load::{self, LoadSums, RoutingTrace};
 use crate::memory::{Memory, memory};
 use crate::parallel::{CostModel, LayerTable, PlacedLayer, Placement, check, placements, schedule};
 use crate::reliability::{Goodput, goodput};
-use crate::search::step_bound;
 use crate::times::{LayerKind, StepTimes};
 
 /// The numbers of a step, with the keys of `--json`.
@@ -46,7 +46,7 @@ pub struct StepReport {
     pub stage_layers: Vec<usize>,
     /// Peak memory of each pipeline rank, 1e9 bytes.
     pub memory_peak_gb: Vec<f64>,
-    /// Memory per GPU, 1e9 bytes.
+    /// Memory per GPU that may be filled, 1e9 bytes.
     pub memory_capacity_gb: f64,
     /// What the fullest rank has in its host's memory, 1e9 bytes; absent where nothing is.
     #[serde(skip_serializing_if = "is_zero")]
@@ -126,7 +126,7 @@ type Rank = (bool, f64);
 
 /// What is known of a split, each a lower bound of what comes after it.
 enum Known {
-    /// What every rank computes: [`step_bound`].
+    /// What every rank does: [`Bound`].
     Bound,
     /// Its step with the least loads of its experts.
     Least(StepTimes),
@@ -144,20 +144,22 @@ fn fastest_split(
     schedule: &Schedule,
     detail: Detail,
 ) -> Result<Split, SimError> {
-    let table = LayerTable::new(s, model)?;
+    let table = exposure::layer_table(s, model)?;
     let order = fathom_schedule::check::check(schedule)
         .expect("the project's schedules are executable")
         .order;
-    let bound = |placement: Placement| {
-        let rank: Rank = (false, step_bound(&table, &placement, schedule, &[]));
-        (rank, placement, Known::Bound)
-    };
-    let mut open: Vec<(Rank, Placement, Known)> = placements(s)?.into_iter().map(bound).collect();
-    let single = open.len() == 1;
+    let splits = placements(s)?;
+    let single = splits.len() == 1;
     // The splits hold the same layers in the same order.
-    let load = expert_load(s, &open[0].1)?;
-    let least_load: Vec<f32> =
-        load.iter().map(|row| row.iter().copied().fold(f32::INFINITY, f32::min)).collect();
+    let load = expert_load(s, &splits[0])?;
+    let sums = LoadSums::new(&load);
+    let bound = Bound::new(s, &table, &sums, &splits[0], schedule);
+    let least_load = sums.least(schedule.micro_batches);
+    let bounded = |placement: Placement| {
+        let bound_s = if single { 0.0 } else { bound.step_s(&placement, schedule, &[]) };
+        ((false, bound_s), placement, Known::Bound)
+    };
+    let mut open: Vec<(Rank, Placement, Known)> = splits.into_iter().map(bounded).collect();
     // Parts are kept of the one that is taken, not of all that are tried.
     let tried = if single || detail != Detail::Parts { detail } else { Detail::Totals };
     let play = |placement: &Placement, times: StepTimes| {
@@ -201,7 +203,7 @@ fn fastest_split(
 
 /// The same times with one load of each layer for all micro-batches. With the least of each, no
 /// step with all of them is shorter, and equal instructions take equal times.
-fn under_loads(times: &StepTimes, loads: &[f32]) -> StepTimes {
+pub(crate) fn under_loads(times: &StepTimes, loads: &[f32]) -> StepTimes {
     let mut least = times.clone();
     let mut loads = loads.iter();
     for stage in &mut least.stages {
@@ -209,7 +211,7 @@ fn under_loads(times: &StepTimes, loads: &[f32]) -> StepTimes {
             let load = *loads.next().expect("a load a layer");
             for layer in [alone, overlapped] {
                 for phase in [&mut layer.forward, &mut layer.backward, &mut layer.weight] {
-                    *phase = under_load(*phase, layer.routed_share, load);
+                    *phase = under_load(*phase, layer.routed_share, f64::from(load));
                 }
             }
         }

@@ -5,6 +5,7 @@
 //! group, relative to the mean. One number per layer and micro-batch goes to the event engine
 //! ([`crate::times::StepTimes::expert_load`]).
 
+use std::ops::Range;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -188,6 +189,47 @@ pub fn table(
     };
     let layers = placement.stages.iter().flatten();
     layers.map(|l| (0..micro_batches).map(|mb| of(l.kind, l.index, mb)).collect()).collect()
+}
+
+/// What a [`table`] of loads comes to over the first micro-batches, by layer; 1 a micro-batch where
+/// the table is empty.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LoadSums {
+    /// By layer: sum, least and greatest of none, one, two... micro-batches.
+    layers: Vec<Vec<(f64, f32, f32)>>,
+}
+
+impl LoadSums {
+    /// Of `rows` by `[layer][micro-batch]`.
+    pub(crate) fn new(rows: &[Vec<f32>]) -> LoadSums {
+        let of_row = |row: &Vec<f32>| {
+            let mut now = (0.0, f32::INFINITY, 0.0f32);
+            let next = |&load: &f32| {
+                now = (now.0 + f64::from(load), now.1.min(load), now.2.max(load));
+                now
+            };
+            std::iter::once((0.0, f32::INFINITY, 0.0)).chain(row.iter().map(next)).collect()
+        };
+        LoadSums { layers: rows.iter().map(of_row).collect() }
+    }
+
+    /// Sum of a layer's loads over `micro_batches`.
+    pub(crate) fn sum(&self, layer: usize, micro_batches: Range<usize>) -> f64 {
+        match self.layers.get(layer) {
+            Some(row) => row[micro_batches.end].0 - row[micro_batches.start].0,
+            None => micro_batches.len() as f64,
+        }
+    }
+
+    /// Least load of every layer in the first `micro_batches`; empty where the table is.
+    pub(crate) fn least(&self, micro_batches: usize) -> Vec<f32> {
+        self.layers.iter().map(|row| row[micro_batches].1).collect()
+    }
+
+    /// Greatest load of every layer in the first `micro_batches`; empty where the table is.
+    pub(crate) fn most(&self, micro_batches: usize) -> Vec<f32> {
+        self.layers.iter().map(|row| row[micro_batches].2).collect()
+    }
 }
 
 /// The largest of `ep` independent draws from a normal distribution around 1, at least 1. One

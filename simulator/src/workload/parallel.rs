@@ -85,6 +85,11 @@ impl LayerTable {
         &row.expect("a placed layer is of a kind that the model has").1
     }
 
+    /// Every kind of layer, to be changed in place.
+    pub(crate) fn layers_mut(&mut self) -> impl Iterator<Item = &mut [LayerTimes; 2]> {
+        self.rows.iter_mut().map(|(_, times)| times)
+    }
+
     /// The stages of a placement.
     pub fn stages(&self, placement: &Placement) -> Vec<StageTimes> {
         let stage = |layers: &Vec<PlacedLayer>| {

@@ -119,12 +119,11 @@ impl<'a> Streams<'a> {
 
 /// `times` under the load of its layer in `load`, as they are where that is empty.
 fn stretched(times: PhaseTimes, routed_share: f64, load: Load<'_>, layer: usize) -> PhaseTimes {
-    load.get(layer).map_or(times, |&load| under_load(times, routed_share, load))
+    load.get(layer).map_or(times, |&load| under_load(times, routed_share, f64::from(load)))
 }
 
 /// `times` under `load`: routed experts and all-to-all stretch with the busiest rank.
-pub(crate) fn under_load(times: PhaseTimes, routed_share: f64, load: f32) -> PhaseTimes {
-    let load = f64::from(load);
+pub(crate) fn under_load(times: PhaseTimes, routed_share: f64, load: f64) -> PhaseTimes {
     PhaseTimes {
         attention_s: times.attention_s,
         dispatch_s: times.dispatch_s * load,
