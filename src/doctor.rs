@@ -69,10 +69,10 @@ pub fn run(args: &Args) -> output::Result {
 
 /// The backends, each with what it lacks.
 fn backends(driver: &Driver) -> [(&'static str, Option<String>); 3] {
-    let cuda = device::ready(DeviceKind::Cuda, driver.clone()).err().map(|e| e.to_string());
+    let cuda = device::ready(DeviceKind::Cuda, driver.clone(), 0).err().map(|e| e.to_string());
     let emulated = match driver {
         Driver::Present { emulated: true, .. } => {
-            device::ready(DeviceKind::Emulated, driver.clone()).err().map(|e| e.to_string())
+            device::ready(DeviceKind::Emulated, driver.clone(), 0).err().map(|e| e.to_string())
         }
         _ => {
             let library = || prepare::prepare(Choices::default()).err().map(|e| e.to_string());

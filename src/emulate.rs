@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 
-use fathom_libcuda::{Choices, OnFinding, Summary, prepare};
+use fathom_libcuda::{Choices, MOST_DEVICES, OnFinding, Summary, prepare};
 use fathom_reference::files;
 use serde_json::json;
 
@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(long, default_value = "h800")]
     gpu: String,
     /// Emulated devices, all peers of one another
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=MOST_DEVICES.into()))]
     devices: u8,
     /// Sanitizers: memory, races, uninit, sync, or all
     #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true)]

@@ -22,7 +22,7 @@ use fathom_reference::train::{
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use crate::backend::{BackendArgs, Chosen};
+use crate::backend::BackendArgs;
 use crate::output::{self, Outcome};
 use crate::record::RecordArgs;
 
@@ -39,6 +39,7 @@ use crate::record::RecordArgs;
   fathom train --ranks 4 --set parallel.dp=2 --set parallel.pp=2 --set grad_shards=2
                                                  ranks as threads, with the bits of one process
   fathom train --ranks 4 --processes ...         the same ranks as processes of this machine
+  fathom train --ranks 4 --backend cuda ...      a GPU a rank; ranks share them where they are fewer
   torchrun --nnodes 2 --nproc-per-node 8 --no-python fathom train ...
   srun --ntasks 16 fathom train ...              ranks started by others: docs/distributed.md
 
@@ -202,17 +203,17 @@ fn train(args: &Args) -> output::Result {
     if args.processes && environment.is_none() && world > 1 {
         return launch(world);
     }
-    match args.backend.open()? {
-        Chosen::Reference => train_on(args, config, environment, Reference, None),
-        Chosen::Device(_) if world > 1 || environment.is_some() => {
-            let found = environment.map_or(world, |e| e.world);
-            let ranks = "the kernels' backends take one rank so far";
-            Err(format!("--backend: {ranks}, found {found}; --backend reference takes many").into())
-        }
-        Chosen::Device(gpu) => {
+    // The ranks of this process, by their number on this machine.
+    let here = environment.as_ref().map_or(0..world, |e| e.local_rank..e.local_rank + 1);
+    let ranks = here.len();
+    match args.backend.open_for(here)? {
+        None => train_on(args, config, environment, vec![Reference; ranks], None),
+        Some(gpus) => {
             planned(&config)?;
-            let cuda = Cuda::new(*gpu);
-            train_on(args, config, None, cuda.clone(), Some(&|| cuda.gpu().waits()))
+            let cudas: Vec<Cuda> = gpus.into_iter().map(Cuda::new).collect();
+            let first = cudas[0].clone();
+            let waits = || first.gpu().waits();
+            train_on(args, config, environment, cudas, Some(&waits))
         }
     }
 }
@@ -268,12 +269,13 @@ fn obey(launcher: impl Read + Send + 'static, interrupts: &Arc<Interrupts>) {
     });
 }
 
-/// `waits`: how often the host has waited for the backend's device so far.
-fn train_on<B: Backend>(
+/// `backends` has one for each rank of this process. `waits`: how often the host has waited for the
+/// first one's device so far.
+fn train_on<B: Backend + Clone + Send + Sync + 'static>(
     args: &Args,
     config: TrainConfig,
     environment: Option<Environment>,
-    backend: B,
+    backends: Vec<B>,
     waits: Option<&dyn Fn() -> u64>,
 ) -> output::Result {
     let world = config.parallel.world();
@@ -285,6 +287,8 @@ fn train_on<B: Backend>(
     let folder = RunFolder { out: args.out.clone(), resume: args.resume };
     let stopped = || interrupts.stopped();
     let (mut before, mut waits_per_step) = (0, None);
+    // Ranks are told of beside their steps, not between them.
+    let waits = waits.filter(|_| world == 1);
     let mut tell = |event: &Event| {
         interrupts.hear(event);
         screen.show(event);
@@ -299,25 +303,21 @@ fn train_on<B: Backend>(
     let speaks = environment.as_ref().is_none_or(|e| e.rank == 0);
     let result = if let Some(environment) = &environment {
         let transport = args.transport.map_or(Transport::of(environment), Transport::from);
-        let of = (environment, transport);
-        let result = ranks::run::run_process(
-            config,
-            || Reference,
-            &folder,
-            &timeline,
-            of,
-            (&stopped, &mut tell),
-        );
+        let (of, backend) = ((environment, transport), backends[0].clone());
+        let calls: ranks::run::Calls<'_> = (&stopped, &mut tell);
+        let backend = || backend;
+        let result = ranks::run::run_process(config, backend, &folder, &timeline, of, calls);
         screen.finish();
         result
     } else if world > 1 {
         let calls: ranks::run::Calls<'_> = (&stopped, &mut tell);
-        let result = ranks::run::run(config, |_| Reference, &folder, &timeline, calls);
+        let backend = move |rank: usize| backends[rank].clone();
+        let result = ranks::run::run(config, backend, &folder, &timeline, calls);
         screen.finish();
         result
     } else {
         let recording = args.record.open()?;
-        let backend = recording.wrap(backend);
+        let backend = recording.wrap(backends[0].clone());
         let result = run::run(config, backend, &folder, &stopped, &mut tell);
         screen.finish();
         args.record.close(&recording)?;

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+#[path = "backends/ranks.rs"]
+mod ranks;
+
 /// Latent attention, a dense and a routed layer, an MTP module; sizes that no tile divides.
 const RUN: &str = r#"
 steps = 2

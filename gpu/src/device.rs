@@ -176,6 +176,7 @@ pub struct Loaded {
 /// What [`Gpu::open`] needs, all of it there.
 pub struct Ready {
     kind: DeviceKind,
+    ordinal: usize,
     description: driver::Device,
     nvrtc: Nvrtc,
     cache: PathBuf,
@@ -190,11 +191,12 @@ pub fn compiler_ready() -> Result<(Nvrtc, PathBuf), GpuError> {
     Ok((nvrtc::find().ok_or(GpuError::NoNvrtc)?, cache))
 }
 
-/// Whether kernels could run on device 0 of this driver, which must be of the wanted kind.
+/// Whether kernels of a machine's rank `local_rank` could run on this driver, which must be of the
+/// wanted kind. Ranks take its devices in turns, and share them where they are fewer.
 ///
 /// # Errors
 /// [`GpuError`]: what is missing, and how to get it.
-pub fn ready(wanted: DeviceKind, driver: Driver) -> Result<Ready, GpuError> {
+pub fn ready(wanted: DeviceKind, driver: Driver, local_rank: usize) -> Result<Ready, GpuError> {
     let (version, devices, emulated) = match driver {
         Driver::Absent { reason } | Driver::Unusable { reason, .. } => {
             return Err(GpuError::NoDevice { reason });
@@ -206,7 +208,8 @@ pub fn ready(wanted: DeviceKind, driver: Driver) -> Result<Ready, GpuError> {
         let (expected, found) = (names[usize::from(!emulated)], names[usize::from(emulated)]);
         return Err(GpuError::OtherDriver { wanted, expected, found });
     }
-    let Some(description) = devices.into_iter().next() else {
+    let ordinal = local_rank.checked_rem(devices.len()).unwrap_or(0);
+    let Some(description) = devices.into_iter().nth(ordinal) else {
         return Err(GpuError::NoDevice { reason: "the driver has no device".to_owned() });
     };
     if version < 13000 {
@@ -217,7 +220,7 @@ pub fn ready(wanted: DeviceKind, driver: Driver) -> Result<Ready, GpuError> {
         return Err(GpuError::Architecture { name: description.name, major, minor });
     }
     let (nvrtc, cache) = compiler_ready()?;
-    Ok(Ready { kind: wanted, description, nvrtc, cache })
+    Ok(Ready { kind: wanted, ordinal, description, nvrtc, cache })
 }
 
 impl Gpu {
@@ -226,9 +229,19 @@ impl Gpu {
     /// # Errors
     /// [`GpuError`]: what is missing, and how to get it.
     pub fn open(wanted: DeviceKind) -> Result<Gpu, GpuError> {
-        let Ready { kind, description, nvrtc, cache } = ready(wanted, driver::probe())?;
+        Gpu::open_for(wanted, 0)
+    }
+
+    /// Opens the device of a machine's rank `local_rank`, as [`ready`] chooses it.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`].
+    pub fn open_for(wanted: DeviceKind, local_rank: usize) -> Result<Gpu, GpuError> {
+        let Ready { kind, ordinal, description, nvrtc, cache } =
+            ready(wanted, driver::probe(), local_rank)?;
         let compiler = Compiler::new(&nvrtc, &cache)?;
-        let context = CudaContext::new(0).map_err(GpuError::of("cuDevicePrimaryCtxRetain"))?;
+        let context =
+            CudaContext::new(ordinal).map_err(GpuError::of("cuDevicePrimaryCtxRetain"))?;
         let stream = context.default_stream();
         let memory = Memory::new(stream.clone(), description.memory_bytes)?;
         let kernels = Mutex::default();

@@ -4,6 +4,9 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+/// Most devices that a process is given.
+pub const MOST_DEVICES: u8 = 16;
+
 /// What a user can choose about an emulated run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choices {

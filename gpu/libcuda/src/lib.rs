@@ -34,7 +34,7 @@ mod say;
 mod standins;
 mod summary;
 
-pub use choices::{Choices, OnFinding};
+pub use choices::{Choices, MOST_DEVICES, OnFinding};
 pub use prepare::{PrepareError, Prepared};
 pub use summary::Summary;
 

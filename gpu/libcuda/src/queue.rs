@@ -99,8 +99,9 @@ impl Queue {
         state.lines.iter().filter(|(k, _)| wanted(**k)).map(|(k, line)| (*k, line.given)).collect()
     }
 
-    /// Gives a stream something to do after all of `after`. What runs at once has its own result.
-    pub(crate) fn give(&self, key: Key, mut after: Vec<Mark>, work: Work) -> R {
+    /// Gives a stream something to do after all of `after`; says which place in its order that has.
+    /// What runs at once has its own result.
+    pub(crate) fn give(&self, key: Key, mut after: Vec<Mark>, work: Work) -> (Mark, R) {
         let mut state = self.lock();
         state.last_call = Instant::now();
         after.retain(|mark| !state.is_done(*mark));
@@ -115,7 +116,7 @@ impl Queue {
                 drop(state);
                 let result = call();
                 self.ended(&[(key, number)]);
-                return result;
+                return ((key, number), result);
             }
             line.items.push_back(Item { number, after, work: Work::Now(call) });
         } else {
@@ -127,7 +128,7 @@ impl Queue {
         if full {
             self.run_one(None);
         }
-        Ok(())
+        ((key, number), Ok(()))
     }
 
     /// Runs what stands before the marks, or waits for who does.

@@ -84,6 +84,7 @@ fn streams_go_on_beside_the_host() {
     streams_wait_for_values(append);
     order_follows_events_and_the_default_stream(append);
     a_graph_is_built_read_and_changed(append);
+    threads_share_a_stream(append);
 }
 
 fn the_host_answers_a_kernel(answer: usize) {
@@ -241,4 +242,29 @@ fn a_graph_is_built_read_and_changed(append: usize) {
     // Nodes that wait in a circle cannot be ordered.
     assert_eq!(edge("circle"), 0);
     assert_eq!(instantiate(&mut exec), 1);
+}
+
+/// What is copied from pageable memory has been read when the call returns, also where another
+/// thread has just given the stream a kernel: the client may write there again.
+fn threads_share_a_stream(append: usize) {
+    let client = || {
+        let (mut context, bytes) = (0usize, 64 * 4);
+        let retained = call!("cuDevicePrimaryCtxRetain", (*mut usize, i32), (&mut context, 0));
+        assert_eq!((retained, call!("cuCtxSetCurrent", (usize), (context))), (0, 0));
+        let (copied, list) = (upload(&[0; 64]), upload(&[0; 256]));
+        for round in 1..200u32 {
+            assert_eq!(launch(append, 0, 1, &[list, u64::from(round)]), 0);
+            let mut values = [round; 64];
+            let copy = call!(
+                "cuMemcpyHtoDAsync",
+                (u64, *const u32, usize, usize),
+                (copied, values.as_ptr(), bytes, 0)
+            );
+            values.fill(u32::MAX);
+            assert_eq!(copy, 0);
+            assert_eq!(std::hint::black_box(values)[0], u32::MAX);
+            assert_eq!(download(copied, 64), [round; 64]);
+        }
+    };
+    std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(client))));
 }

@@ -59,10 +59,15 @@ impl Driver {
         }
         let recorded: Vec<_> =
             recorded.into_iter().map(|e| self.events.get(e)).collect::<R<_>>()?;
-        let result = self.queue.give(key, after, operation.work(stream.device));
+        let (mark, result) = self.queue.give(key, after, operation.work(stream.device));
         for event in recorded {
             *event.captured.lock().expect("no panic holds this lock") = None;
-            *event.recorded.lock().expect("no panic holds this lock") = Some(self.queue.mark(key));
+            *event.recorded.lock().expect("no panic holds this lock") = Some(mark);
+        }
+        if at_once {
+            // Another thread may have given the stream something in between.
+            self.queue.wait(&[mark]);
+            self.error()?;
         }
         result
     }
