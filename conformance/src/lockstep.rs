@@ -107,6 +107,10 @@ impl<A: Backend, B: Backend> Backend for Lockstep<A, B> {
         self.contract.shape(&buffer.0)
     }
 
+    fn fuses(&self) -> bool {
+        self.held.fuses()
+    }
+
     fn at(&self, place: Place) {
         self.place.set(place);
         self.contract.at(place);

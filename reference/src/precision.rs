@@ -180,6 +180,11 @@ pub struct Recipe {
     pub keep_attention_output_e5m6: bool,
     /// Keys a block: the attention's softmax runs online over blocks of that many rows.
     pub attention_block_kv: usize,
+    /// Whether ops that follow each other run as one where the table has an op for both: a norm and
+    /// the cast of its result, for instance. It changes no bit. None: where the backend computes
+    /// them faster so ([`Backend::fuses`](crate::backend::Backend::fuses)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fused: Option<bool>,
 }
 
 impl Recipe {
@@ -198,6 +203,7 @@ impl Recipe {
             keep_swiglu_input_fp8: fp8,
             keep_attention_output_e5m6: fp8,
             attention_block_kv: 64,
+            fused: None,
         }
     }
 

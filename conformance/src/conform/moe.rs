@@ -4,7 +4,7 @@
 use fathom_config::Score;
 use fathom_reference::Tensor;
 use fathom_reference::ops::balance::BalanceLoss;
-use fathom_reference::ops::dispatch::{Combine, Dispatch, DispatchPlan};
+use fathom_reference::ops::dispatch::{Combine, Dispatch, DispatchCodes, DispatchPlan};
 use fathom_reference::ops::drop_tokens::DropTokens;
 use fathom_reference::ops::router::{Router, RouterBackward};
 use fathom_trace::{DType, Group, GroupKind};
@@ -21,6 +21,7 @@ pub const SUITES: &[Suite] = &[
     Suite { op: "balance_loss", strategy: balance_loss },
     Suite { op: "combine", strategy: combine },
     Suite { op: "dispatch", strategy: dispatch },
+    Suite { op: "dispatch_codes", strategy: dispatch_codes },
     Suite { op: "dispatch_plan", strategy: dispatch_plan },
     Suite { op: "drop_tokens", strategy: drop_tokens },
     Suite { op: "router", strategy: router },
@@ -72,6 +73,28 @@ fn dispatch(index: usize) -> BoxedStrategy<Drawn> {
             let (copies_sent, group, sent) = (0, ALONE, Vec::new());
             let op = Dispatch { top_k, received, copies_sent, slots, group, sent };
             draw.case(op, [("x", Some(x)), ("rows", Some(Tensor::from_vec(&[t * top_k], rows)))])
+        })
+        .boxed()
+}
+
+fn dispatch_codes(index: usize) -> BoxedStrategy<Drawn> {
+    let codes = select(vec![DType::F8E4M3, DType::F8E5M2]);
+    let widths = (columns(index, 0, 140), size(0, 5));
+    (rows(index, 0, 60), size(1, 8), widths, codes, any::<(bool, u64)>())
+        .prop_map(move |(t, top_k, (columns, tiles), dtype, (all, seed))| {
+            let draw = Draw::new(index, seed);
+            let words = draw.words(0, t * columns);
+            let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+            let q = Tensor::from_bytes(dtype, &[t, columns], &bytes[..t * columns]);
+            let scale = draw.floats(1, DType::F32, &[t, tiles]);
+            let rows = permutation(draw, t * top_k);
+            let received = if all { rows.len() } else { rows.len() / 2 };
+            let (copies_sent, group, sent) = (0, ALONE, Vec::new());
+            let rows = Tensor::from_vec(&[t * top_k], rows);
+            draw.case(
+                DispatchCodes { top_k, received, copies_sent, group, sent },
+                [("q", Some(q)), ("scale", Some(scale)), ("rows", Some(rows))],
+            )
         })
         .boxed()
 }

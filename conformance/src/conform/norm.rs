@@ -1,23 +1,31 @@
 //! Cases of RMSNorm and SwiGLU with their gradients.
 
+use fathom_reference::Tensor;
+use fathom_reference::op::codes::Block;
+use fathom_reference::ops::dequantize::Dequantize;
 use fathom_reference::ops::rms_norm::{RmsNorm, RmsNormBackward, RmsNormWgrad};
+use fathom_reference::ops::rms_norm_quantize::RmsNormQuantize;
 use fathom_reference::ops::swiglu::{Swiglu, SwigluBackward};
+use fathom_reference::ops::swiglu_quantize::{SwigluBackwardQuantize, SwigluQuantize};
 use fathom_trace::DType;
-use proptest::prelude::any;
+use proptest::prelude::{any, prop_oneof};
 use proptest::sample::select;
 use proptest::strategy::{BoxedStrategy, Strategy};
 
 use super::draw::{Draw, columns, float, rows, size};
 use super::values::Values;
-use super::{Drawn, Suite};
+use super::{Drawn, Suite, quant};
 
 /// The suites of this file.
 pub const SUITES: &[Suite] = &[
     Suite { op: "rms_norm", strategy: rms_norm },
     Suite { op: "rms_norm_backward", strategy: rms_norm_backward },
+    Suite { op: "rms_norm_quantize", strategy: rms_norm_quantize },
     Suite { op: "rms_norm_wgrad", strategy: rms_norm_wgrad },
     Suite { op: "swiglu", strategy: swiglu },
     Suite { op: "swiglu_backward", strategy: swiglu_backward },
+    Suite { op: "swiglu_backward_quantize", strategy: swiglu_backward_quantize },
+    Suite { op: "swiglu_quantize", strategy: swiglu_quantize },
 ];
 
 /// Rows, the columns that take part, and those before and behind them.
@@ -25,12 +33,37 @@ fn shape(index: usize) -> impl Strategy<Value = (usize, usize, usize, usize)> {
     (rows(index, 0, 70), columns(index, 1, 300), size(0, 20), size(0, 20))
 }
 
+/// Rows and columns that take part; now and then a row is so long that it is kept in shared memory,
+/// with the edges of tiles and of an odd number of rows.
+fn long(index: usize, t: usize, width: usize) -> (usize, usize) {
+    if index % 5 == 3 { (t.min(5), 1021 + 7 * width) } else { (t, width) }
+}
+
 fn rms_norm(index: usize) -> BoxedStrategy<Drawn> {
     (shape(index), float(), float(), select(vec![1e-6, 1e-20, 0.0]), any::<u64>())
         .prop_map(move |((t, width, offset, behind), x, out, eps, seed)| {
             let draw = Draw::new(index, seed);
+            let (t, width) = long(index, t, width);
             draw.case(
                 RmsNorm { eps, offset, width, out },
+                [
+                    ("x", Some(draw.floats(0, x, &[t, offset + width + behind]))),
+                    ("weight", Some(draw.floats(1, DType::F32, &[width]))),
+                ],
+            )
+        })
+        .boxed()
+}
+
+fn rms_norm_quantize(index: usize) -> BoxedStrategy<Drawn> {
+    let norm = (float(), float(), select(vec![1e-6, 1e-20, 0.0]));
+    (shape(index), norm, quant::tile_cast(), any::<(bool, u64)>())
+        .prop_map(move |((t, width, offset, behind), (x, out, eps), cast, (keep, seed))| {
+            let draw = Draw::new(index, seed);
+            let (t, width) = long(index, t, width);
+            let norm = RmsNorm { eps, offset, width, out };
+            draw.case(
+                RmsNormQuantize { norm, cast, keep },
                 [
                     ("x", Some(draw.floats(0, x, &[t, offset + width + behind]))),
                     ("weight", Some(draw.floats(1, DType::F32, &[width]))),
@@ -102,6 +135,71 @@ fn swiglu_backward(index: usize) -> BoxedStrategy<Drawn> {
                     ("dy", Some(draw.floats(0, dy, &[rows, columns]))),
                     ("x", Some(draw.floats(1, x, &[rows, 2 * columns]))),
                     ("weight", weight.then(|| draw.floats(2, DType::F32, &[rows]))),
+                ],
+            )
+        })
+        .boxed()
+}
+
+/// How SwiGLU's input lies: as floats of this type, or as codes in blocks.
+type Input = Result<DType, (DType, Block)>;
+
+/// Packed codes have a scale for tiles of a row.
+fn input() -> impl Strategy<Value = Input> {
+    let codes = (quant::code_type(), quant::block()).prop_map(|(dtype, block)| match dtype {
+        DType::U32 => Err((dtype, [Some(1), block[1]])),
+        _ => Err((dtype, block)),
+    });
+    prop_oneof![float().prop_map(Ok), codes]
+}
+
+/// The input of `columns` as the fused ops take it: how it is kept, and its tensors.
+fn kept_input(
+    draw: Draw,
+    input: Input,
+    [rows, columns]: [usize; 2],
+    out: DType,
+) -> (Option<Dequantize>, Tensor, Option<Tensor>) {
+    match input {
+        Ok(dtype) => (None, draw.floats(0, dtype, &[rows, columns]), None),
+        Err((dtype, block)) => {
+            let [q, scale] = quant::codes(draw, dtype, rows, columns, block);
+            (Some(Dequantize { columns, block, out }), q, Some(scale))
+        }
+    }
+}
+
+fn swiglu_quantize(index: usize) -> BoxedStrategy<Drawn> {
+    let parts = (input(), float(), float(), quant::tile_cast());
+    (rows(index, 0, 60), columns(index, 0, 200), parts, any::<(bool, u64)>())
+        .prop_map(move |(rows, columns, (input, values, out, cast), (weight, seed))| {
+            let draw = Draw::new(index, seed);
+            let (kept, x, x_scale) = kept_input(draw, input, [rows, 2 * columns], values);
+            draw.case(
+                SwigluQuantize { kept, swiglu: Swiglu { out }, cast },
+                [
+                    ("x", Some(x)),
+                    ("x_scale", x_scale),
+                    ("weight", weight.then(|| draw.floats(1, DType::F32, &[rows]))),
+                ],
+            )
+        })
+        .boxed()
+}
+
+fn swiglu_backward_quantize(index: usize) -> BoxedStrategy<Drawn> {
+    let parts = (input(), [float(), float(), float()], quant::tile_cast());
+    (rows(index, 0, 60), columns(index, 0, 200), parts, any::<(bool, u64)>())
+        .prop_map(move |(rows, columns, (input, [values, dy, out], cast), (weight, seed))| {
+            let draw = Draw::new(index, seed);
+            let (kept, x, x_scale) = kept_input(draw, input, [rows, 2 * columns], values);
+            draw.case(
+                SwigluBackwardQuantize { kept, swiglu: SwigluBackward { out }, cast },
+                [
+                    ("dy", Some(draw.floats(2, dy, &[rows, columns]))),
+                    ("x", Some(x)),
+                    ("x_scale", x_scale),
+                    ("weight", weight.then(|| draw.floats(1, DType::F32, &[rows]))),
                 ],
             )
         })

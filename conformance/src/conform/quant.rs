@@ -46,7 +46,7 @@ fn fp8() -> impl Strategy<Value = Format> {
 }
 
 /// The report's blocks, those of baselines, and some that divide nothing.
-fn block() -> impl Strategy<Value = Block> {
+pub fn block() -> impl Strategy<Value = Block> {
     let blocks = vec![
         [Some(1), Some(128)],
         [Some(128), Some(128)],
@@ -60,7 +60,7 @@ fn block() -> impl Strategy<Value = Block> {
 }
 
 /// Codes of any bits, NaNs among them, with their scales; in `U32` packed E5M6.
-fn codes(draw: Draw, dtype: DType, rows: usize, columns: usize, block: Block) -> [Tensor; 2] {
+pub fn codes(draw: Draw, dtype: DType, rows: usize, columns: usize, block: Block) -> [Tensor; 2] {
     let stored = stored_columns(dtype, columns);
     let words = draw.words(10, rows * stored);
     let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
@@ -68,7 +68,8 @@ fn codes(draw: Draw, dtype: DType, rows: usize, columns: usize, block: Block) ->
     [codes, draw.positive(11, DType::F32, &scales(block, rows, columns))]
 }
 
-fn code_type() -> impl Strategy<Value = DType> {
+/// The element types that hold codes.
+pub fn code_type() -> impl Strategy<Value = DType> {
     select(vec![DType::F8E4M3, DType::F8E5M2, DType::U32])
 }
 
@@ -89,18 +90,28 @@ fn exact() -> impl Strategy<Value = Option<i32>> {
     select(vec![None, None, None, Some(-127), Some(-126), Some(2)])
 }
 
-fn quantize_tile(index: usize) -> BoxedStrategy<Drawn> {
+/// A cast in tiles of rows: every format, kind of scale and floor.
+pub fn tile_cast() -> impl Strategy<Value = QuantizeTile> {
     let tile = select(vec![128usize, 128, 128, 32, 64, 40, 256]);
     let format = select(vec![Format::E4M3, Format::E5M2, Format::E5M6]);
-    let rest = (float(), format, tile, scale(), floor(), exact());
-    (rows(index, 0, 64), columns(index, 0, 400), rest, any::<u64>())
-        .prop_map(move |(m, k, (input, format, tile, scale, amax_floor, exact), seed)| {
+    (format, tile, scale(), floor()).prop_map(|(format, tile, scale, amax_floor)| QuantizeTile {
+        format,
+        tile,
+        scale,
+        amax_floor,
+    })
+}
+
+fn quantize_tile(index: usize) -> BoxedStrategy<Drawn> {
+    (rows(index, 0, 64), columns(index, 0, 400), (float(), tile_cast(), exact()), any::<u64>())
+        .prop_map(move |(m, k, (input, cast, exact), seed)| {
             let draw = Draw::new(index, seed);
             // Only MX says what the scale of an infinite tile is by a rule of its own.
             let infinite = index % 12 == 1;
-            let scale = if infinite { ScaleKind::Mx } else { scale };
+            let scale = if infinite { ScaleKind::Mx } else { cast.scale };
             let exact = exact.filter(|_| !infinite);
-            let op = QuantizeTile { format, tile, scale, amax_floor };
+            let op = QuantizeTile { scale, ..cast };
+            let format = op.format;
             draw.case(op, [("x", Some(floats(draw, input, &[m, k], format, exact)))])
         })
         .boxed()

@@ -4,14 +4,16 @@
 //   plan_counts  how many slots each expert has; behind them the dropped ones (-1)
 //   plan_rows    rows ordered by expert, then by slot, and the row of each slot
 //   dispatch     row r is the row of x of the token of slot rows[r]
+//   dispatch_codes  the same of codes and of their scales, together
 //   combine      token t is the sum of its rows in order of choice, from +0; a row behind the last is left out
 //
 // CONSTANTS
 //   BYTES           dispatch: bytes of an element, 1, 2 or 4
+//   WORDS           dispatch_codes: 1: a row of codes is whole words of 4 bytes, 0: bytes
 //   X_BF16, Y_BF16  combine: 1: what is summed, or the sum, is bf16
 // LAUNCH
-//   plan_counts, plan_rows: a warp an owner (an expert, or the dropped), 128 threads. dispatch, combine: a
-//   thread an element of the result.
+//   plan_counts, plan_rows: a warp an owner (an expert, or the dropped), 128 threads. dispatch_codes: a warp a
+//   row, 128 threads. dispatch, combine: a thread an element of the result.
 // NOTES
 // - The order is stable without atomics: a warp walks all slots, 32 at a time, and counts its own before each.
 // - An index that names no expert or row ends the grid (trap); the reference refuses it.
@@ -81,6 +83,29 @@ extern "C" __global__ void dispatch(const Element* __restrict__ x, const int* __
     u32 slot = (u32)rows[at / columns];
     if (slot >= slots) __trap();
     y[at] = x[(u64)(slot / per) * columns + at % columns];
+}
+#endif
+
+#ifdef WORDS
+#if WORDS
+using Code = u32;
+#else
+using Code = u8;
+#endif
+
+// codes, scales: of a row, in elements of Code and floats.
+extern "C" __global__ void __launch_bounds__(128)
+    dispatch_codes(const Code* __restrict__ q, const float* __restrict__ scale, const int* __restrict__ rows,
+                   Code* __restrict__ to_q, float* __restrict__ to_scale, u32 received, u32 codes, u32 scales,
+                   u32 per, u32 slots) {
+    const u64 row = thread_index() / LANES;
+    if (row >= received) return;
+    u32 slot = (u32)rows[row];
+    if (slot >= slots) __trap();
+    const u64 token = slot / per;
+    const u32 lane = threadIdx.x % LANES;
+    for (u32 i = lane; i < codes; i += LANES) to_q[row * codes + i] = q[token * codes + i];
+    for (u32 i = lane; i < scales; i += LANES) to_scale[row * scales + i] = scale[token * scales + i];
 }
 #endif
 

@@ -1,72 +1,92 @@
-// RMSNorm of columns offset .. offset + width of every row of x, and its gradients, to the bit the ops rms_norm,
-// rms_norm_backward and rms_norm_wgrad of the reference (reference/src/ops/rms_norm.rs).
+// RMSNorm of columns offset .. offset + width of every row of x, and the cast of what it gives, to the bit the
+// ops rms_norm and rms_norm_quantize of the reference (reference/src/ops/rms_norm.rs):
 //
-//   forward   r = 1 / sqrt(sum(x_i^2) / width + eps); y_i = (x_i r) w_i
-//   backward  m = sum((dy_i w_i) (x_i r)) / width; dx_i = r (dy_i w_i - (x_i r) m), plus residual_i
-//   wgrad     dw_i = dw_i + dy_i (x_i r), row after row
+//   r = 1 / sqrt(sum(x_i^2) / width + eps); y_i = (x_i r) w_i, rounded to y's type
+//   q, scale  the cast of y with a scale for every 1 x TILE: quant/tile.cuh
 //
 // CONSTANTS
-//   X_BF16, Y_BF16, DY_BF16, R_BF16  1: x, y (or dx), dy, residual are bf16, 0: f32
+//   X_BF16, Y_BF16  1: x, y are bf16, 0: f32
+//   STAGED          1: two rows a CTA, which lie in shared memory from the sum to the result; 0: two rows a
+//                   warp, short enough to be in the first-level cache when they are read again
+//   TILE            0: no cast; else as in quant/tile.cuh, with FORMAT and SCALE
+//   KEEP            1: y is written
 // LAUNCH
-//   rms_norm, rms_norm_backward: half a warp a row, 256 threads. rms_norm_wgrad: a thread a column, which
-//   walks the rows, so that the order of additions is theirs.
+//   256 threads, ROWS rows a CTA. Staged: ROWS * stride elements of x as dynamic shared memory.
+// NOTES
+// - Half a warp adds up a row, in the order of common/lanes.cuh; what is behind that all warps of the CTA share
+//   out, a tile at a time.
+// - The stride is chosen so that the two half warps that add up read different banks.
 #include "common/float.cuh"
 #include "common/lanes.cuh"
+#if TILE
+#include "quant/tile.cuh"
+constexpr u32 CHUNK = TILE;
+#else
+constexpr u32 CHUNK = 128;
+#endif
+
+constexpr u32 THREADS = 256;
+constexpr u32 WARPS = THREADS / 32;
+constexpr u32 ROWS = STAGED ? 2 : 2 * WARPS;
 
 using X = Float<X_BF16>;
 using Y = Float<Y_BF16>;
-using DY = Float<DY_BF16>;
-using R = Float<R_BF16>;
 
-extern "C" __global__ void __launch_bounds__(256)
-    rms_norm(const X* __restrict__ x, const float* __restrict__ weight, Y* __restrict__ y,
-             float* __restrict__ rstd, u32 rows, u32 columns, u32 offset, u32 width, float eps) {
-    const u64 row = half_warp_row();
-    const u32 n = row < rows ? width : 0;
-    x += row * columns + offset;
-    float sum = row_sum(n, [&](u32 i) {
-        float v = load(x + i);
-        return __fmul_rn(v, v);
-    });
-    float mean = __fdiv_rn(sum, (float)width);
-    float r = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(mean, eps)));
-    for (u32 i = half_warp_lane(); i < n; i += ROW_LANES) {
-        store(y + row * width + i, __fmul_rn(__fmul_rn(load(x + i), r), weight[i]));
+extern "C" __global__ void __launch_bounds__(THREADS)
+    rms_norm(const X* __restrict__ x, const float* __restrict__ weight, Y* __restrict__ y, u8* __restrict__ q,
+             float* __restrict__ scale, float* __restrict__ rstd, u32 rows, u32 columns, u32 offset, u32 width,
+             u32 stride, float eps, float amax_floor) {
+    __shared__ float roots[ROWS];
+    const u64 first = (u64)blockIdx.x * ROWS;
+    const u32 here = rows - first < ROWS ? (u32)(rows - first) : ROWS;
+    const X* kept = x + first * columns + offset;
+#if STAGED
+    extern __shared__ X staged[];
+    for (u32 row = 0; row < here; row++) {
+        for (u32 i = threadIdx.x; i < width; i += THREADS) staged[row * stride + i] = kept[row * columns + i];
     }
-    if (row < rows && half_warp_lane() == 0) store(rstd + row, r);
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-    rms_norm_backward(const DY* __restrict__ dy, const X* __restrict__ x, const float* __restrict__ weight,
-                      const float* __restrict__ rstd, const R* __restrict__ residual, Y* __restrict__ dx,
-                      u32 rows, u32 columns, u32 offset, u32 width) {
-    const u64 row = half_warp_row();
-    const u32 n = row < rows ? width : 0;
-    const float r = row < rows ? rstd[row] : 0.0f;
-    x += row * columns + offset;
-    dy += row * width;
-    float dot = row_sum(n, [&](u32 i) {
-        return __fmul_rn(__fmul_rn(load(dy + i), weight[i]), __fmul_rn(load(x + i), r));
-    });
-    float mean = __fdiv_rn(dot, (float)width);
-    for (u32 i = half_warp_lane(); i < n; i += ROW_LANES) {
-        float g = __fmul_rn(load(dy + i), weight[i]);
-        float h = __fmul_rn(load(x + i), r);
-        float d = __fmul_rn(r, __fsub_rn(g, __fmul_rn(h, mean)));
-        if (residual != nullptr) d = __fadd_rn(d, load(residual + row * width + i));
-        store(dx + row * width + i, d);
+    __syncthreads();
+    kept = staged;
+#else
+    stride = columns;
+#endif
+    if (threadIdx.x < ROWS * ROW_LANES) {
+        const u32 row = threadIdx.x / ROW_LANES;
+        const X* from = kept + row * stride;
+        float sum = row_sum(row < here ? width : 0, [&](u32 i) {
+            float v = load(from + i);
+            return __fmul_rn(v, v);
+        });
+        float mean = __fdiv_rn(sum, (float)width);
+        float r = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(mean, eps)));
+        if (half_warp_lane() == 0) {
+            roots[row] = r;
+            if (row < here) store(rstd + first + row, r);
+        }
     }
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-    rms_norm_wgrad(const DY* __restrict__ dy, const X* __restrict__ x, const float* __restrict__ rstd,
-                   float* dw, u32 rows, u32 columns, u32 offset, u32 width) {
-    u32 i = (u32)thread_index();
-    if (i >= width) return;
-    float sum = dw[i];
-    for (u64 row = 0; row < rows; row++) {
-        float h = __fmul_rn(load(x + row * columns + offset + i), rstd[row]);
-        sum = __fadd_rn(sum, __fmul_rn(load(dy + row * width + i), h));
+    __syncthreads();
+    const u32 chunks = ceil_div(width, CHUNK);
+    for (u32 at = threadIdx.x / 32; at < here * chunks; at += WARPS) {
+        const u32 row = at / chunks;
+        const u32 begin = at % chunks * CHUNK;
+        const u32 n = width - begin < CHUNK ? width - begin : CHUNK;
+        const float r = roots[row];
+        const X* from = kept + row * stride + begin;
+        Y* to = y + (first + row) * width + begin;
+        auto normed = [&](u32 i) {
+            Y v;
+            store(&v, __fmul_rn(__fmul_rn(load(from + i), r), weight[begin + i]));
+            if (KEEP) to[i] = v;
+            return load(&v);
+        };
+#if TILE
+        u8* codes = q + (first + row) * code_bytes(width) + code_bytes(begin);
+        cast_tile(n, amax_floor, codes, scale + (first + row) * chunks + at % chunks, normed);
+#else
+#pragma unroll
+        for (u32 i = threadIdx.x % 32; i < CHUNK; i += 32) {
+            if (i < n) normed(i);
+        }
+#endif
     }
-    store(dw + i, sum);
 }

@@ -1,86 +1,19 @@
 // Casts x[rows, k] to FP8 or E5M6 with a scale for every 1 x TILE, to the bit the op quantize_tile of the
-// reference (docs/numerics.md; fathom_numerics::quant):
-//
-//   amax  = largest |x| of the tile, NaNs left out
-//   scale = max(amax, floor) / max, one IEEE division; other rules of SCALE
-//   q     = x / scale, one IEEE division, to nearest even, saturating; NaN gives the format's NaN
+// reference: quant/tile.cuh.
 //
 // CONSTANTS
-//   X_BF16         1: x is bf16, 0: x is f32
-//   TILE           elements that share a scale; a multiple of 8 for E5M6
-//   FORMAT, SCALE  as in quant/cast.cuh
+//   X_BF16               1: x is bf16, 0: x is f32
+//   TILE, FORMAT, SCALE  as in quant/tile.cuh
 // LAUNCH
 //   any grid of 128 threads; a warp casts one tile at a time and strides over the tiles.
-// NOTES
-// - E5M6: eight codes of 12 bits are three words, the first code in the top bits of the first word; a row has
-//   ceil(k / 8) * 3 words, its tail filled with zero codes. A lane assembles a word from its neighbours' codes.
-#include "quant/cast.cuh"
-
-constexpr u32 LANES = 32;
-constexpr u32 EACH = (TILE + LANES - 1) / LANES;
-static_assert(FORMAT != 2 || TILE % 8 == 0, "eight codes of E5M6 lie together, so a tile holds whole eights");
+#include "quant/tile.cuh"
 
 using X = Float<X_BF16>;
 
-#if FORMAT == 2
-// Word `word` of the three that hold codes first .. first + 7 of the warp's lanes.
-FATHOM_DEVICE u32 packed_word(u32 code, u32 first, u32 word) {
-    u32 out = 0;
-#pragma unroll
-    for (int j = 0; j < 8; j++) {
-        u32 c = __shfl_sync(0xFFFFFFFFu, code, first + j);
-        int shift = 84 - 12 * j - 32 * (2 - (int)word);
-        if (shift > -12 && shift < 32) out |= shift >= 0 ? c << shift : c >> -shift;
-    }
-    return out;
-}
-#endif
-
-// Element i of a lane is column i * 32 + lane: each load of a warp is one dense row segment. q is where the
-// tile's codes begin.
-FATHOM_DEVICE void cast_tile(const X* x, u32 width, float amax_floor, u8* q, float* scale_out) {
-    const u32 lane = threadIdx.x % LANES;
-    float v[EACH];
-    float amax = 0.0f;
-#pragma unroll
-    for (u32 i = 0; i < EACH; i++) {
-        u32 column = i * LANES + lane;
-        v[i] = column < width ? load(x + column) : 0.0f;
-        amax = fmaxf(amax, fabsf(v[i]));  // fmaxf(a, NaN) is a
-    }
-#pragma unroll
-    for (u32 distance = LANES / 2; distance > 0; distance /= 2) {
-        amax = fmaxf(amax, __shfl_xor_sync(0xFFFFFFFFu, amax, distance));
-    }
-    float scale = scale_for(amax, amax_floor);
-    if (lane == 0) *scale_out = scale;
-#if FORMAT == 2
-#pragma unroll
-    for (u32 i = 0; i < EACH; i++) {
-        u32 column = i * LANES + lane;
-        u32 code = column < width ? to_e5m6(__fdiv_rn(v[i], scale)) : 0u;
-        u32 eight = lane / 3 % 4;
-        u32 word = packed_word(code, eight * 8, lane % 3);
-        if (lane < 12 && i * LANES + eight * 8 < width) {
-            ((u32*)q)[(i * 4 + eight) * 3 + lane % 3] = word;
-        }
-    }
-#else
-#pragma unroll
-    for (u32 i = 0; i < EACH; i += 2) {
-        u32 column = i * LANES + lane;
-        float high = i + 1 < EACH ? __fdiv_rn(v[i + 1 < EACH ? i + 1 : i], scale) : 0.0f;
-        u16 codes = to_fp8x2(__fdiv_rn(v[i], scale), high);
-        if (column < width) q[column] = (u8)(codes & 0xFFu);
-        if (i + 1 < EACH && column + LANES < width) q[column + LANES] = (u8)(codes >> 8);
-    }
-#endif
-}
-
-// x[rows, k] -> codes q, rows of row_bytes, and scale[rows, ceil(k / TILE)].
+// x[rows, k] -> codes q and scale[rows, ceil(k / TILE)].
 extern "C" __global__ void __launch_bounds__(128)
     quantize_tile(const X* __restrict__ x, u8* __restrict__ q, float* __restrict__ scale, u32 rows, u32 k,
-                  u64 row_bytes, float amax_floor) {
+                  float amax_floor) {
     const u32 tiles = ceil_div(k, (u32)TILE);
     const u64 total = (u64)rows * tiles;
     const u64 warps = (u64)gridDim.x * (blockDim.x / LANES);
@@ -89,7 +22,8 @@ extern "C" __global__ void __launch_bounds__(128)
         u64 row = at / tiles;
         u32 column = (u32)(at % tiles) * TILE;
         u32 width = k - column < TILE ? k - column : TILE;
-        u32 byte = FORMAT == 2 ? column / 8 * 12 : column;
-        cast_tile(x + row * k + column, width, amax_floor, q + row * row_bytes + byte, scale + at);
+        const X* from = x + row * k + column;
+        cast_tile(width, amax_floor, q + row * code_bytes(k) + code_bytes(column), scale + at,
+                  [&](u32 i) { return load(from + i); });
     }
 }

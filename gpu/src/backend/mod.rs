@@ -84,4 +84,8 @@ impl Backend for Cuda {
     fn shape(&self, buffer: &DeviceTensor) -> Vec<usize> {
         buffer.shape().to_vec()
     }
+
+    fn fuses(&self) -> bool {
+        true
+    }
 }

@@ -95,6 +95,10 @@ impl Backend for Plan {
         buffer.shape.clone()
     }
 
+    fn fuses(&self) -> bool {
+        true
+    }
+
     fn expert_counts(
         &self,
         counts: &MetaBuffer,

@@ -28,7 +28,7 @@ const MOST_V_TILES: usize = 2;
 /// Bytes of 64 rows by 64 columns of BF16 in shared memory.
 const BOX_BYTES: usize = 64 * 128;
 /// Bytes of shared memory that a CTA can have.
-const SHARED_LIMIT: usize = 227 * 1024;
+pub(super) const SHARED_LIMIT: usize = 227 * 1024;
 
 /// Whose gradient a launch of the backward computes: the constant `GRADIENT`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,6 +26,7 @@ mod quant;
 pub mod quantize_tile;
 mod router;
 mod rows;
+mod swiglu_quantize;
 mod transpose;
 mod wgrad_fp8;
 
@@ -107,6 +108,7 @@ pub const KERNELS: &[KernelEntry] = &[
     entry::<ops::cross_entropy::CrossEntropyBackward>(),
     entry::<ops::dequantize::Dequantize>(),
     entry::<ops::dispatch::Dispatch>(),
+    entry::<ops::dispatch::DispatchCodes>(),
     entry::<ops::dispatch::DispatchPlan>(),
     entry::<ops::drop_tokens::DropTokens>(),
     entry::<ops::ema::Ema>(),
@@ -127,6 +129,7 @@ pub const KERNELS: &[KernelEntry] = &[
     entry::<ops::collective::ReduceScatter>(),
     entry::<ops::rms_norm::RmsNorm>(),
     entry::<ops::rms_norm::RmsNormBackward>(),
+    entry::<ops::rms_norm_quantize::RmsNormQuantize>(),
     entry::<ops::rms_norm::RmsNormWgrad>(),
     entry::<ops::rope::Rope>(),
     entry::<ops::router::Router>(),
@@ -138,6 +141,8 @@ pub const KERNELS: &[KernelEntry] = &[
     entry::<ops::sum_of_squares::SumOfSquares>(),
     entry::<ops::swiglu::Swiglu>(),
     entry::<ops::swiglu::SwigluBackward>(),
+    entry::<ops::swiglu_quantize::SwigluBackwardQuantize>(),
+    entry::<ops::swiglu_quantize::SwigluQuantize>(),
     entry::<ops::transpose_codes::TransposeCodes>(),
     entry::<ops::transpose_quantize::TransposeQuantize>(),
     entry::<ops::wgrad_fp8::WgradFp8>(),

@@ -1,7 +1,7 @@
 //! Tokens to experts and back, by the kernels of `gpu/kernels/moe`: `dispatch_plan`, `dispatch`,
-//! `combine`, `drop_tokens`.
+//! `dispatch_codes`, `combine`, `drop_tokens`.
 
-use fathom_reference::ops::dispatch::{Combine, Dispatch, DispatchPlan};
+use fathom_reference::ops::dispatch::{Combine, Dispatch, DispatchCodes, DispatchPlan};
 use fathom_reference::ops::drop_tokens::DropTokens;
 use fathom_trace::{DType, TensorMeta};
 
@@ -11,8 +11,8 @@ use crate::device::{Gpu, GpuError};
 use crate::launch::{Arg, LaunchConfig};
 use crate::tensor::DeviceTensor;
 
-/// Entries `plan_counts`, `plan_rows` with the constant `PLAN`, `dispatch` with `BYTES`, `combine`
-/// with `X_BF16` and `Y_BF16`.
+/// Entries `plan_counts`, `plan_rows` with the constant `PLAN`, `dispatch` with `BYTES`,
+/// `dispatch_codes` with `WORDS`, `combine` with `X_BF16` and `Y_BF16`.
 const DISPATCH: Source<'static> = source!("moe/dispatch.cu");
 /// Entries `drop`, `dropped`.
 const DROP: Source<'static> = source!("moe/drop_tokens.cu");
@@ -93,6 +93,37 @@ impl Kernel for Dispatch {
         ];
         gpu.launch(&kernel, &LaunchConfig::elements(y.len()), &args)?;
         Ok(vec![y])
+    }
+}
+
+impl Kernel for DispatchCodes {
+    fn covers(&self, inputs: &[Option<TensorMeta>]) -> Result<(), String> {
+        let [_, _, Some(rows)] = inputs else { unreachable!("mandatory") };
+        require(&[
+            (self.group.size == 1, "a group of one rank"),
+            (self.received <= rows.shape[0], "received: at most the slots"),
+        ])
+    }
+
+    fn launch(
+        &self,
+        gpu: &Gpu,
+        inputs: Vec<Option<DeviceTensor>>,
+    ) -> Result<Vec<DeviceTensor>, GpuError> {
+        let [q, scale, rows] = roles(inputs);
+        let (q, scale, rows) = (mandatory(q), mandatory(scale), mandatory(rows));
+        let received = self.received;
+        let to_q = gpu.tensor(q.dtype(), &[received, q.shape()[1]])?;
+        let to_scale = gpu.tensor(scale.dtype(), &[received, scale.shape()[1]])?;
+        let row_bytes = q.shape()[1] * q.dtype().size();
+        let words = row_bytes.is_multiple_of(4);
+        let kernel = gpu.kernel(DISPATCH, "dispatch_codes", &[("WORDS", u64::from(words))], 0)?;
+        let mut args = [&q, &scale, &rows, &to_q, &to_scale].map(Arg::Tensor).to_vec();
+        let codes = if words { row_bytes / 4 } else { row_bytes };
+        let numbers = [received, codes, scale.shape()[1], self.top_k, rows.len()];
+        args.extend(numbers.map(|n| Arg::U32(n as u32)));
+        gpu.launch(&kernel, &warps(received), &args)?;
+        Ok(vec![to_q, to_scale])
     }
 }
 

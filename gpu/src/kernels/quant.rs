@@ -55,20 +55,21 @@ pub(super) fn scale_code(scale: ScaleKind) -> u64 {
 }
 
 /// A matrix of plain floats, or of codes with a scale a block.
-struct Kept<'a> {
-    codes: &'a DeviceTensor,
-    scales: Option<&'a DeviceTensor>,
-    columns: usize,
-    block: Block,
+pub(super) struct Kept<'a> {
+    pub codes: &'a DeviceTensor,
+    pub scales: Option<&'a DeviceTensor>,
+    pub columns: usize,
+    pub block: Block,
 }
 
 impl<'a> Kept<'a> {
-    fn plain(x: &'a DeviceTensor) -> Kept<'a> {
+    /// A matrix of plain floats.
+    pub fn plain(x: &'a DeviceTensor) -> Kept<'a> {
         Kept { codes: x, scales: None, columns: x.rows_columns().1, block: [None; 2] }
     }
 
     /// The constant `KIND`.
-    fn kind(&self) -> u64 {
+    pub fn kind(&self) -> u64 {
         match self.codes.dtype() {
             DType::BF16 => 1,
             DType::F8E4M3 => 2,
@@ -79,7 +80,7 @@ impl<'a> Kept<'a> {
     }
 
     /// Codes, scales, columns, and the extents of a block.
-    fn args(&self) -> [Arg<'a>; 5] {
+    pub fn args(&self) -> [Arg<'a>; 5] {
         let [rows, columns] = self.block.map(|extent| Arg::U32(clamped(extent)));
         let codes = Arg::Tensor(self.codes);
         [codes, Arg::OptionalTensor(self.scales), Arg::U32(self.columns as u32), rows, columns]

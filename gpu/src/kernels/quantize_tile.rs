@@ -58,7 +58,6 @@ impl Kernel for QuantizeTile {
             Arg::Tensor(&scale),
             Arg::U32(m as u32),
             Arg::U32(k as u32),
-            Arg::U64((stored_columns(dtype, k) * dtype.size()) as u64),
             Arg::F32(self.amax_floor),
         ];
         gpu.launch(&kernel, &LaunchConfig::new(ctas.min(most), THREADS), &args)?;

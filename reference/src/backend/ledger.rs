@@ -94,6 +94,10 @@ impl<B: Backend> Backend for Ledger<B> {
         Ok(outputs.into_iter().map(|b| self.count(b)).collect())
     }
 
+    fn fuses(&self) -> bool {
+        self.inner.fuses()
+    }
+
     fn upload(&self, tensor: Tensor) -> Result<Self::Buffer> {
         Ok(self.count(self.inner.upload(tensor)?))
     }

@@ -147,6 +147,10 @@ macro_rules! passes_on {
             $inner.shape(buffer)
         }
 
+        fn fuses(&$self) -> bool {
+            $inner.fuses()
+        }
+
         fn expert_counts(
             &$self,
             counts: &$backend::Buffer,
@@ -204,6 +208,12 @@ pub trait Backend {
 
     /// Shape of a buffer.
     fn shape(&self, buffer: &Self::Buffer) -> Vec<usize>;
+
+    /// Whether one op that does the work of several is faster here than they are: what
+    /// `recipe.fused` is where it is not set.
+    fn fuses(&self) -> bool {
+        false
+    }
 
     /// Says where in the step the following ops stand, until the next call; backends that neither
     /// record nor report ignore it.

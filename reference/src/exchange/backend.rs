@@ -21,7 +21,7 @@ use super::{Communicator, ExchangeError, Pending, one};
 use crate::backend::{Backend, Place, Result, input_metas};
 use crate::op::Op;
 use crate::ops::collective::{AllGather, AllReduce, ReduceScatter};
-use crate::ops::dispatch::{Combine, Dispatch};
+use crate::ops::dispatch::{Combine, Dispatch, DispatchCodes};
 use crate::{DynOp, EngineError, Tensor};
 
 /// A backend of one rank among several.
@@ -292,6 +292,15 @@ impl<B: Backend> Ranked<B> {
             let [x, rows] = [0, 1].map(|i| inputs[i].clone().expect("a mandatory input"));
             return Ok(vec![self.begun(op, &inputs, self.dispatch(own, x, rows)?)?]);
         }
+        if let Some(own) = any.downcast_ref::<DispatchCodes>().filter(|op| several(op.group)) {
+            let [q, scale, rows] = [0, 1, 2].map(|i| inputs[i].clone().expect("a mandatory input"));
+            let each = own.each();
+            let begin = |x: B::Buffer| {
+                let inputs = [Some(x.clone()), Some(rows.clone())];
+                self.begun(&each, &inputs, self.dispatch(&each, x, rows.clone())?)
+            };
+            return Ok(vec![begin(q)?, begin(scale)?]);
+        }
         if let Some(own) = any.downcast_ref::<Combine>().filter(|op| several(op.group)) {
             let [y, inverse] = [0, 1].map(|i| inputs[i].clone().expect("a mandatory input"));
             return Ok(vec![self.begun(op, &inputs, self.combine(own, y, inverse)?)?]);
@@ -454,6 +463,10 @@ impl<B: Backend> Backend for Ranked<B> {
             Arriving::Here(buffer) => self.inner.shape(buffer),
             Arriving::Underway(underway) => underway.meta.shape.clone(),
         }
+    }
+
+    fn fuses(&self) -> bool {
+        self.inner.fuses()
     }
 
     fn at(&self, place: Place) {

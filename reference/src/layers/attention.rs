@@ -99,8 +99,7 @@ impl AttentionLayer {
         cx: &Cx<'_, B>,
         x: &B::Buffer,
     ) -> Result<(B::Buffer, AttentionKept<B>)> {
-        let (n, norm) = self.norm.fprop(cx, x)?;
-        let n = cx.operand(&n, self.qkv_a.weight)?;
+        let (n, norm) = self.norm.operand(cx, x, self.qkv_a.weight)?;
         let latent = self.qkv_a.fprop(cx, &n)?;
         let mut kept_q = (None, None);
         let mut kept_kv = (None, None);
@@ -152,8 +151,7 @@ impl AttentionLayer {
     ) -> Result<B::Buffer> {
         let q = match &self.q {
             Some((norm, b)) => {
-                let (normed, norm) = norm.fprop(cx, latent)?;
-                let normed = cx.operand(&normed, b.weight)?;
+                let (normed, norm) = norm.operand(cx, latent, b.weight)?;
                 let q = b.fprop(cx, &normed)?;
                 *kept = (Some(norm), Some(normed));
                 q
@@ -178,8 +176,8 @@ impl AttentionLayer {
         match &self.kv {
             KeyValue::Latent { norm, b } => {
                 let offset = norm.offset + norm.width;
-                let (normed, norm) = norm.fprop(cx, latent)?;
-                let normed = cx.gather_operand(cx.operand(&normed, b.weight)?)?;
+                let (normed, norm) = norm.operand(cx, latent, b.weight)?;
+                let normed = cx.gather_operand(normed)?;
                 let kv = b.fprop(cx, &normed)?;
                 *kept = (Some(norm), Some(normed));
                 let (nope, rope, interleaved) = (self.nope, qk - self.nope, self.interleaved);
@@ -297,7 +295,7 @@ impl AttentionLayer {
         let again =
             |norm: &Norm, operand: Option<Operand<B>>, x: &B::Buffer, by: &Linear| match operand {
                 Some(operand) => Ok(operand),
-                None => cx.operand(&norm.fprop(cx, x)?.0, by.weight),
+                None => norm.operand(cx, x, by.weight).map(|(operand, _)| operand),
             };
         if let (Some((norm, b)), Some(q_norm), Some(dq)) = (&self.q, &kept.q_norm, &grads.dq) {
             b.wgrad(cx, &again(norm, kept.normed_q, &kept.latent, b)?, dq)?;

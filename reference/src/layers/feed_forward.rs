@@ -3,7 +3,6 @@
 use crate::backend::{Backend, Result};
 use crate::layers::operand::Operand;
 use crate::layers::{Cx, Linear};
-use crate::ops::swiglu::{Swiglu, SwigluBackward};
 
 /// A feed-forward part: `down(silu(gate x) * up x)`.
 #[derive(Clone, Copy, Debug)]
@@ -38,8 +37,7 @@ impl FeedForward {
         x: &Operand<B>,
     ) -> Result<(B::Buffer, FeedForwardKept<B>)> {
         let hidden = self.gate_up.fprop(cx, x)?;
-        let act = cx.backend.swiglu(&Swiglu { out: cx.activation() }, &hidden, None)?;
-        let act = cx.operand(&act, self.down.weight)?;
+        let act = cx.swiglu(&Operand::Plain(hidden.clone()), None, self.down.weight)?;
         let y = cx.reduce_tp(self.down.fprop(cx, &act)?)?;
         let hidden = cx.keep_swiglu_input(&hidden)?;
         let act = (!cx.recipe.recompute_swiglu).then_some(act);
@@ -57,11 +55,9 @@ impl FeedForward {
         dy: B::Buffer,
     ) -> Result<B::Buffer> {
         let dact = self.down.dgrad(cx, &dy)?;
-        let op = SwigluBackward { out: cx.activation() };
-        let [dhidden, _] =
-            cx.backend.swiglu_backward(&op, &dact, &cx.values(&kept.hidden)?, None)?;
-        let dx = cx.reduce_tp(self.gate_up.dgrad(cx, &dhidden)?)?;
-        (kept.dy, kept.dhidden) = (Some(dy), Some(dhidden));
+        let gradient = cx.swiglu_backward(&dact, &kept.hidden, None, self.gate_up.weight)?;
+        let dx = cx.reduce_tp(self.gate_up.dgrad_of(cx, &gradient.operand)?)?;
+        (kept.dy, kept.dhidden) = (Some(dy), Some(gradient.dx));
         Ok(dx)
     }
 
@@ -82,11 +78,7 @@ impl FeedForward {
         let dhidden = kept.dhidden.expect("input-backward comes first");
         let act = match kept.act {
             Some(act) => act,
-            None => {
-                let op = Swiglu { out: cx.activation() };
-                let act = cx.backend.swiglu(&op, &cx.values(&kept.hidden)?, None)?;
-                cx.operand(&act, self.down.weight)?
-            }
+            None => cx.swiglu(&kept.hidden, None, self.down.weight)?,
         };
         self.down.wgrad(cx, &act, &dy)?;
         self.gate_up.wgrad(cx, x, &dhidden)

@@ -12,7 +12,9 @@ use crate::ops::gemm::{Gemm, Layout};
 use crate::ops::gemm_fp8::GemmFp8;
 use crate::ops::grouped_gemm::GroupedGemm;
 use crate::ops::grouped_gemm_fp8::GroupedGemmFp8;
+use crate::ops::quantize_tile::QuantizeTile;
 use crate::ops::rms_norm::{RmsNorm, RmsNormBackward, RmsNormWgrad};
+use crate::ops::rms_norm_quantize::RmsNormQuantize;
 use crate::ops::wgrad_fp8::WgradFp8;
 
 /// `y = x w^T` with `w` \[n, k\].
@@ -45,13 +47,22 @@ impl Linear {
     /// # Errors
     /// Those of the backend.
     pub fn dgrad<B: Backend>(&self, cx: &Cx<'_, B>, dy: &B::Buffer) -> Result<B::Buffer> {
-        match (cx.gradient(dy, self.weight)?, cx.weight(self.weight)) {
+        self.dgrad_of(cx, &cx.gradient(dy, self.weight)?)
+    }
+
+    /// The same, of a `dy` that has been cast.
+    pub(super) fn dgrad_of<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        dy: &Operand<B>,
+    ) -> Result<B::Buffer> {
+        match (dy, cx.weight(self.weight)) {
             (Operand::Plain(dy), Weight::Plain(w)) => {
                 let op = Gemm { layout: Layout::Nn, out: cx.activation(), segments: Vec::new() };
-                cx.backend.gemm(&op, &dy, w, None)
+                cx.backend.gemm(&op, dy, w, None)
             }
             (Operand::Codes(dy), Weight::Codes { q_t, scale_t, .. }) => {
-                product(cx, &dy, q_t, scale_t)
+                product(cx, dy, q_t, scale_t)
             }
             _ => panic!("{ONE_RECIPE}"),
         }
@@ -239,10 +250,46 @@ impl Norm {
         cx: &Cx<'_, B>,
         x: &B::Buffer,
     ) -> Result<(B::Buffer, NormKept<B>)> {
-        let Norm { eps, offset, width, .. } = *self;
-        let op = RmsNorm { eps, offset, width, out: cx.activation() };
-        let [y, rstd] = cx.backend.rms_norm(&op, x, cx.master(self.weight))?;
+        let [y, rstd] = cx.backend.rms_norm(&self.op(cx), x, cx.master(self.weight))?;
         Ok((y, NormKept { x: x.clone(), rstd, dy: None }))
+    }
+
+    fn op<B: Backend>(&self, cx: &Cx<'_, B>) -> RmsNorm {
+        let Norm { eps, offset, width, .. } = *self;
+        RmsNorm { eps, offset, width, out: cx.activation() }
+    }
+
+    /// The normalised columns as the Linear with the weight `reader` reads them, and what the
+    /// backward needs.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn operand<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        x: &B::Buffer,
+        reader: ParamId,
+    ) -> Result<(Operand<B>, NormKept<B>)> {
+        let Some(cast) = cx.fused_cast(Side::Activation, cx.recipe.fp8.scale) else {
+            let (y, kept) = self.fprop(cx, x)?;
+            return Ok((cx.operand(&y, reader)?, kept));
+        };
+        let (_, operand, kept) = self.fused(cx, x, &cast, false)?;
+        Ok((operand, kept))
+    }
+
+    /// Norm and cast as one op; the normalised columns too where `keep` says so.
+    pub(super) fn fused<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        x: &B::Buffer,
+        cast: &QuantizeTile,
+        keep: bool,
+    ) -> Result<(Option<B::Buffer>, Operand<B>, NormKept<B>)> {
+        let op = RmsNormQuantize { norm: self.op(cx), cast: cast.clone(), keep };
+        let [y, q, scale, rstd] = cx.backend.rms_norm_quantize(&op, x, cx.master(self.weight))?;
+        let operand = Operand::of_cast(cast, self.width, [q, scale]);
+        Ok((keep.then_some(y), operand, NormKept { x: x.clone(), rstd, dy: None }))
     }
 
     /// The input's gradient, added to `residual`; keeps `dy` for the weight.

@@ -4,6 +4,7 @@
 //! What the parts do for the routed experts stands in [`moe`](super::moe).
 
 use crate::backend::{Backend, Result};
+use crate::layers::delayed::Side;
 use crate::layers::feed_forward::{FeedForward, FeedForwardKept};
 use crate::layers::linear::NormKept;
 use crate::layers::moe::{MoeKept, MoeLayer};
@@ -64,14 +65,29 @@ pub struct MlpGradient<B: Backend> {
     routed: Option<B::Buffer>,
 }
 
+const GATE_READS: &str = "the gate reads the normalised rows as they are";
+
 impl MlpLayer {
-    /// The normalised rows as the products read them: cast once, for routed and shared experts.
-    fn operand<B: Backend>(&self, cx: &Cx<'_, B>, n: &B::Buffer) -> Result<Operand<B>> {
-        match (&self.moe, &self.dense) {
-            (Some(moe), _) => cx.dispatch_operand(n, moe.gate_up.weight),
-            (None, Some(dense)) => cx.operand(n, dense.gate_up.weight),
-            (None, None) => panic!("a layer has a dense part or experts"),
+    /// The normalised rows, where an op reads them as they are; the same as the products read them,
+    /// cast once for routed and shared experts; what the norm's backward needs.
+    #[allow(clippy::type_complexity)]
+    fn normed<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        h: &B::Buffer,
+    ) -> Result<(Option<B::Buffer>, Operand<B>, NormKept<B>)> {
+        let routed = self.moe.is_some();
+        let scale = if routed { cx.recipe.dispatch_scale } else { cx.recipe.fp8.scale };
+        if let Some(cast) = cx.fused_cast(Side::Activation, scale) {
+            return self.norm.fused(cx, h, &cast, routed);
         }
+        let (n, kept) = self.norm.fprop(cx, h)?;
+        let operand = match (&self.moe, &self.dense) {
+            (Some(moe), _) => cx.dispatch_operand(&n, moe.gate_up.weight)?,
+            (None, Some(dense)) => cx.operand(&n, dense.gate_up.weight)?,
+            (None, None) => panic!("a layer has a dense part or experts"),
+        };
+        Ok((Some(n), operand, kept))
     }
 
     /// Dispatch: norm, router, rows to their experts.
@@ -83,14 +99,13 @@ impl MlpLayer {
         cx: &Cx<'_, B>,
         h: &B::Buffer,
     ) -> Result<(Dispatched<B>, MlpKept<B>)> {
-        let (n, norm) = self.norm.fprop(cx, h)?;
-        let operand = self.operand(cx, &n)?;
-        let moe = self.moe.as_ref().map(|moe| moe.dispatch(cx, &n, &operand)).transpose()?;
-        let (moe, routed) = moe.unzip();
+        let (n, operand, norm) = self.normed(cx, h)?;
+        let dispatch = |moe: &MoeLayer| moe.dispatch(cx, n.as_ref().expect(GATE_READS), &operand);
+        let (moe, routed) = self.moe.as_ref().map(dispatch).transpose()?.unzip();
         let keep = !cx.recipe.recompute_norms;
-        let kept_n = (keep && moe.is_some()).then_some(n);
+        let n = n.filter(|_| keep && moe.is_some());
         let n_operand = keep.then(|| operand.clone());
-        let kept = MlpKept { norm, n: kept_n, n_operand, dense: None, moe };
+        let kept = MlpKept { norm, n, n_operand, dense: None, moe };
         Ok((Dispatched { n: operand, routed }, kept))
     }
 
@@ -229,21 +244,20 @@ impl MlpLayer {
     /// # Panics
     /// Before the input-backward.
     pub fn backward_weight<B: Backend>(&self, cx: &Cx<'_, B>, kept: MlpKept<B>) -> Result<()> {
-        let n = match (kept.n, &kept.n_operand) {
-            (Some(n), _) => Some(n),
-            (None, Some(_)) if kept.moe.is_none() => None,
-            _ => Some(self.norm.fprop(cx, &kept.norm.x)?.0),
+        let x = &kept.norm.x;
+        let (n, operand) = match (kept.n_operand, &self.dense) {
+            (Some(operand), _) => (kept.n, Some(operand)),
+            (None, Some(_)) => {
+                let (n, operand, _) = self.normed(cx, x)?;
+                (n, Some(operand))
+            }
+            (None, None) => (Some(self.norm.fprop(cx, x)?.0), None),
         };
-        let again = "the norm is kept or made again";
-        if let (Some(dense), Some(dense_kept)) = (&self.dense, kept.dense) {
-            let operand = match kept.n_operand {
-                Some(operand) => operand,
-                None => self.operand(cx, n.as_ref().expect(again))?,
-            };
-            dense.backward_weight(cx, dense_kept, &operand)?;
+        if let (Some(dense), Some(kept), Some(operand)) = (&self.dense, kept.dense, &operand) {
+            dense.backward_weight(cx, kept, operand)?;
         }
         if let (Some(moe), Some(kept)) = (&self.moe, kept.moe) {
-            moe.backward_weight(cx, kept, n.as_ref().expect(again))?;
+            moe.backward_weight(cx, kept, n.as_ref().expect(GATE_READS))?;
         }
         self.norm.wgrad(cx, &kept.norm)
     }

@@ -5,6 +5,7 @@
 //! a value of its own (`...Kept`); an input-backward leaves in it what the weight-backward needs.
 //! All numbers stay in the backend's buffers.
 
+mod activation;
 pub mod attention;
 pub mod context;
 pub mod delayed;

@@ -15,11 +15,10 @@ use crate::model::params::ParamId;
 use crate::ops::add::Add;
 use crate::ops::balance::BalanceLoss;
 use crate::ops::cast::Cast;
-use crate::ops::dispatch::{Combine, Dispatch, DispatchPlan};
+use crate::ops::dispatch::{Combine, Dispatch, DispatchCodes, DispatchPlan};
 use crate::ops::drop_tokens::DropTokens;
 use crate::ops::gemm::{Gemm, Layout};
 use crate::ops::router::{Router, RouterBackward};
-use crate::ops::swiglu::{Swiglu, SwigluBackward};
 
 /// Router and routed experts.
 #[derive(Clone, Debug)]
@@ -226,6 +225,13 @@ impl MoeLayer {
         let rows = |x| cx.backend.dispatch(&op, x, &plan.rows);
         match operand {
             Operand::Plain(x) => rows(x).map(Operand::Plain),
+            Operand::Codes(codes @ Codes { block: [Some(1), _], .. }) if cx.fuses() => {
+                let Dispatch { top_k, received, copies_sent, group, sent, .. } = op;
+                let op = DispatchCodes { top_k, received, copies_sent, group, sent };
+                let [q, scale] =
+                    cx.backend.dispatch_codes(&op, &codes.q, &codes.scale, &plan.rows)?;
+                Ok(Operand::Codes(Codes { q, scale, ..*codes }))
+            }
             Operand::Codes(codes) => {
                 let scale = match codes.block[0] {
                     Some(1) => rows(&codes.scale)?,
@@ -277,9 +283,8 @@ impl MoeLayer {
         let x = union.join_operands(cx, routed.iter().map(|(x, _)| x))?;
         let row_weights = union.join(cx.backend, routed.iter().map(|(_, weights)| weights))?;
         let hidden = self.gate_up.fprop(cx, &x, counts)?;
-        let op = Swiglu { out: cx.activation() };
-        let act = cx.backend.swiglu(&op, &hidden, Some(&row_weights))?;
-        let act = cx.operand(&act, self.down.weight)?;
+        let act =
+            cx.swiglu(&Operand::Plain(hidden.clone()), Some(&row_weights), self.down.weight)?;
         let act = cx.by_row(act)?;
         let y = self.down.fprop(cx, &act, counts)?;
         let parts = union.split(cx.backend, y)?;
@@ -302,12 +307,10 @@ impl MoeLayer {
         let dy = union.join_operands(cx, dy.iter())?;
         let counts = union.counts();
         let dact = self.down.dgrad(cx, &dy, counts)?;
-        let hidden = cx.values(&experts.hidden)?;
-        let op = SwigluBackward { out: cx.activation() };
-        let weights = Some(&experts.row_weights);
-        let [dhidden, dweights] = cx.backend.swiglu_backward(&op, &dact, &hidden, weights)?;
-        let gradient = cx.by_row(cx.gradient(&dhidden, self.gate_up.weight)?)?;
-        let dx = self.gate_up.dgrad(cx, &gradient, counts)?;
+        let (hidden, weights) = (&experts.hidden, Some(&experts.row_weights));
+        let gradient = cx.swiglu_backward(&dact, hidden, weights, self.gate_up.weight)?;
+        let (dhidden, dweights) = (gradient.dx, gradient.dweight);
+        let dx = self.gate_up.dgrad(cx, &cx.by_row(gradient.operand)?, counts)?;
         let parts = union.split(cx.backend, dx)?;
         for (kept, dweights) in kept.iter_mut().zip(union.split(cx.backend, dweights)?) {
             kept.dweights = Some(dweights);
@@ -368,12 +371,7 @@ impl MoeLayer {
         let counts = kept.union.counts();
         let act = match kept.act {
             Some(act) => act,
-            None => {
-                let op = Swiglu { out: cx.activation() };
-                let hidden = cx.values(&kept.hidden)?;
-                let act = cx.backend.swiglu(&op, &hidden, Some(&kept.row_weights))?;
-                cx.operand(&act, self.down.weight)?
-            }
+            None => cx.swiglu(&kept.hidden, Some(&kept.row_weights), self.down.weight)?,
         };
         self.down.wgrad(cx, &act, &dy, counts)?;
         self.gate_up.wgrad(cx, &kept.x, &dhidden, counts)

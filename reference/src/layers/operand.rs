@@ -61,6 +61,14 @@ pub enum Weight<B: Backend> {
     },
 }
 
+impl<B: Backend> Operand<B> {
+    /// What `cast` gave of a matrix of so many columns.
+    pub(super) fn of_cast(cast: &QuantizeTile, columns: usize, [q, scale]: [B::Buffer; 2]) -> Self {
+        let block = [Some(1), Some(cast.tile)];
+        Operand::Codes(Codes { q, scale, columns, block, kind: cast.scale })
+    }
+}
+
 impl<B: Backend> Clone for Operand<B> {
     fn clone(&self) -> Self {
         match self {
@@ -94,17 +102,37 @@ impl<B: Backend> Cx<'_, B> {
         kind: ScaleKind,
     ) -> Result<Operand<B>> {
         let columns = self.backend.shape(x)[1];
-        let [q, scale] = match block {
-            [Some(1), Some(tile)] => {
-                let op = QuantizeTile { format, tile, scale: kind, amax_floor: AMAX_FLOOR };
-                self.backend.quantize_tile(&op, x)?
-            }
-            _ => {
-                let op = QuantizeBlock { format, block, scale: kind, amax_floor: AMAX_FLOOR };
-                self.backend.quantize_block(&op, x)?
-            }
-        };
+        if let [Some(1), Some(tile)] = block {
+            let op = QuantizeTile { format, tile, scale: kind, amax_floor: AMAX_FLOOR };
+            return Ok(Operand::of_cast(&op, columns, self.backend.quantize_tile(&op, x)?));
+        }
+        let op = QuantizeBlock { format, block, scale: kind, amax_floor: AMAX_FLOOR };
+        let [q, scale] = self.backend.quantize_block(&op, x)?;
         Ok(Operand::Codes(Codes { q, scale, columns, block, kind }))
+    }
+
+    /// Whether ops that follow each other run as one where there is an op for both.
+    pub(super) fn fuses(&self) -> bool {
+        self.recipe.fused.unwrap_or_else(|| self.backend.fuses())
+    }
+
+    /// The cast, in tiles of rows, of what a fused op casts on its way out; none where ops are not
+    /// fused, or where a scale is not of one row's values: it spans rows or comes from the steps
+    /// before.
+    pub(super) fn fused_cast(&self, side: Side, kind: ScaleKind) -> Option<QuantizeTile> {
+        let fp8 = &self.recipe.fp8;
+        let (format, block) = match side {
+            Side::Activation => (Format::E4M3, fp8.activation_block),
+            Side::Gradient => (fp8.gradient_format, fp8.gradient_block),
+        };
+        match block {
+            [Some(1), Some(tile)]
+                if self.fuses() && self.fp8() && self.weights.delayed.is_none() =>
+            {
+                Some(QuantizeTile { format, tile, scale: kind, amax_floor: AMAX_FLOOR })
+            }
+            _ => None,
+        }
     }
 
     /// The step's scales where they are delayed, for a matrix that has rows; a cast of none has no
@@ -215,11 +243,9 @@ impl<B: Backend> Cx<'_, B> {
             return Ok(Operand::Plain(o.clone()));
         }
         let columns = self.backend.shape(o)[1];
-        let (kind, block) = (self.recipe.dispatch_scale, [Some(1), Some(TILE)]);
-        let format = Format::E5M6;
-        let op = QuantizeTile { format, tile: TILE, scale: kind, amax_floor: AMAX_FLOOR };
-        let [q, scale] = self.backend.quantize_tile(&op, o)?;
-        Ok(Operand::Codes(Codes { q, scale, columns, block, kind }))
+        let (format, scale) = (Format::E5M6, self.recipe.dispatch_scale);
+        let op = QuantizeTile { format, tile: TILE, scale, amax_floor: AMAX_FLOOR };
+        Ok(Operand::of_cast(&op, columns, self.backend.quantize_tile(&op, o)?))
     }
 
     /// SwiGLU's input as it is kept: FP8 where the recipe says so.

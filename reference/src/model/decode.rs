@@ -197,8 +197,8 @@ fn decode_attention<B: Backend>(
     x: &B::Buffer,
 ) -> Result<B::Buffer> {
     let (attention, backend) = (&layer.attention, cx.backend);
-    let n = attention.norm.fprop(cx, x)?.0;
-    let latent = attention.qkv_a.fprop(cx, &cx.operand(&n, attention.qkv_a.weight)?)?;
+    let n = attention.norm.operand(cx, x, attention.qkv_a.weight)?.0;
+    let latent = attention.qkv_a.fprop(cx, &n)?;
     let q = attention.queries(cx, &latent, &mut (None, None))?;
     let new = cache_rows(cx, attention, &latent)?;
     let all = match cache.take() {

@@ -80,6 +80,19 @@ impl OpError {
         OpError::Roles { op, missing: vec![format!("'{role}'")], unknown: Vec::new() }
     }
 
+    /// The error of an op that is a part of `op`, whose parameters stand at `part` of its own;
+    /// among its own where that is empty.
+    pub(crate) fn within(self, op: &'static str, part: &str) -> OpError {
+        match self {
+            OpError::Params { path, message, .. } => {
+                let path = if part.is_empty() { path } else { format!("{part}.{path}") };
+                OpError::Params { op, path, message }
+            }
+            OpError::Undefined { message, .. } => OpError::Undefined { op, message },
+            other => other,
+        }
+    }
+
     /// There are tensors that the op does not have; `known` are those it has.
     pub fn unknown_roles(op: &'static str, found: &[&str], known: &[&str]) -> OpError {
         // Outputs stand among the names of a file with a prefix.

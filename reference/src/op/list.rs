@@ -44,6 +44,7 @@ macro_rules! for_each_op {
             ) -> 2;
             dequantize(dequantize::Dequantize; q: shared, scale: shared) -> 1;
             dispatch(dispatch::Dispatch; x: shared, rows: shared) -> 1;
+            dispatch_codes(dispatch::DispatchCodes; q: shared, scale: shared, rows: shared) -> 2;
             dispatch_plan(dispatch::DispatchPlan; indices: shared) -> 3;
             drop_tokens(drop_tokens::DropTokens; indices: shared, scores: shared) -> 2;
             ema(ema::Ema; e: owned, w: shared) -> 1;
@@ -83,6 +84,7 @@ macro_rules! for_each_op {
                 rms_norm::RmsNormBackward; dy: shared, x: shared, weight: shared, rstd: shared,
                 residual: optional
             ) -> 1;
+            rms_norm_quantize(rms_norm_quantize::RmsNormQuantize; x: shared, weight: shared) -> 4;
             rms_norm_wgrad(
                 rms_norm::RmsNormWgrad; dy: shared, x: shared, rstd: shared, acc: owned
             ) -> 1;
@@ -99,6 +101,13 @@ macro_rules! for_each_op {
             sum_of_squares(sum_of_squares::SumOfSquares; x: shared, partials: owned) -> 1;
             swiglu(swiglu::Swiglu; x: shared, weight: optional) -> 1;
             swiglu_backward(swiglu::SwigluBackward; dy: shared, x: shared, weight: optional) -> 2;
+            swiglu_backward_quantize(
+                swiglu_quantize::SwigluBackwardQuantize; dy: shared, x: shared, x_scale: optional,
+                weight: optional
+            ) -> 4;
+            swiglu_quantize(
+                swiglu_quantize::SwigluQuantize; x: shared, x_scale: optional, weight: optional
+            ) -> 2;
             transpose_codes(transpose_codes::TransposeCodes; q: shared, scale: shared) -> 2;
             transpose_quantize(transpose_quantize::TransposeQuantize; x: shared, x_scale: optional) -> 2;
             wgrad_fp8(

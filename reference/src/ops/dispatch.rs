@@ -6,6 +6,7 @@
 //!   expert owns.
 //! - `dispatch`: row r is the row of `x` of the token of slot `rows[r]`; with `slots` row r is
 //!   element `rows[r]` of `x` \[t, top_k\]. Also the backward of `combine`. Bits are only moved.
+//! - `dispatch_codes`: `dispatch` of FP8 codes and of the scales of each row, in one go.
 //! - `combine`: token t is the sum of its rows in order of choice, F32 (F64) adds, one rounding to
 //!   `out`; with `slots` element (t, j) is its row's. Also the backward of `dispatch`.
 //!
@@ -51,6 +52,23 @@ pub struct Dispatch {
     pub group: Group,
     /// Rows that each rank of the group sends to each expert, \[rank\]\[expert\], where ranks
     /// exchange them: a value of the run, which neither case files nor records hold. Else empty.
+    #[serde(skip)]
+    pub sent: Vec<Vec<usize>>,
+}
+
+/// Brings the codes of tokens and their scales to rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DispatchCodes {
+    /// Choices a token.
+    pub top_k: usize,
+    /// Rows that this rank's experts receive.
+    pub received: usize,
+    /// Copies of tokens that leave this rank.
+    pub copies_sent: usize,
+    /// The expert-parallel ranks.
+    pub group: Group,
+    /// As [`Dispatch::sent`].
     #[serde(skip)]
     pub sent: Vec<Vec<usize>>,
 }
@@ -215,6 +233,62 @@ impl Op for Dispatch {
             }
         });
         Ok(vec![y])
+    }
+}
+
+impl DispatchCodes {
+    /// What happens to the codes, and to the scales.
+    pub fn each(&self) -> Dispatch {
+        let DispatchCodes { top_k, received, copies_sent, group, .. } = *self;
+        let sent = self.sent.clone();
+        Dispatch { top_k, received, copies_sent, slots: false, group, sent }
+    }
+}
+
+impl Op for DispatchCodes {
+    const NAME: &'static str = "dispatch_codes";
+    const INPUTS: &'static [Role] = &[input("q"), input("scale"), input("rows")];
+    const OUTPUTS: &'static [&'static str] = &["to_q", "to_scale"];
+    const CLASS: OpClass = OpClass::Dispatch;
+
+    fn example() -> Example {
+        let (t, columns, tiles, top_k, received) = (3, 8, 2, 2, 6);
+        let group = Group { kind: GroupKind::Ep, size: 1 };
+        let sent = Vec::new();
+        Example::new(DispatchCodes { top_k, received, copies_sent: 0, group, sent })
+            .input("q", DType::F8E4M3, shape![t, columns])
+            .positive("scale", DType::F32, shape![t, tiles])
+            .indices("rows", shape![t * top_k], &[0, 3, 2, 1, 4, 5])
+            .output("to_q", shape![received, columns])
+            .output("to_scale", shape![received, tiles])
+    }
+
+    fn infer(&self, inputs: &[Option<TensorMeta>]) -> Result<Vec<TensorMeta>, OpError> {
+        let [Some(q), Some(scale), rows] = inputs else { unreachable!("mandatory") };
+        rules::dtype(scale, &[DType::F32])?;
+        rules::rank(scale, 2, "[t, tiles]")?;
+        rules::shape(scale, &[*q.shape.first().unwrap_or(&0), scale.shape[1]])?;
+        let moved = |x: &TensorMeta, role: &str| {
+            let y = self.each().infer(&[Some(x.clone()), rows.clone()]);
+            let mut y = y.map_err(|e| e.within(Self::NAME, ""))?;
+            Ok(TensorMeta { role: role.to_owned(), ..y.remove(0) })
+        };
+        Ok(vec![moved(q, "to_q")?, moved(scale, "to_scale")?])
+    }
+
+    fn flops(&self, _inputs: &[Option<TensorMeta>]) -> u64 {
+        0
+    }
+
+    fn bytes_sent(&self, inputs: &[Option<TensorMeta>]) -> u64 {
+        inputs[..2].iter().map(|x| self.each().bytes_sent(std::slice::from_ref(x))).sum()
+    }
+
+    fn run(&self, inputs: Vec<Option<Tensor>>) -> Result<Vec<Tensor>, OpError> {
+        let [q, scale, rows] = <[_; 3]>::try_from(inputs).expect("checked by the table");
+        let mut q = Op::run(&self.each(), vec![q, rows.clone()])?;
+        q.append(&mut Op::run(&self.each(), vec![scale, rows])?);
+        Ok(q)
     }
 }
 

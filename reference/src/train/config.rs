@@ -230,6 +230,11 @@ impl Schedules {
 }
 
 impl TrainConfig {
+    /// The configuration as checkpoints hold it: without `recipe.fused`, which changes no bit.
+    pub(super) fn saved(&self) -> TrainConfig {
+        TrainConfig { recipe: Recipe { fused: None, ..self.recipe.clone() }, ..self.clone() }
+    }
+
     /// The schedules, checked, with their shares of the run turned into steps.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use super::event::Event;
 use super::lock::Lock;
 use super::{TrainConfig, TrainError};
 use crate::checkpoint::training::{self, Saved};
+use crate::precision::Recipe;
 
 /// The folder of a run, and whether it goes on there.
 #[derive(Clone, Debug)]
@@ -84,7 +85,7 @@ pub const CONFIG: &str = "run.toml";
 
 /// The configuration with which the run in `out` goes on: that of its `run.toml`, `None` where
 /// there is none. `asked` makes the configuration that the caller asks for from it; it must be the
-/// same but for the layout, which is that asked for.
+/// same but for what changes no bit, the layout and `recipe.fused`, which are those asked for.
 ///
 /// # Errors
 /// [`TrainError::Folder`] with every key that differs and both values.
@@ -98,8 +99,9 @@ pub fn resumed_config(
     }
     let config = TrainConfig::read(&path, &[])?;
     let asked = asked(&config)?;
-    // The layout changes no bit, so a run may go on on another.
-    let config = TrainConfig { parallel: asked.parallel.clone(), ..config };
+    // Layout and fused ops change no bit, so a run may go on with others.
+    let recipe = Recipe { fused: asked.recipe.fused, ..config.recipe };
+    let config = TrainConfig { parallel: asked.parallel.clone(), recipe, ..config };
     let differences = config.differences(&asked);
     if differences.is_empty() {
         return Ok(Some(config));

@@ -21,7 +21,7 @@ pub struct Header {
     pub tokens: u64,
     /// Updates of the optimizer so far, which its bias corrections count.
     pub updates: u64,
-    /// The complete configuration of the run.
+    /// The configuration of the run, complete but for `recipe.fused`.
     pub config: TrainConfig,
     /// The place in the data from which the next step reads.
     pub data: LoaderState,
@@ -67,7 +67,7 @@ impl<B: Backend> Trainer<B> {
         let header = Header {
             tokens: self.tokens,
             updates: self.optimizer.updates,
-            config: self.config.clone(),
+            config: self.config.saved(),
             data: self.loader.state(),
         };
         let header = serde_json::to_value(header).expect("plain data");

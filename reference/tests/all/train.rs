@@ -1,5 +1,8 @@
 //! Training: what must not change a bit, resuming, divergence, and falling loss.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
 use fathom_reference::Tensor;
 use fathom_reference::backend::{Call, Recorder, Reference};
 use fathom_reference::train::{Setting, StepLog, StepOutcome, TrainConfig, TrainError, Trainer};
@@ -78,6 +81,44 @@ fn regrouping_into_micro_batches_changes_no_bit_of_what_the_contract_names() {
         assert_same(&run(4), &run(1), skip);
     }
 }
+
+/// Fused ops are asked for where the recipe says so, and give the bits of those that they stand
+/// for: everything made again or everything kept, and the baselines whose casts they cannot do.
+#[test]
+fn fused_ops_change_no_bit() {
+    let keep = "recipe={recompute_norms=false,recompute_swiglu=false,keep_swiglu_input_fp8=false}";
+    let whole = "recipe.fp8={activation_block=[\"all\",\"all\"],gradient_block=[\"all\",\"all\"]}";
+    for (set, expected) in [
+        ("recipe.mode=\"fp8\"", true),
+        (keep, true),
+        ("recipe.fp8.gradient_format=\"e5m2\"", true),
+        (whole, false),
+        ("recipe.mode=\"bf16\"", false),
+    ] {
+        let run = |fused: &str| {
+            let asked = RefCell::new(BTreeSet::new());
+            let seen = |call: &Call<'_, Reference>| {
+                asked.borrow_mut().insert(call.op.name());
+                Ok(())
+            };
+            let backend = Recorder::new(Reference, seen);
+            let mut trainer = Trainer::new(config(&[set, fused]), backend).unwrap();
+            trainer.step(&|| false).unwrap();
+            let saved = trainer.save().unwrap();
+            drop(trainer);
+            (saved, asked.into_inner())
+        };
+        let (apart, asked) = run("recipe.fused=false");
+        assert!(asked.is_disjoint(&FUSED.into()), "{set}: {asked:?}");
+        let (fused, asked) = run("recipe.fused=true");
+        assert_eq!(asked.is_superset(&FUSED.into()), expected, "{set}: {asked:?}");
+        assert!(apart == fused, "{set}");
+    }
+}
+
+/// The ops that do the work of several.
+const FUSED: [&str; 4] =
+    ["dispatch_codes", "rms_norm_quantize", "swiglu_backward_quantize", "swiglu_quantize"];
 
 #[test]
 fn shards_are_part_of_the_result_and_added_by_the_tree() {

@@ -152,7 +152,8 @@ struct Layer<'a> {
 }
 
 /// Ops that every rank of a tensor-parallel group would do alike on the same rows.
-pub const ALIKE: [&str; 4] = ["add", "rms_norm", "rms_norm_backward", "rms_norm_wgrad"];
+pub const ALIKE: [&str; 5] =
+    ["add", "rms_norm", "rms_norm_backward", "rms_norm_quantize", "rms_norm_wgrad"];
 /// The op that casts a weight gradient's operand, from kept codes too.
 pub const RETILING: &str = "transpose_quantize";
 /// The op that casts a product's operand where the row is at hand.
@@ -167,8 +168,8 @@ const CHOICE_PASSES: f64 = 32.0;
 fn steps_passes(launches: u64) -> f64 {
     2.0 * launches as f64 / 3.0
 }
-/// The op that opens a layer.
-pub const FIRST: &str = "rms_norm";
+/// The op that opens a layer, by itself and with the cast of its result.
+pub const FIRST: [&str; 2] = ["rms_norm", "rms_norm_quantize"];
 
 /// The first two dimensions from the end.
 fn matrix(t: &TensorMeta) -> (u64, u64) {
@@ -495,37 +496,34 @@ impl Layer<'_> {
     }
 
     /// Tokens as they arrive to rows by expert; in the backward of combine to the gradient's rows.
+    /// Codes and their scales may travel together: each of the tensors with what becomes of it.
     fn dispatch(&mut self, r: &OpRecord) {
-        let (Some(x), Some(y)) = (r.inputs.first(), r.outputs.first()) else { return };
-        let phase = r.phase;
-        let load = if phase == Phase::F { self.ctx.load.0 } else { self.ctx.load.1 };
-        self.permute(r, x, y, load, phase);
+        self.permute(r, r.inputs.iter().zip(&r.outputs));
     }
 
     /// The experts' rows to one row a token before they leave.
     fn combine(&mut self, r: &OpRecord) {
-        let Some(y) = r.inputs.first() else { return };
-        let phase = r.phase;
-        let load = if phase == Phase::F { self.ctx.load.0 } else { self.ctx.load.1 };
-        self.permute(r, y, y, load, phase);
+        self.permute(r, r.inputs.iter().zip(&r.inputs).take(1));
     }
 
-    /// Moves between distinct tokens and rows by expert of type and width of `token`.
-    fn permute(
+    /// Moves between distinct tokens of type and width of the first of each pair and its second,
+    /// the rows by expert.
+    fn permute<'r>(
         &mut self,
         r: &OpRecord,
-        token: &TensorMeta,
-        rows: &TensorMeta,
-        load: f64,
-        at: Phase,
+        moved: impl Iterator<Item = (&'r TensorMeta, &'r TensorMeta)>,
     ) {
         let Some(moe) = self.model.moe else { return };
-        let width = if rows.shape.len() < 2 { 1 } else { matrix(token).1 };
+        let phase = r.phase;
+        let load = if phase == Phase::F { self.ctx.load.0 } else { self.ctx.load.1 };
         let distinct = distinct_tokens(&moe, self.ctx, load);
-        let bytes = distinct * (width * token.dtype.size() as u64) as f64 + rows.bytes() as f64;
-        self.memory_kernel(r, "permute", bytes, MemoryClass::Stream, 1);
+        let bytes = |(token, rows): (&TensorMeta, &TensorMeta)| {
+            let width = if rows.shape.len() < 2 { 1 } else { matrix(token).1 };
+            distinct * (width * token.dtype.size() as u64) as f64 + rows.bytes() as f64
+        };
+        self.memory_kernel(r, "permute", moved.map(bytes).sum(), MemoryClass::Stream, 1);
         let last = self.kernels.last_mut().expect("just pushed");
-        (last.component, last.phase) = (Component::Mlp, at);
+        (last.component, last.phase) = (Component::Mlp, phase);
     }
 
     /// Counting and mapping of what arrived, one CTA an expert: one pass to count, three to place,

@@ -291,7 +291,8 @@ impl OpSource for OpTrace {
         }
         picked.retain(|r| r.micro_batch == first);
         let tokens = q.sequences * q.seq_len;
-        let norm = |r: &&OpRecord| r.op == lowering::FIRST && r.layer.is_some_and(|l| l == 0);
+        let norm =
+            |r: &&OpRecord| lowering::FIRST.contains(&&*r.op) && r.layer.is_some_and(|l| l == 0);
         match picked.iter().find(norm).map(rows) {
             Some(found) if found != tokens => Err(refuse(format!(
                 "recorded with {found} tokens a micro-batch, the scenario has {tokens} on a rank"

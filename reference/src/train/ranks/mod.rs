@@ -540,7 +540,7 @@ impl<B: Backend> Runner for RankTrainer<B> {
             let header = Header {
                 tokens: self.tokens,
                 updates: self.optimizer.updates,
-                config: self.config.clone(),
+                config: self.config.saved(),
                 data: self.place.clone(),
             };
             let header = serde_json::to_value(header).expect("plain data");
