@@ -17,7 +17,7 @@ use crate::events::StepOutcome;
 use crate::network::alltoall::largest_of;
 use crate::parallel::{PlacedLayer, Placement, geometry};
 use crate::times::LayerKind;
-use fathom_config::AttentionConfig;
+use fathom_config::{AttentionConfig, MoeConfig};
 
 /// CUDA context, libraries and allocator slack of a rank: a round figure, stated, not fitted.
 const RUNTIME_BYTES: f64 = 2e9;
@@ -175,16 +175,23 @@ pub fn stage_parameters(s: &Scenario, layers: &[PlacedLayer]) -> StageParameters
     let tp = p.tp as f64;
     let vocabulary = (m.vocab_size * m.hidden_size) as f64 / tp;
     let mut sum = StageParameters::default();
+    // Counted once, not for every layer.
+    let attention = m.attention_params() as f64 / tp + m.norm_params() as f64;
+    let dense_ffn = m.dense_ffn_params() as f64 / tp;
+    let shared_ffn = |moe: &MoeConfig| {
+        let gate = (moe.n_routed_experts * m.hidden_size) as f64;
+        (m.moe_ffn_params(moe, 0) as f64 - gate) / tp + gate
+    };
+    let shared_ffn = m.moe.as_ref().map_or(0.0, shared_ffn);
     let mut block = |moe_layer: bool| {
-        sum.dense += m.attention_params() as f64 / tp + m.norm_params() as f64;
+        sum.dense += attention;
         match &m.moe {
             Some(moe) if moe_layer => {
-                let gate = (moe.n_routed_experts * m.hidden_size) as f64;
-                sum.dense += (m.moe_ffn_params(moe, 0) as f64 - gate) / tp + gate;
+                sum.dense += shared_ffn;
                 let expert = (3 * m.hidden_size * moe.intermediate_size) as f64;
                 sum.experts += expert * moe.n_routed_experts as f64 / p.ep as f64;
             }
-            _ => sum.dense += m.dense_ffn_params() as f64 / tp,
+            _ => sum.dense += dense_ffn,
         }
     };
     let (mut embeddings, mut projections) = (0.0, 0.0);
