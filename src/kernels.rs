@@ -6,7 +6,7 @@ use std::process::Stdio;
 use fathom_conformance::coverage;
 use fathom_conformance::quality;
 use fathom_gpu::compile::Compiler;
-use fathom_gpu::{CudaEngine, DeviceKind, Gpu, device, nvdisasm, nvrtc};
+use fathom_gpu::{CudaEngine, DeviceKind, Gpu, device, nccl, nvdisasm, nvrtc};
 use fathom_libcuda::{Choices, prepare};
 
 use crate::output::{self, Outcome};
@@ -25,6 +25,8 @@ enum Command {
     FetchNvrtc,
     /// Download NVIDIA's disassembler once, with pip, into the cache folder: only `quality` asks
     FetchNvdisasm,
+    /// Download NCCL once, with pip, into the cache folder: only `train --transport nccl` asks
+    FetchNccl,
     /// Print which ops of which runs kernels compute, as Markdown: the tables of the documentation
     Coverage,
     /// Print what is known of the kernels without a GPU, at DeepSeek-V3's shapes, as Markdown:
@@ -58,6 +60,10 @@ pub fn run(args: &Args) -> output::Result {
                 errln!("downloading {} with pip", nvdisasm::PACKAGE);
             }
             outln!("nvdisasm is at {}", nvdisasm::fetch()?.display());
+            Ok(Outcome::Holds)
+        }
+        Command::FetchNccl => {
+            outln!("NCCL is at {}", nccl::fetch()?.display());
             Ok(Outcome::Holds)
         }
         Command::Quality { json } => quality(json),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use fathom_gpu::Cuda;
 use fathom_gpu::backend::Plan;
+use fathom_gpu::nccl::{self, Nccl};
 use fathom_reference::backend::{Backend, Reference};
 use fathom_reference::exchange::environment::Environment;
 use fathom_reference::exchange::launch;
@@ -67,7 +68,7 @@ pub struct Args {
     #[arg(long)]
     processes: bool,
     /// What carries the messages of processes [default: mpi where mpirun started them and the
-    /// program was built with it, else tcp]
+    /// program was built with it, else tcp], or nccl: what lies on GPUs goes from one to the other
     #[arg(long, value_name = "NAME")]
     transport: Option<TransportName>,
     /// Write the executed timeline of all ranks for Perfetto, as `fathom simulate --trace` does
@@ -96,13 +97,17 @@ enum TransportName {
     Tcp,
     /// MPI; needs a program built with --features mpi
     Mpi,
+    /// NCCL between GPUs, beside what carries messages where nothing is named; a GPU a rank
+    Nccl,
 }
 
-impl From<TransportName> for Transport {
-    fn from(name: TransportName) -> Transport {
+impl TransportName {
+    /// What carries the messages of processes.
+    fn of_messages(name: Option<TransportName>, environment: &Environment) -> Transport {
         match name {
-            TransportName::Tcp => Transport::Tcp,
-            TransportName::Mpi => Transport::Mpi,
+            Some(TransportName::Tcp) => Transport::Tcp,
+            Some(TransportName::Mpi) => Transport::Mpi,
+            Some(TransportName::Nccl) | None => Transport::of(environment),
         }
     }
 }
@@ -206,11 +211,21 @@ fn train(args: &Args) -> output::Result {
     // The ranks of this process, by their number on this machine.
     let here = environment.as_ref().map_or(0..world, |e| e.local_rank..e.local_rank + 1);
     let ranks = here.len();
+    let by_nccl = matches!(args.transport, Some(TransportName::Nccl));
     match args.backend.open_for(here)? {
+        None if by_nccl => {
+            let expected = "expected --backend cuda or emulated, whose ranks compute on GPUs";
+            Err(format!("--transport nccl: {expected}, found reference").into())
+        }
         None => train_on(args, config, environment, vec![Reference; ranks], None),
         Some(gpus) => {
             planned(&config)?;
-            let cudas: Vec<Cuda> = gpus.into_iter().map(Cuda::new).collect();
+            let nccl = by_nccl.then(|| Nccl::open(&nccl::find())).transpose()?;
+            let on = |gpu| match &nccl {
+                Some(nccl) => Cuda::new(gpu).with_nccl(Arc::clone(nccl)),
+                None => Cuda::new(gpu),
+            };
+            let cudas: Vec<Cuda> = gpus.into_iter().map(on).collect();
             let first = cudas[0].clone();
             let waits = || first.gpu().waits();
             train_on(args, config, environment, cudas, Some(&waits))
@@ -302,7 +317,7 @@ fn train_on<B: Backend + Clone + Send + Sync + 'static>(
         ranks::Timeline { trace: args.trace.clone(), kernel_times: args.kernel_times.clone() };
     let speaks = environment.as_ref().is_none_or(|e| e.rank == 0);
     let result = if let Some(environment) = &environment {
-        let transport = args.transport.map_or(Transport::of(environment), Transport::from);
+        let transport = TransportName::of_messages(args.transport, environment);
         let (of, backend) = ((environment, transport), backends[0].clone());
         let calls: ranks::run::Calls<'_> = (&stopped, &mut tell);
         let backend = || backend;

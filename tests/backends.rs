@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+#[path = "backends/nccl.rs"]
+mod nccl;
 #[path = "backends/ranks.rs"]
 mod ranks;
 

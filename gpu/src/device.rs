@@ -197,6 +197,16 @@ pub fn compiler_ready() -> Result<(Nvrtc, PathBuf), GpuError> {
 /// # Errors
 /// [`GpuError`]: what is missing, and how to get it.
 pub fn ready(wanted: DeviceKind, driver: Driver, local_rank: usize) -> Result<Ready, GpuError> {
+    let ready = present(wanted, driver, local_rank)?;
+    let (major, minor) = ready.description.compute_capability;
+    match major {
+        9 => Ok(ready),
+        _ => Err(GpuError::Architecture { name: ready.description.name, major, minor }),
+    }
+}
+
+/// As [`ready`], for a device of any architecture.
+fn present(wanted: DeviceKind, driver: Driver, local_rank: usize) -> Result<Ready, GpuError> {
     let (version, devices, emulated) = match driver {
         Driver::Absent { reason } | Driver::Unusable { reason, .. } => {
             return Err(GpuError::NoDevice { reason });
@@ -214,10 +224,6 @@ pub fn ready(wanted: DeviceKind, driver: Driver, local_rank: usize) -> Result<Re
     };
     if version < 13000 {
         return Err(GpuError::OldDriver { version });
-    }
-    let (major, minor) = description.compute_capability;
-    if major != 9 {
-        return Err(GpuError::Architecture { name: description.name, major, minor });
     }
     let (nvrtc, cache) = compiler_ready()?;
     Ok(Ready { kind: wanted, ordinal, description, nvrtc, cache })
@@ -237,8 +243,19 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::open`].
     pub fn open_for(wanted: DeviceKind, local_rank: usize) -> Result<Gpu, GpuError> {
-        let Ready { kind, ordinal, description, nvrtc, cache } =
-            ready(wanted, driver::probe(), local_rank)?;
+        Gpu::of(ready(wanted, driver::probe(), local_rank)?)
+    }
+
+    /// The same, of any architecture: what is done there without kernels, such as exchanges.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`].
+    pub fn open_for_exchanges(wanted: DeviceKind, local_rank: usize) -> Result<Gpu, GpuError> {
+        Gpu::of(present(wanted, driver::probe(), local_rank)?)
+    }
+
+    fn of(ready: Ready) -> Result<Gpu, GpuError> {
+        let Ready { kind, ordinal, description, nvrtc, cache } = ready;
         let compiler = Compiler::new(&nvrtc, &cache)?;
         let context =
             CudaContext::new(ordinal).map_err(GpuError::of("cuDevicePrimaryCtxRetain"))?;
@@ -256,6 +273,11 @@ impl Gpu {
     /// How often the host has waited for the device so far.
     pub fn waits(&self) -> u64 {
         self.memory.waits()
+    }
+
+    /// The stream on which everything happens.
+    pub(crate) fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
     }
 
     /// Lets the driver write out what it has recorded of the work so far.

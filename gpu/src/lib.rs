@@ -8,6 +8,7 @@
 //! - [`kernels`]: the host files, their table, and the engine over them.
 //! - [`backend`]: the same as the backend that the model runs on.
 //! - [`launch`]: the launch with its attributes, tensor maps; the only `unsafe` calls on a device.
+//! - [`nccl`]: NCCL, by which ranks' devices reach each other.
 //! - [`nvrtc`], [`nvdisasm`]: where NVIDIA's run-time compiler and its disassembler are, and
 //!   fetching them once.
 //! - [`assembly`]: kernels in machine code, with what the assembler says of them.
@@ -20,6 +21,7 @@ pub mod driver;
 pub mod kernels;
 pub mod launch;
 mod memory;
+pub mod nccl;
 pub mod nvdisasm;
 pub mod nvrtc;
 pub mod tensor;

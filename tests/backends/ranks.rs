@@ -9,12 +9,12 @@ use super::*;
 const SHARDS: [&str; 4] = ["grad_shards=4", "expert_union=2", "micro_batch=1", "schedule.batch=8"];
 
 /// `--set` before each.
-fn set<'a>(settings: &[&'a str]) -> Vec<&'a str> {
+pub fn set<'a>(settings: &[&'a str]) -> Vec<&'a str> {
     settings.iter().flat_map(|setting| ["--set", setting]).collect()
 }
 
 /// A run of the folder `out`, on ranks or not; what it says must not be an error.
-fn ran(folder: &Path, out: &str, before: &[&str], flags: &[&str]) {
+pub fn ran(folder: &Path, out: &str, before: &[&str], flags: &[&str]) {
     let command = command(folder, RUN, out, &[&set(&SHARDS)[..], flags].concat());
     let mut all = Command::new(before.first().unwrap_or(&env!("CARGO_BIN_EXE_fathom")));
     if !before.is_empty() {
@@ -36,7 +36,7 @@ fn newest(run: &Path) -> (Vec<(String, fathom_reference::Tensor)>, Value) {
     (tensors, header)
 }
 
-fn assert_the_same_run(a: &Path, b: &Path) {
+pub fn assert_the_same_run(a: &Path, b: &Path) {
     let layoutless = |mut line: Value| {
         for key in ["bubble_seconds", "exposed_seconds"] {
             line.as_object_mut().unwrap().remove(key);

@@ -9,14 +9,17 @@ mod plan;
 
 pub use plan::{Asked, Plan};
 
+use std::rc::Rc;
 use std::sync::Arc;
 
+use fathom_reference::backend::direct::Direct;
 use fathom_reference::backend::{Backend, Result};
-use fathom_reference::{DynOp, Tensor};
+use fathom_reference::{DynOp, EngineError, Tensor};
 use fathom_trace::DType;
 
 use crate::device::{Gpu, GpuError};
 use crate::kernels;
+use crate::nccl::{Connection, Nccl, NcclError};
 use crate::tensor::DeviceTensor;
 
 /// Our kernels on a GPU, or on the emulated one; clones share the device.
@@ -24,6 +27,8 @@ use crate::tensor::DeviceTensor;
 pub struct Cuda {
     gpu: Arc<Gpu>,
     name: &'static str,
+    /// By which the device reaches those of other ranks.
+    nccl: Option<Arc<Nccl>>,
 }
 
 impl Cuda {
@@ -31,7 +36,12 @@ impl Cuda {
     pub fn new(gpu: impl Into<Arc<Gpu>>) -> Cuda {
         let gpu = gpu.into();
         let name = gpu.kind().name();
-        Cuda { gpu, name }
+        Cuda { gpu, name, nccl: None }
+    }
+
+    /// The same, whose device reaches those of other ranks through NCCL.
+    pub fn with_nccl(self, nccl: Arc<Nccl>) -> Cuda {
+        Cuda { nccl: Some(nccl), ..self }
     }
 
     /// The device on which it runs its ops.
@@ -87,5 +97,21 @@ impl Backend for Cuda {
 
     fn fuses(&self) -> bool {
         true
+    }
+
+    fn connect(
+        &self,
+        (index, size): (usize, usize),
+        from_first: &dyn Fn(Vec<u8>) -> Result<Vec<u8>>,
+    ) -> Result<Option<Rc<dyn Direct<DeviceTensor>>>> {
+        let Some(nccl) = &self.nccl else { return Ok(None) };
+        let failed = |error: NcclError| {
+            let (engine, op) = (self.name.to_owned(), "connect".to_owned());
+            EngineError::Failed { engine, op, reason: error.to_string() }
+        };
+        let own = if index == 0 { nccl.unique_id().map_err(failed)? } else { Vec::new() };
+        let id = from_first(own)?;
+        let joined = Connection::join(nccl, &self.gpu, (index, size), &id).map_err(failed)?;
+        Ok(Some(Rc::new(joined)))
     }
 }

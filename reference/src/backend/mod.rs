@@ -4,20 +4,24 @@
 //! per op, so that the model reads as a sequence of ops. Buffers are opaque: the model never looks
 //! into one, it uploads, downloads and passes them on.
 //!
+//! - [`direct`]: what a backend has whose devices reach those of other ranks.
 //! - [`Reference`]: the arithmetic of the op table, on the CPU.
 //! - [`Meta`]: shapes only; every op becomes an [`fathom_trace::OpRecord`].
 //! - [`Recorder`]: wraps any backend and shows every call to a hook.
 //! - [`Ledger`]: wraps any backend and counts the bytes that are alive.
 
+pub mod direct;
 mod ledger;
 mod meta;
 mod record;
 mod reference;
 
 use std::ops::Range;
+use std::rc::Rc;
 
 use fathom_trace::{Component, DType, Group, Phase};
 
+use direct::Direct;
 pub use ledger::{Alive, Counted, Ledger};
 pub use meta::{Load, Meta, MetaBuffer};
 pub use record::{Call, Hook, Recorder, input_metas, op_record};
@@ -245,6 +249,21 @@ pub trait Backend {
         _counts: &Self::Buffer,
         _group: Group,
     ) -> Result<Option<Vec<Vec<usize>>>> {
+        Ok(None)
+    }
+
+    /// Connects the devices of a group's ranks, of which this one is number `index` of `size`,
+    /// where they reach one another; `None` where what ranks exchange passes the host. All ranks of
+    /// the group call it together; `from_first` gives each what the first one brings.
+    ///
+    /// # Errors
+    /// [`EngineError::Failed`], or those of `from_first`.
+    #[allow(clippy::type_complexity)]
+    fn connect(
+        &self,
+        (_index, _size): (usize, usize),
+        _from_first: &dyn Fn(Vec<u8>) -> Result<Vec<u8>>,
+    ) -> Result<Option<Rc<dyn Direct<Self::Buffer>>>> {
         Ok(None)
     }
 

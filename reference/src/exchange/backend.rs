@@ -1,14 +1,17 @@
 //! A rank's backend: ops with a group of several ranks execute through the exchange, all others on
 //! the backend inside.
 //!
-//! What is exchanged passes the host: downloaded, handed over, uploaded. Bits are moved, and sums
-//! are those of [`Communicator::all_reduce`].
+//! What is exchanged passes the host: downloaded, handed over, uploaded. Where the backend connects
+//! its devices ([`Backend::connect`]), experts' rows and hidden states go from one to the other,
+//! and the host sends their labels alone, by which it knows that every rank has come so far. Bits
+//! are moved, and sums are those of [`Communicator::all_reduce`].
 //!
 //! A dispatch or a combine sends at once and is waited for where its result is first used. So the
 //! order in which a pair of forward and backward calls its parts is what lets rows travel while
 //! something else is computed.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,18 +21,47 @@ use fathom_trace::{DType, Group, GroupKind, TensorMeta};
 
 use super::clock::Clock;
 use super::{Communicator, ExchangeError, Pending, one};
-use crate::backend::{Backend, Place, Result, input_metas};
+use crate::backend::direct::{Direct, Landing, Received, Sent, Transfer};
+use crate::backend::{Backend, Hook, Place, Recorder, Result, input_metas};
 use crate::op::Op;
 use crate::ops::collective::{AllGather, AllReduce, ReduceScatter};
 use crate::ops::dispatch::{Combine, Dispatch, DispatchCodes};
 use crate::{DynOp, EngineError, Tensor};
 
 /// A backend of one rank among several.
-pub struct Ranked<B> {
+pub struct Ranked<B: Backend> {
     inner: B,
     groups: Vec<(GroupKind, Communicator)>,
+    /// Connections between devices, by the channel of the group.
+    direct: BTreeMap<Arc<str>, Rc<dyn Direct<B::Buffer>>>,
     place: Cell<Place>,
     clock: Arc<Clock>,
+}
+
+/// A backend whose buffers go from rank to rank.
+pub trait Travelling: Backend {
+    /// Sends buffers to a member of the link, without waiting for it.
+    ///
+    /// # Errors
+    /// Those of backend and exchange.
+    fn send_to(
+        &self,
+        link: &Communicator,
+        what: &str,
+        to: usize,
+        buffers: Vec<Self::Buffer>,
+    ) -> Result<()>;
+
+    /// Receives what a member of the link has sent.
+    ///
+    /// # Errors
+    /// Those of backend and exchange.
+    fn receive_from(
+        &self,
+        link: &Communicator,
+        what: &str,
+        from: usize,
+    ) -> Result<Vec<Self::Buffer>>;
 }
 
 /// A tensor that is here, or rows that the other ranks of a group have yet to send.
@@ -73,18 +105,56 @@ enum State<B: Backend> {
     Failed,
 }
 
-/// What is left to do once all rows are here.
+/// What is left to do once all messages are here.
 enum Rest<B: Backend> {
-    /// To put them in the order of the experts.
-    Dispatch(Exchanged),
+    /// Nothing more with the rows.
+    Dispatch(Rows<B>),
     /// To add them up by token.
-    Combine(Combine, B::Buffer),
+    Combine(Combine, B::Buffer, Rows<B>),
+}
+
+/// Puts the rows of all members into their order.
+type Order = Box<dyn FnOnce(&[Tensor]) -> Tensor>;
+
+/// How rows come from the other ranks.
+enum Rows<B: Backend> {
+    /// With their messages; this puts them into their order.
+    ByHost(Order),
+    /// From device to device, each to its place; the messages are empty.
+    Direct(Landing<B::Buffer>),
 }
 
 impl<B: Backend> Ranked<B> {
     /// Wraps `inner`; `groups` has the communicator of every kind of group with several members.
     pub fn new(inner: B, groups: Vec<(GroupKind, Communicator)>, clock: Arc<Clock>) -> Ranked<B> {
-        Ranked { inner, groups, place: Cell::default(), clock }
+        Ranked { inner, groups, direct: BTreeMap::new(), place: Cell::default(), clock }
+    }
+
+    /// Connects the devices of the groups' ranks, and of those of each of `links`, where the
+    /// backend does that. Every rank has the links that it shares with another in the same order.
+    ///
+    /// # Errors
+    /// Those of backend and exchange.
+    pub fn connect_devices(&mut self, links: &[&Communicator]) -> Result<()> {
+        let groups: Vec<Communicator> =
+            self.groups.iter().map(|(_, group)| group.clone()).collect();
+        for group in groups.iter().chain(links.iter().copied()) {
+            let meeting = group.beside("devices of");
+            let from_first = |own: Vec<u8>| {
+                let own = vec![Tensor::from_vec(&[own.len()], own)];
+                let first = meeting.broadcast("how devices meet", 0, own);
+                Ok(one(first.map_err(self.failed("connect"))?).bytes().to_vec())
+            };
+            let place = (group.index(), group.size());
+            if let Some(direct) = self.inner.connect(place, &from_first)? {
+                self.direct.insert(group.channel.clone(), direct);
+            }
+        }
+        Ok(())
+    }
+
+    fn direct(&self, group: &Communicator) -> Option<&Rc<dyn Direct<B::Buffer>>> {
+        self.direct.get(&group.channel)
     }
 
     /// The tensor, waited for where it is still on its way.
@@ -107,7 +177,7 @@ impl<B: Backend> Ranked<B> {
                 let all = pending.end().map_err(self.failed(name))?;
                 self.clock.part(COMMUNICATION, underway.place, begin);
                 let begin = self.clock.now();
-                let buffer = self.finish(all.into_iter().map(one).collect(), rest)?;
+                let buffer = self.finish(all, rest)?;
                 self.clock.part(COMPUTE, underway.place, begin);
                 underway.state.replace(State::Here(buffer.clone()));
                 Ok(buffer)
@@ -123,12 +193,19 @@ impl<B: Backend> Ranked<B> {
         }
     }
 
-    fn finish(&self, all: Vec<Tensor>, rest: Rest<B>) -> Result<B::Buffer> {
+    fn finish(&self, all: Vec<Vec<Tensor>>, rest: Rest<B>) -> Result<B::Buffer> {
+        let landed = |rows| match rows {
+            Rows::Direct(landing) => Ok(landing()?.remove(0)),
+            Rows::ByHost(order) => {
+                let members: Vec<Tensor> = all.into_iter().map(one).collect();
+                self.inner.upload(order(&members))
+            }
+        };
         match rest {
-            Rest::Dispatch(plan) => self.inner.upload(plan.by_expert(&all)),
-            Rest::Combine(local, inverse) => {
-                let sorted = self.inner.upload(concat(&all))?;
-                Ok(self.inner.execute(&local, vec![Some(sorted), Some(inverse)])?.remove(0))
+            Rest::Dispatch(rows) => landed(rows),
+            Rest::Combine(local, inverse, rows) => {
+                let inputs = vec![Some(landed(rows)?), Some(inverse)];
+                Ok(self.inner.execute(&local, inputs)?.remove(0))
             }
         }
     }
@@ -247,10 +324,21 @@ impl<B: Backend> Ranked<B> {
         let local =
             Dispatch { group: alone, received, copies_sent: 0, sent: Vec::new(), ..op.clone() };
         let sorted = self.inner.execute(&local, vec![Some(x), Some(rows)])?.remove(0);
-        let parts = split(&self.inner.download(&sorted)?, &plan.by_member);
-        let sent = parts.into_iter().map(|part| vec![part]).collect();
+        let (sent, rows) = match self.direct(communicator) {
+            Some(direct) => {
+                let (out, into) = (plan.own_blocks(), plan.blocks());
+                let landing = self.move_rows(direct, &sorted, (&out, &into))?;
+                (nothing(communicator), Rows::Direct(landing))
+            }
+            None => {
+                let parts = split(&self.inner.download(&sorted)?, &plan.by_member());
+                let sent = parts.into_iter().map(|part| vec![part]).collect();
+                let order = move |members: &[Tensor]| plan.by_expert(members);
+                (sent, Rows::ByHost(Box::new(order)))
+            }
+        };
         let pending = communicator.begin_all_to_all(&self.what(name), sent);
-        Ok((pending.map_err(self.failed(name))?, Rest::Dispatch(plan)))
+        Ok((pending.map_err(self.failed(name))?, Rest::Dispatch(rows)))
     }
 
     /// The experts' rows back to the ranks of their tokens, then the sum, here.
@@ -263,12 +351,45 @@ impl<B: Backend> Ranked<B> {
         let name = Combine::NAME;
         let communicator = self.communicator(name, op.group)?;
         let plan = self.plan(name, &op.sent, communicator)?;
-        let parts = plan.by_rank(&self.inner.download(&y)?);
-        let sent = parts.into_iter().map(|part| vec![part]).collect();
-        let pending = communicator.begin_all_to_all(&self.what(name), sent);
         let alone = Group { size: 1, ..op.group };
         let local = Combine { group: alone, copies_sent: 0, sent: Vec::new(), ..op.clone() };
-        Ok((pending.map_err(self.failed(name))?, Rest::Combine(local, inverse)))
+        let (sent, rows) = match self.direct(communicator) {
+            Some(direct) => {
+                let (out, into) = (plan.blocks(), plan.own_blocks());
+                let landing = self.move_rows(direct, &y, (&out, &into))?;
+                (nothing(communicator), Rows::Direct(landing))
+            }
+            None => {
+                let parts = plan.by_rank(&self.inner.download(&y)?);
+                let sent = parts.into_iter().map(|part| vec![part]).collect();
+                (sent, Rows::ByHost(Box::new(concat)))
+            }
+        };
+        let pending = communicator.begin_all_to_all(&self.what(name), sent);
+        Ok((pending.map_err(self.failed(name))?, Rest::Combine(local, inverse, rows)))
+    }
+
+    /// Begins to move rows of `x` from device to device: blocks of rows with the members that they
+    /// go to, and those of the new rows with the members that they come from.
+    fn move_rows(
+        &self,
+        direct: &Rc<dyn Direct<B::Buffer>>,
+        x: &B::Buffer,
+        (out, into): (&[Block], &[Block]),
+    ) -> Result<Landing<B::Buffer>> {
+        let mut shape = self.inner.shape(x);
+        let width: usize = shape[1..].iter().product();
+        let elements = |rows: &Range<usize>| rows.start * width..rows.end * width;
+        shape[0] = into.iter().map(|(_, rows)| rows.len()).sum();
+        let sent =
+            |(to, rows): &Block| Sent { to: *to, buffer: x.clone(), elements: elements(rows) };
+        let received =
+            |(from, rows): &Block| Received { from: *from, buffer: 0, elements: elements(rows) };
+        direct.begin(Transfer {
+            sent: out.iter().map(sent).collect(),
+            room: vec![(self.inner.dtype(x), shape)],
+            received: into.iter().map(received).collect(),
+        })
     }
 
     /// An op whose inputs are here.
@@ -319,10 +440,13 @@ impl<B: Backend> Underway<B> {
     }
 }
 
+/// A block of rows of one member: the member, and the rows.
+type Block = (usize, Range<usize>);
+
 /// Who sends how many rows to which expert, seen from one member of the group.
 struct Exchanged {
-    /// Rows of this member for the experts of each.
-    by_member: Vec<usize>,
+    /// Rows of this member for each expert of each.
+    sent: Vec<Vec<usize>>,
     /// Rows of each member for each expert here.
     received: Vec<Vec<usize>>,
 }
@@ -331,26 +455,44 @@ impl Exchanged {
     fn of(sent: &[Vec<usize>], index: usize) -> Exchanged {
         let members = sent.len();
         let local = sent[index].len() / members;
-        let by_member = sent[index].chunks(local).map(|counts| counts.iter().sum()).collect();
         let own = index * local..(index + 1) * local;
         let received = sent.iter().map(|counts| counts[own.clone()].to_vec()).collect();
-        Exchanged { by_member, received }
+        let sent = sent[index].chunks(local).map(<[usize]>::to_vec).collect();
+        Exchanged { sent, received }
+    }
+
+    /// Rows of this member for the experts of each.
+    fn by_member(&self) -> Vec<usize> {
+        self.sent.iter().map(|counts| counts.iter().sum()).collect()
     }
 
     fn own_total(&self) -> usize {
-        self.by_member.iter().sum()
+        self.by_member().iter().sum()
     }
 
-    /// Each block of rows of one member for one expert here, in the order expert, member: member
-    /// and range of its rows.
-    fn blocks(&self) -> Vec<(usize, Range<usize>)> {
-        let mut next = vec![0; self.received.len()];
+    /// This member's rows by the member and the expert that they go to.
+    fn own_blocks(&self) -> Vec<Block> {
+        let mut next = 0;
+        let blocks = self
+            .sent
+            .iter()
+            .enumerate()
+            .flat_map(|(member, counts)| counts.iter().map(move |count| (member, *count)));
+        let mut block = |(member, count)| {
+            next += count;
+            (member, next - count..next)
+        };
+        blocks.map(&mut block).collect()
+    }
+
+    /// The rows for the experts here in the order expert, member.
+    fn blocks(&self) -> Vec<Block> {
+        let mut next = 0;
         let mut blocks = Vec::new();
         for expert in 0..self.received[0].len() {
-            for (member, next) in next.iter_mut().enumerate() {
-                let count = self.received[member][expert];
-                blocks.push((member, *next..*next + count));
-                *next += count;
+            for (member, counts) in self.received.iter().enumerate() {
+                blocks.push((member, next..next + counts[expert]));
+                next += counts[expert];
             }
         }
         blocks
@@ -359,9 +501,12 @@ impl Exchanged {
     /// Rows of all members, each by expert, in the order expert, member.
     fn by_expert(&self, members: &[Tensor]) -> Tensor {
         let width = width(&members[0]);
+        let mut rest: Vec<&[u8]> = members.iter().map(Tensor::bytes).collect();
         let mut bytes = Vec::new();
         for (member, rows) in self.blocks() {
-            bytes.extend(&members[member].bytes()[rows.start * width..rows.end * width]);
+            let (block, after) = rest[member].split_at(rows.len() * width);
+            rest[member] = after;
+            bytes.extend(block);
         }
         with_rows(&members[0], &bytes)
     }
@@ -370,14 +515,16 @@ impl Exchanged {
     fn by_rank(&self, rows: &Tensor) -> Vec<Tensor> {
         let width = width(rows);
         let mut members = vec![Vec::new(); self.received.len()];
-        let mut begin = 0;
-        for (member, range) in self.blocks() {
-            let end = begin + range.len() * width;
-            members[member].extend(&rows.bytes()[begin..end]);
-            begin = end;
+        for (member, block) in self.blocks() {
+            members[member].extend(&rows.bytes()[block.start * width..block.end * width]);
         }
         members.iter().map(|bytes| with_rows(rows, bytes)).collect()
     }
+}
+
+/// Messages that carry nothing, one for each member.
+fn nothing(group: &Communicator) -> Vec<Vec<Tensor>> {
+    vec![Vec::new(); group.size()]
 }
 
 /// Bytes of a row.
@@ -497,5 +644,77 @@ impl<B: Backend> Backend for Ranked<B> {
             |counts: Tensor| counts.as_slice::<i32>().iter().map(|&n| n as usize).collect();
         let all = all.map_err(self.failed(name))?.into_iter();
         Ok(Some(all.map(|counts| numbers(one(counts))).collect()))
+    }
+}
+
+impl<B: Backend> Travelling for Ranked<B> {
+    fn send_to(
+        &self,
+        link: &Communicator,
+        what: &str,
+        to: usize,
+        buffers: Vec<Arriving<B>>,
+    ) -> Result<()> {
+        let buffers = buffers.into_iter().map(|buffer| self.here(buffer));
+        let buffers = buffers.collect::<Result<Vec<_>>>()?;
+        let message = match self.direct(link) {
+            None => buffers.iter().map(|b| self.inner.download(b)).collect::<Result<_>>()?,
+            Some(direct) => {
+                let meta = |b| (self.inner.dtype(b), self.inner.shape(b));
+                let room: Room = buffers.iter().map(meta).collect();
+                let whole = |(buffer, (_, shape)): (_, &(_, Vec<usize>))| {
+                    let elements = 0..shape.iter().product();
+                    Sent { to, buffer, elements }
+                };
+                let sent = buffers.into_iter().zip(&room).map(whole).collect();
+                let json = serde_json::to_vec(&room).expect("plain data");
+                // Nothing lands here.
+                drop(direct.begin(Transfer { sent, room: Vec::new(), received: Vec::new() })?);
+                vec![Tensor::from_vec(&[json.len()], json)]
+            }
+        };
+        link.send(what, to, message).map_err(self.failed("pipeline"))
+    }
+
+    fn receive_from(
+        &self,
+        link: &Communicator,
+        what: &str,
+        from: usize,
+    ) -> Result<Vec<Arriving<B>>> {
+        let message = link.receive(what, from).map_err(self.failed("pipeline"))?;
+        let buffers = match self.direct(link) {
+            None => message.into_iter().map(|t| self.inner.upload(t)).collect::<Result<_>>()?,
+            Some(direct) => {
+                let json = one(message);
+                let room: Room = serde_json::from_slice(json.bytes()).expect("a rank's own JSON");
+                let whole = |(buffer, (_, shape)): (usize, &(_, Vec<usize>))| {
+                    let elements = 0..shape.iter().product();
+                    Received { from, buffer, elements }
+                };
+                let received = room.iter().enumerate().map(whole).collect();
+                direct.begin(Transfer { sent: Vec::new(), room, received })?()?
+            }
+        };
+        Ok(buffers.into_iter().map(Arriving::Here).collect())
+    }
+}
+
+/// Element types and shapes of buffers.
+type Room = Vec<(DType, Vec<usize>)>;
+
+impl<B: Travelling, H: Hook<B>> Travelling for Recorder<B, H> {
+    fn send_to(
+        &self,
+        link: &Communicator,
+        what: &str,
+        to: usize,
+        buffers: Vec<B::Buffer>,
+    ) -> Result<()> {
+        self.inner().send_to(link, what, to, buffers)
+    }
+
+    fn receive_from(&self, link: &Communicator, what: &str, from: usize) -> Result<Vec<B::Buffer>> {
+        self.inner().receive_from(link, what, from)
     }
 }

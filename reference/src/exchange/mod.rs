@@ -196,6 +196,11 @@ impl Communicator {
         }
     }
 
+    /// The same group, for other exchanges beside these.
+    pub(super) fn beside(&self, name: &str) -> Communicator {
+        Communicator::new(&self.exchange, &format!("{name} {}", self.channel), &self.members)
+    }
+
     /// How many ranks the group has.
     pub fn size(&self) -> usize {
         self.members.len()

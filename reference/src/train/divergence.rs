@@ -9,6 +9,8 @@ use half::{bf16, f16};
 use super::shards::accumulate;
 use super::trainer::{StepBatches, StepLog, Trainer};
 use crate::backend::{Backend, Call, Place, Recorder, Result, passes_on};
+use crate::exchange::Communicator;
+use crate::exchange::backend::Travelling;
 use crate::model::Params;
 use crate::{DynOp, EngineError, Tensor};
 
@@ -211,6 +213,22 @@ impl<B: Backend> Backend for Borrowed<'_, B> {
 
     fn group_counts(&self, counts: &B::Buffer, group: Group) -> Result<Option<Vec<Vec<usize>>>> {
         self.0.group_counts(counts, group)
+    }
+}
+
+impl<B: Travelling> Travelling for Borrowed<'_, B> {
+    fn send_to(
+        &self,
+        link: &Communicator,
+        what: &str,
+        to: usize,
+        buffers: Vec<B::Buffer>,
+    ) -> Result<()> {
+        self.0.send_to(link, what, to, buffers)
+    }
+
+    fn receive_from(&self, link: &Communicator, what: &str, from: usize) -> Result<Vec<B::Buffer>> {
+        self.0.receive_from(link, what, from)
     }
 }
 

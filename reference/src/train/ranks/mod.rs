@@ -45,7 +45,7 @@ use crate::checkpoint::HfCheckpoint;
 use crate::checkpoint::training::{self, Part, Saved};
 use crate::data::{Loader, LoaderState, Tokenizer};
 use crate::exchange::Exchange;
-use crate::exchange::backend::Ranked;
+use crate::exchange::backend::{Ranked, Travelling};
 use crate::exchange::clock::{Clock, Timed, Waits};
 use crate::layers::{Gradients, Weights};
 use crate::model::routing::move_biases;
@@ -119,7 +119,9 @@ impl<B: Backend> RankTrainer<B> {
             (loader.state(), loader.tokenizer().clone(), held_out)
         };
         agree(&world, &config, &place, &tokenizer)?;
-        let backend = Ranked::new(backend, world.groups(), Arc::clone(&clock));
+        let links = Links::new(&world);
+        let mut backend = Ranked::new(backend, world.groups(), Arc::clone(&clock));
+        backend.connect_devices(&links.all())?;
         let whole = Model::new(&config.model, config.recipe.clone(), Parallel::default(), 0)?;
         let pieces = Pieces::new(&config, &whole, &world)?;
         let routes = Routes::new(&pieces, &world);
@@ -131,7 +133,7 @@ impl<B: Backend> RankTrainer<B> {
             clock,
             timeline: timeline.clone(),
             traced: Vec::new(),
-            links: Links::new(&world),
+            links,
             loader: world.readers.is_some().then(|| Arc::clone(loader)),
             world,
             whole,
@@ -267,7 +269,7 @@ impl<B: Backend> RankTrainer<B> {
     }
 
     /// Forwards and backwards of a step on this rank.
-    fn execute<R: Backend>(
+    fn execute<R: Travelling>(
         &self,
         backend: &R,
         plan: Plan,

@@ -11,10 +11,10 @@ use fathom_schedule::{Chunk, Op};
 
 use super::data::StepData;
 use super::world::World;
-use crate::EngineError;
 use crate::backend::{Backend, Result};
+use crate::exchange::Communicator;
+use crate::exchange::backend::Travelling;
 use crate::exchange::clock::{Clock, INTO_STAGE};
-use crate::exchange::{Communicator, ExchangeError};
 use crate::layers::{Gradients, Weights};
 use crate::model::{
     DeviceBatch, Lane, Model, PairedBackward, StageKept, StageReport, StepSettings,
@@ -62,6 +62,11 @@ impl Links {
             }
         }
         Links { of }
+    }
+
+    /// All of them, in an order that ranks have in common.
+    pub fn all(&self) -> Vec<&Communicator> {
+        self.of.values().collect()
     }
 }
 
@@ -166,7 +171,7 @@ struct Running<'a, B: Backend> {
     done: Executed<B>,
 }
 
-impl<B: Backend> Executor<'_, B> {
+impl<B: Travelling> Executor<'_, B> {
     /// Runs the instructions.
     ///
     /// # Errors
@@ -199,14 +204,9 @@ impl<B: Backend> Executor<'_, B> {
         assert!(running.flights.is_empty() && running.chains.is_empty(), "every chunk is through");
         Ok(running.done)
     }
-
-    fn failed(&self, error: &ExchangeError) -> EngineError {
-        let (engine, op) = (self.backend.name(), "pipeline".to_owned());
-        EngineError::Failed { engine, op, reason: error.to_string() }
-    }
 }
 
-impl<B: Backend> Running<'_, B> {
+impl<B: Travelling> Running<'_, B> {
     /// Direction, stage, union and place in it of a chunk.
     fn place(&self, chunk: Chunk) -> (usize, usize, usize, usize) {
         let Executor { world, per_shard, .. } = self.executor;
@@ -227,9 +227,7 @@ impl<B: Backend> Running<'_, B> {
             self.local.insert((entry, chunk.mb), buffers);
             return Ok(());
         };
-        let tensors = buffers.iter().map(|b| backend.download(b)).collect::<Result<_>>()?;
-        let sent = link.send(&self.what(entry.1, chunk), 1, tensors);
-        sent.map_err(|e| self.executor.failed(&e))
+        backend.send_to(link, &self.what(entry.1, chunk), 1, buffers)
     }
 
     fn receive(&mut self, entry: Entry, chunk: Chunk) -> Result<Vec<B::Buffer>> {
@@ -238,10 +236,9 @@ impl<B: Backend> Running<'_, B> {
             let own = self.local.remove(&(entry, chunk.mb));
             return Ok(own.expect("the other stage of this rank comes first"));
         };
-        let received = link.receive(&self.what(entry.1, chunk), 0);
-        let tensors = received.map_err(|e| self.executor.failed(&e))?;
+        let buffers = backend.receive_from(link, &self.what(entry.1, chunk), 0)?;
         self.began = clock.now();
-        tensors.into_iter().map(|t| backend.upload(t)).collect()
+        Ok(buffers)
     }
 
     /// A chunk's micro-batches, each with what it knows of its step.
