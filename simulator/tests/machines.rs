@@ -174,3 +174,16 @@ fn oversubscribed_uplinks_cost_time() {
         assert!(blocked > 1.005 * free, "{topology}: {blocked} {free}");
     }
 }
+
+/// Flows that are hashed onto uplinks meet there, which packets that are spread do not.
+#[test]
+fn hashed_flows_cost_time() {
+    for topology in ["mpft", "fat_tree2", "fat_tree3", "rail"] {
+        let topology = format!("cluster.network.topology=\"{topology}\"");
+        let of = |by: &str| step_s("deepseek-v3-h800-2048", &[&topology, by]);
+        let spread = of("cluster.network.routing=\"adaptive\"");
+        let hashed = of("cluster.network.routing=\"ecmp\"");
+        assert!(hashed > 1.0005 * spread, "{topology}: {hashed} {spread}");
+        assert_eq!(spread, of("cluster.network.oversubscription=1.0"));
+    }
+}
