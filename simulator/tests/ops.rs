@@ -48,7 +48,7 @@ fn ops_that_are_told_apart_by_name_are_in_the_table() {
     }
 }
 
-/// A layer of fused ops is the same products, and fewer kernels beside them, which move fewer bytes.
+/// A layer of fused ops has the same products, and fewer kernels beside them that move fewer bytes.
 #[test]
 fn fused_ops_are_fewer_kernels_and_fewer_bytes() {
     let model = ModelConfig::preset("deepseek-v3").unwrap();

@@ -366,3 +366,26 @@ impl Op for Combine {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Backend, Reference};
+
+    /// Codes and scales go where each would go alone, and as many bytes leave the rank.
+    #[test]
+    fn codes_are_dispatched_as_two_tensors_are() {
+        let case = DispatchCodes::example().case();
+        let op: &DispatchCodes = case.op.as_any().downcast_ref().unwrap();
+        let inputs = case.ordered_inputs().unwrap();
+        let [Some(q), Some(scale), Some(rows)] = &inputs[..] else { panic!("all are given") };
+        let [to_q, to_scale] = Reference.dispatch_codes(op, q, scale, rows).unwrap();
+        for (x, found) in [(q, to_q), (scale, to_scale)] {
+            let expected = Reference.dispatch(&op.each(), x, rows).unwrap();
+            assert!(found.shape() == expected.shape() && found.bytes() == expected.bytes());
+        }
+        let sending = DispatchCodes { copies_sent: 5, ..op.clone() };
+        let metas: Vec<_> = inputs.iter().map(|x| x.as_ref().map(|x| x.meta("x"))).collect();
+        assert_eq!(Op::bytes_sent(&sending, &metas), 5 * (8 + 2 * 4));
+    }
+}
