@@ -67,7 +67,7 @@ fn values(
     }
 }
 
-/// The same of tensors, and the FLOPs for it.
+/// The same of tensors.
 fn run_values(
     kept: Option<&Dequantize>,
     x: Option<Tensor>,
@@ -83,6 +83,7 @@ fn cast(op: &'static str, cast: &QuantizeTile, y: &TensorMeta) -> Result<[Tensor
     Ok(outputs(cast.infer(&[Some(y.clone())]).map_err(|e| e.within(op, "cast"))?))
 }
 
+/// FLOPs of the values of codes.
 fn flops_of_values(kept: Option<&Dequantize>, x: &Option<TensorMeta>) -> u64 {
     kept.map_or(0, |kept| kept.flops(&[x.clone(), None]))
 }
