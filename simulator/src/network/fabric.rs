@@ -36,9 +36,9 @@ impl Fabric {
         for _ in 0..n {
             capacity.extend([up, up, nic, nic]);
         }
-        // A leaf's uplinks are one pool, as wide as its downlinks (no oversubscription) and as fast as
-        // its fullest where every NIC sends to those of all other nodes, except for dragonfly, where a router has half as many global links as
-        // terminals' share would ask for.
+        // A leaf's uplinks are one pool, as wide as its downlinks (no oversubscription) and as fast
+        // as its fullest where every NIC sends to those of all other nodes, except for dragonfly,
+        // where a router has half as many global links as terminals' share would ask for.
         let share = if net.topology == TopologyKind::Dragonfly { 1.0 / 2.0 } else { 1.0 };
         let downlinks = (net.switch_ports / 2) as f64;
         let flows = (n / per_node.max(1)).saturating_sub(1) as f64;

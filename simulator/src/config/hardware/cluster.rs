@@ -30,8 +30,8 @@ pub enum Routing {
     /// Packet by packet, to the emptiest: InfiniBand's adaptive routing, or RoCE's where it is on.
     #[default]
     Adaptive,
-    /// Flow by flow, by a hash: where several meet on one uplink, others idle. RoCE's default, which
-    /// DeepSeek advises against (arXiv 2505.09343, section 5.2).
+    /// Flow by flow, by a hash: where several meet on one uplink, others idle. RoCE's default,
+    /// which DeepSeek advises against (arXiv 2505.09343, section 5.2).
     Ecmp,
 }
 

@@ -101,7 +101,7 @@ pub fn unordered_lanes(now: &str, what: &str, lane: usize, line: u32) -> String 
 
 /// The sanitizer of one cluster.
 pub struct Sanitizer {
-    /// By CTA.
+    /// What shared memory remembers, by CTA of the cluster.
     cells: Vec<Cells>,
     /// By thread: warps, then mbarriers.
     seen: Vec<Seen>,
