@@ -240,6 +240,16 @@ pub struct NormKept<B: Backend> {
     pub dy: Option<B::Buffer>,
 }
 
+/// What a norm gives that is cast on its way out.
+pub(super) struct Normed<B: Backend> {
+    /// The normalised columns, where an op reads them as they are.
+    pub y: Option<B::Buffer>,
+    /// The same as products read them.
+    pub operand: Operand<B>,
+    /// What the norm's backward needs.
+    pub kept: NormKept<B>,
+}
+
 impl Norm {
     /// The normalised columns, and what the backward needs.
     ///
@@ -274,7 +284,7 @@ impl Norm {
             let (y, kept) = self.fprop(cx, x)?;
             return Ok((cx.operand(&y, reader)?, kept));
         };
-        let (_, operand, kept) = self.fused(cx, x, &cast, false)?;
+        let Normed { operand, kept, .. } = self.fused(cx, x, &cast, false)?;
         Ok((operand, kept))
     }
 
@@ -285,11 +295,12 @@ impl Norm {
         x: &B::Buffer,
         cast: &QuantizeTile,
         keep: bool,
-    ) -> Result<(Option<B::Buffer>, Operand<B>, NormKept<B>)> {
+    ) -> Result<Normed<B>> {
         let op = RmsNormQuantize { norm: self.op(cx), cast: cast.clone(), keep };
         let [y, q, scale, rstd] = cx.backend.rms_norm_quantize(&op, x, cx.master(self.weight))?;
         let operand = Operand::of_cast(cast, self.width, [q, scale]);
-        Ok((keep.then_some(y), operand, NormKept { x: x.clone(), rstd, dy: None }))
+        let kept = NormKept { x: x.clone(), rstd, dy: None };
+        Ok(Normed { y: keep.then_some(y), operand, kept })
     }
 
     /// The input's gradient, added to `residual`; keeps `dy` for the weight.

@@ -6,7 +6,7 @@
 use crate::backend::{Backend, Result};
 use crate::layers::delayed::Side;
 use crate::layers::feed_forward::{FeedForward, FeedForwardKept};
-use crate::layers::linear::NormKept;
+use crate::layers::linear::{NormKept, Normed};
 use crate::layers::moe::{MoeKept, MoeLayer};
 use crate::layers::operand::Operand;
 use crate::layers::{Cx, Norm};
@@ -70,12 +70,7 @@ const GATE_READS: &str = "the gate reads the normalised rows as they are";
 impl MlpLayer {
     /// The normalised rows, where an op reads them as they are; the same as the products read them,
     /// cast once for routed and shared experts; what the norm's backward needs.
-    #[allow(clippy::type_complexity)]
-    fn normed<B: Backend>(
-        &self,
-        cx: &Cx<'_, B>,
-        h: &B::Buffer,
-    ) -> Result<(Option<B::Buffer>, Operand<B>, NormKept<B>)> {
+    fn normed<B: Backend>(&self, cx: &Cx<'_, B>, h: &B::Buffer) -> Result<Normed<B>> {
         let routed = self.moe.is_some();
         let scale = if routed { cx.recipe.dispatch_scale } else { cx.recipe.fp8.scale };
         if let Some(cast) = cx.fused_cast(Side::Activation, scale) {
@@ -87,7 +82,7 @@ impl MlpLayer {
             (None, Some(dense)) => cx.operand(&n, dense.gate_up.weight)?,
             (None, None) => panic!("a layer has a dense part or experts"),
         };
-        Ok((Some(n), operand, kept))
+        Ok(Normed { y: Some(n), operand, kept })
     }
 
     /// Dispatch: norm, router, rows to their experts.
@@ -99,7 +94,7 @@ impl MlpLayer {
         cx: &Cx<'_, B>,
         h: &B::Buffer,
     ) -> Result<(Dispatched<B>, MlpKept<B>)> {
-        let (n, operand, norm) = self.normed(cx, h)?;
+        let Normed { y: n, operand, kept: norm } = self.normed(cx, h)?;
         let dispatch = |moe: &MoeLayer| moe.dispatch(cx, n.as_ref().expect(GATE_READS), &operand);
         let (moe, routed) = self.moe.as_ref().map(dispatch).transpose()?.unzip();
         let keep = !cx.recipe.recompute_norms;
@@ -248,8 +243,8 @@ impl MlpLayer {
         let (n, operand) = match (kept.n_operand, &self.dense) {
             (Some(operand), _) => (kept.n, Some(operand)),
             (None, Some(_)) => {
-                let (n, operand, _) = self.normed(cx, x)?;
-                (n, Some(operand))
+                let normed = self.normed(cx, x)?;
+                (normed.y, Some(normed.operand))
             }
             (None, None) => (Some(self.norm.fprop(cx, x)?.0), None),
         };
