@@ -335,6 +335,31 @@ fn sixty_four_ranks_are_one_process() {
     many(&all, 1).assert_is(&one(&set, 1), "64 ranks");
 }
 
+/// Pipelines of 8 and 16 ranks by every schedule that 16 layers are enough for.
+#[test]
+fn deep_pipelines_have_the_bits_of_one_process() {
+    let set = [
+        "model.layers=16",
+        "grad_shards=2",
+        "schedule.batch=64",
+        "seq_len=8",
+        "model.hidden_size=32",
+        "model.intermediate_size=32",
+        "model.moe.intermediate_size=32",
+        "recipe.mode=\"bf16\"",
+    ];
+    let whole = one(&set, 1);
+    let of = |pp| move |schedule| (pp, 1, 1, schedule);
+    let eight =
+        ["gpipe", "1f1b", "interleaved", "zb1p", "zb-v", "chimera", "dualpipe", "dualpipev"];
+    let sixteen = ["gpipe", "1f1b", "zb1p", "chimera", "dualpipe"];
+    for layout in eight.map(of(8)).into_iter().chain(sixteen.map(of(16))) {
+        let layout_set = settings(layout);
+        let all = [&set[..], &words(&layout_set)].concat();
+        many(&all, 1).assert_is(&whole, &format!("{layout:?}"));
+    }
+}
+
 /// A tied head, two MTP modules and a dropped token: what several stages share.
 #[test]
 fn what_stages_share_is_added_in_order() {
