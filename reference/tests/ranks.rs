@@ -138,12 +138,25 @@ fn settings((pp, dp, ep, schedule): Layout) -> Vec<String> {
     ]
 }
 
-/// Runs of one `grad_shards` and `expert_union`, and the layouts that they lie on.
-const TABLE: [(usize, usize, &[Layout]); 3] = [
-    (
-        4,
-        1,
-        &[
+/// Runs of one model, `grad_shards` and `expert_union`, and the layouts that they lie on.
+struct Runs {
+    grad_shards: usize,
+    expert_union: usize,
+    layers: usize,
+    more: &'static [&'static str],
+    modes: &'static [&'static str],
+    layouts: &'static [Layout],
+}
+
+/// What is compared.
+const TABLE: [Runs; 4] = [
+    Runs {
+        grad_shards: 4,
+        expert_union: 1,
+        layers: 4,
+        more: &["schedule.batch=16"],
+        modes: &MODES,
+        layouts: &[
             (1, 1, 1, "1f1b"),
             (1, 2, 1, "1f1b"),
             (1, 4, 1, "1f1b"),
@@ -157,61 +170,115 @@ const TABLE: [(usize, usize, &[Layout]); 3] = [
             (2, 2, 1, "dualpipe"),
             (2, 1, 1, "dualpipev"),
         ],
-    ),
-    (
-        4,
-        2,
-        &[
+    },
+    Runs {
+        grad_shards: 4,
+        expert_union: 2,
+        layers: 4,
+        more: &["schedule.batch=16"],
+        modes: &MODES,
+        layouts: &[
+            (2, 2, 2, "dualpipe"),
             (1, 2, 2, "1f1b"),
             (1, 4, 2, "1f1b"),
             (1, 2, 1, "1f1b"),
-            (2, 2, 2, "dualpipe"),
             (4, 2, 2, "zb1p"),
             (2, 2, 1, "zb-v"),
             (2, 4, 2, "interleaved"),
         ],
-    ),
-    (4, 4, &[(1, 4, 4, "1f1b"), (1, 1, 1, "1f1b"), (2, 4, 4, "dualpipev")]),
+    },
+    Runs {
+        grad_shards: 4,
+        expert_union: 4,
+        layers: 4,
+        more: &["schedule.batch=16"],
+        modes: &MODES,
+        layouts: &[(2, 4, 4, "dualpipev"), (1, 4, 4, "1f1b"), (1, 1, 1, "1f1b")],
+    },
+    // Deep pipelines of a narrow model.
+    Runs {
+        grad_shards: 4,
+        expert_union: 2,
+        layers: 16,
+        more: &[
+            "schedule.batch=64",
+            "seq_len=8",
+            "model.hidden_size=32",
+            "model.intermediate_size=32",
+            "model.moe.intermediate_size=32",
+        ],
+        modes: &[MODES[1]],
+        layouts: &[
+            (8, 2, 2, "dualpipe"),
+            (8, 1, 1, "gpipe"),
+            (8, 1, 1, "1f1b"),
+            (8, 1, 1, "interleaved"),
+            (8, 1, 1, "zb1p"),
+            (8, 1, 1, "zb-v"),
+            (8, 1, 1, "chimera"),
+            (8, 1, 1, "dualpipev"),
+            (16, 1, 1, "gpipe"),
+            (16, 1, 1, "1f1b"),
+            (16, 1, 1, "zb1p"),
+            (16, 2, 2, "chimera"),
+            (16, 2, 2, "dualpipe"),
+        ],
+    },
 ];
 
-/// Every layout runs two steps, is gone on with on the next layout for one, and is compared with
-/// one process. The page shows the table that this writes (`FATHOM_BLESS=1` rewrites it).
+/// Steps of a run on its first layout, and on the next: where all is asked for, and else.
+const LONG: [usize; 2] = [5, 5];
+const SHORT: [usize; 2] = [2, 1];
+
+/// Every layout runs some steps, is gone on with on the next layout, and is compared with one
+/// process. The page shows the table that this writes (`FATHOM_BLESS=1` rewrites it).
+/// FATHOM_LAYOUTS=all asks for long runs, in all modes.
 #[test]
 fn the_layouts_of_the_table_have_the_bits_of_one_process() {
+    let all = std::env::var_os("FATHOM_LAYOUTS").is_some_and(|asked| asked == "all");
     let mut rows = String::from(
-        "| grad_shards | expert_union | pp | dp | ep | schedule | then | fp32 | bf16 | fp8 |\n\
-         |---:|---:|---:|---:|---:|---|---|---|---|---|\n",
+        "| grad_shards | expert_union | layers | pp | dp | ep | schedule | then | steps | fp32 | bf16 | \
+         fp8 |\n|---:|---:|---:|---:|---:|---:|---|---|---|---|---|---|\n",
     );
-    for (grad_shards, union, layouts) in TABLE {
-        let run = [
+    for Runs { grad_shards, expert_union, layers, more, modes, layouts } in TABLE {
+        let mut run = vec![
             format!("grad_shards={grad_shards}"),
-            format!("expert_union={union}"),
-            "model.layers=4".to_owned(),
-            "schedule.batch=16".to_owned(),
+            format!("expert_union={expert_union}"),
+            format!("model.layers={layers}"),
         ];
+        run.extend(more.iter().map(|set| (*set).to_owned()));
         let with = |mode: &str, layout: &[String]| -> Vec<String> {
             let all = run.iter().chain(layout).cloned();
             all.chain([mode.to_owned()]).collect()
         };
-        let wholes = MODES.map(|mode| one(&words(&with(mode, &[])), 3));
+        let modes = if all { &MODES[..] } else { modes };
+        let counts = if all { LONG } else { SHORT };
+        let whole = |mode: &&str| one(&words(&with(mode, &[])), counts.iter().sum());
+        let wholes: Vec<Outcome> = modes.iter().map(whole).collect();
         for (i, &layout) in layouts.iter().enumerate() {
             let next = layouts[(i + 1) % layouts.len()];
-            for (mode, whole) in MODES.iter().zip(&wholes) {
+            for (mode, whole) in modes.iter().zip(&wholes) {
                 let folder = tempfile::tempdir().unwrap();
                 let first = with(mode, &settings(layout));
-                let (mut logs, saved) = steps(&words(&first), None, 2, folder.path());
+                let (mut logs, saved) = steps(&words(&first), None, counts[0], folder.path());
                 let then = with(mode, &settings(next));
-                let (more, saved) = steps(&words(&then), Some(saved), 1, folder.path());
+                let (more, saved) = steps(&words(&then), Some(saved), counts[1], folder.path());
                 logs.extend(more);
                 Outcome::of(logs, saved).assert_is(whole, &format!("{layout:?}, {next:?}, {mode}"));
             }
             let (pp, dp, ep, schedule) = layout;
             let (pp2, dp2, ep2, schedule2) = next;
+            let [first, then] = counts;
+            let equal = MODES.map(|mode| if modes.contains(&mode) { "equal" } else { "" });
             rows += &format!(
-                "| {grad_shards} | {union} | {pp} | {dp} | {ep} | {schedule} | pp {pp2} dp {dp2} ep \
-                 {ep2} {schedule2} | equal | equal | equal |\n"
+                "| {grad_shards} | {expert_union} | {layers} | {pp} | {dp} | {ep} | {schedule} | pp \
+                 {pp2} dp {dp2} ep {ep2} {schedule2} | {first} + {then} | {} |\n",
+                equal.join(" | ")
             );
         }
+    }
+    if all {
+        return println!("{rows}");
     }
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/distributed.md");
     let text = std::fs::read_to_string(&page).unwrap();
