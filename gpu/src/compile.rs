@@ -9,6 +9,7 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io::Write;
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::ptr;
 
@@ -340,8 +341,6 @@ struct Api {
     ptx: Get,
     cubin_size: Size,
     cubin: Get,
-    _library: Library,
-    _builtins: Library,
 }
 
 impl Api {
@@ -352,10 +351,13 @@ impl Api {
         };
         // First: NVRTC looks for its builtins by name, and finds them when they are loaded.
         let builtins = open(&nvrtc.builtins)?;
-        let library = open(&nvrtc.library)?;
+        // Never unloaded: NVRTC's own handlers run when the process ends, which may be while a thread
+        // still has a compiler to drop.
+        std::mem::forget(builtins);
+        let library = ManuallyDrop::new(open(&nvrtc.library)?);
         let missing = |e: libloading::Error| load_error(&nvrtc.library, &e);
         // SAFETY: the types are those of nvrtc.h; the functions live as long as the library, which
-        // is kept beside them.
+        // stays.
         unsafe {
             Ok(Api {
                 version: *library.get(b"nvrtcVersion\0").map_err(missing)?,
@@ -369,8 +371,6 @@ impl Api {
                 ptx: *library.get(b"nvrtcGetPTX\0").map_err(missing)?,
                 cubin_size: *library.get(b"nvrtcGetCUBINSize\0").map_err(missing)?,
                 cubin: *library.get(b"nvrtcGetCUBIN\0").map_err(missing)?,
-                _library: library,
-                _builtins: builtins,
             })
         }
     }

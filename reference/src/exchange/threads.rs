@@ -90,6 +90,7 @@ where
     let main = Arc::new(main);
     let (sender, receiver) = mpsc::channel();
     let cores = (rayon::current_num_threads() / world.max(1)).max(1);
+    let mut threads = Vec::with_capacity(world);
     for rank in 0..world {
         let (mail, main, sender) = (Arc::clone(&mail), Arc::clone(&main), sender.clone());
         let body = move || {
@@ -100,7 +101,7 @@ where
             let _ = sender.send((rank, end));
         };
         let builder = std::thread::Builder::new().name(format!("rank {rank}"));
-        builder.spawn(body).expect("the system starts a thread");
+        threads.push(builder.spawn(body).expect("the system starts a thread"));
     }
     let mut ends: Vec<Option<End<T, E>>> = (0..world).map(|_| None).collect();
     let mut last: Option<Instant> = None;
@@ -122,6 +123,10 @@ where
         }
     }
     tick();
+    // Who has ended gives back what it had, a device for instance, before the process may end.
+    for (thread, _) in threads.into_iter().zip(&ends).filter(|(_, end)| end.is_some()) {
+        let _ = thread.join();
+    }
     ends.into_iter().map(|end| end.unwrap_or(End::Hangs)).collect()
 }
 
