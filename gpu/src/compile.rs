@@ -351,8 +351,8 @@ impl Api {
         };
         // First: NVRTC looks for its builtins by name, and finds them when they are loaded.
         let builtins = open(&nvrtc.builtins)?;
-        // Never unloaded: NVRTC's own handlers run when the process ends, which may be while a thread
-        // still has a compiler to drop.
+        // Never unloaded: NVRTC's own handlers run when the process ends, which may be while a
+        // thread still has a compiler to drop.
         std::mem::forget(builtins);
         let library = ManuallyDrop::new(open(&nvrtc.library)?);
         let missing = |e: libloading::Error| load_error(&nvrtc.library, &e);
