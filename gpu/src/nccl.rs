@@ -12,6 +12,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -103,8 +104,6 @@ pub struct Nccl {
     receive: unsafe extern "C" fn(u64, usize, c_int, c_int, Comm, Stream) -> c_int,
     words: unsafe extern "C" fn(c_int) -> *const c_char,
     last_words: unsafe extern "C" fn(Comm) -> *const c_char,
-    /// Last, so that the functions go before it.
-    _library: Library,
 }
 
 impl Nccl {
@@ -117,9 +116,10 @@ impl Nccl {
             path: path.to_owned(),
             reason: error.to_string(),
         };
-        // SAFETY: NCCL's initialisers prepare its own tables; the types are those of nccl.h.
+        // SAFETY: NCCL's initialisers prepare its own tables; the types are those of nccl.h; the
+        // library stays loaded, as its threads and the handlers of the process's end need.
         unsafe {
-            let library = Library::new(path).map_err(failed)?;
+            let library = ManuallyDrop::new(Library::new(path).map_err(failed)?);
             Ok(Arc::new(Nccl {
                 unique_id: *library.get(b"ncclGetUniqueId\0").map_err(failed)?,
                 init_rank: *library.get(b"ncclCommInitRank\0").map_err(failed)?,
@@ -130,7 +130,6 @@ impl Nccl {
                 receive: *library.get(b"ncclRecv\0").map_err(failed)?,
                 words: *library.get(b"ncclGetErrorString\0").map_err(failed)?,
                 last_words: *library.get(b"ncclGetLastError\0").map_err(failed)?,
-                _library: library,
             }))
         }
     }
