@@ -97,9 +97,9 @@ fn count(of: &[Instruction<'_>], opcodes: &[&str]) -> u32 {
 
 /// The loop of an entry that does its work: the innermost one with the most products on the tensor
 /// core, else, where a loop is mostly that, with the most FFMA, else with the most global loads, or
-/// loads of shared memory; without such a loop all of the entry. Of several with as many, the
-/// shortest: a wait that the assembler put behind the loop branches back into it, and from there to
-/// the wait looks like a longer one. `None`: the text has no such entry.
+/// loads of shared memory; without such a loop all of the entry. Of two that cross each other the
+/// earlier counts: a wait that the assembler put behind a loop branches back into it, and from
+/// there to the wait looks like a longer one. `None`: the text has no such entry.
 pub fn hot_loop(text: &str, entry: &str) -> Option<Loop> {
     let code = code_of(text, entry);
     if code.instructions.is_empty() {
@@ -130,10 +130,13 @@ pub fn hot_loop(text: &str, entry: &str) -> Option<Loop> {
             };
             !candidates.iter().any(inside)
         };
-        let best = candidates
-            .iter()
-            .filter(innermost)
-            .max_by_key(|r| (count(body(r), &opcodes), std::cmp::Reverse(r.len())));
+        let waits = |range: &&&std::ops::Range<usize>| {
+            candidates.iter().any(|other| {
+                other.start < range.start && range.start < other.end && other.end < range.end
+            })
+        };
+        let loops = candidates.iter().filter(innermost).filter(|range| !waits(range));
+        let best = loops.max_by_key(|r| count(body(r), &opcodes));
         if let Some(range) = best {
             return Some(counted(body(range), unit, count(body(range), &opcodes)));
         }
