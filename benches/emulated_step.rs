@@ -49,6 +49,7 @@ fn main() -> ExitCode {
     let run = |backend, steps| folder.path().join(format!("{backend}-{steps}"));
     println!("| mode | reference, s a step | emulated, s a step | ratio |\n|---|---:|---:|---:|");
     for mode in ["fp32", "bf16", "fp8"] {
+        train(&run("compile", 1), "emulated", mode, 1);
         let step = |backend| {
             let seconds = [1, 3].map(|steps| train(&run(backend, steps), backend, mode, steps));
             (seconds[1] - seconds[0]) / 2.0

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::error::Error;
 use crate::launch::{Launch, LaunchReport};
-use crate::machine::alu;
+use crate::machine::alu::Vectors;
 use crate::machine::cx::Grid;
 use crate::machine::domain::Domain;
 use crate::machine::layout::Constant;
@@ -88,7 +88,7 @@ fn grid(launch: &Launch<'_>, code: &Arc<Code>) -> Result<Grid, Error> {
         heap,
         shared_end: shared_asked.next_multiple_of(SHARED_UNIT),
         shared_asked,
-        simd: alu::available(),
+        vectors: Vectors::detect(),
         parallel,
         settings,
         config,

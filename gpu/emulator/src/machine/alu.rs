@@ -1,7 +1,7 @@
 //! Drivers of lane-wise operations: read whole registers, compute 32 lanes, write under the mask.
 //!
-//! Each driver exists twice, in plain Rust and compiled for AVX-512; the machine picks once. The
-//! macros [`un`], [`bin`], [`tri`] and [`cmp`] turn an expression on scalars into a
+//! Each driver exists three times, compiled for AVX-512, for AVX2 and for any CPU; the machine picks
+//! once. The macros [`un`], [`bin`], [`tri`] and [`cmp`] turn an expression on scalars into a
 //! micro-operation, so that a table of instructions reads as a table of expressions.
 //!
 //! `unsafe` here is the call of functions compiled for CPU features that were detected.
@@ -11,55 +11,97 @@ use crate::machine::cx::{Cx, PRED_TRUE};
 use crate::machine::lane::Lane;
 use crate::machine::op::{MicroOp, Step};
 
-/// Whether this CPU runs the AVX-512 versions.
-pub fn available() -> bool {
+/// The vector instructions that the host's CPU has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vectors {
     #[cfg(target_arch = "x86_64")]
-    {
-        is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512cd")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("bmi1")
-            && is_x86_feature_detected!("bmi2")
-            && is_x86_feature_detected!("lzcnt")
-            && is_x86_feature_detected!("popcnt")
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Plain,
 }
 
-macro_rules! drivers {
-    ($($name:ident $simd:ident $body:ident < $($g:ident),* > [$($f:tt)*];)*) => { $(
+impl Vectors {
+    /// What this CPU has: every feature that [`for_vectors`] names.
+    pub fn detect() -> Vectors {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let scalar = is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("bmi1")
+                && is_x86_feature_detected!("bmi2")
+                && is_x86_feature_detected!("lzcnt")
+                && is_x86_feature_detected!("popcnt");
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512cd");
+            if scalar && avx512 {
+                return Vectors::Avx512;
+            }
+            if scalar && is_x86_feature_detected!("avx2") {
+                return Vectors::Avx2;
+            }
+        }
+        Vectors::Plain
+    }
+}
+
+/// `for_vectors!(vectors, [generics](name: type, ...) -> type { body })` compiles the body for each of
+/// [`Vectors`] and calls the version for `vectors` with the variables of these names. What the body
+/// calls must be `inline(always)`, else it is compiled once.
+macro_rules! for_vectors {
+    ($vectors:expr, [$($generics:tt)*]($($arg:ident: $type:ty),*) -> $out:ty $body:block) => {{
+        #[inline(always)]
+        fn plain<$($generics)*>($($arg: $type),*) -> $out $body
+
         #[cfg(target_arch = "x86_64")]
         #[target_feature(
             enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,fma,bmi1,bmi2,lzcnt,popcnt"
         )]
-        fn $simd<$($g: Lane,)* F: $($f)*>(cx: &mut Cx<'_>, op: &MicroOp, f: F) {
-            $body(cx, op, f);
+        fn avx512<$($generics)*>($($arg: $type),*) -> $out {
+            plain($($arg),*)
         }
 
-        /// Runs the operation on the executing lanes.
-        pub fn $name<$($g: Lane,)* F: $($f)*>(cx: &mut Cx<'_>, op: &MicroOp, f: F) -> Step {
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
+        fn avx2<$($generics)*>($($arg: $type),*) -> $out {
+            plain($($arg),*)
+        }
+
+        match $vectors {
+            // SAFETY: `Vectors::detect` found every feature.
             #[cfg(target_arch = "x86_64")]
-            if cx.grid.simd {
-                // SAFETY: `simd` is only set where `available` found every feature.
-                unsafe { $simd(cx, op, f) };
-                return Step::Next;
-            }
-            $body(cx, op, f);
+            $crate::machine::alu::Vectors::Avx512 => unsafe { avx512($($arg),*) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            $crate::machine::alu::Vectors::Avx2 => unsafe { avx2($($arg),*) },
+            $crate::machine::alu::Vectors::Plain => plain($($arg),*),
+        }
+    }};
+}
+
+macro_rules! drivers {
+    ($($name:ident $body:ident [$($generics:tt)*][$($f:tt)*];)*) => { $(
+        /// Runs the operation on the executing lanes.
+        pub fn $name<$($generics)*, F: $($f)*>(cx: &mut Cx<'_>, op: &MicroOp, f: F) -> Step {
+            for_vectors!(
+                cx.grid.vectors,
+                [$($generics)*, F: $($f)*](cx: &mut Cx<'_>, op: &MicroOp, f: F) -> () {
+                    $body(cx, op, f)
+                }
+            );
             Step::Next
         }
     )* };
 }
 
 drivers! {
-    unary unary_simd unary_body<A, D>[Fn(A) -> D];
-    binary binary_simd binary_body<A, B, D>[Fn(A, B) -> D];
-    ternary ternary_simd ternary_body<A, B, C, D>[Fn(A, B, C) -> D];
-    compare compare_simd compare_body<A>[Fn(A, A) -> bool];
-    select select_simd select_body<A>[Fn(bool, A, A) -> A];
+    unary unary_body [A: Lane, D: Lane][Fn(A) -> D];
+    binary binary_body [A: Lane, B: Lane, D: Lane][Fn(A, B) -> D];
+    ternary ternary_body [A: Lane, B: Lane, C: Lane, D: Lane][Fn(A, B, C) -> D];
+    compare compare_body [A: Lane][Fn(A, A) -> bool];
+    select select_body [A: Lane][Fn(bool, A, A) -> A];
 }
 
 /// `a b + c`, rounded once; NaNs become the one NaN of the hardware.
@@ -69,41 +111,18 @@ pub fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
     if sum.is_nan() { f32::from_bits(0x7fff_ffff) } else { sum }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,fma,bmi1,bmi2,lzcnt,popcnt")]
-fn multiply_adds_simd(cx: &mut Cx<'_>, ops: &[MicroOp]) {
-    for op in ops {
-        ternary_body::<f32, f32, f32, f32, _>(cx, op, multiply_add);
-    }
-}
-
 /// Executes multiply-adds ([`super::plain::FMA`]) one after the other.
 pub fn multiply_adds(cx: &mut Cx<'_>, ops: &[MicroOp]) {
-    #[cfg(target_arch = "x86_64")]
-    if cx.grid.simd {
-        // SAFETY: `simd` is only set where `available` found every feature.
-        return unsafe { multiply_adds_simd(cx, ops) };
-    }
-    for op in ops {
-        ternary_body::<f32, f32, f32, f32, _>(cx, op, multiply_add);
-    }
+    for_vectors!(cx.grid.vectors, [](cx: &mut Cx<'_>, ops: &[MicroOp]) -> () {
+        for op in ops {
+            ternary_body::<f32, f32, f32, f32, _>(cx, op, multiply_add);
+        }
+    });
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,fma,bmi1,bmi2,lzcnt,popcnt")]
-fn wide_simd<R>(work: impl FnOnce() -> R) -> R {
-    work()
-}
-
-/// Runs `work`, which is inlined here, compiled for the machine's vectors; `simd` is
-/// [`crate::machine::cx::Grid::simd`].
-pub fn wide<R>(simd: bool, work: impl FnOnce() -> R) -> R {
-    #[cfg(target_arch = "x86_64")]
-    if simd {
-        // SAFETY: `simd` is only set where `available` found every feature.
-        return unsafe { wide_simd(work) };
-    }
-    work()
+/// Runs `work`, which is inlined here, compiled for the machine's vectors.
+pub fn wide<R>(vectors: Vectors, work: impl FnOnce() -> R) -> R {
+    for_vectors!(vectors, [R](work: impl FnOnce() -> R) -> R { work() })
 }
 
 #[inline(always)]
@@ -238,4 +257,40 @@ macro_rules! cmp {
     }};
 }
 
-pub(crate) use {bin, cmp, tri, un};
+pub(crate) use {bin, cmp, for_vectors, tri, un};
+
+#[cfg(test)]
+mod tests {
+    use super::{Vectors, multiply_add};
+    use crate::machine::registers::LANES;
+
+    /// Every version that this CPU can run gives the bits of plain Rust.
+    #[test]
+    fn versions_for_vectors_agree() {
+        let mut state = 1u32;
+        let mut random = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            // Every eighth is near an end of the range: zeros, subnormals, infinities, NaNs.
+            let end =
+                [0, 1 << 31, 1, 0x7f7f_ffff, 0x7f80_0000, 0xff80_0000, 0x7fc0_1234, 0xff80_0001];
+            f32::from_bits(if state >> 29 == 0 { end[state as usize >> 26 & 7] } else { state })
+        };
+        let run = |vectors, x: &[[f32; LANES]; 3]| {
+            for_vectors!(vectors, [](x: &[[f32; LANES]; 3]) -> [u32; LANES] {
+                std::array::from_fn(|i| multiply_add(x[0][i], x[1][i], x[2][i]).to_bits())
+            })
+        };
+        for _ in 0..1000 {
+            let x = [0; 3].map(|_| std::array::from_fn(|_| random()));
+            let expected = run(Vectors::Plain, &x);
+            #[cfg(target_arch = "x86_64")]
+            if Vectors::detect() == Vectors::Avx512 {
+                assert_eq!(run(Vectors::Avx512, &x), expected, "{x:?}");
+            }
+            #[cfg(target_arch = "x86_64")]
+            if is_x86_feature_detected!("avx2") && Vectors::detect() != Vectors::Plain {
+                assert_eq!(run(Vectors::Avx2, &x), expected, "{x:?}");
+            }
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use super::alu::Vectors;
 use super::cluster::Cluster;
 use super::op::{Code, Step};
 use super::registers::{CONSTANT, LANES, Reg, SINK_SLOTS, Slot, WIDE, WideSlot};
@@ -44,8 +45,8 @@ pub struct Grid {
     pub shared_end: u32,
     /// Up to where the kernel and its launch ask for it.
     pub shared_asked: u32,
-    /// Whether the CPU has the instructions that `super::alu` compiles for.
-    pub simd: bool,
+    /// The instructions of the CPU that `super::alu` compiles for.
+    pub vectors: Vectors,
     /// Whether several host threads run this launch.
     pub parallel: bool,
 }

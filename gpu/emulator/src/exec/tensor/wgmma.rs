@@ -282,7 +282,7 @@ fn multiply(cx: &mut Cx<'_>, chain: &[Issued]) -> Result<(), Step> {
     if chain[0].keep {
         cx.wgmma_needs_fence(&o.names);
         alu::wide(
-            grid.simd,
+            grid.vectors,
             #[inline(always)]
             || accumulators(cx, &o.regs, halves, n, &mut d),
         );
@@ -308,7 +308,7 @@ fn multiply(cx: &mut Cx<'_>, chain: &[Issued]) -> Result<(), Step> {
         }
     }
     alu::wide(
-        grid.simd,
+        grid.vectors,
         #[inline(always)]
         || store_accumulators(cx, &o.regs, halves, n, &d),
     );

@@ -10,6 +10,7 @@ mod global;
 mod local;
 mod shared;
 
+use super::alu::for_vectors;
 use super::cx::Cx;
 use super::lane::Lane;
 use super::op::Step;
@@ -121,42 +122,6 @@ macro_rules! gather_bytes {
 
 use gather_bytes;
 
-/// Calls the function that is compiled for the machine's vectors, or else the method that both are.
-macro_rules! twice {
-    ($cx:ident, $simd:ident($($arg:expr),*), $body:ident) => {{
-        #[cfg(target_arch = "x86_64")]
-        if $cx.grid.simd {
-            // SAFETY: `simd` is only set where `alu::available` found every feature.
-            return unsafe { $simd($cx, $($arg),*) };
-        }
-        $cx.$body($($arg),*)
-    }};
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,fma,bmi1,bmi2,lzcnt,popcnt")]
-fn load_simd(
-    cx: &mut Cx<'_>,
-    space: Where,
-    addresses: &[u64; LANES],
-    bytes: u32,
-    out: &mut Words,
-) -> Result<(), Step> {
-    cx.load_body(space, addresses, bytes, out)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,fma,bmi1,bmi2,lzcnt,popcnt")]
-fn store_simd(
-    cx: &mut Cx<'_>,
-    space: Where,
-    addresses: &[u64; LANES],
-    bytes: u32,
-    values: &Words,
-) -> Result<(), Step> {
-    cx.store_body(space, addresses, bytes, values)
-}
-
 impl Cx<'_> {
     /// The addresses of an operand.
     #[inline]
@@ -190,7 +155,19 @@ impl Cx<'_> {
         bytes: u32,
         out: &mut Words,
     ) -> Result<(), Step> {
-        twice!(self, load_simd(space, addresses, bytes, out), load_body)
+        let cx = self;
+        for_vectors!(
+            cx.grid.vectors,
+            [](
+                cx: &mut Cx<'_>,
+                space: Where,
+                addresses: &[u64; LANES],
+                bytes: u32,
+                out: &mut Words
+            ) -> Result<(), Step> {
+                cx.load_body(space, addresses, bytes, out)
+            }
+        )
     }
 
     #[inline(always)]
@@ -227,7 +204,19 @@ impl Cx<'_> {
         bytes: u32,
         values: &Words,
     ) -> Result<(), Step> {
-        twice!(self, store_simd(space, addresses, bytes, values), store_body)
+        let cx = self;
+        for_vectors!(
+            cx.grid.vectors,
+            [](
+                cx: &mut Cx<'_>,
+                space: Where,
+                addresses: &[u64; LANES],
+                bytes: u32,
+                values: &Words
+            ) -> Result<(), Step> {
+                cx.store_body(space, addresses, bytes, values)
+            }
+        )
     }
 
     #[inline(always)]
