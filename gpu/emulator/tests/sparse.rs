@@ -160,12 +160,12 @@ fn warp(instruction: &str, registers: &[[u32; 32]], out: usize, checks: Checks) 
     let device = Device::new(Preset::named("h800").unwrap());
     let from = device.upload(registers).unwrap();
     let to = device.upload(&vec![[0u32; 32]; out]).unwrap();
-    let mut text = format!(
+    let mut text = String::from(
         ".version 8.7\n.target sm_90a\n.address_size 64\n\
-         .visible .entry k(.param .u64 from, .param .u64 to)\n{{\n\
+         .visible .entry k(.param .u64 from, .param .u64 to)\n{\n\
          .reg .b32 %r<32>, %d<4>, %t; .reg .f32 %f<4>; .reg .b64 %from, %to, %n;\n\
          ld.param.u64 %from, [from]; ld.param.u64 %to, [to];\n\
-         mov.u32 %t, %tid.x; mul.wide.u32 %n, %t, 4; add.u64 %from, %from, %n; add.u64 %to, %to, %n;\n"
+         mov.u32 %t, %tid.x; mul.wide.u32 %n, %t, 4; add.u64 %from, %from, %n; add.u64 %to, %to, %n;\n",
     );
     for i in 0..registers.len() {
         writeln!(text, "ld.global.b32 %r{i}, [%from+{}];", 128 * i).unwrap();

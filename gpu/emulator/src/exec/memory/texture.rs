@@ -490,7 +490,7 @@ impl Access {
                 surface.place(self.geometry.dims, layer, at, bytes, self.formatted, self.outside);
             match place {
                 Place::Nowhere => {}
-                Place::At(address) if address % u64::from(bytes) != 0 => {
+                Place::At(address) if !address.is_multiple_of(u64::from(bytes)) => {
                     let message =
                         format!("{bytes} bytes of a surface from byte {} of a row", at[0]);
                     return Err(cx.fail(Ub::Misaligned, Some(lane), Some(address), message));

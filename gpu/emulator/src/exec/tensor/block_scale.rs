@@ -45,7 +45,8 @@ impl Scales {
     fn selected(self, cx: &mut Cx<'_>, blocks: usize, threads: u32) -> Result<[u32; 2], Step> {
         let lane = cx.leader();
         let [byte, thread] = [self.byte, self.thread].map(|r| u32::read(cx, r)[lane] & 0xffff);
-        if byte as usize % blocks != 0 || byte as usize + blocks > 4 || thread >= threads {
+        let whole = (byte as usize).is_multiple_of(blocks);
+        if !whole || byte as usize + blocks > 4 || thread >= threads {
             let message = format!(
                 "scale selectors {{{byte}, {thread}}}: expected a multiple of {blocks} below 4 and \
                  a number below {threads}"
