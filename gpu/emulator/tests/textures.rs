@@ -1,9 +1,9 @@
 //! Textures and surfaces, against a model of the CUDA C++ Programming Guide's formulas ("Texture
 //! Fetching") in exact integers, and what is found where a kernel goes beyond.
 //!
-//! Coordinates are multiples of 1/1024 and texels whole numbers below 256, so that sums have 24 bits
-//! at most and the model needs no rounding but that of the weights. How those are rounded an image
-//! that hardware made says (docs/emulator.md).
+//! Coordinates are multiples of 1/1024 and texels whole numbers below 256, so that sums have 24
+//! bits at most and the model needs no rounding but that of the weights. How those are rounded an
+//! image that hardware made says (docs/emulator.md).
 
 use fathom_emulator::texture::{Address, Channel, Object, Sampler, Surface, Texels, Texture};
 use fathom_emulator::{
@@ -126,8 +126,8 @@ fn taps(at: i64, n: i64, mode: Address, normalized: bool, linear: bool) -> Vec<(
     vec![(place(i), 256 - weight), (place(i + 1), weight)]
 }
 
-/// The texels of two dimensions that count, with their weights in 256ths: the product of both second
-/// weights is rounded to 8 bits like them, and the others are what is left.
+/// The texels of two dimensions that count, with their weights in 256ths: the product of both
+/// second weights is rounded to 8 bits like them, and the others are what is left.
 fn plane(
     xs: &[(Option<i64>, i64)],
     ys: &[(Option<i64>, i64)],

@@ -1,6 +1,7 @@
-//! Video instructions by the words of the PTX ISA: extract and extend by the source's type, operate,
-//! clamp to the result's type where asked. SIMD ones on every pair of bytes keep the low byte or add
-//! all four to `c`; scalar ones on words with edges everywhere combine with `c` or merge into it.
+//! Video instructions by the words of the PTX ISA: extract and extend by the source's type,
+//! operate, clamp to the result's type where asked. SIMD ones on every pair of bytes keep the low
+//! byte or add all four to `c`; scalar ones on words with edges everywhere combine with `c` or
+//! merge into it.
 
 use std::fmt::Write;
 

@@ -13,7 +13,8 @@ use super::allocation::{Allocation, Piece};
 pub struct Multicast {
     pub(super) base: u64,
     pub(super) bytes: u64,
-    /// The memory behind it, a device each, in the order of devices; offsets are those of the range.
+    /// The memory behind it, a device each, in the order of devices; offsets are those of the
+    /// range.
     pub(super) copies: Vec<Arc<Allocation>>,
 }
 

@@ -188,7 +188,7 @@ pub struct Texture {
 /// A surface object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Surface {
-    /// Its texels.
+    /// Where its texels lie and what they are.
     pub texels: Texels,
     /// Whether the slices are layers.
     pub layered: bool,

@@ -8,18 +8,18 @@
 //!
 //! The guide does not say how `a` is rounded, nor how much of a product of two weights is kept. An
 //! image that hardware made says it (`ref_rotated.pgm` of cuda-samples' simpleTexture, all 262,144
-//! pixels): `a` and `b` are rounded to nearest, halves up; so is their product, the weight of
-//! `T[i + 1, j + 1]`; the other three follow as `a - ab`, `b - ab` and `1 - a - b + ab`; the sum is
-//! not rounded to f32 on its way. Here it is computed in f64, x innermost, and rounded to f32. Of
-//! three dimensions, of which there is no such image, z weighs two such sums. A texel of weight zero
-//! does not count.
+//! pixels): `a` and `b` are rounded to nearest, halves up; so is their product, the weight of `T[i
+//! + 1, j + 1]`; the other three follow as `a - ab`, `b - ab` and `1 - a - b + ab`; the sum is not
+//! rounded to f32 on its way. Here it is computed in f64, x innermost, and rounded to f32. Of three
+//! dimensions, of which there is no such image, z weighs two such sums. A texel of weight zero does
+//! not count.
 
 use super::{Address, Sampler, Texels, Texture};
 
 /// Coordinates, x first; what the texture has no dimension for is not looked at.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum At {
-    /// Texels, counted.
+    /// The numbers of a texel.
     Texel([i32; 3]),
     /// Coordinates between texels, normalized where the sampler says so.
     Point([f32; 3]),
@@ -28,7 +28,7 @@ pub enum At {
 /// Which level of a mipmap is meant.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Level {
-    /// The largest.
+    /// The largest one.
     Base,
     /// A level of detail, to which the sampler's bias and limits apply.
     Detail(f32),
@@ -36,20 +36,20 @@ pub enum Level {
     Gradients([f32; 3], [f32; 3]),
 }
 
-/// One fetch.
+/// One fetch of one thread.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Fetch {
     /// Dimensions of the coordinates: 1 to 3, of a cube map 2 once its face is known.
     pub dims: usize,
     /// Number of the layer, or of the cube.
     pub layer: u32,
-    /// Where.
+    /// Where in the texture.
     pub at: At,
     /// The point is a direction from the centre of a cube.
     pub cube: bool,
     /// Texels that are added to the coordinates.
     pub offset: [i32; 3],
-    /// Which level.
+    /// Which level of a mipmap.
     pub level: Level,
 }
 

@@ -163,7 +163,8 @@ pub(crate) fn sampler(desc: &TextureDesc) -> R<Sampler> {
     })
 }
 
-/// Lets a texture be seen through a view: another format of the same size, some levels, some layers.
+/// Lets a texture be seen through a view: another format of the same size, some levels, some
+/// layers.
 pub(crate) fn seen_through(texture: &mut Texture, view: &ViewDesc) -> R {
     let format = view[0] as u32;
     let [levels, layers] = [4, 5].map(|i| (view[i] as u32, (view[i] >> 32) as u32));

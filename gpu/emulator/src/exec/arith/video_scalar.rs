@@ -1,10 +1,10 @@
 //! Scalar video instructions: a byte, a half-word or a word of each source, extended by its type
 //! (PTX ISA, "Scalar Video Instructions").
 //!
-//! The result is saturated to the part of `d` that it is for, then combined with `c` (add, min, max)
-//! or put into `c` in place of that part. Intermediate results are wider than any of them here: the
-//! ISA gives them 33 or 34 bits, which only shows where a shift by 32 is not saturated. ptxas takes a
-//! third source that is neither combined nor merged, and does nothing with it.
+//! The result is saturated to the part of `d` that it is for, then combined with `c` (add, min,
+//! max) or put into `c` in place of that part. Intermediate results are wider than any of them
+//! here: the ISA gives them 33 or 34 bits, which only shows where a shift by 32 is not saturated.
+//! ptxas takes a third source that is neither combined nor merged, and does nothing with it.
 
 use fathom_ptx::ast::{Instruction, Operand, Selector};
 use fathom_ptx::table::Opcode;

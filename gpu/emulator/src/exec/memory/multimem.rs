@@ -1,7 +1,8 @@
 //! multimem: one address, a copy of the memory on each of several devices (PTX ISA, "multimem").
 //!
 //! Copies are visited in the order of their devices. Sums are rounded after each addition, to the
-//! type of the elements or (`.acc::f32`) to f32 and once to their type; hardware's order is not told.
+//! type of the elements or (`.acc::f32`) to f32 and once to their type; hardware's order is not
+//! told.
 
 use fathom_ptx::ast::Instruction;
 use fathom_ptx::table::Opcode;

@@ -336,7 +336,7 @@ fn channel_order(texels: &Texels) -> u32 {
     }
 }
 
-/// txq.
+/// txq: an attribute of a texture.
 fn texture_query(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     let d = l.dst(&ins.operands[0])?;
     let Operand::Address(address) = &ins.operands[1] else { return unsupported(mnemonic(ins)) };
@@ -391,7 +391,7 @@ fn texture_query(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     Ok(())
 }
 
-/// suq.
+/// suq: an attribute of a surface.
 fn surface_query(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     let d = l.dst(&ins.operands[0])?;
     let Operand::Address(address) = &ins.operands[1] else { return unsupported(mnemonic(ins)) };

@@ -1,9 +1,10 @@
 //! mma with block scales (`kind::mxf8f6f4`, `kind::mxf4`, `kind::mxf4nvf4` of sm_120): a scale for
 //! each block of K, a row of A and a column of B (PTX ISA, "Block Scaling for mma.sync").
 //!
-//! Lanes 2 i and 2 i + 1 of a quad hold the scales of rows g and g + 8, i being the thread selector of
-//! A; lane i those of column g, i being B's. The byte selector is the first byte that counts, and
-//! the following ones belong to the following blocks. CUTLASS's layouts of scale factors say the same.
+//! Lanes 2 i and 2 i + 1 of a quad hold the scales of rows g and g + 8, i being the thread selector
+//! of A; lane i those of column g, i being B's. The byte selector is the first byte that counts,
+//! and the following ones belong to the following blocks. CUTLASS's layouts of scale factors say
+//! the same.
 
 use fathom_numerics::formats::Format;
 use fathom_numerics::mma::{Arch, BlockScale, Instr, Mma, MmaShape, Types};

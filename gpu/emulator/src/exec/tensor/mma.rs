@@ -1,9 +1,9 @@
 //! mma.sync: matrix products of a warp, fragments in registers (PTX ISA, "mma").
 //!
-//! With g = lane / 4 and t = lane % 4, register r of A holds row g + 8 (r % 2) and elements
-//! t e .. t e + e of the K range that starts at 4 e (r / 2), e elements a register; B likewise with
-//! column g and range 4 e r; C and D hold columns 2 t, 2 t + 1 of rows g and g + 8. A sparse A holds
-//! its stored elements as an A of half the K ([`super::sparse`]).
+//! With g = lane / 4 and t = lane % 4, register r of A holds row g + 8 (r % 2) and elements t e ..
+//! t e + e of the K range that starts at 4 e (r / 2), e elements a register; B likewise with column
+//! g and range 4 e r; C and D hold columns 2 t, 2 t + 1 of rows g and g + 8. A sparse A holds its
+//! stored elements as an A of half the K ([`super::sparse`]).
 
 use fathom_numerics::mma::{Instr, MmaShape};
 use fathom_ptx::ast::{Instruction, Operand};

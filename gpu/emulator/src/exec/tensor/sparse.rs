@@ -1,19 +1,19 @@
 //! A with half of its elements zero: which columns the stored ones belong to (PTX ISA, "Sparse
 //! matrix storage" and "Matrix fragments for multiply-accumulate operation with sparse matrix A").
 //!
-//! Four bits of metadata say which two of four places are stored: columns of 16 and 8 bits, pairs of
-//! columns of 4 bits, and halves of a column of 32 bits (of which there is one of two). A row of 16
-//! rows a warp has `k` bits of metadata for 8 and 16 bits an element, `k / 2` for 4, `2 k` for 32, in
-//! the lanes of its quad: lanes of 16- and 32-bit elements hold 16 columns' (8 columns') for row g in
-//! their lower and for row g + 8 in their upper half; lanes of 8- and 4-bit elements hold 32 (64)
-//! columns' of one row, even lanes of row g and odd ones of row g + 8. Where not all lanes are needed,
-//! the selector says which. CUTLASS's `reorder_meta` and its layouts of metadata for wgmma say the
-//! same.
+//! Four bits of metadata say which two of four places are stored: columns of 16 and 8 bits, pairs
+//! of columns of 4 bits, and halves of a column of 32 bits (of which there is one of two). A row of
+//! 16 rows a warp has `k` bits of metadata for 8 and 16 bits an element, `k / 2` for 4, `2 k` for
+//! 32, in the lanes of its quad: lanes of 16- and 32-bit elements hold 16 columns' (8 columns') for
+//! row g in their lower and for row g + 8 in their upper half; lanes of 8- and 4-bit elements hold
+//! 32 (64) columns' of one row, even lanes of row g and odd ones of row g + 8. Where not all lanes
+//! are needed, the selector says which. CUTLASS's `reorder_meta` and its layouts of metadata for
+//! wgmma say the same.
 //!
-//! The product is the dense instruction's over the stored elements: `k / 2` of them a row, each with
-//! the element of B that its column meets. So it is where ptxas (13.5, sm_90) takes one apart: FP8
-//! becomes two F16 products of the stored elements 0, 1 and 2, 3 mod 4 and an addition of C, as of a
-//! dense A.
+//! The product is the dense instruction's over the stored elements: `k / 2` of them a row, each
+//! with the element of B that its column meets. So it is where ptxas (13.5, sm_90) takes one apart:
+//! FP8 becomes two F16 products of the stored elements 0, 1 and 2, 3 mod 4 and an addition of C, as
+//! of a dense A.
 
 use crate::error::Ub;
 use crate::machine::cx::Cx;
