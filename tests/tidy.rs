@@ -399,6 +399,7 @@ const LAYERS: [(&str, &[Layer]); 2] = [
                     "preset.rs",
                     "program.rs",
                     "tensormap.rs",
+                    "texture/",
                 ],
             ),
             ("machine", &["machine/"]),

@@ -8,11 +8,13 @@ use crate::heap::Heap;
 use crate::machine::checks::global::Touched;
 use crate::memory::{AllocationKind, Memory};
 use crate::preset::Preset;
+use crate::texture::Objects;
 
 struct Inner {
     preset: Preset,
     index: u32,
     memory: Arc<Memory>,
+    objects: Arc<Objects>,
     settings: Mutex<Settings>,
     previous: Mutex<Option<Arc<Touched>>>,
     /// Bytes of the heap to be made, and the heap once a kernel needed it.
@@ -41,12 +43,14 @@ impl Device {
     /// `count` devices in one address space, each reaching the others' memory.
     pub fn peers(preset: Preset, count: usize) -> Vec<Device> {
         let memory = Arc::new(Memory::new(&vec![preset.memory_bytes; count]));
+        let objects = Arc::new(Objects::default());
         (0..count as u32)
             .map(|index| {
                 Device(Arc::new(Inner {
                     preset: preset.clone(),
                     index,
                     memory: memory.clone(),
+                    objects: objects.clone(),
                     settings: Mutex::new(Settings::default()),
                     previous: Mutex::new(None),
                     heap: Mutex::new((HEAP_BYTES, None)),
@@ -69,6 +73,11 @@ impl Device {
     /// Global memory, shared with its peers.
     pub fn memory(&self) -> &Arc<Memory> {
         &self.0.memory
+    }
+
+    /// The texture and surface objects of coming launches, shared with its peers.
+    pub fn objects(&self) -> &Objects {
+        &self.0.objects
     }
 
     /// Whether both reach the same memory.

@@ -82,6 +82,7 @@ fn grid(launch: &Launch<'_>, code: &Arc<Code>) -> Result<Grid, Error> {
         cluster: launch.function.cluster(&config),
         preset,
         view: device.memory().view(),
+        objects: device.objects().now(),
         previous: if config.pdl { device.previous() } else { None },
         seq,
         workspace,

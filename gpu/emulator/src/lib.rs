@@ -45,6 +45,7 @@ mod program;
 mod report;
 pub mod run;
 mod tensormap;
+pub mod texture;
 
 pub use config::Tell;
 pub use device::{Checks, Device, Settings};

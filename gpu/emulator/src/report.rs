@@ -50,6 +50,9 @@ pub fn report(grid: &Grid, mut stats: Stats) -> LaunchReport {
             *record.approximate.entry(mnemonic.clone()).or_default() += count;
         }
     }
+    if stats.filtered > 0 {
+        record.approximate.insert("tex with a linear filter".to_owned(), stats.filtered);
+    }
     record.roles = roles(grid, &stats);
     stats.printed.sort_by_key(|(cta, _)| *cta);
     stats.findings.sort_by_key(|f| (f.line, f.kind));

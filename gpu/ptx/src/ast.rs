@@ -349,7 +349,7 @@ pub enum Statement {
     Pragma(Vec<String>),
     /// `.loc`: the instructions that follow, up to the next one, stem from there.
     Loc(Loc),
-    /// An instruction that is known but never executed (textures, video, sm_100), or, where the
+    /// An instruction that is known but never executed (sm_100's), or, where the
     /// parser was told to go on, one that it does not know.
     Unsupported(Box<Unsupported>),
 }
@@ -547,6 +547,8 @@ pub enum Operand {
     Table(TableId),
     /// `!p`: a predicate, negated.
     Not(RegId),
+    /// `-%r1.h0`: an operand of `vmad`, negated, which may be a part of a register.
+    Negated(RegId, Option<Selector>),
     /// `p|q`: two destinations.
     Pair(Box<Operand>, Box<Operand>),
     /// `(a, b)` of a call: return values or arguments.

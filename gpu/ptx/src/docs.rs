@@ -25,8 +25,8 @@ What is checked: suffixes and their combinations, number, kind, type and width o
 vector lengths, as ptxas checks them. `fathom_ptx::requirements` says which instructions need a
 later `.version` or another `.target` than the module states.
 
-What is not executed (recognised, so that a module that holds it loads): video, texture and
-surface instructions, the fifth-generation tensor cores. A kernel that begins with
+What is not executed (recognised, so that a module that holds it loads): comparisons with depth
+textures, the fifth-generation tensor cores. A kernel that begins with
 one is refused when it is launched, with the line; where one stands behind a branch or in a called
 function, it stops who comes to it.
 

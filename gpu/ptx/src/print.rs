@@ -377,6 +377,10 @@ impl Scope<'_> {
             Operand::Label(l) => f.write_str(&self.body.labels[l.index()].name),
             Operand::Table(t) => f.write_str(&self.body.tables[t.index()].name),
             Operand::Not(r) => write!(f, "!{}", self.register(*r)),
+            Operand::Negated(r, selector) => {
+                write!(f, "-{}", self.register(*r))?;
+                selector.map_or(Ok(()), |selector| write!(f, ".{selector}"))
+            }
             Operand::Pair(first, second) => {
                 self.operand(f, first)?;
                 f.write_char('|')?;

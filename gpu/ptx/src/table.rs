@@ -18,6 +18,7 @@ mod float;
 mod matrix;
 pub mod pattern;
 mod sync;
+mod texture;
 mod video;
 
 /// A row of the table, by its index in [`forms`].
@@ -121,6 +122,7 @@ pub fn sections() -> impl Iterator<Item = &'static Section> {
         data::SECTIONS,
         matrix::SECTIONS,
         sync::SECTIONS,
+        texture::SECTIONS,
         video::SECTIONS,
     ]
     .into_iter()

@@ -231,6 +231,15 @@ words! {
         InterleaveLayout = "interleave_layout", SwizzleMode = "swizzle_mode",
         SwizzleAtomicity = "swizzle_atomicity", FillMode = "fill_mode", Cvt = "cvt",
         MatrixA = "a", MatrixB = "b", MatrixC = "c", MatrixD = "d",
+        A1d = "a1d", A2d = "a2d", Cube = "cube", Acube = "acube", Dim2ms = "2dms",
+        A2dms = "a2dms", Base = "base", Level = "level", Grad = "grad", Trap = "trap",
+        Zero = "zero", Formatted = "p", Green = "g", Width = "width", Height = "height",
+        Depth = "depth", ChannelDataType = "channel_data_type", ChannelOrder = "channel_order",
+        NormalizedCoords = "normalized_coords", ArraySize = "array_size",
+        NumMipmapLevels = "num_mipmap_levels", NumSamples = "num_samples",
+        ForceUnnormalizedCoords = "force_unnormalized_coords", FilterMode = "filter_mode",
+        AddrMode0 = "addr_mode_0", AddrMode1 = "addr_mode_1", AddrMode2 = "addr_mode_2",
+        MemoryLayout = "memory_layout", PlusOne = "po", Shr7 = "shr7", Shr15 = "shr15",
     }
 }
 

@@ -30,8 +30,10 @@ pub(crate) fn operand(
             return expect(matches!(operand, Operand::Address(_)), "an address", operand, body);
         }
         OperandKind::Tensor => {
-            let fits = matches!(operand, Operand::Tensor(..));
-            return expect(fits, "`[tensor map, {coordinates}]`", operand, body);
+            return match operand {
+                Operand::Tensor(_, list) => coordinates(op, list, mods, body),
+                _ => expect(false, "`[object, {coordinates}]`", operand, body),
+            };
         }
         OperandKind::Label => {
             let fits = matches!(operand, Operand::Label(_) | Operand::Table(_));
@@ -53,12 +55,60 @@ pub(crate) fn operand(
     }
     match (operand, slot.pair) {
         (Operand::Pair(first, second), Some((want, _))) => {
-            element(op, slot, slot.want, mods, first, body)?;
+            match &**first {
+                vector @ Operand::Vector(_) => value(slot, mods, op, vector, body)?,
+                one => element(op, slot, slot.want, mods, one, body)?,
+            }
             element(op, slot, want, mods, second, body)
         }
         (_, Some((_, false))) => expect(false, "`d|p`", operand, body),
         _ => value(slot, mods, op, operand, body),
     }
+}
+
+/// The coordinates of a texture or surface: as many as its geometry has, a number of a layer first
+/// where it has layers. Three of them come with a fourth that is not looked at.
+fn coordinates(op: Opcode, list: &[Operand], mods: &Modifiers, body: &Body) -> Result<(), String> {
+    use Opcode::{Suld, Sured, Sust, Tex, Tld4};
+    if !matches!(op, Tex | Tld4 | Suld | Sust | Sured) {
+        return Ok(());
+    }
+    let has = |flag| mods.has(flag);
+    let layers = [Flag::A1d, Flag::A2d, Flag::Acube, Flag::A2dms].into_iter().any(has);
+    let count = match () {
+        () if has(Flag::Dim1) => 1,
+        () if has(Flag::Dim2) || has(Flag::A1d) => 2,
+        () => 4,
+    };
+    // A vector register stands for all its elements.
+    let whole = match list {
+        [Operand::Reg(r)] if body.registers[r.index()].vector > 1 => {
+            Some(usize::from(body.registers[r.index()].vector))
+        }
+        _ => None,
+    };
+    let found = whole.unwrap_or(list.len());
+    if found != count {
+        return Err(format!("expected {count} coordinates, found {found}"));
+    }
+    let ty = match op {
+        Tex => mods.ty(1).unwrap_or(Type::F32),
+        Tld4 => Type::F32,
+        _ => Type::S32,
+    };
+    for (i, operand) in list.iter().enumerate() {
+        let ty = if layers && i == 0 { Type::U32 } else { ty };
+        let fits = match operand {
+            Operand::Reg(_) if whole.is_some() => true,
+            Operand::Reg(r) | Operand::Component(r, _) => {
+                compatible(body.registers[r.index()].ty, ty, 32, false)
+            }
+            Operand::Imm(imm) => literal(*imm, ty),
+            _ => false,
+        };
+        expect(fits, &format!("a coordinate of type .{ty}"), operand, body)?;
+    }
+    Ok(())
 }
 
 /// A register, literal or vector.
@@ -207,14 +257,22 @@ fn element(
             let register = &body.registers[r.index()];
             ty.is_none_or(|t| compatible(register.ty, t, t.bits() * scale, wider))
         }
+        Operand::Negated(r, selector) => {
+            op == Opcode::Vmad
+                && !mods.has(Flag::PlusOne)
+                && slot.kind == OperandKind::Src
+                && compatible(body.registers[r.index()].ty, Type::B32, 32, false)
+                && selector.is_none_or(|selector| selects(op, slot, selector))
+        }
         Operand::Selected(r, selector) => {
             ty.is_some_and(|t| compatible(body.registers[r.index()].ty, t, t.bits(), false))
                 && selects(op, slot, *selector)
         }
         Operand::Imm(imm) if slot.kind == OperandKind::Src => ty.is_none_or(|t| literal(*imm, t)),
         Operand::Symbol(..) => {
-            use Opcode::{Cvta, Getctarank, Isspacep, Mapa};
-            slot.kind == OperandKind::Src && matches!(op, Cvta | Mapa | Getctarank | Isspacep)
+            use Opcode::{Cvta, Getctarank, Isspacep, Istypep, Mapa};
+            let takes = matches!(op, Cvta | Mapa | Getctarank | Isspacep | Istypep);
+            slot.kind == OperandKind::Src && takes
         }
         Operand::Special(_) => slot.kind == OperandKind::Src && op == Opcode::Cvt,
         _ => false,
@@ -223,8 +281,15 @@ fn element(
 }
 
 /// Whether a video instruction takes this selector: in the destination a mask (`.b20`), in the
-/// first two sources any two half-words or four bytes of both.
+/// first two sources any two half-words or four bytes of both; a scalar one takes one byte or
+/// half-word.
 fn selects(op: Opcode, slot: &Slot, selector: Selector) -> bool {
+    use Opcode::{Vabsdiff, Vadd, Vmad, Vmax, Vmin, Vset, Vshl, Vshr, Vsub};
+    if matches!(op, Vadd | Vsub | Vabsdiff | Vmin | Vmax | Vshl | Vshr | Vset | Vmad) {
+        let most = if selector.halves { 2 } else { 4 };
+        let place = matches!(slot.name.as_str(), "a" | "b") || slot.name == "d" && op != Vmad;
+        return place && selector.count == 1 && selector.parts[0] < most;
+    }
     let text = op.text();
     let (halves, elements) = match text.as_bytes().last() {
         Some(b'2') if text.starts_with('v') => (true, 2),
@@ -300,7 +365,8 @@ pub(crate) fn rule(op: Opcode, mods: &Modifiers) -> Result<(), &'static str> {
     if hinted && !cached && matches!(op, Opcode::Ld | Opcode::St | Opcode::Atom | Opcode::Red) {
         return Err("cache hints are for global memory");
     }
-    if mods.has(Flag::Sat) && mods.op() == Some(Op::Add) && op.text().starts_with('v') {
+    let simd = op.text().starts_with('v') && op.text().ends_with(['2', '4']);
+    if mods.has(Flag::Sat) && mods.op() == Some(Op::Add) && simd {
         return Err("a saturated result cannot be accumulated");
     }
     if matches!(op, Opcode::Ld | Opcode::St | Opcode::Ldu) {
@@ -345,7 +411,7 @@ fn describe(operand: &Operand, body: &Body) -> String {
         Operand::Symbol(..) => "the address of a variable or function".into(),
         Operand::Label(_) => "a label".into(),
         Operand::Table(_) => "a table of targets".into(),
-        Operand::Not(r) => format!("the negation of {}", register(r)),
+        Operand::Not(r) | Operand::Negated(r, _) => format!("the negation of {}", register(r)),
         Operand::Pair(..) => "a pair".into(),
         Operand::List(_) => "a list".into(),
         Operand::None => "nothing".into(),

@@ -157,3 +157,72 @@ fn a_family_and_a_register_may_share_a_name() {
         assert!(error.contains('a') && error.contains("twice"), "{error}");
     }
 }
+
+/// What ptxas 13.5 takes, and what it refuses.
+#[test]
+fn textures_surfaces_and_scalar_video_are_what_ptxas_takes() {
+    let parses = |instruction: &str| {
+        let text = format!(
+            ".version 8.7\n.target sm_90a\n.address_size 64\n.entry k()\n{{\n.reg .b32 %r<8>; \
+             .reg .f32 %f<8>; .reg .b64 %q; .reg .pred %p; .reg .b16 %h<4>;\n{instruction}\n}}\n"
+        );
+        let printed = parse(&text).map(|module| module.to_string());
+        if let Ok(printed) = &printed {
+            let again = parse(printed).unwrap_or_else(|e| panic!("{printed}: {e}"));
+            assert_eq!(&again.to_string(), printed);
+        }
+        printed.is_ok()
+    };
+    let d = "{%r4, %r5, %r6, %r7}";
+    for taken in [
+        format!("tex.2d.v4.u32.f32 {d}, [%q, {{%f0, %f1}}];"),
+        format!("tex.2d.v4.u32.f32 {d}, [%q, {{%r0, %r1}}];"),
+        format!("tex.1d.v4.u32.f32 {d}, [%q, %f0];"),
+        format!("tex.1d.v4.u32.f32 {d}|%p, [%q, {{%f0}}];"),
+        "tex.1d.v4.f16.f32 {%h0, %h1, %h2, %h3}, [%q, {%f0}];".into(),
+        "tex.1d.v2.f16x2.f32 {%r4, %r5}, [%q, {%f0}];".into(),
+        format!("tex.1d.v4.u32.f32 {d}, [%q, {{%f0}}], {{3}};"),
+        format!("tex.1d.v4.u32.f32 {d}, [%q, {{%f0}}], 3;"),
+        format!("tex.2d.v4.u32.f32 {d}, [%q, {{%f0, %f1}}], {{3, 4}};"),
+        format!("tex.level.2d.v4.u32.s32 {d}, [%q, {{%r0, %r1}}], %r2;"),
+        format!(
+            "tex.grad.cube.v4.u32.f32 {d}, [%q, {{%f0, %f1, %f2, %f3}}], \
+             {{%f0, %f1, %f2, %f3}}, {{%f0, %f1, %f2, %f3}};"
+        ),
+        format!("tld4.r.2d.v4.u32.f32 {d}, [%q, {{%f0, %f1}}];"),
+        "suld.b.2d.b32.trap %r4, [%q, {%r0, %r1}];".into(),
+        "suld.b.2d.v2.b8.trap {%h0, %h1}, [%q, {%r0, %r1}];".into(),
+        "sust.p.2d.b32.trap [%q, {%r0, %r1}], %r2;".into(),
+        format!("sust.p.a2d.v4.b32.clamp [%q, {{%r0, %r1, %r1, %r1}}], {d};"),
+        "sured.b.add.2d.u32.trap [%q, {%r0, %r1}], %r2;".into(),
+        "sured.p.min.2d.b64.trap [%q, {%r0, %r1}], %q;".into(),
+        "txq.level.width.b32 %r4, [%q], %r1;".into(),
+        "suq.array_size.b32 %r4, [%q];".into(),
+        "istypep.texref %p, %q;".into(),
+        "vmad.s32.s32.s32.shr7 %r4, %r0.h0, %r1.b3, %r2;".into(),
+        "vmad.s32.s32.s32 %r4, -%r0.h1, %r1, %r2;".into(),
+        "vadd.u32.u32.u32.sat.add %r4, %r0, %r1, %r2;".into(),
+        "vadd.u32.u32.u32 %r4, %r0, %r1, %r2;".into(),
+    ] {
+        assert!(parses(&taken), "{taken}");
+    }
+    for refused in [
+        format!("tex.2d.v4.u32.s32 {d}, [%q, {{%f0, %f1}}];"),
+        format!("tex.3d.v4.u32.f32 {d}, [%q, {{%f0, %f1, %f2}}];"),
+        format!("tex.cube.v4.u32.f32 {d}, [%q, {{%f0, %f1, %f2}}];"),
+        format!("tex.a2d.v4.u32.f32 {d}, [%q, {{%r0, %f1, %f2}}];"),
+        format!("tex.a2d.v4.u32.f32 {d}, [%q, {{%f0, %f1, %f2, %f2}}];"),
+        format!("tex.level.2d.v4.u32.s32 {d}, [%q, {{%r0, %r1}}], %f2;"),
+        "suld.b.2d.b32 %r4, [%q, {%r0, %r1}];".into(),
+        "sured.p.add.2d.u32.trap [%q, {%r0, %r1}], %r2;".into(),
+        "sured.b.and.2d.b64.trap [%q, {%r0, %r1}], %q;".into(),
+        "sured.b.add.2d.s64.trap [%q, {%r0, %r1}], %q;".into(),
+        "vmad.s32.s32.s32.po %r4, -%r0, %r1, %r2;".into(),
+        "vshl.u32.u32.u32 %r4, %r0, %r1;".into(),
+        "vset.u32.u32.lt.sat %r4, %r0, %r1;".into(),
+        "vadd.u32.u32.u32 %r4, %r0.h2, %r1;".into(),
+        "vadd.u32.u32.u32 %r4, -%r0, %r1;".into(),
+    ] {
+        assert!(!parses(&refused), "{refused}");
+    }
+}

@@ -56,7 +56,7 @@ fn directives_are_kept() {
     let call = call.call().expect("a call");
     assert_eq!((call.returns.len(), call.args.len(), call.table), (1, 2, None));
     let unsupported = |s: &&Statement| matches!(s, Statement::Unsupported(_));
-    assert_eq!(body.statements.iter().filter(unsupported).count(), 2, "vadd and tex");
+    assert_eq!(body.statements.iter().filter(unsupported).count(), 1, "tcgen05");
     assert_eq!(module.aliases.len(), 1);
     let (_, text) = module.variable("text").expect("text");
     assert_eq!(&text.image().expect("an image").bytes[..10], b"hello %d\n\0");

@@ -9,14 +9,18 @@
 //! | [`arith::cvt`] | conversions |
 //! | [`arith::pred`] | setp, set, selp, slct, predicate logic |
 //! | [`arith::mov`] | moves, packing, prmt, cvta, mapa |
-//! | [`arith::video`] | SIMD video instructions |
+//! | [`arith::video`], [`arith::video_scalar`] | video instructions on several elements, on one |
 //! | [`memory::load_store`] | ld, st, cache hints |
 //! | [`memory::atomic`] | atom, red |
 //! | [`memory::cp_async`] | cp.async and its groups |
 //! | [`memory::bulk`], [`memory::tma`] | bulk copies, st.async, red.async; tensor copies |
+//! | [`memory::multimem`] | memory of several devices at once |
+//! | [`memory::texture`] | textures and surfaces |
 //! | [`memory::tensormap`] | tensormap.replace, tensormap.cp_fenceproxy |
 //! | [`tensor::matrix`] | ldmatrix, stmatrix, movmatrix |
 //! | [`tensor::mma`], [`tensor::wmma`] | matrix products of a warp |
+//! | [`tensor::sparse`] | those with a sparse A |
+//! | [`tensor::block_scale`] | those of a warp with block scales |
 //! | [`tensor::wgmma`] | those of a warpgroup, with [`tensor::operand`]s in shared memory |
 //! | [`control::branch`], [`control::call`] | branches, exit, trap; calls |
 //! | [`control::barrier`] | bar, barrier, cluster barriers, griddepcontrol, nanosleep |
@@ -34,9 +38,9 @@ pub mod tensor;
 use fathom_ptx::ast::{Instruction, Operand};
 use fathom_ptx::table::Opcode;
 
-use arith::{cvt, float, half, int, mov, pred, video};
+use arith::{cvt, float, half, int, mov, pred, video, video_scalar};
 use control::{barrier, branch, mbarrier, shuffle};
-use memory::{atomic, bulk, cp_async, load_store, tensormap, tma};
+use memory::{atomic, bulk, cp_async, load_store, multimem, tensormap, texture, tma};
 use tensor::{matrix, mma, wgmma, wmma};
 
 use crate::lower::builder::{Lower, Lowered, mnemonic, unsupported};
@@ -81,7 +85,9 @@ fn by_class(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         CpAsync | CpAsyncCommitGroup | CpAsyncWaitGroup | CpAsyncWaitAll => cp_async::lower(l, ins),
         Mma => mma::lower(l, ins),
         WmmaLoad | WmmaStore | WmmaMma => wmma::lower(l, ins),
-        WgmmaMmaAsync | WgmmaFence | WgmmaCommitGroup | WgmmaWaitGroup => wgmma::lower(l, ins),
+        WgmmaMmaAsync | WgmmaMmaAsyncSp | WgmmaFence | WgmmaCommitGroup | WgmmaWaitGroup => {
+            wgmma::lower(l, ins)
+        }
         MbarrierInit
         | MbarrierInval
         | MbarrierExpectTx
@@ -105,35 +111,19 @@ fn by_class(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         Ldmatrix | Stmatrix | Movmatrix => matrix::lower(l, ins),
         Vadd2 | Vsub2 | Vavrg2 | Vabsdiff2 | Vmin2 | Vmax2 | Vset2 | Vadd4 | Vsub4 | Vavrg4
         | Vabsdiff4 | Vmin4 | Vmax4 | Vset4 => video::lower(l, ins),
+        Tex | Tld4 | Txq | Istypep | Suld | Sust | Sured | Suq => texture::lower(l, ins),
+        Vadd | Vsub | Vabsdiff | Vmin | Vmax | Vshl | Vshr | Vmad | Vset => {
+            video_scalar::lower(l, ins)
+        }
+        MultimemLdReduce | MultimemSt | MultimemRed => multimem::lower(l, ins),
         StBulk
-        | MultimemLdReduce
-        | MultimemSt
-        | MultimemRed
         | MultimemCpAsyncBulk
         | MultimemCpReduceAsyncBulk
         | ClusterlaunchcontrolTryCancel
         | ClusterlaunchcontrolQueryCancel
-        | WgmmaMmaAsyncSp
         | Stacksave
         | Stackrestore
         | Alloca
-        | Vadd
-        | Vsub
-        | Vabsdiff
-        | Vmin
-        | Vmax
-        | Vshl
-        | Vshr
-        | Vmad
-        | Vset
-        | Tex
-        | Tld4
-        | Txq
-        | Istypep
-        | Suld
-        | Sust
-        | Sured
-        | Suq
         | Tcgen05 => unsupported(format!("the instruction {}", mnemonic(ins))),
     }
 }

@@ -423,7 +423,7 @@ impl<'a> Lower<'a> {
         // Calls inside this function need its frame.
         self.functions[self.index as usize] = self.info.clone();
         self.points = objects::points(body, &self.program.ast);
-        self.body_has_wgmma = body.instructions().any(|(_, i)| i.op == Opcode::WgmmaMmaAsync);
+        self.body_has_wgmma = body.instructions().any(|(_, i)| i.op.is_wgmma());
         self.places = vec![0; body.statements.len() + 1];
         self.branches.clear();
         self.returns.clear();
@@ -470,7 +470,7 @@ impl<'a> Lower<'a> {
 
     /// Remembers which registers an instruction touches once wgmmas may be in flight.
     fn note_touched(&mut self, ins: &Instruction, first: u32) {
-        if !self.body_has_wgmma || ins.op == Opcode::WgmmaMmaAsync {
+        if !self.body_has_wgmma || ins.op.is_wgmma() {
             return;
         }
         let (defs, uses) = registers::effects(ins);

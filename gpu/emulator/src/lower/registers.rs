@@ -23,9 +23,11 @@ pub struct Registers {
 
 fn registers_in(operand: &Operand, out: &mut Vec<RegId>) {
     match operand {
-        Operand::Reg(r) | Operand::Component(r, _) | Operand::Selected(r, _) | Operand::Not(r) => {
-            out.push(*r)
-        }
+        Operand::Reg(r)
+        | Operand::Component(r, _)
+        | Operand::Selected(r, _)
+        | Operand::Negated(r, _)
+        | Operand::Not(r) => out.push(*r),
         Operand::Vector(list) => list.iter().for_each(|o| registers_in(o, out)),
         Operand::List(list) => list.iter().for_each(|o| registers_in(o, out)),
         Operand::Address(a) => out.extend(base_register(&a.base)),
@@ -172,7 +174,7 @@ fn hold_until_committed(body: &Body, ranges: &mut [Option<(u32, u32)>]) {
         if ins.op == Opcode::WgmmaCommitGroup {
             until = 2 * s as u32;
         }
-        if ins.op != Opcode::WgmmaMmaAsync {
+        if !ins.op.is_wgmma() {
             continue;
         }
         for operand in ins.operands.iter().take(2) {

@@ -46,7 +46,7 @@ impl Numbers {
     fn clashes(&self, ins: &Instruction, open: &Open) -> bool {
         let (defs, uses) = effects(ins);
         match ins.op {
-            Opcode::WgmmaMmaAsync => {
+            op if op.is_wgmma() => {
                 let a: Vec<RegId> = names(&ins.operands[1]).into_iter().map(RegId).collect();
                 self.any_in(&a, &open.accumulators)
             }
@@ -65,7 +65,7 @@ impl Numbers {
         if ends || self.clashes(ins, open) {
             *open = self.empty();
         }
-        if ins.op == Opcode::WgmmaMmaAsync {
+        if ins.op.is_wgmma() {
             self.add(&names(&ins.operands[0]), &mut open.accumulators);
             self.add(&names(&ins.operands[1]), &mut open.inputs);
         }
@@ -88,7 +88,7 @@ impl Open {
 /// The statements before which issued wgmmas must be computed.
 pub fn statements(body: &Body, cfg: &Cfg) -> Vec<bool> {
     let mut numbers = Numbers(BTreeMap::new());
-    for (_, ins) in body.instructions().filter(|(_, i)| i.op == Opcode::WgmmaMmaAsync) {
+    for (_, ins) in body.instructions().filter(|(_, i)| i.op.is_wgmma()) {
         for register in ins.operands.iter().take(2).flat_map(names) {
             let next = numbers.0.len();
             numbers.0.entry(register).or_insert(next);

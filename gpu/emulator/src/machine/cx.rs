@@ -15,6 +15,7 @@ use crate::machine::checks::global::{Global, Strength, Touched};
 use crate::memory::View;
 use crate::preset::Preset;
 use crate::program::Program;
+use crate::texture::Snapshot;
 
 /// What all warps of a launch share.
 pub struct Grid {
@@ -32,6 +33,8 @@ pub struct Grid {
     pub settings: Settings,
     /// Global memory as it was allocated when the launch began.
     pub view: View,
+    /// Texture and surface objects as they were when the launch began.
+    pub objects: Snapshot,
     /// What the launch before touched, where this one may start before its end.
     pub previous: Option<Arc<Touched>>,
     /// Number of the launch in this process (`%gridid`).

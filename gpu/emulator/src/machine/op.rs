@@ -82,7 +82,7 @@ classes! {
     Local = "local", Generic = "generic", Atomic = "atomic", Shuffle = "shuffle", Vote = "vote",
     Barrier = "bar", Mbarrier = "mbarrier", CpAsync = "cp.async", Tma = "tma",
     Ldmatrix = "ldmatrix", Mma = "mma", Wgmma = "wgmma", WgmmaSync = "wgmma.sync",
-    Fence = "fence", Misc = "misc",
+    Tex = "tex", Surface = "surface", Multimem = "multimem", Fence = "fence", Misc = "misc",
 }
 
 impl Class {

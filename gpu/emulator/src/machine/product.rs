@@ -56,7 +56,8 @@ fn on<'a>(models: &'a [Option<Box<Mma>>; ARCHITECTURES.len()], preset: &Preset) 
     nearest.find_map(|i| models[i].as_deref())
 }
 
-fn format(ty: Type) -> Option<Format> {
+/// The format of a floating-point type of A, B, C or D; none where it has no arithmetic here.
+pub fn format(ty: Type) -> Option<Format> {
     Some(match ty {
         Type::F16 => Format::F16,
         Type::Bf16 => Format::Bf16,

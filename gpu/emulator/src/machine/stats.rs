@@ -27,6 +27,8 @@ pub struct Stats {
     /// Where a profile is wanted: the sectors that reads touched, and writes.
     pub sectors_read: Sectors,
     pub sectors_written: Sectors,
+    /// Texture fetches of warps whose values are interpolated.
+    pub filtered: u64,
     pub barrier_waits: u64,
     /// Executions by warp of the CTA and operation, where a profile is wanted.
     pub by_warp: Vec<Vec<u64>>,
@@ -88,6 +90,7 @@ impl Stats {
         self.fetched_sectors += other.fetched_sectors;
         self.sectors_read.merge(other.sectors_read);
         self.sectors_written.merge(other.sectors_written);
+        self.filtered += other.filtered;
         self.barrier_waits += other.barrier_waits;
         if self.by_warp.len() < other.by_warp.len() {
             self.by_warp.resize(other.by_warp.len(), Vec::new());

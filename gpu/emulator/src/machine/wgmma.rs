@@ -1,7 +1,7 @@
 //! wgmmas as the machine holds them: of the code, and those that a warp has issued.
 
 use super::product::Product;
-use super::registers::Reg;
+use super::registers::{LANES, Reg};
 
 /// Where A comes from.
 pub enum OperandA {
@@ -21,7 +21,10 @@ pub struct Operation {
     /// The accumulator's registers as the program names them.
     pub names: Vec<u32>,
     pub n: usize,
+    /// Columns of A as they are stored: of a sparse A half of those that it has.
     pub k: usize,
+    /// Where A is sparse: the register of its metadata, and which lanes of a quad count.
+    pub sparse: Option<(Reg, u32)>,
 }
 
 /// A wgmma that a warp has issued, with what it depends on beside the accumulator's registers.
@@ -36,6 +39,8 @@ pub struct Issued {
     /// Descriptor of A, where that lies in shared memory.
     pub a_desc: u64,
     pub b_desc: u64,
+    /// The metadata of a sparse A, as the register was when it was issued.
+    pub metadata: Option<Box<[u32; LANES]>>,
     /// Adds to the accumulator.
     pub keep: bool,
 }

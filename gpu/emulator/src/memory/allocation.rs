@@ -139,6 +139,21 @@ impl Allocation {
         }
     }
 
+    /// The piece that holds `offset`, where it is made of pieces.
+    pub(super) fn piece_at(&self, offset: u64) -> Option<&Piece> {
+        match &self.backing {
+            Backing::Pieces(pieces) => pieces.get((offset / CHUNK_BYTES) as usize),
+            _ => None,
+        }
+    }
+
+    /// Where the memory of a piece begins in it.
+    pub(super) fn piece_of(&self, wanted: &Piece) -> Option<u64> {
+        let Backing::Pieces(pieces) = &self.backing else { return None };
+        let same = |piece: &Piece| std::ptr::eq(piece.words, wanted.words);
+        pieces.iter().position(same).map(|index| index as u64 * CHUNK_BYTES)
+    }
+
     /// The aligned word at `offset`.
     pub(crate) fn word(&self, offset: u64) -> u32 {
         match self.words(offset) {

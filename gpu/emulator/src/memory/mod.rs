@@ -6,6 +6,7 @@
 //! recognised. Where else: shared and local memory live in their CTA and warp (`crate::machine`).
 
 mod allocation;
+mod multicast;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, RwLock};
@@ -13,6 +14,7 @@ use std::sync::{Arc, OnceLock, RwLock};
 use self::allocation::Backing;
 pub(crate) use self::allocation::CHUNK_BYTES;
 pub use self::allocation::{Allocation, AllocationKind, Piece};
+use self::multicast::Multicast;
 use crate::error::MemoryError;
 
 /// First address of device 0; each further device starts [`DEVICE_STRIDE`] later.
@@ -32,6 +34,7 @@ pub const WINDOW_BYTES: u64 = 1 << 32;
 #[derive(Clone, Debug, Default)]
 pub struct View {
     allocations: Arc<Vec<Arc<Allocation>>>,
+    multicasts: Arc<Vec<Multicast>>,
 }
 
 impl View {
@@ -67,6 +70,12 @@ impl View {
 
     /// A sentence about what lies at or beside `address`.
     pub fn nearest(&self, address: u64) -> String {
+        if let Some(range) = self.multicast(address, 1) {
+            let offset = address - range.base();
+            return format!(
+                "{offset} bytes into a multicast range, which only multimem may access"
+            );
+        }
         let after = self.allocations.partition_point(|a| a.base <= address);
         let below = after.checked_sub(1).map(|i| &self.allocations[i]);
         match (below, self.allocations.get(after)) {
@@ -249,9 +258,36 @@ impl Memory {
         }));
     }
 
+    /// Lets `bytes` from a reserved address on be a multicast range: behind it lies, by device, the
+    /// memory of these pieces.
+    pub fn map_multicast(&self, base: u64, bytes: u64, copies: Vec<(u32, Vec<Piece>)>) {
+        self.unmap(base, bytes);
+        let mut table = self.table.write().expect("no panic holds this lock");
+        table.count += 1;
+        let number = table.count;
+        let copy = |(device, pieces)| {
+            Arc::new(Allocation {
+                base,
+                bytes,
+                kind: AllocationKind::Device,
+                device,
+                number,
+                tracked: false,
+                freed: AtomicBool::new(false),
+                backing: Backing::Pieces(pieces),
+            })
+        };
+        let copies = copies.into_iter().map(copy).collect();
+        Arc::make_mut(&mut table.view.multicasts).push(Multicast { base, bytes, copies });
+    }
+
     /// Forgets what lies in a range: its addresses may get other memory.
     pub fn unmap(&self, base: u64, bytes: u64) {
         let mut table = self.table.write().expect("no panic holds this lock");
+        let apart = |at: u64, length: u64| at >= base + bytes || base >= at + length;
+        if table.view.multicasts.iter().any(|m| !apart(m.base(), m.bytes)) {
+            Arc::make_mut(&mut table.view.multicasts).retain(|m| apart(m.base(), m.bytes));
+        }
         let list = Arc::make_mut(&mut table.view.allocations);
         list.retain(|a| !(a.base < base + bytes && base < a.base + a.bytes));
     }

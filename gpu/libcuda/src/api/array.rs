@@ -1,10 +1,11 @@
 //! CUDA arrays and mipmaps, and the objects by which textures and surfaces name them.
 //!
-//! An array is device memory, row by row and slice by slice without gaps; copies reach it, and
-//! objects can be made of it and read back. Kernels cannot: instructions of textures and surfaces
-//! are refused by the emulator when a kernel that has them is launched.
+//! An array is device memory, row by row and slice by slice without gaps. The devices are told what
+//! an object stands for, by its handle, which is what a kernel gets.
 
 use std::sync::Arc;
+
+use fathom_emulator::texture::{self, Channel, Surface, Texels, Texture};
 
 use super::memory::{copy_now, copy_on};
 use super::{entry_points, put};
@@ -12,6 +13,7 @@ use crate::abi::*;
 use crate::driver::{Driver, initialised};
 use crate::objects::array::{
     Array, CUBEMAP, Flat, LAYERED, Mipmap, Object, Resource, SURFACE, Shape, TextureDesc, ViewDesc,
+    sampler, seen_through,
 };
 
 /// Bytes of an element of a shape; a format that is not known here is named.
@@ -64,6 +66,72 @@ fn check(resource: &Resource, driver: &Driver) -> R {
         PITCHED => memory(pitch.checked_mul(height).ok_or(ERROR_INVALID_VALUE)?),
         _ => Err(ERROR_INVALID_VALUE),
     }
+}
+
+/// What a kernel finds behind a texture object of a resource that was checked.
+fn texture_of(driver: &Driver, resource: &Resource, desc: &TextureDesc) -> R<Texture> {
+    let [value, format, width, height, pitch, ..] = resource.value;
+    let size = |n: usize| u32::try_from(n).map_err(|_| ERROR_INVALID_VALUE);
+    let memory = |bytes: usize, width: usize, height: usize| -> R<(Vec<Texels>, u32)> {
+        let channel = Channel::from_cuda(format as u32).ok_or(ERROR_NOT_SUPPORTED)?;
+        let texels = Texels {
+            base: value as DevicePtr,
+            row_bytes: bytes as u64,
+            slice_bytes: (bytes * height) as u64,
+            size: [size(width)?, size(height)?, 0],
+            channel,
+            channels: (format >> 32) as u32,
+        };
+        Ok((vec![texels], 0))
+    };
+    let (levels, flags) = match resource.kind {
+        ARRAY => {
+            let array = driver.arrays.get(value)?;
+            (vec![array.texels()?], array.shape.flags)
+        }
+        MIPMAP => {
+            let levels = driver.mipmaps.get(value)?.levels.clone();
+            let arrays = levels.into_iter().map(|level| driver.arrays.get(level));
+            let arrays: Vec<Arc<Array>> = arrays.collect::<R<_>>()?;
+            let texels = arrays.iter().map(|array| array.texels()).collect::<R<_>>()?;
+            (texels, arrays[0].shape.flags)
+        }
+        LINEAR => {
+            let shape = Shape {
+                width: 1,
+                height: 0,
+                depth: 0,
+                format: format as u32,
+                channels: (format >> 32) as u32,
+                flags: 0,
+            };
+            memory(width, width / element(driver, &shape)?, 0)?
+        }
+        _ => memory(pitch, width, height)?,
+    };
+    Ok(Texture {
+        levels,
+        layered: flags & LAYERED != 0,
+        cube: flags & CUBEMAP != 0,
+        buffer: resource.kind == LINEAR,
+        sampler: sampler(desc)?,
+    })
+}
+
+/// Makes an object, and lets the devices know what it stands for.
+fn insert(driver: &Driver, object: Object, seen: texture::Object) -> Handle {
+    let handle = driver.objects.insert(object);
+    driver.devices[0].objects().insert(handle as u64, seen);
+    handle
+}
+
+/// Forgets an object, once the kernels that may use it are over.
+fn remove(object: Handle) -> R {
+    let driver = initialised()?;
+    driver.objects.get(object)?;
+    driver.wait_for_all()?;
+    driver.devices[0].objects().remove(object as u64);
+    driver.objects.remove(object).map(|_| ())
 }
 
 /// Bytes of an array's row as one end of a copy; the other is `other`.
@@ -148,11 +216,17 @@ entry_points! {
         driver.current()?;
         let resource = *resource.as_ref().ok_or(ERROR_INVALID_VALUE)?;
         check(&resource, driver)?;
-        let texture = Some(*texture.as_ref().ok_or(ERROR_INVALID_VALUE)?);
-        put(object, driver.objects.insert(Object { resource, texture, view: view.as_ref().copied() }))
+        let desc = *texture.as_ref().ok_or(ERROR_INVALID_VALUE)?;
+        let view = view.as_ref().copied();
+        let mut seen = texture_of(driver, &resource, &desc)?;
+        if let Some(view) = &view {
+            seen_through(&mut seen, view)?;
+        }
+        let made = Object { resource, texture: Some(desc), view };
+        put(object, insert(driver, made, texture::Object::Texture(seen)))
     }
 
-    fn cuTexObjectDestroy(object: Handle) { initialised()?.objects.remove(object).map(|_| ()) }
+    fn cuTexObjectDestroy(object: Handle) { remove(object) }
 
     fn cuTexObjectGetResourceDesc(resource: *mut Resource, object: Handle) {
         put(resource, initialised()?.objects.get(object)?.resource)
@@ -172,13 +246,14 @@ entry_points! {
         let resource = *resource.as_ref().ok_or(ERROR_INVALID_VALUE)?;
         check(&resource, driver)?;
         let array = if resource.kind == ARRAY { driver.arrays.get(resource.value[0]).ok() } else { None };
-        if array.is_none_or(|array| array.shape.flags & SURFACE == 0) {
-            return Err(ERROR_INVALID_VALUE);
-        }
-        put(object, driver.objects.insert(Object { resource, texture: None, view: None }))
+        let array = array.filter(|array| array.shape.flags & SURFACE != 0);
+        let array = array.ok_or(ERROR_INVALID_VALUE)?;
+        let layered = array.shape.flags & (LAYERED | CUBEMAP) != 0;
+        let seen = texture::Object::Surface(Surface { texels: array.texels()?, layered });
+        put(object, insert(driver, Object { resource, texture: None, view: None }, seen))
     }
 
-    fn cuSurfObjectDestroy(object: Handle) { initialised()?.objects.remove(object).map(|_| ()) }
+    fn cuSurfObjectDestroy(object: Handle) { remove(object) }
 
     fn cuSurfObjectGetResourceDesc(resource: *mut Resource, object: Handle) {
         put(resource, initialised()?.objects.get(object)?.resource)

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex};
 
 use fathom_emulator::memory::Piece;
 use memmap2::{MmapOptions, MmapRaw};
@@ -19,7 +19,9 @@ use super::{entry_points, put};
 use crate::abi::*;
 use crate::driver::{Driver, driver, initialised};
 use crate::objects::event::{Event, SharedEvent};
-use crate::objects::virtual_memory::{Mapping, Physical, Properties, Range, pieces};
+use crate::objects::virtual_memory::{
+    Bound, Mapped, Mapping, Multicast, Physical, Properties, Range, pieces,
+};
 use crate::say::say;
 
 /// `CU_MEM_ALLOCATION_TYPE_PINNED`, `CU_MEM_LOCATION_TYPE_DEVICE`,
@@ -108,6 +110,70 @@ fn share(driver: &Driver, base: DevicePtr, bytes: u64, device: u32) -> R<u64> {
     Ok(number)
 }
 
+/// `CUmulticastObjectProp`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct MulticastProperties {
+    count: u32,
+    bytes: usize,
+    handle_types: u64,
+    flags: u64,
+}
+
+/// The memory that was mapped by hand at an address.
+fn mapped_at(address: DevicePtr, bytes: usize) -> R<Bound> {
+    let ranges = initialised()?.ranges.lock().expect("no panic holds this lock");
+    let (base, range) = ranges.range(..=address).next_back().ok_or(ERROR_INVALID_VALUE)?;
+    let inside = (address - base) as usize;
+    let mapped = range.mapped.range(..=inside).next_back();
+    let (begin, mapping) = mapped.ok_or(ERROR_INVALID_VALUE)?;
+    let Mapped::Memory(memory) = mapping.what.clone() else { return Err(ERROR_INVALID_VALUE) };
+    if inside - begin + bytes > mapping.bytes {
+        return Err(ERROR_INVALID_VALUE);
+    }
+    Ok(Bound { memory, offset: mapping.offset + inside - begin, bytes })
+}
+
+/// Lets memory of a device lie behind a multicast object.
+fn bind(handle: Handle, asked: Option<i32>, at: usize, bound: Bound, flags: u64) -> R {
+    let multicast = initialised()?.multicasts.get(handle)?;
+    let device = bound.memory.properties.location[1];
+    if flags != 0 || asked.is_some_and(|asked| asked != device as i32) {
+        return Err(ERROR_INVALID_VALUE);
+    }
+    if !multicast.is_complete() {
+        return Err(ERROR_ILLEGAL_STATE);
+    }
+    let mut team = multicast.team.lock().expect("no panic holds this lock");
+    let whole =
+        [at, bound.offset, bound.bytes].iter().all(|n| n.is_multiple_of(Piece::BYTES as usize));
+    let fits = bound.bytes > 0
+        && at + bound.bytes <= multicast.bytes
+        && bound.offset + bound.bytes <= bound.memory.bytes;
+    let mut others = team.bound.range((device, 0)..(device, at + bound.bytes));
+    let overlaps = others.any(|((_, begin), other)| begin + other.bytes > at);
+    if !whole || !fits || overlaps || !team.devices.contains(&device) {
+        return Err(ERROR_INVALID_VALUE);
+    }
+    team.bound.insert((device, at), bound);
+    drop(team);
+    publish(&multicast)
+}
+
+/// Tells the emulator of the addresses that an object is mapped at.
+fn publish(multicast: &Arc<Multicast>) -> R {
+    let driver = initialised()?;
+    driver.wait_for_all()?;
+    let ranges = driver.ranges.lock().expect("no panic holds this lock");
+    for (base, range) in ranges.iter() {
+        let here = |mapping: &Mapping| matches!(&mapping.what, Mapped::Multicast(other) if Arc::ptr_eq(other, multicast));
+        if range.mapped.values().any(here) {
+            range.publish(driver.devices[0].memory(), *base);
+        }
+    }
+    Ok(())
+}
+
 entry_points! {
     fn cuIpcGetEventHandle(handle: *mut IpcHandle, event: Handle) {
         let event = initialised()?.events.get(event)?;
@@ -184,7 +250,11 @@ entry_points! {
         put(handle, driver.physical.insert(Arc::new(physical)))
     }
 
-    fn cuMemRelease(handle: Handle) { initialised()?.physical.remove(handle).map(|_| ()) }
+    fn cuMemRelease(handle: Handle) {
+        let driver = initialised()?;
+        let multicast = driver.multicasts.remove(handle).map(|_| ());
+        multicast.or_else(|_| driver.physical.remove(handle).map(|_| ()))
+    }
 
     fn cuMemGetAllocationPropertiesFromHandle(properties: *mut Properties, handle: Handle) {
         put(properties, initialised()?.physical.get(handle)?.properties)
@@ -196,7 +266,10 @@ entry_points! {
         let (base, range) = ranges.range(..=at).next_back().ok_or(ERROR_INVALID_VALUE)?;
         let mapped = range.mapped.range(..=(at - base) as usize).next_back();
         let (_, mapping) = mapped.ok_or(ERROR_INVALID_VALUE)?;
-        put(handle, driver.physical.insert(mapping.physical.clone()))
+        put(handle, match mapping.what.clone() {
+            Mapped::Memory(physical) => driver.physical.insert(physical),
+            Mapped::Multicast(multicast) => driver.multicasts.insert(multicast),
+        })
     }
 
     fn cuMemAddressReserve(
@@ -230,10 +303,23 @@ entry_points! {
     }
 
     fn cuMemMap(at: DevicePtr, bytes: usize, offset: usize, handle: Handle, flags: u64) {
-        let physical = initialised()?.physical.get(handle)?;
+        let driver = initialised()?;
+        let (what, room, device) = match driver.multicasts.get(handle) {
+            Ok(multicast) => (Mapped::Multicast(multicast.clone()), multicast.bytes, None),
+            Err(_) => {
+                let physical = driver.physical.get(handle)?;
+                let (room, device) = (physical.bytes, physical.properties.location[1]);
+                (Mapped::Memory(physical), room, Some(device))
+            }
+        };
         let whole = [bytes, offset].iter().all(|n| n.is_multiple_of(Piece::BYTES as usize));
-        if bytes == 0 || !whole || offset + bytes > physical.bytes || flags != 0 {
+        if bytes == 0 || !whole || offset + bytes > room || flags != 0 {
             return Err(ERROR_INVALID_VALUE);
+        }
+        if let Mapped::Multicast(multicast) = &what
+            && !multicast.is_complete()
+        {
+            return Err(ERROR_ILLEGAL_STATE);
         }
         with_range(at, |place, range| {
             let before = range.mapped.range(..place).next_back();
@@ -242,8 +328,8 @@ entry_points! {
             if overlaps || place + bytes > range.bytes {
                 return Err(ERROR_INVALID_VALUE);
             }
-            range.device = physical.properties.location[1];
-            range.mapped.insert(place, Mapping { physical, offset, bytes, accessible: false });
+            range.device = device.unwrap_or(range.device);
+            range.mapped.insert(place, Mapping { what, offset, bytes, accessible: false });
             Ok(())
         })
     }
@@ -321,10 +407,105 @@ entry_points! {
         put(handle, driver.physical.insert(Arc::new(physical)))
     }
 
-    fn cuMulticastGetGranularity(granularity: *mut usize, properties: *const u8, option: u32) {
-        let _ = (granularity, properties, option);
-        initialised()?.name_unsupported("multicast objects (cuMulticast*)");
-        Err(ERROR_NOT_SUPPORTED)
+    fn cuMulticastGetGranularity(
+        granularity: *mut usize,
+        properties: *const MulticastProperties,
+        option: u32,
+    ) {
+        let _ = (properties, option);
+        put(granularity, Piece::BYTES as usize)
+    }
+
+    fn cuMulticastCreate(handle: *mut Handle, properties: *const MulticastProperties) {
+        let driver = initialised()?;
+        let &MulticastProperties { count, bytes, handle_types, flags } =
+            properties.as_ref().ok_or(ERROR_INVALID_VALUE)?;
+        let whole = bytes > 0 && bytes.is_multiple_of(Piece::BYTES as usize);
+        if count == 0 || count as usize > driver.devices.len() || !whole || flags != 0 {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        if handle_types != 0 {
+            driver.name_unsupported("multicast objects that processes share");
+            return Err(ERROR_NOT_SUPPORTED);
+        }
+        let (count, team, added) = (count as usize, Mutex::default(), Condvar::new());
+        put(handle, driver.multicasts.insert(Arc::new(Multicast { count, bytes, team, added })))
+    }
+
+    fn cuMulticastAddDevice(handle: Handle, device: i32) {
+        let driver = initialised()?;
+        let multicast = driver.multicasts.get(handle)?;
+        driver.device(device)?;
+        let mut team = multicast.team.lock().expect("no panic holds this lock");
+        let known = team.devices.contains(&(device as u32));
+        if known || team.devices.len() == multicast.count {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        team.devices.push(device as u32);
+        team.devices.sort_unstable();
+        multicast.added.notify_all();
+        Ok(())
+    }
+
+    fn cuMulticastBindMem(
+        handle: Handle,
+        at: usize,
+        memory: Handle,
+        offset: usize,
+        bytes: usize,
+        flags: u64,
+    ) {
+        let memory = initialised()?.physical.get(memory)?;
+        bind(handle, None, at, Bound { memory, offset, bytes }, flags)
+    }
+
+    fn cuMulticastBindMem_v2(
+        handle: Handle,
+        device: i32,
+        at: usize,
+        memory: Handle,
+        offset: usize,
+        bytes: usize,
+        flags: u64,
+    ) {
+        let memory = initialised()?.physical.get(memory)?;
+        bind(handle, Some(device), at, Bound { memory, offset, bytes }, flags)
+    }
+
+    fn cuMulticastBindAddr(
+        handle: Handle,
+        at: usize,
+        address: DevicePtr,
+        bytes: usize,
+        flags: u64,
+    ) {
+        bind(handle, None, at, mapped_at(address, bytes)?, flags)
+    }
+
+    fn cuMulticastBindAddr_v2(
+        handle: Handle,
+        device: i32,
+        at: usize,
+        address: DevicePtr,
+        bytes: usize,
+        flags: u64,
+    ) {
+        bind(handle, Some(device), at, mapped_at(address, bytes)?, flags)
+    }
+
+    fn cuMulticastUnbind(handle: Handle, device: i32, at: usize, bytes: usize) {
+        let multicast = initialised()?.multicasts.get(handle)?;
+        let mut team = multicast.team.lock().expect("no panic holds this lock");
+        let found = team.bound.remove(&(device as u32, at));
+        let whole = found.as_ref().is_some_and(|bound| bound.bytes == bytes);
+        if let (Some(bound), false) = (found, whole) {
+            team.bound.insert((device as u32, at), bound);
+        }
+        drop(team);
+        if !whole {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        publish(&multicast)
     }
 
     fn cuIpcGetMemHandle(handle: *mut IpcHandle, at: DevicePtr) {

@@ -37,7 +37,7 @@ use crate::objects::pool::{Pool, PoolMemory};
 use crate::objects::program::{Callable, Kernel, Library, Loaded};
 use crate::objects::stream::Stream;
 use crate::objects::user_object::UserObject;
-use crate::objects::virtual_memory::{Physical, Ranges, Shared};
+use crate::objects::virtual_memory::{Multicast, Physical, Ranges, Shared};
 use crate::queue::Queue;
 use crate::say::{self, say};
 use crate::summary::Summary;
@@ -83,6 +83,7 @@ pub(crate) struct Driver {
     /// The pool of each allocation from one, and its length.
     pub pooled: Mutex<BTreeMap<DevicePtr, (Handle, u64)>>,
     pub physical: Handles<Arc<Physical>>,
+    pub multicasts: Handles<Arc<Multicast>>,
     pub ranges: Ranges,
     pub shared: Shared,
     pub links: Handles<Arc<Link>>,
@@ -201,6 +202,7 @@ impl Driver {
             graph_pools,
             pooled: Mutex::default(),
             physical: Handles::new(),
+            multicasts: Handles::new(),
             ranges: Mutex::default(),
             shared: Mutex::default(),
             links: Handles::new(),

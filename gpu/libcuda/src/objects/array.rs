@@ -1,5 +1,7 @@
 //! CUDA arrays and mipmaps, and the objects by which textures and surfaces name them.
 
+use fathom_emulator::texture::{Address, Channel, Sampler, Texels, Texture};
+
 use crate::abi::*;
 
 /// `CUDA_ARRAY_DESCRIPTOR`: sizes in elements, 0 where there is no such dimension.
@@ -97,9 +99,102 @@ pub(crate) struct Resource {
     pub flags: u32,
 }
 
-/// `CUDA_TEXTURE_DESC` and `CUDA_RESOURCE_VIEW_DESC`, which nobody here reads.
+/// `CUDA_TEXTURE_DESC`: three address modes, filter, flags, anisotropy, filter of levels, bias,
+/// least and highest level, border.
 pub(crate) type TextureDesc = [u32; 26];
+/// `CUDA_RESOURCE_VIEW_DESC`: format, width, height, depth, then first and last level and layer,
+/// 32 bits each.
 pub(crate) type ViewDesc = [usize; 14];
+
+/// `CU_TRSF_*`.
+const READ_AS_INTEGER: u32 = 1;
+const NORMALIZED_COORDINATES: u32 = 2;
+const SRGB: u32 = 0x10;
+
+/// `CUresourceViewFormat` from 1 on: channels of 1, 2 and 4 of each.
+const VIEW_FORMATS: [Channel; 8] = [
+    Channel::U8,
+    Channel::S8,
+    Channel::U16,
+    Channel::S16,
+    Channel::U32,
+    Channel::S32,
+    Channel::F16,
+    Channel::F32,
+];
+
+impl Array {
+    /// Its texels as kernels see them.
+    pub fn texels(&self) -> R<Texels> {
+        let Shape { width, height, depth, format, channels, .. } = self.shape;
+        let size = |n: usize| u32::try_from(n).map_err(|_| ERROR_INVALID_VALUE);
+        Ok(Texels {
+            base: self.base,
+            row_bytes: self.row as u64,
+            slice_bytes: (self.row * self.rows) as u64,
+            size: [size(width)?, size(height)?, size(depth)?],
+            channel: Channel::from_cuda(format).ok_or(ERROR_NOT_SUPPORTED)?,
+            channels,
+        })
+    }
+}
+
+/// How a texture is sampled.
+pub(crate) fn sampler(desc: &TextureDesc) -> R<Sampler> {
+    let address = |mode: u32| {
+        let modes = [Address::Wrap, Address::Clamp, Address::Mirror, Address::Border];
+        modes.get(mode as usize).copied().ok_or(ERROR_INVALID_VALUE)
+    };
+    let [x, y, z, filter, flags, _, levels, ..] = *desc;
+    if filter > 1 || levels > 1 {
+        return Err(ERROR_INVALID_VALUE);
+    }
+    let float = |i: usize| f32::from_bits(desc[i]);
+    Ok(Sampler {
+        address: [address(x)?, address(y)?, address(z)?],
+        linear: filter == 1,
+        normalized: flags & NORMALIZED_COORDINATES != 0,
+        integers: flags & READ_AS_INTEGER != 0,
+        srgb: flags & SRGB != 0,
+        linear_levels: levels == 1,
+        bias: float(7),
+        levels: [float(8), float(9)],
+        border: std::array::from_fn(|i| float(10 + i)),
+    })
+}
+
+/// Lets a texture be seen through a view: another format of the same size, some levels, some
+/// layers.
+pub(crate) fn seen_through(texture: &mut Texture, view: &ViewDesc) -> R {
+    let format = view[0] as u32;
+    let [levels, layers] = [4, 5].map(|i| (view[i] as u32, (view[i] >> 32) as u32));
+    if format > 0 {
+        let i = format as usize - 1;
+        let channel = *VIEW_FORMATS.get(i / 3).ok_or(ERROR_NOT_SUPPORTED)?;
+        let channels = [1, 2, 4][i % 3];
+        for level in &mut texture.levels {
+            if level.bytes() != channel.bytes() * channels {
+                return Err(ERROR_INVALID_VALUE);
+            }
+            (level.channel, level.channels) = (channel, channels);
+        }
+    }
+    let last = texture.levels.len() as u32 - 1;
+    if levels.0 > levels.1 || levels.1 > last {
+        return Err(ERROR_INVALID_VALUE);
+    }
+    texture.levels = texture.levels[levels.0 as usize..=levels.1 as usize].to_vec();
+    if texture.layered || texture.cube {
+        for level in &mut texture.levels {
+            if layers.0 > layers.1 || layers.1 >= level.size[2] {
+                return Err(ERROR_INVALID_VALUE);
+            }
+            level.base += u64::from(layers.0) * level.slice_bytes;
+            level.size[2] = layers.1 - layers.0 + 1;
+        }
+    }
+    Ok(())
+}
 
 /// What a texture or surface object was made of.
 #[derive(Clone, Copy)]

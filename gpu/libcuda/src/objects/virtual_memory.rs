@@ -3,7 +3,8 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use fathom_emulator::memory::{Memory, Piece};
 use memmap2::MmapRaw;
@@ -38,10 +39,75 @@ pub(crate) struct Range {
 }
 
 pub(crate) struct Mapping {
-    pub physical: Arc<Physical>,
+    pub what: Mapped,
     pub offset: usize,
     pub bytes: usize,
     pub accessible: bool,
+}
+
+/// What a range of addresses is mapped to.
+#[derive(Clone)]
+pub(crate) enum Mapped {
+    Memory(Arc<Physical>),
+    Multicast(Arc<Multicast>),
+}
+
+/// A multicast object (`cuMulticastCreate`): memory of several devices behind the same offsets.
+pub(crate) struct Multicast {
+    /// How many devices take part.
+    pub count: usize,
+    pub bytes: usize,
+    pub team: Mutex<Team>,
+    /// A device has been added.
+    pub added: Condvar,
+}
+
+/// Devices of a multicast object, and what each has bound, by offset.
+#[derive(Default)]
+pub(crate) struct Team {
+    pub devices: Vec<u32>,
+    pub bound: BTreeMap<(u32, usize), Bound>,
+}
+
+/// Memory that is bound: from which of its bytes on, and how much of it.
+pub(crate) struct Bound {
+    pub memory: Arc<Physical>,
+    pub offset: usize,
+    pub bytes: usize,
+}
+
+/// How long others may take to add their devices.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Multicast {
+    /// Waits until all devices have been added, as binding and mapping do; false where others take
+    /// too long.
+    pub(crate) fn is_complete(&self) -> bool {
+        let team = self.team.lock().expect("no panic holds this lock");
+        let lacking = |team: &mut Team| team.devices.len() < self.count;
+        let waited = self.added.wait_timeout_while(team, PATIENCE, lacking);
+        !waited.expect("no panic holds this lock").1.timed_out()
+    }
+
+    /// The memory behind a part of the object, by device; none where a device has not bound all of
+    /// it yet.
+    fn copies(&self, offset: usize, bytes: usize) -> Option<Vec<(u32, Vec<Piece>)>> {
+        let team = self.team.lock().expect("no panic holds this lock");
+        let copy = |device: &u32| {
+            let (mut at, mut list) = (offset, Vec::new());
+            while at < offset + bytes {
+                let (&(_, begin), bound) =
+                    team.bound.range((*device, 0)..=(*device, at)).next_back()?;
+                let inside = at - begin;
+                let length = bound.bytes.checked_sub(inside).filter(|n| *n > 0)?;
+                let length = length.min(offset + bytes - at);
+                list.extend(pieces(&bound.memory.map, bound.offset + inside, length));
+                at += length;
+            }
+            Some((*device, list))
+        };
+        team.devices.iter().map(copy).collect()
+    }
 }
 
 /// Reserved ranges by their first address.
@@ -79,7 +145,17 @@ impl Range {
             }
         };
         for (at, mapping) in self.mapped.iter().filter(|(_, mapping)| mapping.accessible) {
-            let new = pieces(&mapping.physical.map, mapping.offset, mapping.bytes);
+            let new = match &mapping.what {
+                Mapped::Memory(physical) => pieces(&physical.map, mapping.offset, mapping.bytes),
+                Mapped::Multicast(multicast) => {
+                    close(open.take());
+                    if let Some(copies) = multicast.copies(mapping.offset, mapping.bytes) {
+                        let begin = base + *at as u64;
+                        memory.map_multicast(begin, mapping.bytes as u64, copies);
+                    }
+                    continue;
+                }
+            };
             match &mut open {
                 Some((_, end, list)) if *end == *at => {
                     *end += mapping.bytes;

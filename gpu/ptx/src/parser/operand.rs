@@ -2,6 +2,7 @@
 
 use super::names::{Local, Names};
 use super::*;
+use crate::error::ErrorKind;
 
 /// Deepest nesting of a constant expression.
 const MAX_NESTING: u32 = 64;
@@ -123,10 +124,11 @@ impl<'a> Parser<'a> {
         match self.token.kind {
             TokenKind::Word if self.token.text != "WARP_SZ" => self.named(names, branch),
             TokenKind::Punct => match self.token.text {
-                "{" => self.vector(names).map(|v| Operand::Vector(v.into())),
+                "{" => self.vector_or_pair(names),
                 "[" => self.address(names),
                 "(" if !branch => self.constant().map(Operand::Imm),
                 "!" => self.negated(names),
+                "-" if self.negates_a_register() => self.negative(names),
                 "-" | "+" | "~" => self.constant().map(Operand::Imm),
                 _ => self.expected("an operand or `;`"),
             },
@@ -141,6 +143,22 @@ impl<'a> Parser<'a> {
         match self.named(names, false)? {
             Operand::Reg(r) => Ok(Operand::Not(r)),
             _ => Err(self.error_at(token, "expected a predicate register behind `!`")),
+        }
+    }
+
+    /// Whether the present `-` stands before a name.
+    fn negates_a_register(&self) -> bool {
+        let next = self.lexer.clone().token();
+        next.kind == TokenKind::Word && next.text != "WARP_SZ"
+    }
+
+    fn negative(&mut self, names: &mut Names<'a>) -> Result<Operand> {
+        self.next();
+        let token = self.token;
+        match self.named(names, false)? {
+            Operand::Reg(r) => Ok(Operand::Negated(r, None)),
+            Operand::Selected(r, selector) => Ok(Operand::Negated(r, Some(selector))),
+            _ => Err(self.error_at(token, "expected a register behind `-`")),
         }
     }
 
@@ -161,6 +179,17 @@ impl<'a> Parser<'a> {
         }
         self.expect("}")?;
         Ok(list)
+    }
+
+    /// A vector, or (of a texture's results) a vector and a predicate: `{a, b, c, d}|p`.
+    fn vector_or_pair(&mut self, names: &mut Names<'a>) -> Result<Operand> {
+        let vector = Operand::Vector(self.vector(names)?.into());
+        if !self.eat("|") {
+            return Ok(vector);
+        }
+        let second = self.word("a second destination")?;
+        let second = self.resolve(second, names, false)?;
+        Ok(Operand::Pair(Box::new(vector), Box::new(second)))
     }
 
     /// `(a, b)` of a call.
@@ -194,7 +223,16 @@ impl<'a> Parser<'a> {
             Address { base: Base::Absolute, offset }
         };
         if self.eat(",") {
-            let coordinates = self.vector(names)?;
+            // A texture or surface of one dimension may have its coordinate without braces.
+            let coordinates = match self.token.is("{") {
+                true => self.vector(names)?,
+                false => vec![self.operand(names, false)?],
+            };
+            if self.token.is(",") {
+                let what = "a sampler beside its texture (`.texmode_independent`) is not known";
+                let error = self.error_at(self.token, what);
+                return Err(error.of_kind(ErrorKind::UnknownInstruction));
+            }
             self.expect("]")?;
             return Ok(Operand::Tensor(base, coordinates));
         }

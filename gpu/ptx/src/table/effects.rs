@@ -27,13 +27,18 @@ pub enum Effect {
 }
 
 impl Opcode {
+    /// Whether it multiplies matrices of a warpgroup asynchronously.
+    pub fn is_wgmma(self) -> bool {
+        matches!(self, WgmmaMmaAsync | WgmmaMmaAsyncSp)
+    }
+
     /// Its effect. Without a line here a new instruction does not compile.
     #[rustfmt::skip]
     pub fn effect(self) -> Effect {
         match self {
             Bra | BrxIdx | Ret | Exit | Trap => Effect::Jump,
             Ld | St => Effect::Access,
-            Atom | Red => Effect::Atomic,
+            Atom | Red | Sured => Effect::Atomic,
             CpReduceAsyncBulk | CpReduceAsyncBulkTensor => Effect::Reduction,
             MultimemLdReduce | MultimemSt | MultimemRed | MultimemCpAsyncBulk
             | MultimemCpReduceAsyncBulk => Effect::Multimem,
@@ -58,7 +63,7 @@ impl Opcode {
             | Stackrestore | Alloca | Vadd | Vsub | Vabsdiff | Vmin | Vmax | Vshl | Vshr | Vmad
             | Vset | Vadd2 | Vsub2 | Vavrg2 | Vabsdiff2 | Vmin2 | Vmax2 | Vset2 | Vadd4 | Vsub4
             | Vavrg4 | Vabsdiff4 | Vmin4 | Vmax4 | Vset4 | Brkpt | Nanosleep | Pmevent
-            | Setmaxnreg | Tex | Tld4 | Txq | Istypep | Suld | Sust | Sured | Suq | Tcgen05 => Effect::Own,
+            | Setmaxnreg | Tex | Tld4 | Txq | Istypep | Suld | Sust | Suq | Tcgen05 => Effect::Own,
         }
     }
 }

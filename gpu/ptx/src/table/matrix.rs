@@ -170,7 +170,7 @@ pub const SECTIONS: &[Section] = &[
             row(
                 Mma,
                 "mma.sync.aligned.m16n8k64.row.col.kind::mxf4.block_scale{.sv}.f32.e2m1.e2m1.f32\
-                .ue8m0 d:t0*d, a:b32*4, b:b32*2, c:t3*c, sa:b32, ia:u16*n, sb:b32, ib:u16*n",
+                .ue8m0 d:t0*d, a:b32*4, b:b32*2, c:t3*c, sa:b32*1, ia:u16*2, sb:b32*1, ib:u16*2",
                 MXF4,
                 "8.7 sm_120a",
                 "D = (A scaled) * (B scaled) + C",
@@ -178,7 +178,7 @@ pub const SECTIONS: &[Section] = &[
             row(
                 Mma,
                 "mma.sync.aligned.m16n8k64.row.col.kind::mxf4nvf4.block_scale.sv.f32.e2m1.e2m1\
-                .f32.stype d:t0*d, a:b32*4, b:b32*2, c:t3*c, sa:b32, ia:u16*n, sb:b32, ib:u16*n",
+                .f32.stype d:t0*d, a:b32*4, b:b32*2, c:t3*c, sa:b32*1, ia:u16*2, sb:b32*1, ib:u16*2",
                 NVF4,
                 "8.7 sm_120a",
                 "D = (A scaled) * (B scaled) + C",
@@ -187,7 +187,7 @@ pub const SECTIONS: &[Section] = &[
                 Mma,
                 "mma.sync.aligned.m16n8k32.row.col.kind::mxf8f6f4.block_scale{.sv}.f32.atype\
                 .btype.f32\
-                .ue8m0 d:t0*d, a:b32*4, b:b32*2, c:t3*c, sa:b32, ia:u16*n, sb:b32, ib:u16*n",
+                .ue8m0 d:t0*d, a:b32*4, b:b32*2, c:t3*c, sa:b32*1, ia:u16*2, sb:b32*1, ib:u16*2",
                 F864S,
                 "8.7 sm_120a",
                 "D = (A scaled) * (B scaled) + C",

@@ -1,10 +1,13 @@
-//! SIMD video instructions; and what is recognised, not executed: scalar video, texture and surface
-//! instructions, fifth-generation tensor cores. The rows of those take any suffix and any operand;
-//! [`crate::table::Form::recognised`] is true.
+//! Video instructions; and what is recognised, not executed: fifth-generation tensor cores, whose
+//! row takes any suffix and any operand ([`crate::table::Form::recognised`] is true).
 
 use super::Opcode::*;
 use super::pattern::{Section, row};
 
+const SCALAR: &str = "dtype=u32 s32; atype=u32 s32; btype=u32 s32";
+const SCALAR2: &str = "dtype=u32 s32; atype=u32 s32; btype=u32 s32; op=add min max";
+const SHIFT: &str = "dtype=u32 s32; atype=u32 s32; mode=clamp wrap";
+const SHIFT2: &str = "dtype=u32 s32; atype=u32 s32; mode=clamp wrap; op=add min max";
 const SIMD: &str = "dtype=u32 s32; atype=u32 s32; btype=u32 s32; op=add";
 const SIMD_SET: &str = "atype=u32 s32; btype=u32 s32; cmp=eq ne lt le gt ge; op=add";
 
@@ -13,15 +16,181 @@ pub const SECTIONS: &[Section] = &[
     Section {
         title: "Video Instructions",
         rows: &[
-            row(Vadd, "vadd ...", "", "2.0 sm_20", "scalar video addition"),
-            row(Vsub, "vsub ...", "", "2.0 sm_20", "scalar video subtraction"),
-            row(Vabsdiff, "vabsdiff ...", "", "2.0 sm_20", "scalar video absolute difference"),
-            row(Vmin, "vmin ...", "", "2.0 sm_20", "scalar video minimum"),
-            row(Vmax, "vmax ...", "", "2.0 sm_20", "scalar video maximum"),
-            row(Vshl, "vshl ...", "", "2.0 sm_20", "scalar video left shift"),
-            row(Vshr, "vshr ...", "", "2.0 sm_20", "scalar video right shift"),
-            row(Vmad, "vmad ...", "", "2.0 sm_20", "scalar video multiply-add"),
-            row(Vset, "vset ...", "", "2.0 sm_20", "scalar video comparison"),
+            row(
+                Vadd,
+                "vadd.dtype.atype.btype{.sat} d:b32, a:b32, b:b32",
+                SCALAR,
+                "2.0 sm_20",
+                "d = a + b, which may be bytes or half-words of their registers",
+            ),
+            row(
+                Vadd,
+                "vadd.dtype.atype.btype{.sat}.op d:b32, a:b32, b:b32, c:b32",
+                SCALAR2,
+                "2.0 sm_20",
+                "d = a + b, then combined with c",
+            ),
+            row(
+                Vadd,
+                "vadd.dtype.atype.btype{.sat} d:b32, a:b32, b:b32, c:b32",
+                SCALAR,
+                "2.0 sm_20",
+                "the part of d that it names = a + b; the rest is c's",
+            ),
+            row(
+                Vsub,
+                "vsub.dtype.atype.btype{.sat} d:b32, a:b32, b:b32",
+                SCALAR,
+                "2.0 sm_20",
+                "d = a - b, which may be bytes or half-words of their registers",
+            ),
+            row(
+                Vsub,
+                "vsub.dtype.atype.btype{.sat}.op d:b32, a:b32, b:b32, c:b32",
+                SCALAR2,
+                "2.0 sm_20",
+                "d = a - b, then combined with c",
+            ),
+            row(
+                Vsub,
+                "vsub.dtype.atype.btype{.sat} d:b32, a:b32, b:b32, c:b32",
+                SCALAR,
+                "2.0 sm_20",
+                "the part of d that it names = a - b; the rest is c's",
+            ),
+            row(
+                Vabsdiff,
+                "vabsdiff.dtype.atype.btype{.sat} d:b32, a:b32, b:b32",
+                SCALAR,
+                "2.0 sm_20",
+                "d = the absolute difference of a and b, which may be bytes or half-words of their registers",
+            ),
+            row(
+                Vabsdiff,
+                "vabsdiff.dtype.atype.btype{.sat}.op d:b32, a:b32, b:b32, c:b32",
+                SCALAR2,
+                "2.0 sm_20",
+                "d = the absolute difference of a and b, then combined with c",
+            ),
+            row(
+                Vabsdiff,
+                "vabsdiff.dtype.atype.btype{.sat} d:b32, a:b32, b:b32, c:b32",
+                SCALAR,
+                "2.0 sm_20",
+                "the part of d that it names = the absolute difference of a and b; the rest is c's",
+            ),
+            row(
+                Vmin,
+                "vmin.dtype.atype.btype{.sat} d:b32, a:b32, b:b32",
+                SCALAR,
+                "2.0 sm_20",
+                "d = the lesser of a and b, which may be bytes or half-words of their registers",
+            ),
+            row(
+                Vmin,
+                "vmin.dtype.atype.btype{.sat}.op d:b32, a:b32, b:b32, c:b32",
+                SCALAR2,
+                "2.0 sm_20",
+                "d = the lesser of a and b, then combined with c",
+            ),
+            row(
+                Vmin,
+                "vmin.dtype.atype.btype{.sat} d:b32, a:b32, b:b32, c:b32",
+                SCALAR,
+                "2.0 sm_20",
+                "the part of d that it names = the lesser of a and b; the rest is c's",
+            ),
+            row(
+                Vmax,
+                "vmax.dtype.atype.btype{.sat} d:b32, a:b32, b:b32",
+                SCALAR,
+                "2.0 sm_20",
+                "d = the greater of a and b, which may be bytes or half-words of their registers",
+            ),
+            row(
+                Vmax,
+                "vmax.dtype.atype.btype{.sat}.op d:b32, a:b32, b:b32, c:b32",
+                SCALAR2,
+                "2.0 sm_20",
+                "d = the greater of a and b, then combined with c",
+            ),
+            row(
+                Vmax,
+                "vmax.dtype.atype.btype{.sat} d:b32, a:b32, b:b32, c:b32",
+                SCALAR,
+                "2.0 sm_20",
+                "the part of d that it names = the greater of a and b; the rest is c's",
+            ),
+            row(
+                Vshl,
+                "vshl.dtype.atype.u32{.sat}.mode d:b32, a:b32, b:b32",
+                SHIFT,
+                "2.0 sm_20",
+                "d = a shifted left by b (at most 32, or modulo 32)",
+            ),
+            row(
+                Vshl,
+                "vshl.dtype.atype.u32{.sat}.mode.op d:b32, a:b32, b:b32, c:b32",
+                SHIFT2,
+                "2.0 sm_20",
+                "d = a shifted left by b, then combined with c",
+            ),
+            row(
+                Vshl,
+                "vshl.dtype.atype.u32{.sat}.mode d:b32, a:b32, b:b32, c:b32",
+                SHIFT,
+                "2.0 sm_20",
+                "the part of d that it names = a shifted left by b; the rest is c's",
+            ),
+            row(
+                Vshr,
+                "vshr.dtype.atype.u32{.sat}.mode d:b32, a:b32, b:b32",
+                SHIFT,
+                "2.0 sm_20",
+                "d = a shifted right by b (at most 32, or modulo 32)",
+            ),
+            row(
+                Vshr,
+                "vshr.dtype.atype.u32{.sat}.mode.op d:b32, a:b32, b:b32, c:b32",
+                SHIFT2,
+                "2.0 sm_20",
+                "d = a shifted right by b, then combined with c",
+            ),
+            row(
+                Vshr,
+                "vshr.dtype.atype.u32{.sat}.mode d:b32, a:b32, b:b32, c:b32",
+                SHIFT,
+                "2.0 sm_20",
+                "the part of d that it names = a shifted right by b; the rest is c's",
+            ),
+            row(
+                Vmad,
+                "vmad.dtype.atype.btype{.po}{.sat}{.scale} d:b32, a:b32, b:b32, c:b32",
+                "dtype=u32 s32; atype=u32 s32; btype=u32 s32; scale=shr7 shr15",
+                "2.0 sm_20",
+                "d = a * b + c, one of both negated or 1 more, shifted right",
+            ),
+            row(
+                Vset,
+                "vset.atype.btype.cmp d:b32, a:b32, b:b32",
+                "atype=u32 s32; btype=u32 s32; cmp=eq ne lt le gt ge",
+                "2.0 sm_20",
+                "d = 1 where a and b compare so, else 0",
+            ),
+            row(
+                Vset,
+                "vset.atype.btype.cmp.op d:b32, a:b32, b:b32, c:b32",
+                "atype=u32 s32; btype=u32 s32; cmp=eq ne lt le gt ge; op=add min max",
+                "2.0 sm_20",
+                "d = 1 or 0, then combined with c",
+            ),
+            row(
+                Vset,
+                "vset.atype.btype.cmp d:b32, a:b32, b:b32, c:b32",
+                "atype=u32 s32; btype=u32 s32; cmp=eq ne lt le gt ge",
+                "2.0 sm_20",
+                "the part of d that it names = 1 or 0; the rest is c's",
+            ),
             row(
                 Vadd2,
                 "vadd2.dtype.atype.btype{.sat}{.op} d:b32, a:b32, b:b32, c:b32",
@@ -120,24 +289,6 @@ pub const SECTIONS: &[Section] = &[
                 "3.0 sm_30",
                 "1 or 0 for comparisons of four bytes; others are from c, or all are added to c",
             ),
-        ],
-    },
-    Section {
-        title: "Texture Instructions",
-        rows: &[
-            row(Tex, "tex ...", "", "1.0", "texture lookup"),
-            row(Tld4, "tld4 ...", "", "2.2 sm_20", "four texels of a bilinear footprint"),
-            row(Txq, "txq ...", "", "1.5", "query a texture or sampler attribute"),
-            row(Istypep, "istypep ...", "", "4.0 sm_30", "whether an opaque handle is of a kind"),
-        ],
-    },
-    Section {
-        title: "Surface Instructions",
-        rows: &[
-            row(Suld, "suld ...", "", "1.5 sm_20", "surface load"),
-            row(Sust, "sust ...", "", "1.5", "surface store"),
-            row(Sured, "sured ...", "", "3.0 sm_20", "surface reduction"),
-            row(Suq, "suq ...", "", "1.5", "query a surface attribute"),
         ],
     },
     Section {

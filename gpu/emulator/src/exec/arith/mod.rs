@@ -7,3 +7,4 @@ pub mod int;
 pub mod mov;
 pub mod pred;
 pub mod video;
+pub mod video_scalar;

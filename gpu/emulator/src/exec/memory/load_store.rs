@@ -76,7 +76,8 @@ fn class(space: Where, write: bool) -> Class {
     }
 }
 
-fn elements(operand: &Operand) -> &[Operand] {
+/// The elements of an operand: those of a vector, or itself.
+pub(super) fn elements(operand: &Operand) -> &[Operand] {
     match operand {
         Operand::Vector(list) => list,
         one => std::slice::from_ref(one),
@@ -85,7 +86,7 @@ fn elements(operand: &Operand) -> &[Operand] {
 
 /// A register that a load fills.
 #[derive(Clone, Copy)]
-struct Target {
+pub(super) struct Target {
     reg: Reg,
     bits: u32,
 }
@@ -97,8 +98,7 @@ fn load(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     let addr = l.addr(&ins.operands[1])?;
     let mut targets = Vec::new();
     for operand in elements(&ins.operands[0]) {
-        let reg = l.dst(operand)?;
-        targets.push(Target { reg, bits: l.dst_bits(operand, ty.bits()) });
+        targets.push(target(l, operand, ty)?);
     }
     let bytes = ty.bytes() * targets.len() as u32;
     if bytes > 32 || !bytes.is_power_of_two() {
@@ -152,8 +152,13 @@ fn load(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     Ok(())
 }
 
+/// The register of an element of type `ty`.
+pub(super) fn target(l: &mut Lower<'_>, operand: &Operand, ty: Type) -> Lowered<Target> {
+    Ok(Target { reg: l.dst(operand)?, bits: l.dst_bits(operand, ty.bits()) })
+}
+
 /// Writes element `k` of what was loaded to its register.
-fn scatter(cx: &mut Cx<'_>, target: Target, ty: Type, words: &Words, k: usize) {
+pub(super) fn scatter(cx: &mut Cx<'_>, target: Target, ty: Type, words: &Words, k: usize) {
     let bits = ty.bits().max(8);
     let d = target.reg;
     match bits {
@@ -269,7 +274,7 @@ fn store(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
 }
 
 /// Packs registers into what is stored.
-fn gather(cx: &Cx<'_>, sources: &[Reg], ty: Type) -> Words {
+pub(super) fn gather(cx: &Cx<'_>, sources: &[Reg], ty: Type) -> Words {
     let mut words: Words = [[0; LANES]; 4];
     let bits = ty.bits().max(8);
     for (k, &reg) in sources.iter().enumerate() {

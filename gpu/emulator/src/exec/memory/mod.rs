@@ -4,5 +4,7 @@ pub mod atomic;
 pub mod bulk;
 pub mod cp_async;
 pub mod load_store;
+pub mod multimem;
 pub mod tensormap;
+pub mod texture;
 pub mod tma;

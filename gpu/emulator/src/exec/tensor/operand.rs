@@ -270,6 +270,22 @@ impl Part {
         simple.then_some(Part { descriptor, ..*self })
     }
 
+    /// In two halves along K: the B of a sparse product, which is twice as deep as a dense one, in
+    /// pieces of 32 bytes where K is contiguous.
+    pub fn halves(self) -> [Part; 2] {
+        let d = self.descriptor;
+        let k = self.k / 2;
+        let step = match (self.transposed, d.span()) {
+            (true, 16) => k as u64 / 8 * d.leading,
+            (true, _) => k as u64 / 8 * d.stride,
+            (false, 16) => 2 * d.leading,
+            (false, 32) => d.leading,
+            (false, _) => 32,
+        };
+        let behind = Descriptor { start: d.start + step, ..d };
+        [Part { k, ..self }, Part { k, descriptor: behind, ..self }]
+    }
+
     /// Tells the sanitizer of all reads inside of shared memory.
     fn note_reads(&self, cx: &mut Cx<'_>) {
         let begin = u64::from(cx.grid.preset.shared_bytes_reserved);

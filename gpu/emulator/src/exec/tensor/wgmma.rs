@@ -20,6 +20,7 @@ use ndarray::{Array2, ArrayViewMut2};
 
 use super::mma::{fragment, spread};
 use super::operand::{Descriptor, OperandElement, Part, packed_b, side_by_side};
+use super::sparse::Metadata;
 use crate::error::Ub;
 use crate::lower::builder::{Lower, Lowered, mnemonic, unsupported};
 use crate::machine::alu;
@@ -34,7 +35,7 @@ use crate::machine::wgmma::{Issued, OperandA, Operation};
 /// Lowers an instruction of this class.
 pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     match ins.op {
-        Opcode::WgmmaMmaAsync => mma_async(l, ins),
+        Opcode::WgmmaMmaAsync | Opcode::WgmmaMmaAsyncSp => mma_async(l, ins),
         Opcode::WgmmaFence | Opcode::WgmmaCommitGroup | Opcode::WgmmaWaitGroup => {
             let left = ins.operands.first().and_then(|o| l.literal(o));
             let op = ins.op;
@@ -69,7 +70,10 @@ fn mma_async(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     let ([d, a, b], Some(Shape { m, n, k })) = (&types[..], ins.mods.shape()) else {
         return unsupported(mnemonic(ins));
     };
-    let size = MmaShape { m: m.into(), n: n.into(), k: k.into() };
+    // Of a sparse A half of the columns are stored; metadata and selector stand behind B.
+    let is_sparse = ins.op == Opcode::WgmmaMmaAsyncSp;
+    let (stored, after_b) = if is_sparse { (k / 2, 5) } else { (k, 3) };
+    let size = MmaShape { m: m.into(), n: n.into(), k: stored.into() };
     let Some(product) = Product::new(ins, Instr::Wgmma, size, [*d, *a, *b, *d]) else {
         return unsupported(mnemonic(ins));
     };
@@ -81,27 +85,38 @@ fn mma_async(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         OperandA::Shared(l.src(&ins.operands[1], Type::B64)?)
     };
     let b_desc = l.src(&ins.operands[2], Type::B64)?;
-    let (scale_d, negated) = match ins.operands.get(3) {
+    let mut sparse = None;
+    if is_sparse {
+        let selector = l.literal(&ins.operands[4]).unwrap_or(0);
+        if !Metadata::selector_fits(product.bits, k.into(), selector) {
+            let what = format!("{} with the sparsity selector {selector}", mnemonic(ins));
+            return unsupported(what);
+        }
+        sparse = Some((l.src(&ins.operands[3], Type::B32)?, selector as u32));
+    }
+    let (scale_d, negated) = match ins.operands.get(after_b) {
         Some(o) => l.pred(o)?,
         None => (crate::machine::cx::PRED_TRUE, false),
     };
     // Immediates: signs of A and B (floats), then transposes of what lies in shared memory.
-    let imm =
-        |l: &Lower<'_>, i: usize| ins.operands.get(i).and_then(|o| l.literal(o)).map(|v| v as i64);
-    let signs = [imm(l, 4) == Some(-1), imm(l, 5) == Some(-1)];
+    let imm = |l: &Lower<'_>, i: usize| {
+        ins.operands.get(after_b + 1 + i).and_then(|o| l.literal(o)).map(|v| v as i64)
+    };
+    let signs = [imm(l, 0) == Some(-1), imm(l, 1) == Some(-1)];
     let integer = *d == Type::S32;
     let (trans_a, trans_b) = if integer {
         (false, false)
     } else if from_registers {
-        (false, imm(l, 6) == Some(1))
+        (false, imm(l, 2) == Some(1))
     } else {
-        (imm(l, 6) == Some(1), imm(l, 7) == Some(1))
+        (imm(l, 2) == Some(1), imm(l, 3) == Some(1))
     };
     let regs = fragment(l, &ins.operands[0], Type::B32, false)?;
-    let name = format!("wgmma.m{m}n{n}k{k}.{}.{}.{}", d.text(), a.text(), b.text());
-    // Counted a warp: a quarter of the warpgroup's work.
-    l.tensor_core(name, 2 * u64::from(m / 4) * u64::from(n) * u64::from(k));
-    let (n, k) = (usize::from(n), usize::from(k));
+    let kind = if is_sparse { "wgmma.sp" } else { "wgmma" };
+    let name = format!("{kind}.m{m}n{n}k{k}.{}.{}.{}", d.text(), a.text(), b.text());
+    // Counted a warp: a quarter of the warpgroup's work; of a sparse A what is stored.
+    l.tensor_core(name, 2 * u64::from(m / 4) * u64::from(n) * u64::from(stored));
+    let (n, k) = (usize::from(n), usize::from(stored));
     let number = l.wgmmas.len();
     l.wgmmas.push(Operation {
         product,
@@ -114,6 +129,7 @@ fn mma_async(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         names: l.names(&ins.operands[0]),
         n,
         k,
+        sparse,
     });
     l.emit_action(Class::Wgmma, move |cx| {
         if let Some(step) = cx.converge(!0).or_else(|| meet(cx, Meeting::Product)) {
@@ -198,6 +214,7 @@ impl Issued {
                 OperandA::Registers { .. } => 0,
             },
             b_desc: u64::read(cx, operation.b_desc)[leader],
+            metadata: operation.sparse.map(|(reg, _)| Box::new(u32::read(cx, reg))),
             keep: scale >> leader & 1 != 0,
         }
     }
@@ -211,6 +228,8 @@ impl Issued {
         let (x, y) = (self.operation(grid), before.operation(grid));
         let arithmetic = x.product.arithmetic(&grid.preset);
         self.keep
+            && x.sparse.is_none()
+            && y.sparse.is_none()
             && (self.base, self.mask) == (before.base, before.mask)
             && (x.n, x.k, &x.regs) == (y.n, y.k, &y.regs)
             && arithmetic.is_some()
@@ -240,7 +259,7 @@ impl Issued {
             bits: o.product.bits,
             first: 0,
             rows: o.n,
-            k: o.k,
+            k: if o.sparse.is_some() { 2 * o.k } else { o.k },
         }
     }
 }
@@ -289,6 +308,7 @@ fn multiply(cx: &mut Cx<'_>, chain: &[Issued]) -> Result<(), Step> {
     }
     let parts: Vec<Part> = chain.iter().map(|c| c.part_b(grid)).collect();
     match o.product.core(&grid.preset) {
+        _ if o.sparse.is_some() => multiply_sparse(cx, &chain[0], &parts[0], &mut d)?,
         Some(core) => {
             let singles: &mut [f32] = bytemuck::cast_slice_mut(&mut d);
             let out = ArrayViewMut2::from_shape((16, n), singles).expect("16 x n");
@@ -314,6 +334,23 @@ fn multiply(cx: &mut Cx<'_>, chain: &[Issued]) -> Result<(), Step> {
     );
     cx.wgmma_accumulates(&o.names);
     PRODUCT.set(d);
+    Ok(())
+}
+
+/// The product of a sparse A.
+fn multiply_sparse(cx: &mut Cx<'_>, issued: &Issued, b: &Part, d: &mut [u64]) -> Result<(), Step> {
+    let grid = cx.grid;
+    let o = issued.operation(grid);
+    if !issued.keep {
+        d.fill(0);
+    }
+    let (Some((_, selector)), Some(words)) = (o.sparse, &issued.metadata) else {
+        unreachable!("a sparse wgmma has metadata");
+    };
+    let a = tile_a::<u32>(cx, std::slice::from_ref(issued))?;
+    let b = side_by_side::<u32>(cx, &b.halves())?;
+    let metadata = Metadata { words: **words, selector, bits: o.product.bits, k: 2 * o.k };
+    metadata.multiply(cx, &o.product, o.n, [&a, &b], bytemuck::cast_slice_mut(d));
     Ok(())
 }
 
