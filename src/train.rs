@@ -70,7 +70,7 @@ pub struct Args {
     #[arg(long)]
     processes: bool,
     /// What carries the messages of processes [default: mpi where mpirun started them and the
-    /// program was built with it, else tcp], or nccl or peer: what lies on GPUs goes from one to the
+    /// program was built with it, else tcp], or nccl, peer: what lies on GPUs goes from one to the
     /// other
     #[arg(long, value_name = "NAME")]
     transport: Option<TransportName>,

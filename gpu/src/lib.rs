@@ -8,8 +8,8 @@
 //! - [`kernels`]: the host files, their table, and the engine over them.
 //! - [`backend`]: the same as the backend that the model runs on.
 //! - [`launch`]: the launch with its attributes, tensor maps; the only `unsafe` calls on a device.
-//! - [`nccl`], [`peer`]: how ranks' devices reach each other, by NCCL or by kernels of ours; `lane`:
-//!   the stream on which they do.
+//! - [`nccl`], [`peer`]: how ranks' devices reach each other, by NCCL or by kernels of ours; on a
+//!   `lane`, a stream of its own.
 //! - [`nvrtc`], [`nvdisasm`]: where NVIDIA's run-time compiler and its disassembler are, and
 //!   fetching them once.
 //! - [`assembly`]: kernels in machine code, with what the assembler says of them.

@@ -80,7 +80,7 @@ pub enum PeerError {
     Shared {
         /// Two of the group's ranks.
         ranks: [usize; 2],
-        /// Their device.
+        /// The device that both have.
         device: i32,
     },
     /// One device cannot reach another.

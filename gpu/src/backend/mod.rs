@@ -36,9 +36,9 @@ pub struct Cuda {
 enum Reach {
     /// What ranks exchange passes the host.
     Host,
-    /// NCCL's sends.
+    /// By NCCL's sends and receives.
     Nccl(Arc<Nccl>),
-    /// Kernels of ours on peer memory, on so many SMs.
+    /// By kernels of ours on peer memory, on so many SMs.
     Peer(usize),
 }
 

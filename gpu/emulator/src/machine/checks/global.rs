@@ -4,7 +4,8 @@
 //! CTAs, or of lanes of one warp, race if one is a write, one is plain, and nothing orders them:
 //! a release that the other acquires (PTX ISA, "Memory Consistency Model"), with `fence` and
 //! relaxed accesses as its pattern form, all at the place in memory where they meet. Launches after
-//! one another are ordered, also where one joins others that run; with programmatic stream serialisation only by `griddepcontrol.wait`.
+//! one another are ordered, also where one joins others that run; with programmatic stream
+//! serialisation only by `griddepcontrol.wait`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
