@@ -41,6 +41,8 @@ use crate::record::RecordArgs;
                                                  ranks as threads, with the bits of one process
   fathom train --ranks 4 --processes ...         the same ranks as processes of this machine
   fathom train --ranks 4 --backend cuda ...      a GPU a rank; ranks share them where they are fewer
+  fathom train --ranks 8 --backend cuda --transport peer ...
+                                                 from GPU to GPU by kernels of ours, on one node
   torchrun --nnodes 2 --nproc-per-node 8 --no-python fathom train ...
   srun --ntasks 16 fathom train ...              ranks started by others: docs/distributed.md
 
@@ -68,7 +70,8 @@ pub struct Args {
     #[arg(long)]
     processes: bool,
     /// What carries the messages of processes [default: mpi where mpirun started them and the
-    /// program was built with it, else tcp], or nccl: what lies on GPUs goes from one to the other
+    /// program was built with it, else tcp], or nccl, peer: what lies on GPUs goes from one to the
+    /// other
     #[arg(long, value_name = "NAME")]
     transport: Option<TransportName>,
     /// Write the executed timeline of all ranks for Perfetto, as `fathom simulate --trace` does
@@ -99,6 +102,9 @@ enum TransportName {
     Mpi,
     /// NCCL between GPUs, beside what carries messages where nothing is named; a GPU a rank
     Nccl,
+    /// Kernels of ours over peer memory (NVLink), between the GPUs of ranks that are threads; a GPU
+    /// a rank
+    Peer,
 }
 
 impl TransportName {
@@ -107,7 +113,7 @@ impl TransportName {
         match name {
             Some(TransportName::Tcp) => Transport::Tcp,
             Some(TransportName::Mpi) => Transport::Mpi,
-            Some(TransportName::Nccl) | None => Transport::of(environment),
+            Some(TransportName::Nccl | TransportName::Peer) | None => Transport::of(environment),
         }
     }
 }
@@ -205,6 +211,11 @@ fn train(args: &Args) -> output::Result {
         return Err(format!("--record and --op-trace take one rank, found {world}").into());
     }
     let environment = Environment::read()?;
+    let by_peers = matches!(args.transport, Some(TransportName::Peer));
+    if by_peers && (args.processes || environment.is_some()) {
+        let expected = "expected ranks that are threads of one process, --ranks N alone";
+        return Err(format!("--transport peer: {expected}, found processes; use nccl").into());
+    }
     if args.processes && environment.is_none() && world > 1 {
         return launch(world);
     }
@@ -213,9 +224,10 @@ fn train(args: &Args) -> output::Result {
     let ranks = here.len();
     let by_nccl = matches!(args.transport, Some(TransportName::Nccl));
     match args.backend.open_for(here)? {
-        None if by_nccl => {
+        None if by_nccl || by_peers => {
+            let name = if by_nccl { "nccl" } else { "peer" };
             let expected = "expected --backend cuda or emulated, whose ranks compute on GPUs";
-            Err(format!("--transport nccl: {expected}, found reference").into())
+            Err(format!("--transport {name}: {expected}, found reference").into())
         }
         None => train_on(args, config, environment, vec![Reference; ranks], None),
         Some(gpus) => {
@@ -223,6 +235,7 @@ fn train(args: &Args) -> output::Result {
             let nccl = by_nccl.then(|| Nccl::open(&nccl::find())).transpose()?;
             let on = |gpu| match &nccl {
                 Some(nccl) => Cuda::new(gpu).with_nccl(Arc::clone(nccl)),
+                None if by_peers => Cuda::new(gpu).with_peers(config.parallel.comm_sms),
                 None => Cuda::new(gpu),
             };
             let cudas: Vec<Cuda> = gpus.into_iter().map(on).collect();

@@ -13,6 +13,8 @@ use serde_json::Value;
 
 #[path = "backends/nccl.rs"]
 mod nccl;
+#[path = "backends/peer.rs"]
+mod peer;
 #[path = "backends/ranks.rs"]
 mod ranks;
 

@@ -275,6 +275,14 @@ impl Gpu {
         self.memory.waits()
     }
 
+    /// Waits until all that was enqueued is done.
+    ///
+    /// # Errors
+    /// [`GpuError::Driver`], also for what went wrong in a kernel before.
+    pub(crate) fn wait(&self) -> Result<(), GpuError> {
+        self.memory.wait()
+    }
+
     /// The stream on which everything happens.
     pub(crate) fn stream(&self) -> &Arc<CudaStream> {
         &self.stream

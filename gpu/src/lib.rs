@@ -8,7 +8,8 @@
 //! - [`kernels`]: the host files, their table, and the engine over them.
 //! - [`backend`]: the same as the backend that the model runs on.
 //! - [`launch`]: the launch with its attributes, tensor maps; the only `unsafe` calls on a device.
-//! - [`nccl`]: NCCL, by which ranks' devices reach each other.
+//! - [`nccl`], [`peer`]: how ranks' devices reach each other, by NCCL or by kernels of ours; on a
+//!   `lane`, a stream of its own.
 //! - [`nvrtc`], [`nvdisasm`]: where NVIDIA's run-time compiler and its disassembler are, and
 //!   fetching them once.
 //! - [`assembly`]: kernels in machine code, with what the assembler says of them.
@@ -19,11 +20,13 @@ pub mod compile;
 pub mod device;
 pub mod driver;
 pub mod kernels;
+mod lane;
 pub mod launch;
 mod memory;
 pub mod nccl;
 pub mod nvdisasm;
 pub mod nvrtc;
+pub mod peer;
 pub mod tensor;
 mod wheel;
 

@@ -9,20 +9,17 @@
 //! Source: NVIDIA, "NCCL Documentation", sections Creating a Communicator, Group Calls and
 //! Point-to-Point Communication Functions; nccl.h of 2.32.
 
-use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cudarc::driver::{CudaEvent, CudaStream};
-use fathom_reference::EngineError;
 use fathom_reference::backend::Result;
 use fathom_reference::backend::direct::{Direct, Landing, Transfer};
 use libloading::Library;
 
 use crate::device::{Gpu, GpuError};
+use crate::lane::{Lane, failed};
 use crate::tensor::DeviceTensor;
 use crate::wheel::{FetchError, Wheel, cache_dir};
 
@@ -162,16 +159,11 @@ impl Nccl {
     }
 }
 
-/// A transfer's buffers, which live until the stream is through with them.
-type InFlight = (CudaEvent, Vec<DeviceTensor>);
-
 /// One rank's end of a communicator, which its thread alone uses.
 pub struct Connection {
     nccl: Arc<Nccl>,
-    gpu: Arc<Gpu>,
+    lane: Lane,
     comm: Comm,
-    stream: Arc<CudaStream>,
-    in_flight: RefCell<VecDeque<InFlight>>,
 }
 
 impl Connection {
@@ -196,97 +188,48 @@ impl Connection {
         // SAFETY: the pointer is to a live local; the thread's context is the device's.
         let joined = unsafe { (nccl.init_rank)(&mut comm, size as c_int, id, index as c_int) };
         nccl.check("ncclCommInitRank", joined)?;
-        let stream = context.new_stream().map_err(GpuError::of("cuStreamCreate"))?;
-        let (nccl, gpu) = (Arc::clone(nccl), Arc::clone(gpu));
-        Ok(Connection { nccl, gpu, comm, stream, in_flight: RefCell::default() })
+        Ok(Connection { nccl: Arc::clone(nccl), lane: Lane::new(gpu)?, comm })
     }
 
-    /// Begins a transfer; gives the new buffers and what happens when they are full.
     fn transfer(
         &self,
         transfer: Transfer<DeviceTensor>,
-    ) -> Result<(Vec<DeviceTensor>, CudaEvent), NcclError> {
+    ) -> Result<Landing<DeviceTensor>, NcclError> {
         let Transfer { sent, room, received } = transfer;
-        let mut in_flight = self.in_flight.borrow_mut();
-        while in_flight.front().is_some_and(|(done, _)| done.is_complete()) {
-            in_flight.pop_front();
-        }
-        self.gpu.purpose("exchange", "rows");
-        let make = |(dtype, shape): &(_, Vec<usize>)| self.gpu.tensor(*dtype, shape);
-        let made: Vec<DeviceTensor> = room.iter().map(make).collect::<Result<_, _>>()?;
-        // What is sent has been computed by then, and the new buffers are free of older work.
-        self.stream.join(self.gpu.stream()).map_err(GpuError::of("cuStreamWaitEvent"))?;
-        let span = |tensor: &DeviceTensor, elements: &std::ops::Range<usize>| {
-            assert!(elements.end <= tensor.len(), "{elements:?} of {tensor:?}");
-            let size = tensor.dtype().size();
-            (tensor.address() + (elements.start * size) as u64, elements.len() * size)
-        };
-        let stream = self.stream.cu_stream().cast();
-        // SAFETY: addresses and lengths are those of tensors that live until the event below.
+        let made = self.lane.room(&room)?;
+        self.lane.after_computing()?;
+        let stream = self.lane.stream.cu_stream().cast();
+        // SAFETY: addresses and lengths are those of tensors that live until the stream is through.
         unsafe {
             self.nccl.check("ncclGroupStart", (self.nccl.group_start)())?;
             for s in sent.iter().filter(|s| !s.elements.is_empty()) {
-                let (address, bytes) = span(&s.buffer, &s.elements);
+                let (address, bytes) = s.buffer.span(&s.elements);
                 let code =
                     (self.nccl.send)(address, bytes, BYTES, s.to as c_int, self.comm, stream);
                 self.nccl.check("ncclSend", code)?;
             }
             for r in received.iter().filter(|r| !r.elements.is_empty()) {
-                let (address, bytes) = span(&made[r.buffer], &r.elements);
+                let (address, bytes) = made[r.buffer].span(&r.elements);
                 let code =
                     (self.nccl.receive)(address, bytes, BYTES, r.from as c_int, self.comm, stream);
                 self.nccl.check("ncclRecv", code)?;
             }
             self.nccl.check("ncclGroupEnd", (self.nccl.group_end)())?;
         }
-        let record = || self.stream.record_event(None).map_err(GpuError::of("cuEventRecord"));
-        in_flight.push_back((record()?, sent.into_iter().map(|s| s.buffer).collect()));
-        Ok((made, record()?))
+        Ok(self.lane.landing(sent.into_iter().map(|s| s.buffer).collect(), made)?)
     }
 }
 
 impl Direct<DeviceTensor> for Connection {
     fn begin(&self, transfer: Transfer<DeviceTensor>) -> Result<Landing<DeviceTensor>> {
-        let engine = self.gpu.kind().name();
-        let failed = move |error: NcclError| {
-            let (engine, op) = (engine.to_owned(), "exchange".to_owned());
-            EngineError::Failed { engine, op, reason: error.to_string() }
-        };
-        let (made, done) = self.transfer(transfer).map_err(failed)?;
-        let made = Landed { made, done, stream: self.gpu.stream().clone() };
-        Ok(Box::new(move || made.land().map_err(failed)))
-    }
-}
-
-/// New buffers, which the device may touch once they are full.
-struct Landed {
-    made: Vec<DeviceTensor>,
-    done: CudaEvent,
-    /// The stream on which the device computes.
-    stream: Arc<CudaStream>,
-}
-
-impl Landed {
-    fn land(mut self) -> Result<Vec<DeviceTensor>, NcclError> {
-        self.stream.wait(&self.done).map_err(GpuError::of("cuStreamWaitEvent"))?;
-        Ok(std::mem::take(&mut self.made))
-    }
-}
-
-impl Drop for Landed {
-    /// Buffers that nobody wants any more are given back in the order of the computing stream.
-    fn drop(&mut self) {
-        if !self.made.is_empty() {
-            // A failure means that the context is lost, which the next call reports.
-            let _ = self.stream.wait(&self.done);
-        }
+        self.transfer(transfer).map_err(failed(self.lane.gpu.kind().name()))
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         // A failure means that the context is lost, or that another rank is; nothing is left to do.
-        let _ = self.stream.synchronize();
+        let _ = self.lane.stream.synchronize();
         // SAFETY: the communicator is live, its stream is through, and it is not used again.
         let _ = unsafe { (self.nccl.destroy)(self.comm) };
     }

@@ -1,5 +1,6 @@
 //! Tensors in device memory: dense ones, which ops take and give, and matrices as TMA wants them.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use fathom_trace::{DType, TensorMeta};
@@ -98,6 +99,16 @@ impl DeviceTensor {
     /// The address on the device.
     pub(crate) fn address(&self) -> u64 {
         self.block.address() + self.offset as u64
+    }
+
+    /// The address of a range of its elements, counted in row-major order, and its bytes.
+    ///
+    /// # Panics
+    /// Where it has no such elements.
+    pub(crate) fn span(&self, elements: &Range<usize>) -> (u64, usize) {
+        assert!(elements.end <= self.len(), "{elements:?} of {self:?}");
+        let size = self.dtype.size();
+        (self.address() + (elements.start * size) as u64, elements.len() * size)
     }
 
     /// Its memory as rows of `row_bytes` that follow one another.

@@ -2,7 +2,6 @@
 //! itself where it is asked for.
 
 use std::path::PathBuf;
-use std::sync::mpsc;
 use std::thread;
 
 use fathom_gpu::nccl::{self, Nccl};
@@ -13,6 +12,7 @@ use fathom_reference::backend::Backend;
 use fathom_reference::backend::direct::{Received, Sent, Transfer};
 use fathom_trace::shared;
 
+use super::peer::Meeting;
 use super::ranks::{assert_the_same_run, ran, set};
 use super::*;
 
@@ -35,8 +35,9 @@ fn standin(folder: &Path) -> Option<PathBuf> {
     }
 }
 
-/// Rows of experts and hidden states go from device to device: the bits are those of one process on
-/// the reference, and the stand-in has nothing to say against the calls and their order.
+/// Rows of experts, hidden states, gradients and weights go from device to device: the bits are
+/// those of one process on the reference, and the stand-in has nothing to say against the calls and
+/// their order.
 #[test]
 fn ranks_over_nccl_have_the_bits_of_one_process_on_the_reference() {
     if fathom_gpu::nvrtc::find_or_fetch_for_tests().is_none() {
@@ -66,9 +67,9 @@ fn ranks_over_nccl_have_the_bits_of_one_process_on_the_reference() {
         groups.push((devices, bytes.parse().unwrap()));
     }
     groups.sort_unstable();
-    // Experts' groups, and what a pipeline's two ranks have between them: each direction's hidden
-    // states, and their gradients.
-    let mut expected = vec!["[0, 1", "[2, 3"];
+    // Experts' groups, what a pipeline's two ranks have between them - each direction's hidden
+    // states, and their gradients - and all ranks: gradients and weights.
+    let mut expected = vec!["[0, 1", "[2, 3", "[0, 1, 2, 3"];
     expected.extend(["[0, 2", "[1, 3"].iter().flat_map(|pair| [*pair; 4]));
     expected.sort_unstable();
     assert_eq!(groups.iter().map(|(devices, _)| *devices).collect::<Vec<_>>(), expected);
@@ -123,23 +124,14 @@ fn nccl_itself_moves_what_ranks_exchange() {
 /// Four ranks, threads, exchange rows.
 fn rows_between_devices() {
     let nccl = Nccl::open(&nccl::find()).unwrap();
-    // Rank 0 tells the others how they meet.
-    let (ids, meet): (Vec<_>, Vec<_>) = (1..RANKS).map(|_| mpsc::channel::<Vec<u8>>()).unzip();
-    let mut meet: Vec<_> = std::iter::once(None).chain(meet.into_iter().map(Some)).collect();
-    let (nccl, ids) = (&nccl, &ids);
+    let (nccl, meeting) = (&nccl, &Meeting::new(RANKS));
     thread::scope(|scope| {
-        for (rank, id) in meet.drain(..).enumerate() {
+        for rank in 0..RANKS {
             scope.spawn(move || {
                 let gpu = Gpu::open_for_exchanges(DeviceKind::Emulated, rank).unwrap();
                 let cuda = Cuda::new(gpu).with_nccl(nccl.clone());
-                let from_first = |own: Vec<u8>| match &id {
-                    Some(id) => Ok(id.recv().unwrap()),
-                    None => {
-                        ids.iter().for_each(|to| to.send(own.clone()).unwrap());
-                        Ok(own)
-                    }
-                };
-                let direct = cuda.connect((rank, RANKS), &from_first).unwrap().unwrap();
+                let meet = |own| Ok(meeting.meet(rank, own));
+                let direct = cuda.connect((rank, RANKS), &meet).unwrap().unwrap();
                 for round in 0..3 {
                     thread::sleep(Duration::from_millis(100 * ((rank + round) % 3) as u64));
                     all_to_all(&cuda, rank, |transfer| direct.begin(transfer).unwrap()().unwrap());

@@ -68,6 +68,43 @@ pub fn launch_together(launches: &[Launch<'_>]) -> Result<Vec<LaunchReport>, Err
     crate::engine::run(launches, &grids)
 }
 
+/// Launches that join others while these run, and who is told of each one's end.
+pub trait Joining {
+    /// Launches that begin now, beside those that run; asked for now and then. Where `none_left`,
+    /// none runs any more, and to give none is the end.
+    fn more(&mut self, none_left: bool) -> More;
+
+    /// The launch of this number, counted from 0 as [`Joining::more`] has given them, has ended, or
+    /// could not run.
+    fn ended(&mut self, launch: usize, report: Result<LaunchReport, Error>);
+}
+
+/// What [`Joining::more`] gives.
+#[derive(Debug, Default)]
+pub struct More {
+    /// Launches that begin now.
+    pub launches: Vec<(Function, LaunchConfig)>,
+    /// Whether something has been done elsewhere since the last call, or is being done: who waits
+    /// for it is not deadlocked.
+    pub progress: bool,
+}
+
+/// Runs launches on this host thread as they come, together with those that have not ended yet.
+/// Each is told of as it ends, so that what follows it may come. A fault ends all that run.
+pub fn launch_joining(source: &mut dyn Joining) {
+    crate::engine::run_joining(source);
+}
+
+impl Launch<'_> {
+    /// Whether its CTAs take turns on one host thread, as those do that may communicate with other
+    /// CTAs or launches, and all where races are looked for.
+    pub fn takes_turns(&self) -> bool {
+        let races = self.function.module().device().settings().checks.races;
+        let communicates = || self.function.code().is_ok_and(|code| code.communicates);
+        races || self.config.cooperative || communicates()
+    }
+}
+
 /// What [`Error::Launch`] calls a cooperative launch whose CTAs are not all resident.
 pub const COOPERATIVE_GRID: &str = "cooperative grid";
 

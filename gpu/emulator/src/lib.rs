@@ -52,8 +52,8 @@ pub use device::{Checks, Device, Settings};
 pub use error::{Error, Finding, MemoryError, SourceLine, Ub, Unsupported};
 pub use fathom_trace::KernelRecord;
 pub use launch::{
-    CLUSTER, COOPERATIVE_GRID, Launch, LaunchConfig, LaunchReport, Params, check_launch,
-    launch_together,
+    CLUSTER, COOPERATIVE_GRID, Joining, Launch, LaunchConfig, LaunchReport, More, Params,
+    check_launch, launch_joining, launch_together,
 };
 pub use memory::Memory;
 pub use module::{Attributes, Function, Image, Managed, Module, Param, Symbol};

@@ -1,8 +1,8 @@
 //! CTAs, launches and devices that wait for one another, and what kernels say to the host.
 
 use fathom_emulator::{
-    COOPERATIVE_GRID, Checks, Device, Error, Launch, LaunchConfig, Module, Params, Preset,
-    Settings, launch_together,
+    COOPERATIVE_GRID, Checks, Device, Error, Function, Joining, Launch, LaunchConfig, LaunchReport,
+    Module, More, Params, Preset, Settings, Ub, launch_joining, launch_together,
 };
 
 fn module(device: &Device, before: &str, params: &str, body: &str) -> Module {
@@ -48,6 +48,64 @@ fn devices_that_wait_for_each_other() {
     for (device, (_, _, own)) in devices.iter().zip(&kernels) {
         assert_eq!(device.download::<u32>(*own, 1).unwrap(), [3]);
     }
+}
+
+/// Writes a number without more ado, and then sets a flag to it.
+const PUT: &str = "ld.param.u64 %rd0, [data];\nld.param.u64 %rd1, [flag];\n\
+    ld.param.u32 %r0, [n];\nst.global.u32 [%rd0], %r0;\nst.release.sys.global.u32 [%rd1], %r0;";
+
+/// Waits until the flag is that number, and adds one to what was written.
+const TAKE: &str = "ld.param.u64 %rd0, [data];\nld.param.u64 %rd1, [flag];\n\
+    ld.param.u32 %r0, [n];\nLOOP:\nld.acquire.sys.global.u32 %r1, [%rd1];\n\
+    setp.ne.u32 %p0, %r1, %r0;\n@%p0 bra LOOP;\nld.global.u32 %r2, [%rd0];\n\
+    add.u32 %r2, %r2, 1;\nst.global.u32 [%rd0], %r2;";
+
+/// One that waits for the second of two others, which comes once the first has ended.
+struct OneByOne {
+    kernels: Vec<(Function, LaunchConfig)>,
+    ended: Vec<usize>,
+}
+
+impl Joining for OneByOne {
+    fn more(&mut self, none_left: bool) -> More {
+        assert!(!none_left || self.kernels.len() == 3 || self.ended.len() == 3);
+        let launches = match (self.kernels.len(), self.ended.len()) {
+            (3, 0) => self.kernels.drain(..2).collect(),
+            (1, 1) => self.kernels.drain(..).collect(),
+            _ => Vec::new(),
+        };
+        More { launches, progress: false }
+    }
+
+    fn ended(&mut self, launch: usize, report: Result<LaunchReport, Error>) {
+        assert_eq!(report.unwrap().findings, []);
+        self.ended.push(launch);
+    }
+}
+
+#[test]
+fn launches_that_join_others_come_after_what_has_ended() {
+    let devices = h800s(2);
+    let memory = devices[0].upload(&[0u32; 2]).unwrap();
+    let kernel = |device: usize, body, n: u32| {
+        let params = ".param .u64 data, .param .u64 flag, .param .u32 n";
+        let kernel = module(&devices[device], "", params, body).function("k").unwrap();
+        let params = Params::new().with(memory).with(memory + 4).with(n).into_bytes();
+        (kernel, LaunchConfig::new([1, 1, 1], [1, 1, 1], params))
+    };
+    let all = || vec![kernel(0, TAKE, 2), kernel(1, PUT, 1), kernel(1, PUT, 2)];
+    let mut source = OneByOne { kernels: all(), ended: Vec::new() };
+    launch_joining(&mut source);
+    assert_eq!(source.ended, [1, 2, 0]);
+    assert_eq!(devices[0].download::<u32>(memory, 2).unwrap(), [3, 2]);
+    // Those that run at the same time are not ordered.
+    devices[0].write(memory, &[0; 8]).unwrap();
+    let all = all();
+    let together: Vec<Launch<'_>> =
+        all.iter().map(|(function, config)| Launch { function, config }).collect();
+    let reports = launch_together(&together).unwrap();
+    let races = |report: &LaunchReport| report.findings.iter().any(|f| f.kind == Ub::GlobalRace);
+    assert!(reports.iter().any(races), "{reports:?}");
 }
 
 #[test]

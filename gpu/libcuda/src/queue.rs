@@ -3,15 +3,20 @@
 //!
 //! A call that is not a launch runs at once where nothing stands before it. Launches are kept until
 //! the host waits for something: then the thread that waits runs what it waits for, in the order
-//! in which it was given. With several devices the launches at the heads of their streams run
-//! together, so that kernels may wait for one another. Where the host makes no call for a while -
-//! it polls memory that a kernel will write, or is busy - other threads run what is there.
+//! in which it was given. Where the host makes no call for a while - it polls memory that a kernel
+//! will write, or is busy - other threads run what is there.
+//!
+//! With several devices kernels may wait for one another. Those whose CTAs take turns anyway then
+//! run on a thread of their own, together: each joins as soon as it is at the head of its stream,
+//! and what follows it may go on as soon as it has ended. Meanwhile another thread does what there
+//! is beside them, since they may wait for it. No thread of the host's is held up by a kernel that
+//! waits for what that very thread has yet to ask for.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use fathom_emulator::{Function, LaunchConfig};
+use fathom_emulator::{Function, Launch, LaunchConfig};
 
 use crate::abi::{Handle, R};
 
@@ -45,6 +50,8 @@ struct Line {
     items: VecDeque<Item>,
     /// Whether the item before the first one is running.
     running: bool,
+    /// Whether it runs together with others.
+    joined: bool,
     /// The last number given to the stream, and the last one that is done.
     given: u64,
     done: u64,
@@ -56,16 +63,35 @@ struct State {
     /// Items in all lines.
     kept: usize,
     last_call: Instant,
+    /// Whether launches run together at present.
+    together: bool,
+    /// Whether something was given or has ended beside them since they were last asked.
+    progress: bool,
 }
 
 /// The work of all streams.
 pub(crate) struct Queue {
     state: Mutex<State>,
     changed: Condvar,
-    /// Whether launches at the heads of streams run together.
+    /// Whether kernels of several streams may wait for one another.
     together: bool,
-    /// Runs several launches that run together, or one other thing.
-    run: fn(Vec<Work>),
+    run: Run,
+}
+
+/// What the queue leaves to others.
+pub(crate) struct Run {
+    /// Does one thing.
+    pub one: fn(Work),
+    /// Runs what [`Queue::join`] gives until there is none.
+    pub together: fn(&'static Queue),
+}
+
+/// Launches that join those that run together, each with its place in its stream.
+#[derive(Default)]
+pub(crate) struct Joined {
+    pub launches: Vec<(Mark, Function, LaunchConfig)>,
+    /// Whether something has happened beside them since the last call, or is happening.
+    pub progress: bool,
 }
 
 /// Items kept before some run in any case.
@@ -78,9 +104,15 @@ const IDLE: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_millis(1);
 
 impl Queue {
-    pub(crate) fn new(together: bool, run: fn(Vec<Work>)) -> Queue {
-        let lines = BTreeMap::new();
-        let state = State { lines, last_number: 0, kept: 0, last_call: Instant::now() };
+    pub(crate) fn new(together: bool, run: Run) -> Queue {
+        let state = State {
+            lines: BTreeMap::new(),
+            last_number: 0,
+            kept: 0,
+            last_call: Instant::now(),
+            together: false,
+            progress: false,
+        };
         Queue { state: Mutex::new(state), changed: Condvar::new(), together, run }
     }
 
@@ -101,9 +133,10 @@ impl Queue {
 
     /// Gives a stream something to do after all of `after`; says which place in its order that has.
     /// What runs at once has its own result.
-    pub(crate) fn give(&self, key: Key, mut after: Vec<Mark>, work: Work) -> (Mark, R) {
+    pub(crate) fn give(&'static self, key: Key, mut after: Vec<Mark>, work: Work) -> (Mark, R) {
         let mut state = self.lock();
         state.last_call = Instant::now();
+        state.progress = true;
         after.retain(|mark| !state.is_done(*mark));
         state.last_number += 1;
         let number = state.last_number;
@@ -132,7 +165,7 @@ impl Queue {
     }
 
     /// Runs what stands before the marks, or waits for who does.
-    pub(crate) fn wait(&self, marks: &[Mark]) {
+    pub(crate) fn wait(&'static self, marks: &[Mark]) {
         while !self.lock().are_done(marks) {
             if self.run_one(Some(marks)) || self.awaits_memory(marks) && self.run_one(None) {
                 continue;
@@ -167,29 +200,75 @@ impl Queue {
         self.lock().are_done(marks)
     }
 
-    /// Runs the oldest thing that can run and that the marks need, or of all; with it, where
-    /// launches run together, those at the heads of other streams. False where there is none.
-    fn run_one(&self, needed_by: Option<&[Mark]>) -> bool {
+    /// Runs the oldest thing that can run and that the marks need, or of all. False where there is
+    /// none, or none but those that join what runs together.
+    fn run_one(&'static self, needed_by: Option<&[Mark]>) -> bool {
         let mut state = self.lock();
         state.last_call = Instant::now();
-        let Some(first) = state.oldest(needed_by) else { return false };
-        let mut keys = vec![first];
-        if self.together && state.is_launch(first) {
-            let others: Vec<Key> = state.lines.keys().copied().filter(|k| *k != first).collect();
-            keys.extend(others.into_iter().filter(|k| state.can_run(*k) && state.is_launch(*k)));
+        let Some(key) = state.oldest(needed_by, self.together) else { return false };
+        if self.together && state.takes_turns(key) {
+            state.together = true;
+            drop(state);
+            std::thread::spawn(|| self.run_together());
+            return true;
         }
-        let (marks, works) = keys.iter().map(|key| state.take(*key)).unzip::<_, _, Vec<_>, _>();
+        let (mark, work) = state.take(key);
         drop(state);
-        (self.run)(works);
-        self.ended(&marks);
+        (self.run.one)(work);
+        self.ended(&[mark]);
         true
     }
 
-    fn ended(&self, marks: &[Mark]) {
+    /// Runs launches together until there are none, and beside them what else there is.
+    fn run_together(&'static self) {
+        let beside = std::thread::spawn(|| {
+            while self.lock().together {
+                if !self.run_one(None) {
+                    let state = self.lock();
+                    drop(self.changed.wait_timeout(state, LOOK).expect("no panic holds this lock"));
+                }
+            }
+        });
+        (self.run.together)(self);
+        // It panics where the emulator does, which has been told.
+        let _ = beside.join();
+    }
+
+    /// The launches that now join those that run together. Where `none_left`, none runs any more:
+    /// to give none then is the end of running together.
+    pub(crate) fn join(&self, none_left: bool) -> Joined {
         let mut state = self.lock();
+        state.last_call = Instant::now();
+        let keys: Vec<Key> = state.lines.keys().copied().collect();
+        let mut joined = Joined::default();
+        for key in keys {
+            if state.can_run(key) && state.takes_turns(key) {
+                let (mark, work) = state.take(key);
+                let line = state.lines.get_mut(&key).expect("it was taken from");
+                line.joined = true;
+                if let Work::Launch(function, config) = work {
+                    joined.launches.push((mark, function, config));
+                }
+            }
+        }
+        let beside = state.lines.values().any(|line| line.running && !line.joined);
+        joined.progress = std::mem::take(&mut state.progress) || beside;
+        if none_left && joined.launches.is_empty() {
+            state.together = false;
+            drop(state);
+            self.changed.notify_all();
+        }
+        joined
+    }
+
+    /// What stands at these places is done.
+    pub(crate) fn ended(&self, marks: &[Mark]) {
+        let mut state = self.lock();
+        state.progress = true;
         for (key, number) in marks {
             let line = state.lines.entry(*key).or_default();
             line.running = false;
+            line.joined = false;
             line.done = *number;
         }
         drop(state);
@@ -198,7 +277,7 @@ impl Queue {
 
     /// Lets another thread run one thing, if any can run.
     fn run_elsewhere(&'static self) {
-        if self.lock().oldest(None).is_some() {
+        if self.lock().oldest(None, self.together).is_some() {
             std::thread::spawn(|| self.run_one(None));
         }
     }
@@ -237,9 +316,13 @@ impl State {
         ready && self.are_done(&item.after)
     }
 
-    fn is_launch(&self, key: Key) -> bool {
+    /// Whether a stream's head is a launch whose CTAs take turns.
+    fn takes_turns(&self, key: Key) -> bool {
         let front = self.lines[&key].items.front();
-        front.is_some_and(|item| matches!(item.work, Work::Launch(..)))
+        front.is_some_and(|item| match &item.work {
+            Work::Launch(function, config) => Launch { function, config }.takes_turns(),
+            _ => false,
+        })
     }
 
     /// The streams whose heads must run for the marks to be done.
@@ -255,14 +338,17 @@ impl State {
         found
     }
 
-    /// The stream with the oldest item that can run.
-    fn oldest(&self, needed_by: Option<&[Mark]>) -> Option<Key> {
+    /// The stream with the oldest item that can run; where there are launches that run together,
+    /// not one that would join them.
+    fn oldest(&self, needed_by: Option<&[Mark]>, together: bool) -> Option<Key> {
         let number = |key: &Key| self.lines[key].items.front().map_or(u64::MAX, |i| i.number);
         let keys: Vec<Key> = match needed_by {
             Some(marks) => self.needed(marks).into_iter().collect(),
             None => self.lines.keys().copied().collect(),
         };
-        keys.into_iter().filter(|key| self.can_run(*key)).min_by_key(number)
+        let joins = |key: &Key| together && self.together && self.takes_turns(*key);
+        let can_run = |key: &Key| self.can_run(*key) && !joins(key);
+        keys.into_iter().filter(can_run).min_by_key(number)
     }
 
     fn take(&mut self, key: Key) -> (Mark, Work) {

@@ -19,7 +19,8 @@ use fathom_trace::DType;
 
 use crate::device::{Gpu, GpuError};
 use crate::kernels;
-use crate::nccl::{Connection, Nccl, NcclError};
+use crate::nccl::{self, Nccl};
+use crate::peer;
 use crate::tensor::DeviceTensor;
 
 /// Our kernels on a GPU, or on the emulated one; clones share the device.
@@ -27,8 +28,18 @@ use crate::tensor::DeviceTensor;
 pub struct Cuda {
     gpu: Arc<Gpu>,
     name: &'static str,
-    /// By which the device reaches those of other ranks.
-    nccl: Option<Arc<Nccl>>,
+    reach: Reach,
+}
+
+/// By which a device reaches those of other ranks.
+#[derive(Clone)]
+enum Reach {
+    /// What ranks exchange passes the host.
+    Host,
+    /// By NCCL's sends and receives.
+    Nccl(Arc<Nccl>),
+    /// By kernels of ours on peer memory, on so many SMs.
+    Peer(usize),
 }
 
 impl Cuda {
@@ -36,12 +47,18 @@ impl Cuda {
     pub fn new(gpu: impl Into<Arc<Gpu>>) -> Cuda {
         let gpu = gpu.into();
         let name = gpu.kind().name();
-        Cuda { gpu, name, nccl: None }
+        Cuda { gpu, name, reach: Reach::Host }
     }
 
     /// The same, whose device reaches those of other ranks through NCCL.
     pub fn with_nccl(self, nccl: Arc<Nccl>) -> Cuda {
-        Cuda { nccl: Some(nccl), ..self }
+        Cuda { reach: Reach::Nccl(nccl), ..self }
+    }
+
+    /// The same, whose device reaches those of other ranks of this process by kernels of ours on at
+    /// most `sms` SMs, over peer memory.
+    pub fn with_peers(self, sms: usize) -> Cuda {
+        Cuda { reach: Reach::Peer(sms), ..self }
     }
 
     /// The device on which it runs its ops.
@@ -102,16 +119,30 @@ impl Backend for Cuda {
     fn connect(
         &self,
         (index, size): (usize, usize),
-        from_first: &dyn Fn(Vec<u8>) -> Result<Vec<u8>>,
+        meet: &dyn Fn(Vec<u8>) -> Result<Vec<Vec<u8>>>,
     ) -> Result<Option<Rc<dyn Direct<DeviceTensor>>>> {
-        let Some(nccl) = &self.nccl else { return Ok(None) };
-        let failed = |error: NcclError| {
+        let failed = |reason: String| {
             let (engine, op) = (self.name.to_owned(), "connect".to_owned());
-            EngineError::Failed { engine, op, reason: error.to_string() }
+            EngineError::Failed { engine, op, reason }
         };
-        let own = if index == 0 { nccl.unique_id().map_err(failed)? } else { Vec::new() };
-        let id = from_first(own)?;
-        let joined = Connection::join(nccl, &self.gpu, (index, size), &id).map_err(failed)?;
-        Ok(Some(Rc::new(joined)))
+        match &self.reach {
+            Reach::Host => Ok(None),
+            Reach::Nccl(nccl) => {
+                let failed = |error: nccl::NcclError| failed(error.to_string());
+                let own = if index == 0 { nccl.unique_id().map_err(failed)? } else { Vec::new() };
+                let id = meet(own)?.swap_remove(0);
+                let joined = nccl::Connection::join(nccl, &self.gpu, (index, size), &id);
+                Ok(Some(Rc::new(joined.map_err(failed)?)))
+            }
+            Reach::Peer(sms) => {
+                let failed = |error: peer::PeerError| failed(error.to_string());
+                let mailbox = peer::Mailbox::new(&self.gpu, size).map_err(failed)?;
+                let members = meet(mailbox.card())?;
+                let joined = mailbox.connect((index, *sms), &members).map_err(failed)?;
+                // Nobody sends before all have opened their memory.
+                meet(Vec::new())?;
+                Ok(Some(Rc::new(joined)))
+            }
+        }
     }
 }

@@ -27,7 +27,8 @@ pub struct Received {
 }
 
 /// What a rank gives and gets at once. Between two members the k-th range that one sends is the
-/// k-th that the other receives, and has as many bytes.
+/// k-th that the other receives, and has as many bytes; what one transfer sends to a member, one
+/// transfer of that member receives.
 pub struct Transfer<T> {
     /// What goes out.
     pub sent: Vec<Sent<T>>,
@@ -47,4 +48,8 @@ pub trait Direct<T> {
     /// # Errors
     /// [`crate::EngineError::Failed`].
     fn begin(&self, transfer: Transfer<T>) -> Result<Landing<T>>;
+
+    /// This rank has failed, or another has: transfers that were begun may never end, and nothing
+    /// is to wait for them.
+    fn give_up(&self) {}
 }

@@ -254,15 +254,15 @@ pub trait Backend {
 
     /// Connects the devices of a group's ranks, of which this one is number `index` of `size`,
     /// where they reach one another; `None` where what ranks exchange passes the host. All ranks of
-    /// the group call it together; `from_first` gives each what the first one brings.
+    /// the group call it together; `meet` gives each what every one brings, in order.
     ///
     /// # Errors
-    /// [`EngineError::Failed`], or those of `from_first`.
+    /// [`EngineError::Failed`], or those of `meet`.
     #[allow(clippy::type_complexity)]
     fn connect(
         &self,
         (_index, _size): (usize, usize),
-        _from_first: &dyn Fn(Vec<u8>) -> Result<Vec<u8>>,
+        _meet: &dyn Fn(Vec<u8>) -> Result<Vec<Vec<u8>>>,
     ) -> Result<Option<Rc<dyn Direct<Self::Buffer>>>> {
         Ok(None)
     }

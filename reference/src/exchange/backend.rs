@@ -2,16 +2,16 @@
 //! the backend inside.
 //!
 //! What is exchanged passes the host: downloaded, handed over, uploaded. Where the backend connects
-//! its devices ([`Backend::connect`]), experts' rows and hidden states go from one to the other,
-//! and the host sends their labels alone, by which it knows that every rank has come so far. Bits
-//! are moved, and sums are those of [`Communicator::all_reduce`].
+//! its devices ([`Backend::connect`]), experts' rows, hidden states, gradients and weights go from
+//! one to the other, and the host sends their labels alone, by which it knows that every rank has
+//! come so far. Bits are moved; nothing is added on the way.
 //!
 //! A dispatch or a combine sends at once and is waited for where its result is first used. So the
 //! order in which a pair of forward and backward calls its parts is what lets rows travel while
 //! something else is computed.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -61,6 +61,25 @@ pub trait Travelling: Backend {
         link: &Communicator,
         what: &str,
         from: usize,
+    ) -> Result<Vec<Self::Buffer>>;
+
+    /// Whether the devices of the group's members are connected.
+    fn connects(&self, group: &Communicator) -> bool;
+
+    /// Moves ranges of buffers to members whose devices are connected, each to its place in a new
+    /// buffer there. Every member that sends to another or receives from it calls this, in the same
+    /// order; messages carry labels alone.
+    ///
+    /// # Errors
+    /// Those of backend and exchange.
+    ///
+    /// # Panics
+    /// Where the devices are not connected.
+    fn move_ranges(
+        &self,
+        group: &Communicator,
+        what: &str,
+        transfer: Transfer<Self::Buffer>,
     ) -> Result<Vec<Self::Buffer>>;
 }
 
@@ -140,13 +159,14 @@ impl<B: Backend> Ranked<B> {
             self.groups.iter().map(|(_, group)| group.clone()).collect();
         for group in groups.iter().chain(links.iter().copied()) {
             let meeting = group.beside("devices of");
-            let from_first = |own: Vec<u8>| {
+            let meet = |own: Vec<u8>| {
                 let own = vec![Tensor::from_vec(&[own.len()], own)];
-                let first = meeting.broadcast("how devices meet", 0, own);
-                Ok(one(first.map_err(self.failed("connect"))?).bytes().to_vec())
+                let all = meeting.all_gather("how devices meet", own);
+                let all = all.map_err(self.failed("connect"))?.into_iter();
+                Ok(all.map(|member| one(member).bytes().to_vec()).collect())
             };
             let place = (group.index(), group.size());
-            if let Some(direct) = self.inner.connect(place, &from_first)? {
+            if let Some(direct) = self.inner.connect(place, &meet)? {
                 self.direct.insert(group.channel.clone(), direct);
             }
         }
@@ -219,6 +239,11 @@ impl<B: Backend> Ranked<B> {
         let meta = op.infer(&input_metas(&self.inner, op, inputs))?.remove(0);
         let state = RefCell::new(State::Begun(Box::new(begun)));
         Ok(Arriving::Underway(Rc::new(Underway { meta, place: self.place.get(), state })))
+    }
+
+    /// The connections between devices.
+    pub fn devices(&self) -> Vec<Rc<dyn Direct<B::Buffer>>> {
+        self.direct.values().cloned().collect()
     }
 
     /// The backend inside.
@@ -698,6 +723,36 @@ impl<B: Backend> Travelling for Ranked<B> {
         };
         Ok(buffers.into_iter().map(Arriving::Here).collect())
     }
+
+    fn connects(&self, group: &Communicator) -> bool {
+        self.direct(group).is_some()
+    }
+
+    fn move_ranges(
+        &self,
+        group: &Communicator,
+        what: &str,
+        transfer: Transfer<Arriving<B>>,
+    ) -> Result<Vec<Arriving<B>>> {
+        let Transfer { sent, room, received } = transfer;
+        let direct = self.direct(group).expect("connected devices");
+        let others = |members: BTreeSet<usize>| members.into_iter().filter(|&m| m != group.index());
+        let to = others(sent.iter().map(|s| s.to).collect());
+        let from = others(received.iter().map(|r| r.from).collect());
+        let here = |Sent { to, buffer, elements }: Sent<Arriving<B>>| {
+            Ok(Sent { to, buffer: self.here(buffer)?, elements })
+        };
+        let sent = sent.into_iter().map(here).collect::<Result<_>>()?;
+        let landing = direct.begin(Transfer { sent, room, received })?;
+        let failed = self.failed("exchange");
+        for member in to {
+            group.send(what, member, Vec::new()).map_err(&failed)?;
+        }
+        for member in from {
+            group.receive(what, member).map_err(&failed)?;
+        }
+        Ok(landing()?.into_iter().map(Arriving::Here).collect())
+    }
 }
 
 /// Element types and shapes of buffers.
@@ -716,5 +771,18 @@ impl<B: Travelling, H: Hook<B>> Travelling for Recorder<B, H> {
 
     fn receive_from(&self, link: &Communicator, what: &str, from: usize) -> Result<Vec<B::Buffer>> {
         self.inner().receive_from(link, what, from)
+    }
+
+    fn connects(&self, group: &Communicator) -> bool {
+        self.inner().connects(group)
+    }
+
+    fn move_ranges(
+        &self,
+        group: &Communicator,
+        what: &str,
+        transfer: Transfer<B::Buffer>,
+    ) -> Result<Vec<B::Buffer>> {
+        self.inner().move_ranges(group, what, transfer)
     }
 }

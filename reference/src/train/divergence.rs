@@ -8,6 +8,7 @@ use half::{bf16, f16};
 
 use super::shards::accumulate;
 use super::trainer::{StepBatches, StepLog, Trainer};
+use crate::backend::direct::Transfer;
 use crate::backend::{Backend, Call, Place, Recorder, Result, passes_on};
 use crate::exchange::Communicator;
 use crate::exchange::backend::Travelling;
@@ -229,6 +230,19 @@ impl<B: Travelling> Travelling for Borrowed<'_, B> {
 
     fn receive_from(&self, link: &Communicator, what: &str, from: usize) -> Result<Vec<B::Buffer>> {
         self.0.receive_from(link, what, from)
+    }
+
+    fn connects(&self, group: &Communicator) -> bool {
+        self.0.connects(group)
+    }
+
+    fn move_ranges(
+        &self,
+        group: &Communicator,
+        what: &str,
+        transfer: Transfer<B::Buffer>,
+    ) -> Result<Vec<B::Buffer>> {
+        self.0.move_ranges(group, what, transfer)
     }
 }
 

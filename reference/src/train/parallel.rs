@@ -30,8 +30,8 @@ pub struct ParallelConfig {
     /// Layers of each stage; an even share where it is not set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stage_layers: Option<Vec<usize>>,
-    /// SMs of a GPU that exchanges of experts' rows hold, which the simulator asks for; CPUs have
-    /// none.
+    /// SMs of a GPU that exchanges of experts' rows hold: the simulator asks for it, and kernels
+    /// over peer memory take at most so many; CPUs have none.
     pub comm_sms: usize,
     /// Longest wait of a rank for another, in seconds.
     pub timeout_seconds: f64,

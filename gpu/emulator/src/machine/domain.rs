@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::Arc;
 
 use super::cluster::{Cluster, Cta, Warpgroup, cta_id};
 use super::cx::Grid;
@@ -28,8 +29,9 @@ struct Resident {
 }
 
 /// A set of clusters, of one or several launches.
-pub struct Domain<'a> {
-    grids: Vec<&'a Grid>,
+pub struct Domain {
+    /// The launches in the order in which they came; what has ended is let go.
+    grids: Vec<Option<Arc<Grid>>>,
     resident: Vec<Resident>,
     /// Next cluster of each launch, and where its clusters end.
     next: Vec<(u64, u64)>,
@@ -39,102 +41,169 @@ pub struct Domain<'a> {
     pub global: Option<Global>,
     changes: u64,
     round: u64,
+    /// Launches that have ended and that nobody has taken note of.
+    ended: Vec<usize>,
+    /// Whether every warp that could go on gave its turn away in the last round.
+    pub yields: bool,
+    stalled: bool,
+    /// Rounds of given-up waits since something changed.
+    vain: u32,
+    ran_in_vain: u64,
+    total: u64,
 }
 
-impl<'a> Domain<'a> {
-    /// All clusters of these launches.
-    pub fn new(grids: &'a [Grid]) -> Self {
-        let next = grids.iter().map(|g| (0, g.clusters())).collect();
-        let capacity = grids.iter().map(capacity).collect();
-        let stats = grids.iter().map(Grid::stats).collect();
-        let grids: Vec<&Grid> = grids.iter().collect();
-        let races = grids.iter().any(|g| g.settings.checks.races);
-        let global = races.then(|| check_of(&grids));
-        let resident = Vec::new();
-        Domain { grids, resident, next, capacity, stats, global, changes: 0, round: 0 }
-    }
-
-    /// One cluster of a launch.
-    pub fn of_cluster(grid: &'a Grid, index: u64, stats: Stats) -> Self {
+impl Domain {
+    /// No launch yet; `races`: whether those to come are checked for races on global memory.
+    pub fn new(races: bool) -> Domain {
         Domain {
-            grids: vec![grid],
+            grids: Vec::new(),
             resident: Vec::new(),
-            next: vec![(index, index + 1)],
-            capacity: vec![1],
-            stats: vec![stats],
-            global: None,
+            next: Vec::new(),
+            capacity: Vec::new(),
+            stats: Vec::new(),
+            global: races.then(Global::default),
             changes: 0,
             round: 0,
+            ended: Vec::new(),
+            yields: false,
+            stalled: false,
+            vain: 0,
+            ran_in_vain: 0,
+            total: 0,
         }
     }
 
+    /// One cluster of a launch.
+    pub fn of_cluster(grid: &Arc<Grid>, index: u64, stats: Stats) -> Domain {
+        let mut domain = Domain::new(false);
+        domain.grids.push(Some(Arc::clone(grid)));
+        domain.next.push((index, index + 1));
+        domain.capacity.push(1);
+        domain.stats.push(stats);
+        domain.admit();
+        domain
+    }
+
+    /// All clusters of a launch, beside those that run already; what has ended comes before it.
+    pub fn add(&mut self, grid: Arc<Grid>) {
+        if let Some(global) = &mut self.global {
+            let threads = grid.config.block.iter().product();
+            let shape = (grid.config.grid, grid.cluster);
+            global.add_launch(&grid.code.name, shape, threads, grid.previous.clone());
+        }
+        self.next.push((0, grid.clusters()));
+        self.capacity.push(capacity(&grid));
+        self.stats.push(grid.stats());
+        self.grids.push(Some(grid));
+        self.admit();
+    }
+
+    /// Whether no launch runs.
+    pub fn is_empty(&self) -> bool {
+        self.resident.is_empty()
+    }
+
+    /// The launches that have ended since the last call, by their number.
+    pub fn ended(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.ended)
+    }
+
+    /// The launches that have not ended.
+    pub fn left(&self) -> Vec<usize> {
+        (0..self.grids.len()).filter(|&at| self.grids[at].is_some()).collect()
+    }
+
+    /// Somebody outside does something that may let the warps here go on: they do not wait in vain.
+    pub fn changed_outside(&mut self) {
+        (self.vain, self.ran_in_vain) = (0, 0);
+    }
+
+    fn grid(&self, at: usize) -> &Arc<Grid> {
+        self.grids[at].as_ref().expect("it has not ended")
+    }
+
     fn admit(&mut self) {
-        for grid in 0..self.grids.len() {
-            let mut running = self.resident.iter().filter(|r| r.grid == grid).count();
-            while running < self.capacity[grid] && self.next[grid].0 < self.next[grid].1 {
-                let index = self.next[grid].0;
-                let base = self.global.as_ref().map_or(0, |g| g.base_of(grid, index));
-                let cluster = new_cluster(self.grids[grid], index, base);
-                self.next[grid].0 += 1;
-                self.resident.push(Resident { grid, cluster });
+        for at in 0..self.grids.len() {
+            let Some(grid) = &self.grids[at] else { continue };
+            let mut running = self.resident.iter().filter(|r| r.grid == at).count();
+            while running < self.capacity[at] && self.next[at].0 < self.next[at].1 {
+                let index = self.next[at].0;
+                let base = self.global.as_ref().map_or(0, |g| g.base_of(at, index));
+                let cluster = new_cluster(grid, index, base);
+                self.next[at].0 += 1;
+                self.resident.push(Resident { grid: at, cluster });
                 running += 1;
+            }
+            if running == 0 {
+                self.grids[at] = None;
+                self.ended.push(at);
+                if let Some(global) = &mut self.global {
+                    global.end_launch(at);
+                }
             }
         }
     }
 
     /// Runs all clusters to their end, or to the first fault: (launch, finding).
     pub fn run(&mut self) -> Option<(usize, Box<Finding>)> {
-        let mut stalled = false;
-        let mut vain = 0;
-        let mut ran_in_vain = 0u64;
-        let mut total = 0u64;
-        let limit = self.grids[0].settings.limit;
-        self.admit();
-        while !self.resident.is_empty() {
-            let changes = self.changes;
-            let mut ran = 0;
-            for at in 0..self.resident.len() {
-                match self.turn_of_cluster(at, stalled) {
-                    Ok(n) => ran += n,
-                    Err(finding) => return Some((self.resident[at].grid, finding)),
-                }
-            }
-            self.round += 1;
-            total += ran;
-            if limit > 0 && total > limit && self.resident.iter().any(|r| !r.cluster.done()) {
-                let (grid, mut finding) = self.deadlock();
-                finding.message = format!("stopped after {total} warp instructions");
-                return Some((grid, finding));
-            }
-            let before = self.resident.len();
-            self.resident.retain(|r| !r.cluster.done());
-            if self.resident.len() != before {
-                self.admit();
-            }
-            if self.changes != changes {
-                (stalled, vain, ran_in_vain) = (false, 0, 0);
-                continue;
-            }
-            ran_in_vain += ran;
-            if ran == 0 && stalled || vain > VAIN_ROUNDS {
-                return Some(self.deadlock());
-            }
-            if ran_in_vain > self.grids[0].settings.patience {
-                return Some(self.deadlock());
-            }
-            if ran == 0 {
-                stalled = true;
-            } else if stalled {
-                vain += 1;
-                stalled = false;
+        while !self.is_empty() {
+            if let Some(fault) = self.round() {
+                return Some(fault);
             }
         }
         None
     }
 
-    fn turn_of_cluster(&mut self, at: usize, stalled: bool) -> Result<u64, Box<Finding>> {
+    /// A turn of every warp; the first fault, if any: (launch, finding).
+    pub fn round(&mut self) -> Option<(usize, Box<Finding>)> {
+        let first = self.resident.first()?.grid;
+        let (limit, patience) = {
+            let settings = &self.grid(first).settings;
+            (settings.limit, settings.patience)
+        };
+        let changes = self.changes;
+        let mut ran = 0;
+        self.yields = true;
+        for at in 0..self.resident.len() {
+            match self.turn_of_cluster(at) {
+                Ok(n) => ran += n,
+                Err(finding) => return Some((self.resident[at].grid, finding)),
+            }
+        }
+        self.round += 1;
+        self.total += ran;
+        if limit > 0 && self.total > limit && self.resident.iter().any(|r| !r.cluster.done()) {
+            let (grid, mut finding) = self.deadlock();
+            finding.message = format!("stopped after {} warp instructions", self.total);
+            return Some((grid, finding));
+        }
+        let before = self.resident.len();
+        self.resident.retain(|r| !r.cluster.done());
+        if self.resident.len() != before {
+            self.admit();
+        }
+        if self.changes != changes {
+            (self.stalled, self.vain, self.ran_in_vain) = (false, 0, 0);
+            return None;
+        }
+        self.ran_in_vain += ran;
+        let stuck = ran == 0 && self.stalled || self.vain > VAIN_ROUNDS;
+        if stuck || self.ran_in_vain > patience {
+            return Some(self.deadlock());
+        }
+        if ran == 0 {
+            self.stalled = true;
+        } else if self.stalled {
+            self.vain += 1;
+            self.stalled = false;
+        }
+        None
+    }
+
+    fn turn_of_cluster(&mut self, at: usize) -> Result<u64, Box<Finding>> {
+        let grid = Arc::clone(self.grid(self.resident[at].grid));
+        let grid = &*grid;
         let resident = &mut self.resident[at];
-        let grid = self.grids[resident.grid];
         let cluster = &mut resident.cluster;
         let warps = cluster.ctas[0].warps.len();
         let total = warps * cluster.ctas.len();
@@ -154,12 +223,16 @@ impl<'a> Domain<'a> {
                     grid,
                     stats: &mut self.stats[resident.grid],
                     changes: &mut self.changes,
-                    stalled,
+                    stalled: self.stalled,
                     global: self.global.as_mut(),
                 };
                 let outcome = turn::run(&mut w, around, u64::from(grid.settings.quantum));
                 match outcome {
-                    Turn::Ran(n) => ran += n,
+                    Turn::Ran(n) => {
+                        ran += n;
+                        self.yields &= n == 0;
+                    }
+                    Turn::Yielded(n) => ran += n,
                     Turn::Fault(finding) => return Err(finding),
                 }
             }
@@ -176,7 +249,7 @@ impl<'a> Domain<'a> {
     fn deadlock(&self) -> (usize, Box<Finding>) {
         let mut positions: BTreeMap<(u32, String), Vec<String>> = BTreeMap::new();
         for resident in &self.resident {
-            let grid = self.grids[resident.grid];
+            let grid = self.grid(resident.grid);
             for cta in &resident.cluster.ctas {
                 for warp in cta.warps.iter().flatten() {
                     for group in warp.groups.iter() {
@@ -191,7 +264,7 @@ impl<'a> Domain<'a> {
         }
         let mut message = String::from("no warp can go on:");
         for ((line, what), who) in &positions {
-            let text = self.grids[self.resident[0].grid].program.line(*line);
+            let text = self.grid(self.resident[0].grid).program.line(*line);
             write!(message, "\n  line {line}: {text}\n    {what}: {}", who.join(", "))
                 .expect("writing to a String");
         }
@@ -210,7 +283,7 @@ impl<'a> Domain<'a> {
             }
         }
         let Blamed { resident, cta, warp, group, .. } = blamed.expect("somebody waits");
-        let grid = self.grids[resident.grid];
+        let grid = self.grid(resident.grid);
         let line = grid.code.ops[group.pc as usize].line;
         let finding = Finding {
             kind: Ub::Deadlock,
@@ -232,17 +305,6 @@ impl<'a> Domain<'a> {
         };
         (resident.grid, Box::new(finding))
     }
-}
-
-/// The race check of global memory for these launches.
-fn check_of(grids: &[&Grid]) -> Global {
-    let mut global = Global::default();
-    for grid in grids {
-        let threads = grid.config.block.iter().product();
-        let shape = (grid.config.grid, grid.cluster);
-        global.add_launch(&grid.code.name, shape, threads, grid.previous.clone());
-    }
-    global
 }
 
 /// A waiting group, and how telling its wait is.

@@ -1,5 +1,6 @@
 //! Clusters of one launch on several host threads.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use rayon::prelude::*;
@@ -11,7 +12,7 @@ use crate::error::Finding;
 
 /// Clusters of one launch, each on its own, on rayon's threads. The fault is that of the first
 /// cluster in launch order, whatever thread met one first.
-pub fn run(grid: &Grid) -> (Stats, Option<Box<Finding>>) {
+pub fn run(grid: &Arc<Grid>) -> (Stats, Option<Box<Finding>>) {
     let count = grid.clusters();
     let faulted = AtomicU64::new(u64::MAX);
     type Acc = (Stats, Option<(u64, Box<Finding>)>);

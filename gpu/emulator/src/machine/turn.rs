@@ -20,6 +20,8 @@ const YIELDED: u64 = 200;
 pub enum Turn {
     /// It executed so many operations; 0 where every group was waiting.
     Ran(u64),
+    /// The same, and then it gave its turn away (`nanosleep`).
+    Yielded(u64),
     /// An operation ended the launch, with this finding.
     Fault(Box<Finding>),
 }
@@ -64,6 +66,7 @@ pub fn run(w: &mut Warp, around: Around<'_>, budget: u64) -> Turn {
     }
     let mut ran = 0;
     let mut idle = 0;
+    let mut yields = false;
     while ran < budget && !cx.w.groups.is_empty() {
         let at = cx.w.turn % cx.w.groups.len();
         let left = (budget - ran).min(RELEASE_AFTER);
@@ -84,6 +87,7 @@ pub fn run(w: &mut Warp, around: Around<'_>, budget: u64) -> Turn {
             GroupEnd::Yields => {
                 cx.w.turn += 1;
                 release_after_spinning(cx.w, at);
+                yields = true;
                 break;
             }
             GroupEnd::Spent => {
@@ -94,7 +98,7 @@ pub fn run(w: &mut Warp, around: Around<'_>, budget: u64) -> Turn {
         }
     }
     cx.w.clock += ran;
-    Turn::Ran(ran)
+    if yields { Turn::Yielded(ran) } else { Turn::Ran(ran) }
 }
 
 /// Lets lanes go that wait at a join for a group that has spun for long.

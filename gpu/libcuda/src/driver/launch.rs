@@ -5,15 +5,15 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use fathom_emulator::{
-    CLUSTER, COOPERATIVE_GRID, Error, Finding, Function, KernelRecord, Launch, LaunchConfig,
-    LaunchReport, Ub, check_launch, launch_together,
+    CLUSTER, COOPERATIVE_GRID, Error, Finding, Function, Joining, KernelRecord, Launch,
+    LaunchConfig, LaunchReport, More, Ub, check_launch, launch_joining, launch_together,
 };
 use fathom_trace::jsonl;
 
 use super::{Driver, driver};
 use crate::abi::*;
 use crate::choices::OnFinding;
-use crate::queue::Work;
+use crate::queue::{Joined, Mark, Queue, Work};
 use crate::say::{self, say};
 
 /// Emulated nanoseconds from one kernel of a stream to the next.
@@ -159,33 +159,75 @@ fn code_of(finding: &Finding) -> CuResult {
     }
 }
 
-/// Runs a batch of the queue: what goes wrong is left for the next call.
-pub(super) fn run_batch(works: Vec<Work>) {
-    let driver = driver();
-    let (mut launches, mut others) = (Vec::new(), Vec::new());
-    for work in works {
-        match work {
-            Work::Launch(function, config) => launches.push((function, config)),
-            Work::Now(call) | Work::Later(call) => others.push(call),
-            Work::Wait(_) => {}
-        }
-    }
-    // After an error nothing runs, as on hardware.
-    if driver.error().is_err() {
-        return;
-    }
-    let mut all = || -> R {
-        if !launches.is_empty() {
-            driver.run(&launches)?;
-        }
-        others.drain(..).try_for_each(|call| call())
-    };
-    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(&mut all));
+/// Does what is guarded against panics of the emulator; what goes wrong is left for the next call.
+fn guarded(call: impl FnOnce() -> R) {
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
     let code = result.unwrap_or_else(|_| {
         say!("a kernel failed inside the emulator");
         Err(ERROR_UNKNOWN)
     });
     if let Err(code) = code {
-        driver.sticky.store(code, Relaxed);
+        driver().sticky.store(code, Relaxed);
+    }
+}
+
+/// Does one thing of the queue. After an error nothing is done, as on hardware.
+pub(super) fn run_one(work: Work) {
+    let driver = driver();
+    if driver.error().is_ok() {
+        guarded(|| match work {
+            Work::Launch(function, config) => driver.run(&[(function, config)]),
+            Work::Now(call) | Work::Later(call) => call(),
+            Work::Wait(_) => Ok(()),
+        });
+    }
+}
+
+/// Runs launches of the queue together, as they join.
+pub(super) fn run_together(queue: &'static Queue) {
+    let mut turns = Turns { queue, running: Vec::new(), over: false };
+    while !turns.over {
+        guarded(|| {
+            launch_joining(&mut turns);
+            Ok(())
+        });
+        // Where the emulator panicked, these have no report.
+        let left: Vec<Mark> = turns.running.drain(..).flatten().map(|(mark, ..)| mark).collect();
+        queue.ended(&left);
+    }
+}
+
+/// The launches that run together, as the emulator asks for them.
+struct Turns {
+    queue: &'static Queue,
+    /// Those that were given since the emulator began, until they end.
+    running: Vec<Option<(Mark, Function, Instant)>>,
+    /// Whether there were none any more.
+    over: bool,
+}
+
+impl Joining for Turns {
+    fn more(&mut self, none_left: bool) -> More {
+        let Joined { launches, progress } = self.queue.join(none_left);
+        self.over = none_left && launches.is_empty();
+        let mut more = More { launches: Vec::new(), progress };
+        for (mark, function, config) in launches {
+            if driver().error().is_err() {
+                self.queue.ended(&[mark]);
+                continue;
+            }
+            self.running.push(Some((mark, function.clone(), Instant::now())));
+            more.launches.push((function, config));
+        }
+        more
+    }
+
+    fn ended(&mut self, launch: usize, report: Result<LaunchReport, Error>) {
+        let Some((mark, function, began)) = self.running[launch].take() else { return };
+        match report {
+            Ok(report) => driver().ended(&function, report, began.elapsed().as_secs_f64()),
+            Err(error) => driver().sticky.store(driver().cannot_run(&error), Relaxed),
+        }
+        self.queue.ended(&[mark]);
     }
 }

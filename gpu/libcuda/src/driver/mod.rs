@@ -38,7 +38,7 @@ use crate::objects::program::{Callable, Kernel, Library, Loaded};
 use crate::objects::stream::Stream;
 use crate::objects::user_object::UserObject;
 use crate::objects::virtual_memory::{Multicast, Physical, Ranges, Shared};
-use crate::queue::Queue;
+use crate::queue::{Queue, Run};
 use crate::say::{self, say};
 use crate::summary::Summary;
 
@@ -163,7 +163,8 @@ impl Driver {
         let make = |device| pools.insert(Arc::new(Pool::new(PoolMemory::Device(device))));
         let pool_each = || each().map(make).collect();
         let (default_pools, graph_pools): (Vec<Handle>, Vec<Handle>) = (pool_each(), pool_each());
-        let queue = Queue::new(devices.len() > 1, launch::run_batch);
+        let run = Run { one: launch::run_one, together: launch::run_together };
+        let queue = Queue::new(devices.len() > 1, run);
         let stream = |device| Stream {
             handle: 0,
             device,

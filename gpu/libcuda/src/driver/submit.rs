@@ -1,6 +1,6 @@
 //! Giving streams something to do, and waiting for them.
 
-use super::Driver;
+use super::{Driver, driver};
 use crate::abi::*;
 use crate::objects::graph::EdgeData;
 use crate::objects::operation::Operation;
@@ -49,7 +49,7 @@ impl Driver {
         let key = (stream.device, stream.handle);
         if at_once {
             after.push(self.queue.mark(key));
-            self.queue.wait(&after);
+            driver().queue.wait(&after);
             self.error()?;
         }
         let (mut recorded, mut awaited) = (Vec::new(), Vec::new());
@@ -59,14 +59,14 @@ impl Driver {
         }
         let recorded: Vec<_> =
             recorded.into_iter().map(|e| self.events.get(e)).collect::<R<_>>()?;
-        let (mark, result) = self.queue.give(key, after, operation.work(stream.device));
+        let (mark, result) = driver().queue.give(key, after, operation.work(stream.device));
         for event in recorded {
             *event.captured.lock().expect("no panic holds this lock") = None;
             *event.recorded.lock().expect("no panic holds this lock") = Some(mark);
         }
         if at_once {
             // Another thread may have given the stream something in between.
-            self.queue.wait(&[mark]);
+            driver().queue.wait(&[mark]);
             self.error()?;
         }
         result
@@ -74,7 +74,7 @@ impl Driver {
 
     /// Waits for a stream; the error that a kernel left, if any.
     pub(crate) fn wait_for(&self, stream: Handle) -> R {
-        self.queue.wait(&self.marks_of(stream)?);
+        driver().queue.wait(&self.marks_of(stream)?);
         self.error()
     }
 
@@ -91,7 +91,7 @@ impl Driver {
 
     /// Waits for all streams of all devices; the error that a kernel left, if any.
     pub(crate) fn wait_for_all(&self) -> R {
-        self.queue.wait(&self.queue.marks(|_| true));
+        driver().queue.wait(&self.queue.marks(|_| true));
         self.error()
     }
 }

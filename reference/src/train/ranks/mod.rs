@@ -16,6 +16,7 @@ mod world;
 mod zero;
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -41,11 +42,12 @@ use super::trainer::{StepLog, StepOutcome, ValidationLog, validate};
 use super::{TrainConfig, TrainError};
 use crate::Tensor;
 use crate::backend::Backend;
+use crate::backend::direct::Direct;
 use crate::checkpoint::HfCheckpoint;
 use crate::checkpoint::training::{self, Part, Saved};
 use crate::data::{Loader, LoaderState, Tokenizer};
 use crate::exchange::Exchange;
-use crate::exchange::backend::{Ranked, Travelling};
+use crate::exchange::backend::{Arriving, Ranked, Travelling};
 use crate::exchange::clock::{Clock, Timed, Waits};
 use crate::layers::{Gradients, Weights};
 use crate::model::routing::move_biases;
@@ -121,7 +123,9 @@ impl<B: Backend> RankTrainer<B> {
         agree(&world, &config, &place, &tokenizer)?;
         let links = Links::new(&world);
         let mut backend = Ranked::new(backend, world.groups(), Arc::clone(&clock));
-        backend.connect_devices(&links.all())?;
+        let mut connected = links.all();
+        connected.push(&world.between);
+        backend.connect_devices(&connected)?;
         let whole = Model::new(&config.model, config.recipe.clone(), Parallel::default(), 0)?;
         let pieces = Pieces::new(&config, &whole, &world)?;
         let routes = Routes::new(&pieces, &world);
@@ -245,6 +249,11 @@ impl<B: Backend> RankTrainer<B> {
         self.ema = (decay > 0.0).then(|| Ema::new(average, decay));
     }
 
+    /// The connections between devices, for who is to give them up.
+    fn devices(&self) -> Vec<Rc<dyn Direct<B::Buffer>>> {
+        self.backend.devices()
+    }
+
     fn plan(&self) -> Plan {
         self.schedules.at(Point { step: self.steps + 1, tokens: self.tokens })
     }
@@ -260,21 +269,30 @@ impl<B: Backend> RankTrainer<B> {
     }
 
     /// The weights of this rank's stages.
-    fn weights<R: Backend>(&self, backend: &R) -> Result<Vec<Weights<R>>, TrainError> {
+    fn weights<R>(&self, backend: &R) -> Result<Vec<Weights<R>>, TrainError>
+    where
+        R: Travelling<Buffer = Arriving<B>>,
+    {
         let what = format!("weights for step {}", self.steps + 1);
-        let params = zero::gather(self.zero(), backend, &self.own()?, &what)?;
+        let params = match backend.connects(&self.world.between) {
+            true => zero::gather_by_devices(self.zero(), backend, &self.params.buffers, &what)?,
+            false => zero::gather(self.zero(), backend, &self.own()?, &what)?,
+        };
         let models = self.pieces.models(&self.world, self.world.rank);
         let weights = |(model, params)| Model::training_weights(model, backend, params);
         Ok(models.iter().zip(params).map(weights).collect::<Result<_, _>>()?)
     }
 
     /// Forwards and backwards of a step on this rank.
-    fn execute<R: Travelling>(
+    fn execute<R>(
         &self,
         backend: &R,
         plan: Plan,
         data: &StepData,
-    ) -> Result<Executed<R>, TrainError> {
+    ) -> Result<Executed<R>, TrainError>
+    where
+        R: Travelling<Buffer = Arriving<B>>,
+    {
         let setting = |(key, message)| TrainError::Setting { key, message };
         let schedule = self.config.pipeline(plan.batch).map_err(setting)?;
         let settings = data.counts.settings(&self.config, plan, self.steps + 1);
@@ -297,7 +315,7 @@ impl<B: Backend> RankTrainer<B> {
     }
 
     /// The gradient of this rank's pieces, and the whole gradient's norm.
-    fn reduce<R: Backend>(
+    fn reduce<R: Travelling>(
         &self,
         backend: &R,
         executed: &mut Executed<R>,

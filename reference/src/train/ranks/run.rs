@@ -88,6 +88,8 @@ impl Begun {
         asked: &AtomicBool,
     ) -> Result<RankEnd, TrainError> {
         let Begun { claimed, resumed_from, sender } = self;
+        // They outlive the trainer, so that no device waits for a rank that has failed.
+        let devices = trainer.devices();
         // The receiver is there until every rank has ended or was given up.
         let mut tell = |event: &Event| {
             if let Some(sender) = &sender {
@@ -99,7 +101,11 @@ impl Begun {
         // All ranks see a divergence, so that none is to be ended by another's.
         match run::go(trainer, folder, resumed_from, lock, &stop, &mut tell) {
             Err(TrainError::Diverged(found)) => Ok(Err(found)),
-            ended => ended.map(Ok),
+            Err(error) => {
+                devices.iter().for_each(|device| device.give_up());
+                Err(error)
+            }
+            Ok(summary) => Ok(Ok(summary)),
         }
     }
 }

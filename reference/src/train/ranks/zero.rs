@@ -9,16 +9,19 @@ use fathom_trace::DType;
 use super::pieces::{Contribution, Held, Overlap, Pieces};
 use super::pipeline::Executed;
 use super::world::World;
-use crate::Tensor;
+use crate::backend::direct::{Received, Sent, Transfer};
 use crate::backend::{Backend, Place};
+use crate::exchange::backend::Travelling;
 use crate::exchange::one;
 use crate::layers::Gradients;
 use crate::model::{Model, ParamSpec, Params};
+use crate::ops::add::Add;
 use crate::ops::clip_factor::ClipFactor;
 use crate::ops::sum_of_squares::SumOfSquares;
 use crate::optim::Clip;
 use crate::train::TrainError;
 use crate::train::shards::{Slot, tree};
+use crate::{EngineError, Tensor};
 
 /// Which rank sends what to which, the same at every step.
 pub(super) struct Routes {
@@ -114,20 +117,20 @@ fn slice(tensor: &Tensor, first: usize, range: &std::ops::Range<usize>) -> Tenso
 }
 
 /// The gradient of this rank's pieces: uses of a parameter added in order, shards by the tree.
-pub(super) fn reduce<B: Backend>(
+pub(super) fn reduce<B: Travelling>(
     (world, pieces, routes): (&World, &Pieces, &Routes),
     whole: &Model,
     backend: &B,
     executed: &mut Executed<B>,
     step: u64,
 ) -> Result<Gradients<B>, TrainError> {
+    if backend.connects(&world.between) {
+        return reduce_by_devices((world, pieces, routes), whole, backend, executed, step);
+    }
     let mut out: Vec<Vec<Tensor>> = vec![Vec::new(); world.all.size()];
     // One after the other, so that no more than one is there whole and in pieces.
     for (c, overlaps) in routes.contributions.iter().zip(&routes.gradients_out) {
-        let gradients = &mut executed.gradients.sets;
-        let buffers = gradients.get_mut(&(c.source.dir, c.source.shard)).expect("it was computed");
-        let buffer = buffers.buffers[c.source.slot].take().expect("a trained parameter");
-        let gradient = backend.download(&buffer)?;
+        let gradient = backend.download(&taken(c, executed))?;
         for overlap in overlaps {
             let to = pieces.all[overlap.piece].owner;
             out[to].push(slice(&gradient, c.held.range.start, &overlap.range));
@@ -136,29 +139,115 @@ pub(super) fn reduce<B: Backend>(
     let what = format!("gradients of step {step}");
     let received = exchange(world, &what, out, |rank| !routes.gradients_in[rank].is_empty())?;
     // By piece, leaf and part: the intervals that came.
-    let mut parts: BTreeMap<(usize, usize, usize), Vec<(usize, Tensor)>> = BTreeMap::new();
+    let mut parts: BTreeMap<Use, Vec<(usize, Tensor)>> = BTreeMap::new();
     for (overlaps, tensors) in routes.gradients_in.iter().zip(received) {
         for (overlap, tensor) in overlaps.iter().zip(tensors) {
-            let (leaf, part) = overlap.of;
-            let key = (overlap.piece, leaf, part);
-            parts.entry(key).or_default().push((overlap.range.start, tensor));
+            parts.entry(use_of(overlap)).or_default().push((overlap.range.start, tensor));
         }
     }
     backend.at(Place { step, ..Place::default() });
     let op = whole.gradient_sum();
-    let mut add = |a: B::Buffer, b: B::Buffer| backend.add(&op, &a, &b, None);
     let mut buffers = Vec::with_capacity(routes.own.len());
     for &piece in &routes.own {
-        let mut leaves: Vec<Option<B::Buffer>> = vec![None; world.shares.grad_shards];
-        let range = (piece, 0, 0)..(piece + 1, 0, 0);
-        for (&(_, leaf, _), intervals) in parts.range_mut(range) {
-            let use_ = backend.upload(joined(std::mem::take(intervals), op.out))?;
-            leaves[leaf] = Some(match leaves[leaf].take() {
-                Some(sum) => add(sum, use_)?,
-                None => use_,
-            });
+        let uses = parts.range_mut((piece, 0, 0)..(piece + 1, 0, 0));
+        let upload = |(&(_, leaf, _), intervals): (&Use, &mut Vec<(usize, Tensor)>)| {
+            Ok::<_, EngineError>((leaf, backend.upload(joined(std::mem::take(intervals), op.out))?))
+        };
+        buffers.push(sum((world, backend, &op), &mut uses.map(upload))?);
+    }
+    Ok(Gradients { buffers })
+}
+
+/// What is added up for a piece: the piece, the leaf of the tree and the use of the parameter.
+type Use = (usize, usize, usize);
+
+fn use_of(overlap: &Overlap<(usize, usize)>) -> Use {
+    let (leaf, part) = overlap.of;
+    (overlap.piece, leaf, part)
+}
+
+/// Takes a contribution out of what was executed.
+fn taken<B: Backend>(c: &Contribution, executed: &mut Executed<B>) -> B::Buffer {
+    let gradients = &mut executed.gradients.sets;
+    let buffers = gradients.get_mut(&(c.source.dir, c.source.shard)).expect("it was computed");
+    buffers.buffers[c.source.slot].take().expect("a trained parameter")
+}
+
+/// The gradient of a piece: the uses of each leaf in their order, then the tree.
+fn sum<B: Backend>(
+    (world, backend, op): (&World, &B, &Add),
+    uses: &mut dyn Iterator<Item = Result<(usize, B::Buffer), EngineError>>,
+) -> Result<Option<B::Buffer>, EngineError> {
+    let mut add = |a: B::Buffer, b: B::Buffer| backend.add(op, &a, &b, None);
+    let mut leaves: Vec<Option<B::Buffer>> = vec![None; world.shares.grad_shards];
+    for used in uses {
+        let (leaf, used) = used?;
+        leaves[leaf] = Some(match leaves[leaf].take() {
+            Some(sum) => add(sum, used)?,
+            None => used,
+        });
+    }
+    tree(leaves, &mut add)
+}
+
+/// Those of the overlaps, which stand in order of the parameters, that are of one.
+fn of_param<'a, T>(pieces: &Pieces, overlaps: &'a [Overlap<T>], param: usize) -> &'a [Overlap<T>] {
+    let before = |p: usize| overlaps.partition_point(|o| pieces.all[o.piece].param < p);
+    &overlaps[before(param)..before(param + 1)]
+}
+
+/// [`reduce`] where devices are connected, parameter by parameter: what has come for one is added
+/// up before the next one's is there.
+fn reduce_by_devices<B: Travelling>(
+    (world, pieces, routes): (&World, &Pieces, &Routes),
+    whole: &Model,
+    backend: &B,
+    executed: &mut Executed<B>,
+    step: u64,
+) -> Result<Gradients<B>, TrainError> {
+    backend.at(Place { step, ..Place::default() });
+    let op = whole.gradient_sum();
+    let mut buffers = Vec::with_capacity(routes.own.len());
+    let mut contributions = routes.contributions.iter().zip(&routes.gradients_out).peekable();
+    let mut own = routes.own.iter().peekable();
+    for (param, spec) in whole.specs.iter().enumerate() {
+        let mut sent = Vec::new();
+        while let Some((c, overlaps)) = contributions.next_if(|(c, _)| c.held.param == param) {
+            let gradient = taken(c, executed);
+            let first = c.held.range.start;
+            sent.extend(overlaps.iter().map(|overlap| Sent {
+                to: pieces.all[overlap.piece].owner,
+                buffer: gradient.clone(),
+                elements: overlap.range.start - first..overlap.range.end - first,
+            }));
         }
-        buffers.push(tree(leaves, &mut add)?);
+        let (mut room, mut received) = (Vec::new(), Vec::new());
+        let mut uses: BTreeMap<Use, usize> = BTreeMap::new();
+        for (from, overlaps) in routes.gradients_in.iter().enumerate() {
+            for overlap in of_param(pieces, overlaps, param) {
+                let whole = &pieces.all[overlap.piece].range;
+                let buffer = *uses.entry(use_of(overlap)).or_insert_with(|| {
+                    room.push((op.out, vec![whole.len()]));
+                    room.len() - 1
+                });
+                let elements = overlap.range.start - whole.start..overlap.range.end - whole.start;
+                received.push(Received { from, buffer, elements });
+            }
+        }
+        let mut made: Vec<Option<B::Buffer>> = Vec::new();
+        if !sent.is_empty() || !received.is_empty() {
+            let what = format!("gradients of {}, step {step}", spec.name);
+            let transfer = Transfer { sent, room, received };
+            let moved = backend.move_ranges(&world.between, &what, transfer)?;
+            made.extend(moved.into_iter().map(Some));
+        }
+        while let Some(&piece) = own.next_if(|&&piece| pieces.all[piece].param == param) {
+            let uses = uses.range((piece, 0, 0)..(piece + 1, 0, 0));
+            let mut uses = uses.map(|(&(_, leaf, _), &buffer)| {
+                Ok((leaf, made[buffer].take().expect("a buffer a use")))
+            });
+            buffers.push(sum((world, backend, &op), &mut uses)?);
+        }
     }
     Ok(Gradients { buffers })
 }
@@ -265,6 +354,49 @@ pub(super) fn gather<B: Backend>(
         Ok(Params { buffers })
     };
     models.iter().zip(parts).map(stage).collect()
+}
+
+/// [`gather`] where devices are connected. `own` are the values of this rank's pieces.
+pub(super) fn gather_by_devices<B: Travelling>(
+    (world, pieces, routes): (&World, &Pieces, &Routes),
+    backend: &B,
+    own: &[B::Buffer],
+    what: &str,
+) -> Result<Vec<Params<B>>, TrainError> {
+    let place: BTreeMap<usize, usize> =
+        routes.own.iter().enumerate().map(|(i, &piece)| (piece, i)).collect();
+    let mut sent = Vec::new();
+    for (to, overlaps) in routes.weights_out.iter().enumerate() {
+        sent.extend(overlaps.iter().map(|overlap| {
+            let first = pieces.all[overlap.piece].range.start;
+            let buffer = own[place[&overlap.piece]].clone();
+            Sent { to, buffer, elements: overlap.range.start - first..overlap.range.end - first }
+        }));
+    }
+    let held = pieces.held(world, world.rank);
+    let models = pieces.models(world, world.rank);
+    let dtype = models[0].recipe.master();
+    // The parameters of all stages, one after the other.
+    let mut firsts = Vec::with_capacity(models.len());
+    let mut room = Vec::new();
+    for model in models {
+        firsts.push(room.len());
+        room.extend(model.specs.iter().map(|spec| (dtype, spec.shape.clone())));
+    }
+    let mut received = Vec::new();
+    for (from, overlaps) in routes.weights_in.iter().enumerate() {
+        received.extend(overlaps.iter().map(|overlap| {
+            let (dir, id) = overlap.of;
+            let first = held[dir][id].range.start;
+            let elements = overlap.range.start - first..overlap.range.end - first;
+            Received { from, buffer: firsts[dir] + id, elements }
+        }));
+    }
+    let moved = backend.move_ranges(&world.between, what, Transfer { sent, room, received })?;
+    let mut moved = moved.into_iter();
+    let stage =
+        |model: &Model| Params { buffers: moved.by_ref().take(model.specs.len()).collect() };
+    Ok(models.iter().map(stage).collect())
 }
 
 /// Whole tensors of all pieces, on rank 0, in order of the parameters; `None` on the others.

@@ -4,7 +4,8 @@
 //! CTAs, or of lanes of one warp, race if one is a write, one is plain, and nothing orders them:
 //! a release that the other acquires (PTX ISA, "Memory Consistency Model"), with `fence` and
 //! relaxed accesses as its pattern form, all at the place in memory where they meet. Launches after
-//! one another are ordered; with programmatic stream serialisation only by `griddepcontrol.wait`.
+//! one another are ordered, also where one joins others that run; with programmatic stream
+//! serialisation only by `griddepcontrol.wait`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -98,6 +99,10 @@ struct Numbering {
     warps: u32,
     grid: [u32; 3],
     cluster: [u32; 3],
+    /// How many launches had ended when it began.
+    began_after: u32,
+    /// Once it has ended: how many had by then, itself among them.
+    ended: Option<u32>,
 }
 
 impl Numbering {
@@ -144,6 +149,8 @@ pub struct Global {
     pages: Pages,
     launches: Vec<Numbering>,
     previous: Vec<Option<Arc<Touched>>>,
+    /// How many launches have ended.
+    ends: u32,
     /// What was released at a place.
     places: HashMap<u64, Far>,
     /// Tensor maps changed by this launch: how often; and the state that a CTA has fenced.
@@ -163,8 +170,16 @@ impl Global {
     ) {
         let warps = threads.div_ceil(32);
         let base = self.launches.last().map_or(0, Numbering::end);
-        self.launches.push(Numbering { kernel: kernel.to_owned(), base, warps, grid, cluster });
+        let (kernel, began_after) = (kernel.to_owned(), self.ends);
+        let numbering = Numbering { kernel, base, warps, grid, cluster, began_after, ended: None };
+        self.launches.push(numbering);
         self.previous.push(previous);
+    }
+
+    /// A launch has ended: those that are added from now on come after it.
+    pub fn end_launch(&mut self, launch: usize) {
+        self.ends += 1;
+        self.launches[launch].ended = Some(self.ends);
     }
 
     /// Number of the first warp of a cluster.
@@ -206,7 +221,11 @@ impl Global {
                     && !(a.strong && m.strong())
                     && match m.warp == number {
                         true => !(wrote && a.write && together(m)) && lane(m, wrote).is_some(),
-                        false => cta_of(launches, m.warp) != cta && !s.knows(warp, m.warp, m.clock),
+                        false => {
+                            cta_of(launches, m.warp) != cta
+                                && !s.knows(warp, m.warp, m.clock)
+                                && !ended_before(launches, m.warp, number)
+                        }
                     }
             };
             let mut found = None;
@@ -324,6 +343,12 @@ fn name(launches: &[Numbering], number: u32) -> String {
 fn of_launch(launches: &[Numbering], number: u32) -> &Numbering {
     let after = launches.partition_point(|n| n.base <= number);
     &launches[after - 1]
+}
+
+/// Whether the launch of one warp had ended when that of the other began.
+fn ended_before(launches: &[Numbering], before: u32, after: u32) -> bool {
+    let began_after = of_launch(launches, after).began_after;
+    of_launch(launches, before).ended.is_some_and(|ended| ended <= began_after)
 }
 
 /// Number of the first warp of a warp's CTA.
