@@ -15,6 +15,7 @@ const PTX: &str = "
 .extern .func (.param .b32 r) __cudaCDP2LaunchDeviceV2_ptsz(.param .b64 b, .param .b64 s);
 .extern .func (.param .b32 r) __cudaCDP2MemcpyAsync_ptsz(.param .b64 to, .param .b64 from, .param .b64 count, .param .b32 kind, .param .b64 stream);
 .extern .func (.param .b32 r) __cudaCDP2GetLastError();
+.visible .entry last(.param .u64 p);
 
 .func mark(.param .b64 p, .param .b32 mark)
 {
@@ -99,17 +100,6 @@ END:
     ret;
 }
 
-.visible .entry last(.param .u64 p)
-{
-    .reg .b64 %rd<2>;
-    .param .b64 a; .param .b32 m;
-    ld.param.u64 %rd1, [p];
-    st.param.b64 [a], %rd1;
-    st.param.b32 [m], 4;
-    call.uni mark, (a, m);
-    ret;
-}
-
 .visible .entry parent(.param .u64 p)
 {
     .reg .b32 %r<4>;
@@ -150,6 +140,17 @@ END:
     st.global.u32 [%rd1+16], %r1;
     st.param.b64 [a], %rd1;
     st.param.b32 [m], 1;
+    call.uni mark, (a, m);
+    ret;
+}
+
+.visible .entry last(.param .u64 p)
+{
+    .reg .b64 %rd<2>;
+    .param .b64 a; .param .b32 m;
+    ld.param.u64 %rd1, [p];
+    st.param.b64 [a], %rd1;
+    st.param.b32 [m], 4;
     call.uni mark, (a, m);
     ret;
 }
