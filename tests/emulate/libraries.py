@@ -118,7 +118,7 @@ E4M3 = {-4: 0xC8, -3: 0xC4, -2: 0xC0, -1: 0xB8, 0: 0x00, 1: 0x38, 2: 0x40, 3: 0x
 
 
 def cublaslt():
-    """FP8 products into BF16 and F32, A transposed, as FP8 has to be."""
+    """Products of FP8, and of BF16 beside them; A transposed, as FP8 has to be."""
     import numpy as np
     runtime, lt = Runtime(), library("libcublasLt.so.1[0-9]")
 
@@ -138,20 +138,25 @@ def cublaslt():
         return made
 
     random, one, zero = np.random.default_rng(0), ctypes.c_float(1), ctypes.c_float(0)
-    codes, e4m3, f32, bf16 = np.vectorize(E4M3.get), 28, 0, 14
+    f32, bf16 = 0, 14
+    upper = lambda x: (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    # cudaDataType of the operands, how they are made, that of the result and its bytes.
+    operands = {"e4m3": (28, lambda x: np.vectorize(E4M3.get)(x).astype(np.uint8)), "bf16": (bf16, upper)}
+    results = {"bf16": (bf16, 2), "f32": (f32, 4)}
+    kinds = [(f"{a} into {c}", *operands[a], *results[c]) for a in operands for c in results]
     for m, n, k in [(64, 48, 128), (256, 128, 256)]:
         a, b = (random.integers(-4, 5, s) for s in [(m, k), (n, k)])
         expected = (b @ a.T).astype(np.float32)
-        device = [runtime.upload(codes(x).astype(np.uint8)) for x in (a, b)]
-        for name, kind, width in [("bf16", bf16, 2), ("f32", f32, 4)]:
+        for name, operand, make, kind, width in kinds:
+            device = [runtime.upload(make(x)) for x in (a, b)]
             job, preference, found = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_int()
-            # CUBLAS_COMPUTE_32F, CUBLASLT_MATMUL_DESC_TRANSA, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES.
+            # CUBLAS_COMPUTE_32F, CUBLASLT_MATMUL_DESC_TRANSA, and the most workspace.
             check(lt.cublasLtMatmulDescCreate(ctypes.byref(job), 68, f32))
             attribute(lt.cublasLtMatmulDescSetAttribute, job, 3, ctypes.c_int32(1))
             check(lt.cublasLtMatmulPreferenceCreate(ctypes.byref(preference)))
             space = runtime.room(1 << 25)
             attribute(lt.cublasLtMatmulPreferenceSetAttribute, preference, 1, u64(1 << 25))
-            la, lb, lc = layout(e4m3, k, m), layout(e4m3, k, n), layout(kind, m, n)
+            la, lb, lc = layout(operand, k, m), layout(operand, k, n), layout(kind, m, n)
             c = runtime.upload(np.zeros((n, m * width), np.uint8))
             # cublasLtMatmulHeuristicResult_t: the algorithm is its beginning.
             algorithm = (ctypes.c_uint64 * 32)()
@@ -164,9 +169,10 @@ def cublaslt():
             if failed:
                 print(f"    status {failed}, {found.value} algorithms")
             out = runtime.download(c, np.zeros((n, m), np.uint16 if width == 2 else np.float32))
-            upper = (expected.view(np.uint32) + 0x7FFF + ((expected.view(np.uint32) >> 16) & 1)) >> 16
-            told(f"cublaslt e4m3 into {name} {m}x{n}x{k}",
-                 None if failed else (out == (upper if width == 2 else expected)).all())
+            bits = expected.view(np.uint32)
+            wanted = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 if width == 2 else expected
+            told(f"cublaslt {name} {m}x{n}x{k}",
+                 None if failed else (out == wanted).all())
 
 
 class Nccl:

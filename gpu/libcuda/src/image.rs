@@ -97,7 +97,8 @@ pub(crate) unsafe fn ptx_of(image: *const u8, device: Capability) -> Result<Stri
         },
         // SAFETY: the header tells the length of what follows.
         FATBIN_MAGIC => unsafe {
-            ptx_of_entries(entries(image), device)?.ok_or_else(|| without_ptx(entries(image), device))
+            ptx_of_entries(entries(image), device)?
+                .ok_or_else(|| without_ptx(entries(image), device))
         },
         TILE_MAGIC => {
             say!("the module is bytecode of CUDA Tile, which is not emulated; hand over PTX");

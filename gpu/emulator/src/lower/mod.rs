@@ -183,7 +183,10 @@ fn reachable(program: &Program, entry: usize) -> Vec<usize> {
         let body = module.functions[list[i]].body.as_ref();
         let mut add = |f: usize| {
             // A kernel that is named is launched, not called.
-            if module.functions[f].body.is_some() && !module.functions[f].entry && !list.contains(&f) {
+            if module.functions[f].body.is_some()
+                && !module.functions[f].entry
+                && !list.contains(&f)
+            {
                 list.push(f);
             }
         };
