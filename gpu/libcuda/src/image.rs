@@ -119,9 +119,9 @@ pub(crate) unsafe fn ptx_of(image: *const u8, device: Capability) -> Result<Stri
 }
 
 /// The PTX texts of a separately compiled program's parts, linked into one. Parts without PTX for
-/// the device are left out where others have it: CUDA's device runtime is machine code, and what is
-/// called of it is the driver's (`children.ptx`). A function that is missing then is refused by name
-/// with the kernel that calls it.
+/// the device are left out where others have it: CUDA's device runtime is machine code, and what
+/// is called of it is the driver's (`children.ptx`). A function that is missing then is refused by
+/// name with the kernel that calls it.
 ///
 /// # Safety
 /// `parts` is a list of fatbinaries that ends with null.
