@@ -1,7 +1,7 @@
 """Runs NVIDIA's libraries and those that stand on them, as PyPI has them, on the emulated driver.
 
     pip install numpy nvidia-cuda-runtime nvidia-cublas nvidia-nccl-cu13 cupy-cuda13x[ctk] warp-lang
-    python tests/emulate/libraries.py [cublas] [nccl] [cupy] [warp]
+    python tests/emulate/libraries.py [cublas] [cublaslt] [nccl] [processes] [cupy] [warp] [--check LIST]
 
 FATHOM names the program (default: fathom). The exit code is 1 where a result is wrong or a part did not
 come to its end. Inputs are small whole numbers, so that every order of
@@ -17,7 +17,9 @@ import sys
 # and PTX by itself hands over PTX to a GPU that is newer than it.
 PARTS = {
     "cublas": ["--gpu", "next"],
+    "cublaslt": ["--gpu", "next"],
     "nccl": ["--gpu", "rtx-pro-6000", "--devices", "4"],
+    "processes": ["--gpu", "rtx-pro-6000", "--devices", "2"],
     "cupy": ["--gpu", "rtx-pro-6000"],
     "warp": ["--gpu", "rtx-pro-6000"],
 }
@@ -111,15 +113,119 @@ def cublas():
             told(f"cublas {name} {m}x{n}x{k}", None if failed else (out == expected).all())
 
 
-def nccl():
+# E4M3's codes of the whole numbers from -4 to 4.
+E4M3 = {-4: 0xC8, -3: 0xC4, -2: 0xC0, -1: 0xB8, 0: 0x00, 1: 0x38, 2: 0x40, 3: 0x44, 4: 0x48}
+
+
+def cublaslt():
+    """Products of FP8, and of BF16 beside them; A transposed, as FP8 has to be."""
     import numpy as np
-    runtime, calls = Runtime(), library("libnccl.so.2")
-    calls.ncclGetErrorString.restype = ctypes.c_char_p
+    runtime, lt = Runtime(), library("libcublasLt.so.1[0-9]")
 
     def check(result):
         if result:
-            raise RuntimeError(f"NCCL says {calls.ncclGetErrorString(result).decode()}")
+            raise RuntimeError(f"cuBLASLt says {result}")
 
+    handle, u64, i64 = ctypes.c_void_p(), ctypes.c_uint64, ctypes.c_int64
+    check(lt.cublasLtCreate(ctypes.byref(handle)))
+
+    def attribute(call, of, name, value):
+        check(call(of, name, ctypes.byref(value), ctypes.c_size_t(ctypes.sizeof(value))))
+
+    def layout(kind, rows, columns):
+        made = ctypes.c_void_p()
+        check(lt.cublasLtMatrixLayoutCreate(ctypes.byref(made), kind, u64(rows), u64(columns), i64(rows)))
+        return made
+
+    random, one, zero = np.random.default_rng(0), ctypes.c_float(1), ctypes.c_float(0)
+    f32, bf16 = 0, 14
+    upper = lambda x: (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    # cudaDataType of the operands, how they are made, that of the result and its bytes.
+    operands = {"e4m3": (28, lambda x: np.vectorize(E4M3.get)(x).astype(np.uint8)), "bf16": (bf16, upper)}
+    results = {"bf16": (bf16, 2), "f32": (f32, 4)}
+    kinds = [(f"{a} into {c}", *operands[a], *results[c]) for a in operands for c in results]
+    for m, n, k in [(64, 48, 128), (256, 128, 256)]:
+        a, b = (random.integers(-4, 5, s) for s in [(m, k), (n, k)])
+        expected = (b @ a.T).astype(np.float32)
+        for name, operand, make, kind, width in kinds:
+            device = [runtime.upload(make(x)) for x in (a, b)]
+            job, preference, found = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_int()
+            # CUBLAS_COMPUTE_32F, CUBLASLT_MATMUL_DESC_TRANSA, and the most workspace.
+            check(lt.cublasLtMatmulDescCreate(ctypes.byref(job), 68, f32))
+            attribute(lt.cublasLtMatmulDescSetAttribute, job, 3, ctypes.c_int32(1))
+            check(lt.cublasLtMatmulPreferenceCreate(ctypes.byref(preference)))
+            space = runtime.room(1 << 25)
+            attribute(lt.cublasLtMatmulPreferenceSetAttribute, preference, 1, u64(1 << 25))
+            la, lb, lc = layout(operand, k, m), layout(operand, k, n), layout(kind, m, n)
+            c = runtime.upload(np.zeros((n, m * width), np.uint8))
+            # cublasLtMatmulHeuristicResult_t: the algorithm is its beginning.
+            algorithm = (ctypes.c_uint64 * 32)()
+            failed = lt.cublasLtMatmulAlgoGetHeuristic(
+                handle, job, la, lb, lc, lc, preference, 1, algorithm, ctypes.byref(found))
+            if not failed:
+                failed = lt.cublasLtMatmul(
+                    handle, job, ctypes.byref(one), device[0], la, device[1], lb, ctypes.byref(zero), c, lc,
+                    c, lc, algorithm, space, ctypes.c_size_t(1 << 25), None)
+            if failed:
+                print(f"    status {failed}, {found.value} algorithms")
+            out = runtime.download(c, np.zeros((n, m), np.uint16 if width == 2 else np.float32))
+            bits = expected.view(np.uint32)
+            wanted = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 if width == 2 else expected
+            told(f"cublaslt {name} {m}x{n}x{k}",
+                 None if failed else (out == wanted).all())
+
+
+class Nccl:
+    """NCCL, with errors as exceptions."""
+
+    def __init__(self):
+        self.calls = library("libnccl.so.2")
+        self.calls.ncclGetErrorString.restype = ctypes.c_char_p
+
+    def check(self, result):
+        if result:
+            raise RuntimeError(f"NCCL says {self.calls.ncclGetErrorString(result).decode()}")
+
+
+class UniqueId(ctypes.Structure):
+    _fields_ = [("bytes", ctypes.c_char * 128)]
+
+
+def rank(index, ranks, file):
+    """A process with one device of several: joins by the id in a file, and adds up."""
+    import numpy as np
+    runtime, nccl = Runtime(), Nccl()
+    runtime.device(index)
+    unique = UniqueId()
+    ctypes.memmove(ctypes.byref(unique), pathlib.Path(file).read_bytes(), 128)
+    comm, stream, count = ctypes.c_void_p(), runtime.stream(), 1000
+    nccl.check(nccl.calls.ncclCommInitRank(ctypes.byref(comm), ranks, unique, index))
+    own = np.arange(count, dtype=np.float32) * (index + 1)
+    send, receive = runtime.upload(own), runtime.room(4 * count)
+    nccl.check(nccl.calls.ncclAllReduce(send, receive, ctypes.c_size_t(count), 7, 0, comm, stream))
+    runtime.check(runtime.calls.cudaStreamSynchronize(stream))
+    out = runtime.download(receive, np.zeros(count, np.float32))
+    told(f"nccl all-reduce, process {index} of {ranks}",
+         (out == np.arange(count) * sum(range(1, ranks + 1))).all())
+
+
+def processes():
+    import tempfile
+    ranks, nccl, unique = 2, Nccl(), UniqueId()
+    nccl.check(nccl.calls.ncclGetUniqueId(ctypes.byref(unique)))
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(bytes(unique))
+        file.flush()
+        others = [subprocess.Popen([sys.executable, __file__, "--rank", str(r), str(ranks), file.name])
+                  for r in range(ranks)]
+        if any([other.wait() for other in others]):
+            wrong.append("processes")
+
+
+def nccl():
+    import numpy as np
+    runtime, opened = Runtime(), Nccl()
+    calls, check = opened.calls, opened.check
     random, f32, number = np.random.default_rng(0), 7, ctypes.c_size_t
     for ranks in [2, 4]:
         communicators = (ctypes.c_void_p * ranks)()
@@ -211,11 +317,17 @@ def warp():
 
 def main(*parts):
     if parts[:1] == ("--inside",):
-        {"cublas": cublas, "nccl": nccl, "cupy": cupy, "warp": warp}[parts[1]]()
+        globals()[parts[1]]()
         return len(wrong) > 0
-    failed = False
+    if parts[:1] == ("--rank",):
+        rank(int(parts[1]), int(parts[2]), parts[3])
+        return len(wrong) > 0
+    failed, checks = False, []
+    if "--check" in parts:
+        at = parts.index("--check")
+        checks, parts = list(parts[at:at + 2]), parts[:at] + parts[at + 2:]
     for part in parts or PARTS:
-        command = [os.environ.get("FATHOM", "fathom"), "emulate", *PARTS[part], "--"]
+        command = [os.environ.get("FATHOM", "fathom"), "emulate", *PARTS[part], *checks, "--"]
         failed |= subprocess.run([*command, sys.executable, __file__, "--inside", part]).returncode != 0
     return failed
 

@@ -264,6 +264,14 @@ impl Module {
         }
     }
 
+    /// The kernel that PTX's `mov` gives this address for.
+    pub fn function_at(&self, address: u64) -> Option<Function> {
+        let functions = &self.0.compiled.program.ast.functions;
+        let index = (address.checked_sub(FUNCTION_WINDOW)? / 16) as usize;
+        let found = functions.get(index).filter(|f| f.entry && f.body.is_some());
+        found.map(|_| Function { module: self.clone(), index })
+    }
+
     /// A `.global` or `.const` variable by name.
     ///
     /// # Errors

@@ -96,7 +96,10 @@ pub(crate) unsafe fn ptx_of(image: *const u8, device: Capability) -> Result<Stri
             ptx_of(image.add(8).cast::<*const u8>().read_unaligned(), device)
         },
         // SAFETY: the header tells the length of what follows.
-        FATBIN_MAGIC => unsafe { ptx_of_entries(entries(image), device) },
+        FATBIN_MAGIC => unsafe {
+            ptx_of_entries(entries(image), device)?
+                .ok_or_else(|| without_ptx(entries(image), device))
+        },
         TILE_MAGIC => {
             say!("the module is bytecode of CUDA Tile, which is not emulated; hand over PTX");
             Err(ERROR_NO_BINARY_FOR_GPU)
@@ -115,18 +118,31 @@ pub(crate) unsafe fn ptx_of(image: *const u8, device: Capability) -> Result<Stri
     }
 }
 
-/// The PTX texts of a separately compiled program's parts, linked into one.
+/// The PTX texts of a separately compiled program's parts, linked into one. Parts without PTX for
+/// the device are left out where others have it: CUDA's device runtime is machine code, and what
+/// is called of it is the driver's (`children.ptx`). A function that is missing then is refused by
+/// name with the kernel that calls it.
 ///
 /// # Safety
 /// `parts` is a list of fatbinaries that ends with null.
 unsafe fn linked(mut parts: *const *const u8, device: Capability) -> Result<String, CuResult> {
-    let mut texts = Vec::new();
-    // SAFETY: the list ends with null.
+    let (mut texts, mut without) = (Vec::new(), None);
+    // SAFETY: the list ends with null; of a fatbinary the header tells the length.
     unsafe {
         while !(*parts).is_null() {
-            texts.push(ptx_of(*parts, device)?);
+            let is_fatbinary = (*parts).cast::<u32>().read_unaligned() == FATBIN_MAGIC;
+            match is_fatbinary.then(|| entries(*parts)) {
+                None => texts.push(ptx_of(*parts, device)?),
+                Some(entries) => match ptx_of_entries(entries, device)? {
+                    Some(text) => texts.push(text),
+                    None => without = Some(entries),
+                },
+            }
             parts = parts.add(1);
         }
+    }
+    if let (Some(entries), true) = (without, texts.is_empty()) {
+        return Err(without_ptx(entries, device));
     }
     crate::link::link(&texts).map_err(|what| {
         say!("parts of a separately compiled program: {what}");
@@ -225,6 +241,16 @@ impl Entry<'_> {
         let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
         Ok(String::from_utf8_lossy(&bytes[..end]).into_owned())
     }
+
+    /// Its text with the target that it names.
+    fn target(&self) -> Result<(Target, String), CuResult> {
+        let text = self.text().map_err(|what| {
+            say!("the fatbinary's PTX for sm_{}: {what}", self.arch);
+            ERROR_INVALID_IMAGE
+        })?;
+        let target = Target::of(&text).unwrap_or(Target { sm: self.arch, suffix: None });
+        Ok((target, text))
+    }
 }
 
 fn lz4(packed: &[u8], room: usize) -> Result<Vec<u8>, lz4_flex::block::DecompressError> {
@@ -241,39 +267,39 @@ fn zstd(packed: &[u8], room: u64) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn ptx_of_entries(bytes: &[u8], device: Capability) -> Result<String, CuResult> {
-    let entries = cut(bytes);
+/// The PTX of a fatbinary for a device, if there is any.
+fn ptx_of_entries(bytes: &[u8], device: Capability) -> Result<Option<String>, CuResult> {
     let [major, minor] = device;
     let mut best: Option<(Target, String)> = None;
-    let mut others = Vec::new();
-    for entry in &entries {
-        match entry.kind {
-            KIND_PTX if entry.arch <= major * 10 + minor => {
-                let text = entry.text().map_err(|what| {
-                    say!("the fatbinary's PTX for sm_{}: {what}", entry.arch);
-                    ERROR_INVALID_IMAGE
-                })?;
-                let target = Target::of(&text).unwrap_or(Target { sm: entry.arch, suffix: None });
-                if !target.runs_on(device) {
-                    let suffix = target.suffix.map(String::from).unwrap_or_default();
-                    others.push(format!("PTX for sm_{}{suffix}", target.sm));
-                } else if best.as_ref().is_none_or(|(b, _)| target > *b) {
-                    best = Some((target, text));
-                }
+    for entry in cut(bytes) {
+        if entry.kind == KIND_PTX && entry.arch <= major * 10 + minor {
+            let (target, text) = entry.target()?;
+            if target.runs_on(device) && best.as_ref().is_none_or(|(b, _)| target > *b) {
+                best = Some((target, text));
             }
-            KIND_PTX => others.push(format!("PTX for sm_{}", entry.arch)),
-            KIND_CUBIN => others.push(format!("machine code for sm_{}", entry.arch)),
-            other => others.push(format!("an image of kind {other} for sm_{}", entry.arch)),
         }
     }
-    best.map(|(_, text)| text).ok_or_else(|| {
-        let found = if others.is_empty() { "nothing".to_owned() } else { others.join(", ") };
-        say!(
-            "expected PTX for sm_{major}{minor} or older in the fatbinary, found {found}; build with \
-             -gencode arch=compute_{major}{minor},code=compute_{major}{minor}"
-        );
-        ERROR_NO_BINARY_FOR_GPU
-    })
+    Ok(best.map(|(_, text)| text))
+}
+
+/// Tells what a fatbinary has in the place of PTX for a device.
+fn without_ptx(bytes: &[u8], [major, minor]: Capability) -> CuResult {
+    let told = |entry: &Entry<'_>| match (entry.kind, entry.arch) {
+        (KIND_PTX, arch) => {
+            let target = entry.target().ok().map(|(target, _)| target);
+            let Target { sm, suffix } = target.unwrap_or(Target { sm: arch, suffix: None });
+            format!("PTX for sm_{sm}{}", suffix.map(String::from).unwrap_or_default())
+        }
+        (KIND_CUBIN, arch) => format!("machine code for sm_{arch}"),
+        (other, arch) => format!("an image of kind {other} for sm_{arch}"),
+    };
+    let found: Vec<String> = cut(bytes).iter().map(told).collect();
+    let found = if found.is_empty() { "nothing".to_owned() } else { found.join(", ") };
+    say!(
+        "expected PTX for sm_{major}{minor} or older in the fatbinary, found {found}; build with \
+         -gencode arch=compute_{major}{minor},code=compute_{major}{minor}"
+    );
+    ERROR_NO_BINARY_FOR_GPU
 }
 
 #[cfg(test)]
@@ -330,6 +356,20 @@ mod tests {
         assert_eq!(target_of(&[ptx(90, "sm_90a")], [10, 0]), Err(ERROR_NO_BINARY_FOR_GPU));
         assert_eq!(target_of(&[cubin], HOPPER), Err(ERROR_NO_BINARY_FOR_GPU));
         assert_eq!(target_of(&[], HOPPER), Err(ERROR_NO_BINARY_FOR_GPU));
+    }
+
+    #[test]
+    fn parts_without_ptx_are_left_out_beside_others() {
+        let with = fatbin(&[ptx(90, "sm_90")]);
+        let without = fatbin(&[entry(KIND_CUBIN, 90, 0, [0, 0], b"machine code....")]);
+        let of = |parts: &[&[u8]]| {
+            let mut list: Vec<*const u8> = parts.iter().map(|p| p.as_ptr()).collect();
+            list.push(std::ptr::null());
+            // SAFETY: whole fatbinaries, and a null at the end.
+            unsafe { linked(list.as_ptr(), HOPPER) }
+        };
+        assert!(of(&[&with, &without]).unwrap().contains(".target sm_90"));
+        assert_eq!(of(&[&without]), Err(ERROR_NO_BINARY_FOR_GPU));
     }
 
     #[test]

@@ -148,8 +148,12 @@ fn print(modules: &[Module], defined: &BTreeMap<String, usize>) -> String {
     };
     let mut declared = BTreeSet::new();
     for module in modules {
+        // Of kernels those that the text itself declares: other kernels name them to launch them.
+        let own: BTreeSet<usize> = (module.items.iter())
+            .filter_map(|i| if let Item::Declare(f) = i { Some(f.index()) } else { None })
+            .collect();
         for (i, function) in module.functions.iter().enumerate() {
-            if !function.entry && declared.insert(&function.name) {
+            if (!function.entry || own.contains(&i)) && declared.insert(&function.name) {
                 put(module, &Item::Declare(FuncId(i as u32)));
             }
         }

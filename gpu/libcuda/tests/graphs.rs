@@ -44,10 +44,32 @@ const SWITCH: u32 = 2;
 fn nodes_choose_and_memory_is_where_it_was_asked_for() {
     start();
     conditions_choose();
+    a_graph_that_was_given_need_not_be_told();
     an_executable_keeps_what_its_graph_kept();
     nothing_is_taken_from_a_graph_that_allocates();
     managed_memory_tells_what_was_advised();
     pools_have_a_place();
+}
+
+/// As cuda-samples' graphConditionalNodes ends its capture into a conditional node's body.
+fn a_graph_that_was_given_need_not_be_told() {
+    let append = function(PTX, "append");
+    let (given, at, mut stream) = (graph(), upload(&[0]), 0usize);
+    assert_eq!(call!("cuStreamCreate", (*mut usize, u32), (&mut stream, 1)), 0);
+    let begin = call!(
+        "cuStreamBeginCaptureToGraph",
+        (usize, usize, usize, usize, usize, u32),
+        (stream, given, 0, 0, 0, 0)
+    );
+    assert_eq!(begin, 0);
+    assert_eq!(client::launch(append, stream, 1, &[at]), 0);
+    assert_eq!(call!("cuStreamEndCapture", (usize, usize), (stream, 0)), 0);
+    let mut nodes = 0usize;
+    let counted = call!("cuGraphGetNodes", (usize, usize, *mut usize), (given, 0, &mut nodes));
+    assert_eq!((counted, nodes), (0, 1));
+    // Of a graph that the capture made itself the client has to be told.
+    assert_eq!(call!("cuStreamBeginCapture", (usize, u32), (stream, 0)), 0);
+    assert_eq!(call!("cuStreamEndCapture", (usize, usize), (stream, 0)), 1);
 }
 
 fn graph() -> usize {

@@ -182,7 +182,11 @@ fn reachable(program: &Program, entry: usize) -> Vec<usize> {
     while i < list.len() {
         let body = module.functions[list[i]].body.as_ref();
         let mut add = |f: usize| {
-            if module.functions[f].body.is_some() && !list.contains(&f) {
+            // A kernel that is named is launched, not called.
+            if module.functions[f].body.is_some()
+                && !module.functions[f].entry
+                && !list.contains(&f)
+            {
                 list.push(f);
             }
         };

@@ -21,7 +21,8 @@ thread_local! {
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
-fn begin(stream: Handle, graph: Handle, after: Vec<Handle>) -> R {
+/// Begins a capture into a given graph, else into a new one.
+fn begin(stream: Handle, graph: Option<Handle>, after: Vec<Handle>) -> R {
     let driver = initialised()?;
     let found = driver.stream(stream)?;
     if found.capturing().is_some() {
@@ -32,7 +33,9 @@ fn begin(stream: Handle, graph: Handle, after: Vec<Handle>) -> R {
         return Err(ERROR_STREAM_CAPTURE_UNSUPPORTED);
     }
     let (id, ended) = (NEXT_ID.fetch_add(1, Relaxed), AtomicBool::new(false));
-    let capture = Arc::new(Capture { graph, id, origin: stream, ended });
+    let given = graph.is_some();
+    let graph = graph.unwrap_or_else(|| driver.graphs.insert(Arc::default()));
+    let capture = Arc::new(Capture { graph, given, id, origin: stream, ended });
     found.set_captured(Captured { capture, after });
     Ok(())
 }
@@ -91,12 +94,12 @@ unsafe fn update(stream: Handle, nodes: *const Handle, count: usize, flags: u32)
 
 entry_points! {
     fn cuStreamBeginCapture(stream: Handle) {
-        begin(stream, initialised()?.graphs.insert(Arc::default()), Vec::new())
+        begin(stream, None, Vec::new())
     }
 
     fn cuStreamBeginCapture_v2(stream: Handle, mode: u32) {
         let _ = mode;
-        begin(stream, initialised()?.graphs.insert(Arc::default()), Vec::new())
+        begin(stream, None, Vec::new())
     }
 
     fn cuStreamBeginCaptureToGraph(
@@ -109,7 +112,7 @@ entry_points! {
     ) {
         let _ = (edges, mode);
         initialised()?.graphs.get(graph)?;
-        begin(stream, graph, (0..count).map(|i| *nodes.add(i)).collect())
+        begin(stream, Some(graph), (0..count).map(|i| *nodes.add(i)).collect())
     }
 
     fn cuStreamEndCapture(stream: Handle, graph: *mut Handle) {
@@ -120,7 +123,10 @@ entry_points! {
         }
         // Streams that joined the capture leave it with this.
         captured.capture.ended.store(true, Relaxed);
-        put(graph, captured.capture.graph)
+        match captured.capture.given && graph.is_null() {
+            true => Ok(()),
+            false => put(graph, captured.capture.graph),
+        }
     }
 
     fn cuStreamIsCapturing(stream: Handle, status: *mut u32) {

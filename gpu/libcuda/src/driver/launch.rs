@@ -64,7 +64,7 @@ impl Driver {
         for ((function, _), report) in launches.iter().zip(reports) {
             self.ended(function, report, seconds);
         }
-        Ok(())
+        launches.iter().try_for_each(|(function, _)| self.run_children(function))
     }
 
     fn ended(&self, function: &Function, report: LaunchReport, seconds: f64) {

@@ -2,9 +2,10 @@
 //!
 //! - [`contexts`]: the context stack of a thread
 //! - [`submit`]: giving streams work and waiting for it; `execute`: doing it
-//! - [`launch`]: kernels, their findings, the summary
+//! - [`launch`]: kernels, their findings, the summary; `children`: what kernels launch
 //! - `graphs`, `programs`, `memory`, [`user_objects`]: what is done with each
 
+mod children;
 pub(crate) mod contexts;
 mod execute;
 mod graphs;

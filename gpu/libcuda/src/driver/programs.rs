@@ -1,12 +1,13 @@
 //! What the driver does with code: parsing, loading, and finding functions.
 
 use std::ffi::CString;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 
 use fathom_emulator::{Error, Image, Managed, Module};
 
-use super::Driver;
 use super::contexts::current_context;
+use super::{Driver, children};
 use crate::abi::*;
 use crate::objects::program::{Callable, Kernel, Library, Loaded};
 use crate::say::say;
@@ -19,12 +20,20 @@ const COOPERATIVE: &str = include_str!("../cooperative.ptx");
 
 /// The text with the device runtime's functions, where it calls those that are here.
 fn with_device_runtime(ptx: &str) -> Option<String> {
-    let called = |line: &str| line.contains(".extern .func") && line.contains("cudaCG");
-    if !ptx.contains("cudaCG") || !ptx.lines().any(called) {
-        return None;
+    let calls = |names: &str| {
+        let called = |line: &str| line.contains(".extern .func") && line.contains(names);
+        ptx.contains(names) && ptx.lines().any(called)
+    };
+    let mut texts = vec![ptx.to_owned()];
+    if calls("cudaCG") {
+        texts.push(COOPERATIVE.to_owned());
+    }
+    if calls("__cudaCDP2") {
+        texts.push(children::TEXT.to_owned());
+        children::LINKED.store(true, Relaxed);
     }
     // What cannot be linked is refused as it is.
-    crate::link::link(&[ptx.to_owned(), COOPERATIVE.to_owned()]).ok()
+    if texts.len() > 1 { crate::link::link(&texts).ok() } else { None }
 }
 
 /// Parses PTX; what is wrong with it goes to stderr and into `log`.

@@ -20,6 +20,8 @@ pub(crate) struct Stream {
 /// What streams capture together into a graph, until the one that began ends it.
 pub(crate) struct Capture {
     pub graph: Handle,
+    /// Whether the client gave the graph, and so need not be told it.
+    pub given: bool,
     pub id: u64,
     pub origin: Handle,
     pub ended: AtomicBool,
