@@ -2,11 +2,12 @@
 //! tree, and updated weights back to the ranks that hold them.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use fathom_numerics::reduce::tree_sum;
 use fathom_trace::DType;
 
-use super::pieces::{Contribution, Held, Overlap, Pieces};
+use super::pieces::{Contribution, Held, Overlap, Piece, Pieces};
 use super::pipeline::Executed;
 use super::world::World;
 use crate::Tensor;
@@ -51,11 +52,11 @@ impl Routes {
             weights_in: vec![Vec::new(); ranks],
             own,
         };
-        let overlaps = |c: &Contribution| pieces.overlaps(&c.held, ());
+        let overlaps = |c: &Contribution| pieces.sent(world, world.rank, &c.held, ());
         routes.gradients_out = routes.contributions.iter().map(overlaps).collect();
         for rank in 0..ranks {
             for c in pieces.contributions(world, rank) {
-                let mut found = pieces.overlaps(&c.held, (c.leaf, c.part));
+                let mut found = pieces.sent(world, rank, &c.held, (c.leaf, c.part));
                 found.retain(|overlap| pieces.all[overlap.piece].owner == world.rank);
                 routes.gradients_in[rank].extend(found);
             }
@@ -64,8 +65,7 @@ impl Routes {
                     for overlap in pieces.overlaps(held, (dir, id)) {
                         let owner = pieces.all[overlap.piece].owner;
                         if owner == world.rank {
-                            let Overlap { piece, range, .. } = overlap.clone();
-                            routes.weights_out[rank].push(Overlap { piece, range, of: () });
+                            routes.weights_out[rank].push(overlap.clone().of(()));
                         }
                         if rank == world.rank {
                             routes.weights_in[owner].push(overlap);
@@ -103,14 +103,49 @@ fn exchange(
     Ok(received)
 }
 
-/// Elements `range` of a tensor whose first element is number `first`; shared where it is all.
-fn slice(tensor: &Tensor, first: usize, range: &std::ops::Range<usize>) -> Tensor {
+/// Elements `range` of a tensor; shared where they are all.
+fn slice(tensor: &Tensor, range: &Range<usize>) -> Tensor {
     if tensor.shape() == [range.len()] {
         return tensor.clone();
     }
     let size = tensor.dtype().size();
-    let bytes = &tensor.bytes()[(range.start - first) * size..(range.end - first) * size];
+    let bytes = &tensor.bytes()[range.start * size..range.end * size];
     Tensor::from_bytes(tensor.dtype(), &[range.len()], bytes)
+}
+
+/// What an overlap has of a piece's values, in the order of the rank that holds it.
+fn taken<T>(values: &Tensor, piece: &Piece, overlap: &Overlap<T>) -> Tensor {
+    if overlap.range.len() == piece.range.len() {
+        return values.clone();
+    }
+    let size = values.dtype().size();
+    let mut bytes = Vec::with_capacity(overlap.range.len() * size);
+    for run in overlap.runs() {
+        let [start, end] = [run.start, run.end].map(|i| (i - piece.range.start) * size);
+        bytes.extend_from_slice(&values.bytes()[start..end]);
+    }
+    Tensor::from_bytes(values.dtype(), &[overlap.range.len()], &bytes)
+}
+
+/// What ranks have of a piece.
+type Parts<'a, T> = Vec<(&'a Overlap<T>, Tensor)>;
+
+/// A piece of its parts, which have each element once.
+fn assembled<T>(piece: &Piece, parts: &mut Parts<'_, T>, dtype: DType) -> Tensor {
+    if parts.len() == 1 {
+        return parts.remove(0).1;
+    }
+    let size = dtype.size();
+    Tensor::filled(dtype, &[piece.range.len()], |all| {
+        for (overlap, tensor) in parts.drain(..) {
+            let mut rest = tensor.bytes();
+            for run in overlap.runs() {
+                let (own, after) = rest.split_at(run.len() * size);
+                all[(run.start - piece.range.start) * size..][..own.len()].copy_from_slice(own);
+                rest = after;
+            }
+        }
+    })
 }
 
 /// The gradient of this rank's pieces: uses of a parameter added in order, shards by the tree.
@@ -130,18 +165,18 @@ pub(super) fn reduce<B: Backend>(
         let gradient = backend.download(&buffer)?;
         for overlap in overlaps {
             let to = pieces.all[overlap.piece].owner;
-            out[to].push(slice(&gradient, c.held.range.start, &overlap.range));
+            out[to].push(slice(&gradient, &overlap.range));
         }
     }
     let what = format!("gradients of step {step}");
     let received = exchange(world, &what, out, |rank| !routes.gradients_in[rank].is_empty())?;
-    // By piece, leaf and part: the intervals that came.
-    let mut parts: BTreeMap<(usize, usize, usize), Vec<(usize, Tensor)>> = BTreeMap::new();
+    // By piece, leaf and part: what came.
+    let mut parts: BTreeMap<(usize, usize, usize), Parts<'_, _>> = BTreeMap::new();
     for (overlaps, tensors) in routes.gradients_in.iter().zip(received) {
         for (overlap, tensor) in overlaps.iter().zip(tensors) {
             let (leaf, part) = overlap.of;
             let key = (overlap.piece, leaf, part);
-            parts.entry(key).or_default().push((overlap.range.start, tensor));
+            parts.entry(key).or_default().push((overlap, tensor));
         }
     }
     backend.at(Place { step, ..Place::default() });
@@ -151,8 +186,8 @@ pub(super) fn reduce<B: Backend>(
     for &piece in &routes.own {
         let mut leaves: Vec<Option<B::Buffer>> = vec![None; world.shares.grad_shards];
         let range = (piece, 0, 0)..(piece + 1, 0, 0);
-        for (&(_, leaf, _), intervals) in parts.range_mut(range) {
-            let use_ = backend.upload(joined(std::mem::take(intervals), op.out))?;
+        for (&(_, leaf, _), parts) in parts.range_mut(range) {
+            let use_ = backend.upload(assembled(&pieces.all[piece], parts, op.out))?;
             leaves[leaf] = Some(match leaves[leaf].take() {
                 Some(sum) => add(sum, use_)?,
                 None => use_,
@@ -240,8 +275,7 @@ pub(super) fn gather<B: Backend>(
     let place: BTreeMap<usize, usize> =
         routes.own.iter().enumerate().map(|(i, &piece)| (piece, i)).collect();
     let of = |overlap: &Overlap<()>| {
-        let first = pieces.all[overlap.piece].range.start;
-        slice(&own[place[&overlap.piece]], first, &overlap.range)
+        taken(&own[place[&overlap.piece]], &pieces.all[overlap.piece], overlap)
     };
     let out = routes.weights_out.iter().map(|to| to.iter().map(of).collect()).collect();
     let received = exchange(world, what, out, |rank| !routes.weights_in[rank].is_empty())?;
