@@ -113,9 +113,9 @@ fn held_by_ranks(config: &TrainConfig) -> Result<u64, MemoryError> {
     let mut held = 0;
     for pp in 0..parallel.pp {
         for ep in 0..parallel.ep {
-            for model in crate::train::ranks::stages(config, pp, ep)? {
+            for model in crate::train::ranks::stages(config, pp, (ep, 0))? {
                 let own: usize = model.specs.iter().map(|spec| spec.elements()).sum();
-                held += (own * parallel.dp / parallel.ep) as u64;
+                held += (own * parallel.tp * parallel.dp / parallel.ep) as u64;
             }
         }
     }

@@ -4,7 +4,7 @@
 //! A program of its own: it starts many threads, and runs for minutes.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fathom_reference::Tensor;
@@ -16,6 +16,9 @@ use fathom_reference::train::ranks::{RankTrainer, Shared};
 use fathom_reference::train::{
     Runner, Setting, StepLog, StepOutcome, TrainConfig, TrainError, Trainer,
 };
+
+#[path = "ranks/tensor_parallel.rs"]
+mod tensor_parallel;
 
 /// A run small enough for a test, with experts, an average and fill-in-the-middle.
 fn config(set: &[&str]) -> TrainConfig {
@@ -138,8 +141,9 @@ fn settings((pp, dp, ep, schedule): Layout) -> Vec<String> {
     ]
 }
 
-/// Runs of one model, `grad_shards` and `expert_union`, and the layouts that they lie on.
+/// Runs of one model, `tp`, `grad_shards` and `expert_union`, and the layouts that they lie on.
 struct Runs {
+    tp: usize,
     grad_shards: usize,
     expert_union: usize,
     layers: usize,
@@ -151,6 +155,7 @@ struct Runs {
 /// What is compared.
 const TABLE: [Runs; 4] = [
     Runs {
+        tp: 1,
         grad_shards: 4,
         expert_union: 1,
         layers: 4,
@@ -172,6 +177,7 @@ const TABLE: [Runs; 4] = [
         ],
     },
     Runs {
+        tp: 1,
         grad_shards: 4,
         expert_union: 2,
         layers: 4,
@@ -188,6 +194,7 @@ const TABLE: [Runs; 4] = [
         ],
     },
     Runs {
+        tp: 1,
         grad_shards: 4,
         expert_union: 4,
         layers: 4,
@@ -197,6 +204,7 @@ const TABLE: [Runs; 4] = [
     },
     // Deep pipelines of a narrow model.
     Runs {
+        tp: 1,
         grad_shards: 4,
         expert_union: 2,
         layers: 16,
@@ -226,22 +234,56 @@ const TABLE: [Runs; 4] = [
     },
 ];
 
+/// What is compared with tensor parallel ranks alone.
+const TENSOR_PARALLEL: [Runs; 2] = [
+    // Widths of which a rank has whole FP8 tiles.
+    Runs {
+        tp: 2,
+        grad_shards: 4,
+        expert_union: 2,
+        layers: 4,
+        more: &[
+            "schedule.batch=16",
+            "seq_len=8",
+            "model.heads=4",
+            "model.attention.qk_nope_head_dim=64",
+            "model.attention.qk_rope_head_dim=64",
+            "model.intermediate_size=256",
+            "model.moe.n_shared_experts=4",
+        ],
+        modes: &MODES,
+        layouts: &[
+            (1, 1, 1, "1f1b"),
+            (1, 2, 2, "1f1b"),
+            (2, 1, 1, "interleaved"),
+            (2, 2, 2, "dualpipe"),
+            (4, 1, 1, "zb1p"),
+        ],
+    },
+    Runs {
+        tp: 4,
+        grad_shards: 4,
+        expert_union: 2,
+        layers: 4,
+        more: &["schedule.batch=16", "seq_len=8", "model.heads=4"],
+        modes: &[MODES[0], MODES[1]],
+        layouts: &[(1, 1, 1, "1f1b"), (2, 2, 2, "dualpipe")],
+    },
+];
+
 /// Steps of a run on its first layout, and on the next: where all is asked for, and else.
 const LONG: [usize; 2] = [5, 5];
 const SHORT: [usize; 2] = [2, 1];
 
 /// Every layout runs some steps, is gone on with on the next layout, and is compared with one
-/// process. The page shows the table that this writes (`FATHOM_BLESS=1` rewrites it).
-/// FATHOM_LAYOUTS=all asks for long runs, in all modes.
-#[test]
-fn the_layouts_of_the_table_have_the_bits_of_one_process() {
+/// process, or with its tensor parallel ranks alone, whose sums are part of the result: rows of the
+/// page's table. FATHOM_LAYOUTS=all asks for long runs, in all modes.
+fn compared(runs: &[Runs]) -> String {
     let all = std::env::var_os("FATHOM_LAYOUTS").is_some_and(|asked| asked == "all");
-    let mut rows = String::from(
-        "| grad_shards | expert_union | layers | pp | dp | ep | schedule | then | steps | fp32 | bf16 | \
-         fp8 |\n|---:|---:|---:|---:|---:|---:|---|---|---|---|---|---|\n",
-    );
-    for Runs { grad_shards, expert_union, layers, more, modes, layouts } in TABLE {
+    let mut rows = String::new();
+    for Runs { tp, grad_shards, expert_union, layers, more, modes, layouts } in runs {
         let mut run = vec![
+            format!("parallel.tp={tp}"),
             format!("grad_shards={grad_shards}"),
             format!("expert_union={expert_union}"),
             format!("model.layers={layers}"),
@@ -251,9 +293,13 @@ fn the_layouts_of_the_table_have_the_bits_of_one_process() {
             let all = run.iter().chain(layout).cloned();
             all.chain([mode.to_owned()]).collect()
         };
-        let modes = if all { &MODES[..] } else { modes };
+        // Four tensor parallel ranks have no whole FP8 tiles.
+        let modes = if all && *tp < 4 { &MODES[..] } else { modes };
         let counts = if all { LONG } else { SHORT };
-        let whole = |mode: &&str| one(&words(&with(mode, &[])), counts.iter().sum());
+        let whole = |mode: &&str| {
+            let (set, count) = (with(mode, &[]), counts.iter().sum());
+            if *tp > 1 { many(&words(&set), count) } else { one(&words(&set), count) }
+        };
         let wholes: Vec<Outcome> = modes.iter().map(whole).collect();
         for (i, &layout) in layouts.iter().enumerate() {
             let next = layouts[(i + 1) % layouts.len()];
@@ -264,31 +310,57 @@ fn the_layouts_of_the_table_have_the_bits_of_one_process() {
                 let then = with(mode, &settings(next));
                 let (more, saved) = steps(&words(&then), Some(saved), counts[1], folder.path());
                 logs.extend(more);
-                Outcome::of(logs, saved).assert_is(whole, &format!("{layout:?}, {next:?}, {mode}"));
+                let name = format!("tp {tp}, {layout:?}, {next:?}, {mode}");
+                Outcome::of(logs, saved).assert_is(whole, &name);
             }
             let (pp, dp, ep, schedule) = layout;
             let (pp2, dp2, ep2, schedule2) = next;
             let [first, then] = counts;
             let equal = MODES.map(|mode| if modes.contains(&mode) { "equal" } else { "" });
+            let tp = if *tp > 1 { format!("| {tp} ") } else { String::new() };
             rows += &format!(
-                "| {grad_shards} | {expert_union} | {layers} | {pp} | {dp} | {ep} | {schedule} | pp \
-                 {pp2} dp {dp2} ep {ep2} {schedule2} | {first} + {then} | {} |\n",
+                "{tp}| {grad_shards} | {expert_union} | {layers} | {pp} | {dp} | {ep} | {schedule} | \
+                 pp {pp2} dp {dp2} ep {ep2} {schedule2} | {first} + {then} | {} |\n",
                 equal.join(" | ")
             );
         }
     }
-    if all {
-        return println!("{rows}");
+    if all { String::new() } else { rows }
+}
+
+const HEADER: &str = "| grad_shards | expert_union | layers | pp | dp | ep | schedule | then | \
+                      steps | fp32 | bf16 | fp8 |";
+const LINE: &str = "|---:|---:|---:|---:|---:|---:|---|---|---|---|---|---|";
+
+/// Holds a table of the page to these rows; `FATHOM_BLESS=1` writes them there. Without rows there
+/// is nothing to hold it to.
+fn assert_on_page(header: &str, rows: &str) {
+    static PAGE: Mutex<()> = Mutex::new(());
+    let _turn = PAGE.lock().unwrap_or_else(PoisonError::into_inner);
+    if rows.is_empty() {
+        return;
     }
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/distributed.md");
     let text = std::fs::read_to_string(&page).unwrap();
-    let (before, _) = text.split_once("| grad_shards | expert_union |").unwrap_or((&text, ""));
-    let expected = format!("{before}{rows}");
+    let begin = format!("\n{}\n", header.lines().next().unwrap());
+    let (before, table) = text.split_once(&begin).expect("the table's first line");
+    let after = table.split_once("\n\n").map_or(String::new(), |(_, after)| format!("\n{after}"));
+    let expected = format!("{before}\n{header}\n{rows}{after}");
     if std::env::var_os("FATHOM_BLESS").is_some() {
         std::fs::write(&page, &expected).unwrap();
     }
     let text = std::fs::read_to_string(&page).unwrap();
     assert!(text == expected, "docs/distributed.md has another table; FATHOM_BLESS=1 rewrites it");
+}
+
+#[test]
+fn the_layouts_of_the_table_have_the_bits_of_one_process() {
+    assert_on_page(&format!("{HEADER}\n{LINE}"), &compared(&TABLE));
+}
+
+#[test]
+fn layouts_of_tensor_parallel_ranks_have_the_bits_of_these_alone() {
+    assert_on_page(&format!("| tp {HEADER}\n|---:{LINE}"), &compared(&TENSOR_PARALLEL));
 }
 
 fn words(settings: &[String]) -> Vec<&str> {
@@ -553,29 +625,33 @@ fn a_rank_holds_what_its_instructions_need() {
     let run = ["model.layers=4", "schedule.batch=16", "optim.ema_decay=0"];
     let mb = |bytes: u64| bytes as f64 / 1e6;
     let mut wrong = Vec::new();
-    for (shards, union, layout) in [
-        (1, 1, (2, 1, 1, "1f1b")),
-        (4, 1, (2, 1, 1, "1f1b")),
-        (2, 1, (1, 2, 1, "1f1b")),
-        (2, 1, (2, 1, 1, "dualpipe")),
-        (2, 1, (2, 1, 1, "zb1p")),
-        (4, 2, (2, 2, 2, "dualpipe")),
-        (2, 1, (2, 1, 1, "dualpipev")),
+    for (tp, shards, union, layout) in [
+        (1, 1, 1, (2, 1, 1, "1f1b")),
+        (1, 4, 1, (2, 1, 1, "1f1b")),
+        (1, 2, 1, (1, 2, 1, "1f1b")),
+        (1, 2, 1, (2, 1, 1, "dualpipe")),
+        (1, 2, 1, (2, 1, 1, "zb1p")),
+        (1, 4, 2, (2, 2, 2, "dualpipe")),
+        (1, 2, 1, (2, 1, 1, "dualpipev")),
+        (2, 1, 1, (1, 1, 1, "1f1b")),
+        (2, 4, 2, (2, 2, 2, "dualpipe")),
     ] {
-        for mode in ["recipe.mode=\"bf16\"", "recipe.mode=\"fp8\""] {
+        // Tensor parallel ranks of this model have no whole FP8 tiles.
+        let modes = if tp > 1 { &MODES[1..2] } else { &MODES[1..] };
+        for &mode in modes {
             let (shards, union) =
                 (format!("grad_shards={shards}"), format!("expert_union={union}"));
-            let layout_set = settings(layout);
-            let set = [&run[..], &words(&layout_set), &[&shards, &union, mode]].concat();
+            let (layout_set, ranks) = (settings(layout), format!("parallel.tp={tp}"));
+            let set = [&run[..], &words(&layout_set), &[&shards, &union, &ranks, mode]].concat();
             let (pp, dp, ..) = layout;
             let config = config(&set);
             let told: Vec<RankMemory> =
                 (0..pp).map(|pp| rank::rank(&config, pp, 16).unwrap()).collect();
             for (number, seen) in held(&set).into_iter().enumerate() {
-                let told = &told[number / dp];
+                let told = &told[number / (dp * tp)];
                 let ratio = seen as f64 / told.sum() as f64;
                 let line = format!(
-                    "{layout:?} {mode} {shards} rank {number}: states {:.2} weights {:.2} gradients \
+                    "tp {tp} {layout:?} {mode} {shards} rank {number}: states {:.2} weights {:.2} gradients \
                      {:.2} activations {:.2} MB, seen {:.2} MB, {ratio:.3}",
                     mb(told.states),
                     mb(told.weights),

@@ -155,8 +155,9 @@ impl<B: Backend> Ranked<B> {
     /// # Errors
     /// Those of backend and exchange.
     pub fn connect_devices(&mut self, links: &[&Communicator]) -> Result<()> {
-        let groups: Vec<Communicator> =
-            self.groups.iter().map(|(_, group)| group.clone()).collect();
+        // Experts' rows go from device to device; tensor parallel sums are the host's.
+        let experts = self.groups.iter().filter(|(kind, _)| *kind == GroupKind::Ep);
+        let groups: Vec<Communicator> = experts.map(|(_, group)| group.clone()).collect();
         for group in groups.iter().chain(links.iter().copied()) {
             let meeting = group.beside("devices of");
             let meet = |own: Vec<u8>| {

@@ -267,15 +267,35 @@ impl AttentionLayer {
                 (backend.concat_columns(&op, &dlatent_q, &dk, Some(&dv))?, None)
             }
         };
-        let dn = self.qkv_a.dgrad(cx, &dlatent)?;
-        // Without a latent every projection is split by heads, and each rank has a part of the sum.
-        let dn = match self.kv {
-            KeyValue::Direct => cx.reduce_tp(dn)?,
-            KeyValue::Latent { .. } => dn,
+        let dn = match (&self.kv, &self.q) {
+            // Without a latent every projection is split by heads, and each rank has a part of the
+            // sum.
+            (KeyValue::Direct, _) => cx.reduce_tp(self.qkv_a.dgrad(cx, &dlatent)?)?,
+            (KeyValue::Latent { .. }, None) if cx.tp.size > 1 => self.dgrad_apart(cx, &dlatent)?,
+            (KeyValue::Latent { .. }, _) => self.qkv_a.dgrad(cx, &dlatent)?,
         };
         let dx = self.norm.dgrad(cx, &mut kept.norm, dn, Some(&dh))?;
         kept.grads = Some(AttentionGrads { dh, dq, dkv, dlatent });
         Ok(dx)
+    }
+
+    /// The gradient of the normalised input where tensor parallel ranks have queries of their own,
+    /// each a part of the sum, beside a latent that all have alike, which counts once.
+    fn dgrad_apart<B: Backend>(&self, cx: &Cx<'_, B>, dlatent: &B::Buffer) -> Result<B::Buffer> {
+        let backend = cx.backend;
+        let (dtype, shape) = (backend.dtype(dlatent), backend.shape(dlatent));
+        let queries = self.heads.heads * self.heads.qk;
+        let latent = shape[1] - queries;
+        let slice = |offset, width| backend.slice_columns(&SliceColumns { offset, width }, dlatent);
+        let zeros = |width| backend.zeros(dtype, &[shape[0], width]);
+        let beside = |left: &B::Buffer, right: &B::Buffer| {
+            backend.concat_columns(&ConcatColumns {}, left, right, None)
+        };
+        let of_queries = beside(&slice(0, queries)?, &zeros(latent)?)?;
+        let of_latent = beside(&zeros(queries)?, &slice(queries, latent)?)?;
+        let of_queries = cx.reduce_tp(self.qkv_a.dgrad(cx, &of_queries)?)?;
+        let of_latent = self.qkv_a.dgrad(cx, &of_latent)?;
+        backend.add(&Add { out: cx.activation() }, &of_queries, &of_latent, None)
     }
 
     /// Adds to the gradients of the projections and norms.

@@ -17,6 +17,7 @@ use crate::model::{
     Batch, DeviceBatch, Lane, Model, PairedBackward, ParamKind, ParamSpec, StageKept, StepSettings,
 };
 use crate::optim::MomentType;
+use crate::parallel::Parallel;
 use crate::precision::Mode;
 use crate::train::TrainConfig;
 use crate::train::parallel::Shares;
@@ -47,7 +48,8 @@ impl RankMemory {
 type Counting = Ledger<Meta>;
 
 /// What a rank holds in a step of `batch` sequences: that of the pipeline's place `pp`, among the
-/// data parallel ones the first of each expert parallel group. Rows fall evenly on experts.
+/// data parallel ones the first of each expert parallel group, among the tensor parallel ones any.
+/// Rows fall evenly on experts.
 ///
 /// # Errors
 /// [`MemoryError`]; also where a rank brings several shards of a union, whose rows the host puts
@@ -57,7 +59,7 @@ type Counting = Ledger<Meta>;
 /// Where the configuration is none that training takes.
 pub fn rank(config: &TrainConfig, pp: usize, batch: usize) -> Result<RankMemory, MemoryError> {
     let backend = Ledger::new(Meta::new(0, Load::Balanced));
-    let models = stages(config, pp, 0)?;
+    let models = stages(config, pp, (0, 0))?;
     let weights = models.iter().map(|model| {
         let params = model.shapes(&backend)?;
         model.training_weights(&backend, params)
@@ -100,7 +102,7 @@ pub fn rank(config: &TrainConfig, pp: usize, batch: usize) -> Result<RankMemory,
 fn shared(config: &TrainConfig) -> Result<BTreeSet<String>, MemoryError> {
     let mut names = BTreeSet::new();
     for pp in 0..config.parallel.pp {
-        for model in stages(config, pp, 0)? {
+        for model in stages(config, pp, (0, 0))? {
             let uses = model.uses_elsewhere();
             names.extend(uses.into_iter().map(|(_, id)| model.specs[id.0].name.clone()));
         }
@@ -124,7 +126,7 @@ fn states(config: &TrainConfig, pp: usize) -> Result<u64, MemoryError> {
     let parallel = &config.parallel;
     let mut holders: BTreeMap<String, usize> = BTreeMap::new();
     for other in 0..parallel.pp {
-        let mut names: Vec<String> = stages(config, other, 0)?
+        let mut names: Vec<String> = stages(config, other, (0, 0))?
             .iter()
             .flat_map(|model| model.specs.iter().map(|spec| spec.name.clone()))
             .collect();
@@ -139,16 +141,16 @@ fn states(config: &TrainConfig, pp: usize) -> Result<u64, MemoryError> {
         (_, MomentType::Bf16) => 4,
     };
     let average = if config.optim.ema_decay > 0.0 { master } else { 0 };
+    let whole = Model::new(&config.model, config.recipe.clone(), Parallel::default(), 0)?;
+    let elements: BTreeMap<&str, usize> =
+        whole.specs.iter().map(|spec| (spec.name.as_str(), spec.elements())).collect();
     let mut bytes = BTreeMap::new();
-    for spec in stages(config, pp, 0)?.iter().flat_map(|model| &model.specs) {
-        // A rank has experts of its own among those of its group; all else every rank has.
-        let ways = match spec.kind {
-            ParamKind::Experts => parallel.dp / parallel.ep,
-            _ => parallel.dp,
-        };
+    for spec in stages(config, pp, (0, 0))?.iter().flat_map(|model| &model.specs) {
+        // All ranks of the stages that have a parameter, or part of it, share out the whole of it.
+        let ways = parallel.dp * parallel.tp * holders[&spec.name];
         let of_moments = if spec.trained() { moments } else { 0 };
-        let whole = spec.elements() * (master + average + of_moments);
-        bytes.insert(spec.name.clone(), whole / (ways * holders[&spec.name]));
+        let whole = elements[spec.name.as_str()] * (master + average + of_moments);
+        bytes.insert(spec.name.clone(), whole / ways);
     }
     Ok(bytes.values().map(|&bytes| bytes as u64).sum())
 }

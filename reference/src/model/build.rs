@@ -109,6 +109,21 @@ impl Model {
         stage: Range<usize>,
     ) -> Result<Model, BuildError> {
         let at = coordinates(parallel, rank)?;
+        Model::placed(config, recipe, parallel, (rank, at), stage)
+    }
+
+    /// As [`Model::stage`] where the rank's coordinates are told: those of a run that is executed,
+    /// which counts expert parallel ranks among the data parallel ones.
+    ///
+    /// # Errors
+    /// [`BuildError::Split`] where the layout does not fit.
+    pub fn placed(
+        config: &ModelConfig,
+        recipe: Recipe,
+        parallel: Parallel,
+        (rank, at): (usize, Coordinates),
+        stage: Range<usize>,
+    ) -> Result<Model, BuildError> {
         let mut layout = Layout { config, parallel, at, params: Builder::default() };
         let stages = parallel.pp;
         let (first, last) = (at.pp == 0, at.pp + 1 == stages);

@@ -70,7 +70,7 @@ pub struct TrainConfig {
     pub optim: OptimConfig,
     /// Learning rate, batch, and weights of the losses over the run.
     pub schedule: ScheduleConfig,
-    /// On how many ranks the run lies, and how; it changes no bit.
+    /// On how many ranks the run lies, and how; but for `tp` it changes no bit.
     #[serde(default)]
     pub parallel: ParallelConfig,
     /// When checkpoints are written, and how.

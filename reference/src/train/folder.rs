@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::event::Event;
 use super::lock::Lock;
+use super::parallel::ParallelConfig;
 use super::{TrainConfig, TrainError};
 use crate::checkpoint::training::{self, Saved};
 use crate::precision::Recipe;
@@ -85,7 +86,8 @@ pub const CONFIG: &str = "run.toml";
 
 /// The configuration with which the run in `out` goes on: that of its `run.toml`, `None` where
 /// there is none. `asked` makes the configuration that the caller asks for from it; it must be the
-/// same but for what changes no bit, the layout and `recipe.fused`, which are those asked for.
+/// same but for what changes no bit, the layout without `tp` and `recipe.fused`, which are those
+/// asked for.
 ///
 /// # Errors
 /// [`TrainError::Folder`] with every key that differs and both values.
@@ -101,7 +103,8 @@ pub fn resumed_config(
     let asked = asked(&config)?;
     // Layout and fused ops change no bit, so a run may go on with others.
     let recipe = Recipe { fused: asked.recipe.fused, ..config.recipe };
-    let config = TrainConfig { parallel: asked.parallel.clone(), recipe, ..config };
+    let parallel = ParallelConfig { tp: config.parallel.tp, ..asked.parallel.clone() };
+    let config = TrainConfig { parallel, recipe, ..config };
     let differences = config.differences(&asked);
     if differences.is_empty() {
         return Ok(Some(config));

@@ -1,19 +1,23 @@
 //! How a run lies on ranks: TOML section `[parallel]`, what of it is legal, and which rank computes
 //! which shards.
 //!
-//! None of it changes a bit; `grad_shards` and `expert_union`, which do, are keys of the run.
+//! None of it changes a bit but `tp`, whose sums are part of the contract; `grad_shards` and
+//! `expert_union`, which are part of the result too, are keys of the run.
 
 use fathom_schedule::{Geometry, Schedule, ScheduleKind, ScheduleShape, Shape};
 use serde::{Deserialize, Serialize};
 
 use super::TrainConfig;
 use crate::parallel::{self, Parallel};
+use crate::precision::Mode;
+use fathom_config::AttentionConfig;
 
 /// The layout of a run: TOML section `[parallel]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ParallelConfig {
-    /// Tensor parallel ranks; 1.
+    /// Tensor parallel ranks, which share out heads and the widths of dense feed-forward parts. It
+    /// is part of the result: their partial products are added in the order of ranks.
     pub tp: usize,
     /// Ranks of the pipeline.
     pub pp: usize,
@@ -181,14 +185,13 @@ impl TrainConfig {
     pub(super) fn check_parallel(&self) -> Result<(), (String, String)> {
         let p = &self.parallel;
         let wrong = |key: &str, message: String| Err((format!("parallel.{key}"), message));
-        for (key, value) in [("tp", p.tp), ("cp", p.cp)] {
-            if value != 1 {
-                let message = format!(
-                    "expected 1, found {value}: this dimension is recorded (fathom model trace) and \
-                     simulated, not executed"
-                );
-                return wrong(key, message);
-            }
+        if p.cp != 1 {
+            let message = format!(
+                "expected 1, found {}: this dimension is recorded (fathom model trace) and \
+                 simulated, not executed",
+                p.cp
+            );
+            return wrong("cp", message);
         }
         let longest = 1e9;
         if !(p.timeout_seconds > 0.0 && p.timeout_seconds <= longest) {
@@ -216,10 +219,93 @@ impl TrainConfig {
             }
             _ => {}
         }
+        if !p.dp.is_multiple_of(p.ep) {
+            let message = format!(
+                "expected a divisor of parallel.dp = {}, found {}: tensor parallel ranks have the \
+                 same tokens, and the same experts",
+                p.dp, p.ep
+            );
+            return wrong("ep", message);
+        }
+        self.check_tensor_parallel()?;
         self.check_shares()?;
         self.check_stages()?;
         let batches = self.schedule.batch.stated();
         batches.into_iter().try_for_each(|batch| self.pipeline(batch as usize).map(|_| ()))
+    }
+
+    /// Refuses tensor parallel ranks that cannot share out heads and widths evenly, or between
+    /// which an FP8 scale would span columns: their sums alone are another result than one rank's.
+    fn check_tensor_parallel(&self) -> Result<(), (String, String)> {
+        let (tp, recipe) = (self.parallel.tp, &self.recipe);
+        if tp == 1 {
+            return Ok(());
+        }
+        let wrong = |message: String| Err(("parallel.tp".to_owned(), message));
+        let mut shared = vec![("model.heads", self.model.heads)];
+        if let AttentionConfig::Gqa { kv_heads, .. } = self.model.attention {
+            shared.push(("model.attention.kv_heads", kv_heads));
+        }
+        let widths = self.split_widths();
+        shared.extend(&widths);
+        for (key, value) in shared {
+            if !value.is_multiple_of(tp) {
+                return wrong(format!("expected a divisor of {key} = {value}, found {tp}"));
+            }
+        }
+        if recipe.mode != Mode::Fp8 {
+            return Ok(());
+        }
+        for (key, block) in [
+            ("activation_block", recipe.fp8.activation_block),
+            ("weight_block", recipe.fp8.weight_block),
+            ("gradient_block", recipe.fp8.gradient_block),
+        ] {
+            let [Some(rows), Some(columns)] = block else {
+                return wrong(format!(
+                    "expected 1, found {tp}: with recipe.fp8.{key} over all columns or rows a scale \
+                     would span what several ranks hold"
+                ));
+            };
+            let edge = if key == "weight_block" { rows.max(columns) } else { columns };
+            for (what, width) in &widths {
+                if !(width / tp).is_multiple_of(edge) {
+                    return wrong(format!(
+                        "expected a number of ranks that leaves each a multiple of {edge} \
+                         (recipe.fp8.{key}) of {what} = {width}, found {tp}, which leaves {}",
+                        width / tp
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Widths that tensor parallel ranks share out, with their words.
+    fn split_widths(&self) -> Vec<(&'static str, usize)> {
+        let model = &self.model;
+        let mut widths = match model.attention {
+            AttentionConfig::Mla { qk_nope_head_dim, qk_rope_head_dim, v_head_dim, .. } => vec![
+                ("the queries' heads x (nope + rope)", qk_nope_head_dim + qk_rope_head_dim),
+                ("the keys' and values' heads x (nope + v)", qk_nope_head_dim + v_head_dim),
+                ("the attention's heads x v", v_head_dim),
+            ],
+            AttentionConfig::Gqa { head_dim, .. } => vec![("heads x head_dim", head_dim)],
+        };
+        widths.iter_mut().for_each(|(_, width)| *width *= model.heads);
+        if let AttentionConfig::Gqa { kv_heads, head_dim } = model.attention {
+            widths.push(("kv_heads x head_dim", kv_heads * head_dim));
+        }
+        if (0..model.layers + model.mtp_depth).any(|layer| !model.is_moe(layer)) {
+            widths.push(("model.intermediate_size", model.intermediate_size));
+        }
+        if let Some(moe) = &model.moe
+            && moe.n_shared_experts > 0
+        {
+            let width = moe.n_shared_experts * moe.intermediate_size;
+            widths.push(("model.moe.n_shared_experts x intermediate_size", width));
+        }
+        widths
     }
 
     fn check_shares(&self) -> Result<(), (String, String)> {
@@ -309,7 +395,19 @@ mod tests {
             let e = config(set).unwrap_err();
             assert!(e.contains(key) && e.contains(words), "{set:?}: {e}");
         };
-        refused(&["parallel.tp=2"], "parallel.tp", "expected 1, found 2");
+        refused(&["parallel.cp=2"], "parallel.cp", "expected 1, found 2");
+        refused(&["parallel.tp=4"], "parallel.tp", "divisor of model.heads = 2, found 4");
+        let tiles = "multiple of 128 (recipe.fp8.activation_block) of the queries' heads x (nope + \
+                     rope) = 128, found 2, which leaves 64";
+        refused(&["parallel.tp=2"], "parallel.tp", tiles);
+        let tensor = ["parallel.tp=2", "recipe.fp8.activation_block=[\"all\",\"all\"]"];
+        refused(&tensor, "parallel.tp", "recipe.fp8.activation_block over all");
+        let bf16 = "recipe.mode=\"bf16\"";
+        let odd = ["parallel.tp=2", bf16, "model.intermediate_size=129"];
+        refused(&odd, "parallel.tp", "divisor of model.intermediate_size = 129");
+        let experts = ["parallel.tp=2", "parallel.ep=2", "grad_shards=2", bf16];
+        refused(&experts, "parallel.ep", "divisor of parallel.dp = 1, found 2");
+        assert!(config(&["parallel.tp=2", bf16]).is_ok());
         refused(&["parallel.dp=2"], "grad_shards", "expected a multiple of 2 (parallel.dp = 2 x 1");
         refused(&["parallel.dp=0"], "parallel", "at least 1");
         refused(&["parallel.pp=3"], "parallel.pp", "3 stages for the model's 2 layers");

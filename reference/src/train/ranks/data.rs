@@ -1,6 +1,7 @@
 //! A step's data on the ranks that need it. The sequences have one global order; the first rank of
-//! each pipeline reads those of its shards, once, and hands on the place in the data to whoever
-//! reads the next shard. The other ranks of the pipeline are given what it read.
+//! each replica (a pipeline with its tensor parallel ranks) reads those of its shards, once, and
+//! hands on the place in the data to whoever reads the next shard. The other ranks of the replica
+//! are given what it read.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +16,7 @@ use crate::train::{TrainConfig, TrainError};
 
 /// What a rank has of a step's data.
 pub(super) struct StepData {
-    /// The micro-batches of its pipeline's shards.
+    /// The micro-batches of its replica's shards.
     pub shards: BTreeMap<usize, Vec<Batch>>,
     /// Of the whole step.
     pub counts: Counts,
@@ -43,7 +44,7 @@ pub(super) fn read(
         tensors = vec![state_tensor(&place), count_tensor(&sum(all))];
         shards.values().flatten().for_each(|batch| tensors.extend(batch_tensors(batch)));
     }
-    let mut tensors = world.pipeline.broadcast(&what, 0, tensors)?.into_iter();
+    let mut tensors = world.replica.broadcast(&what, 0, tensors)?.into_iter();
     let mut next = || tensors.next().expect("the reader sends them all");
     let place = serde_json::from_slice(next().bytes()).expect("the reader's own JSON");
     let counts = counts_of(&next());
@@ -54,7 +55,7 @@ pub(super) fn read(
     Ok(StepData { shards: own.map(read).collect(), counts, place })
 }
 
-/// The shards of this rank's pipeline, in order.
+/// The shards of this rank's replica, in order.
 fn own_shards(world: &World) -> Vec<usize> {
     let owners = world.shares.owners();
     (0..owners.len()).filter(|&shard| owners[shard] == world.at.dp).collect()

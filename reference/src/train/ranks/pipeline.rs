@@ -46,7 +46,7 @@ impl Links {
                 return;
             }
             let name = format!("{INTO_STAGE} {stage}, {way:?}, direction {direction}");
-            let members = [from, to].map(|pp| world.number(pp, world.at.dp));
+            let members = [from, to].map(|pp| world.number(pp, world.at.dp, world.at.tp));
             let communicator = Communicator::new(&world.exchange, &name, &members);
             of.insert((way, stage, direction), communicator);
         };

@@ -126,7 +126,7 @@ pub fn run_process<B: Backend + Send + 'static>(
     let world = config.parallel.world();
     if environment.world != world {
         let message = format!(
-            "expected {} ranks, those of the environment ({environment}), found {world} (pp x dp)",
+            "expected {} ranks, those of the environment ({environment}), found {world} (tp x pp x dp)",
             environment.world
         );
         return Err(TrainError::Setting { key: "parallel".into(), message });

@@ -39,8 +39,9 @@ impl Timeline {
             }
         };
         if let Some(path) = &self.trace {
-            let (dp, layers) = (config.parallel.dp, config.stage_layers());
-            write(path, steps, dp, &layers).map_err(failed(path))?;
+            let (layers, parallel) = (config.stage_layers(), &config.parallel);
+            let width = parallel.dp * parallel.tp;
+            write(path, steps, width, &layers).map_err(failed(path))?;
         }
         if let Some(path) = &self.kernel_times {
             write_times(path, steps, &config.model).map_err(failed(path))?;
@@ -57,14 +58,14 @@ pub(super) struct Traced {
     pub spans: Vec<StepSpans>,
 }
 
-/// Writes the steps to a file, on the ranks of `dp` data parallel pipelines.
+/// Writes the steps to a file, on stages of `width` ranks: so many pipelines lie side by side.
 ///
 /// # Errors
 /// Those of the file system; nothing half-written is then left.
-fn write(path: &Path, steps: &[Traced], dp: usize, stages: &[Range<usize>]) -> io::Result<()> {
+fn write(path: &Path, steps: &[Traced], width: usize, stages: &[Range<usize>]) -> io::Result<()> {
     files::replace(path, |file, _| {
         let mut out = io::BufWriter::new(file);
-        write_to(&mut out, steps, dp, stages)?;
+        write_to(&mut out, steps, width, stages)?;
         out.flush()
     })
 }
@@ -72,7 +73,7 @@ fn write(path: &Path, steps: &[Traced], dp: usize, stages: &[Range<usize>]) -> i
 fn write_to(
     out: &mut dyn Write,
     steps: &[Traced],
-    dp: usize,
+    width: usize,
     stages: &[Range<usize>],
 ) -> io::Result<()> {
     let begins = steps.iter().flat_map(|s| &s.spans).filter_map(first);
@@ -86,7 +87,7 @@ fn write_to(
     let mut id = 0;
     for Traced { schedule, spans } in steps {
         for (rank, spans) in spans.iter().enumerate() {
-            let ops = &schedule.ranks[rank / dp];
+            let ops = &schedule.ranks[rank / width];
             for (&op, &span) in ops.iter().zip(&spans.instructions) {
                 let place = (rank, INSTRUCTIONS);
                 let name = op_text(op);
@@ -101,14 +102,14 @@ fn write_to(
                 perfetto::complete(out, (rank, *thread), (name, "part"), seconds(*span), &args)?;
             }
         }
-        for pipeline in 0..dp {
+        for pipeline in 0..width {
             let of = |rank: usize| {
-                let spans = &spans[rank * dp + pipeline].instructions;
+                let spans = &spans[rank * width + pipeline].instructions;
                 spans.iter().map(|&span| seconds(span)).collect::<Vec<_>>()
             };
             let of_ranks: Vec<_> = (0..schedule.ranks.len()).map(of).collect();
             for arrow in arrows(schedule, &of_ranks) {
-                let [from, to] = [arrow.from.0, arrow.to.0].map(|rank| rank * dp + pipeline);
+                let [from, to] = [arrow.from.0, arrow.to.0].map(|rank| rank * width + pipeline);
                 // What is sent may be used a moment before its sender notes that it has ended.
                 let sent = arrow.from.1.min(arrow.to.1);
                 perfetto::arrow(out, (arrow.name, id), (from, sent), (to, arrow.to.1))?;

@@ -7,7 +7,7 @@ use fathom_trace::{GroupKind, Parallel};
 
 use crate::exchange::{Communicator, Exchange};
 use crate::model::{BuildError, Model};
-use crate::parallel::{Coordinates, coordinates};
+use crate::parallel::{Coordinates, LayoutError, coordinates};
 use crate::train::TrainConfig;
 use crate::train::parallel::Shares;
 
@@ -23,9 +23,10 @@ pub(super) struct World {
     pub all: Communicator,
     /// Every rank, for messages between two.
     pub between: Communicator,
-    /// The ranks of this one's pipeline; the first reads the data.
-    pub pipeline: Communicator,
-    /// The ranks that read the data: the first of each pipeline; none where this one does not.
+    /// The ranks of this one's replica: its pipeline, with all tensor parallel ranks of every
+    /// stage; the first reads the data.
+    pub replica: Communicator,
+    /// The ranks that read the data: the first of each replica; none where this one does not.
     pub readers: Option<Communicator>,
     /// The same, for messages between two.
     pub relay: Option<Communicator>,
@@ -35,11 +36,13 @@ impl World {
     pub fn new(config: &TrainConfig, exchange: Arc<dyn Exchange>) -> Result<World, BuildError> {
         let sizes = config.parallel.sizes();
         let rank = exchange.rank();
-        let at = coordinates(sizes, rank)?;
+        let at = place(sizes, rank)?;
         let all: Vec<usize> = (0..exchange.world()).collect();
-        let first: Vec<usize> = (0..sizes.dp).collect();
-        let pipeline: Vec<usize> = (0..sizes.pp).map(|pp| pp * sizes.dp + at.dp).collect();
-        let reads = |name| (at.pp == 0).then(|| Communicator::new(&exchange, name, &first));
+        let first: Vec<usize> = (0..sizes.dp).map(|dp| number(sizes, 0, dp, 0)).collect();
+        let stages = (0..sizes.pp).flat_map(|pp| (0..sizes.tp).map(move |tp| (pp, tp)));
+        let replica: Vec<usize> = stages.map(|(pp, tp)| number(sizes, pp, at.dp, tp)).collect();
+        let is_first = at.pp == 0 && at.tp == 0;
+        let reads = |name| is_first.then(|| Communicator::new(&exchange, name, &first));
         Ok(World {
             rank,
             at,
@@ -48,7 +51,7 @@ impl World {
             shares: Shares::of(config),
             all: Communicator::new(&exchange, "all ranks", &all),
             between: Communicator::new(&exchange, "between ranks", &all),
-            pipeline: Communicator::new(&exchange, "pipeline", &pipeline),
+            replica: Communicator::new(&exchange, "replica", &replica),
             readers: reads("readers"),
             relay: reads("relay"),
             exchange,
@@ -57,13 +60,25 @@ impl World {
 
     /// The groups of the ops, those of several members.
     pub fn groups(&self) -> Vec<(GroupKind, Communicator)> {
-        let Parallel { ep, .. } = self.sizes;
-        if ep == 1 {
-            return Vec::new();
+        let (Parallel { ep, tp, .. }, at) = (self.sizes, self.at);
+        let mut groups = Vec::new();
+        if ep > 1 {
+            let first = at.dp / ep * ep;
+            let number = |dp| self.number(at.pp, dp, at.tp);
+            let members: Vec<usize> = (first..first + ep).map(number).collect();
+            groups.push((GroupKind::Ep, Communicator::new(&self.exchange, "experts", &members)));
         }
-        let first = self.rank / ep * ep;
-        let members: Vec<usize> = (first..first + ep).collect();
-        vec![(GroupKind::Ep, Communicator::new(&self.exchange, "experts", &members))]
+        if tp > 1 {
+            let members: Vec<usize> = (0..tp).map(|tp| self.number(at.pp, at.dp, tp)).collect();
+            let group = Communicator::new(&self.exchange, "tensor parallel", &members);
+            groups.push((GroupKind::Tp, group));
+        }
+        groups
+    }
+
+    /// The coordinates of any rank.
+    pub fn place(&self, rank: usize) -> Coordinates {
+        place(self.sizes, rank).expect("a rank of a layout that stands")
     }
 
     /// The direction of the micro-batches that pass a rank's stage of `dir`.
@@ -71,22 +86,40 @@ impl World {
         if self.geometry.shape == Shape::TwoWay { dir } else { 0 }
     }
 
-    /// The world's number of data parallel rank `dp` of pipeline rank `pp`.
-    pub fn number(&self, pp: usize, dp: usize) -> usize {
-        pp * self.sizes.dp + dp
+    /// The world's number of tensor parallel rank `tp` of data parallel rank `dp` of pipeline rank
+    /// `pp`.
+    pub fn number(&self, pp: usize, dp: usize, tp: usize) -> usize {
+        number(self.sizes, pp, dp, tp)
     }
 }
 
+fn number(sizes: Parallel, pp: usize, dp: usize, tp: usize) -> usize {
+    tp + sizes.tp * (dp + sizes.dp * pp)
+}
+
+/// A rank's coordinates. Expert parallel ranks are neighbours among the data parallel ones of one
+/// tensor parallel rank, since the others of these have the same tokens.
+fn place(sizes: Parallel, rank: usize) -> Result<Coordinates, LayoutError> {
+    let at = coordinates(sizes, rank)?;
+    Ok(Coordinates { ep: at.dp % sizes.ep, ..at })
+}
+
 /// The models of the stages that pipeline rank `pp` holds, by `dir`, with the experts of expert
-/// parallel rank `ep`.
-pub(crate) fn stages(config: &TrainConfig, pp: usize, ep: usize) -> Result<Vec<Model>, BuildError> {
+/// parallel rank `ep` and the heads and columns of tensor parallel rank `tp`.
+pub(crate) fn stages(
+    config: &TrainConfig,
+    pp: usize,
+    (ep, tp): (usize, usize),
+) -> Result<Vec<Model>, BuildError> {
     let geometry = config.parallel.geometry();
     let parallel = Parallel { pp: geometry.stages, ..config.parallel.sizes() };
     let layers = config.stage_layers();
     let stage = |dir: usize| {
         let stage = geometry.stage(pp, dir as u8);
-        let rank = stage * parallel.dp + ep;
-        Model::stage(&config.model, config.recipe.clone(), parallel, rank, layers[stage].clone())
+        let rank = number(parallel, stage, ep, tp);
+        let at = place(parallel, rank)?;
+        let recipe = config.recipe.clone();
+        Model::placed(&config.model, recipe, parallel, (rank, at), layers[stage].clone())
     };
     (0..geometry.dirs()).map(stage).collect()
 }

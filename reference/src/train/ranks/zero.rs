@@ -2,11 +2,12 @@
 //! tree, and updated weights back to the ranks that hold them.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use fathom_numerics::reduce::tree_sum;
 use fathom_trace::DType;
 
-use super::pieces::{Contribution, Held, Overlap, Pieces};
+use super::pieces::{Contribution, Held, Overlap, Piece, Pieces};
 use super::pipeline::Executed;
 use super::world::World;
 use crate::backend::direct::{Received, Sent, Transfer};
@@ -54,11 +55,11 @@ impl Routes {
             weights_in: vec![Vec::new(); ranks],
             own,
         };
-        let overlaps = |c: &Contribution| pieces.overlaps(&c.held, ());
+        let overlaps = |c: &Contribution| pieces.sent(world, world.rank, &c.held, ());
         routes.gradients_out = routes.contributions.iter().map(overlaps).collect();
         for rank in 0..ranks {
             for c in pieces.contributions(world, rank) {
-                let mut found = pieces.overlaps(&c.held, (c.leaf, c.part));
+                let mut found = pieces.sent(world, rank, &c.held, (c.leaf, c.part));
                 found.retain(|overlap| pieces.all[overlap.piece].owner == world.rank);
                 routes.gradients_in[rank].extend(found);
             }
@@ -67,8 +68,7 @@ impl Routes {
                     for overlap in pieces.overlaps(held, (dir, id)) {
                         let owner = pieces.all[overlap.piece].owner;
                         if owner == world.rank {
-                            let Overlap { piece, range, .. } = overlap.clone();
-                            routes.weights_out[rank].push(Overlap { piece, range, of: () });
+                            routes.weights_out[rank].push(overlap.clone().of(()));
                         }
                         if rank == world.rank {
                             routes.weights_in[owner].push(overlap);
@@ -106,14 +106,49 @@ fn exchange(
     Ok(received)
 }
 
-/// Elements `range` of a tensor whose first element is number `first`; shared where it is all.
-fn slice(tensor: &Tensor, first: usize, range: &std::ops::Range<usize>) -> Tensor {
+/// Elements `range` of a tensor; shared where they are all.
+fn slice(tensor: &Tensor, range: &Range<usize>) -> Tensor {
     if tensor.shape() == [range.len()] {
         return tensor.clone();
     }
     let size = tensor.dtype().size();
-    let bytes = &tensor.bytes()[(range.start - first) * size..(range.end - first) * size];
+    let bytes = &tensor.bytes()[range.start * size..range.end * size];
     Tensor::from_bytes(tensor.dtype(), &[range.len()], bytes)
+}
+
+/// What an overlap has of a piece's values, in the order of the rank that holds it.
+fn taken<T>(values: &Tensor, piece: &Piece, overlap: &Overlap<T>) -> Tensor {
+    if overlap.range.len() == piece.range.len() {
+        return values.clone();
+    }
+    let size = values.dtype().size();
+    let mut bytes = Vec::with_capacity(overlap.range.len() * size);
+    for run in overlap.runs() {
+        let [start, end] = [run.start, run.end].map(|i| (i - piece.range.start) * size);
+        bytes.extend_from_slice(&values.bytes()[start..end]);
+    }
+    Tensor::from_bytes(values.dtype(), &[overlap.range.len()], &bytes)
+}
+
+/// What ranks have of a piece.
+type Parts<'a, T> = Vec<(&'a Overlap<T>, Tensor)>;
+
+/// A piece of its parts, which have each element once.
+fn assembled<T>(piece: &Piece, parts: &mut Parts<'_, T>, dtype: DType) -> Tensor {
+    if parts.len() == 1 {
+        return parts.remove(0).1;
+    }
+    let size = dtype.size();
+    Tensor::filled(dtype, &[piece.range.len()], |all| {
+        for (overlap, tensor) in parts.drain(..) {
+            let mut rest = tensor.bytes();
+            for run in overlap.runs() {
+                let (own, after) = rest.split_at(run.len() * size);
+                all[(run.start - piece.range.start) * size..][..own.len()].copy_from_slice(own);
+                rest = after;
+            }
+        }
+    })
 }
 
 /// The gradient of this rank's pieces: uses of a parameter added in order, shards by the tree.
@@ -130,19 +165,19 @@ pub(super) fn reduce<B: Travelling>(
     let mut out: Vec<Vec<Tensor>> = vec![Vec::new(); world.all.size()];
     // One after the other, so that no more than one is there whole and in pieces.
     for (c, overlaps) in routes.contributions.iter().zip(&routes.gradients_out) {
-        let gradient = backend.download(&taken(c, executed))?;
+        let gradient = backend.download(&computed(c, executed))?;
         for overlap in overlaps {
             let to = pieces.all[overlap.piece].owner;
-            out[to].push(slice(&gradient, c.held.range.start, &overlap.range));
+            out[to].push(slice(&gradient, &overlap.range));
         }
     }
     let what = format!("gradients of step {step}");
     let received = exchange(world, &what, out, |rank| !routes.gradients_in[rank].is_empty())?;
-    // By piece, leaf and part: the intervals that came.
-    let mut parts: BTreeMap<Use, Vec<(usize, Tensor)>> = BTreeMap::new();
+    // By piece, leaf and part: what came.
+    let mut parts: BTreeMap<Use, Parts<'_, _>> = BTreeMap::new();
     for (overlaps, tensors) in routes.gradients_in.iter().zip(received) {
         for (overlap, tensor) in overlaps.iter().zip(tensors) {
-            parts.entry(use_of(overlap)).or_default().push((overlap.range.start, tensor));
+            parts.entry(use_of(overlap)).or_default().push((overlap, tensor));
         }
     }
     backend.at(Place { step, ..Place::default() });
@@ -150,8 +185,9 @@ pub(super) fn reduce<B: Travelling>(
     let mut buffers = Vec::with_capacity(routes.own.len());
     for &piece in &routes.own {
         let uses = parts.range_mut((piece, 0, 0)..(piece + 1, 0, 0));
-        let upload = |(&(_, leaf, _), intervals): (&Use, &mut Vec<(usize, Tensor)>)| {
-            Ok::<_, EngineError>((leaf, backend.upload(joined(std::mem::take(intervals), op.out))?))
+        let upload = |(&(_, leaf, _), parts): (&Use, &mut Parts<'_, _>)| {
+            let whole = assembled(&pieces.all[piece], parts, op.out);
+            Ok::<_, EngineError>((leaf, backend.upload(whole)?))
         };
         buffers.push(sum((world, backend, &op), &mut uses.map(upload))?);
     }
@@ -167,7 +203,7 @@ fn use_of(overlap: &Overlap<(usize, usize)>) -> Use {
 }
 
 /// Takes a contribution out of what was executed.
-fn taken<B: Backend>(c: &Contribution, executed: &mut Executed<B>) -> B::Buffer {
+fn computed<B: Backend>(c: &Contribution, executed: &mut Executed<B>) -> B::Buffer {
     let gradients = &mut executed.gradients.sets;
     let buffers = gradients.get_mut(&(c.source.dir, c.source.shard)).expect("it was computed");
     buffers.buffers[c.source.slot].take().expect("a trained parameter")
@@ -213,13 +249,15 @@ fn reduce_by_devices<B: Travelling>(
     for (param, spec) in whole.specs.iter().enumerate() {
         let mut sent = Vec::new();
         while let Some((c, overlaps)) = contributions.next_if(|(c, _)| c.held.param == param) {
-            let gradient = taken(c, executed);
-            let first = c.held.range.start;
-            sent.extend(overlaps.iter().map(|overlap| Sent {
-                to: pieces.all[overlap.piece].owner,
-                buffer: gradient.clone(),
-                elements: overlap.range.start - first..overlap.range.end - first,
-            }));
+            let gradient = computed(c, executed);
+            for overlap in overlaps {
+                let to = pieces.all[overlap.piece].owner;
+                sent.extend(overlap.both().map(|(elements, _)| Sent {
+                    to,
+                    buffer: gradient.clone(),
+                    elements,
+                }));
+            }
         }
         let (mut room, mut received) = (Vec::new(), Vec::new());
         let mut uses: BTreeMap<Use, usize> = BTreeMap::new();
@@ -230,8 +268,10 @@ fn reduce_by_devices<B: Travelling>(
                     room.push((op.out, vec![whole.len()]));
                     room.len() - 1
                 });
-                let elements = overlap.range.start - whole.start..overlap.range.end - whole.start;
-                received.push(Received { from, buffer, elements });
+                received.extend(overlap.runs().map(|run| {
+                    let elements = run.start - whole.start..run.end - whole.start;
+                    Received { from, buffer, elements }
+                }));
             }
         }
         let mut made: Vec<Option<B::Buffer>> = Vec::new();
@@ -329,8 +369,7 @@ pub(super) fn gather<B: Backend>(
     let place: BTreeMap<usize, usize> =
         routes.own.iter().enumerate().map(|(i, &piece)| (piece, i)).collect();
     let of = |overlap: &Overlap<()>| {
-        let first = pieces.all[overlap.piece].range.start;
-        slice(&own[place[&overlap.piece]], first, &overlap.range)
+        taken(&own[place[&overlap.piece]], &pieces.all[overlap.piece], overlap)
     };
     let out = routes.weights_out.iter().map(|to| to.iter().map(of).collect()).collect();
     let received = exchange(world, what, out, |rank| !routes.weights_in[rank].is_empty())?;
@@ -367,13 +406,16 @@ pub(super) fn gather_by_devices<B: Travelling>(
         routes.own.iter().enumerate().map(|(i, &piece)| (piece, i)).collect();
     let mut sent = Vec::new();
     for (to, overlaps) in routes.weights_out.iter().enumerate() {
-        sent.extend(overlaps.iter().map(|overlap| {
+        for overlap in overlaps {
             let first = pieces.all[overlap.piece].range.start;
-            let buffer = own[place[&overlap.piece]].clone();
-            Sent { to, buffer, elements: overlap.range.start - first..overlap.range.end - first }
-        }));
+            let buffer = &own[place[&overlap.piece]];
+            sent.extend(overlap.runs().map(|run| Sent {
+                to,
+                buffer: buffer.clone(),
+                elements: run.start - first..run.end - first,
+            }));
+        }
     }
-    let held = pieces.held(world, world.rank);
     let models = pieces.models(world, world.rank);
     let dtype = models[0].recipe.master();
     // The parameters of all stages, one after the other.
@@ -385,12 +427,12 @@ pub(super) fn gather_by_devices<B: Travelling>(
     }
     let mut received = Vec::new();
     for (from, overlaps) in routes.weights_in.iter().enumerate() {
-        received.extend(overlaps.iter().map(|overlap| {
+        for overlap in overlaps {
             let (dir, id) = overlap.of;
-            let first = held[dir][id].range.start;
-            let elements = overlap.range.start - first..overlap.range.end - first;
-            Received { from, buffer: firsts[dir] + id, elements }
-        }));
+            let buffer = firsts[dir] + id;
+            let runs = overlap.both();
+            received.extend(runs.map(|(elements, _)| Received { from, buffer, elements }));
+        }
     }
     let moved = backend.move_ranges(&world.between, what, Transfer { sent, room, received })?;
     let mut moved = moved.into_iter();
