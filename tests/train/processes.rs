@@ -111,6 +111,27 @@ fn processes_have_the_bits_logs_and_samples_of_one_process() {
     }
 }
 
+/// Tensor parallel ranks as threads, as processes, beside other ranks. How many there are is part
+/// of the run, as long as nobody edits its file.
+#[test]
+fn tensor_parallel_processes_have_the_bits_of_threads() {
+    let bench = Bench::new();
+    let split = ["--precision", "bf16", "--set", "parallel.tp=2"];
+    bench.run("threads", &split);
+    for (name, layout) in [("two", &[][..]), ("four", &["--set", "parallel.dp=2"])] {
+        bench.run(name, &[&split[..], &["--processes"], layout].concat());
+        assert_same_parts(&bench, "threads", name, &["model", "model-average"]);
+        assert_same_lines(&bench, "threads", name);
+    }
+    bench.run("one", &["--precision", "bf16"]);
+    let weights = |name: &str| files(&bench.out(name).join("model"));
+    assert!(weights("one") != weights("threads"), "partial products are added in another order");
+    let message = bench.refused("threads", &["--resume", "--set", "parallel.tp=1"]);
+    assert!(message.contains("parallel.tp is 2 there and 1 on the command line"), "{message}");
+    let message = bench.refused("none", &["--set", "parallel.tp=2"]);
+    assert!(message.contains("parallel.tp: expected a number of ranks"), "{message}");
+}
+
 /// Rows of experts, hidden states, gradients and checkpoints through MPI.
 #[test]
 fn ranks_over_mpi_have_the_bits_of_one_process() {
