@@ -92,6 +92,22 @@ fn ranks_on_devices_have_the_bits_of_one_process_on_the_reference() {
     assert_the_same_run(&alone, &ranks);
 }
 
+/// The kernels compute heads and widths of a rank, the host adds its partial products to the
+/// other's.
+#[test]
+fn tensor_parallel_ranks_on_devices_have_the_bits_of_the_reference() {
+    if fathom_gpu::nvrtc::find_or_fetch_for_tests().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let layout = set(&["parallel.tp=2"]);
+    let run = [&["--precision", "bf16", "--steps", "1"][..], &layout].concat();
+    ran(folder, "reference", &[], &run);
+    ran(folder, "devices", &[], &[&run[..], &["--backend", "emulated"]].concat());
+    assert_the_same_run(&folder.join("reference"), &folder.join("devices"));
+}
+
 /// Every process has an emulated driver of its own, and takes the device of its `LOCAL_RANK`.
 #[test]
 fn processes_on_devices_have_the_bits_of_one_process_on_the_reference() {

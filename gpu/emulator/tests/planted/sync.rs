@@ -243,7 +243,7 @@ fn a_failed_assertion_and_runaway_recursion() {
 #[test]
 fn what_is_not_emulated_stops_who_calls_it() {
     let module = ".func far(.param .u32 p)\n{\n.reg .b64 %m; .reg .b32 %v;\nmov.u64 %m, 0;\n\
-                  multimem.ld_reduce.relaxed.sys.global.add.u32 %v, [%m];\nret;\n}\n";
+                  multimem.cp.async.bulk.global.shared::cta.bulk_group [%m], [%v], 16;\nret;\n}\n";
     let call = |who: u32| {
         format!("setp.eq.u32 %p0, %r0, {who};\n@%p0 call far, (0);\nadd.u32 %r1, %r0, 1;")
     };
@@ -251,7 +251,7 @@ fn what_is_not_emulated_stops_who_calls_it() {
     bed.clean(&call(4096));
     let found = &bed.run(&call(3))[0];
     assert_eq!((found.kind, found.kernel.as_str(), found.lane), (Ub::NotEmulated, "k", Some(3)));
-    assert!(found.message.contains("multimem.ld_reduce"), "{found}");
+    assert!(found.message.contains("multimem.cp.async.bulk"), "{found}");
 }
 
 /// Where its guard is false, nobody comes to it; known by name alone, unknown, and in the table.
@@ -260,7 +260,7 @@ fn what_is_not_emulated_stops_only_whom_its_guard_lets() {
     for instruction in [
         "tcgen05.relinquish_alloc_permit.cta_group::1.sync.aligned",
         "later.instruction.b32 %r1, [%rd1], unheard",
-        "multimem.ld_reduce.relaxed.sys.global.add.u32 %r1, [%rd1]",
+        "multimem.cp.async.bulk.global.shared::cta.bulk_group [%rd1], [%r1], 16",
     ] {
         let body = |who: u32| {
             format!("setp.ne.u32 %p0, %r0, {who};\n@!%p0 {instruction};\nadd.u32 %r1, %r0, 1;")
