@@ -145,6 +145,15 @@ fn ranks_over_mpi_have_the_bits_of_one_process() {
     assert!(ended.status.success(), "{}", error(&ended));
     assert_same_parts(&bench, "alone", "mpi", &["model", "model-average"]);
     assert_same_lines(&bench, "alone", "mpi");
+    // And the sums of tensor parallel ranks.
+    let Some(mpirun) = self::mpirun() else { return };
+    let split = ["--precision", "bf16", "--set", "parallel.tp=2"];
+    bench.run("threads", &split);
+    let layout = [&split[..], &["--set", "parallel.dp=2"]].concat();
+    let ended = bench.before(mpirun, "split", &layout).output().unwrap();
+    assert!(ended.status.success(), "{}", error(&ended));
+    assert_same_parts(&bench, "threads", "split", &["model", "model-average"]);
+    assert_same_lines(&bench, "threads", "split");
 }
 
 /// `mpirun` ends all ranks where one is killed; the last checkpoint is whole.
