@@ -288,7 +288,7 @@ impl Gpu {
         }
     }
 
-    /// What was asked for in a rehearsal and is not in the cache, in order of sources and constants.
+    /// What was asked for in a rehearsal and is not in the cache, by source and constants.
     pub fn uncompiled(&self) -> Vec<Uncompiled> {
         let Some(asked) = &self.asked else { return Vec::new() };
         let asked = asked.lock().expect("no panic while it is held");

@@ -90,8 +90,8 @@ impl DeviceTensor {
         DeviceTensor::new(self.block.clone(), offset, self.dtype, &[to - from, columns])
     }
 
-    /// Whether it begins at a multiple of so many bytes of its memory, which itself begins at one of
-    /// any size that kernels ask for.
+    /// Whether it begins at a multiple of so many bytes of its memory, which itself begins at one
+    /// of any size that kernels ask for.
     pub(crate) fn is_aligned(&self, bytes: usize) -> bool {
         self.offset.is_multiple_of(bytes)
     }
