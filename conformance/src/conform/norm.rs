@@ -53,11 +53,20 @@ const TOO_LONG_WIDTH: usize = 39_000;
 /// odd number of rows.
 fn long(index: usize, t: usize, width: usize) -> (usize, usize) {
     match index % 24 {
-        SEVERAL => (SEVERAL_ROWS + t, 129 + width),
+        SEVERAL => (SEVERAL_ROWS + t, (129 + width) | 1),
         RETURNING => (RETURNING_ROWS + t, width.min(9)),
         TOO_LONG => (t.clamp(1, 2), TOO_LONG_WIDTH + width),
         index if index % 5 == 3 => (t.min(5), 1021 + 7 * width),
         _ => (t, width),
+    }
+}
+
+/// The columns before and behind those that take part: in case [`SEVERAL`] such that rows begin at
+/// multiples of 16 bytes, where their parts do not end at one.
+fn around(index: usize, width: usize, offset: usize, behind: usize) -> [usize; 2] {
+    match index % 24 {
+        SEVERAL => [8, width.next_multiple_of(8) - width],
+        _ => [offset, behind],
     }
 }
 
@@ -66,6 +75,7 @@ fn rms_norm(index: usize) -> BoxedStrategy<Drawn> {
         .prop_map(move |((t, width, offset, behind), x, out, eps, seed)| {
             let draw = Draw::new(index, seed);
             let (t, width) = long(index, t, width);
+            let [offset, behind] = around(index, width, offset, behind);
             draw.case(
                 RmsNorm { eps, offset, width, out },
                 [
@@ -83,6 +93,7 @@ fn rms_norm_quantize(index: usize) -> BoxedStrategy<Drawn> {
         .prop_map(move |((t, width, offset, behind), (x, out, eps), cast, (keep, seed))| {
             let draw = Draw::new(index, seed);
             let (t, width) = long(index, t, width);
+            let [offset, behind] = around(index, width, offset, behind);
             let norm = RmsNorm { eps, offset, width, out };
             draw.case(
                 RmsNormQuantize { norm, cast, keep },
@@ -170,6 +181,7 @@ fn rms_norm_backward(index: usize) -> BoxedStrategy<Drawn> {
         .prop_map(move |((t, width, offset, behind), drawn, seed)| {
             let draw = Draw::new(index, seed);
             let (t, width) = long(index, t, width);
+            let [offset, behind] = around(index, width, offset, behind);
             let (op, inputs) = gradient(draw, [t, width, offset, behind], drawn);
             draw.case(op, inputs)
         })
@@ -181,6 +193,7 @@ fn rms_norm_backward_quantize(index: usize) -> BoxedStrategy<Drawn> {
         .prop_map(move |((t, width, offset, behind), drawn, cast, seed)| {
             let draw = Draw::new(index, seed);
             let (t, width) = long(index, t, width);
+            let [offset, behind] = around(index, width, offset, behind);
             let (norm, inputs) = gradient(draw, [t, width, offset, behind], drawn);
             draw.case(RmsNormBackwardQuantize { norm, cast }, inputs)
         })

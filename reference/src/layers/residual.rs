@@ -10,7 +10,7 @@ use crate::ops::add::Add;
 /// The residual \[t, hidden\] behind attention.
 #[derive(Clone, Debug)]
 pub enum Residual<B: Backend> {
-    /// The sum.
+    /// What it comes to, \[t, hidden\].
     Sum(B::Buffer),
     /// What is to be added up: the norm behind does it in one op.
     Terms(B::Buffer, B::Buffer),
