@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use fathom_gpu::Cuda;
-use fathom_gpu::backend::Plan;
+use fathom_gpu::backend::{Plan, Rehearsal};
 use fathom_gpu::nccl::{self, Nccl};
+use fathom_gpu::{Cuda, Gpu};
 use fathom_reference::backend::{Backend, Reference};
 use fathom_reference::exchange::environment::Environment;
 use fathom_reference::exchange::launch;
@@ -232,6 +232,7 @@ fn train(args: &Args) -> output::Result {
         None => train_on(args, config, environment, vec![Reference; ranks], None),
         Some(gpus) => {
             planned(&config)?;
+            compile(&config, &gpus[0])?;
             let nccl = by_nccl.then(|| Nccl::open(&nccl::find())).transpose()?;
             let on = |gpu| match &nccl {
                 Some(nccl) => Cuda::new(gpu).with_nccl(Arc::clone(nccl)),
@@ -256,6 +257,16 @@ fn planned(config: &TrainConfig) -> Result<(), Box<dyn Error>> {
         )
         .into()),
     }
+}
+
+/// Compiles the kernels of a step that are not in the cache, several at a time.
+fn compile(config: &TrainConfig, gpu: &Gpu) -> Result<(), Box<dyn Error>> {
+    let rehearsal = Trainer::rehearse(config.clone(), Rehearsal::new(gpu))?;
+    let missing = rehearsal.gpu().uncompiled();
+    let bar = output::progress(missing.len(), "compiling kernels");
+    gpu.compile(&missing, &|| bar.inc(1))?;
+    bar.finish_and_clear();
+    Ok(())
 }
 
 /// Runs this command line once a rank.

@@ -275,6 +275,26 @@ fn a_run_that_does_not_fit_says_what_holds_the_memory_and_what_to_do() {
     }
 }
 
+/// A run compiles its kernels before it begins: it writes its folder when the last of them lies in
+/// the cache.
+#[test]
+fn kernels_are_compiled_before_the_first_step() {
+    let Some(nvrtc) = fathom_gpu::nvrtc::find_or_fetch_for_tests() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("cache");
+    let mut command =
+        command(folder.path(), GROUPED, "run", &["--backend", "emulated", "--steps", "1"]);
+    command.env("FATHOM_CACHE", &cache).env("FATHOM_NVRTC", nvrtc.library.parent().unwrap());
+    let output = command.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    let files = fs::read_dir(cache.join("kernels")).unwrap().map(Result::unwrap);
+    let written = |file: fs::DirEntry| file.metadata().unwrap().modified().unwrap();
+    let last = files.map(written).max().expect("some kernels");
+    let begun = fs::metadata(folder.path().join("run/run.toml")).unwrap().modified().unwrap();
+    assert!(last <= begun, "a kernel was compiled after the run had begun: {last:?}, {begun:?}");
+}
+
 #[test]
 fn dropped_tokens_and_losses_of_devices_give_the_references_bits() {
     assert_the_same_bits(DROPPING, "bf16");
@@ -340,6 +360,38 @@ fn a_run_that_changes_its_backend_goes_on_to_the_bit() {
     for crossed in [there, back] {
         assert_eq!(steps(&alone), steps(&crossed));
         assert_the_same_files(&alone, &crossed);
+    }
+}
+
+/// A run that begins with fused ops and goes on without them on the other backend ends with the
+/// bits of one that never had them.
+#[test]
+fn a_run_goes_on_without_the_fused_ops_that_it_began_with() {
+    if fathom_gpu::nvrtc::find_or_fetch_for_tests().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let run = |out: &str, set: &str, more: &[&str]| {
+        let keep = ["--set", "checkpoint={every=1,keep=9}", "--set", set];
+        let flags = ["--steps", "3", "--precision", "fp8"];
+        let output = train(folder, RUN, out, &[&flags[..], &keep, more].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let (apart, fused) = ("recipe.fused=false", "recipe.fused=true");
+    run("alone", apart, &[]);
+    let emulated = ["--backend", "emulated"];
+    let there = ("there", &emulated[..], &["--resume"][..]);
+    let back = ("back", &[][..], &["--backend", "emulated", "--resume"][..]);
+    for (out, first, second) in [there, back] {
+        // From its second step on, as if it had been killed there.
+        run(out, fused, first);
+        let path = folder.join(out);
+        fs::remove_dir_all(path.join("checkpoints/step-00000003")).unwrap();
+        fs::remove_dir_all(path.join("model")).unwrap();
+        run(out, apart, second);
+        assert_eq!(steps(&folder.join("alone")), steps(&path));
+        assert_the_same_files(&folder.join("alone"), &path);
     }
 }
 

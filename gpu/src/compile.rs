@@ -116,6 +116,7 @@ pub struct Compiled {
 type Program = *mut c_void;
 
 /// NVRTC's functions that are used here, and where results are kept.
+#[derive(Clone)]
 pub struct Compiler {
     api: Api,
     version: (i32, i32),
@@ -154,6 +155,16 @@ impl Compiler {
         self.version
     }
 
+    /// Whether `source` with these constants is in the cache.
+    pub fn is_cached(&self, source: Source<'_>, defines: &[(&str, u64)]) -> bool {
+        self.cached(source, &options(defines)).is_file()
+    }
+
+    /// Where the cache keeps it.
+    fn cached(&self, source: Source<'_>, options: &[String]) -> PathBuf {
+        self.cache.join(format!("{}.ptx", self.key(source, options)))
+    }
+
     /// Compiles `source` with these constants (`-Dname=value`), or takes it from the cache.
     ///
     /// # Errors
@@ -164,7 +175,7 @@ impl Compiler {
         defines: &[(&str, u64)],
     ) -> Result<Compiled, CompileError> {
         let options = options(defines);
-        let path = self.cache.join(format!("{}.ptx", self.key(source, &options)));
+        let path = self.cached(source, &options);
         match std::fs::read_to_string(&path) {
             Ok(ptx) => return Ok(Compiled { ptx, log: String::new(), cached: true }),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
@@ -321,7 +332,8 @@ fn text_of(bytes: Vec<u8>) -> String {
     String::from_utf8_lossy(text).into_owned()
 }
 
-/// The entry points (nvrtc.h), with the libraries that hold them.
+/// The entry points (nvrtc.h), of libraries that stay loaded.
+#[derive(Clone, Copy)]
 struct Api {
     version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int,
     error: unsafe extern "C" fn(c_int) -> *const c_char,

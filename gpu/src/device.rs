@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use cudarc::driver::{CudaContext, CudaStream, DriverError};
 use fathom_reference::Tensor;
 use fathom_trace::DType;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::compile::{CompileError, Compiler, Source};
@@ -158,7 +159,15 @@ pub struct Gpu {
     /// With the dynamic shared memory that each may use.
     kernels: Mutex<HashMap<Key, (Arc<Kernel>, u32)>>,
     memory: Arc<Memory>,
+    /// In a rehearsal, where nothing is loaded or launched: the kernels that were asked for.
+    asked: Option<Mutex<BTreeMap<Constants, Source<'static>>>>,
 }
+
+/// A source with constants for which it has not been compiled.
+pub type Uncompiled = (Source<'static>, Vec<(&'static str, u64)>);
+
+/// A source's path with its constants: what is compiled once.
+type Constants = (&'static str, Vec<(&'static str, u64)>);
 
 /// An entry that was compiled and loaded.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -262,7 +271,41 @@ impl Gpu {
         let stream = context.default_stream();
         let memory = Memory::new(stream.clone(), description.memory_bytes)?;
         let kernels = Mutex::default();
-        Ok(Gpu { stream, kind, description, compiler, kernels, memory })
+        Ok(Gpu { stream, kind, description, compiler, kernels, memory, asked: None })
+    }
+
+    /// The same device for a rehearsal: tensors have no memory, nothing is loaded or launched, and
+    /// it is noted which kernels were asked for.
+    pub fn rehearsing(&self) -> Gpu {
+        Gpu {
+            stream: self.stream.clone(),
+            kind: self.kind,
+            description: self.description.clone(),
+            compiler: self.compiler.clone(),
+            kernels: Mutex::default(),
+            memory: Memory::pretended(self.stream.clone()),
+            asked: Some(Mutex::default()),
+        }
+    }
+
+    /// What was asked for in a rehearsal and is not in the cache, by source and constants.
+    pub fn uncompiled(&self) -> Vec<Uncompiled> {
+        let Some(asked) = &self.asked else { return Vec::new() };
+        let asked = asked.lock().expect("no panic while it is held");
+        let all = asked.iter().map(|((_, defines), source)| (*source, defines.clone()));
+        all.filter(|(source, defines)| !self.compiler.is_cached(*source, defines)).collect()
+    }
+
+    /// Compiles these into the cache, several at a time; `done` is called after each.
+    ///
+    /// # Errors
+    /// [`GpuError::Compile`], of one that fails.
+    pub fn compile(&self, all: &[Uncompiled], done: &(dyn Fn() + Sync)) -> Result<(), GpuError> {
+        all.par_iter().try_for_each(|(source, defines)| {
+            self.compiler.compile(*source, defines)?;
+            done();
+            Ok(())
+        })
     }
 
     /// Lets tensors take at most `bytes` of device memory; what is held already counts.
@@ -330,6 +373,11 @@ impl Gpu {
         defines: &[(&'static str, u64)],
         shared_bytes: u32,
     ) -> Result<Arc<Kernel>, GpuError> {
+        if let Some(asked) = &self.asked {
+            let constants = (source.name, defines.to_vec());
+            asked.lock().expect("no panic while it is held").insert(constants, source);
+            return Ok(Arc::new(Kernel::unloaded(name)));
+        }
         let key = (source.name, name, defines.to_vec());
         let mut kernels = self.kernels.lock().expect("no panic while it is held");
         if let Some((kernel, _)) = kernels.get(&key) {
@@ -383,6 +431,9 @@ impl Gpu {
         config: &LaunchConfig,
         args: &[Arg<'_>],
     ) -> Result<(), GpuError> {
+        if self.asked.is_some() {
+            return Ok(());
+        }
         launch::launch(&self.stream, kernel, config, args)
     }
 

@@ -21,7 +21,8 @@ use crate::tensor::{DeviceTensor, Matrix};
 /// An entry of a loaded module, with the sizes of its parameters.
 pub struct Kernel {
     name: &'static str,
-    function: CudaFunction,
+    /// None in a rehearsal, where nothing is loaded.
+    function: Option<CudaFunction>,
     param_bytes: Vec<usize>,
 }
 
@@ -50,7 +51,16 @@ impl Kernel {
         } {
             param_bytes.push(bytes);
         }
-        Ok(Kernel { name, function, param_bytes })
+        Ok(Kernel { name, function: Some(function), param_bytes })
+    }
+
+    /// An entry of a module that nobody has loaded: for rehearsals, which launch nothing.
+    pub(crate) fn unloaded(name: &'static str) -> Kernel {
+        Kernel { name, function: None, param_bytes: Vec::new() }
+    }
+
+    fn function(&self) -> &CudaFunction {
+        self.function.as_ref().expect("a kernel of a rehearsal is not launched")
     }
 
     /// The entry's name.
@@ -65,7 +75,7 @@ impl Kernel {
     /// [`GpuError::Driver`].
     pub fn registers(&self) -> Result<u32, GpuError> {
         let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS;
-        let registers = self.function.get_attribute(which);
+        let registers = self.function().get_attribute(which);
         Ok(registers.map_err(GpuError::of("cuFuncGetAttribute"))? as u32)
     }
 }
@@ -184,7 +194,7 @@ pub(crate) fn launch(
     // pointer a parameter, each to at least as many bytes as the parameter has (compared above);
     // the driver copies arguments and attributes before it returns.
     unsafe {
-        let function = kernel.function.cu_function();
+        let function = kernel.function().cu_function();
         let extra = std::ptr::null_mut();
         sys::cuLaunchKernelEx(&shape, function, pointers.as_mut_ptr(), extra).result()
     }
@@ -246,6 +256,9 @@ impl TensorMap<'_> {
         (rows, columns): (u32, u32),
         swizzle: Swizzle,
     ) -> Result<TensorMap<'a>, GpuError> {
+        if matrix.block.is_pretended() {
+            return Ok(TensorMap::unused());
+        }
         use sys::{
             CUtensorMapDataType as Type, CUtensorMapFloatOOBfill as Fill,
             CUtensorMapInterleave as Interleave, CUtensorMapL2promotion as Promotion,

@@ -19,6 +19,9 @@ use crate::device::GpuError;
 /// The smallest allocation, so that none is empty: the driver refuses to allocate nothing.
 const LEAST_BYTES: usize = 16;
 
+/// Where a block without memory says that it lies: aligned as memory is.
+const PRETENDED_ADDRESS: sys::CUdeviceptr = 256;
+
 /// Categories that an error of missing memory lists.
 const LISTED: usize = 6;
 
@@ -27,6 +30,8 @@ pub(crate) struct Memory {
     stream: Arc<CudaStream>,
     /// Whether the driver has stream-ordered allocation.
     ordered: bool,
+    /// Whether blocks have no memory: in a rehearsal.
+    pretended: bool,
     books: Mutex<Books>,
     /// How often the host has waited for the device.
     waits: AtomicU64,
@@ -63,7 +68,15 @@ impl Memory {
         let pools = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED;
         let ordered = context.attribute(pools).map_err(GpuError::of("cuDeviceGetAttribute"))? > 0;
         let books = Mutex::new(Books { limit, category: "other", ..Books::default() });
-        Ok(Arc::new(Memory { stream, ordered, books, waits: AtomicU64::new(0) }))
+        let waits = AtomicU64::new(0);
+        Ok(Arc::new(Memory { stream, ordered, pretended: false, books, waits }))
+    }
+
+    /// Memory of which blocks have none: nothing is allocated, written or read.
+    pub(crate) fn pretended(stream: Arc<CudaStream>) -> Arc<Memory> {
+        let books = Mutex::new(Books { limit: usize::MAX, category: "other", ..Books::default() });
+        let waits = AtomicU64::new(0);
+        Arc::new(Memory { stream, ordered: false, pretended: true, books, waits })
     }
 
     /// Lowers the number of bytes that may be held at once.
@@ -91,6 +104,10 @@ impl Memory {
     /// [`GpuError::OutOfMemory`] with what holds the memory, [`GpuError::Driver`].
     pub(crate) fn allocate(self: &Arc<Memory>, bytes: usize) -> Result<Block, GpuError> {
         let bytes = bytes.max(LEAST_BYTES);
+        if self.pretended {
+            let (memory, category) = (self.clone(), "rehearsal");
+            return Ok(Block { memory, address: PRETENDED_ADDRESS, bytes, category });
+        }
         let mut books = self.books.lock().expect("no panic while it is held");
         if books.total + bytes > books.limit {
             return Err(books.out_of_memory(bytes));
@@ -150,6 +167,11 @@ impl Block {
         self.address
     }
 
+    /// Whether there is no memory behind it.
+    pub(crate) fn is_pretended(&self) -> bool {
+        self.memory.pretended
+    }
+
     /// Bytes of the block.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
@@ -164,7 +186,7 @@ impl Block {
     /// Where the block is shorter.
     pub(crate) fn upload(&self, bytes: &[u8]) -> Result<(), GpuError> {
         assert!(bytes.len() <= self.bytes, "{} bytes into {}", bytes.len(), self.bytes);
-        if bytes.is_empty() {
+        if bytes.is_empty() || self.is_pretended() {
             return Ok(());
         }
         self.memory.bind()?;
@@ -183,6 +205,10 @@ impl Block {
     /// Where the block is shorter.
     pub(crate) fn download(&self, offset: usize, bytes: &mut [u8]) -> Result<(), GpuError> {
         assert!(offset + bytes.len() <= self.bytes, "{offset} + {} bytes", bytes.len());
+        if self.is_pretended() {
+            bytes.fill(0);
+            return Ok(());
+        }
         self.memory.bind()?;
         if !bytes.is_empty() {
             let address = self.address + offset as u64;
@@ -198,7 +224,7 @@ impl Block {
     /// # Errors
     /// [`GpuError::Driver`].
     pub(crate) fn clear(&self, bytes: usize) -> Result<(), GpuError> {
-        if bytes == 0 {
+        if bytes == 0 || self.is_pretended() {
             return Ok(());
         }
         self.memory.bind()?;
@@ -238,6 +264,9 @@ pub(crate) fn copy_rows(
         assert!(rows == 1 || row_bytes <= part.pitch_bytes, "rows overlap");
     }
     let memory = &from.block.memory;
+    if memory.pretended {
+        return Ok(());
+    }
     memory.bind()?;
     let (source, target) =
         (from.block.address + from.offset as u64, to.block.address + to.offset as u64);
@@ -275,6 +304,9 @@ pub(crate) fn copy_rows(
 impl Drop for Block {
     fn drop(&mut self) {
         let memory = &self.memory;
+        if memory.pretended {
+            return;
+        }
         // A failure means that the context is lost, which the next call reports.
         let _ = memory.bind();
         // SAFETY: the address came from the allocator of the same kind and is given back once;

@@ -91,6 +91,12 @@ impl DeviceTensor {
         DeviceTensor::new(self.block.clone(), offset, self.dtype, &[to - from, columns])
     }
 
+    /// Whether it begins at a multiple of so many bytes of its memory, which itself begins at one
+    /// of any size that kernels ask for.
+    pub(crate) fn is_aligned(&self, bytes: usize) -> bool {
+        self.offset.is_multiple_of(bytes)
+    }
+
     /// Whether no other handle shares the memory, so that it may be written in place.
     pub(crate) fn is_sole(&self) -> bool {
         Arc::strong_count(&self.block) == 1

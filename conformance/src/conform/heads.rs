@@ -37,11 +37,23 @@ fn with_tables(
     inputs.into_iter().chain(tables).map(|(role, tensor)| (role, Some(tensor))).collect()
 }
 
+/// The case with so many tokens that a CTA has all of one, and so many heads that it has to come
+/// back for more of them.
+const MANY: usize = 6;
+const MANY_TOKENS: usize = 270;
+const MANY_HEADS: usize = 12;
+/// Columns of a head, at least, of that case.
+const MANY_COLUMNS: usize = 24;
+
 fn rope(index: usize) -> BoxedStrategy<Drawn> {
     let head = (size(0, 20), columns(index, 0, 64), 1usize..=5);
     (rows(index, 0, 40), head, size(1, 30), float(), any::<([bool; 2], u64)>())
         .prop_map(move |(t, (start, rotated, heads), length, dtype, (flags, seed))| {
             let draw = Draw::new(index, seed);
+            let (t, start, heads) = match index {
+                MANY => (t + MANY_TOKENS, start + MANY_COLUMNS, MANY_HEADS),
+                _ => (t, start, heads),
+            };
             let head_dim = (start + rotated).max(1);
             let [interleaved, inverse] = flags;
             let op = Rope { head_dim, start: start.min(head_dim), interleaved, inverse };
@@ -65,6 +77,10 @@ fn mla_kv(index: usize) -> BoxedStrategy<Drawn> {
         .prop_map(move |(t, (heads, nope, rope, v), sizes, dtype, (interleaved, seed))| {
             let [offset, behind, length] = sizes;
             let draw = Draw::new(index, seed);
+            let (t, heads, rope) = match index {
+                MANY => (t + MANY_TOKENS, MANY_HEADS, rope + MANY_COLUMNS),
+                _ => (t, heads, rope),
+            };
             let kv = draw.floats(0, dtype, &[t, heads * (nope + v)]);
             let latent = draw.floats(1, dtype, &[t, offset + rope + behind]);
             let op = MlaKv { heads, nope, rope, v, offset, interleaved };

@@ -59,6 +59,17 @@ fn dispatch_plan(index: usize) -> BoxedStrategy<Drawn> {
         .boxed()
 }
 
+/// The case whose rows name some slots twice and others not at all.
+const TWICE: usize = 9;
+
+/// The slot of each row: each slot once, but in case [`TWICE`].
+fn slots_of(draw: Draw, index: usize, slots: usize) -> Vec<i32> {
+    if index == TWICE && slots > 0 {
+        return draw.words(21, slots).iter().map(|w| (*w as usize % slots) as i32).collect();
+    }
+    permutation(draw, slots)
+}
+
 fn dispatch(index: usize) -> BoxedStrategy<Drawn> {
     let dtype = select(vec![DType::F32, DType::BF16, DType::F8E4M3]);
     (rows(index, 0, 60), size(1, 8), columns(index, 0, 70), dtype, any::<([bool; 2], u64)>())
@@ -68,7 +79,7 @@ fn dispatch(index: usize) -> BoxedStrategy<Drawn> {
             let words = draw.words(0, t * columns);
             let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
             let x = Tensor::from_bytes(dtype, &[t, columns], &bytes[..t * columns * dtype.size()]);
-            let rows = permutation(draw, t * top_k);
+            let rows = slots_of(draw, index, t * top_k);
             let received = if all { rows.len() } else { rows.len() / 2 };
             let (copies_sent, group, sent) = (0, ALONE, Vec::new());
             let op = Dispatch { top_k, received, copies_sent, slots, group, sent };
@@ -87,7 +98,7 @@ fn dispatch_codes(index: usize) -> BoxedStrategy<Drawn> {
             let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
             let q = Tensor::from_bytes(dtype, &[t, columns], &bytes[..t * columns]);
             let scale = draw.floats(1, DType::F32, &[t, tiles]);
-            let rows = permutation(draw, t * top_k);
+            let rows = slots_of(draw, index, t * top_k);
             let received = if all { rows.len() } else { rows.len() / 2 };
             let (copies_sent, group, sent) = (0, ALONE, Vec::new());
             let rows = Tensor::from_vec(&[t * top_k], rows);

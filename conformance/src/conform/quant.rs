@@ -144,6 +144,11 @@ fn quantize_weight(index: usize) -> BoxedStrategy<Drawn> {
         .boxed()
 }
 
+/// The case so large that a CTA of `transpose_quantize` has several times 32 columns.
+const SPAN: usize = 18;
+const SPAN_ROWS: usize = 1024;
+const SPAN_COLUMNS: usize = 1050;
+
 /// Plain floats or codes; one to five segments, empty ones among them, and rows behind them.
 fn transpose_quantize(index: usize) -> BoxedStrategy<Drawn> {
     let from = select(vec![[Some(1), Some(128)], [Some(1), Some(32)], [Some(128), Some(128)]]);
@@ -157,8 +162,10 @@ fn transpose_quantize(index: usize) -> BoxedStrategy<Drawn> {
         .prop_map(move |((taken, behind, columns, parts), rest, (format, scale), seed)| {
             let (block, from, (coded,), plain) = rest;
             let draw = Draw::new(index, seed);
-            // Packed E5M6 has tiles of one row only.
-            let from = if coded == Some(DType::U32) { [Some(1), Some(128)] } else { from };
+            let (taken, columns, block) = match index {
+                SPAN => (taken + SPAN_ROWS, columns + SPAN_COLUMNS, [Some(1), Some(32)]),
+                _ => (taken, columns, block),
+            };
             let segments = draw.segments(20, parts, taken);
             let rows = taken + behind;
             let op = TransposeQuantize { columns, from, block, format, scale, segments };
@@ -191,8 +198,6 @@ fn dequantize(index: usize) -> BoxedStrategy<Drawn> {
     (rows(index, 0, 60), columns(index, 0, 300), code_type(), block(), float(), any::<u64>())
         .prop_map(move |(rows, columns, dtype, block, out, seed)| {
             let draw = Draw::new(index, seed);
-            let packed = [Some(1), block[1]];
-            let block = if dtype == DType::U32 { packed } else { block };
             let [q, scale] = codes(draw, dtype, rows, columns, block);
             let op = Dequantize { columns, block, out };
             draw.case(op, [("q", Some(q)), ("scale", Some(scale))])

@@ -8,8 +8,11 @@
 //   X_BF16       1: all tensors are bf16, 0: f32
 //   INTERLEAVED  1: rotated pairs are neighbours
 // LAUNCH
-//   mla_kv, mla_kv_backward: a thread an element of kv. shared_key: a thread an element of the keys' rotated
-//   columns. shared_gradient: a thread for every pair of dshared, and a last column without a partner.
+//   mla_kv, mla_kv_backward: a thread an element of kv. shared_key: `parts` CTAs a token, which share out the
+//   rotated columns of its heads' keys. shared_gradient: a thread for every pair of dshared, and a last column
+//   without a partner.
+// NOTES
+// - A CTA of shared_key has one token, so that its key and its angles are fetched once a CTA.
 #include "attention/rotate.cuh"
 
 using X = Float<X_BF16>;
@@ -28,26 +31,26 @@ extern "C" __global__ void mla_kv(const X* __restrict__ kv, X* __restrict__ k, X
 // The rotated shared key behind every head's own columns.
 extern "C" __global__ void shared_key(const X* __restrict__ latent, const float* __restrict__ cos,
                                       const float* __restrict__ sin, const int* __restrict__ positions,
-                                      X* __restrict__ k, u64 n, u32 heads, u32 nope, u32 rope, u32 offset,
+                                      X* __restrict__ k, u32 parts, u32 heads, u32 nope, u32 rope, u32 offset,
                                       u32 wide, u32 length) {
-    u64 at = thread_index();
-    if (at >= n) return;
-    u32 column = (u32)(at % rope);
-    u64 head = at / rope;
-    u64 token = head / heads;
+    const u64 token = blockIdx.x / parts;
     const u32 half = rope / 2;
-    u32 row = table_row(positions, token, length);
+    const u64 row = table_row(positions, token, length);
     const X* x = latent + token * wide + offset;
-    float y = load(x + column);
-    if (column < 2 * half) {
-        u32 pair = INTERLEAVED ? column / 2 : column % half;
-        float c = cos[(u64)row * half + pair], s = sin[(u64)row * half + pair];
-        float y0, y1;
-        u32 first = first_of_pair(pair);
-        rotate_pair(load(x + first), load(x + second_of_pair(pair, half)), c, s, &y0, &y1);
-        y = column == first ? y0 : y1;
+    k += token * heads * (nope + rope);
+    for (u32 at = blockIdx.x % parts * blockDim.x + threadIdx.x; at < heads * rope; at += parts * blockDim.x) {
+        const u32 column = at % rope;
+        float y = load(x + column);
+        if (column < 2 * half) {
+            u32 pair = INTERLEAVED ? column / 2 : column % half;
+            float c = cos[row * half + pair], s = sin[row * half + pair];
+            float y0, y1;
+            u32 first = first_of_pair(pair);
+            rotate_pair(load(x + first), load(x + second_of_pair(pair, half)), c, s, &y0, &y1);
+            y = column == first ? y0 : y1;
+        }
+        store(k + (u64)(at / rope) * (nope + rope) + nope + column, y);
     }
-    store(k + head * (nope + rope) + nope + column, y);
 }
 
 // Gradients of k and v to a head's columns of dkv.

@@ -3,7 +3,7 @@
 //
 //   gather_rows       y[t] = table[ids[t]], in another element type where y has one
 //   scatter_add_rows  acc[ids[t]] += x[t] in f32, t ascending: nothing is added by an atomic
-//   canonical         acc with one NaN for all: what the reference stores
+//   canonical         acc with one NaN for all, which alone are written: what the reference stores
 //
 // CONSTANTS
 //   X_BF16, Y_BF16  1: x (table) or y is bf16, 0: f32
@@ -48,5 +48,5 @@ extern "C" __global__ void scatter_add_rows(const X* __restrict__ x, const int* 
 
 extern "C" __global__ void canonical(float* x, u64 n) {
     u64 i = thread_index();
-    if (i < n) store(x + i, x[i]);
+    if (i < n && x[i] != x[i]) store(x + i, x[i]);
 }

@@ -3,19 +3,19 @@
 //
 //   plan_counts  how many slots each expert has; behind them the dropped ones (-1)
 //   plan_rows    rows ordered by expert, then by slot, and the row of each slot
-//   dispatch     row r is the row of x of the token of slot rows[r]
-//   dispatch_codes  the same of codes and of their scales, together
+//   dispatch_slots  row r is element rows[r] of x
+//   link_rows, dispatch_rows  row r is the row of x of the token of slot rows[r], with the row of its scales where
+//                it has some: a list of the rows of each token, by which a token's row is read once
 //   combine      token t is the sum of its rows in order of choice, from +0; a row behind the last is left out
 //
 // CONSTANTS
-//   BYTES           dispatch: bytes of an element, 1, 2 or 4
-//   WORDS           dispatch_codes: 1: a row of codes is whole words of 4 bytes, 0: bytes
+//   BYTES           dispatch_*: bytes of an element, or of the pieces in which rows are moved: 1, 2, 4 or 16
 //   X_BF16, Y_BF16  combine: 1: what is summed, or the sum, is bf16
 // LAUNCH
-//   plan_counts, plan_rows: a warp an owner (an expert, or the dropped), 128 threads. dispatch_codes: a warp a
-//   row, 128 threads. dispatch, combine: a thread an element of the result.
+//   plan_counts, plan_rows: a warp an owner (an expert, or the dropped), 128 threads. dispatch_slots, link_rows:
+//   a thread a row. dispatch_rows: a CTA of up to 256 threads a token. combine: a thread an element of the result.
 // NOTES
-// - The order is stable without atomics: a warp walks all slots, 32 at a time, and counts its own before each.
+// - The plan is stable without atomics: a warp walks all slots, 32 at a time, and counts its own before each.
 // - An index that names no expert or row ends the grid (trap); the reference refuses it.
 #include "common/float.cuh"
 
@@ -68,44 +68,52 @@ extern "C" __global__ void __launch_bounds__(128)
 
 #ifdef BYTES
 #if BYTES == 1
-using Element = u8;
+using Piece = u8;
 #elif BYTES == 2
-using Element = u16;
+using Piece = u16;
+#elif BYTES == 4
+using Piece = u32;
 #else
-using Element = u32;
+using Piece = uint4;
 #endif
 
-// per: slots a row of x; `slots` bounds the entries of rows.
-extern "C" __global__ void dispatch(const Element* __restrict__ x, const int* __restrict__ rows,
-                                    Element* __restrict__ y, u64 n, u32 columns, u32 per, u32 slots) {
-    u64 at = thread_index();
-    if (at >= n) return;
-    u32 slot = (u32)rows[at / columns];
-    if (slot >= slots) __trap();
-    y[at] = x[(u64)(slot / per) * columns + at % columns];
-}
-#endif
-
-#ifdef WORDS
-#if WORDS
-using Code = u32;
-#else
-using Code = u8;
-#endif
-
-// codes, scales: of a row, in elements of Code and floats.
-extern "C" __global__ void __launch_bounds__(128)
-    dispatch_codes(const Code* __restrict__ q, const float* __restrict__ scale, const int* __restrict__ rows,
-                   Code* __restrict__ to_q, float* __restrict__ to_scale, u32 received, u32 codes, u32 scales,
-                   u32 per, u32 slots) {
-    const u64 row = thread_index() / LANES;
+// y[r] = x[rows[r]]; `slots` bounds the entries of rows.
+extern "C" __global__ void dispatch_slots(const Piece* __restrict__ x, const int* __restrict__ rows,
+                                          Piece* __restrict__ y, u32 received, u32 slots) {
+    u64 row = thread_index();
     if (row >= received) return;
     u32 slot = (u32)rows[row];
     if (slot >= slots) __trap();
-    const u64 token = slot / per;
-    const u32 lane = threadIdx.x % LANES;
-    for (u32 i = lane; i < codes; i += LANES) to_q[row * codes + i] = q[token * codes + i];
-    for (u32 i = lane; i < scales; i += LANES) to_scale[row * scales + i] = scale[token * scales + i];
+    y[row] = x[slot];
+}
+
+// The rows of each token as a list: last[token] is one above its newest row, before[row] one above the row before
+// that; 0 ends it. In which order they stand there changes nothing.
+extern "C" __global__ void link_rows(const int* __restrict__ rows, u32* last, u32* __restrict__ before,
+                                     u32 received, u32 per, u32 slots) {
+    u64 row = thread_index();
+    if (row >= received) return;
+    u32 slot = (u32)rows[row];
+    if (slot >= slots) __trap();
+    before[row] = atomicExch(last + slot / per, (u32)row + 1);
+}
+
+// pieces, scales: of a row, in Pieces and floats.
+extern "C" __global__ void __launch_bounds__(256)
+    dispatch_rows(const Piece* __restrict__ x, const float* __restrict__ scale, const u32* __restrict__ last,
+                  const u32* __restrict__ before, Piece* __restrict__ y, float* __restrict__ to_scale,
+                  u32 pieces, u32 scales) {
+    const u64 token = blockIdx.x;
+    const u32 newest = last[token];
+    if (newest == 0) return;
+    for (u32 i = threadIdx.x; i < pieces; i += blockDim.x) {
+        const Piece v = x[token * pieces + i];
+        for (u64 row = newest; row != 0; row = before[row - 1]) y[(row - 1) * pieces + i] = v;
+    }
+    for (u32 i = threadIdx.x; i < scales; i += blockDim.x) {
+        const float v = scale[token * scales + i];
+        for (u64 row = newest; row != 0; row = before[row - 1]) to_scale[(row - 1) * scales + i] = v;
+    }
 }
 #endif
 

@@ -3,11 +3,13 @@
 //! There is one stream, on which everything happens in the order in which it was asked for, and
 //! nothing is computed on the CPU: an op or a variant without a kernel is refused. The host waits
 //! for the device only where it reads something ([`Backend::download`]). [`Plan`] says before a run
-//! what it would have to refuse.
+//! what it would have to refuse, [`Rehearsal`] which kernels it would load.
 
 mod plan;
+mod rehearsal;
 
 pub use plan::{Asked, Plan};
+pub use rehearsal::Rehearsal;
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -24,6 +24,19 @@ fn u32s<const N: usize>(numbers: [usize; N]) -> [Arg<'static>; N] {
     numbers.map(|n| Arg::U32(n as u32))
 }
 
+/// CTAs that share out the `work` threads of each of `tokens` tokens: as few as keep the GPU busy,
+/// since each fetches the token's angles. The launch, and how many of them a token has.
+fn token_parts(gpu: &Gpu, tokens: usize, work: usize) -> (LaunchConfig, usize) {
+    let most = work.div_ceil(TOKEN_THREADS as usize).max(1);
+    let busy = BUSY_CTAS * gpu.description().sm_count as usize;
+    let parts = busy.div_ceil(tokens.max(1)).min(most);
+    (LaunchConfig::new(tokens * parts, TOKEN_THREADS), parts)
+}
+
+/// Threads of a CTA that has one token, and CTAs an SM that keep it busy.
+const TOKEN_THREADS: u32 = 256;
+const BUSY_CTAS: usize = 2;
+
 impl Kernel for Rope {
     fn covers(&self, _inputs: &[Option<TensorMeta>]) -> Result<(), String> {
         Ok(())
@@ -46,12 +59,12 @@ impl Kernel for Rope {
             ("INVERSE", u64::from(self.inverse)),
         ];
         let kernel = gpu.kernel(ROPE, "rope", &defines, 0)?;
-        let n = x.shape()[0] * heads * units;
+        let (config, parts) = token_parts(gpu, x.shape()[0], heads * units);
         let mut args = vec![Arg::Tensor(&x), Arg::Tensor(&cos), Arg::Tensor(&sin)];
-        args.extend([Arg::Tensor(&positions), Arg::U64(n as u64)]);
+        args.push(Arg::Tensor(&positions));
         let length = cos.shape()[0];
-        args.extend(u32s([heads, self.head_dim, self.start, rotated / 2, units, length]));
-        gpu.launch(&kernel, &LaunchConfig::elements(n), &args)?;
+        args.extend(u32s([parts, heads, self.head_dim, self.start, rotated / 2, units, length]));
+        gpu.launch(&kernel, &config, &args)?;
         Ok(vec![x])
     }
 }
@@ -80,12 +93,12 @@ impl Kernel for MlaKv {
         args.extend(u32s([nope, rope, v_dim]));
         gpu.launch(&own, &LaunchConfig::elements(kv.len()), &args)?;
         let shared = gpu.kernel(MLA_KV, "shared_key", &defines, 0)?;
-        let n = t * heads * rope;
+        let (config, parts) = token_parts(gpu, t, heads * rope);
         let mut args = vec![Arg::Tensor(&latent), Arg::Tensor(&cos), Arg::Tensor(&sin)];
-        args.extend([Arg::Tensor(&positions), Arg::Tensor(&k), Arg::U64(n as u64)]);
+        args.extend([Arg::Tensor(&positions), Arg::Tensor(&k)]);
         let (wide, length) = (latent.shape()[1], cos.shape()[0]);
-        args.extend(u32s([heads, nope, rope, offset, wide, length]));
-        gpu.launch(&shared, &LaunchConfig::elements(n), &args)?;
+        args.extend(u32s([parts, heads, nope, rope, offset, wide, length]));
+        gpu.launch(&shared, &config, &args)?;
         Ok(vec![k, v])
     }
 }

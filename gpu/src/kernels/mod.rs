@@ -92,6 +92,8 @@ fn typed<K: Kernel>(op: &dyn DynOp) -> &K {
 pub const KERNELS: &[KernelEntry] = &[
     entry::<ops::adamw::AdamW>(),
     entry::<ops::add::Add>(),
+    entry::<ops::add_rms_norm::AddRmsNorm>(),
+    entry::<ops::add_rms_norm::AddRmsNormQuantize>(),
     entry::<ops::collective::AllGather>(),
     entry::<ops::collective::AllReduce>(),
     entry::<ops::attention::Attention>(),
@@ -129,6 +131,7 @@ pub const KERNELS: &[KernelEntry] = &[
     entry::<ops::collective::ReduceScatter>(),
     entry::<ops::rms_norm::RmsNorm>(),
     entry::<ops::rms_norm::RmsNormBackward>(),
+    entry::<ops::rms_norm_backward_quantize::RmsNormBackwardQuantize>(),
     entry::<ops::rms_norm_quantize::RmsNormQuantize>(),
     entry::<ops::rms_norm::RmsNormWgrad>(),
     entry::<ops::rope::Rope>(),

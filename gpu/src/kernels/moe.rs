@@ -11,8 +11,8 @@ use crate::device::{Gpu, GpuError};
 use crate::launch::{Arg, LaunchConfig};
 use crate::tensor::DeviceTensor;
 
-/// Entries `plan_counts`, `plan_rows` with the constant `PLAN`, `dispatch` with `BYTES`,
-/// `dispatch_codes` with `WORDS`, `combine` with `X_BF16` and `Y_BF16`.
+/// Entries `plan_counts`, `plan_rows` with the constant `PLAN`; `dispatch_slots`, `link_rows`,
+/// `dispatch_rows` with `BYTES`; `combine` with `X_BF16` and `Y_BF16`.
 const DISPATCH: Source<'static> = source!("moe/dispatch.cu");
 /// Entries `drop`, `dropped`.
 const DROP: Source<'static> = source!("moe/drop_tokens.cu");
@@ -75,25 +75,60 @@ impl Kernel for Dispatch {
         gpu: &Gpu,
         inputs: Vec<Option<DeviceTensor>>,
     ) -> Result<Vec<DeviceTensor>, GpuError> {
-        let [x, rows] = roles(inputs);
-        let (x, rows) = (mandatory(x), mandatory(rows));
-        let (columns, per) = if self.slots { (1, 1) } else { (x.shape()[1], self.top_k) };
-        let shape = [self.received, columns];
-        let y = gpu.tensor(x.dtype(), if self.slots { &shape[..1] } else { &shape[..] })?;
+        let [x, rows] = roles(inputs).map(mandatory);
+        if !self.slots {
+            let [y, _] = dispatch_rows(gpu, [&x, &rows], None, self.received, self.top_k)?;
+            return Ok(vec![y]);
+        }
+        let y = gpu.tensor(x.dtype(), &[self.received])?;
         let defines = [("BYTES", x.dtype().size() as u64)];
-        let kernel = gpu.kernel(DISPATCH, "dispatch", &defines, 0)?;
-        let args = [
-            Arg::Tensor(&x),
-            Arg::Tensor(&rows),
-            Arg::Tensor(&y),
-            Arg::U64(y.len() as u64),
-            Arg::U32(columns as u32),
-            Arg::U32(per as u32),
-            Arg::U32(rows.len() as u32),
-        ];
-        gpu.launch(&kernel, &LaunchConfig::elements(y.len()), &args)?;
+        let kernel = gpu.kernel(DISPATCH, "dispatch_slots", &defines, 0)?;
+        let mut args = [&x, &rows, &y].map(Arg::Tensor).to_vec();
+        args.extend([self.received, rows.len()].map(|n| Arg::U32(n as u32)));
+        gpu.launch(&kernel, &LaunchConfig::elements(self.received), &args)?;
         Ok(vec![y])
     }
+}
+
+/// Threads of a CTA that moves a token's row.
+const MOVING_THREADS: usize = 256;
+
+/// The largest pieces in which rows of `x` can be moved, in bytes.
+fn piece_bytes(x: &DeviceTensor, row_bytes: usize) -> usize {
+    let fits = |piece: &usize| row_bytes.is_multiple_of(*piece) && x.is_aligned(*piece);
+    [16, 4, 2].into_iter().find(fits).unwrap_or(1)
+}
+
+/// The rows of `x`, and of its scales where it has some, of the tokens of the first `received`
+/// slots in `rows`; no row of scales without.
+fn dispatch_rows(
+    gpu: &Gpu,
+    [x, rows]: [&DeviceTensor; 2],
+    scale: Option<&DeviceTensor>,
+    received: usize,
+    per: usize,
+) -> Result<[DeviceTensor; 2], GpuError> {
+    let (tokens, columns) = x.rows_columns();
+    let y = gpu.tensor(x.dtype(), &[received, columns])?;
+    let scales = scale.map_or(0, |scale| scale.shape()[1]);
+    let to_scale = gpu.tensor(DType::F32, &[received, scales])?;
+    let row_bytes = columns * x.dtype().size();
+    let piece = piece_bytes(x, row_bytes);
+    let defines = [("BYTES", piece as u64)];
+    let last = gpu.zeros(DType::U32, &[tokens])?;
+    let before = gpu.tensor(DType::U32, &[received])?;
+    let link = gpu.kernel(DISPATCH, "link_rows", &defines, 0)?;
+    let mut args = [rows, &last, &before].map(Arg::Tensor).to_vec();
+    args.extend([received, per, rows.len()].map(|n| Arg::U32(n as u32)));
+    gpu.launch(&link, &LaunchConfig::elements(received), &args)?;
+    let kernel = gpu.kernel(DISPATCH, "dispatch_rows", &defines, 0)?;
+    let pieces = row_bytes / piece;
+    let mut args = vec![Arg::Tensor(x), Arg::OptionalTensor(scale)];
+    args.extend([&last, &before, &y, &to_scale].map(Arg::Tensor));
+    args.extend([pieces, scales].map(|n| Arg::U32(n as u32)));
+    let threads = pieces.max(scales).next_multiple_of(32).clamp(32, MOVING_THREADS);
+    gpu.launch(&kernel, &LaunchConfig::new(tokens, threads as u32), &args)?;
+    Ok([y, to_scale])
 }
 
 impl Kernel for DispatchCodes {
@@ -110,20 +145,8 @@ impl Kernel for DispatchCodes {
         gpu: &Gpu,
         inputs: Vec<Option<DeviceTensor>>,
     ) -> Result<Vec<DeviceTensor>, GpuError> {
-        let [q, scale, rows] = roles(inputs);
-        let (q, scale, rows) = (mandatory(q), mandatory(scale), mandatory(rows));
-        let received = self.received;
-        let to_q = gpu.tensor(q.dtype(), &[received, q.shape()[1]])?;
-        let to_scale = gpu.tensor(scale.dtype(), &[received, scale.shape()[1]])?;
-        let row_bytes = q.shape()[1] * q.dtype().size();
-        let words = row_bytes.is_multiple_of(4);
-        let kernel = gpu.kernel(DISPATCH, "dispatch_codes", &[("WORDS", u64::from(words))], 0)?;
-        let mut args = [&q, &scale, &rows, &to_q, &to_scale].map(Arg::Tensor).to_vec();
-        let codes = if words { row_bytes / 4 } else { row_bytes };
-        let numbers = [received, codes, scale.shape()[1], self.top_k, rows.len()];
-        args.extend(numbers.map(|n| Arg::U32(n as u32)));
-        gpu.launch(&kernel, &warps(received), &args)?;
-        Ok(vec![to_q, to_scale])
+        let [q, scale, rows] = roles(inputs).map(mandatory);
+        dispatch_rows(gpu, [&q, &rows], Some(&scale), self.received, self.top_k).map(Vec::from)
     }
 }
 

@@ -32,6 +32,8 @@ const THREADS: u32 = 256;
 /// The longest tile of `transpose_quantize`'s own kernel, and the columns that a CTA of it takes.
 const DEPTH: usize = 128;
 const SIDE: usize = 32;
+/// CTAs an SM of it that keep the GPU busy.
+const BUSY_CTAS: usize = 4;
 
 /// An extent above every dimension.
 const WHOLE: u32 = 1 << 30;
@@ -295,15 +297,20 @@ impl Kernel for TransposeQuantize {
         let kernel = gpu.kernel(TRANSPOSED, "transpose_quantize", &defines, 0)?;
         let bounds = gpu.constants(&bounds)?;
         let mut args = x.args().to_vec();
+        // As many columns a CTA as keep the GPU busy, the same to every CTA.
+        let sides = columns.div_ceil(SIDE);
+        let busy = BUSY_CTAS * gpu.description().sm_count as usize;
+        let span = (sides * tiles / busy).clamp(1, sides.max(1));
         args.extend([
             Arg::Tensor(&q),
             Arg::Tensor(&scale),
             Arg::Tensor(&bounds),
             Arg::U32(taken as u32),
             Arg::U32(tiles as u32),
+            Arg::U32(span as u32),
             Arg::F32(config.amax_floor),
         ]);
-        let ctas = columns.div_ceil(SIDE) * tiles;
+        let ctas = sides.div_ceil(span) * tiles;
         gpu.launch(&kernel, &LaunchConfig::new(ctas, THREADS), &args)?;
         Ok(vec![q, scale])
     }

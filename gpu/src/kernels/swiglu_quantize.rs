@@ -1,4 +1,7 @@
 //! SwiGLU and its gradient with the casts around them, by `gpu/kernels/norm/swiglu_quantize.cu`.
+//!
+//! The gradient's rows lie in shared memory; where two are too long for that, the ops that it
+//! stands for are launched one after the other.
 
 use fathom_reference::op::codes::{stored_as, stored_columns};
 use fathom_reference::ops::dequantize::Dequantize;
@@ -8,7 +11,7 @@ use fathom_trace::{DType, TensorMeta};
 
 use super::attention::SHARED_LIMIT;
 use super::quant::{Kept, format_code, scale_code};
-use super::{Kernel, is_bf16, mandatory, require, roles};
+use super::{Kernel, is_bf16, mandatory, roles};
 use crate::compile::{Source, source};
 use crate::device::{Gpu, GpuError};
 use crate::launch::{Arg, LaunchConfig};
@@ -64,6 +67,26 @@ fn codes(
     Ok([q, gpu.tensor(DType::F32, &[rows, columns.div_ceil(cast.tile)])?])
 }
 
+/// The ops that the fused gradient stands for, one after the other.
+fn apart(
+    op: &SwigluBackwardQuantize,
+    gpu: &Gpu,
+    [dy, x, x_scale, weight]: [Option<DeviceTensor>; 4],
+) -> Result<Vec<DeviceTensor>, GpuError> {
+    let x = match &op.kept {
+        None => x,
+        Some(kept) => kept.launch(gpu, vec![x, x_scale])?.pop(),
+    };
+    let [dx, dweight] = outputs(op.swiglu.launch(gpu, vec![dy, x, weight])?);
+    let [q, scale] = outputs(op.cast.launch(gpu, vec![Some(dx.clone())])?);
+    Ok(vec![dx, q, scale, dweight])
+}
+
+/// What a launch gives, one an output.
+fn outputs<const N: usize>(outputs: Vec<DeviceTensor>) -> [DeviceTensor; N] {
+    outputs.try_into().expect("one entry an output")
+}
+
 /// Bytes of shared memory in which the backward keeps its rows.
 fn shared_bytes(columns: usize, out: DType, weighted: bool) -> usize {
     ROWS * columns * (2 * out.size() + if weighted { 4 } else { 0 })
@@ -107,9 +130,7 @@ impl Kernel for SwigluQuantize {
 
 impl Kernel for SwigluBackwardQuantize {
     fn covers(&self, inputs: &[Option<TensorMeta>]) -> Result<(), String> {
-        let [Some(dy), _, _, weight] = inputs else { unreachable!("mandatory") };
-        let shared = shared_bytes(dy.shape[1], self.swiglu.out, weight.is_some());
-        require(&[(shared <= SHARED_LIMIT, "two rows of dx in 227 KiB of shared memory")])?;
+        let [Some(dy), ..] = inputs else { unreachable!("mandatory") };
         self.cast.covers(&[Some(TensorMeta { dtype: self.swiglu.out, ..dy.clone() })])
     }
 
@@ -119,6 +140,11 @@ impl Kernel for SwigluBackwardQuantize {
         inputs: Vec<Option<DeviceTensor>>,
     ) -> Result<Vec<DeviceTensor>, GpuError> {
         let [dy, x, x_scale, weight] = roles(inputs);
+        let columns = dy.as_ref().map_or(0, |dy| dy.shape()[1]);
+        let shared_bytes = shared_bytes(columns, self.swiglu.out, weight.is_some());
+        if shared_bytes > SHARED_LIMIT {
+            return apart(self, gpu, [dy, x, x_scale, weight]);
+        }
         let (dy, x) = (mandatory(dy), mandatory(x));
         let x = input(&x, x_scale.as_ref(), self.kept.as_ref());
         let (rows, columns) = dy.rows_columns();
@@ -140,7 +166,7 @@ impl Kernel for SwigluBackwardQuantize {
             Arg::U32(columns as u32),
             Arg::F32(self.cast.amax_floor),
         ]);
-        let shared_bytes = shared_bytes(columns, self.swiglu.out, weight.is_some()) as u32;
+        let shared_bytes = shared_bytes as u32;
         let warps = (ROWS * columns).div_ceil(WARP_COLUMNS).clamp(1, 8) as u32;
         let config = LaunchConfig::new(rows.div_ceil(ROWS), 32 * warps);
         gpu.launch(&kernel, &LaunchConfig { shared_bytes, ..config }, &args)?;

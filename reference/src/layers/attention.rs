@@ -7,8 +7,8 @@
 use crate::backend::{Backend, Result};
 use crate::layers::linear::NormKept;
 use crate::layers::operand::Operand;
+use crate::layers::residual::{Residual, ResidualGradient};
 use crate::layers::{Cx, Linear, Norm};
-use crate::ops::add::Add;
 use crate::ops::attention::{Attention, AttentionBackward, Heads};
 use crate::ops::concat_columns::ConcatColumns;
 use crate::ops::mla_kv::{MlaKv, MlaKvBackward};
@@ -90,7 +90,8 @@ struct AttentionGrads<B: Backend> {
 }
 
 impl AttentionLayer {
-    /// `x` plus the attention's output; with what the backward needs.
+    /// `x` plus the attention's output, added up or left to the norm behind; with what the backward
+    /// needs.
     ///
     /// # Errors
     /// Those of the backend.
@@ -98,7 +99,7 @@ impl AttentionLayer {
         &self,
         cx: &Cx<'_, B>,
         x: &B::Buffer,
-    ) -> Result<(B::Buffer, AttentionKept<B>)> {
+    ) -> Result<(Residual<B>, AttentionKept<B>)> {
         let (n, norm) = self.norm.operand(cx, x, self.qkv_a.weight)?;
         let latent = self.qkv_a.fprop(cx, &n)?;
         let mut kept_q = (None, None);
@@ -108,7 +109,7 @@ impl AttentionLayer {
         let [o, lse] = cx.backend.attention(&self.attention(cx), &q, &k, &v)?;
         let y = cx.reduce_tp(self.o.fprop(cx, &cx.operand(&o, self.o.weight)?)?)?;
         let o = cx.keep_attention_output(&o)?;
-        let h = cx.backend.add(&Add { out: cx.activation() }, x, &y, None)?;
+        let h = Residual::new(cx, x, y)?;
         let recipe = cx.recipe;
         let keep = |x: Option<Operand<B>>| if recipe.recompute_norms { None } else { x };
         let kept = AttentionKept {
@@ -211,10 +212,13 @@ impl AttentionLayer {
         &self,
         cx: &Cx<'_, B>,
         kept: &mut AttentionKept<B>,
-        dh: B::Buffer,
+        ResidualGradient { dh, operand }: ResidualGradient<B>,
     ) -> Result<B::Buffer> {
         let (rows, backend) = (cx.rows, cx.backend);
-        let d_o = self.o.dgrad(cx, &dh)?;
+        let d_o = match operand {
+            Some(dh) => self.o.dgrad_of(cx, &dh)?,
+            None => self.o.dgrad(cx, &dh)?,
+        };
         let [q, k, v] = match kept.qkv.take() {
             Some(qkv) => qkv,
             None => {

@@ -7,13 +7,17 @@ use crate::backend::{Backend, Result};
 use crate::layers::Cx;
 use crate::layers::delayed::{CastSite, Side};
 use crate::layers::operand::{Codes, Operand, Weight};
+use crate::layers::residual::{Residual, ResidualGradient};
 use crate::model::params::ParamId;
+use crate::ops::add::Add;
+use crate::ops::add_rms_norm::{AddRmsNorm, AddRmsNormQuantize};
 use crate::ops::gemm::{Gemm, Layout};
 use crate::ops::gemm_fp8::GemmFp8;
 use crate::ops::grouped_gemm::GroupedGemm;
 use crate::ops::grouped_gemm_fp8::GroupedGemmFp8;
 use crate::ops::quantize_tile::QuantizeTile;
 use crate::ops::rms_norm::{RmsNorm, RmsNormBackward, RmsNormWgrad};
+use crate::ops::rms_norm_backward_quantize::RmsNormBackwardQuantize;
 use crate::ops::rms_norm_quantize::RmsNormQuantize;
 use crate::ops::wgrad_fp8::WgradFp8;
 
@@ -264,6 +268,21 @@ impl Norm {
         Ok((y, NormKept { x: x.clone(), rstd, dy: None }))
     }
 
+    /// The same of a residual, which is added up first where it is not yet.
+    pub(super) fn of_residual<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        residual: &Residual<B>,
+    ) -> Result<(B::Buffer, NormKept<B>)> {
+        let (a, b) = match residual {
+            Residual::Sum(x) => return self.fprop(cx, x),
+            Residual::Terms(a, b) => (a, b),
+        };
+        let op = AddRmsNorm { add: Add { out: cx.activation() }, norm: self.op(cx) };
+        let [h, y, rstd] = cx.backend.add_rms_norm(&op, a, b, None, cx.master(self.weight))?;
+        Ok((y, NormKept { x: h, rstd, dy: None }))
+    }
+
     fn op<B: Backend>(&self, cx: &Cx<'_, B>) -> RmsNorm {
         let Norm { eps, offset, width, .. } = *self;
         RmsNorm { eps, offset, width, out: cx.activation() }
@@ -284,22 +303,35 @@ impl Norm {
             let (y, kept) = self.fprop(cx, x)?;
             return Ok((cx.operand(&y, reader)?, kept));
         };
-        let Normed { operand, kept, .. } = self.fused(cx, x, &cast, false)?;
+        let x = Residual::Sum(x.clone());
+        let Normed { operand, kept, .. } = self.fused(cx, &x, &cast, false)?;
         Ok((operand, kept))
     }
 
-    /// Norm and cast as one op; the normalised columns too where `keep` says so.
+    /// Norm and cast as one op, with the sum before them where the residual is not added up yet;
+    /// the normalised columns too where `keep` says so.
     pub(super) fn fused<B: Backend>(
         &self,
         cx: &Cx<'_, B>,
-        x: &B::Buffer,
+        residual: &Residual<B>,
         cast: &QuantizeTile,
         keep: bool,
     ) -> Result<Normed<B>> {
-        let op = RmsNormQuantize { norm: self.op(cx), cast: cast.clone(), keep };
-        let [y, q, scale, rstd] = cx.backend.rms_norm_quantize(&op, x, cx.master(self.weight))?;
+        let (norm, weight) = (self.op(cx), cx.master(self.weight));
+        let [h, y, q, scale, rstd] = match residual {
+            Residual::Sum(x) => {
+                let op = RmsNormQuantize { norm, cast: cast.clone(), keep };
+                let [y, q, scale, rstd] = cx.backend.rms_norm_quantize(&op, x, weight)?;
+                [x.clone(), y, q, scale, rstd]
+            }
+            Residual::Terms(a, b) => {
+                let add = Add { out: cx.activation() };
+                let op = AddRmsNormQuantize { add, norm, cast: cast.clone(), keep };
+                cx.backend.add_rms_norm_quantize(&op, a, b, None, weight)?
+            }
+        };
         let operand = Operand::of_cast(cast, self.width, [q, scale]);
-        let kept = NormKept { x: x.clone(), rstd, dy: None };
+        let kept = NormKept { x: h, rstd, dy: None };
         Ok(Normed { y: keep.then_some(y), operand, kept })
     }
 
@@ -320,6 +352,29 @@ impl Norm {
         let dx = cx.backend.rms_norm_backward(&op, &dy, &kept.x, weight, &kept.rstd, residual)?;
         kept.dy = Some(dy);
         Ok(dx)
+    }
+
+    /// The same as the attention before it takes it: cast on its way out where ops are fused.
+    pub(super) fn dgrad_of_residual<B: Backend>(
+        &self,
+        cx: &Cx<'_, B>,
+        kept: &mut NormKept<B>,
+        dy: B::Buffer,
+        residual: &B::Buffer,
+    ) -> Result<ResidualGradient<B>> {
+        let Some(cast) = cx.fused_cast(Side::Gradient, cx.recipe.fp8.scale) else {
+            let dh = self.dgrad(cx, kept, dy, Some(residual))?;
+            return Ok(ResidualGradient { dh, operand: None });
+        };
+        let Norm { offset, width, .. } = *self;
+        let norm = RmsNormBackward { offset, width, out: cx.activation() };
+        let op = RmsNormBackwardQuantize { norm, cast };
+        let (x, weight, rstd) = (&kept.x, cx.master(self.weight), &kept.rstd);
+        let [dh, q, scale] =
+            cx.backend.rms_norm_backward_quantize(&op, &dy, x, weight, rstd, Some(residual))?;
+        kept.dy = Some(dy);
+        let operand = Operand::of_cast(&op.cast, width, [q, scale]);
+        Ok(ResidualGradient { dh, operand: Some(operand) })
     }
 
     /// Adds to the weight's gradient.

@@ -9,6 +9,7 @@ use crate::layers::feed_forward::{FeedForward, FeedForwardKept};
 use crate::layers::linear::{NormKept, Normed};
 use crate::layers::moe::{MoeKept, MoeLayer};
 use crate::layers::operand::Operand;
+use crate::layers::residual::{Residual, ResidualGradient};
 use crate::layers::{Cx, Norm};
 use crate::ops::add::Add;
 
@@ -70,13 +71,13 @@ const GATE_READS: &str = "the gate reads the normalised rows as they are";
 impl MlpLayer {
     /// The normalised rows, where an op reads them as they are; the same as the products read them,
     /// cast once for routed and shared experts; what the norm's backward needs.
-    fn normed<B: Backend>(&self, cx: &Cx<'_, B>, h: &B::Buffer) -> Result<Normed<B>> {
+    fn normed<B: Backend>(&self, cx: &Cx<'_, B>, h: &Residual<B>) -> Result<Normed<B>> {
         let routed = self.moe.is_some();
         let scale = if routed { cx.recipe.dispatch_scale } else { cx.recipe.fp8.scale };
         if let Some(cast) = cx.fused_cast(Side::Activation, scale) {
             return self.norm.fused(cx, h, &cast, routed);
         }
-        let (n, kept) = self.norm.fprop(cx, h)?;
+        let (n, kept) = self.norm.of_residual(cx, h)?;
         let operand = match (&self.moe, &self.dense) {
             (Some(moe), _) => cx.dispatch_operand(&n, moe.gate_up.weight)?,
             (None, Some(dense)) => cx.operand(&n, dense.gate_up.weight)?,
@@ -85,14 +86,15 @@ impl MlpLayer {
         Ok(Normed { y: Some(n), operand, kept })
     }
 
-    /// Dispatch: norm, router, rows to their experts.
+    /// Dispatch: norm, router, rows to their experts; before them the sum of the residual `h`
+    /// where attention left it to the norm.
     ///
     /// # Errors
     /// Those of the backend.
     pub fn dispatch<B: Backend>(
         &self,
         cx: &Cx<'_, B>,
-        h: &B::Buffer,
+        h: &Residual<B>,
     ) -> Result<(Dispatched<B>, MlpKept<B>)> {
         let Normed { y: n, operand, kept: norm } = self.normed(cx, h)?;
         let dispatch = |moe: &MoeLayer| moe.dispatch(cx, n.as_ref().expect(GATE_READS), &operand);
@@ -135,18 +137,17 @@ impl MlpLayer {
     }
 
     /// Combine: rows back to their tokens, summed, plus the dense part or shared expert and the
-    /// residual `h`.
+    /// residual, which the norm's backward keeps.
     ///
     /// # Errors
     /// Those of the backend.
     pub fn combine<B: Backend>(
         &self,
         cx: &Cx<'_, B>,
-        h: &B::Buffer,
         output: MlpOutput<B>,
         kept: &MlpKept<B>,
     ) -> Result<B::Buffer> {
-        let add = Add { out: cx.activation() };
+        let (add, h) = (Add { out: cx.activation() }, &kept.norm.x);
         let routed = match (&self.moe, &kept.moe, output.routed) {
             (Some(moe), Some(kept), Some(y)) => Some(moe.combine(cx, &kept.plan, &y)?),
             _ => None,
@@ -209,7 +210,7 @@ impl MlpLayer {
         Ok(gradients)
     }
 
-    /// Input-backward of dispatch: the gradient of `h`, with the residual's `dy`.
+    /// Input-backward of dispatch: the gradient of the residual, with that of the output, `dy`.
     ///
     /// # Errors
     /// Those of the backend.
@@ -219,7 +220,7 @@ impl MlpLayer {
         kept: &mut MlpKept<B>,
         dy: &B::Buffer,
         gradient: MlpGradient<B>,
-    ) -> Result<B::Buffer> {
+    ) -> Result<ResidualGradient<B>> {
         let add = Add { out: cx.activation() };
         let dn = match (&self.moe, &mut kept.moe, gradient.routed) {
             (Some(moe), Some(kept), Some(dx)) => {
@@ -228,7 +229,7 @@ impl MlpLayer {
             }
             _ => gradient.dense.expect("a layer has a dense part or experts"),
         };
-        self.norm.dgrad(cx, &mut kept.norm, dn, Some(dy))
+        self.norm.dgrad_of_residual(cx, &mut kept.norm, dn, dy)
     }
 
     /// Weight-backward of mlp and dispatch.
@@ -239,14 +240,14 @@ impl MlpLayer {
     /// # Panics
     /// Before the input-backward.
     pub fn backward_weight<B: Backend>(&self, cx: &Cx<'_, B>, kept: MlpKept<B>) -> Result<()> {
-        let x = &kept.norm.x;
+        let x = Residual::Sum(kept.norm.x.clone());
         let (n, operand) = match (kept.n_operand, &self.dense) {
             (Some(operand), _) => (kept.n, Some(operand)),
             (None, Some(_)) => {
-                let normed = self.normed(cx, x)?;
+                let normed = self.normed(cx, &x)?;
                 (normed.y, Some(normed.operand))
             }
-            (None, None) => (Some(self.norm.fprop(cx, x)?.0), None),
+            (None, None) => (Some(self.norm.fprop(cx, &kept.norm.x)?.0), None),
         };
         if let (Some(dense), Some(kept), Some(operand)) = (&self.dense, kept.dense, &operand) {
             dense.backward_weight(cx, kept, operand)?;

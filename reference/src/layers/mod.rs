@@ -14,6 +14,7 @@ pub mod linear;
 pub mod mlp;
 pub mod moe;
 pub mod operand;
+pub mod residual;
 pub mod rope;
 pub mod union;
 

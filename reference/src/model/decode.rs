@@ -15,9 +15,9 @@ use super::{Join, Model, MtpModule};
 use crate::backend::{Backend, Result};
 use crate::layers::attention::{AttentionLayer, KeyValue};
 use crate::layers::context::Rows;
+use crate::layers::residual::Residual;
 use crate::layers::{Cx, Weights, rope};
 use crate::model::layer::Layer;
-use crate::ops::add::Add;
 use crate::ops::attention_cached::AttentionCached;
 use crate::ops::attention_latent::AttentionLatent;
 use crate::ops::concat_columns::ConcatColumns;
@@ -187,7 +187,7 @@ fn decode_layer<B: Backend>(
     let (dispatched, mut kept) = layer.dispatch_f(cx, &h)?;
     let (cxs, inputs) = (from_ref(cx), from_ref(&dispatched));
     let output = layer.mlp_f(cxs, inputs, from_mut(&mut kept))?.remove(0);
-    layer.combine_f(cx, &h, output, &kept)
+    layer.combine_f(cx, output, &kept)
 }
 
 fn decode_attention<B: Backend>(
@@ -195,7 +195,7 @@ fn decode_attention<B: Backend>(
     layer: &Layer,
     cache: &mut Option<B::Buffer>,
     x: &B::Buffer,
-) -> Result<B::Buffer> {
+) -> Result<Residual<B>> {
     let (attention, backend) = (&layer.attention, cx.backend);
     let n = attention.norm.operand(cx, x, attention.qkv_a.weight)?.0;
     let latent = attention.qkv_a.fprop(cx, &n)?;
@@ -222,7 +222,7 @@ fn decode_attention<B: Backend>(
     };
     *cache = Some(all);
     let y = attention.o.fprop(cx, &cx.operand(&o, attention.o.weight)?)?;
-    backend.add(&Add { out: cx.activation() }, x, &y, None)
+    Residual::new(cx, x, y)
 }
 
 /// What new tokens leave in the cache.

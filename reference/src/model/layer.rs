@@ -9,6 +9,7 @@ use crate::layers::Cx;
 use crate::layers::attention::{AttentionKept, AttentionLayer};
 use crate::layers::mlp::{Dispatched, MlpGradient, MlpKept, MlpLayer, MlpOutput};
 use crate::layers::operand::Operand;
+use crate::layers::residual::{Residual, ResidualGradient};
 
 /// What micro-batches side by side give: a buffer of each, and what each keeps.
 type SideBySide<B, Kept> = (Vec<<B as Backend>::Buffer>, Vec<Kept>);
@@ -40,7 +41,8 @@ impl Layer {
         cx.at(Some(self.index), component, phase);
     }
 
-    /// F of attention: `h = x + attention(norm(x))`, with what its backward needs.
+    /// F of attention: `h = x + attention(norm(x))`, the sum or its terms, with what its backward
+    /// needs.
     ///
     /// # Errors
     /// Those of the backend, here and below.
@@ -48,7 +50,7 @@ impl Layer {
         &self,
         cx: &Cx<'_, B>,
         x: &B::Buffer,
-    ) -> Result<(B::Buffer, AttentionKept<B>)> {
+    ) -> Result<(Residual<B>, AttentionKept<B>)> {
         self.at(cx, Component::Attention, Phase::F);
         self.attention.forward(cx, x)
     }
@@ -60,7 +62,7 @@ impl Layer {
     pub fn dispatch_f<B: Backend>(
         &self,
         cx: &Cx<'_, B>,
-        h: &B::Buffer,
+        h: &Residual<B>,
     ) -> Result<(Dispatched<B>, MlpKept<B>)> {
         self.at(cx, Component::Dispatch, Phase::F);
         self.mlp.dispatch(cx, h)
@@ -81,20 +83,19 @@ impl Layer {
         self.mlp.mlp(cxs, inputs, kept)
     }
 
-    /// F of combine: brings the experts' rows back and gives the layer's output, the sum of `h`,
-    /// the routed and the dense part.
+    /// F of combine: brings the experts' rows back and gives the layer's output, the sum of the `h`
+    /// that dispatch kept, the routed and the dense part.
     ///
     /// # Errors
     /// As [`Layer::attention_f`].
     pub fn combine_f<B: Backend>(
         &self,
         cx: &Cx<'_, B>,
-        h: &B::Buffer,
         output: MlpOutput<B>,
         kept: &MlpKept<B>,
     ) -> Result<B::Buffer> {
         self.at(cx, Component::Combine, Phase::F);
-        self.mlp.combine(cx, h, output, kept)
+        self.mlp.combine(cx, output, kept)
     }
 
     /// B of combine: brings the gradient `dy` of the layer's output to the experts' rows, in the
@@ -138,7 +139,7 @@ impl Layer {
         kept: &mut MlpKept<B>,
         dy: &B::Buffer,
         gradient: MlpGradient<B>,
-    ) -> Result<B::Buffer> {
+    ) -> Result<ResidualGradient<B>> {
         self.at(cx, Component::Dispatch, Phase::B);
         self.mlp.dispatch_backward_input(cx, kept, dy, gradient)
     }
@@ -151,7 +152,7 @@ impl Layer {
         &self,
         cx: &Cx<'_, B>,
         kept: &mut AttentionKept<B>,
-        dh: B::Buffer,
+        dh: ResidualGradient<B>,
     ) -> Result<B::Buffer> {
         self.at(cx, Component::Attention, Phase::B);
         self.attention.backward_input(cx, kept, dh)
@@ -180,7 +181,7 @@ impl Layer {
         &self,
         cxs: &[Cx<'_, B>],
         xs: Vec<B::Buffer>,
-    ) -> Result<SideBySide<B, AttentionKept<B>>> {
+    ) -> Result<(Vec<Residual<B>>, Vec<AttentionKept<B>>)> {
         let parts = cxs.iter().zip(xs).map(|(cx, x)| self.attention_f(cx, &x));
         Ok(parts.collect::<Result<Vec<_>>>()?.into_iter().unzip())
     }
@@ -190,9 +191,9 @@ impl Layer {
     pub(super) fn dispatches_f<B: Backend>(
         &self,
         cxs: &[Cx<'_, B>],
-        hs: &[B::Buffer],
+        hs: Vec<Residual<B>>,
     ) -> Result<(Vec<Dispatched<B>>, Vec<MlpKept<B>>)> {
-        let parts = cxs.iter().zip(hs).map(|(cx, h)| self.dispatch_f(cx, h));
+        let parts = cxs.iter().zip(hs).map(|(cx, h)| self.dispatch_f(cx, &h));
         Ok(parts.collect::<Result<Vec<_>>>()?.into_iter().unzip())
     }
 
@@ -200,12 +201,11 @@ impl Layer {
     pub(super) fn combines_f<B: Backend>(
         &self,
         cxs: &[Cx<'_, B>],
-        hs: &[B::Buffer],
         outputs: Vec<MlpOutput<B>>,
         kept: &[MlpKept<B>],
     ) -> Result<Vec<B::Buffer>> {
-        let parts = cxs.iter().zip(hs).zip(outputs).zip(kept);
-        parts.map(|(((cx, h), output), kept)| self.combine_f(cx, h, output, kept)).collect()
+        let parts = cxs.iter().zip(outputs).zip(kept);
+        parts.map(|((cx, output), kept)| self.combine_f(cx, output, kept)).collect()
     }
 
     /// B of combine on micro-batches side by side.
@@ -226,7 +226,7 @@ impl Layer {
         kept: &mut [MlpKept<B>],
         dys: Vec<B::Buffer>,
         gradients: Vec<MlpGradient<B>>,
-    ) -> Result<Vec<B::Buffer>> {
+    ) -> Result<Vec<ResidualGradient<B>>> {
         let parts = cxs.iter().zip(kept).zip(dys).zip(gradients);
         let part = |(((cx, kept), dy), gradient): (((&Cx<'_, B>, _), B::Buffer), _)| {
             self.dispatch_b(cx, kept, &dy, gradient)
@@ -239,7 +239,7 @@ impl Layer {
         &self,
         cxs: &[Cx<'_, B>],
         kept: &mut [AttentionKept<B>],
-        dhs: Vec<B::Buffer>,
+        dhs: Vec<ResidualGradient<B>>,
     ) -> Result<Vec<B::Buffer>> {
         let parts = cxs.iter().zip(kept).zip(dhs);
         parts.map(|((cx, kept), dh)| self.attention_b(cx, kept, dh)).collect()
@@ -274,10 +274,10 @@ impl Layer {
         xs: Vec<B::Buffer>,
     ) -> Result<SideBySide<B, LayerKept<B>>> {
         let (hs, attention) = self.attentions_f(cxs, xs)?;
-        let (dispatched, mut mlp) = self.dispatches_f(cxs, &hs)?;
+        let (dispatched, mut mlp) = self.dispatches_f(cxs, hs)?;
         let outputs = self.mlp_f(cxs, &dispatched, &mut mlp)?;
         drop(dispatched);
-        let ys = self.combines_f(cxs, &hs, outputs, &mlp)?;
+        let ys = self.combines_f(cxs, outputs, &mlp)?;
         Ok((ys, LayerKept::join(attention, mlp)))
     }
 

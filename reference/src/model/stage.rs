@@ -284,13 +284,13 @@ impl Model {
                     let rows = b.combines_b(&cxs_b, &mlp_b, &dxs)?;
                     let (hs, attention) = f.attentions_f(&cxs, xs)?;
                     let gradients = b.mlp_b(&cxs_b, &mut mlp_b, &dxs, rows)?;
-                    let (dispatched, mut mlp) = f.dispatches_f(&cxs, &hs)?;
+                    let (dispatched, mut mlp) = f.dispatches_f(&cxs, hs)?;
                     let dhs = b.dispatches_b(&cxs_b, &mut mlp_b, dxs, gradients)?;
                     b.mlps_w(&cxs_b, mlp_b)?;
                     let outputs = f.mlp_f(&cxs, &dispatched, &mut mlp)?;
                     dxs = b.attentions_b(&cxs_b, &mut attention_b, dhs)?;
                     b.attentions_w(&cxs_b, attention_b)?;
-                    xs = f.combines_f(&cxs, &hs, outputs, &mlp)?;
+                    xs = f.combines_f(&cxs, outputs, &mlp)?;
                     layers.push(LayerKept::join(attention, mlp));
                 }
                 (Some(f), None) => {

@@ -168,7 +168,7 @@ pub fn values(x: &Tensor, scale: Option<&Tensor>, columns: usize, block: Block) 
             words: x.to_array::<u32>().into_dimensionality().expect("rank 2"),
             scales: matrix(scale),
             k: columns,
-            tile: extent(block).k,
+            block: extent(block),
         }
         .dequantize(),
         (dtype, Some(scale)) => quant::dequantize(&Quantized {

@@ -20,6 +20,12 @@ macro_rules! for_each_op {
         $with! {
             adamw(adamw::AdamW; w: owned, m: owned, v: owned, grad: shared, factor: shared) -> 3;
             add(add::Add; a: shared, b: shared, c: optional) -> 1;
+            add_rms_norm(
+                add_rms_norm::AddRmsNorm; a: shared, b: shared, c: optional, weight: shared
+            ) -> 3;
+            add_rms_norm_quantize(
+                add_rms_norm::AddRmsNormQuantize; a: shared, b: shared, c: optional, weight: shared
+            ) -> 5;
             all_gather(collective::AllGather; x: shared) -> 1;
             all_reduce(collective::AllReduce; x: shared) -> 1;
             attention(attention::Attention; q: shared, k: shared, v: shared) -> 2;
@@ -84,6 +90,10 @@ macro_rules! for_each_op {
                 rms_norm::RmsNormBackward; dy: shared, x: shared, weight: shared, rstd: shared,
                 residual: optional
             ) -> 1;
+            rms_norm_backward_quantize(
+                rms_norm_backward_quantize::RmsNormBackwardQuantize; dy: shared, x: shared,
+                weight: shared, rstd: shared, residual: optional
+            ) -> 3;
             rms_norm_quantize(rms_norm_quantize::RmsNormQuantize; x: shared, weight: shared) -> 4;
             rms_norm_wgrad(
                 rms_norm::RmsNormWgrad; dy: shared, x: shared, rstd: shared, acc: owned

@@ -57,3 +57,35 @@ impl Op for Dequantize {
         Ok(vec![f32::store(x, &shape, self.out)])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Backend, Reference};
+
+    /// Packed codes with scales for blocks of several rows, as those of one byte: what each row
+    /// gives with the scales of its own blocks.
+    #[test]
+    fn packed_codes_have_scales_of_any_block() {
+        let (rows, columns) = (5, 11);
+        let words: Vec<u32> = (0..rows * 6).map(|i| (i as u32).wrapping_mul(0x9E37_79B1)).collect();
+        let q = Tensor::from_vec(&[rows, 6], words.clone());
+        for block in [[Some(2), Some(4)], [None, Some(8)], [Some(3), None], [None, None]] {
+            let [down, across] = crate::op::codes::scales(block, rows, columns);
+            let scales: Vec<f32> = (1..=down * across).map(|i| i as f32 * 0.75).collect();
+            let scale = Tensor::from_vec(&[down, across], scales.clone());
+            let op = Dequantize { columns, block, out: DType::F32 };
+            let found = Reference.dequantize(&op, &q, &scale).unwrap();
+            let height = block[0].unwrap_or(rows);
+            for row in 0..rows {
+                let own = &scales[row / height * across..][..across];
+                let scale = Tensor::from_vec(&[1, across], own.to_vec());
+                let q = Tensor::from_vec(&[1, 6], words[row * 6..][..6].to_vec());
+                let op = Dequantize { block: [Some(1), block[1]], ..op.clone() };
+                let expected = Reference.dequantize(&op, &q, &scale).unwrap();
+                let bytes = 4 * columns;
+                assert_eq!(found.bytes()[row * bytes..][..bytes], *expected.bytes(), "{block:?}");
+            }
+        }
+    }
+}

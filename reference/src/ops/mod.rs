@@ -8,6 +8,7 @@
 
 pub mod adamw;
 pub mod add;
+pub mod add_rms_norm;
 pub mod attention;
 pub mod attention_cached;
 pub mod attention_latent;
@@ -35,6 +36,7 @@ pub mod quantize_delayed;
 pub mod quantize_tile;
 pub mod quantize_weight;
 pub mod rms_norm;
+pub mod rms_norm_backward_quantize;
 pub mod rms_norm_quantize;
 pub mod rope;
 pub mod router;

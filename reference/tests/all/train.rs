@@ -110,15 +110,25 @@ fn fused_ops_change_no_bit() {
         };
         let (apart, asked) = run("recipe.fused=false");
         assert!(asked.is_disjoint(&FUSED.into()), "{set}: {asked:?}");
+        assert!(!asked.contains(SUMMED), "{set}: {asked:?}");
         let (fused, asked) = run("recipe.fused=true");
         assert_eq!(asked.is_superset(&FUSED.into()), expected, "{set}: {asked:?}");
+        assert_eq!(asked.contains(SUMMED), !expected, "{set}: {asked:?}");
         assert!(apart == fused, "{set}");
     }
 }
 
-/// The ops that do the work of several.
-const FUSED: [&str; 4] =
-    ["dispatch_codes", "rms_norm_quantize", "swiglu_backward_quantize", "swiglu_quantize"];
+/// The ops that do the work of several where casts are of one row's values.
+const FUSED: [&str; 6] = [
+    "add_rms_norm_quantize",
+    "dispatch_codes",
+    "rms_norm_backward_quantize",
+    "rms_norm_quantize",
+    "swiglu_backward_quantize",
+    "swiglu_quantize",
+];
+/// The one that there is where they are not.
+const SUMMED: &str = "add_rms_norm";
 
 #[test]
 fn shards_are_part_of_the_result_and_added_by_the_tree() {

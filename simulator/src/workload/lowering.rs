@@ -152,8 +152,16 @@ struct Layer<'a> {
 }
 
 /// Ops that every rank of a tensor-parallel group would do alike on the same rows.
-pub const ALIKE: [&str; 5] =
-    ["add", "rms_norm", "rms_norm_backward", "rms_norm_quantize", "rms_norm_wgrad"];
+pub const ALIKE: [&str; 8] = [
+    "add",
+    "add_rms_norm",
+    "add_rms_norm_quantize",
+    "rms_norm",
+    "rms_norm_backward",
+    "rms_norm_backward_quantize",
+    "rms_norm_quantize",
+    "rms_norm_wgrad",
+];
 /// The op that casts a weight gradient's operand, from kept codes too.
 pub const RETILING: &str = "transpose_quantize";
 /// The op that casts a product's operand where the row is at hand.

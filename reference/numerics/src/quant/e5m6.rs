@@ -15,12 +15,12 @@ use ndarray::{Array2, ArrayView2};
 pub struct QuantizedE5M6 {
     /// `[rows, ceil(k / 8) * 3]` words of packed codes.
     pub words: Array2<u32>,
-    /// FP32 scales, `[rows, ceil(k / tile)]`.
+    /// FP32 scales, one a block.
     pub scales: Array2<f32>,
     /// Elements of a row.
     pub k: usize,
-    /// Elements that share a scale.
-    pub tile: usize,
+    /// Elements that share a scale; what is cast here has tiles of one row.
+    pub block: ScaleBlock,
 }
 
 /// Quantises x`[rows, k]` to E5M6 with a scale for every 1 x `tile`. `config.format` is not looked
@@ -36,7 +36,7 @@ pub fn quantize_tile_e5m6<T: Source>(
     let block = ScaleBlock { rows: 1, k: tile };
     config.check_block(block)?;
     let cast = rows::quantize::<T, E5M6>(x, block, config);
-    Ok(QuantizedE5M6 { words: pack(cast.codes.view()), scales: cast.scales, k: x.ncols(), tile })
+    Ok(QuantizedE5M6 { words: pack(cast.codes.view()), scales: cast.scales, k: x.ncols(), block })
 }
 
 /// Packs codes `[rows, k]` row by row into words `[rows, ceil(k / 8) * 3]`.
@@ -68,8 +68,7 @@ impl QuantizedE5M6 {
     /// The values `q * scale` in FP32, NaN canonical.
     pub fn dequantize(&self) -> Array2<f32> {
         let values: Vec<f32> = (0..4096).map(|code| E5M6(code).to_f32()).collect();
-        let block = ScaleBlock { rows: 1, k: self.tile };
-        super::scaled(self.codes().view(), self.scales.view(), block, |code| {
+        super::scaled(self.codes().view(), self.scales.view(), self.block, |code| {
             values[usize::from(code.0 & 0xFFF)]
         })
     }
