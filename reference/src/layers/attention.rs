@@ -9,6 +9,7 @@ use crate::layers::linear::NormKept;
 use crate::layers::operand::Operand;
 use crate::layers::residual::{Residual, ResidualGradient};
 use crate::layers::{Cx, Linear, Norm};
+use crate::ops::add::Add;
 use crate::ops::attention::{Attention, AttentionBackward, Heads};
 use crate::ops::concat_columns::ConcatColumns;
 use crate::ops::mla_kv::{MlaKv, MlaKvBackward};
