@@ -1,8 +1,8 @@
 //! Drivers of lane-wise operations: read whole registers, compute 32 lanes, write under the mask.
 //!
-//! Each driver exists three times, compiled for AVX-512, for AVX2 and for any CPU; the machine picks
-//! once. The macros [`un`], [`bin`], [`tri`] and [`cmp`] turn an expression on scalars into a
-//! micro-operation, so that a table of instructions reads as a table of expressions.
+//! Each driver exists three times, compiled for AVX-512, for AVX2 and for any CPU; the machine
+//! picks once. The macros [`un`], [`bin`], [`tri`] and [`cmp`] turn an expression on scalars into
+//! a micro-operation, so that a table of instructions reads as a table of expressions.
 //!
 //! `unsafe` here is the call of functions compiled for CPU features that were detected.
 
@@ -47,9 +47,9 @@ impl Vectors {
     }
 }
 
-/// `for_vectors!(vectors, [generics](name: type, ...) -> type { body })` compiles the body for each of
-/// [`Vectors`] and calls the version for `vectors` with the variables of these names. What the body
-/// calls must be `inline(always)`, else it is compiled once.
+/// `for_vectors!(vectors, [generics](name: type, ...) -> type { body })` compiles the body for each
+/// of [`Vectors`] and calls the version for `vectors` with the variables of these names. What the
+/// body calls must be `inline(always)`, else it is compiled once.
 macro_rules! for_vectors {
     ($vectors:expr, [$($generics:tt)*]($($arg:ident: $type:ty),*) -> $out:ty $body:block) => {{
         #[inline(always)]
