@@ -177,6 +177,7 @@ impl Layer {
     }
 
     /// F of attention on micro-batches side by side.
+    #[allow(clippy::type_complexity)]
     pub(super) fn attentions_f<B: Backend>(
         &self,
         cxs: &[Cx<'_, B>],
