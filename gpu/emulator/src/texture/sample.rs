@@ -8,11 +8,11 @@
 //!
 //! The guide does not say how `a` is rounded, nor how much of a product of two weights is kept. An
 //! image that hardware made says it (`ref_rotated.pgm` of cuda-samples' simpleTexture, all 262,144
-//! pixels): `a` and `b` are rounded to nearest, halves up; so is their product, the weight of `T[i
-//! + 1, j + 1]`; the other three follow as `a - ab`, `b - ab` and `1 - a - b + ab`; the sum is not
-//! rounded to f32 on its way. Here it is computed in f64, x innermost, and rounded to f32. Of three
-//! dimensions, of which there is no such image, z weighs two such sums. A texel of weight zero does
-//! not count.
+//! pixels): `a` and `b` are rounded to nearest, halves up; so is their product, the weight of
+//! `T[i + 1, j + 1]`; the other three follow as `a - ab`, `b - ab` and `1 - a - b + ab`; the sum is
+//! not rounded to f32 on its way. Here it is computed in f64, x innermost, and rounded to f32. Of
+//! three dimensions, of which there is no such image, z weighs two such sums. A texel of weight
+//! zero does not count.
 
 use super::{Address, Sampler, Texels, Texture};
 
