@@ -20,18 +20,3 @@ pub fn time(alone: bool, work: impl FnOnce()) -> Duration {
     let used = cpu.and_then(|before| Some(cpu_time()? - before));
     used.filter(|_| alone).unwrap_or(elapsed)
 }
-
-/// CPU seconds of this process so far, in all its threads; by the clock where the system does not
-/// tell them.
-pub fn process_seconds() -> f64 {
-    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let nanoseconds = threads.filter_map(|thread| {
-        let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        text.split(' ').next()?.parse::<u64>().ok()
-    });
-    match nanoseconds.sum::<u64>() {
-        0 => START.get_or_init(Instant::now).elapsed().as_secs_f64(),
-        nanoseconds => nanoseconds as f64 * 1e-9,
-    }
-}
