@@ -1,7 +1,7 @@
 //! Texture and surface objects: what memory they are of, and how a texture is sampled.
 //!
 //! An object is a number that a kernel gets as an argument; what stands behind it is looked up when
-//! an instruction uses it. [`sample`] has the arithmetic of fetches, [`surface`] where the bytes of
+//! an instruction uses it. `sample` has the arithmetic of fetches, `surface` where the bytes of
 //! a surface lie. The instructions are in `exec::memory::texture`; nothing here knows of warps.
 
 mod sample;
