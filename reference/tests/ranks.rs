@@ -325,7 +325,12 @@ fn compared(runs: &[Runs]) -> String {
             );
         }
     }
-    if all { String::new() } else { rows }
+    if all {
+        // The page has the short runs.
+        println!("{rows}");
+        return String::new();
+    }
+    rows
 }
 
 const HEADER: &str = "| grad_shards | expert_union | layers | pp | dp | ep | schedule | then | \

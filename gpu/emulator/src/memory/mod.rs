@@ -118,6 +118,20 @@ pub struct Memory {
     track: AtomicBool,
 }
 
+/// A range of addresses behind which these pieces lie.
+fn mapped(device: u32, base: u64, bytes: u64, number: u64, pieces: Vec<Piece>) -> Arc<Allocation> {
+    Arc::new(Allocation {
+        base,
+        bytes,
+        kind: AllocationKind::Device,
+        device,
+        number,
+        tracked: false,
+        freed: AtomicBool::new(false),
+        backing: Backing::Pieces(pieces),
+    })
+}
+
 impl Memory {
     /// Memory of devices with these capacities in bytes.
     pub(crate) fn new(limits: &[u64]) -> Self {
@@ -246,16 +260,7 @@ impl Memory {
         let mut table = self.table.write().expect("no panic holds this lock");
         table.count += 1;
         let number = table.count;
-        table.insert(Arc::new(Allocation {
-            base,
-            bytes,
-            kind: AllocationKind::Device,
-            device,
-            number,
-            tracked: false,
-            freed: AtomicBool::new(false),
-            backing: Backing::Pieces(pieces),
-        }));
+        table.insert(mapped(device, base, bytes, number, pieces));
     }
 
     /// Lets `bytes` from a reserved address on be a multicast range: behind it lies, by device, the
@@ -265,18 +270,7 @@ impl Memory {
         let mut table = self.table.write().expect("no panic holds this lock");
         table.count += 1;
         let number = table.count;
-        let copy = |(device, pieces)| {
-            Arc::new(Allocation {
-                base,
-                bytes,
-                kind: AllocationKind::Device,
-                device,
-                number,
-                tracked: false,
-                freed: AtomicBool::new(false),
-                backing: Backing::Pieces(pieces),
-            })
-        };
+        let copy = |(device, pieces)| mapped(device, base, bytes, number, pieces);
         let copies = copies.into_iter().map(copy).collect();
         Arc::make_mut(&mut table.view.multicasts).push(Multicast { base, bytes, copies });
     }

@@ -13,6 +13,18 @@ use crate::machine::lane::Lane;
 use crate::machine::op::{Class, Step};
 use crate::machine::registers::LANES;
 
+/// Whether a comparison of whole numbers holds.
+pub(super) fn holds<T: Ord>(cmp: Cmp, a: T, b: T) -> bool {
+    match cmp {
+        Cmp::Eq => a == b,
+        Cmp::Ne => a != b,
+        Cmp::Lt => a < b,
+        Cmp::Le => a <= b,
+        Cmp::Gt => a > b,
+        _ => a >= b,
+    }
+}
+
 /// What is done with a pair of elements.
 #[derive(Clone, Copy)]
 enum Action {
@@ -66,14 +78,7 @@ impl Action {
             Action::AbsoluteDifference => (a - b).abs(),
             Action::Min => a.min(b),
             Action::Max => a.max(b),
-            Action::Compare(cmp) => i32::from(match cmp {
-                Cmp::Eq => a == b,
-                Cmp::Ne => a != b,
-                Cmp::Lt => a < b,
-                Cmp::Le => a <= b,
-                Cmp::Gt => a > b,
-                _ => a >= b,
-            }),
+            Action::Compare(cmp) => i32::from(holds(cmp, a, b)),
         }
     }
 }

@@ -10,6 +10,7 @@ use fathom_ptx::ast::{Instruction, Operand, Selector};
 use fathom_ptx::table::Opcode;
 use fathom_ptx::types::{Cmp, Flag, Op, Type};
 
+use super::video::holds;
 use crate::lower::builder::{Lower, Lowered, mnemonic, unsupported};
 use crate::machine::lane::Lane;
 use crate::machine::op::{Class, Step};
@@ -109,14 +110,7 @@ impl Action {
             Action::Max => a.max(b),
             Action::ShiftLeft { wrap } => a << by(wrap),
             Action::ShiftRight { wrap } => a >> by(wrap),
-            Action::Compare(cmp) => i128::from(match cmp {
-                Cmp::Eq => a == b,
-                Cmp::Ne => a != b,
-                Cmp::Lt => a < b,
-                Cmp::Le => a <= b,
-                Cmp::Gt => a > b,
-                _ => a >= b,
-            }),
+            Action::Compare(cmp) => i128::from(holds(cmp, a, b)),
         }
     }
 }
