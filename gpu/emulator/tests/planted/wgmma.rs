@@ -76,6 +76,12 @@ fn registers_are_fenced_for_the_product() {
     let body = format!("{}{PRODUCT}{COMMIT}{WAIT}", operands(PROXY));
     let f = GROUP.finds(&body, Ub::AsyncNotWaited, "wgmma.mma_async");
     assert!(f.message.contains("wgmma.fence"), "{f}");
+    // The first product wants one, also where it reads no register.
+    let from_zero = PRODUCT.replace("%rd4, 1, 1", "%rd4, 0, 1");
+    let body = |fence: &str| format!("{}{fence}{from_zero}{COMMIT}{WAIT}", operands(PROXY));
+    GROUP.clean(&body(FENCE));
+    let f = GROUP.finds(&body(""), Ub::AsyncNotWaited, "wgmma.mma_async");
+    assert!(f.message.contains("first wgmma"), "{f}");
     // Moves that a compiler sank below the fence are not the program's fault; what they move is.
     let sunk = |moved: &str| {
         format!("{}add.f32 %f5, %f4, %f4;\n{FENCE}{moved}{PRODUCT}{COMMIT}{WAIT}", operands(PROXY))

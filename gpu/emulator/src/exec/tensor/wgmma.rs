@@ -298,8 +298,8 @@ fn multiply(cx: &mut Cx<'_>, chain: &[Issued]) -> Result<(), Step> {
     let halves = o.product.accumulator == Type::F16;
     let mut d = PRODUCT.take();
     d.resize(8 * n, 0);
+    cx.wgmma_needs_fence(if chain[0].keep { &o.names } else { &[] });
     if chain[0].keep {
-        cx.wgmma_needs_fence(&o.names);
         alu::wide(
             grid.vectors,
             #[inline(always)]

@@ -266,13 +266,12 @@ impl Cx<'_> {
         self.with_sanitizer(|s, who| s.product_registers(who.warp, regs, Flight::Input));
     }
 
-    /// wgmma is about to use these registers; what else wrote them must be fenced.
+    /// wgmma is about to read these registers; what else wrote them must be fenced.
     pub fn wgmma_needs_fence(&mut self, regs: &[u32]) {
         let mut found = None;
-        self.with_sanitizer(|s, who| found = s.unfenced_register(who.warp, regs));
-        if found.is_some() {
-            let message = "a register was written after the last wgmma.fence".to_owned();
-            self.report(Ub::AsyncNotWaited, None, None, message);
+        self.with_sanitizer(|s, who| found = s.needs_product_fence(who.warp, regs));
+        if let Some(message) = found {
+            self.report(Ub::AsyncNotWaited, None, None, message.to_owned());
         }
     }
 

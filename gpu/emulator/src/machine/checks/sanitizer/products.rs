@@ -89,9 +89,15 @@ impl Sanitizer {
         self.unfenced[warp as usize].clear();
     }
 
-    /// The register of these that was written after the last wgmma.fence.
-    pub fn unfenced_register(&self, warp: u32, registers: &[u32]) -> Option<u32> {
-        registers.iter().copied().find(|r| self.unfenced[warp as usize].contains(r))
+    /// Why a wgmma of this warp that reads these registers wants a wgmma.fence before it: the first
+    /// always does (PTX ISA, "wgmma.fence"), later ones where a register was written since.
+    pub fn needs_product_fence(&self, warp: u32, registers: &[u32]) -> Option<&'static str> {
+        if !self.has_fenced[warp as usize] {
+            return Some("no wgmma.fence stands before the first wgmma");
+        }
+        let unfenced = &self.unfenced[warp as usize];
+        let written = registers.iter().any(|r| unfenced.contains(r));
+        written.then_some("a register was written after the last wgmma.fence")
     }
 
     /// wgmma.commit_group: products that a warp issues from now on are of its next group.
