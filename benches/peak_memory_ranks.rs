@@ -20,7 +20,16 @@ const LARGE: [&str; 4] = [
     "model.layers=6",
 ];
 const SMALL: [&str; 1] = ["model.layers=6"];
-const RUN: [&str; 4] = ["schedule.batch=8", "seq_len=64", "optim.ema_decay=0", "model.mtp_depth=0"];
+/// Without what rank 0 gathers a whole model for: samples and the exported model.
+const RUN: [&str; 7] = [
+    "schedule.batch=8",
+    "micro_batch=1",
+    "seq_len=64",
+    "optim.ema_decay=0",
+    "model.mtp_depth=0",
+    "checkpoint.export=false",
+    "log.sample_every=0",
+];
 
 const LAYOUTS: [(&str, &[&str]); 3] = [
     ("pp 2, 1f1b", &["grad_shards=1", "parallel.pp=2"]),
@@ -46,29 +55,34 @@ fn program() -> PathBuf {
     program
 }
 
-/// Peak bytes of a process and its number as a rank; none where it is none, or has ended.
-fn rank_of(process: &Path) -> Option<(usize, u64)> {
+/// Number as a rank and peak bytes of a process that `parent` has started; none where it is another's,
+/// or has ended.
+fn rank_of(process: &Path, parent: u32) -> Option<(usize, u64)> {
+    let status = fs::read_to_string(process.join("status")).ok()?;
+    let number = |key: &str| {
+        let value = status.lines().find_map(|line| line.strip_prefix(key))?;
+        value.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    if number("PPid:")? != u64::from(parent) {
+        return None;
+    }
     let variables = fs::read(process.join("environ")).ok()?;
     let mut variables = variables.split(|&b| b == 0);
     let rank = variables.find_map(|v| v.strip_prefix(b"RANK="))?;
-    let status = fs::read_to_string(process.join("status")).ok()?;
-    let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    let kilobytes: u64 = peak.split_whitespace().next()?.parse().ok()?;
-    Some((std::str::from_utf8(rank).ok()?.parse().ok()?, 1024 * kilobytes))
+    Some((std::str::from_utf8(rank).ok()?.parse().ok()?, 1024 * number("VmHWM:")?))
 }
 
 /// The most that each rank's process ever had, until the run ends.
 fn watch(mut run: Child) -> BTreeMap<usize, u64> {
-    let children = format!("/proc/{0}/task/{0}/children", run.id());
     let mut peaks = BTreeMap::new();
     while run.try_wait().expect("the run's state").is_none() {
-        for id in fs::read_to_string(&children).unwrap_or_default().split_whitespace() {
-            if let Some((rank, peak)) = rank_of(&Path::new("/proc").join(id)) {
+        for process in fs::read_dir("/proc").expect("Linux").flatten() {
+            if let Some((rank, peak)) = rank_of(&process.path(), run.id()) {
                 let most: &mut u64 = peaks.entry(rank).or_default();
                 *most = peak.max(*most);
             }
         }
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(20));
     }
     let output = run.wait_with_output().expect("what the run said");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

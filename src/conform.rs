@@ -2,6 +2,7 @@
 
 mod report;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use fathom_conformance::conform::model::{self, ModelError, ModelReport};
 use fathom_conformance::conform::{self, ConformError, OpReport, Options, SIMPLIFICATIONS, Suite};
 use fathom_conformance::github::Annotation;
 use fathom_conformance::junit::{self, TestCase};
+use fathom_conformance::lockstep::OpTimes;
 use fathom_emulator::{Checks, Preset};
 use fathom_gpu::driver::{self, Driver};
 use fathom_gpu::{Cuda, CudaEngine, DeviceKind, Gpu};
@@ -46,6 +48,9 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 10, requires = "model",
           value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
+    /// Say what each op of such a run's first step took, on the reference and on the device
+    #[arg(long, requires = "model")]
+    times: bool,
     /// Where to run: `cuda` or `emulated`; default: a GPU where there is one
     #[arg(long, value_name = "DEVICE", value_parser = device)]
     device: Option<DeviceKind>,
@@ -165,17 +170,22 @@ pub fn run(args: &Args) -> output::Result {
         all.for_each(|annotation| errln!("{annotation}"));
     }
     if args.json {
-        output::print_json(&json!({
+        let mut document = json!({
             "device": kind.name(),
             "gpu": engine.gpu().description().name,
             "seed": args.seed,
             "ops": reports,
             "models": models,
-        }))?;
+        });
+        if args.times {
+            document["times"] = models.iter().map(times_json).collect();
+        }
+        output::print_json(&document)?;
     } else {
         outln!("{} against the reference, bit by bit", engine.name());
         print_ops(&reports);
         print_models(&models);
+        models.iter().filter(|_| args.times).for_each(print_times);
     }
     let holds =
         reports.iter().all(|r| r.failure.is_none()) && models.iter().all(|m| m.failure.is_none());
@@ -293,6 +303,48 @@ fn print_models(reports: &[ModelReport]) {
             outln!("{} disagrees: {}", report.run, failure.replace('\n', "\n  "));
         }
     }
+}
+
+/// The same for machines, in seconds.
+fn times_json(report: &ModelReport) -> serde_json::Value {
+    let times = |t: &OpTimes| {
+        json!({
+            "calls": t.calls,
+            "reference": t.contract.as_secs_f64(),
+            "device": t.held.as_secs_f64(),
+        })
+    };
+    let ops: BTreeMap<&str, _> = report.ops.iter().map(|(op, t)| (*op, times(t))).collect();
+    json!({ "run": report.run, "seconds": ops })
+}
+
+/// The ops of a run's first step, those that took longest on the device first.
+fn print_times(report: &ModelReport) {
+    let mut ops: Vec<(&str, OpTimes)> = report.ops.iter().map(|(op, t)| (*op, *t)).collect();
+    ops.sort_by_key(|(_, times)| std::cmp::Reverse(times.held));
+    let sum = ops.iter().fold(OpTimes::default(), |sum, (_, t)| OpTimes {
+        calls: sum.calls + t.calls,
+        contract: sum.contract + t.contract,
+        held: sum.held + t.held,
+    });
+    ops.push(("all", sum));
+    let rows = ops.into_iter().map(|(op, OpTimes { calls, contract, held })| {
+        let [reference, device] = [contract, held].map(|t| t.as_secs_f64() * 1e3);
+        let ratio = format!("{:.1}", device / reference);
+        vec![
+            op.to_owned(),
+            calls.to_string(),
+            format!("{reference:.1}"),
+            format!("{device:.1}"),
+            ratio,
+        ]
+    });
+    let header = ["op", "calls", "reference ms", "device ms", "ratio"];
+    outln!(
+        "{}, the first step:\n{}",
+        report.run,
+        output::table(&header, &[1, 2, 3, 4], rows.collect())
+    );
 }
 
 #[cfg(test)]

@@ -4,7 +4,9 @@
 //! ends it, with the op and its place in the step. So a step's layers are compared op by op,
 //! forward and backward, each op on inputs of which every bit agreed.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use fathom_reference::backend::{Backend, Place, Result};
 use fathom_reference::{DynOp, EngineError, Tensor};
@@ -18,6 +20,7 @@ pub struct Lockstep<A, B> {
     held: B,
     place: Cell<Place>,
     compared: Cell<Compared>,
+    times: RefCell<BTreeMap<&'static str, OpTimes>>,
 }
 
 /// What has been compared.
@@ -29,11 +32,22 @@ pub struct Compared {
     pub elements: usize,
 }
 
+/// What the calls of an op took by the clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpTimes {
+    /// How many calls.
+    pub calls: usize,
+    /// On the contract.
+    pub contract: Duration,
+    /// On what is held to it, until its outputs were read.
+    pub held: Duration,
+}
+
 impl<A: Backend, B: Backend> Lockstep<A, B> {
     /// Both in step, `held` held to `contract`.
     pub fn new(contract: A, held: B) -> Lockstep<A, B> {
-        let (place, compared) = (Cell::default(), Cell::default());
-        Lockstep { contract, held, place, compared }
+        let (place, compared, times) = Default::default();
+        Lockstep { contract, held, place, compared, times }
     }
 
     /// What has been compared so far.
@@ -41,13 +55,16 @@ impl<A: Backend, B: Backend> Lockstep<A, B> {
         self.compared.get()
     }
 
-    /// Compares what both have of a tensor; gives the contract's.
-    fn same(&self, op: &str, name: &str, buffer: &(A::Buffer, B::Buffer)) -> Result<Tensor> {
-        let expected = self.contract.download(&buffer.0)?;
-        let found = self.held.download(&buffer.1)?;
-        let difference = compare::compare(name, [("contract", &expected), ("kernel", &found)]);
+    /// What each op's calls have taken so far, by its name.
+    pub fn times(&self) -> BTreeMap<&'static str, OpTimes> {
+        self.times.borrow().clone()
+    }
+
+    /// Compares what both have of a tensor.
+    fn same(&self, op: &str, name: &str, expected: &Tensor, found: &Tensor) -> Result<()> {
+        let difference = compare::compare(name, [("contract", expected), ("kernel", found)]);
         if difference.mismatches == 0 {
-            return Ok(expected);
+            return Ok(());
         }
         let reason = format!("{}: {}", words(self.place.get()), difference.words());
         Err(EngineError::Failed { engine: self.held.name(), op: op.to_owned(), reason })
@@ -76,15 +93,28 @@ impl<A: Backend, B: Backend> Backend for Lockstep<A, B> {
         inputs: Vec<Option<Self::Buffer>>,
     ) -> Result<Vec<Self::Buffer>> {
         let (contract, held) = inputs.into_iter().map(Option::unzip).unzip();
+        let begin = Instant::now();
         let expected = self.contract.execute(op, contract)?;
-        let outputs: Vec<_> = expected.into_iter().zip(self.held.execute(op, held)?).collect();
+        let between = Instant::now();
+        let found = self.held.execute(op, held)?;
+        // A device computes behind the call, until somebody reads.
+        let read = found.iter().map(|output| self.held.download(output));
+        let read: Vec<Tensor> = read.collect::<Result<_>>()?;
+        let end = Instant::now();
+        let mut times = self.times.borrow_mut();
+        let times = times.entry(op.name()).or_default();
+        times.calls += 1;
+        times.contract += between - begin;
+        times.held += end - between;
         let mut compared = self.compared.get();
         compared.calls += 1;
-        for (role, output) in op.outputs().iter().zip(&outputs) {
-            compared.elements += self.same(op.name(), role, output)?.len();
+        for ((role, expected), found) in op.outputs().iter().zip(&expected).zip(&read) {
+            let expected = self.contract.download(expected)?;
+            self.same(op.name(), role, &expected, found)?;
+            compared.elements += expected.len();
         }
         self.compared.set(compared);
-        Ok(outputs)
+        Ok(expected.into_iter().zip(found).collect())
     }
 
     fn upload(&self, tensor: Tensor) -> Result<Self::Buffer> {
@@ -92,7 +122,10 @@ impl<A: Backend, B: Backend> Backend for Lockstep<A, B> {
     }
 
     fn download(&self, buffer: &Self::Buffer) -> Result<Tensor> {
-        self.same("download", "a tensor that the host reads", buffer)
+        let expected = self.contract.download(&buffer.0)?;
+        let found = self.held.download(&buffer.1)?;
+        self.same("download", "a tensor that the host reads", &expected, &found)?;
+        Ok(expected)
     }
 
     fn zeros(&self, dtype: DType, shape: &[usize]) -> Result<Self::Buffer> {

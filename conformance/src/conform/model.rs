@@ -26,7 +26,7 @@ use tempfile::TempDir;
 use crate::compare::compare;
 use crate::github::Annotation;
 use crate::junit::{self, TestCase};
-use crate::lockstep::{Compared, Lockstep};
+use crate::lockstep::{Compared, Lockstep, OpTimes};
 
 /// The built-in run, in TOML; it reads [`lines`] from a file beside it.
 const BUILT_IN: &str = include_str!("model.toml");
@@ -60,7 +60,10 @@ pub struct ModelReport {
     pub bytes: u64,
     /// What differs first; nothing is compared after it.
     pub failure: Option<String>,
-    /// How long it took; no part of the JSON.
+    /// What the ops of the first step took, by their names; no part of the JSON, as the next.
+    #[serde(skip)]
+    pub ops: BTreeMap<&'static str, OpTimes>,
+    /// How long it took.
     #[serde(skip)]
     pub time: Duration,
 }
@@ -185,6 +188,7 @@ pub fn check<B: Backend + Clone>(
         files: 0,
         bytes: 0,
         failure: None,
+        ops: BTreeMap::new(),
         time: Duration::ZERO,
     };
     report.failure = compared(run, device, scratch, progress, &mut report)?;
@@ -202,7 +206,9 @@ fn compared<B: Backend + Clone>(
 ) -> Result<Option<String>, ModelError> {
     let both = Lockstep::new(Reference, device.clone());
     match first_step(&run.config, both) {
-        Ok(Compared { calls, elements }) => (report.calls, report.elements) = (calls, elements),
+        Ok((Compared { calls, elements }, ops)) => {
+            (report.calls, report.elements, report.ops) = (calls, elements, ops);
+        }
         Err(error) => return failure(error).map(Some),
     }
     progress();
@@ -230,11 +236,13 @@ fn compared<B: Backend + Clone>(
 fn first_step<B: Backend>(
     config: &TrainConfig,
     both: Lockstep<Reference, B>,
-) -> Result<Compared, TrainError> {
+) -> Result<(Compared, BTreeMap<&'static str, OpTimes>), TrainError> {
     let mut trainer = Trainer::new(config.clone(), both)?;
     match trainer.step(&|| false)? {
         // A step that both leave out was compared up to there.
-        StepOutcome::Done(_) | StepOutcome::Skipped(..) => Ok(trainer.backend.compared()),
+        StepOutcome::Done(_) | StepOutcome::Skipped(..) => {
+            Ok((trainer.backend.compared(), trainer.backend.times()))
+        }
         StepOutcome::Interrupted => unreachable!("nothing stops the step"),
     }
 }

@@ -111,15 +111,29 @@ impl TensorsFile {
 /// # Errors
 /// [`TensorsError`].
 pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), TensorsError> {
-    let mut order: Vec<&(String, Tensor)> = tensors.iter().collect();
-    order.sort_by_key(|(name, t)| (Reverse(t.dtype().size()), name));
+    let whole = |(name, tensor): &'_ (String, Tensor)| (name.clone(), tensor.shape().to_vec());
+    let lists = tensors.iter().map(|named| (whole(named), std::slice::from_ref(&named.1)));
+    write_lists(path, lists.collect())
+}
+
+/// The same for tensors that lie in several, one behind the other: name and shape of each, and what
+/// it consists of.
+///
+/// # Errors
+/// [`TensorsError`].
+pub(super) fn write_lists(
+    path: &Path,
+    mut order: Vec<((String, Vec<usize>), &[Tensor])>,
+) -> Result<(), TensorsError> {
+    let dtype = |list: &[Tensor]| list.first().expect("a tensor has a piece").dtype();
+    order.sort_by_cached_key(|((name, _), list)| (Reverse(dtype(list).size()), name.clone()));
     let mut header = Map::new();
     header.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
     let mut offset = 0;
-    for (name, tensor) in &order {
-        let (dtype, shape) = (tensor.dtype().name(), tensor.shape());
-        let end = offset + tensor.bytes().len();
-        let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": [offset, end] });
+    for ((name, shape), list) in &order {
+        let end = offset + list.iter().map(|tensor| tensor.bytes().len()).sum::<usize>();
+        let (dtype, offsets) = (dtype(list).name(), [offset, end]);
+        let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": offsets });
         header.insert(name.clone(), entry);
         offset = end;
     }
@@ -129,7 +143,8 @@ pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), TensorsErr
         let mut out = BufWriter::new(file);
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
-        order.iter().try_for_each(|(_, tensor)| out.write_all(tensor.bytes()))?;
+        let mut tensors = order.iter().flat_map(|(_, list)| list.iter());
+        tensors.try_for_each(|tensor| out.write_all(tensor.bytes()))?;
         out.into_inner().map_err(IntoInnerError::into_error)?.sync_all()
     };
     files::replace(path, |file, _| write(file))

@@ -105,21 +105,18 @@ pub struct Part {
     pub shape: Vec<usize>,
     /// The first of the elements, in row-major order.
     pub offset: usize,
-    /// The elements, as a list.
-    pub tensor: Tensor,
+    /// The elements, as lists that follow one another; one at least.
+    pub lists: Vec<Tensor>,
 }
 
 impl Part {
-    /// One past the last of the elements.
-    pub fn end(&self) -> usize {
-        self.offset + self.tensor.len()
+    /// How many elements it has.
+    pub fn elements(&self) -> usize {
+        self.lists.iter().map(Tensor::len).sum()
     }
 
-    /// Adds the elements that follow.
-    pub fn extend(&mut self, more: &Tensor) {
-        let bytes = [self.tensor.bytes(), more.bytes()].concat();
-        let length = self.tensor.len() + more.len();
-        self.tensor = Tensor::from_bytes(self.tensor.dtype(), &[length], &bytes);
+    fn bytes(&self) -> usize {
+        self.lists.iter().map(|list| list.bytes().len()).sum()
     }
 }
 
@@ -156,22 +153,23 @@ fn sync(path: &Path) -> Result<(), CheckpointError> {
 /// [`CheckpointError`]; no checkpoint is then there that was not before.
 pub fn write(folder: &Path, saved: &Saved, shard_bytes: usize) -> Result<PathBuf, CheckpointError> {
     let beside = begin(folder, saved.step)?;
-    let shards = shards(&saved.tensors, shard_bytes, |(_, t)| t);
+    let shards = shards(&saved.tensors, shard_bytes, |(_, t)| t.bytes().len());
     let mut files = Vec::new();
     for (i, shard) in shards.iter().enumerate() {
         let name = format!("tensors-{:05}-of-{:05}.safetensors", i + 1, shards.len());
-        files.push(write_file(&beside, name, shard, BTreeMap::new())?);
+        tensors::write(&beside.join(&name), shard)?;
+        files.push(listed(&beside, name, BTreeMap::new())?);
     }
     commit(folder, saved.step, saved.header.clone(), files)
 }
 
-/// Items in order, cut so that the tensors of each cut have at most `bytes`, or are one.
-fn shards<T>(items: &[T], bytes: usize, tensor: impl Fn(&T) -> &Tensor) -> Vec<&[T]> {
+/// Items in order, cut so that each cut has at most `bytes`, or is one item.
+fn shards<T>(items: &[T], bytes: usize, of: impl Fn(&T) -> usize) -> Vec<&[T]> {
     let (mut shards, mut rest) = (Vec::new(), items);
     while !rest.is_empty() {
         let mut filled = 0;
         let fits = |item: &&T| {
-            filled += tensor(item).bytes().len();
+            filled += of(item);
             filled <= bytes
         };
         let (shard, after) = rest.split_at(rest.iter().take_while(fits).count().max(1));
@@ -181,15 +179,13 @@ fn shards<T>(items: &[T], bytes: usize, tensor: impl Fn(&T) -> &Tensor) -> Vec<&
     shards
 }
 
-fn write_file(
+/// What the index lists of a file.
+fn listed(
     beside: &Path,
     name: String,
-    tensors: &[(String, Tensor)],
     shapes: BTreeMap<String, Vec<usize>>,
 ) -> Result<Listed, CheckpointError> {
-    let path = beside.join(&name);
-    tensors::write(&path, tensors)?;
-    let (bytes, blake3) = file_hash(&path)?;
+    let (bytes, blake3) = file_hash(&beside.join(&name))?;
     Ok(Listed { name, bytes, blake3, shapes })
 }
 
@@ -229,15 +225,16 @@ pub fn write_parts(
     shard_bytes: usize,
 ) -> Result<Vec<Listed>, CheckpointError> {
     let beside = beside(folder, step);
-    let mut listed = Vec::new();
-    for (i, shard) in shards(parts, shard_bytes, |part| &part.tensor).iter().enumerate() {
+    let mut files = Vec::new();
+    for (i, shard) in shards(parts, shard_bytes, Part::bytes).iter().enumerate() {
         let name = format!("pieces-{writer:05}-{:05}.safetensors", i + 1);
-        let entry = |p: &Part| (format!("{}@{}", p.name, p.offset), p.tensor.clone());
-        let tensors: Vec<(String, Tensor)> = shard.iter().map(entry).collect();
+        let named = |p: &Part| (format!("{}@{}", p.name, p.offset), vec![p.elements()]);
+        let lists = shard.iter().map(|p| (named(p), &p.lists[..])).collect();
+        tensors::write_lists(&beside.join(&name), lists)?;
         let shapes = shard.iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
-        listed.push(write_file(&beside, name, &tensors, shapes)?);
+        files.push(listed(&beside, name, shapes)?);
     }
-    Ok(listed)
+    Ok(files)
 }
 
 /// Writes the index of a checkpoint whose files are there, and renames it to its place.
@@ -470,15 +467,11 @@ mod tests {
         // Writer w has every element whose number is 2w or 2w + 1, so none has a whole tensor.
         let mut files = Vec::new();
         for writer in [1, 0] {
-            let part = |(name, tensor): &(String, Tensor)| Part {
-                name: name.clone(),
-                shape: tensor.shape().to_vec(),
-                offset: 2 * writer,
-                tensor: Tensor::from_bytes(
-                    tensor.dtype(),
-                    &[2],
-                    &tensor.bytes()[8 * writer..][..8],
-                ),
+            let part = |(name, tensor): &(String, Tensor)| {
+                let own = tensor.bytes()[8 * writer..][..8].chunks(4);
+                let lists = own.map(|element| Tensor::from_bytes(tensor.dtype(), &[1], element));
+                let (name, shape) = (name.clone(), tensor.shape().to_vec());
+                Part { name, shape, offset: 2 * writer, lists: lists.collect() }
             };
             let parts: Vec<Part> = whole.tensors.iter().map(part).collect();
             files.extend(write_parts(folder.path(), 3, writer, &parts, 16).unwrap());

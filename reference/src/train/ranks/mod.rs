@@ -361,14 +361,16 @@ impl<B: Backend> RankTrainer<B> {
             let spec = &self.whole.specs[piece.param];
             let name = format!("{kind}/{}", spec.name);
             match parts.last_mut() {
-                Some(last) if last.name == name && last.end() == piece.range.start => {
-                    last.extend(&tensor);
+                Some(last)
+                    if last.name == name && last.offset + last.elements() == piece.range.start =>
+                {
+                    last.lists.push(tensor);
                 }
                 _ => parts.push(Part {
                     name,
                     shape: spec.shape.clone(),
                     offset: piece.range.start,
-                    tensor,
+                    lists: vec![tensor],
                 }),
             }
         }
