@@ -480,8 +480,14 @@ fn micro_batches_without_rows_of_a_module_take_part() {
 #[test]
 fn a_value_that_is_not_finite_is_reported_as_in_one_process() {
     let set = ["recipe.mode=\"fp32\"", "model.layers=4", "grad_shards=2", "schedule.batch=8"];
-    let layout = ["parallel.pp=2", "parallel.dp=2"];
-    let mut trainer = Trainer::new(config(&set), Reference).unwrap();
+    assert_reported_alike(&set, &["parallel.pp=2", "parallel.dp=2"]);
+    let parts = [&set[..], &["context_shards=2"]].concat();
+    assert_reported_alike(&parts, &["parallel.pp=2", "parallel.cp=2", "parallel.ep=2"]);
+}
+
+/// What a run and its four ranks say of a weight that is not finite, or too large.
+fn assert_reported_alike(set: &[&str], layout: &[&str]) {
+    let mut trainer = Trainer::new(config(set), Reference).unwrap();
     done(trainer.step(&|| false).unwrap());
     let saved = trainer.save().unwrap();
     let poisoned = |name: &str, value: f32| {
@@ -495,9 +501,9 @@ fn a_value_that_is_not_finite_is_reported_as_in_one_process() {
         ("weights/model.norm.weight", f32::NAN),
     ] {
         let saved = poisoned(name, value);
-        let mut one = Trainer::resume(config(&set), Reference, saved.clone()).unwrap();
+        let mut one = Trainer::resume(config(set), Reference, saved.clone()).unwrap();
         let Err(TrainError::Diverged(expected)) = one.step(&|| false) else { panic!("{name}") };
-        let all = [&set[..], &layout].concat();
+        let all = [set, layout].concat();
         let shared = Shared::open(config(&all), Some(Arc::new(saved))).unwrap();
         let main = move |exchange| {
             let mut trainer = RankTrainer::new(&shared, Reference, exchange)?;

@@ -157,9 +157,9 @@ impl MoeLayer {
         cx.backend.combine(&self.combine_op(cx, plan, false), rows, &plan.inverse)
     }
 
-    /// Chooses experts for the normalised rows, given as they are and as products read them, of each
-    /// of the rank's parts of a micro-batch, and brings the rows to them, with the gate value of
-    /// each.
+    /// Chooses experts for the normalised rows, given as they are and as products read them, of
+    /// each of the rank's parts of a micro-batch, and brings the rows to them, with the gate value
+    /// of each.
     #[allow(clippy::type_complexity)]
     pub(super) fn dispatch<B: Backend>(
         &self,

@@ -49,9 +49,8 @@ impl RankMemory {
 type Counting = Ledger<Meta>;
 
 /// What a rank holds in a step of `batch` sequences: that of the pipeline's place `pp`, among the
-/// data and context parallel ones the first of each expert parallel group, among the tensor parallel
-/// ones any.
-/// Rows fall evenly on experts.
+/// data and context parallel ones the first of each expert parallel group, among the tensor
+/// parallel ones any. Rows fall evenly on experts.
 ///
 /// # Errors
 /// [`MemoryError`]; also where a rank brings several shards of a union, or several parts of a

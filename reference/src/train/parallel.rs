@@ -285,8 +285,8 @@ impl TrainConfig {
         }
         if self.model.moe.is_some() && !p.ep.is_multiple_of(p.cp) {
             let message = format!(
-                "expected a multiple of parallel.cp = {}, found {}: the parts of a sequence are one \
-                 call of the routed experts",
+                "expected a multiple of parallel.cp = {}, found {}: the parts of a sequence are \
+                 one call of the routed experts",
                 p.cp, p.ep
             );
             return Err(("parallel.ep".to_owned(), message));
