@@ -192,8 +192,9 @@ fn train(args: &Args) -> output::Result {
         let p = &config.parallel;
         return Err(format!(
             "--ranks {asked}: expected {world}, the ranks of the layout (parallel.tp = {} x \
-             parallel.pp = {} x parallel.dp = {}); set these, or leave --ranks out",
-            p.tp, p.pp, p.dp
+             parallel.cp = {} x parallel.pp = {} x parallel.dp = {}); set these, or leave --ranks \
+             out",
+            p.tp, p.cp, p.pp, p.dp
         )
         .into());
     }
@@ -202,7 +203,7 @@ fn train(args: &Args) -> output::Result {
     files::keep_apart(inputs, args.record.outputs().chain(&args.trace).chain(&args.kernel_times))?;
     for (flag, file) in [("--trace", &args.trace), ("--kernel-times", &args.kernel_times)] {
         if file.is_some() && world == 1 {
-            let layout = "set parallel.pp, parallel.dp, parallel.tp";
+            let layout = "set parallel.pp, parallel.dp, parallel.cp, parallel.tp";
             let message = format!("{flag}: expected a run on several ranks, found one; {layout}");
             return Err(message.into());
         }

@@ -6,7 +6,7 @@ use fathom_reference::train::TrainConfig;
 use fathom_reference::train::parallel::ParallelConfig;
 use fathom_reference::train::schedule::Point;
 use fathom_simulator::SimError;
-use fathom_simulator::config::{Precision, Recompute, Scenario};
+use fathom_simulator::config::{ContextForm, Precision, Recompute, Scenario};
 use toml::{Table, Value};
 
 /// Cluster of a scenario that is made from a run, unless the overrides name another.
@@ -66,6 +66,10 @@ pub fn scenario(name: &str, config: &TrainConfig, set: &[String]) -> Result<Scen
         ("total_tokens", tokens.into()),
     ];
     top("training", of(training));
+    if cp > 1 {
+        // Parts of the sequence turn into parts of the heads, and back.
+        top("stack", of([("context", "all_to_all".into())]));
+    }
     Scenario::from_toml(name, &table.to_string(), None, set)
 }
 
@@ -93,15 +97,18 @@ fn recompute(recipe: &Recipe) -> Result<&'static str, String> {
 /// trainer's own.
 ///
 /// # Errors
-/// [`SimError`] where nothing executes it: tensor or context parallelism, other formats, other
-/// recomputation.
+/// [`SimError`] where nothing executes it: tensor parallelism, other forms of context parallelism
+/// than an all-to-all, other formats, other recomputation.
 pub fn run(s: &Scenario) -> Result<String, SimError> {
     let refuse = |message: String| Err(SimError::Layout(format!("{}: {message}", s.name)));
     let (p, t) = (&s.parallel, &s.training);
-    if (p.tp, p.cp) != (1, 1) {
+    if p.tp != 1 {
+        return refuse(format!("expected tp 1 to execute, found {}", p.tp));
+    }
+    if p.cp > 1 && s.stack.context != ContextForm::AllToAll {
         return refuse(format!(
-            "expected tp 1 and cp 1 to execute, found tp {} and cp {}",
-            p.tp, p.cp
+            "expected stack.context = \"all_to_all\" to execute cp {}, found {:?}",
+            p.cp, s.stack.context
         ));
     }
     let mode = match t.precision {
@@ -126,7 +133,8 @@ pub fn run(s: &Scenario) -> Result<String, SimError> {
     top("seq_len", number(t.seq_len));
     top("micro_batch", number(t.micro_batch));
     top("grad_shards", number(shards));
-    top("expert_union", number(p.ep));
+    top("context_shards", number(p.cp));
+    top("expert_union", number((p.ep / p.cp).max(1)));
     top("model", Value::try_from(&s.model).expect("a model is a table"));
     let recipe = [
         ("mode", mode.into()),
@@ -138,7 +146,9 @@ pub fn run(s: &Scenario) -> Result<String, SimError> {
     let schedule = [("learning_rate", 2.2e-4.into()), ("batch", number(t.global_batch))];
     top("schedule", of(schedule));
     let mut layout = Table::new();
-    for (key, n) in [("pp", p.pp), ("dp", p.dp), ("ep", p.ep), ("interleave", s.interleave)] {
+    for (key, n) in
+        [("pp", p.pp), ("dp", p.dp), ("cp", p.cp), ("ep", p.ep), ("interleave", s.interleave)]
+    {
         layout.insert(key.to_owned(), number(n));
     }
     layout.insert("comm_sms".to_owned(), number(s.comm_sms));
@@ -166,11 +176,16 @@ mod tests {
     /// There and back: the layout, the sizes and the model are those of the run.
     #[test]
     fn a_run_is_a_scenario_is_a_run() {
-        for (schedule, mode) in
-            [("1f1b", "bf16"), ("interleaved", "fp8"), ("dualpipe", "fp8"), ("dualpipev", "bf16")]
-        {
+        for (schedule, mode, cp) in [
+            ("1f1b", "bf16", 1),
+            ("1f1b", "bf16", 2),
+            ("interleaved", "fp8", 1),
+            ("dualpipe", "fp8", 2),
+            ("dualpipev", "bf16", 1),
+        ] {
             let (schedule, mode) =
                 (format!("parallel.schedule={schedule:?}"), format!("recipe.mode={mode:?}"));
+            let cp_ranks = format!("parallel.cp={cp}");
             let set = [
                 "model.layers=5",
                 "parallel.pp=2",
@@ -180,11 +195,14 @@ mod tests {
                 "schedule.batch=64",
                 &schedule,
                 &mode,
+                &cp_ranks,
             ];
             let config = preset("tiny", &set);
             let s = scenario("run.toml", &config, &[]).unwrap();
             let p = &s.parallel;
-            assert_eq!((p.pp, p.dp, p.ep, p.zero, s.cluster.gpus), (2, 2, 2, 1, 4));
+            assert_eq!((p.pp, p.dp, p.cp, p.ep, p.zero), (2, 2, cp, 2, 1));
+            assert_eq!(s.cluster.gpus, 4 * cp);
+            assert_eq!(s.stack.context == ContextForm::AllToAll, cp > 1);
             assert_eq!((s.training.global_batch, s.micro_batches()), (64, 8));
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("run.toml");
@@ -214,6 +232,10 @@ mod tests {
         let set = ["parallel.tp=8".to_owned(), "parallel.dp=16".to_owned()];
         let wide = Scenario::preset("deepseek-v3-h800-2048", &set).unwrap();
         let e = run(&wide).unwrap_err().to_string();
-        assert!(e.contains("expected tp 1 and cp 1 to execute, found tp 8"), "{e}");
+        assert!(e.contains("expected tp 1 to execute, found 8"), "{e}");
+        let set = ["parallel.cp=2".to_owned(), "parallel.dp=64".to_owned()];
+        let ring = Scenario::preset("deepseek-v3-h800-2048", &set).unwrap();
+        let e = run(&ring).unwrap_err().to_string();
+        assert!(e.contains("expected stack.context = \"all_to_all\" to execute cp 2"), "{e}");
     }
 }

@@ -26,7 +26,7 @@ use crate::model::{Batch, BuildError, Model, StepSettings};
 use crate::optim::MomentType;
 use crate::parallel::Parallel;
 use crate::precision::{Mode, Recipe};
-use crate::train::TrainConfig;
+use crate::train::{TrainConfig, ranks};
 use fathom_config::ModelConfig;
 
 /// Bytes of a micro-batch beyond the lasting tensors.
@@ -72,12 +72,14 @@ pub fn predict(
 
 /// What a training run holds at once in one process, on all ranks that are its threads: lasting
 /// tensors, the sets of gradients that wait for their neighbours in the tree of shards (on ranks:
-/// of all shards), and a micro-batch's activations at their peak, a set a rank.
+/// of all shards), each for the parts of its sequences, and a micro-batch's activations at their
+/// peak, a set a rank or for the context parallel ranks that share it.
 ///
 /// # Errors
 /// [`MemoryError`].
 pub fn training(config: &TrainConfig) -> Result<Need, MemoryError> {
-    let TrainConfig { model, recipe, micro_batch, seq_len, grad_shards, optim, .. } = config;
+    let TrainConfig { model, recipe, micro_batch, seq_len, optim, .. } = config;
+    let leaves = config.grad_shards.max(1) * config.context_shards.max(1);
     let activations = predict(model, recipe, *micro_batch, *seq_len)?;
     let model = Model::new(model, recipe.clone(), Parallel::default(), 0)?;
     let lasting = inspect::lasting(&model);
@@ -85,8 +87,8 @@ pub fn training(config: &TrainConfig) -> Result<Need, MemoryError> {
     let master = parameters * model.recipe.master().size() as u64;
     let ranks = config.parallel.world() as u64;
     let (sets, held) = match ranks {
-        1 => (u64::from(grad_shards.max(&1).ilog2()) + 1, 1.0),
-        _ => (*grad_shards as u64, held_by_ranks(config)? as f64 / parameters as f64),
+        1 => (u64::from(leaves.ilog2()) + config.context_shards as u64, 1.0),
+        _ => (leaves as u64, held_by_ranks(config)? as f64 / parameters as f64),
     };
     let times = |bytes: u64| (bytes as f64 * held) as u64;
     // Ranks gather the masters that they cast, beside the pieces that they own.
@@ -102,20 +104,21 @@ pub fn training(config: &TrainConfig) -> Result<Need, MemoryError> {
         ("gradients", lasting.gradients * sets),
         ("moments", moments),
         ("average of the weights", if optim.ema_decay > 0.0 { master } else { 0 }),
-        ("activations", activations.peak * ranks),
+        ("activations", activations.peak * ranks / config.parallel.cp as u64),
     ];
     Ok(Need { job: format!("training '{}'", config.name), parts })
 }
 
 /// Parameters that all ranks of a layout hold together.
 fn held_by_ranks(config: &TrainConfig) -> Result<u64, MemoryError> {
-    let parallel = &config.parallel;
+    let Parallel { pp, dp, tp, cp, .. } = config.parallel.sizes();
+    let period = ranks::period(config.parallel.sizes());
     let mut held = 0;
-    for pp in 0..parallel.pp {
-        for ep in 0..parallel.ep {
-            for model in crate::train::ranks::stages(config, pp, (ep, 0))? {
+    for pp in 0..pp {
+        for data in 0..period {
+            for model in ranks::stages(config, pp, (data, 0))? {
                 let own: usize = model.specs.iter().map(|spec| spec.elements()).sum();
-                held += (own * parallel.tp * parallel.dp / parallel.ep) as u64;
+                held += (own * tp * dp * cp / period) as u64;
             }
         }
     }

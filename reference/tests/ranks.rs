@@ -14,9 +14,11 @@ use fathom_reference::exchange::threads::{self, End};
 use fathom_reference::memory::rank::{self, RankMemory};
 use fathom_reference::train::ranks::{RankTrainer, Shared};
 use fathom_reference::train::{
-    Runner, Setting, StepLog, StepOutcome, TrainConfig, TrainError, Trainer,
+    Runner, Setting, StepLog, StepOutcome, TrainConfig, TrainError, Trainer, resumed_config,
 };
 
+#[path = "ranks/context_parallel.rs"]
+mod context_parallel;
 #[path = "ranks/tensor_parallel.rs"]
 mod tensor_parallel;
 
@@ -478,8 +480,14 @@ fn micro_batches_without_rows_of_a_module_take_part() {
 #[test]
 fn a_value_that_is_not_finite_is_reported_as_in_one_process() {
     let set = ["recipe.mode=\"fp32\"", "model.layers=4", "grad_shards=2", "schedule.batch=8"];
-    let layout = ["parallel.pp=2", "parallel.dp=2"];
-    let mut trainer = Trainer::new(config(&set), Reference).unwrap();
+    assert_reported_alike(&set, &["parallel.pp=2", "parallel.dp=2"]);
+    let parts = [&set[..], &["context_shards=2"]].concat();
+    assert_reported_alike(&parts, &["parallel.pp=2", "parallel.cp=2", "parallel.ep=2"]);
+}
+
+/// What a run and its four ranks say of a weight that is not finite, or too large.
+fn assert_reported_alike(set: &[&str], layout: &[&str]) {
+    let mut trainer = Trainer::new(config(set), Reference).unwrap();
     done(trainer.step(&|| false).unwrap());
     let saved = trainer.save().unwrap();
     let poisoned = |name: &str, value: f32| {
@@ -493,9 +501,9 @@ fn a_value_that_is_not_finite_is_reported_as_in_one_process() {
         ("weights/model.norm.weight", f32::NAN),
     ] {
         let saved = poisoned(name, value);
-        let mut one = Trainer::resume(config(&set), Reference, saved.clone()).unwrap();
+        let mut one = Trainer::resume(config(set), Reference, saved.clone()).unwrap();
         let Err(TrainError::Diverged(expected)) = one.step(&|| false) else { panic!("{name}") };
-        let all = [&set[..], &layout].concat();
+        let all = [set, layout].concat();
         let shared = Shared::open(config(&all), Some(Arc::new(saved))).unwrap();
         let main = move |exchange| {
             let mut trainer = RankTrainer::new(&shared, Reference, exchange)?;
@@ -630,33 +638,37 @@ fn a_rank_holds_what_its_instructions_need() {
     let run = ["model.layers=4", "schedule.batch=16", "optim.ema_decay=0"];
     let mb = |bytes: u64| bytes as f64 / 1e6;
     let mut wrong = Vec::new();
-    for (tp, shards, union, layout) in [
-        (1, 1, 1, (2, 1, 1, "1f1b")),
-        (1, 4, 1, (2, 1, 1, "1f1b")),
-        (1, 2, 1, (1, 2, 1, "1f1b")),
-        (1, 2, 1, (2, 1, 1, "dualpipe")),
-        (1, 2, 1, (2, 1, 1, "zb1p")),
-        (1, 4, 2, (2, 2, 2, "dualpipe")),
-        (1, 2, 1, (2, 1, 1, "dualpipev")),
-        (2, 1, 1, (1, 1, 1, "1f1b")),
-        (2, 4, 2, (2, 2, 2, "dualpipe")),
+    for (tp, cp, shards, union, layout) in [
+        (1, 1, 1, 1, (2, 1, 1, "1f1b")),
+        (1, 1, 4, 1, (2, 1, 1, "1f1b")),
+        (1, 1, 2, 1, (1, 2, 1, "1f1b")),
+        (1, 1, 2, 1, (2, 1, 1, "dualpipe")),
+        (1, 1, 2, 1, (2, 1, 1, "zb1p")),
+        (1, 1, 4, 2, (2, 2, 2, "dualpipe")),
+        (1, 1, 2, 1, (2, 1, 1, "dualpipev")),
+        (2, 1, 1, 1, (1, 1, 1, "1f1b")),
+        (2, 1, 4, 2, (2, 2, 2, "dualpipe")),
+        (1, 2, 1, 1, (1, 1, 2, "1f1b")),
+        (1, 2, 2, 1, (2, 1, 2, "dualpipe")),
     ] {
         // Tensor parallel ranks of this model have no whole FP8 tiles.
         let modes = if tp > 1 { &MODES[1..2] } else { &MODES[1..] };
         for &mode in modes {
             let (shards, union) =
                 (format!("grad_shards={shards}"), format!("expert_union={union}"));
-            let (layout_set, ranks) = (settings(layout), format!("parallel.tp={tp}"));
-            let set = [&run[..], &words(&layout_set), &[&shards, &union, &ranks, mode]].concat();
+            let layout_set = settings(layout);
+            let ranks = [format!("parallel.tp={tp}"), format!("parallel.cp={cp}")];
+            let layout_set = [words(&layout_set), words(&ranks)].concat();
+            let set = [&run[..], &layout_set, &[&shards, &union, mode]].concat();
             let (pp, dp, ..) = layout;
             let config = config(&set);
             let told: Vec<RankMemory> =
                 (0..pp).map(|pp| rank::rank(&config, pp, 16).unwrap()).collect();
             for (number, seen) in held(&set).into_iter().enumerate() {
-                let told = &told[number / (dp * tp)];
+                let told = &told[number / (dp * cp * tp)];
                 let ratio = seen as f64 / told.sum() as f64;
                 let line = format!(
-                    "tp {tp} {layout:?} {mode} {shards} rank {number}: states {:.2} weights {:.2} gradients \
+                    "tp {tp} cp {cp} {layout:?} {mode} {shards} rank {number}: states {:.2} weights {:.2} gradients \
                      {:.2} activations {:.2} MB, seen {:.2} MB, {ratio:.3}",
                     mb(told.states),
                     mb(told.weights),

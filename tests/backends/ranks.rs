@@ -108,6 +108,22 @@ fn tensor_parallel_ranks_on_devices_have_the_bits_of_the_reference() {
     assert_the_same_run(&folder.join("reference"), &folder.join("devices"));
 }
 
+/// The kernels attend over whole sequences with a rank's heads; what turns parts of sequences into
+/// heads passes the host.
+#[test]
+fn context_parallel_ranks_on_devices_have_the_bits_of_one_process_on_the_reference() {
+    if fathom_gpu::nvrtc::find_or_fetch_for_tests().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let run = ["--precision", "fp8", "--steps", "1", "--set", "context_shards=2"];
+    ran(folder, "alone", &[], &run);
+    let layout = set(&["parallel.cp=2", "parallel.ep=2"]);
+    ran(folder, "ranks", &[], &[&run[..], &layout, &["--backend", "emulated"]].concat());
+    assert_the_same_run(&folder.join("alone"), &folder.join("ranks"));
+}
+
 /// Every process has an emulated driver of its own, and takes the device of its `LOCAL_RANK`.
 #[test]
 fn processes_on_devices_have_the_bits_of_one_process_on_the_reference() {

@@ -132,6 +132,25 @@ fn tensor_parallel_processes_have_the_bits_of_threads() {
     assert!(message.contains("parallel.tp: expected a number of ranks"), "{message}");
 }
 
+/// Context parallel ranks as processes. Into how many parts sequences fall is part of the run, on
+/// how many ranks the parts lie is not.
+#[test]
+fn context_parallel_processes_have_the_bits_of_one_process() {
+    let bench = Bench::new();
+    bench.run("alone", &["--set", "context_shards=2"]);
+    let context = ["--processes", "--set", "parallel.cp=2", "--set", "parallel.ep=2"];
+    for (name, layout) in [("two", &[][..]), ("four", &["--set", "parallel.dp=2"])] {
+        bench.run(name, &[&context[..], layout].concat());
+        assert_same_parts(&bench, "alone", name, &["model", "model-average"]);
+        assert_same_lines(&bench, "alone", name);
+    }
+    let message = bench.refused("alone", &["--resume", "--set", "context_shards=4"]);
+    let both = "context_shards is 2 there and 4 on the command line";
+    assert!(message.contains(both), "{message}");
+    let message = bench.refused("none", &["--set", "parallel.cp=2"]);
+    assert!(message.contains("parallel.ep: expected a multiple of parallel.cp = 2"), "{message}");
+}
+
 /// Rows of experts, hidden states, gradients and checkpoints through MPI.
 #[test]
 fn ranks_over_mpi_have_the_bits_of_one_process() {

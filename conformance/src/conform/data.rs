@@ -6,6 +6,7 @@ use fathom_reference::ops::cast::Cast;
 use fathom_reference::ops::collective::{AllGather, AllReduce, Recv, ReduceScatter, Send};
 use fathom_reference::ops::concat_columns::ConcatColumns;
 use fathom_reference::ops::concat_rows::ConcatRows;
+use fathom_reference::ops::context_exchange::{ContextExchange, Turn};
 use fathom_reference::ops::gather_rows::GatherRows;
 use fathom_reference::ops::scatter_add_rows::ScatterAddRows;
 use fathom_reference::ops::slice_columns::SliceColumns;
@@ -27,6 +28,7 @@ pub const SUITES: &[Suite] = &[
     Suite { op: "cast", strategy: cast },
     Suite { op: "concat_columns", strategy: concat_columns },
     Suite { op: "concat_rows", strategy: concat_rows },
+    Suite { op: "context_exchange", strategy: context_exchange },
     Suite { op: "gather_rows", strategy: gather_rows },
     Suite { op: "recv", strategy: recv },
     Suite { op: "reduce_scatter", strategy: reduce_scatter },
@@ -180,4 +182,16 @@ exchanges! {
     recv Recv;
     reduce_scatter ReduceScatter;
     send Send;
+}
+
+fn context_exchange(index: usize) -> BoxedStrategy<Drawn> {
+    let turns = select(vec![Turn::ToHeads, Turn::ToRows, Turn::Gather]);
+    (size(1, 60), size(0, 120), any_type(), turns, any::<u64>())
+        .prop_map(move |(t, columns, dtype, turn, seed)| {
+            let draw = Draw::new(index, seed);
+            let group = Group { kind: GroupKind::Cp, size: 1 };
+            let op = ContextExchange { group, member: 0, rows: vec![t], turn };
+            draw.case(op, [("x", Some(bits(draw, 0, dtype, [t, columns])))])
+        })
+        .boxed()
 }

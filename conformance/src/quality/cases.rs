@@ -102,6 +102,7 @@ mod tests {
             "attention_cached",
             "concat_columns",
             "concat_rows",
+            "context_exchange",
             "recv",
             "reduce_scatter",
             "send",

@@ -4,6 +4,7 @@
 use fathom_reference::ops::collective::{AllGather, AllReduce, Recv, ReduceScatter, Send};
 use fathom_reference::ops::concat_columns::ConcatColumns;
 use fathom_reference::ops::concat_rows::ConcatRows;
+use fathom_reference::ops::context_exchange::ContextExchange;
 use fathom_reference::ops::slice_columns::SliceColumns;
 use fathom_reference::ops::slice_rows::SliceRows;
 use fathom_trace::{Group, TensorMeta};
@@ -125,4 +126,4 @@ macro_rules! identities {
     )*};
 }
 
-identities!(AllGather, AllReduce, Recv, ReduceScatter, Send);
+identities!(AllGather, AllReduce, ContextExchange, Recv, ReduceScatter, Send);

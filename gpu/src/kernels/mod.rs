@@ -106,6 +106,7 @@ pub const KERNELS: &[KernelEntry] = &[
     entry::<ops::dispatch::Combine>(),
     entry::<ops::concat_columns::ConcatColumns>(),
     entry::<ops::concat_rows::ConcatRows>(),
+    entry::<ops::context_exchange::ContextExchange>(),
     entry::<ops::cross_entropy::CrossEntropy>(),
     entry::<ops::cross_entropy::CrossEntropyBackward>(),
     entry::<ops::dequantize::Dequantize>(),

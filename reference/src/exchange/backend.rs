@@ -6,9 +6,9 @@
 //! one to the other, and the host sends their labels alone, by which it knows that every rank has
 //! come so far. Bits are moved; nothing is added on the way.
 //!
-//! A dispatch or a combine sends at once and is waited for where its result is first used. So the
-//! order in which a pair of forward and backward calls its parts is what lets rows travel while
-//! something else is computed.
+//! A dispatch, a combine or a context exchange sends at once and is waited for where its result is
+//! first used. So the order in which a pair of forward and backward calls its parts is what lets
+//! rows travel while something else is computed.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +25,7 @@ use crate::backend::direct::{Direct, Landing, Received, Sent, Transfer};
 use crate::backend::{Backend, Hook, Place, Recorder, Result, input_metas};
 use crate::op::Op;
 use crate::ops::collective::{AllGather, AllReduce, ReduceScatter};
+use crate::ops::context_exchange::ContextExchange;
 use crate::ops::dispatch::{Combine, Dispatch, DispatchCodes};
 use crate::{DynOp, EngineError, Tensor};
 
@@ -111,6 +112,8 @@ impl<B: Backend> std::fmt::Debug for Arriving<B> {
 
 /// The result of an exchange that was begun.
 pub struct Underway<B: Backend> {
+    /// The op, for errors.
+    op: &'static str,
     meta: TensorMeta,
     /// Where in the step it was begun.
     place: Place,
@@ -127,7 +130,7 @@ enum State<B: Backend> {
 /// What is left to do once all messages are here.
 enum Rest<B: Backend> {
     /// Nothing more with the rows.
-    Dispatch(Rows<B>),
+    Rows(Rows<B>),
     /// To add them up by token.
     Combine(Combine, B::Buffer, Rows<B>),
 }
@@ -190,7 +193,7 @@ impl<B: Backend> Ranked<B> {
     }
 
     fn arrived(&self, underway: &Underway<B>) -> Result<B::Buffer> {
-        let name = underway.op_name();
+        let name = underway.op;
         match underway.state.replace(State::Failed) {
             State::Begun(begun) => {
                 let (pending, rest) = *begun;
@@ -223,7 +226,7 @@ impl<B: Backend> Ranked<B> {
             }
         };
         match rest {
-            Rest::Dispatch(rows) => landed(rows),
+            Rest::Rows(rows) => landed(rows),
             Rest::Combine(local, inverse, rows) => {
                 let inputs = vec![Some(landed(rows)?), Some(inverse)];
                 Ok(self.inner.execute(&local, inputs)?.remove(0))
@@ -239,7 +242,12 @@ impl<B: Backend> Ranked<B> {
     ) -> Result<Arriving<B>> {
         let meta = op.infer(&input_metas(&self.inner, op, inputs))?.remove(0);
         let state = RefCell::new(State::Begun(Box::new(begun)));
-        Ok(Arriving::Underway(Rc::new(Underway { meta, place: self.place.get(), state })))
+        Ok(Arriving::Underway(Rc::new(Underway {
+            op: op.name(),
+            meta,
+            place: self.place.get(),
+            state,
+        })))
     }
 
     /// The connections between devices.
@@ -364,7 +372,7 @@ impl<B: Backend> Ranked<B> {
             }
         };
         let pending = communicator.begin_all_to_all(&self.what(name), sent);
-        Ok((pending.map_err(self.failed(name))?, Rest::Dispatch(rows)))
+        Ok((pending.map_err(self.failed(name))?, Rest::Rows(rows)))
     }
 
     /// The experts' rows back to the ranks of their tokens, then the sum, here.
@@ -393,6 +401,17 @@ impl<B: Backend> Ranked<B> {
         };
         let pending = communicator.begin_all_to_all(&self.what(name), sent);
         Ok((pending.map_err(self.failed(name))?, Rest::Combine(local, inverse, rows)))
+    }
+
+    /// Rows of parts to the context parallel ranks, and theirs here.
+    fn context_exchange(&self, op: &ContextExchange, x: &B::Buffer) -> Result<(Pending, Rest<B>)> {
+        let name = ContextExchange::NAME;
+        let communicator = self.communicator(name, op.group)?;
+        let sent = op.sent(&self.inner.download(x)?).into_iter().map(|part| vec![part]).collect();
+        let op = op.clone();
+        let order = move |members: &[Tensor]| op.received(members);
+        let pending = communicator.begin_all_to_all(&self.what(name), sent);
+        Ok((pending.map_err(self.failed(name))?, Rest::Rows(Rows::ByHost(Box::new(order)))))
     }
 
     /// Begins to move rows of `x` from device to device: blocks of rows with the members that they
@@ -452,17 +471,11 @@ impl<B: Backend> Ranked<B> {
             let [y, inverse] = [0, 1].map(|i| inputs[i].clone().expect("a mandatory input"));
             return Ok(vec![self.begun(op, &inputs, self.combine(own, y, inverse)?)?]);
         }
-        Ok(self.inner.execute(op, inputs)?.into_iter().map(Arriving::Here).collect())
-    }
-}
-
-impl<B: Backend> Underway<B> {
-    /// The op, for errors.
-    fn op_name(&self) -> &'static str {
-        match &*self.state.borrow() {
-            State::Begun(begun) if matches!(begun.1, Rest::Dispatch(_)) => Dispatch::NAME,
-            _ => Combine::NAME,
+        if let Some(own) = any.downcast_ref::<ContextExchange>().filter(|op| several(op.group)) {
+            let x = inputs[0].clone().expect("a mandatory input");
+            return Ok(vec![self.begun(op, &inputs, self.context_exchange(own, &x)?)?]);
         }
+        Ok(self.inner.execute(op, inputs)?.into_iter().map(Arriving::Here).collect())
     }
 }
 

@@ -65,16 +65,23 @@ pub struct AttentionKept<B: Backend> {
     /// The normalised query latent; none without one, and where norms are recomputed.
     normed_q: Option<Operand<B>>,
     kv_norm: Option<NormKept<B>>,
-    /// The normalised key-value latent, of all rows that this rank sees; none as for `normed_q`.
+    /// The normalised key-value latent; none as for `normed_q`.
     normed_kv: Option<Operand<B>>,
-    /// Rotated queries, rotated keys, values; none where the up-projections are recomputed.
-    qkv: Option<[B::Buffer; 3]>,
+    /// Of the attention itself, with the first part of a micro-batch.
+    whole: Option<WholeKept<B>>,
     /// The attention's result \[t, heads * v\], before the output projection.
     output: Operand<B>,
-    /// Logarithm of the softmax's denominator \[t, heads\].
-    lse: B::Buffer,
     /// What the input-backward leaves for the weight-backward.
     grads: Option<AttentionGrads<B>>,
+}
+
+/// What is kept of whole sequences, of the heads that this rank attends with.
+#[derive(Clone, Debug)]
+struct WholeKept<B: Backend> {
+    /// Rotated queries, rotated keys, values; none where the up-projections are recomputed.
+    qkv: Option<[B::Buffer; 3]>,
+    /// Logarithm of the softmax's denominator \[rows in all, heads\].
+    lse: B::Buffer,
 }
 
 /// Gradients that the weight-backward needs.
@@ -91,50 +98,67 @@ struct AttentionGrads<B: Backend> {
 }
 
 impl AttentionLayer {
-    /// `x` plus the attention's output, added up or left to the norm behind; with what the backward
-    /// needs.
+    /// Of each of the rank's parts of a micro-batch `x` plus the attention's output, added up or
+    /// left to the norm behind; with what the backward needs. Where sequences are whole there is
+    /// one part.
     ///
     /// # Errors
     /// Those of the backend.
+    #[allow(clippy::type_complexity)]
     pub fn forward<B: Backend>(
         &self,
-        cx: &Cx<'_, B>,
-        x: &B::Buffer,
-    ) -> Result<(Residual<B>, AttentionKept<B>)> {
-        let (n, norm) = self.norm.operand(cx, x, self.qkv_a.weight)?;
-        let latent = self.qkv_a.fprop(cx, &n)?;
-        let mut kept_q = (None, None);
-        let mut kept_kv = (None, None);
-        let q = self.queries(cx, &latent, &mut kept_q)?;
-        let [k, v] = self.keys_values(cx, &latent, &mut kept_kv)?;
+        cxs: &[Cx<'_, B>],
+        xs: Vec<B::Buffer>,
+    ) -> Result<Vec<(Residual<B>, AttentionKept<B>)>> {
+        let (mut kepts, mut qkvs) = (Vec::new(), Vec::new());
+        for (cx, x) in cxs.iter().zip(&xs) {
+            let (n, norm) = self.norm.operand(cx, x, self.qkv_a.weight)?;
+            let latent = self.qkv_a.fprop(cx, &n)?;
+            let (mut kept_q, mut kept_kv) = ((None, None), (None, None));
+            let q = self.queries(cx, &latent, &mut kept_q)?;
+            let [k, v] = self.keys_values(cx, &latent, &mut kept_kv)?;
+            qkvs.push([q, k, v]);
+            kepts.push((norm, n, latent, kept_q, kept_kv));
+        }
+        let (cx, recipe) = (&cxs[0], cxs[0].recipe);
+        let [q, k, v] = whole(cx, qkvs)?;
         let [o, lse] = cx.backend.attention(&self.attention(cx), &q, &k, &v)?;
-        let y = cx.reduce_tp(self.o.fprop(cx, &cx.operand(&o, self.o.weight)?)?)?;
-        let o = cx.keep_attention_output(&o)?;
-        let h = Residual::new(cx, x, y)?;
-        let recipe = cx.recipe;
-        let keep = |x: Option<Operand<B>>| if recipe.recompute_norms { None } else { x };
-        let kept = AttentionKept {
-            norm,
-            normed: keep(Some(n)),
-            latent,
-            q_norm: kept_q.0,
-            normed_q: keep(kept_q.1),
-            kv_norm: kept_kv.0,
-            normed_kv: keep(kept_kv.1),
-            qkv: (!recipe.recompute_up_projections).then_some([q, k, v]),
-            output: o,
-            lse,
-            grads: None,
-        };
-        Ok((h, kept))
+        let qkv = (!recipe.recompute_up_projections).then_some([q, k, v]);
+        let mut whole = Some(WholeKept { qkv, lse });
+        let mut parts = Vec::with_capacity(cxs.len());
+        let outputs = cx.to_parts(o)?;
+        for (((cx, x), o), kept) in cxs.iter().zip(&xs).zip(outputs).zip(kepts) {
+            let y = cx.reduce_tp(self.o.fprop(cx, &cx.operand(&o, self.o.weight)?)?)?;
+            let output = cx.keep_attention_output(&o)?;
+            let h = Residual::new(cx, x, y)?;
+            let keep = |x: Option<Operand<B>>| if recipe.recompute_norms { None } else { x };
+            let (norm, n, latent, (q_norm, normed_q), (kv_norm, normed_kv)) = kept;
+            let kept = AttentionKept {
+                norm,
+                normed: keep(Some(n)),
+                latent,
+                q_norm,
+                normed_q: keep(normed_q),
+                kv_norm,
+                normed_kv: keep(normed_kv),
+                whole: whole.take(),
+                output,
+                grads: None,
+            };
+            parts.push((h, kept));
+        }
+        Ok(parts)
     }
 
+    /// The attention over whole sequences, with this rank's share of the heads.
     fn attention<B: Backend>(&self, cx: &Cx<'_, B>) -> Attention {
+        let ranks = cx.rows.context.as_ref().map_or(1, |context| context.group.size);
+        let Heads { heads, kv_heads, qk, v } = self.heads;
         Attention {
-            shape: self.heads,
+            shape: Heads { heads: heads / ranks, kv_heads: kv_heads / ranks, qk, v },
             scale: self.scale,
-            segments: cx.rows.segments.clone(),
-            keys: cx.rows.context.iter().map(|context| context.keys).collect(),
+            segments: cx.rows.whole_segments().to_vec(),
+            keys: Vec::new(),
             block_kv: cx.recipe.attention_block_kv,
         }
     }
@@ -179,18 +203,11 @@ impl AttentionLayer {
             KeyValue::Latent { norm, b } => {
                 let offset = norm.offset + norm.width;
                 let (normed, norm) = norm.operand(cx, latent, b.weight)?;
-                let normed = cx.gather_operand(normed)?;
                 let kv = b.fprop(cx, &normed)?;
                 *kept = (Some(norm), Some(normed));
                 let (nope, rope, interleaved) = (self.nope, qk - self.nope, self.interleaved);
-                let Some(context) = &rows.context else {
-                    let op = MlaKv { heads, nope, rope, v, offset, interleaved };
-                    return backend.mla_kv(&op, &kv, latent, &rows.cos, &rows.sin, &rows.positions);
-                };
-                let shared = SliceColumns { offset, width: rope };
-                let shared = cx.gather_context(backend.slice_columns(&shared, latent)?)?;
-                let op = MlaKv { heads, nope, rope, v, offset: 0, interleaved };
-                backend.mla_kv(&op, &kv, &shared, &rows.cos, &rows.sin, &context.positions)
+                let op = MlaKv { heads, nope, rope, v, offset, interleaved };
+                backend.mla_kv(&op, &kv, latent, &rows.cos, &rows.sin, &rows.positions)
             }
             KeyValue::Direct => {
                 let offset = heads * qk;
@@ -200,46 +217,70 @@ impl AttentionLayer {
                     backend.rope(&self.rope(false), k, &rows.cos, &rows.sin, &rows.positions)?;
                 let v = SliceColumns { offset: offset + kv_heads * qk, width: kv_heads * v };
                 let v = backend.slice_columns(&v, latent)?;
-                Ok([cx.gather_context(k)?, cx.gather_context(v)?])
+                Ok([k, v])
             }
         }
     }
 
-    /// The gradient of `x`, given that of the output.
+    /// Of each of the rank's parts of a micro-batch the gradient of `x`, given that of the output.
     ///
     /// # Errors
     /// Those of the backend.
+    ///
+    /// # Panics
+    /// Before the forward.
     pub fn backward_input<B: Backend>(
+        &self,
+        cxs: &[Cx<'_, B>],
+        kept: &mut [AttentionKept<B>],
+        gradients: Vec<ResidualGradient<B>>,
+    ) -> Result<Vec<B::Buffer>> {
+        let mut d_os = Vec::with_capacity(cxs.len());
+        for (cx, ResidualGradient { dh, operand }) in cxs.iter().zip(&gradients) {
+            d_os.push(match operand {
+                Some(dh) => self.o.dgrad_of(cx, dh)?,
+                None => self.o.dgrad(cx, dh)?,
+            });
+        }
+        let cx = &cxs[0];
+        let WholeKept { qkv, lse } = kept[0].whole.take().expect("forward comes first");
+        let [q, k, v] = match qkv {
+            Some(qkv) => qkv,
+            None => {
+                let again = |(cx, kept): (&Cx<'_, B>, &AttentionKept<B>)| {
+                    let mut again = (None, None);
+                    let q = self.queries(cx, &kept.latent, &mut again)?;
+                    let [k, v] = self.keys_values(cx, &kept.latent, &mut again)?;
+                    Ok([q, k, v])
+                };
+                whole(cx, cxs.iter().zip(&*kept).map(again).collect::<Result<_>>()?)?
+            }
+        };
+        let outputs = cxs.iter().zip(&*kept).map(|(cx, kept)| cx.values(&kept.output));
+        let o = cx.to_heads(outputs.collect::<Result<_>>()?)?;
+        let d_o = cx.to_heads(d_os)?;
+        let Attention { shape, scale, segments, keys, block_kv } = self.attention(cx);
+        let op = AttentionBackward { shape, scale, segments, keys, block_kv };
+        let [dq, dk, dv] = cx.backend.attention_backward(&op, &q, &k, &v, &o, &lse, &d_o)?;
+        drop([q, k, v, o, d_o]);
+        let [dqs, dks, dvs] = [cx.to_parts(dq)?, cx.to_parts(dk)?, cx.to_parts(dv)?];
+        let parts = cxs.iter().zip(kept).zip(gradients).zip(dqs).zip(dks).zip(dvs);
+        let part = |(((((cx, kept), ResidualGradient { dh, .. }), dq), dk), dv)| {
+            self.backward_projections(cx, kept, dh, [dq, dk, dv])
+        };
+        parts.map(part).collect()
+    }
+
+    /// A part's share of the input-backward in front of the attention, from the gradients of its
+    /// rotated queries, rotated keys and values.
+    fn backward_projections<B: Backend>(
         &self,
         cx: &Cx<'_, B>,
         kept: &mut AttentionKept<B>,
-        ResidualGradient { dh, operand }: ResidualGradient<B>,
+        dh: B::Buffer,
+        [dq, dk, dv]: [B::Buffer; 3],
     ) -> Result<B::Buffer> {
         let (rows, backend) = (cx.rows, cx.backend);
-        let d_o = match operand {
-            Some(dh) => self.o.dgrad_of(cx, &dh)?,
-            None => self.o.dgrad(cx, &dh)?,
-        };
-        let [q, k, v] = match kept.qkv.take() {
-            Some(qkv) => qkv,
-            None => {
-                let mut again = (None, None);
-                let q = self.queries(cx, &kept.latent, &mut again)?;
-                let [k, v] = self.keys_values(cx, &kept.latent, &mut again)?;
-                [q, k, v]
-            }
-        };
-        let Attention { shape, scale, segments, keys, block_kv } = self.attention(cx);
-        let op = AttentionBackward { shape, scale, segments, keys, block_kv };
-        let [dq, dk, dv] = backend.attention_backward(
-            &op,
-            &q,
-            &k,
-            &v,
-            &cx.values(&kept.output)?,
-            &kept.lse,
-            &d_o,
-        )?;
         let unrotate = |d| backend.rope(&self.rope(true), d, &rows.cos, &rows.sin, &rows.positions);
         let dq = unrotate(dq)?;
         let (dlatent_q, dq) = match (&self.q, &mut kept.q_norm) {
@@ -254,20 +295,19 @@ impl AttentionLayer {
                 let Heads { heads, qk, v, .. } = self.heads;
                 let (nope, rope) = (self.nope, qk - self.nope);
                 let op = MlaKvBackward { heads, nope, rope, v, interleaved: self.interleaved };
-                let positions = rows.context.as_ref().map_or(&rows.positions, |c| &c.positions);
+                let positions = &rows.positions;
                 let [dkv, dshared] =
                     backend.mla_kv_backward(&op, &dk, &dv, &rows.cos, &rows.sin, positions)?;
-                let dcn = cx.scatter_context(cx.reduce_tp(b.dgrad(cx, &dkv)?)?)?;
+                let dcn = cx.reduce_tp(b.dgrad(cx, &dkv)?)?;
                 let dc = norm.dgrad(cx, kept, dcn, None)?;
-                let dshared = cx.scatter_context(cx.reduce_tp(dshared)?)?;
+                let dshared = cx.reduce_tp(dshared)?;
                 let parts = (&dlatent_q, &dc, Some(&dshared));
                 let joined =
                     backend.concat_columns(&ConcatColumns {}, parts.0, parts.1, parts.2)?;
                 (joined, Some(dkv))
             }
             _ => {
-                let dk = unrotate(cx.scatter_context(dk)?)?;
-                let dv = cx.scatter_context(dv)?;
+                let dk = unrotate(dk)?;
                 let op = ConcatColumns {};
                 (backend.concat_columns(&op, &dlatent_q, &dk, Some(&dv))?, None)
             }
@@ -329,12 +369,7 @@ impl AttentionLayer {
         if let (KeyValue::Latent { norm, b }, Some(kv_norm), Some(dkv)) =
             (&self.kv, &kept.kv_norm, &grads.dkv)
         {
-            let normed = match kept.normed_kv {
-                Some(normed) => normed,
-                None => cx.gather_operand(again(norm, None, &kept.latent, b)?)?,
-            };
-            let rows = cx.rows.of_keys();
-            b.wgrad(&cx.with_rows(&rows), &normed, dkv)?;
+            b.wgrad(cx, &again(norm, kept.normed_kv, &kept.latent, b)?, dkv)?;
             norm.wgrad(cx, kv_norm)?;
         }
         self.qkv_a.wgrad(
@@ -344,4 +379,15 @@ impl AttentionLayer {
         )?;
         self.norm.wgrad(cx, &kept.norm)
     }
+}
+
+/// Queries, keys and values of whole sequences, of those of a micro-batch's parts.
+fn whole<B: Backend>(cx: &Cx<'_, B>, parts: Vec<[B::Buffer; 3]>) -> Result<[B::Buffer; 3]> {
+    let (mut qs, mut ks, mut vs) = (Vec::new(), Vec::new(), Vec::new());
+    for [q, k, v] in parts {
+        qs.push(q);
+        ks.push(k);
+        vs.push(v);
+    }
+    Ok([cx.to_heads(qs)?, cx.to_heads(ks)?, cx.to_heads(vs)?])
 }

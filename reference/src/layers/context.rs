@@ -2,17 +2,16 @@
 //! the rows of the micro-batch.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 
 use fathom_trace::{Component, DType, Group, Phase};
 
-use crate::EngineError;
 use crate::backend::{Backend, Place, Result};
 use crate::layers::delayed::StepScales;
-use crate::layers::operand::{Codes, Operand, Weight};
+use crate::layers::operand::Weight;
+use crate::layers::parts::Context;
 use crate::model::params::ParamId;
-use crate::ops::collective::{AllGather, AllReduce, ReduceScatter};
-use crate::ops::concat_rows::ConcatRows;
-use crate::ops::slice_rows::SliceRows;
+use crate::ops::collective::AllReduce;
 use crate::precision::{Mode, Recipe};
 
 /// The weights of a step, by [`ParamId`], in the forms that ops take.
@@ -70,19 +69,8 @@ pub struct Rows<B: Backend> {
     pub cos: B::Buffer,
     /// Sines \[positions, rotated / 2\].
     pub sin: B::Buffer,
-    /// The rest of the sequence, where context parallelism splits it.
-    pub context: Option<Context<B>>,
-}
-
-/// A rank's part of a sequence, whose keys it gathers from the ranks before it.
-#[derive(Clone, Debug)]
-pub struct Context<B: Backend> {
-    /// The context-parallel ranks, in order of their parts.
-    pub group: Group,
-    /// Rows of the sequence up to the end of this rank's part: the keys that it sees.
-    pub keys: usize,
-    /// Position of each of them, I32 \[keys\].
-    pub positions: B::Buffer,
+    /// Where the rows are those of parts of sequences: how these join.
+    pub context: Option<Rc<Context<B>>>,
 }
 
 impl<B: Backend> Rows<B> {
@@ -91,14 +79,10 @@ impl<B: Backend> Rows<B> {
         self.segments.iter().sum()
     }
 
-    /// The keys' rows: all that this rank sees of the sequence.
-    pub fn of_keys(&self) -> Rows<B> {
-        let (segments, positions) = match &self.context {
-            None => (self.segments.clone(), self.positions.clone()),
-            Some(context) => (vec![context.keys], context.positions.clone()),
-        };
-        let (cos, sin) = (self.cos.clone(), self.sin.clone());
-        Rows { segments, positions, cos, sin, context: None }
+    /// Lengths of the segments that attention and balance losses are over: whole ones, also where
+    /// the rows are parts of them.
+    pub fn whole_segments(&self) -> &[usize] {
+        self.context.as_ref().map_or(&self.segments, |context| &context.segments)
     }
 
     /// Whether there is no row.
@@ -212,60 +196,31 @@ impl<B: Backend> Cx<'_, B> {
         self.backend.all_reduce(&AllReduce { group: self.tp }, &x)
     }
 
-    /// The rows of all that this rank sees of the sequence, given its own; they stay as they are
-    /// without context parallelism.
+    /// How many neighbouring lanes here are parts of one micro-batch.
+    pub fn parts(&self) -> usize {
+        self.rows.context.as_ref().map_or(1, |context| context.parts.len())
+    }
+
+    /// All rows of this rank's share of the heads, of the rows of its parts of a micro-batch.
     ///
     /// # Errors
     /// Those of the backend.
-    pub fn gather_context(&self, x: B::Buffer) -> Result<B::Buffer> {
-        let Some(Context { group, keys, .. }) = &self.rows.context else { return Ok(x) };
-        let all = self.backend.all_gather(&AllGather { group: *group }, &x)?;
-        self.backend.slice_rows(&SliceRows { offset: 0, rows: *keys }, &all)
-    }
-
-    /// As [`Cx::gather_context`] for an operand.
-    ///
-    /// # Errors
-    /// Those of the backend; [`EngineError::Unsupported`] where a scale spans rows of several
-    /// ranks.
-    pub fn gather_operand(&self, x: Operand<B>) -> Result<Operand<B>> {
-        match x {
-            _ if self.rows.context.is_none() => Ok(x),
-            Operand::Plain(x) => self.gather_context(x).map(Operand::Plain),
-            Operand::Codes(Codes { q, scale, block: block @ [Some(1), _], columns, kind }) => {
-                let (q, scale) = (self.gather_context(q)?, self.gather_context(scale)?);
-                Ok(Operand::Codes(Codes { q, scale, columns, block, kind }))
-            }
-            Operand::Codes(_) => Err(EngineError::Unsupported {
-                engine: self.backend.name(),
-                op: "all_gather".into(),
-                reason: "context parallelism needs scales within rows (tiles of 1 x n)".into(),
-            }),
+    pub fn to_heads(&self, mut parts: Vec<B::Buffer>) -> Result<B::Buffer> {
+        match &self.rows.context {
+            None => Ok(parts.remove(0)),
+            Some(context) => context.to_heads(self.backend, parts),
         }
     }
 
-    /// The transpose of [`Cx::gather_context`]: this rank's rows of the sum over ranks.
+    /// The transpose of [`Cx::to_heads`].
     ///
     /// # Errors
     /// Those of the backend.
-    pub fn scatter_context(&self, x: B::Buffer) -> Result<B::Buffer> {
-        let Some(Context { group, keys, .. }) = &self.rows.context else { return Ok(x) };
-        let (group, own) = (*group, self.rows.len());
-        let behind = own * group.size - keys;
-        let x = match behind {
-            0 => x,
-            _ => {
-                let columns = self.backend.shape(&x)[1];
-                let zeros = self.backend.zeros(self.backend.dtype(&x), &[behind, columns])?;
-                self.backend.concat_rows(&ConcatRows {}, &x, &zeros)?
-            }
-        };
-        self.backend.reduce_scatter(&ReduceScatter { group }, &x)
-    }
-
-    /// This context with other rows.
-    pub fn with_rows<'b>(&'b self, rows: &'b Rows<B>) -> Cx<'b, B> {
-        Cx { rows, capacity: self.capacity.clone(), ..*self }
+    pub fn to_parts(&self, whole: B::Buffer) -> Result<Vec<B::Buffer>> {
+        match &self.rows.context {
+            None => Ok(vec![whole]),
+            Some(context) => context.to_parts(self.backend, whole),
+        }
     }
 
     /// Element type of activations.

@@ -86,24 +86,36 @@ impl MlpLayer {
         Ok(Normed { y: Some(n), operand, kept })
     }
 
-    /// Dispatch: norm, router, rows to their experts; before them the sum of the residual `h`
-    /// where attention left it to the norm.
+    /// Dispatch: norm, router, rows to their experts, for each of the rank's parts of a
+    /// micro-batch; before them the sum of the residual `h` where attention left it to the norm.
     ///
     /// # Errors
     /// Those of the backend.
+    #[allow(clippy::type_complexity)]
     pub fn dispatch<B: Backend>(
         &self,
-        cx: &Cx<'_, B>,
-        h: &Residual<B>,
-    ) -> Result<(Dispatched<B>, MlpKept<B>)> {
-        let Normed { y: n, operand, kept: norm } = self.normed(cx, h)?;
-        let dispatch = |moe: &MoeLayer| moe.dispatch(cx, n.as_ref().expect(GATE_READS), &operand);
-        let (moe, routed) = self.moe.as_ref().map(dispatch).transpose()?.unzip();
-        let keep = !cx.recipe.recompute_norms;
-        let n = n.filter(|_| keep && moe.is_some());
-        let n_operand = keep.then(|| operand.clone());
-        let kept = MlpKept { norm, n, n_operand, dense: None, moe };
-        Ok((Dispatched { n: operand, routed }, kept))
+        cxs: &[Cx<'_, B>],
+        hs: Vec<Residual<B>>,
+    ) -> Result<Vec<(Dispatched<B>, MlpKept<B>)>> {
+        let normed = cxs.iter().zip(hs).map(|(cx, h)| self.normed(cx, &h));
+        let normed = normed.collect::<Result<Vec<_>>>()?;
+        let of = |of: &Normed<B>| (of.y.clone().expect(GATE_READS), of.operand.clone());
+        let routed: Vec<_> = match &self.moe {
+            Some(moe) => {
+                let routed = moe.dispatch(cxs, normed.iter().map(of).collect())?;
+                routed.into_iter().map(Some).collect()
+            }
+            None => cxs.iter().map(|_| None).collect(),
+        };
+        let keep = !cxs[0].recipe.recompute_norms;
+        let part = |(Normed { y: n, operand, kept: norm }, routed): (_, Option<(_, _)>)| {
+            let (moe, routed) = routed.unzip();
+            let n = n.filter(|_| keep && moe.is_some());
+            let n_operand = keep.then(|| operand.clone());
+            let kept = MlpKept { norm, n, n_operand, dense: None, moe };
+            (Dispatched { n: operand, routed }, kept)
+        };
+        Ok(normed.into_iter().zip(routed).map(part).collect())
     }
 
     /// Mlp: the routed experts on the rows of all micro-batches, and the dense part or shared

@@ -14,9 +14,11 @@ pub mod linear;
 pub mod mlp;
 pub mod moe;
 pub mod operand;
+pub mod parts;
 pub mod residual;
 pub mod rope;
 pub mod union;
 
-pub use context::{Balance, BalanceKind, Capacity, Context, Cx, Gradients, Weights};
+pub use context::{Balance, BalanceKind, Capacity, Cx, Gradients, Weights};
 pub use linear::{Linear, Norm};
+pub use parts::Context;

@@ -6,10 +6,11 @@
 
 use fathom_trace::{Group, GroupKind};
 
+use crate::EngineError;
 use crate::backend::{Backend, Result};
 use crate::layers::linear::GroupedLinear;
 use crate::layers::operand::{Codes, Operand};
-use crate::layers::union::Union;
+use crate::layers::union::{Parts, Union};
 use crate::layers::{Balance, BalanceKind, Capacity, Cx, Linear};
 use crate::model::params::ParamId;
 use crate::ops::add::Add;
@@ -156,23 +157,45 @@ impl MoeLayer {
         cx.backend.combine(&self.combine_op(cx, plan, false), rows, &plan.inverse)
     }
 
-    /// Chooses experts and brings the rows to them, with the gate value of each.
+    /// Chooses experts for the normalised rows, given as they are and as products read them, of
+    /// each of the rank's parts of a micro-batch, and brings the rows to them, with the gate value
+    /// of each.
     #[allow(clippy::type_complexity)]
     pub(super) fn dispatch<B: Backend>(
         &self,
+        cxs: &[Cx<'_, B>],
+        inputs: Vec<(B::Buffer, Operand<B>)>,
+    ) -> Result<Vec<(MoeKept<B>, (Operand<B>, B::Buffer))>> {
+        let mut routed = Vec::with_capacity(cxs.len());
+        for (cx, (n, _)) in cxs.iter().zip(&inputs) {
+            let (backend, master) = (cx.backend, cx.recipe.master());
+            let gate_input = backend.cast(&Cast { out: master }, n)?;
+            let logits = Gemm { layout: Layout::Nt, out: master, segments: Vec::new() };
+            let logits = backend.gemm(&logits, &gate_input, cx.master(self.gate.weight), None)?;
+            let bias = Some(cx.master(self.bias));
+            routed.push(backend.router(&self.router, &logits, bias)?);
+        }
+        let balance = self.balances(cxs, &routed)?;
+        let parts = cxs.iter().zip(inputs).zip(routed).zip(balance);
+        let part = |(((cx, (_, operand)), routed), balance): (((&Cx<'_, B>, (_, _)), _), _)| {
+            self.dispatch_routed(cx, &operand, routed, balance)
+        };
+        parts.map(part).collect()
+    }
+
+    /// Brings a part's rows to their experts.
+    #[allow(clippy::type_complexity)]
+    fn dispatch_routed<B: Backend>(
+        &self,
         cx: &Cx<'_, B>,
-        n: &B::Buffer,
         operand: &Operand<B>,
+        [scores, indices, weights]: [B::Buffer; 3],
+        balance: BalanceKept<B>,
     ) -> Result<(MoeKept<B>, (Operand<B>, B::Buffer))> {
-        let (backend, master) = (cx.backend, cx.recipe.master());
-        let gate_input = backend.cast(&Cast { out: master }, n)?;
-        let logits = Gemm { layout: Layout::Nt, out: master, segments: Vec::new() };
-        let logits = backend.gemm(&logits, &gate_input, cx.master(self.gate.weight), None)?;
-        let bias = Some(cx.master(self.bias));
-        let [scores, indices, weights] = backend.router(&self.router, &logits, bias)?;
-        let balance = self.balance(cx, &scores, &indices)?;
+        let backend = cx.backend;
         let (placed, dropped) = match cx.capacity.clone() {
             Some(Capacity { devices, factor, exempt }) => {
+                self.whole_only(cx, "drop_tokens")?;
                 let segments = cx.rows.segments.clone();
                 let op = DropTokens { devices, factor, segments, exempt };
                 let [placed, dropped] = backend.drop_tokens(&op, &indices, &scores)?;
@@ -195,6 +218,16 @@ impl MoeLayer {
             dropped,
         };
         Ok((kept, (x, row_weights)))
+    }
+
+    /// Refuses what is over the choices of whole sequences, where the rows are parts of them.
+    fn whole_only<B: Backend>(&self, cx: &Cx<'_, B>, op: &str) -> Result<()> {
+        if cx.rows.context.is_none() {
+            return Ok(());
+        }
+        let (engine, op) = (cx.backend.name(), op.to_owned());
+        let reason = "it reads the choices of whole sequences, whose parts lie apart".into();
+        Err(EngineError::Unsupported { engine, op, reason })
     }
 
     /// Where the rows of the chosen experts \[t, top_k\] lie, here and in the group.
@@ -242,7 +275,36 @@ impl MoeLayer {
         }
     }
 
-    /// The step's balance losses, and the sum of their gradients for the affinities.
+    /// The step's balance losses over whole sequences, and each part's rows of their gradients for
+    /// the affinities; the losses stand with the first part.
+    fn balances<B: Backend>(
+        &self,
+        cxs: &[Cx<'_, B>],
+        routed: &[[B::Buffer; 3]],
+    ) -> Result<Vec<BalanceKept<B>>> {
+        let cx = &cxs[0];
+        let context = match &cx.rows.context {
+            Some(context) if !cx.balance.is_empty() => context,
+            _ => {
+                let each = cxs.iter().zip(routed);
+                return each
+                    .map(|(cx, [scores, indices, _])| self.balance(cx, scores, indices))
+                    .collect();
+            }
+        };
+        let scores = routed.iter().map(|[scores, ..]| scores.clone()).collect();
+        let scores = context.gather(cx.backend, scores)?;
+        let BalanceKept { losses, dscores } = self.balance(cx, &scores, &routed[0][1])?;
+        let dscores = context.own(cx.backend, dscores.expect("there is a loss"))?;
+        let mut losses = Some(losses).filter(|_| context.member == 0);
+        let part = |dscores| {
+            let losses = losses.take().unwrap_or_default();
+            BalanceKept { losses, dscores: Some(dscores) }
+        };
+        Ok(dscores.into_iter().map(part).collect())
+    }
+
+    /// The balance losses of `scores`, those of whole sequences, and the sum of their gradients.
     fn balance<B: Backend>(
         &self,
         cx: &Cx<'_, B>,
@@ -251,13 +313,16 @@ impl MoeLayer {
     ) -> Result<BalanceKept<B>> {
         let (mut losses, mut sum) = (Vec::new(), None);
         for &Balance { kind, weight } in cx.balance {
-            let sequences = || cx.rows.segments.clone();
+            let sequences = || cx.rows.whole_segments().to_vec();
             let (segments, devices, chosen) = match kind {
                 BalanceKind::Sequence => (sequences(), self.experts, None),
-                BalanceKind::Batch => (vec![cx.rows.len()], self.experts, None),
+                BalanceKind::Batch => (vec![sequences().iter().sum()], self.experts, None),
                 BalanceKind::Expert => (sequences(), self.experts, Some(indices)),
                 BalanceKind::Device { devices } => (sequences(), devices, Some(indices)),
             };
+            if chosen.is_some() {
+                self.whole_only(cx, "balance_loss")?;
+            }
             let op = BalanceLoss { top_k: self.router.top_k, weight, segments, devices };
             let [loss, dscores] = cx.backend.balance_loss(&op, scores, chosen)?;
             losses.push(loss);
@@ -278,7 +343,9 @@ impl MoeLayer {
         routed: &[&(Operand<B>, B::Buffer)],
         kept: &mut [&mut MoeKept<B>],
     ) -> Result<Vec<B::Buffer>> {
-        let union = Union::new(kept.iter().map(|kept| &kept.plan.received));
+        let received = kept.iter().map(|kept| &kept.plan.received);
+        let ranks = cx.rows.context.as_ref().map_or(1, |context| context.group.size);
+        let union = Union::new(received, Parts { ranks, each: cx.parts() });
         let counts = union.counts();
         let x = union.join_operands(cx, routed.iter().map(|(x, _)| x))?;
         let row_weights = union.join(cx.backend, routed.iter().map(|(_, weights)| weights))?;

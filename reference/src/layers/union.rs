@@ -2,8 +2,10 @@
 //! expert-parallel group: whose rows lie where.
 //!
 //! An expert's rows are those of the first micro-batch of the union, then those of the second, and
-//! so on; within a micro-batch in order of slot. Of a rank's own micro-batches each has a number,
-//! and those of a rank come before those of the next. Bits are only moved, on the host.
+//! so on; within a micro-batch by part of its sequences, then in order of slot. Of a rank's own
+//! micro-batches each has a number, and those of a rank come before those of the next; but the
+//! parts of a micro-batch that lie on context parallel ranks stand together. Bits are only moved,
+//! on the host.
 
 use crate::EngineError;
 use crate::Tensor;
@@ -23,13 +25,22 @@ pub struct Union {
     order: Option<Vec<usize>>,
 }
 
+/// Where the parts of a micro-batch are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parts {
+    /// Neighbouring ranks of the group that have parts of the same micro-batches.
+    pub ranks: usize,
+    /// Neighbouring lanes of a rank that are parts of one micro-batch.
+    pub each: usize,
+}
+
 impl Union {
-    /// The union of micro-batches whose rows lie by expert, then by rank: `received` is \[rank\]
-    /// \[expert\] of each.
+    /// The union of micro-batches, or parts of them, whose rows lie by expert, then by rank:
+    /// `received` is \[rank\] \[expert\] of each.
     ///
     /// # Panics
     /// Where there is none.
-    pub fn new<'a>(received: impl Iterator<Item = &'a Vec<Vec<usize>>>) -> Union {
+    pub fn new<'a>(received: impl Iterator<Item = &'a Vec<Vec<usize>>>, parts: Parts) -> Union {
         let received: Vec<&Vec<Vec<usize>>> = received.collect();
         let (ranks, experts) = (received[0].len(), received[0][0].len());
         let rows: Vec<usize> = received.iter().map(|r| r.iter().flatten().sum()).collect();
@@ -43,11 +54,16 @@ impl Union {
             *sum += n;
             Some(*sum - n)
         });
-        let mut blocks = vec![vec![Vec::new(); ranks]; experts];
-        for (micro_batch, mut next) in first.enumerate() {
-            for (e, ranks) in blocks.iter_mut().enumerate() {
-                for (rank, block) in ranks.iter_mut().enumerate() {
-                    let count = received[micro_batch][rank][e];
+        // A block for each expert, replica, micro-batch and rank of the replica, in this order.
+        let Parts { ranks: beside, each } = parts;
+        let micro_batches = received.len() / each;
+        let mut blocks = vec![vec![Vec::new(); ranks * micro_batches]; experts];
+        for (lane, mut next) in first.enumerate() {
+            for (e, blocks) in blocks.iter_mut().enumerate() {
+                for rank in 0..ranks {
+                    let micro_batch = rank / beside * micro_batches + lane / each;
+                    let block = &mut blocks[micro_batch * beside + rank % beside];
+                    let count = received[lane][rank][e];
                     block.extend(next..next + count);
                     next += count;
                 }
@@ -156,12 +172,14 @@ mod tests {
     use super::*;
     use crate::backend::Reference;
 
+    const WHOLE: Parts = Parts { ranks: 1, each: 1 };
+
     /// Two micro-batches from two ranks to two experts, rows named by (expert, rank, micro-batch,
     /// place): worked out by hand.
     #[test]
     fn rows_stand_by_expert_then_rank_then_micro_batch() {
         let received = [vec![vec![2, 0], vec![1, 1]], vec![vec![1, 1], vec![0, 2]]];
-        let union = Union::new(received.iter());
+        let union = Union::new(received.iter(), WHOLE);
         assert_eq!(union.counts(), [4, 4]);
         let rows = |names: &[i32]| Tensor::from_vec(&[names.len(), 1], names.to_vec());
         let first = rows(&[1000, 1001, 1100, 2100]);
@@ -170,14 +188,28 @@ mod tests {
         let expected = [1000, 1001, 1010, 1100, 2010, 2100, 2110, 2111];
         assert_eq!(joined.as_slice::<i32>(), expected);
         assert_eq!(union.split(&Reference, joined).unwrap(), [first.clone(), second]);
-        let alone = Union::new(received[..1].iter());
+        let alone = Union::new(received[..1].iter(), WHOLE);
         assert_eq!(alone.join(&Reference, [&first].into_iter()).unwrap(), first);
         // A micro-batch without rows takes part all the same.
         let received = [vec![vec![0, 0]], vec![vec![1, 1]]];
-        let union = Union::new(received.iter());
+        let union = Union::new(received.iter(), WHOLE);
         let parts = [rows(&[]), rows(&[5, 6])];
         let joined = union.join(&Reference, parts.iter()).unwrap();
         assert_eq!(joined.as_slice::<i32>(), [5, 6]);
         assert_eq!(union.split(&Reference, joined).unwrap(), parts);
+    }
+
+    /// Two micro-batches in four parts each over two ranks, a row of each part for the one expert:
+    /// rows named by (micro-batch, part), worked out by hand.
+    #[test]
+    fn parts_of_a_micro_batch_stand_together() {
+        // A lane has a row from rank 0 (parts 0 and 1) and one from rank 1 (parts 2 and 3).
+        let received = vec![vec![vec![1], vec![1]]; 4];
+        let union = Union::new(received.iter(), Parts { ranks: 2, each: 2 });
+        let rows = |names: [i32; 2]| Tensor::from_vec(&[2, 1], names.to_vec());
+        let lanes = [[0, 2], [1, 3], [10, 12], [11, 13]].map(rows);
+        let joined = union.join(&Reference, lanes.iter()).unwrap();
+        assert_eq!(joined.as_slice::<i32>(), [0, 1, 2, 3, 10, 11, 12, 13]);
+        assert_eq!(union.split(&Reference, joined).unwrap(), lanes);
     }
 }

@@ -14,7 +14,8 @@ use super::MemoryError;
 use crate::backend::{Backend, Ledger, Load, Meta};
 use crate::layers::{Gradients, Weights};
 use crate::model::{
-    Batch, DeviceBatch, Lane, Model, PairedBackward, ParamKind, ParamSpec, StageKept, StepSettings,
+    Batch, DeviceBatch, Lane, Model, PairedBackward, ParamKind, ParamSpec, SequenceParts,
+    StageKept, StepSettings,
 };
 use crate::optim::MomentType;
 use crate::parallel::Parallel;
@@ -48,12 +49,12 @@ impl RankMemory {
 type Counting = Ledger<Meta>;
 
 /// What a rank holds in a step of `batch` sequences: that of the pipeline's place `pp`, among the
-/// data parallel ones the first of each expert parallel group, among the tensor parallel ones any.
-/// Rows fall evenly on experts.
+/// data and context parallel ones the first of each expert parallel group, among the tensor
+/// parallel ones any. Rows fall evenly on experts.
 ///
 /// # Errors
-/// [`MemoryError`]; also where a rank brings several shards of a union, whose rows the host puts
-/// together by their values.
+/// [`MemoryError`]; also where a rank brings several shards of a union, or several parts of a
+/// sequence, whose rows the host puts together by their values.
 ///
 /// # Panics
 /// Where the configuration is none that training takes.
@@ -74,14 +75,15 @@ pub fn rank(config: &TrainConfig, pp: usize, batch: usize) -> Result<RankMemory,
         models: &models,
         weights: &weights,
         geometry: config.parallel.geometry(),
-        slots: models.iter().map(|model| slots(model, &shared, config.expert_union)).collect(),
+        slots: models.iter().map(|model| slots(model, &shared, shares.union_leaves())).collect(),
         shares,
         per_shard: (batch / config.grad_shards).div_ceil(config.micro_batch),
+        parts: config.sequence_parts(),
         settings: StepSettings::of(&host, config.model.mtp_depth, 0.3),
         host,
         flights: BTreeMap::new(),
         chains: BTreeMap::new(),
-        done: Subtrees::new(config.grad_shards),
+        done: Subtrees::new(shares.leaves()),
     };
     backend.reset_peak();
     let schedule = config.pipeline(batch).expect("a configuration that was checked");
@@ -147,7 +149,7 @@ fn states(config: &TrainConfig, pp: usize) -> Result<u64, MemoryError> {
     let mut bytes = BTreeMap::new();
     for spec in stages(config, pp, (0, 0))?.iter().flat_map(|model| &model.specs) {
         // All ranks of the stages that have a parameter, or part of it, share out the whole of it.
-        let ways = parallel.dp * parallel.tp * holders[&spec.name];
+        let ways = parallel.dp * parallel.cp * parallel.tp * holders[&spec.name];
         let of_moments = if spec.trained() { moments } else { 0 };
         let whole = elements[spec.name.as_str()] * (master + average + of_moments);
         bytes.insert(spec.name.clone(), whole / ways);
@@ -169,6 +171,7 @@ struct Walk<'a> {
     shares: Shares,
     slots: Vec<Vec<Slot>>,
     per_shard: usize,
+    parts: SequenceParts,
     host: Batch,
     settings: StepSettings,
     flights: BTreeMap<Chunk, Flight>,
@@ -203,15 +206,23 @@ impl Walk<'_> {
 
     /// Hidden states of each micro-batch, or their gradients, as they come from another stage.
     fn hidden(&self, model: &Model) -> Result<Buffers, MemoryError> {
-        let rows = self.host.segments.iter().sum();
+        let rows = self.host.segments.iter().sum::<usize>() / self.parts.count;
         let dtype = model.recipe.activation();
         let one = |_| self.backend.zeros(dtype, &[rows, model.config.hidden_size]);
-        Ok((0..self.shares.side_by_side()).map(one).collect::<Result<_, _>>()?)
+        Ok((0..self.lanes()).map(one).collect::<Result<_, _>>()?)
     }
 
     fn batches(&self, model: &Model) -> Result<Vec<DeviceBatch<Counting>>, MemoryError> {
-        let one = |_| model.batch(self.backend, &self.host);
-        Ok((0..self.shares.side_by_side()).map(one).collect::<Result<_, _>>()?)
+        let mut lanes = Vec::with_capacity(self.lanes());
+        for _ in 0..self.shares.side_by_side() {
+            lanes.extend(model.parts(self.backend, &self.host, self.parts)?);
+        }
+        Ok(lanes)
+    }
+
+    /// Lanes that the rank has side by side.
+    fn lanes(&self) -> usize {
+        self.shares.side_by_side() * self.shares.parts()
     }
 
     fn input(&self, model: &Model) -> Result<Option<Buffers>, MemoryError> {
@@ -228,7 +239,7 @@ impl Walk<'_> {
         if !self.chains.contains_key(&key) {
             let (model, _) = self.model(chunk);
             let zeros = |i| model.zero_gradients_in_union(self.backend, i).map(RefCell::new);
-            let chain = (0..self.shares.side_by_side()).map(zeros).collect::<Result<_, _>>()?;
+            let chain = (0..self.lanes()).map(zeros).collect::<Result<_, _>>()?;
             self.chains.insert(key, (chain, 0));
         }
         Ok(key)
@@ -246,9 +257,9 @@ impl Walk<'_> {
         let (dir, union) = (key.0 as usize, key.1);
         let direction = if self.geometry.shape == Shape::TwoWay { dir } else { 0 };
         let (models, slots) = (self.models, &self.slots[dir][..]);
-        for (shard, set) in self.shares.shards(0, direction, union).zip(chain) {
+        for (leaf, set) in self.shares.lanes((0, 0), direction, union).into_iter().zip(chain) {
             let finished = models[dir].finish_gradients(self.backend, set.into_inner())?;
-            let of = ((dir, shard), slots);
+            let of = ((dir, leaf), slots);
             self.done.insert(self.backend, &models[dir].gradient_sum(), of, finished)?;
         }
         Ok(())

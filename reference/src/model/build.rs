@@ -30,7 +30,7 @@ pub enum BuildError {
         what: &'static str,
         /// Its value in the configuration.
         value: usize,
-        /// The dimension of the layout it is split over: `tp` or `ep`.
+        /// The dimension of the layout it is split over: `tp`, `cp` or `ep`.
         name: &'static str,
         /// Ranks along that dimension.
         ranks: usize,
@@ -217,8 +217,10 @@ impl Layout<'_> {
 
     fn attention(&mut self, index: usize, prefix: &str) -> Result<AttentionLayer, BuildError> {
         let config = self.config;
-        let (hidden, tp) = (config.hidden_size, self.parallel.tp);
+        let Parallel { tp, cp, .. } = self.parallel;
+        let hidden = config.hidden_size;
         let heads = share("heads", config.heads, "tp", tp)?;
+        share("heads", heads, "cp", cp)?;
         let norm = self.norm(&format!("{prefix}.input_layernorm.weight"), Some(index), hidden);
         let name = |part: &str| format!("{prefix}.self_attn.{part}.weight");
         let layer = Some(index);
@@ -264,6 +266,7 @@ impl Layout<'_> {
             }
             AttentionConfig::Gqa { kv_heads, head_dim } => {
                 let kv_heads = share("kv_heads", kv_heads, "tp", tp)?;
+                share("kv_heads", kv_heads, "cp", cp)?;
                 let parts = vec![
                     (name("q_proj"), vec![heads * head_dim, hidden]),
                     (name("k_proj"), vec![kv_heads * head_dim, hidden]),

@@ -184,8 +184,9 @@ fn decode_layer<B: Backend>(
 ) -> Result<B::Buffer> {
     cx.at(Some(layer.index), Component::Attention, Phase::F);
     let h = decode_attention(cx, layer, cache, x)?;
-    let (dispatched, mut kept) = layer.dispatch_f(cx, &h)?;
-    let (cxs, inputs) = (from_ref(cx), from_ref(&dispatched));
+    let cxs = from_ref(cx);
+    let (dispatched, mut kept) = layer.dispatch_f(cxs, vec![h])?.remove(0);
+    let inputs = from_ref(&dispatched);
     let output = layer.mlp_f(cxs, inputs, from_mut(&mut kept))?.remove(0);
     layer.combine_f(cx, output, &kept)
 }

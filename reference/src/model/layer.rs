@@ -42,30 +42,33 @@ impl Layer {
     }
 
     /// F of attention: `h = x + attention(norm(x))`, the sum or its terms, with what its backward
-    /// needs.
+    /// needs, of each of the rank's parts of a micro-batch.
     ///
     /// # Errors
     /// Those of the backend, here and below.
+    #[allow(clippy::type_complexity)]
     pub fn attention_f<B: Backend>(
         &self,
-        cx: &Cx<'_, B>,
-        x: &B::Buffer,
-    ) -> Result<(Residual<B>, AttentionKept<B>)> {
-        self.at(cx, Component::Attention, Phase::F);
-        self.attention.forward(cx, x)
+        cxs: &[Cx<'_, B>],
+        xs: Vec<B::Buffer>,
+    ) -> Result<Vec<(Residual<B>, AttentionKept<B>)>> {
+        self.at(&cxs[0], Component::Attention, Phase::F);
+        self.attention.forward(cxs, xs)
     }
 
-    /// F of dispatch: normalises `h`, chooses experts and brings each token's row to them.
+    /// F of dispatch: normalises each `h`, chooses experts and brings each token's row to them, for
+    /// the rank's parts of a micro-batch.
     ///
     /// # Errors
     /// As [`Layer::attention_f`].
+    #[allow(clippy::type_complexity)]
     pub fn dispatch_f<B: Backend>(
         &self,
-        cx: &Cx<'_, B>,
-        h: &Residual<B>,
-    ) -> Result<(Dispatched<B>, MlpKept<B>)> {
-        self.at(cx, Component::Dispatch, Phase::F);
-        self.mlp.dispatch(cx, h)
+        cxs: &[Cx<'_, B>],
+        hs: Vec<Residual<B>>,
+    ) -> Result<Vec<(Dispatched<B>, MlpKept<B>)>> {
+        self.at(&cxs[0], Component::Dispatch, Phase::F);
+        self.mlp.dispatch(cxs, hs)
     }
 
     /// F of mlp: routed experts on the rows of all micro-batches, and the shared expert or dense
@@ -144,18 +147,19 @@ impl Layer {
         self.mlp.dispatch_backward_input(cx, kept, dy, gradient)
     }
 
-    /// B of attention: the gradient of `x`, given that of `h`.
+    /// B of attention: the gradient of `x`, given that of `h`, of each of the rank's parts of a
+    /// micro-batch.
     ///
     /// # Errors
     /// As [`Layer::attention_f`].
     pub fn attention_b<B: Backend>(
         &self,
-        cx: &Cx<'_, B>,
-        kept: &mut AttentionKept<B>,
-        dh: ResidualGradient<B>,
-    ) -> Result<B::Buffer> {
-        self.at(cx, Component::Attention, Phase::B);
-        self.attention.backward_input(cx, kept, dh)
+        cxs: &[Cx<'_, B>],
+        kept: &mut [AttentionKept<B>],
+        dhs: Vec<ResidualGradient<B>>,
+    ) -> Result<Vec<B::Buffer>> {
+        self.at(&cxs[0], Component::Attention, Phase::B);
+        self.attention.backward_input(cxs, kept, dhs)
     }
 
     /// W of mlp and dispatch: adds the gradients of experts, gate and norm to the accumulators.
@@ -183,8 +187,11 @@ impl Layer {
         cxs: &[Cx<'_, B>],
         xs: Vec<B::Buffer>,
     ) -> Result<(Vec<Residual<B>>, Vec<AttentionKept<B>>)> {
-        let parts = cxs.iter().zip(xs).map(|(cx, x)| self.attention_f(cx, &x));
-        Ok(parts.collect::<Result<Vec<_>>>()?.into_iter().unzip())
+        let (mut xs, mut parts) = (xs.into_iter(), Vec::with_capacity(cxs.len()));
+        for cxs in cxs.chunks(cxs[0].parts()) {
+            parts.extend(self.attention_f(cxs, xs.by_ref().take(cxs.len()).collect())?);
+        }
+        Ok(parts.into_iter().unzip())
     }
 
     /// F of dispatch on micro-batches side by side.
@@ -194,8 +201,11 @@ impl Layer {
         cxs: &[Cx<'_, B>],
         hs: Vec<Residual<B>>,
     ) -> Result<(Vec<Dispatched<B>>, Vec<MlpKept<B>>)> {
-        let parts = cxs.iter().zip(hs).map(|(cx, h)| self.dispatch_f(cx, &h));
-        Ok(parts.collect::<Result<Vec<_>>>()?.into_iter().unzip())
+        let (mut hs, mut parts) = (hs.into_iter(), Vec::with_capacity(cxs.len()));
+        for cxs in cxs.chunks(cxs[0].parts()) {
+            parts.extend(self.dispatch_f(cxs, hs.by_ref().take(cxs.len()).collect())?);
+        }
+        Ok(parts.into_iter().unzip())
     }
 
     /// F of combine on micro-batches side by side.
@@ -242,8 +252,12 @@ impl Layer {
         kept: &mut [AttentionKept<B>],
         dhs: Vec<ResidualGradient<B>>,
     ) -> Result<Vec<B::Buffer>> {
-        let parts = cxs.iter().zip(kept).zip(dhs);
-        parts.map(|((cx, kept), dh)| self.attention_b(cx, kept, dh)).collect()
+        let (mut dhs, mut dxs) = (dhs.into_iter(), Vec::with_capacity(cxs.len()));
+        let parts = cxs[0].parts();
+        for (cxs, kept) in cxs.chunks(parts).zip(kept.chunks_mut(parts)) {
+            dxs.extend(self.attention_b(cxs, kept, dhs.by_ref().take(cxs.len()).collect())?);
+        }
+        Ok(dxs)
     }
 
     /// W of mlp and dispatch on micro-batches side by side.

@@ -40,7 +40,7 @@ pub use decode::LatentCache;
 pub use mtp::{Join, MtpModule};
 pub use params::{ParamId, ParamKind, ParamSpec, Part};
 pub use stage::{Lane, PairedBackward, StageKept, StageReport};
-pub use step::{Batch, DeviceBatch, Forward, StepReport, StepSettings};
+pub use step::{Batch, DeviceBatch, Forward, SequenceParts, StepReport, StepSettings};
 
 use fathom_numerics::philox::Philox;
 use fathom_trace::DType;

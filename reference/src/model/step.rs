@@ -1,9 +1,11 @@
 //! A micro-batch through the model: forward with losses, input-backward, weight-backward.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 
 use fathom_trace::{DType, GroupKind};
 
+use crate::Tensor;
 use crate::backend::{Backend, Place, Result};
 use crate::layers::context::Rows;
 use crate::layers::linear::NormKept;
@@ -15,7 +17,6 @@ use crate::model::stage::{Lane, StageKept, StageReport};
 use crate::model::tail::{Losses, Tail};
 use crate::ops::gemm::{Gemm, Layout};
 use crate::parallel;
-use crate::{EngineError, Tensor};
 use fathom_config::MtpKind;
 
 /// A micro-batch on the host: one row per token, all sequences one after the other.
@@ -65,11 +66,23 @@ impl Batch {
         self.mtp_rows(depth, MtpKind::Sequential).targets.iter().filter(|&&t| t >= 0).count()
     }
 
+    /// The rows of the main model.
+    fn main_rows(&self) -> StreamRows {
+        StreamRows {
+            tokens: self.tokens.iter().map(|&t| t as i32).collect(),
+            targets: self.targets.clone(),
+            positions: self.segments.iter().flat_map(|&n| 0..n as i32).collect(),
+            segments: self.segments.clone(),
+            previous: Vec::new(),
+            origins: (0..self.tokens.len()).collect(),
+        }
+    }
+
     /// The rows of MTP module `depth`. Those of a sequential module stand at the position of the
     /// token that joins them and follow on the rows of the module before; those of a parallel head
     /// are rows of the main model.
-    fn mtp_rows(&self, depth: usize, kind: MtpKind) -> MtpRows {
-        let mut rows = MtpRows::default();
+    fn mtp_rows(&self, depth: usize, kind: MtpKind) -> StreamRows {
+        let mut rows = StreamRows::default();
         let (mut start, mut before) = (0, 0);
         for &length in &self.segments {
             if length > depth {
@@ -83,6 +96,7 @@ impl Batch {
                 let rows_of = |first: usize| (first..first + length - depth).map(|i| i as i32);
                 rows.positions.extend(rows_of(first));
                 rows.previous.extend(rows_of(previous));
+                rows.origins.extend(start..start + length - depth);
                 rows.segments.push(length - depth);
             }
             start += length;
@@ -92,15 +106,74 @@ impl Batch {
     }
 }
 
-/// The rows of an MTP module.
-#[derive(Default)]
-struct MtpRows {
+/// In how many parts sequences lie, and how long they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SequenceParts {
+    /// Parts of a sequence (`context_shards`).
+    pub count: usize,
+    /// Rows of a sequence; a multiple of the parts.
+    pub length: usize,
+}
+
+impl SequenceParts {
+    /// The part in which a row of the main model is.
+    fn of(self, row: usize) -> usize {
+        row % self.length / (self.length / self.count)
+    }
+}
+
+/// The rows of the main model or of an MTP module, on the host.
+#[derive(Clone, Default)]
+struct StreamRows {
     tokens: Vec<i32>,
     targets: Vec<i32>,
     positions: Vec<i32>,
     segments: Vec<usize>,
-    /// Each row's row in the module before (the main model comes first), or in the main model.
+    /// Each row's row in the module before (the main model comes first), or in the main model; none
+    /// in the main model.
     previous: Vec<i32>,
+    /// Each row's row in the main model, whose hidden state it goes on from: the row's part is that
+    /// row's.
+    origins: Vec<usize>,
+}
+
+impl StreamRows {
+    /// Each row's place among those of its part.
+    fn places(&self, parts: SequenceParts) -> Vec<i32> {
+        let mut next = vec![0; parts.count];
+        let place = |&origin: &usize| {
+            let next = &mut next[parts.of(origin)];
+            *next += 1;
+            *next - 1
+        };
+        self.origins.iter().map(place).collect()
+    }
+
+    /// The rows of each part. Segments are cut where a part ends; `places` are those of the rows
+    /// to which `previous` points.
+    fn cut(&self, parts: SequenceParts, places: &[i32]) -> Vec<StreamRows> {
+        let mut cut = vec![StreamRows::default(); parts.count];
+        let mut row = 0;
+        for &length in &self.segments {
+            let mut before = None;
+            for i in row..row + length {
+                let part = parts.of(self.origins[i]);
+                let own = &mut cut[part];
+                own.tokens.push(self.tokens[i]);
+                own.targets.push(self.targets[i]);
+                own.positions.push(self.positions[i]);
+                own.origins.push(self.origins[i]);
+                own.previous.extend(self.previous.get(i).map(|&row| places[row as usize]));
+                if before != Some(part) {
+                    own.segments.push(0);
+                    before = Some(part);
+                }
+                *own.segments.last_mut().expect("just pushed") += 1;
+            }
+            row += length;
+        }
+        cut
+    }
 }
 
 /// The rows of the main model or of an MTP module, on the backend.
@@ -191,64 +264,103 @@ pub struct StepReport {
 }
 
 impl Model {
-    /// Brings a micro-batch to the backend. Under context parallelism it holds this rank's part of
-    /// one sequence, all parts being of one length.
+    /// Brings a micro-batch of whole sequences to the backend.
     ///
     /// # Errors
-    /// Those of the backend; [`EngineError::Unsupported`] for parts of several sequences.
+    /// Those of the backend.
     pub fn batch<B: Backend>(&self, backend: &B, batch: &Batch) -> Result<DeviceBatch<B>> {
-        let group = parallel::group(self.parallel, GroupKind::Cp);
-        if group.size > 1 && batch.segments.len() != 1 {
-            return Err(EngineError::Unsupported {
-                engine: backend.name(),
-                op: "all_gather".into(),
-                reason: "context parallelism takes one sequence a micro-batch".into(),
-            });
-        }
-        let longest = group.size * batch.segments.iter().copied().max().unwrap_or(0);
-        let master = self.recipe.master();
-        let [cos, sin] = rope::tables(&self.config.rope, self.rotated(), longest, master);
-        let (cos, sin) = (backend.upload(cos)?, backend.upload(sin)?);
-        let upload = |values: Vec<i32>| backend.upload(Tensor::from_vec(&[values.len()], values));
-        let stream = |ids, targets, positions, segments, previous: Option<Vec<i32>>| {
-            let (positions, context) = self.place_in_context(backend, positions)?;
-            Result::<_>::Ok(Stream {
-                rows: Rows { segments, positions, cos: cos.clone(), sin: sin.clone(), context },
-                ids: upload(ids)?,
-                targets: upload(targets)?,
-                previous: previous.map(upload).transpose()?,
-            })
-        };
-        let ids = batch.tokens.iter().map(|&t| t as i32).collect();
-        let positions = batch.segments.iter().flat_map(|&n| 0..n as i32).collect();
-        let (targets, segments) = (batch.targets.clone(), batch.segments.clone());
-        let main = stream(ids, targets, positions, segments, None)?;
-        let mut mtp = Vec::new();
-        for module in &self.mtp {
-            let rows = batch.mtp_rows(module.depth, self.config.mtp_kind);
-            let MtpRows { tokens, targets, positions, segments, previous } = rows;
-            mtp.push(stream(tokens, targets, positions, segments, Some(previous))?);
-        }
+        let [cos, sin] = self.tables(backend, batch)?;
+        let stream = |rows, previous| upload_stream(backend, (&cos, &sin), rows, previous, None);
+        let main = stream(batch.main_rows(), false)?;
+        let modules = self.mtp.iter().map(|m| batch.mtp_rows(m.depth, self.config.mtp_kind));
+        let mtp = modules.map(|rows| stream(rows, true)).collect::<Result<_>>()?;
         Ok(DeviceBatch { main, mtp })
     }
 
-    /// Positions of this rank's rows, given those in its part; and what it sees of the sequence.
-    fn place_in_context<B: Backend>(
+    /// Brings a micro-batch to the backend in those of its `parts` that this rank has, each a lane:
+    /// an even share of them, in the order of the context parallel ranks.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    ///
+    /// # Panics
+    /// Where parts and ranks, or rows and parts, do not divide.
+    pub fn parts<B: Backend>(
         &self,
         backend: &B,
-        own: Vec<i32>,
-    ) -> Result<(B::Buffer, Option<Context<B>>)> {
-        let upload = |values: Vec<i32>| backend.upload(Tensor::from_vec(&[values.len()], values));
-        let group = parallel::group(self.parallel, GroupKind::Cp);
-        if group.size == 1 {
-            return Ok((upload(own)?, None));
+        batch: &Batch,
+        parts: SequenceParts,
+    ) -> Result<Vec<DeviceBatch<B>>> {
+        if parts.count == 1 {
+            return Ok(vec![self.batch(backend, batch)?]);
         }
-        let (length, begin) = (own.len() as i32, own.first().copied().unwrap_or(0));
-        let before = self.at.cp as i32 * length;
-        let keys = before + length;
-        let positions = upload((begin..begin + keys).collect())?;
-        let own = upload(own.into_iter().map(|p| p + before).collect())?;
-        Ok((own, Some(Context { group, keys: keys as usize, positions })))
+        let ranks = parallel::group(self.parallel, GroupKind::Cp).size;
+        assert!(parts.count.is_multiple_of(ranks), "{parts:?} over {ranks} ranks");
+        let whole = batch.tokens.len().is_multiple_of(parts.length);
+        assert!(whole && parts.length.is_multiple_of(parts.count), "{parts:?} of {batch:?}");
+        let [cos, sin] = self.tables(backend, batch)?;
+        let mut lanes: Vec<Vec<Stream<B>>> = (0..parts.count / ranks).map(|_| Vec::new()).collect();
+        let main = batch.main_rows();
+        let trunk = main.places(parts);
+        let mut before = trunk.clone();
+        let modules = self.mtp.iter().map(|m| batch.mtp_rows(m.depth, self.config.mtp_kind));
+        for (depth, rows) in std::iter::once(main).chain(modules).enumerate() {
+            let places = match self.config.mtp_kind {
+                MtpKind::Sequential => std::mem::replace(&mut before, rows.places(parts)),
+                MtpKind::Parallel => trunk.clone(),
+            };
+            let context = Rc::new(self.context(backend, &rows, parts)?);
+            let own = rows.cut(parts, &places).into_iter().skip(self.at.cp * lanes.len());
+            for (lane, rows) in lanes.iter_mut().zip(own) {
+                let context = Some(Rc::clone(&context));
+                lane.push(upload_stream(backend, (&cos, &sin), rows, depth > 0, context)?);
+            }
+        }
+        let lane = |mut streams: Vec<Stream<B>>| {
+            let main = streams.remove(0);
+            DeviceBatch { main, mtp: streams }
+        };
+        Ok(lanes.into_iter().map(lane).collect())
+    }
+
+    /// How the parts of these rows join.
+    fn context<B: Backend>(
+        &self,
+        backend: &B,
+        rows: &StreamRows,
+        parts: SequenceParts,
+    ) -> Result<Context<B>> {
+        let group = parallel::group(self.parallel, GroupKind::Cp);
+        let each = parts.count / group.size;
+        let mut counts = vec![0; parts.count];
+        rows.origins.iter().for_each(|&origin| counts[parts.of(origin)] += 1);
+        let first = |part: usize| counts[..part].iter().sum::<usize>() as i32;
+        let placed = rows.origins.iter().zip(rows.places(parts));
+        let order: Vec<i32> = placed.map(|(&o, place)| first(parts.of(o)) + place).collect();
+        let order = match order.is_sorted() {
+            true => None,
+            false => {
+                let mut back = vec![0; order.len()];
+                (0..).zip(&order).for_each(|(row, &place)| back[place as usize] = row);
+                Some([upload(backend, order)?, upload(backend, back)?])
+            }
+        };
+        Ok(Context {
+            group,
+            member: self.at.cp,
+            parts: counts[self.at.cp * each..][..each].to_vec(),
+            rows: counts.chunks(each).map(|of_rank| of_rank.iter().sum()).collect(),
+            segments: rows.segments.clone(),
+            order,
+        })
+    }
+
+    /// Cosines and sines of the positions of a micro-batch.
+    fn tables<B: Backend>(&self, backend: &B, batch: &Batch) -> Result<[B::Buffer; 2]> {
+        let longest = batch.segments.iter().copied().max().unwrap_or(0);
+        let master = self.recipe.master();
+        let [cos, sin] = rope::tables(&self.config.rope, self.rotated(), longest, master);
+        Ok([backend.upload(cos)?, backend.upload(sin)?])
     }
 
     pub(super) fn cx<'a, B: Backend>(
@@ -390,6 +502,27 @@ impl Model {
         let part = self.stage_report(backend, forward.layers.iter(), Some(tail))?;
         Ok(StepReport::of_stages([part]))
     }
+}
+
+fn upload<B: Backend>(backend: &B, values: Vec<i32>) -> Result<B::Buffer> {
+    backend.upload(Tensor::from_vec(&[values.len()], values))
+}
+
+fn upload_stream<B: Backend>(
+    backend: &B,
+    (cos, sin): (&B::Buffer, &B::Buffer),
+    rows: StreamRows,
+    has_previous: bool,
+    context: Option<Rc<Context<B>>>,
+) -> Result<Stream<B>> {
+    let StreamRows { tokens, targets, positions, segments, previous, .. } = rows;
+    let positions = upload(backend, positions)?;
+    Ok(Stream {
+        rows: Rows { segments, positions, cos: cos.clone(), sin: sin.clone(), context },
+        ids: upload(backend, tokens)?,
+        targets: upload(backend, targets)?,
+        previous: has_previous.then(|| upload(backend, previous)).transpose()?,
+    })
 }
 
 impl StepReport {

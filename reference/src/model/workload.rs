@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use fathom_trace::{Component, DType, Group, GroupKind, OpRecord, Phase};
 
 use super::stage::Lane;
-use super::step::{Batch, StepSettings};
+use super::step::{Batch, SequenceParts, StepSettings};
 use super::{BuildError, Model, ParamKind};
 use crate::EngineError;
 use crate::backend::{Backend, Load, Meta, Place};
@@ -21,7 +21,7 @@ use fathom_config::ModelConfig;
 /// The size of a step on one rank, and how its tokens are routed.
 #[derive(Clone, Debug)]
 pub struct Workload {
-    /// Sequences of a micro-batch on this rank; one where cp is above 1.
+    /// Sequences of a micro-batch, of which this rank has a part each where cp is above 1.
     pub sequences: usize,
     /// Tokens of a sequence on this rank: its part, where cp is above 1.
     pub sequence_length: usize,
@@ -111,9 +111,10 @@ pub fn record(
     let meta = Meta::new(rank, workload.load.clone());
     let params = model.shapes(&meta)?;
     let weights = model.weights(&meta, &params)?;
-    let sequence = vec![0; workload.sequence_length];
-    let host = Batch::from_sequences(&vec![sequence; workload.sequences]);
-    let batch = model.batch(&meta, &host)?;
+    let parts =
+        SequenceParts { count: parallel.cp, length: workload.sequence_length * parallel.cp };
+    let host = Batch::from_sequences(&vec![vec![0; parts.length]; workload.sequences]);
+    let batch = model.parts(&meta, &host, parts)?.remove(0);
     let mut gradients = model.zero_gradients(&meta)?;
     for micro_batch in 0..workload.micro_batches {
         let settings = StepSettings {
@@ -123,7 +124,7 @@ pub fn record(
         let cell = RefCell::new(gradients);
         let lanes = [Lane { batch: &batch, settings: &settings, gradients: Some(&cell) }];
         let cx = model.cx(&meta, &weights, &batch.main.rows, &settings, Some(&cell));
-        let boundary = [host.tokens.len(), config.hidden_size];
+        let boundary = [batch.main.rows.len(), config.hidden_size];
         let pipeline = parallel::group(parallel, GroupKind::Pp);
         let receive = |phase| {
             cx.at(None, Component::Pipeline, phase);
@@ -300,7 +301,8 @@ mod tests {
         // for up-projections made again and 10 for the attention's scores, made again as well.
         let per_token = flops as f64 / 4096.0 / 1e9;
         assert!(per_token > 265.0 && per_token < 290.0, "{per_token} GFLOP a token");
-        // Four ranks with a quarter of the sequence each do together what one does, each key once.
+        // Four ranks with a quarter of the sequence each do together what one does: each attends
+        // with a quarter of the heads.
         let attention = |records: &[OpRecord]| -> u64 {
             records.iter().filter(|r| r.op.starts_with("attention")).map(|r| r.flops).sum()
         };
@@ -311,10 +313,10 @@ mod tests {
         for rank in 0..4 {
             let records = record(&depth_0, &recipe, context, rank, &part).unwrap();
             sum += attention(&records);
-            let gathers = records.iter().filter(|r| r.op == "all_gather" && r.layer == Some(7));
-            // Per token: codes of the latent with a scale a tile, and the shared key in BF16.
-            let bytes = 1024 * 3 * (512 + 4 * 4 + 2 * 64);
-            let forward = gathers.filter(|r| r.phase == Phase::F);
+            let exchanged = records.iter().filter(|r| r.op == "context_exchange");
+            let forward = exchanged.filter(|r| r.layer == Some(7) && r.phase == Phase::F);
+            // Per token queries, keys, values and results of three quarters of the heads, in BF16.
+            let bytes = 1024 * 3 * (128 / 4) * (192 + 192 + 128 + 128) * 2;
             assert_eq!(forward.map(|r| r.bytes_sent).sum::<u64>(), bytes);
         }
         let whole = record(&depth_0, &recipe, Parallel::default(), 0, &workload).unwrap();

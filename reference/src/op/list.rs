@@ -41,6 +41,7 @@ macro_rules! for_each_op {
             combine(dispatch::Combine; y: shared, inverse: shared) -> 1;
             concat_columns(concat_columns::ConcatColumns; a: shared, b: shared, c: optional) -> 1;
             concat_rows(concat_rows::ConcatRows; a: shared, b: shared) -> 1;
+            context_exchange(context_exchange::ContextExchange; x: shared) -> 1;
             cross_entropy(
                 cross_entropy::CrossEntropy; x: shared, weight: shared, targets: shared
             ) -> 2;

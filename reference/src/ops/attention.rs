@@ -2,7 +2,7 @@
 //!
 //! `q` \[t, heads * qk\], `k` \[t, kv_heads * qk\], `v` \[t, kv_heads * v\]; the rows of a segment
 //! see themselves and earlier rows of it. With `keys` a segment has more key rows than queries,
-//! which are then the last (a rank's part of a sequence, under context parallelism). Query head `h`
+//! which are then the last (a part of a sequence whose earlier rows are keys only). Query head `h`
 //! reads key head `h kv_heads / heads`.
 //!
 //! Plain arithmetic (F32, F64), for each query row, over KV blocks of `block_kv` rows counted from

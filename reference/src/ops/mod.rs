@@ -18,6 +18,7 @@ pub mod clip_factor;
 pub mod collective;
 pub mod concat_columns;
 pub mod concat_rows;
+pub mod context_exchange;
 pub mod cross_entropy;
 pub mod dequantize;
 pub mod dispatch;

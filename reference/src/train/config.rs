@@ -13,6 +13,7 @@ use super::parallel::ParallelConfig;
 use super::schedule::{Point, Resolved, Schedule};
 use crate::data::DataConfig;
 use crate::layers::{BalanceKind, Capacity};
+use crate::model::SequenceParts;
 use crate::optim::OptimConfig;
 use crate::precision::{Mode, Recipe};
 use fathom_config::{KeyError, ModelConfig};
@@ -54,8 +55,14 @@ pub struct TrainConfig {
     pub micro_batch: usize,
     /// Logical shards over which the gradient is defined; every batch is a multiple of it.
     pub grad_shards: usize,
+    /// Equal parts in which every sequence lies, each with accumulators of its own for the weights
+    /// that tokens pass one by one: a multiple of `parallel.cp`, which it is where it is not set.
+    /// It is part of the result.
+    #[serde(default = "one")]
+    pub context_shards: usize,
     /// Neighbouring shards whose j-th micro-batches are one call of the routed experts: a multiple
-    /// of `parallel.ep`, which it is where it is not set. It is part of the result.
+    /// of `parallel.ep` over `parallel.cp`, which it is where it is not set. It is part of the
+    /// result.
     #[serde(default = "one")]
     pub expert_union: usize,
     /// The architecture to train.
@@ -256,9 +263,45 @@ impl TrainConfig {
         })
     }
 
+    /// Where sequences lie in parts: into how many, and how long sequences are.
+    pub fn sequence_parts(&self) -> SequenceParts {
+        SequenceParts { count: self.context_shards, length: self.seq_len }
+    }
+
+    /// Refuses parts into which sequences do not fall, and what is over the choices of a whole
+    /// sequence's tokens.
+    fn check_context(&self) -> Result<(), (String, String)> {
+        let (shards, length) = (self.context_shards, self.seq_len);
+        if shards == 1 {
+            return Ok(());
+        }
+        let wrong = |key: &str, message: String| Err((key.to_owned(), message));
+        if !length.is_multiple_of(shards) {
+            let message = format!("expected a divisor of seq_len = {length}, found {shards}");
+            return wrong("context_shards", message);
+        }
+        if self.schedule.capacity.is_some() {
+            let message = format!(
+                "expected none with context_shards = {shards}: room is dealt out among the choices \
+                 of whole sequences"
+            );
+            return wrong("schedule.capacity", message);
+        }
+        match self.schedule.balance_kind {
+            BalanceKind::Sequence | BalanceKind::Batch => Ok(()),
+            kind @ (BalanceKind::Expert | BalanceKind::Device { .. }) => {
+                let message = format!(
+                    "expected \"sequence\" or \"batch\" with context_shards = {shards}, found \
+                     {kind:?}: it counts the choices of whole sequences"
+                );
+                wrong("schedule.balance_kind", message)
+            }
+        }
+    }
+
     /// Refuses an `expert_union` that shards cannot form, or whose rows cannot be joined.
     fn check_union(&self) -> Result<(), (String, String)> {
-        let TrainConfig { expert_union, grad_shards, recipe, .. } = self;
+        let TrainConfig { expert_union, context_shards, grad_shards, recipe, .. } = self;
         if !grad_shards.is_multiple_of(*expert_union) {
             let message =
                 format!("expected a divisor of grad_shards = {grad_shards}, found {expert_union}");
@@ -276,6 +319,13 @@ impl TrainConfig {
                      would span rows of several micro-batches"
                 );
                 Err(("expert_union".to_owned(), message))
+            }
+            Some((key, _)) if *context_shards > 1 && recipe.mode == Mode::Fp8 => {
+                let message = format!(
+                    "expected 1, found {context_shards}: with recipe.fp8.{key} over all rows a \
+                     scale would span rows of several parts"
+                );
+                Err(("context_shards".to_owned(), message))
             }
             _ => Ok(()),
         }
@@ -336,12 +386,14 @@ impl TrainConfig {
         for (key, value) in [
             ("micro_batch", self.micro_batch),
             ("grad_shards", self.grad_shards),
+            ("context_shards", self.context_shards),
             ("expert_union", self.expert_union),
         ] {
             if value == 0 {
                 return wrong(key, "expected at least 1, found 0".into());
             }
         }
+        self.check_context()?;
         self.check_union()?;
         self.check_delayed()?;
         if self.checkpoint.keep == 0 {

@@ -182,8 +182,7 @@ fn again<B: Backend, R: Backend<Buffer = B::Buffer>>(
     let params = Params::<R> { buffers: trainer.params.buffers.clone() };
     let mut weights = model.weights(recorder, &params)?;
     weights.delayed = trainer.begin_scales(recorder)?;
-    let union = trainer.config.expert_union;
-    let sum = accumulate(recorder, model, &weights, batches, union, &|| false)?;
+    let sum = accumulate(recorder, model, &weights, batches, &trainer.config, &|| false)?;
     let Some((gradients, _)) = sum else {
         return Ok(());
     };

@@ -1,8 +1,8 @@
 //! How a run lies on ranks: TOML section `[parallel]`, what of it is legal, and which rank computes
 //! which shards.
 //!
-//! None of it changes a bit but `tp`, whose sums are part of the contract; `grad_shards` and
-//! `expert_union`, which are part of the result too, are keys of the run.
+//! None of it changes a bit but `tp`, whose sums are part of the contract; `grad_shards`,
+//! `context_shards` and `expert_union`, which are part of the result too, are keys of the run.
 
 use fathom_schedule::{Geometry, Schedule, ScheduleKind, ScheduleShape, Shape};
 use serde::{Deserialize, Serialize};
@@ -21,11 +21,11 @@ pub struct ParallelConfig {
     pub tp: usize,
     /// Ranks of the pipeline.
     pub pp: usize,
-    /// Expert parallel ranks, among the data parallel ones.
+    /// Expert parallel ranks, among the data and context parallel ones.
     pub ep: usize,
-    /// Data parallel ranks.
+    /// Data parallel ranks: replicas, each of `cp` ranks.
     pub dp: usize,
-    /// Context parallel ranks; 1.
+    /// Context parallel ranks, which share out the parts of each sequence.
     pub cp: usize,
     /// Order of forwards and backwards in the pipeline.
     pub schedule: ScheduleKind,
@@ -85,46 +85,76 @@ impl ParallelConfig {
 pub struct Shares {
     /// Logical shards of the step.
     pub grad_shards: usize,
+    /// Parts of each sequence.
+    pub context_shards: usize,
     /// Neighbouring shards that share the experts' calls.
     pub expert_union: usize,
-    ep: usize,
+    /// Replicas that an expert parallel group spans.
+    replicas: usize,
     dp: usize,
+    cp: usize,
     directions: usize,
 }
 
 impl Shares {
     /// The shares of a run's ranks.
     pub fn of(config: &TrainConfig) -> Shares {
-        let TrainConfig { grad_shards, expert_union, parallel, .. } = config;
+        let TrainConfig { grad_shards, context_shards, expert_union, parallel, .. } = config;
         Shares {
             grad_shards: *grad_shards,
+            context_shards: *context_shards,
             expert_union: *expert_union,
-            ep: parallel.ep,
+            replicas: (parallel.ep / parallel.cp).max(1),
             dp: parallel.dp,
+            cp: parallel.cp,
             directions: parallel.directions(),
         }
     }
 
-    /// Shards that a rank computes side by side.
+    /// Leaves of the tree in which gradients are added: a shard has one for each part of its
+    /// sequences.
+    pub fn leaves(&self) -> usize {
+        self.grad_shards * self.context_shards
+    }
+
+    /// From the first leaf of a union to that of the next; at it stands the experts' accumulator.
+    pub fn union_leaves(&self) -> usize {
+        self.expert_union * self.context_shards
+    }
+
+    /// Parts of each sequence that are on one rank.
+    pub fn parts(&self) -> usize {
+        self.context_shards / self.cp
+    }
+
+    /// The leaves of the lanes that context parallel rank `cp` of replica `dp` has side by side in
+    /// its union number `union` of a direction: by shard, then by part.
+    pub fn lanes(&self, (dp, cp): (usize, usize), direction: usize, union: usize) -> Vec<usize> {
+        let parts = cp * self.parts()..(cp + 1) * self.parts();
+        let of_shard = |shard| parts.clone().map(move |part| shard * self.context_shards + part);
+        self.shards(dp, direction, union).flat_map(of_shard).collect()
+    }
+
+    /// Shards that a replica computes side by side.
     pub fn side_by_side(&self) -> usize {
-        self.expert_union / self.ep
+        self.expert_union / self.replicas
     }
 
-    /// Unions that a rank takes part in, in each direction.
+    /// Unions that a replica takes part in, in each direction.
     pub fn unions(&self) -> usize {
-        self.grad_shards / self.expert_union / (self.dp / self.ep) / self.directions
+        self.grad_shards / self.expert_union / (self.dp / self.replicas) / self.directions
     }
 
-    /// The shards that data parallel rank `dp` computes side by side in its union number `union` of
-    /// a direction: neighbours, the expert parallel ranks having neighbouring ones.
+    /// The shards that replica `dp` computes side by side in its union number `union` of a
+    /// direction: neighbours, the replicas of an expert parallel group having neighbouring ones.
     pub fn shards(&self, dp: usize, direction: usize, union: usize) -> std::ops::Range<usize> {
-        let (group, member) = (dp / self.ep, dp % self.ep);
+        let (group, member) = (dp / self.replicas, dp % self.replicas);
         let number = (group * self.directions + direction) * self.unions() + union;
         let first = number * self.expert_union + member * self.side_by_side();
         first..first + self.side_by_side()
     }
 
-    /// The data parallel rank that computes each shard.
+    /// The replica that computes each shard.
     pub fn owners(&self) -> Vec<usize> {
         let mut owners = vec![0; self.grad_shards];
         for dp in 0..self.dp {
@@ -135,11 +165,6 @@ impl Shares {
             }
         }
         owners
-    }
-
-    /// The first shard of the union that `shard` is in: where the experts' accumulator stands.
-    pub fn union_of(&self, shard: usize) -> usize {
-        shard / self.expert_union * self.expert_union
     }
 }
 
@@ -185,14 +210,6 @@ impl TrainConfig {
     pub(super) fn check_parallel(&self) -> Result<(), (String, String)> {
         let p = &self.parallel;
         let wrong = |key: &str, message: String| Err((format!("parallel.{key}"), message));
-        if p.cp != 1 {
-            let message = format!(
-                "expected 1, found {}: this dimension is recorded (fathom model trace) and \
-                 simulated, not executed",
-                p.cp
-            );
-            return wrong("cp", message);
-        }
         let longest = 1e9;
         if !(p.timeout_seconds > 0.0 && p.timeout_seconds <= longest) {
             let found = p.timeout_seconds;
@@ -219,11 +236,14 @@ impl TrainConfig {
             }
             _ => {}
         }
-        if !p.dp.is_multiple_of(p.ep) {
+        self.check_context_parallel()?;
+        if !(p.dp * p.cp).is_multiple_of(p.ep) {
+            let by = if p.cp > 1 { " x cp" } else { "" };
             let message = format!(
-                "expected a divisor of parallel.dp = {}, found {}: tensor parallel ranks have the \
-                 same tokens, and the same experts",
-                p.dp, p.ep
+                "expected a divisor of parallel.dp{by} = {}, found {}: tensor parallel ranks have \
+                 the same tokens, and the same experts",
+                p.dp * p.cp,
+                p.ep
             );
             return wrong("ep", message);
         }
@@ -232,6 +252,46 @@ impl TrainConfig {
         self.check_stages()?;
         let batches = self.schedule.batch.stated();
         batches.into_iter().try_for_each(|batch| self.pipeline(batch as usize).map(|_| ()))
+    }
+
+    /// Refuses context parallel ranks that cannot share out parts and heads evenly, or whose tokens
+    /// do not meet in the calls of the routed experts.
+    fn check_context_parallel(&self) -> Result<(), (String, String)> {
+        let (p, shards) = (&self.parallel, self.context_shards);
+        if p.cp == 1 {
+            return Ok(());
+        }
+        let wrong = |message: String| Err(("parallel.cp".to_owned(), message));
+        if !shards.is_multiple_of(p.cp) {
+            return wrong(format!(
+                "expected a divisor of context_shards = {shards}, found {}",
+                p.cp
+            ));
+        }
+        let mut shared = vec![("model.heads", self.model.heads)];
+        if let AttentionConfig::Gqa { kv_heads, .. } = self.model.attention {
+            shared.push(("model.attention.kv_heads", kv_heads));
+        }
+        for (key, value) in shared {
+            if !value.is_multiple_of(p.tp * p.cp) {
+                return wrong(format!(
+                    "expected a number of ranks that shares out {key} = {value}, of which one of \
+                     parallel.tp = {} has {}; found {}",
+                    p.tp,
+                    value / p.tp,
+                    p.cp
+                ));
+            }
+        }
+        if self.model.moe.is_some() && !p.ep.is_multiple_of(p.cp) {
+            let message = format!(
+                "expected a multiple of parallel.cp = {}, found {}: the parts of a sequence are \
+                 one call of the routed experts",
+                p.cp, p.ep
+            );
+            return Err(("parallel.ep".to_owned(), message));
+        }
+        Ok(())
     }
 
     /// Refuses tensor parallel ranks that cannot share out heads and widths evenly, or between
@@ -310,18 +370,22 @@ impl TrainConfig {
 
     fn check_shares(&self) -> Result<(), (String, String)> {
         let (p, union) = (&self.parallel, self.expert_union);
-        if !union.is_multiple_of(p.ep) {
-            let message = format!("expected a multiple of parallel.ep = {}, found {union}", p.ep);
+        let replicas = (p.ep / p.cp).max(1);
+        let over = if p.cp > 1 { " / cp" } else { "" };
+        if !union.is_multiple_of(replicas) {
+            let message =
+                format!("expected a multiple of parallel.ep{over} = {replicas}, found {union}");
             return Err(("expert_union".to_owned(), message));
         }
-        let (beside, directions) = (union / p.ep, p.directions());
+        let (beside, directions) = (union / replicas, p.directions());
         let least = beside * p.dp * directions;
         if self.grad_shards.is_multiple_of(least) {
             return Ok(());
         }
+        let by = if p.cp > 1 { " x cp" } else { "" };
         let message = format!(
             "expected a multiple of {least} (parallel.dp = {} x {directions} direction(s) of {} x \
-             expert_union / ep = {beside}), found {}",
+             expert_union{by} / ep = {beside}), found {}",
             p.dp,
             p.schedule.name(),
             self.grad_shards
@@ -364,28 +428,45 @@ mod tests {
     }
 
     #[test]
-    fn every_shard_has_one_rank_and_unions_are_neighbours() {
-        for (dp, ep, union, directions, grad_shards) in
-            [(1, 1, 1, 1, 3), (4, 2, 2, 1, 8), (4, 4, 8, 2, 16), (2, 1, 4, 1, 8), (4, 2, 2, 2, 8)]
-        {
-            let shares = Shares { grad_shards, expert_union: union, ep, dp, directions };
-            let mut seen = vec![0; grad_shards];
+    fn every_leaf_has_one_rank_and_unions_are_neighbours() {
+        for (dp, cp, ep, expert_union, directions, grad_shards) in [
+            (1, 1, 1, 1, 1, 3),
+            (4, 1, 2, 2, 1, 8),
+            (4, 1, 4, 8, 2, 16),
+            (2, 1, 1, 4, 1, 8),
+            (4, 1, 2, 2, 2, 8),
+            (1, 2, 2, 1, 1, 3),
+            (2, 2, 4, 4, 2, 8),
+            (4, 4, 4, 2, 1, 8),
+        ] {
+            let (replicas, context_shards) = (ep / cp, 4);
+            let shares =
+                Shares { grad_shards, context_shards, expert_union, replicas, dp, cp, directions };
+            let mut seen = vec![0; shares.leaves()];
             for d in 0..dp {
                 for direction in 0..directions {
                     for number in 0..shares.unions() {
                         let shards = shares.shards(d, direction, number);
-                        let first = shares.union_of(shards.start);
-                        assert!(shards.clone().all(|s| shares.union_of(s) == first));
+                        let first = shards.start / expert_union * expert_union;
                         // The ranks of its expert parallel group have the others of the union.
-                        let group = d / ep * ep;
-                        let of_group =
-                            (group..group + ep).flat_map(|d| shares.shards(d, direction, number));
-                        assert!(of_group.eq(first..first + union), "{shares:?}");
-                        shards.for_each(|s| seen[s] += 1);
+                        let group = d / replicas * replicas;
+                        let of_group = (group..group + replicas)
+                            .flat_map(|d| shares.shards(d, direction, number));
+                        assert!(of_group.eq(first..first + expert_union), "{shares:?}");
+                        // The ranks of a replica have the same shards' parts, as many each.
+                        for c in 0..cp {
+                            let lanes = shares.lanes((d, c), direction, number);
+                            assert_eq!(lanes.len(), shards.len() * context_shards / cp);
+                            for leaf in lanes {
+                                assert!(shards.contains(&(leaf / context_shards)));
+                                assert_eq!(leaf % context_shards * cp / context_shards, c);
+                                seen[leaf] += 1;
+                            }
+                        }
                     }
                 }
             }
-            assert_eq!(seen, vec![1; grad_shards], "{shares:?}");
+            assert_eq!(seen, vec![1; shares.leaves()], "{shares:?}");
         }
     }
 
@@ -395,7 +476,23 @@ mod tests {
             let e = config(set).unwrap_err();
             assert!(e.contains(key) && e.contains(words), "{set:?}: {e}");
         };
-        refused(&["parallel.cp=2"], "parallel.cp", "expected 1, found 2");
+        refused(&["parallel.cp=2"], "parallel.ep", "a multiple of parallel.cp = 2, found 1");
+        let three = ["parallel.cp=2", "parallel.ep=2", "context_shards=3", "seq_len=12"];
+        refused(&three, "parallel.cp", "divisor of context_shards = 3");
+        refused(&["context_shards=3"], "context_shards", "divisor of seq_len");
+        let four = ["parallel.cp=4", "parallel.ep=4"];
+        refused(
+            &four,
+            "parallel.cp",
+            "shares out model.heads = 2, of which one of parallel.tp = 1",
+        );
+        let spans = ["context_shards=2", "recipe.fp8.activation_block=[\"all\",\"all\"]"];
+        refused(&spans, "context_shards", "recipe.fp8.activation_block over all");
+        let room = "schedule.capacity={devices=2,factor=1.0}";
+        let room = ["context_shards=2", room];
+        refused(&room, "schedule.capacity", "expected none with context_shards = 2");
+        let counts = ["context_shards=2", "schedule.balance_kind=\"expert\""];
+        refused(&counts, "schedule.balance_kind", "\"sequence\" or \"batch\"");
         refused(&["parallel.tp=4"], "parallel.tp", "divisor of model.heads = 2, found 4");
         let tiles = "multiple of 128 (recipe.fp8.activation_block) of the queries' heads x (nope + \
                      rope) = 128, found 2, which leaves 64";
@@ -428,5 +525,8 @@ mod tests {
         let set = ["parallel.dp=2", "grad_shards=2", "parallel.ep=2"];
         assert_eq!(config(&set).unwrap().expert_union, 2);
         assert_eq!(config(&[]).unwrap().expert_union, 1);
+        let set = ["parallel.dp=2", "grad_shards=2", "parallel.cp=2", "parallel.ep=4"];
+        let implied = config(&set).unwrap();
+        assert_eq!((implied.expert_union, implied.context_shards), (2, 2));
     }
 }

@@ -155,8 +155,15 @@ fn resolve(source: &Source<'_>) -> Result<TrainConfig, TrainConfigError> {
     let recipe = resolve_recipe(source, recipe)?;
     let mut json = to_json(&Value::Table(table));
     json["recipe"] = recipe;
-    if let (None, Some(ep)) = (json.get("expert_union"), json.pointer("/parallel/ep")) {
-        json["expert_union"] = ep.clone();
+    // What the layout implies, where it is not said.
+    let ranks = |key: &str| json.pointer(&format!("/parallel/{key}")).and_then(Json::as_u64);
+    let (ep, cp) = (ranks("ep"), ranks("cp"));
+    for (key, implied) in
+        [("expert_union", ep.map(|ep| ep / cp.unwrap_or(1).max(1))), ("context_shards", cp)]
+    {
+        if let (None, Some(implied)) = (json.get(key), implied) {
+            json[key] = implied.max(1).into();
+        }
     }
     let mut config = deserialize(source, json)?;
     config.check().map_err(|(key, message)| source.wrong(&key, message))?;

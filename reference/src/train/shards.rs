@@ -1,9 +1,13 @@
 //! A step's gradient from its shards: micro-batches chained within a shard, shards added by the
 //! binary tree of neighbours.
 //!
+//! Where sequences lie in parts (`context_shards`), a shard has an accumulator for each part, and
+//! these are neighbouring leaves of the tree.
+//!
 //! `expert_union` neighbouring shards bring their j-th micro-batches to the routed experts
-//! together. Experts then have one accumulator a union, which stands in the tree at the union's
-//! first shard; where a node of the tree has one side only, that side moves up unchanged.
+//! together, in all their parts. Experts then have one accumulator a union, which stands in the
+//! tree at the union's first leaf; where a node of the tree has one side only, that side moves up
+//! unchanged.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,42 +16,50 @@ use crate::layers::{Gradients, Weights};
 use crate::model::{DeviceBatch, Model, StepReport, StepSettings};
 use crate::ops::add::Add;
 
+use super::TrainConfig;
 use super::trainer::StepBatches;
 
 /// The gradient of a step in one process, and its report; `None` once `stop`, which is asked before
-/// every micro-batch, says yes. A shard is added as soon as its neighbour is there, so that no more
-/// than log2(shards) + 1 sets of accumulators live at a time, and those of a union.
+/// every micro-batch, says yes. A leaf is added as soon as its neighbour is there, so that no more
+/// than log2(leaves) + 1 sets of accumulators live at a time, and those of a union.
 pub(super) fn accumulate<B: Backend>(
     backend: &B,
     model: &Model,
     weights: &Weights<B>,
     batches: &StepBatches,
-    union: usize,
+    config: &TrainConfig,
     stop: &dyn Fn() -> bool,
 ) -> Result<Option<(Gradients<B>, StepReport)>> {
+    let (union, parts) = (config.expert_union, config.sequence_parts());
     let per_shard = batches.shards.first().map_or(0, Vec::len);
-    let mut reports = vec![StepReport::default(); per_shard * batches.shards.len()];
-    // Complete subtrees, the largest first, with the number of their shards.
+    let lanes = per_shard * batches.shards.len() * parts.count;
+    let mut reports = vec![StepReport::default(); lanes];
+    // Complete subtrees, the largest first, with the number of their leaves.
     let mut subtrees: Vec<(usize, Gradients<B>)> = Vec::new();
     for (first, shards) in batches.shards.chunks(union).enumerate() {
         let zeros = |i| model.zero_gradients_in_union(backend, i);
-        let mut gradients = (0..shards.len()).map(zeros).collect::<Result<Vec<_>>>()?;
+        let leaves = 0..shards.len() * parts.count;
+        let mut gradients = leaves.map(zeros).collect::<Result<Vec<_>>>()?;
         for j in 0..per_shard {
             if stop() {
                 return Ok(None);
             }
             let number = |i: usize| (first * union + i) * per_shard + j;
-            let settings: Vec<StepSettings> = (0..shards.len())
-                .map(|i| StepSettings { micro_batch: Some(number(i)), ..batches.settings.clone() })
-                .collect();
-            let upload = |shard: &Vec<_>| model.batch(backend, &shard[j]);
-            let lanes = shards.iter().map(upload).collect::<Result<Vec<DeviceBatch<B>>>>()?;
-            let lanes: Vec<_> = lanes.iter().zip(&settings).collect();
+            let (mut lanes, mut settings, mut places) = (Vec::new(), Vec::new(), Vec::new());
+            for (i, shard) in shards.iter().enumerate() {
+                let micro_batch = Some(number(i));
+                lanes.extend(model.parts(backend, &shard[j], parts)?);
+                for part in 0..parts.count {
+                    settings.push(StepSettings { micro_batch, ..batches.settings.clone() });
+                    places.push(number(i) * parts.count + part);
+                }
+            }
+            let lanes: Vec<(&DeviceBatch<B>, _)> = lanes.iter().zip(&settings).collect();
             let of = model.step_together(backend, weights, &lanes, &mut gradients)?;
-            of.into_iter().enumerate().for_each(|(i, of)| reports[number(i)] = of);
+            places.into_iter().zip(of).for_each(|(place, of)| reports[place] = of);
         }
-        for shard in gradients {
-            let mut tree = (1, model.finish_gradients(backend, shard)?);
+        for leaf in gradients {
+            let mut tree = (1, model.finish_gradients(backend, leaf)?);
             while subtrees.last().is_some_and(|(size, _)| *size == tree.0) {
                 let (size, left) = subtrees.pop().expect("just seen");
                 tree = (size + tree.0, add(backend, model, left, tree.1)?);
@@ -107,9 +119,9 @@ pub(super) fn tree<T, E>(
 pub(crate) struct Slot {
     /// Its place in a set of accumulators.
     pub slot: usize,
-    /// Its leaves of the tree are the multiples of this: unions of experts, else shards.
+    /// Its leaves of the tree are the multiples of this: unions of experts, else all.
     pub step: usize,
-    /// The set in which a leaf's accumulator is, counted from the leaf's own shard.
+    /// The set in which a leaf's accumulator is, counted from the leaf's own.
     pub offset: usize,
 }
 
@@ -117,18 +129,18 @@ pub(crate) struct Slot {
 /// subtree stands at its first leaf.
 #[derive(Debug)]
 pub(crate) struct Subtrees<B: Backend> {
-    /// By `dir` and shard.
+    /// By `dir` and leaf.
     pub sets: BTreeMap<(usize, usize), Gradients<B>>,
-    shards: usize,
+    leaves: usize,
 }
 
 impl<B: Backend> Subtrees<B> {
-    /// None yet, of so many shards.
-    pub fn new(shards: usize) -> Subtrees<B> {
-        Subtrees { sets: BTreeMap::new(), shards }
+    /// None yet, of so many leaves.
+    pub fn new(leaves: usize) -> Subtrees<B> {
+        Subtrees { sets: BTreeMap::new(), leaves }
     }
 
-    /// Puts a shard's accumulators in and adds what has found its neighbour.
+    /// Puts the accumulators of a leaf in and adds what has found its neighbour.
     ///
     /// # Errors
     /// Those of the backend.
@@ -136,17 +148,17 @@ impl<B: Backend> Subtrees<B> {
         &mut self,
         backend: &B,
         op: &Add,
-        ((dir, shard), slots): ((usize, usize), &[Slot]),
+        ((dir, own), slots): ((usize, usize), &[Slot]),
         gradients: Gradients<B>,
     ) -> Result<()> {
-        self.sets.insert((dir, shard), gradients);
+        self.sets.insert((dir, own), gradients);
         backend.at(Place::default());
         for &Slot { slot, step, offset } in slots {
-            let Some(leaf) = shard.checked_sub(offset).filter(|leaf| leaf % step == 0) else {
+            let Some(leaf) = own.checked_sub(offset).filter(|leaf| leaf % step == 0) else {
                 continue;
             };
             let here = |leaf: usize| self.sets.contains_key(&(dir, leaf + offset));
-            let possible = sums((self.shards, step), leaf, &here);
+            let possible = sums((self.leaves, step), leaf, &here);
             for (left, right) in possible {
                 let mut take = |leaf: usize| {
                     let set = self.sets.get_mut(&(dir, leaf + offset)).expect("it is here");

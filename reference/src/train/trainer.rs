@@ -390,8 +390,7 @@ impl<B: Backend> Trainer<B> {
         let mut weights = self.model.weights(&self.backend, &self.params)?;
         weights.delayed = self.begin_scales(&self.backend)?;
         let model = &self.model;
-        let union = self.config.expert_union;
-        let sum = accumulate(&self.backend, model, &weights, &batches, union, stop)?;
+        let sum = accumulate(&self.backend, model, &weights, &batches, &self.config, stop)?;
         let Some((gradients, report)) = sum else {
             self.loader.restore(&place)?;
             return Ok(StepOutcome::Interrupted);

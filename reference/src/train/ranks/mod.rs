@@ -26,7 +26,7 @@ use fathom_trace::Parallel;
 use self::data::StepData;
 pub(crate) use self::pipeline::first_in_first_out as in_order;
 pub use self::trace::Timeline;
-pub(crate) use self::world::stages;
+pub(crate) use self::world::{period, stages};
 
 use self::pieces::Pieces;
 use self::pipeline::{Executed, Executor, Links, first_in_first_out};
@@ -310,6 +310,7 @@ impl<B: Backend> RankTrainer<B> {
             data,
             settings: &settings,
             per_shard: (plan.batch / self.config.grad_shards).div_ceil(self.config.micro_batch),
+            parts: self.config.sequence_parts(),
         };
         Ok(executor.run(&schedule.ranks[self.world.at.pp])?)
     }

@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::world::{World, stages};
+use super::world::{World, period, stages};
 use crate::model::{BuildError, Model, ParamId, ParamKind, ParamSpec};
 use crate::ops::sum_of_squares::BLOCK;
 use crate::parallel::{Coordinates, Parallel};
@@ -112,12 +112,12 @@ fn regions(whole: &ParamSpec, own: &ParamSpec, at: Coordinates) -> Vec<Region> {
 pub(super) struct Contribution {
     /// The parts of the whole parameter.
     pub held: Held,
-    /// The shard at whose place in the tree it stands: its own, or the first of those that the rank
+    /// The leaf at whose place in the tree it stands: its own, or the first of those that the rank
     /// has added up.
     pub leaf: usize,
     /// Uses of a shared parameter are added in this order before the tree.
     pub part: usize,
-    /// The stage (by `dir`), the shard and the accumulator that it is read from.
+    /// The stage (by `dir`), the leaf and the accumulator that it is read from.
     pub source: Source,
 }
 
@@ -125,7 +125,7 @@ pub(super) struct Contribution {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Source {
     pub dir: usize,
-    pub shard: usize,
+    pub leaf: usize,
     pub slot: usize,
 }
 
@@ -176,12 +176,13 @@ pub(super) struct Pieces {
     pub all: Vec<Piece>,
     /// The pieces of each parameter.
     pub of_param: Vec<Range<usize>>,
-    /// The stages that each rank holds, by pipeline, expert and tensor parallel rank.
+    /// The stages that each rank holds, by its place.
     held: BTreeMap<Place, Vec<Vec<Held>>>,
     models: BTreeMap<Place, Vec<Model>>,
 }
 
-/// Pipeline, expert and tensor parallel rank: those of one place hold the same.
+/// Pipeline rank, place in the period of data and context parallel ranks, tensor parallel rank:
+/// those of one place hold the same.
 type Place = (usize, usize, usize);
 
 impl Pieces {
@@ -190,10 +191,10 @@ impl Pieces {
         let names: BTreeMap<&str, usize> =
             whole.specs.iter().enumerate().map(|(i, s)| (s.name.as_str(), i)).collect();
         let (mut held, mut models) = (BTreeMap::new(), BTreeMap::new());
-        let Parallel { pp, ep, tp, .. } = world.sizes;
-        let places = (0..pp).flat_map(|pp| (0..ep).map(move |ep| (pp, ep)));
-        for (pp, ep, tp) in places.flat_map(|(pp, ep)| (0..tp).map(move |tp| (pp, ep, tp))) {
-            let stages = stages(config, pp, (ep, tp))?;
+        let Parallel { pp, tp, .. } = world.sizes;
+        let places = (0..pp).flat_map(|pp| (0..period(world.sizes)).map(move |data| (pp, data)));
+        for (pp, data, tp) in places.flat_map(|(pp, data)| (0..tp).map(move |tp| (pp, data, tp))) {
+            let stages = stages(config, pp, (data, tp))?;
             let of = |model: &Model| {
                 let of = |spec: &ParamSpec| {
                     let param = names[spec.name.as_str()];
@@ -201,8 +202,8 @@ impl Pieces {
                 };
                 model.specs.iter().map(of).collect::<Vec<_>>()
             };
-            held.insert((pp, ep, tp), stages.iter().map(of).collect::<Vec<_>>());
-            models.insert((pp, ep, tp), stages);
+            held.insert((pp, data, tp), stages.iter().map(of).collect::<Vec<_>>());
+            models.insert((pp, data, tp), stages);
         }
         let mut pieces = Pieces { all: Vec::new(), of_param: Vec::new(), held, models };
         pieces.cut(whole, world);
@@ -235,10 +236,10 @@ impl Pieces {
     /// The ranks that hold a parameter or part of it.
     fn holders(&self, param: usize, world: &World) -> Vec<usize> {
         let mut ranks = Vec::new();
-        for (&(pp, ep, tp), stages) in &self.held {
+        for (&(pp, data, tp), stages) in &self.held {
             if stages.iter().flatten().any(|held| held.param == param) {
-                let dps = (ep..world.sizes.dp).step_by(world.sizes.ep);
-                ranks.extend(dps.map(|dp| world.number(pp, dp, tp)));
+                let places = (data..world.data_ranks()).step_by(period(world.sizes));
+                ranks.extend(places.map(|data| world.number(pp, data, tp)));
             }
         }
         ranks.sort_unstable();
@@ -284,20 +285,20 @@ impl Pieces {
     /// What a rank contributes to a step's gradient, in the order in which it is sent.
     pub fn contributions(&self, world: &World, rank: usize) -> Vec<Contribution> {
         let (models, held) = (self.models(world, rank), self.held(world, rank));
-        let (shares, dp) = (&world.shares, world.place(rank).dp);
+        let (shares, at) = (&world.shares, world.place(rank));
         let mut found = Vec::new();
         for (dir, (model, held)) in models.iter().zip(held).enumerate() {
-            let unions = (0..shares.unions()).map(|u| shares.shards(dp, world.direction(dir), u));
-            let shards: Vec<usize> = unions.flatten().collect();
+            let of_union = |u| shares.lanes((at.dp, at.cp), world.direction(dir), u);
+            let lanes: Vec<usize> = (0..shares.unions()).flat_map(of_union).collect();
             for (slot, part, id) in slots(model) {
                 let (step, offset) = leaves(model, id, world, rank);
-                let leaf = |&shard: &usize| shard.checked_sub(offset).filter(|l| l % step == 0);
-                let mut own: BTreeSet<usize> = shards.iter().filter_map(leaf).collect();
+                let leaf = |&lane: &usize| lane.checked_sub(offset).filter(|l| l % step == 0);
+                let mut own: BTreeSet<usize> = lanes.iter().filter_map(leaf).collect();
                 if !self.is_shared(held[id.0].param) {
-                    own = left_over((shares.grad_shards, step), &own);
+                    own = left_over((shares.leaves(), step), &own);
                 }
                 for leaf in own {
-                    let source = Source { dir, shard: leaf + offset, slot };
+                    let source = Source { dir, leaf: leaf + offset, slot };
                     found.push(Contribution { held: held[id.0].clone(), leaf, part, source });
                 }
             }
@@ -340,17 +341,20 @@ impl Pieces {
 }
 
 fn place(world: &World, rank: usize) -> Place {
-    let Coordinates { pp, ep, tp, .. } = world.place(rank);
-    (pp, ep, tp)
+    let at = world.place(rank);
+    (at.pp, world.data(at) % period(world.sizes), at.tp)
 }
 
 /// The distance of a parameter's leaves in the tree, and how far behind its leaf the rank's
-/// accumulator of a union is: experts have one a union, at the first of the shards that the rank
+/// accumulator of a union is: experts have one a union, at the first of the lanes that the rank
 /// brings.
 fn leaves(model: &Model, id: ParamId, world: &World, rank: usize) -> (usize, usize) {
-    let member = world.place(rank).ep;
+    let (at, shares) = (world.place(rank), &world.shares);
     match model.specs[id.0].kind {
-        ParamKind::Experts => (world.shares.expert_union, member * world.shares.side_by_side()),
+        ParamKind::Experts => {
+            let first = shares.lanes((at.dp, at.cp), 0, 0)[0];
+            (shares.union_leaves(), first % shares.union_leaves())
+        }
         _ => (1, 0),
     }
 }

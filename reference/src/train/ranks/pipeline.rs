@@ -17,7 +17,7 @@ use crate::exchange::backend::Travelling;
 use crate::exchange::clock::{Clock, INTO_STAGE};
 use crate::layers::{Gradients, Weights};
 use crate::model::{
-    DeviceBatch, Lane, Model, PairedBackward, StageKept, StageReport, StepSettings,
+    DeviceBatch, Lane, Model, PairedBackward, SequenceParts, StageKept, StageReport, StepSettings,
 };
 use crate::train::shards::{Slot, Subtrees};
 
@@ -46,7 +46,8 @@ impl Links {
                 return;
             }
             let name = format!("{INTO_STAGE} {stage}, {way:?}, direction {direction}");
-            let members = [from, to].map(|pp| world.number(pp, world.at.dp, world.at.tp));
+            let data = world.data(world.at);
+            let members = [from, to].map(|pp| world.number(pp, data, world.at.tp));
             let communicator = Communicator::new(&world.exchange, &name, &members);
             of.insert((way, stage, direction), communicator);
         };
@@ -70,10 +71,10 @@ impl Links {
     }
 }
 
-/// A micro-batch's report of one stage.
+/// A lane's report of one stage.
 pub(super) struct Reported {
-    /// Number of the micro-batch in the step.
-    pub micro_batch: usize,
+    /// Number of the lane in the step: micro-batches in order, each by parts.
+    pub lane: usize,
     pub stage: usize,
     pub report: StageReport,
 }
@@ -99,6 +100,7 @@ pub(super) struct Executor<'a, B: Backend> {
     pub settings: &'a StepSettings,
     /// Micro-batches of a shard.
     pub per_shard: usize,
+    pub parts: SequenceParts,
     pub clock: &'a Clock,
 }
 
@@ -180,7 +182,7 @@ impl<B: Travelling> Executor<'_, B> {
     /// # Panics
     /// Where the instructions are none that `fathom_schedule::check` proves executable.
     pub fn run(&self, ops: &[Op]) -> Result<Executed<B>> {
-        let gradients = Subtrees::new(self.world.shares.grad_shards);
+        let gradients = Subtrees::new(self.world.shares.leaves());
         let done = Executed { gradients, reports: Vec::new() };
         let mut running = Running {
             executor: self,
@@ -241,17 +243,18 @@ impl<B: Travelling> Running<'_, B> {
         Ok(buffers)
     }
 
-    /// A chunk's micro-batches, each with what it knows of its step.
+    /// A chunk's micro-batches, or this rank's parts of them, each with what it knows of its step.
     #[allow(clippy::type_complexity)]
     fn batches(&self, chunk: Chunk) -> Result<(Vec<DeviceBatch<B>>, Vec<StepSettings>)> {
-        let Executor { world, backend, models, data, settings, per_shard, .. } = self.executor;
+        let Executor { world, backend, models, data, settings, per_shard, parts, .. } =
+            self.executor;
         let (direction, _, union, j) = self.place(chunk);
         let model = &models[chunk.dir as usize];
         let (mut batches, mut of_step) = (Vec::new(), Vec::new());
         for shard in world.shares.shards(world.at.dp, direction, union) {
-            batches.push(model.batch(*backend, &data.shards[&shard][j])?);
+            batches.extend(model.parts(*backend, &data.shards[&shard][j], *parts)?);
             let micro_batch = Some(shard * per_shard + j);
-            of_step.push(StepSettings { micro_batch, ..(*settings).clone() });
+            of_step.resize(batches.len(), StepSettings { micro_batch, ..(*settings).clone() });
         }
         Ok((batches, of_step))
     }
@@ -271,9 +274,12 @@ impl<B: Travelling> Running<'_, B> {
         let Executor { world, backend, models, .. } = self.executor;
         let (direction, stage, ..) = self.place(chunk);
         let reports = models[chunk.dir as usize].stage_reports(*backend, &kept)?;
-        for (settings, report) in settings.iter().zip(reports) {
+        let shares = &world.shares;
+        for (i, (settings, report)) in settings.iter().zip(reports).enumerate() {
             let micro_batch = settings.micro_batch.expect("in a step it has a number");
-            self.done.reports.push(Reported { micro_batch, stage, report });
+            let part = world.at.cp * shares.parts() + i % shares.parts();
+            let lane = micro_batch * shares.context_shards + part;
+            self.done.reports.push(Reported { lane, stage, report });
         }
         if stage + 1 < world.geometry.stages {
             self.give((Way::Forward, stage + 1, direction), chunk, output)?;
@@ -323,7 +329,7 @@ impl<B: Travelling> Running<'_, B> {
         }
         let Executor { world, backend, models, .. } = self.executor;
         let zeros = |i| models[dir].zero_gradients_in_union(*backend, i).map(RefCell::new);
-        let lanes = 0..world.shares.side_by_side();
+        let lanes = 0..world.shares.side_by_side() * world.shares.parts();
         Ok(Chain { accumulators: lanes.map(zeros).collect::<Result<_>>()?, seen: 0 })
     }
 
@@ -339,10 +345,10 @@ impl<B: Travelling> Running<'_, B> {
             self.chains.insert((dir, union), chain);
             return Ok(());
         }
-        let shards = world.shares.shards(world.at.dp, direction, union);
-        for (shard, gradients) in shards.zip(chain.accumulators) {
+        let leaves = world.shares.lanes((world.at.dp, world.at.cp), direction, union);
+        for (leaf, gradients) in leaves.into_iter().zip(chain.accumulators) {
             let finished = models[dir].finish_gradients(*backend, gradients.into_inner())?;
-            let (op, of) = (models[dir].gradient_sum(), ((dir, shard), &slots[dir][..]));
+            let (op, of) = (models[dir].gradient_sum(), ((dir, leaf), &slots[dir][..]));
             self.done.gradients.insert(*backend, &op, of, finished)?;
         }
         Ok(())

@@ -1,5 +1,5 @@
-//! A step's report from those of all ranks: losses are added in the order of micro-batches and
-//! stages in which one process adds them, loads as whole numbers.
+//! A step's report from those of all ranks: losses are added in the order of lanes (micro-batches,
+//! each by parts) and stages in which one process adds them, loads as whole numbers.
 
 use std::collections::BTreeMap;
 
@@ -18,25 +18,25 @@ pub(super) fn gather(
     let what = format!("losses of step {step}");
     let mut parts: BTreeMap<(usize, usize), StageReport> = BTreeMap::new();
     for tensors in world.all.all_gather(&what, encode(own))? {
-        for Reported { micro_batch, stage, report } in decode(&tensors) {
-            parts.insert((micro_batch, stage), report);
+        for Reported { lane, stage, report } in decode(&tensors) {
+            parts.insert((lane, stage), report);
         }
     }
-    let mut by_micro_batch: BTreeMap<usize, Vec<StageReport>> = BTreeMap::new();
-    for ((micro_batch, _), report) in parts {
-        by_micro_batch.entry(micro_batch).or_default().push(report);
+    let mut by_lane: BTreeMap<usize, Vec<StageReport>> = BTreeMap::new();
+    for ((lane, _), report) in parts {
+        by_lane.entry(lane).or_default().push(report);
     }
     let mut sum = StepReport::default();
-    by_micro_batch.into_values().for_each(|parts| sum.add(StepReport::of_stages(parts)));
+    by_lane.into_values().for_each(|parts| sum.add(StepReport::of_stages(parts)));
     Ok(sum)
 }
 
 /// Whole numbers and sums, one after the other.
 fn encode(reports: &[Reported]) -> Vec<Tensor> {
     let (mut numbers, mut sums) = (Vec::new(), Vec::new());
-    for Reported { micro_batch, stage, report } in reports {
+    for Reported { lane, stage, report } in reports {
         let StageReport { main, mtp, balance, dropped, loads } = report;
-        let lengths = [*micro_batch, *stage, mtp.len(), balance.len(), *dropped, loads.len()];
+        let lengths = [*lane, *stage, mtp.len(), balance.len(), *dropped, loads.len()];
         numbers.extend(lengths);
         for (layer, counts) in loads {
             numbers.extend([*layer, counts.len()]);
@@ -54,7 +54,7 @@ fn decode(tensors: &[Tensor]) -> Vec<Reported> {
     let mut numbers = tensors[0].as_slice::<i64>().iter().map(|&n| n as usize);
     let mut sums = tensors[1].as_slice::<f64>().iter().copied();
     let mut reports = Vec::new();
-    while let Some(micro_batch) = numbers.next() {
+    while let Some(lane) = numbers.next() {
         let mut number = || numbers.next().expect("as encoded");
         let [stage, mtp, balance, dropped, layers] = std::array::from_fn(|_| number());
         let load = |_| {
@@ -66,7 +66,7 @@ fn decode(tensors: &[Tensor]) -> Vec<Reported> {
         let mut take = |n: usize| sums.by_ref().take(n).collect::<Vec<f64>>();
         let (mtp, balance) = (take(mtp), take(balance));
         let report = StageReport { main, mtp, balance, dropped, loads };
-        reports.push(Reported { micro_batch, stage, report });
+        reports.push(Reported { lane, stage, report });
     }
     reports
 }
@@ -85,12 +85,12 @@ mod tests {
             loads: vec![(4, vec![5, 6]), (7, vec![])],
         };
         let own = [
-            Reported { micro_batch: 8, stage: 9, report },
-            Reported { micro_batch: 1, stage: 0, report: StageReport::default() },
+            Reported { lane: 8, stage: 9, report },
+            Reported { lane: 1, stage: 0, report: StageReport::default() },
         ];
         let decoded = decode(&encode(&own));
         assert_eq!(encode(&decoded), encode(&own));
         assert_eq!(decoded[0].report.loads, own[0].report.loads);
-        assert_eq!((decoded[1].micro_batch, decoded[1].stage), (1, 0));
+        assert_eq!((decoded[1].lane, decoded[1].stage), (1, 0));
     }
 }

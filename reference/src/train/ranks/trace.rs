@@ -40,11 +40,12 @@ impl Timeline {
         };
         if let Some(path) = &self.trace {
             let (layers, parallel) = (config.stage_layers(), &config.parallel);
-            let width = parallel.dp * parallel.tp;
+            let width = parallel.dp * parallel.cp * parallel.tp;
             write(path, steps, width, &layers).map_err(failed(path))?;
         }
         if let Some(path) = &self.kernel_times {
-            write_times(path, steps, &config.model).map_err(failed(path))?;
+            let together = config.parallel.cp * config.parallel.tp;
+            write_times(path, steps, (&config.model, together)).map_err(failed(path))?;
         }
         Ok(())
     }
@@ -124,21 +125,25 @@ fn write_to(
 const STEP: &str = "step";
 
 /// Mean times of the parts of layers and of what a step has beside them, as the table that
-/// `fathom simulate --kernel-times` reads. The first of several steps is not counted.
+/// `fathom simulate --kernel-times` reads: of a rank, where so many compute a micro-batch together.
+/// The first of several steps is not counted.
 ///
 /// # Errors
 /// Those of the file system; nothing half-written is then left.
-fn write_times(path: &Path, steps: &[Traced], model: &ModelConfig) -> io::Result<()> {
+fn write_times(path: &Path, steps: &[Traced], run: (&ModelConfig, usize)) -> io::Result<()> {
     let counted = if steps.len() > 1 { &steps[1..] } else { steps };
     let mut text = "op,shape,mean_us\n".to_owned();
-    for ((op, shape), seconds) in means(counted, model) {
+    for ((op, shape), seconds) in means(counted, run) {
         text += &format!("{op},{shape},{:.3}\n", 1e6 * seconds);
     }
     files::replace(path, |file, _| file.write_all(text.as_bytes()))
 }
 
 /// Mean seconds by component and phase, and kind of layer.
-fn means(steps: &[Traced], model: &ModelConfig) -> BTreeMap<(String, &'static str), f64> {
+fn means(
+    steps: &[Traced],
+    (model, together): (&ModelConfig, usize),
+) -> BTreeMap<(String, &'static str), f64> {
     let dense = model.moe.map_or(model.layers, |moe| moe.first_dense.min(model.layers));
     let kind = |part: &Part| match part.layer {
         None if part.name.starts_with("embedding") => ("embedding", 1),
@@ -155,7 +160,7 @@ fn means(steps: &[Traced], model: &ModelConfig) -> BTreeMap<(String, &'static st
         let mut within = 0.0;
         for part in computed() {
             let ((kind, layers), seconds) = (kind(part), span_s(part.span));
-            let share = seconds / (layers * micro_batches.len() * steps.len()) as f64;
+            let share = seconds / (layers * micro_batches.len() * together * steps.len()) as f64;
             *means.entry((part.name.clone(), kind)).or_default() += share;
             within += seconds;
         }

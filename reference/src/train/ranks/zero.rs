@@ -205,7 +205,7 @@ fn use_of(overlap: &Overlap<(usize, usize)>) -> Use {
 /// Takes a contribution out of what was executed.
 fn computed<B: Backend>(c: &Contribution, executed: &mut Executed<B>) -> B::Buffer {
     let gradients = &mut executed.gradients.sets;
-    let buffers = gradients.get_mut(&(c.source.dir, c.source.shard)).expect("it was computed");
+    let buffers = gradients.get_mut(&(c.source.dir, c.source.leaf)).expect("it was computed");
     buffers.buffers[c.source.slot].take().expect("a trained parameter")
 }
 
@@ -215,7 +215,7 @@ fn sum<B: Backend>(
     uses: &mut dyn Iterator<Item = Result<(usize, B::Buffer), EngineError>>,
 ) -> Result<Option<B::Buffer>, EngineError> {
     let mut add = |a: B::Buffer, b: B::Buffer| backend.add(op, &a, &b, None);
-    let mut leaves: Vec<Option<B::Buffer>> = vec![None; world.shares.grad_shards];
+    let mut leaves: Vec<Option<B::Buffer>> = vec![None; world.shares.leaves()];
     for used in uses {
         let (leaf, used) = used?;
         leaves[leaf] = Some(match leaves[leaf].take() {
