@@ -27,10 +27,12 @@ pub const SUITES: &[Suite] = &[
 /// Rows of a block of keys, the recipe's.
 const BLOCK_KV: usize = 64;
 
-/// Key heads with up to three queries each, and columns of a head: any, or those of models.
+/// Key heads with up to three queries each, and columns of a head: any, those of models, or wider
+/// than what a CTA computes of a gradient.
 fn heads() -> impl Strategy<Value = Heads> {
     let models = select(vec![(64, 64), (192, 128), (128, 128), (24, 16)]);
-    let columns = prop_oneof![1 => (1usize..=80, 1usize..=80), 2 => models];
+    let wide = select(vec![(200, 72), (72, 200)]);
+    let columns = prop_oneof![2 => (1usize..=80, 1usize..=80), 4 => models, 1 => wide];
     (1usize..=2, 1usize..=3, columns).prop_map(|(kv_heads, group, (qk, v))| Heads {
         heads: kv_heads * group,
         kv_heads,
@@ -39,9 +41,9 @@ fn heads() -> impl Strategy<Value = Heads> {
     })
 }
 
-/// Queries of each segment, with the keys in front of them.
+/// Queries of each segment, with the keys in front of them: some more blocks than a ring has stages.
 fn segments() -> impl Strategy<Value = Vec<[usize; 2]>> {
-    let before = prop_oneof![2 => Just(0), 1 => size(0, 130)];
+    let before = prop_oneof![4 => Just(0), 1 => size(0, 130), 1 => size(300, 520)];
     vec((size(0, 140), before).prop_map(|(queries, before)| [queries, before]), 1..=3)
 }
 
