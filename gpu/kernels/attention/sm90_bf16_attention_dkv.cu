@@ -9,13 +9,15 @@
 //   STAGES             of the ring of queries and gradients of the output: 2 or more
 // LAUNCH
 //   384 threads, SHARED_BYTES below; a CTA for every 64 keys of a segment and key head and slice of 64
-//   DK_TILES columns of dk and 64 DV_TILES of dv. Consumer 0 computes dv, consumer 1 dk.
+//   DK_TILES columns of dk and 64 DV_TILES of dv. Consumer 0 computes P and dv, consumer 1 ds and dk.
 // TENSOR MAPS (innermost dimension first)
 //   q, d_o, k, v  bf16 [columns, heads, rows], box 64 x 1 x 64, 128-byte swizzle
 //   lse, delta    f32 [rows, heads], box 64 x 1, no swizzle
 // NOTES
 // - Both gradients need scores with keys as rows: the products of keys and queries, whose elements are the same
-//   sums. Each consumer multiplies them for itself, while those of the block before meet their rows.
+//   sums. Consumer 0 has them, and hands P to consumer 1 in FP32; a consumer multiplies for a block of queries
+//   while the operand of the one before meets its rows.
+// - A stage of P is free when that of the queries is: consumer 1 has left both.
 // - A block of queries adds to all keys that its last query sees, and to no other: of those that a query does
 //   not see p and ds are 0, and the exponent of zero times a large number counts. Where a block of keys goes
 //   on behind the last that is seen, its sums of those beyond are put back.
@@ -28,6 +30,7 @@
 #include "common/types.cuh"
 
 static_assert(STAGES >= 2, "the queries of the block before are read while the next ones are");
+static_assert(QK_TILES % DK_TILES == 0 && V_TILES % DV_TILES == 0, "slices have as many boxes");
 
 constexpr u32 CONSUMERS = 2;
 constexpr u32 K_BYTES = QK_TILES * BOX_BYTES;
@@ -38,8 +41,11 @@ constexpr u32 QUERIES_AT = VALUES_AT + V_BYTES;
 constexpr u32 D_O_AT = QUERIES_AT + STAGES * K_BYTES;
 constexpr u32 LSE_AT = D_O_AT + STAGES * V_BYTES;
 constexpr u32 DELTA_AT = LSE_AT + STAGES * ROWS_BYTES;
-constexpr u32 BARRIERS_AT = DELTA_AT + STAGES * ROWS_BYTES;
-constexpr u32 KEYS_FULL_AT = BARRIERS_AT + 4 * STAGES * 8;
+constexpr u32 P_BYTES = 64 * 64 * 4;
+constexpr u32 P_AT = DELTA_AT + STAGES * ROWS_BYTES;
+constexpr u32 BARRIERS_AT = P_AT + STAGES * P_BYTES;
+constexpr u32 P_FULL_AT = BARRIERS_AT + 4 * STAGES * 8;
+constexpr u32 KEYS_FULL_AT = P_FULL_AT + STAGES * 8;
 constexpr u32 SHARED_BYTES = KEYS_FULL_AT + 8;
 static_assert(SHARED_BYTES <= 227 * 1024, "too many stages");
 
@@ -102,21 +108,25 @@ struct Consumer {
     Ring ring;
 };
 
-// Queries or gradients of the output, which the operand of a gradient meets.
+// What a consumer multiplies with its keys or values: queries for P, gradients of the output for ds.
+template <bool OF_KEYS>
+FATHOM_DEVICE Channel multiplied(const Consumer& at) {
+    return OF_KEYS ? at.through.d_o : at.through.queries;
+}
+
+// What its operand then meets: P the gradients of the output, ds the queries.
 template <bool OF_KEYS>
 FATHOM_DEVICE Channel met(const Consumer& at) {
     return OF_KEYS ? at.through.queries : at.through.d_o;
 }
 
-// Scores, and dp for dk, of a block of queries begin.
+// Scores, or dp, of a block of queries begin.
 template <bool OF_KEYS>
-FATHOM_DEVICE void begin(float (&s)[32], float (&dp)[32], const Consumer& at) {
-    at.through.queries.wait(at.ring);
-    dots<QK_TILES>(s, at.shared, at.through.queries.at(at.ring));
-    if (OF_KEYS) {
-        at.through.d_o.wait(at.ring);
-        dots<V_TILES>(dp, at.shared + VALUES_AT, at.through.d_o.at(at.ring));
-    }
+FATHOM_DEVICE void begin(float (&x)[32], const Consumer& at) {
+    const Channel rows = multiplied<OF_KEYS>(at);
+    rows.wait(at.ring);
+    if (OF_KEYS) dots<V_TILES>(x, at.shared + VALUES_AT, rows.at(at.ring));
+    else dots<QK_TILES>(x, at.shared, rows.at(at.ring));
 }
 
 // Two neighbouring floats of a stage of lse or delta.
@@ -129,41 +139,62 @@ FATHOM_DEVICE float2 load_rows(u32 from, const Ring& ring, u32 column) {
     return pair;
 }
 
-// Scores into P or ds, while the last LEFT groups of products run on. The queries begin at `first`.
-template <bool OF_KEYS, u32 LEFT>
-FATHOM_DEVICE void operand_of(float (&s)[32], float (&dp)[32], const Consumer& at, u32 first) {
-    const Segment& segment = at.block.segment;
-    wgmma_wait<LEFT + (OF_KEYS ? 1 : 0)>(s);
+// Where this thread's elements 4j .. 4j + 3 of a stage of P are: the same ones of both consumers.
+FATHOM_DEVICE u32 place_of_p(const Consumer& at, u32 j) {
+    return at.shared + P_AT + at.ring.stage * P_BYTES + j * WARPGROUP * 16 + threadIdx.x % WARPGROUP * 16;
+}
+
+// Whether query `first` + this thread's column e is one of the segment and sees the key of its row.
+FATHOM_DEVICE bool is_seen(const Block& block, u32 first, u32 e) {
+    const u32 key = block.first + sum_row() + e / 2 % 2 * 8;
+    const u32 query = first + e / 4 * 8 + sum_column() + e % 2;
+    return query < block.segment.queries && key <= block.segment.before() + query;
+}
+
+// Scores into P, also for the other consumer.
+FATHOM_DEVICE void probabilities(float (&x)[32], const Consumer& at, u32 first) {
 #pragma unroll
     for (u32 j = 0; j < 8; j++) {
         const float2 lse = load_rows(at.shared + LSE_AT, at.ring, sum_column() + 8 * j);
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            float* x = &s[4 * j + i];
-            *x = probability(*x, at.scale, i % 2 == 0 ? lse.x : lse.y);
+        for (u32 e = 4 * j; e < 4 * j + 4; e++) {
+            const float p = probability(x[e], at.scale, e % 2 == 0 ? lse.x : lse.y);
+            x[e] = is_seen(at.block, first, e) ? p : 0.0f;
+        }
+        asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(place_of_p(at, j)), "f"(x[4 * j]),
+                     "f"(x[4 * j + 1]), "f"(x[4 * j + 2]), "f"(x[4 * j + 3])
+                     : "memory");
+    }
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(at.shared + P_FULL_AT + at.ring.stage * 8);
+}
+
+// dp into ds, by the other consumer's P.
+FATHOM_DEVICE void score_gradients(float (&x)[32], const Consumer& at, u32 first) {
+    mbarrier_wait(at.shared + P_FULL_AT + at.ring.stage * 8, at.ring.parity);
+#pragma unroll
+    for (u32 j = 0; j < 8; j++) {
+        const float2 delta = load_rows(at.shared + DELTA_AT, at.ring, sum_column() + 8 * j);
+        float p[4];
+        asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                     : "=f"(p[0]), "=f"(p[1]), "=f"(p[2]), "=f"(p[3])
+                     : "r"(place_of_p(at, j))
+                     : "memory");
+#pragma unroll
+        for (u32 e = 4 * j; e < 4 * j + 4; e++) {
+            const float ds = score_gradient(p[e % 4], x[e], e % 2 == 0 ? delta.x : delta.y, at.scale);
+            x[e] = is_seen(at.block, first, e) ? ds : 0.0f;
         }
     }
-    if (OF_KEYS) {
-        wgmma_wait<LEFT>(dp);
-#pragma unroll
-        for (u32 j = 0; j < 8; j++) {
-            const float2 delta = load_rows(at.shared + DELTA_AT, at.ring, sum_column() + 8 * j);
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                const u32 e = 4 * j + i;
-                s[e] = score_gradient(s[e], dp[e], i % 2 == 0 ? delta.x : delta.y, at.scale);
-            }
-        }
-    }
-    // What the operand does not meet has been read.
-    if (OF_KEYS) at.through.d_o.leave(at.ring);
-    else at.through.queries.leave(at.ring);
-#pragma unroll
-    for (u32 e = 0; e < 32; e++) {
-        const u32 key = at.block.first + sum_row() + e / 2 % 2 * 8;
-        const u32 query = first + e / 4 * 8 + sum_column() + e % 2;
-        if (query >= segment.queries || key > segment.before() + query) s[e] = 0.0f;
-    }
+}
+
+// Products into the operand P or ds, while the last LEFT groups run on. The queries begin at `first`.
+template <bool OF_KEYS, u32 LEFT>
+FATHOM_DEVICE void finish(float (&x)[32], const Consumer& at, u32 first) {
+    wgmma_wait<LEFT>(x);
+    if (OF_KEYS) score_gradients(x, at, first);
+    else probabilities(x, at, first);
+    multiplied<OF_KEYS>(at).leave(at.ring);
 }
 
 // The operand of the block before meets its rows while that of this block is computed.
@@ -172,15 +203,15 @@ FATHOM_DEVICE void step(float (&sum)[TILES][32], u32 (&a)[16], Consumer& at, u32
     const Ring before = at.ring;
     at.ring.advance();
     const Channel rows = met<OF_KEYS>(at);
-    float s[32], dp[32];
-    begin<OF_KEYS>(s, dp, at);
+    float x[32];
+    begin<OF_KEYS>(x, at);
     rows.wait(before);
     chain(sum, a, rows.at(before) + at.slice);
-    operand_of<OF_KEYS, 1>(s, dp, at, first);
+    finish<OF_KEYS, 1>(x, at, first);
     wgmma_wait<0>(sum);
     wgmma_pin(a);
     rows.leave(before);
-    to_operand(a, s);
+    to_operand(a, x);
 }
 
 // sum += a b of the rows below `keep`, and nothing in the others.
@@ -220,10 +251,10 @@ FATHOM_DEVICE void accumulate(float (&sum)[TILES][32], Consumer& at, const Queri
     u32 block = 0, first = queries.first;
     u32 a[16];
     for (;; block++, first += BLOCK_Q, at.ring.advance()) {
-        float s[32], dp[32];
-        begin<OF_KEYS>(s, dp, at);
-        operand_of<OF_KEYS, 0>(s, dp, at, first);
-        to_operand(a, s);
+        float x[32];
+        begin<OF_KEYS>(x, at);
+        finish<OF_KEYS, 0>(x, at, first);
+        to_operand(a, x);
         // Keys that its last query sees; of the last block's there is no key behind them.
         const u32 keep = segment.before() + first + BLOCK_Q - at.block.first;
         if (keep >= BOX || block + 1 == queries.blocks) break;
@@ -281,6 +312,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
 
     if (threadIdx.x == 0) {
         mbarrier_init(shared + KEYS_FULL_AT, 1);
+        for (u32 stage = 0; stage < STAGES; stage++) mbarrier_init(shared + P_FULL_AT + stage * 8, WARPGROUP / 32);
         through.queries.init(CONSUMERS * WARPGROUP / 32);
         through.d_o.init(CONSUMERS * WARPGROUP / 32);
         mbarrier_init_fence();

@@ -28,6 +28,7 @@ constexpr u32 PACK = 1;  // heads of a tile
 #include "attention/tiles.cuh"
 
 static_assert(STAGES >= 2, "the keys of the block before are read while the next ones are");
+static_assert(QK_TILES % DQ_TILES == 0, "slices have as many boxes");
 
 constexpr u32 K_BYTES = QK_TILES * BOX_BYTES;
 constexpr u32 V_BYTES = V_TILES * BOX_BYTES;

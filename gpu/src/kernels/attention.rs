@@ -257,6 +257,12 @@ const MOST_TILES: usize = 3;
 /// Fewest stages of the rings of the BF16 backward: a block is read while the next one is.
 const FEWEST_STAGES: usize = 2;
 
+/// Boxes of a gradient's head that a CTA of the BF16 backward computes, of so many: all slices have
+/// as many.
+fn slice_of(tiles: usize) -> usize {
+    (1..=MOST_TILES).rev().find(|slice| tiles.is_multiple_of(*slice)).expect("one divides all")
+}
+
 /// How the CTAs of the BF16 backward are made.
 #[derive(Clone, Copy, Debug)]
 struct BackwardShape {
@@ -296,8 +302,8 @@ impl BackwardShape {
 
     /// `SHARED_BYTES` of the kernel of dk and dv.
     fn dkv_bytes(self) -> usize {
-        let rows = 2 * BLOCK * size_of::<f32>();
-        self.block_bytes() + self.dkv_stages * (self.block_bytes() + rows + 4 * 8) + 8
+        let floats = (2 + BLOCK) * BLOCK * size_of::<f32>(); // lse, delta, P
+        self.block_bytes() + self.dkv_stages * (self.block_bytes() + floats + 5 * 8) + 8
     }
 }
 
@@ -341,8 +347,8 @@ impl Backward<'_> {
         let Heads { heads, kv_heads, qk, v: v_columns } = self.operands.shape;
         let shape = BackwardShape::of(self.operands.shape).expect("it is covered");
         let BackwardShape { qk_tiles, v_tiles, consumers, dq_stages, dkv_stages } = shape;
-        let [dk_tiles, dv_tiles] = [qk_tiles, v_tiles].map(|tiles| tiles.min(MOST_TILES));
-        let [dk_slices, dv_slices] = [qk_tiles.div_ceil(dk_tiles), v_tiles.div_ceil(dv_tiles)];
+        let [dk_tiles, dv_tiles] = [qk_tiles, v_tiles].map(slice_of);
+        let [dk_slices, dv_slices] = [qk_tiles / dk_tiles, v_tiles / dv_tiles];
         let dq_ctas = self.segments.ctas(heads / kv_heads, 1, consumers) * kv_heads * dk_slices;
         let slices = dk_slices.max(dv_slices);
         let dkv_ctas = Segments::blocks(&self.segments.keys) * kv_heads * slices;
@@ -432,7 +438,7 @@ impl Kernel for AttentionBackward {
         let block_kv = self.block_kv == BLOCK;
         require(&[
             (block_kv, "block_kv: 64"),
-            (fits, "in BF16 heads of at most 576 columns, qk and v"),
+            (fits, "in BF16 heads of at most 512 columns, qk and v"),
         ])
     }
 
