@@ -67,10 +67,30 @@ fn floats(index: usize, draw: Draw, stream: u64, dtype: DType, shape: &[usize]) 
     }
 }
 
+/// Keys of the gradient: in one round of ordinary ones with an infinity in the last row of each
+/// segment, which only its last query sees.
+fn keys(index: usize, draw: Draw, dtype: DType, op: &Attention) -> Tensor {
+    let (columns, lengths) = (op.shape.kv_heads * op.shape.qk, key_rows(op));
+    let shape = [lengths.iter().sum(), columns];
+    if index % 24 != 12 {
+        return draw.floats(1, dtype, &shape);
+    }
+    let ends = lengths.iter().scan(0, |end, length| {
+        *end += length;
+        Some(*end)
+    });
+    let last = ends.zip(lengths).filter(|(_, length)| **length > 0).map(|(end, _)| end - 1);
+    draw.infinite_at(1, dtype, &shape, last.map(|row| row * columns))
+}
+
+/// Rows of keys of each segment.
+fn key_rows(op: &Attention) -> &[usize] {
+    if op.keys.is_empty() { &op.segments } else { &op.keys }
+}
+
 /// Rows of queries and of keys.
 fn rows(op: &Attention) -> [usize; 2] {
-    let keys = if op.keys.is_empty() { &op.segments } else { &op.keys };
-    [op.segments.iter().sum(), keys.iter().sum()]
+    [op.segments.iter().sum(), key_rows(op).iter().sum()]
 }
 
 fn attention(index: usize) -> BoxedStrategy<Drawn> {
@@ -119,7 +139,7 @@ fn attention_backward(index: usize) -> BoxedStrategy<Drawn> {
             let (draw, [t, s]) = (Draw::new(index, seed), rows(&op));
             let Heads { heads, kv_heads, qk, v } = op.shape;
             let queries = draw.floats(0, dtype, &[t, heads * qk]);
-            let keys = draw.floats(1, dtype, &[s, kv_heads * qk]);
+            let keys = keys(index, draw, dtype, &op);
             let values = draw.floats(2, dtype, &[s, kv_heads * v]);
             let inputs = [&queries, &keys, &values].map(|x| Some(x.clone())).to_vec();
             let forward = Op::run(&op, inputs).expect("the shapes fit");

@@ -118,9 +118,11 @@ FATHOM_DEVICE float online_softmax(float (&s)[32], Rows& rows, u32 i, u32 seen, 
 #pragma unroll
     for (u32 j = 0; j < 16; j++) {
         const u32 at = j / 2 * 4 + half + j % 2, column = sum_column() + j / 2 * 8 + j % 2;
-        s[at] = !MASKED || column < seen ? fathom_exp(__fsub_rn(s[at], top)) : 0.0f;
+        const float p = fathom_exp(__fsub_rn(s[at], top));
+        s[at] = !MASKED || column < seen ? p : 0.0f;
     }
-    const float alpha = MASKED && seen == 0 ? 1.0f : fathom_exp(__fsub_rn(rows.m[i], top));
+    const float factor = fathom_exp(__fsub_rn(rows.m[i], top));
+    const float alpha = MASKED && seen == 0 ? 1.0f : factor;
     rows.l[i] = __fadd_rn(__fmul_rn(rows.l[i], alpha), row_sum(s, half));
     rows.m[i] = top;
     return alpha;
