@@ -59,8 +59,9 @@ FATHOM_DEVICE void produce(u32 shared, const TensorMap* q, const TensorMap* k, c
     for (u32 index = tiles.first; index < tiles.end; index++) {
         const Tile tile = tiles.tile(index);
         const u32 consumer = index - tiles.first, full = shared + QUERIES_FULL_AT + consumer * 8;
+        const u32 row = tiles.segment.query + tile.first;
         mbarrier_arrive_expect(full, K_BYTES);
-        load_boxes<QK_TILES>(shared + consumer * TILE_BYTES, q, 0, tile.head, tiles.segment.query + tile.first, full);
+        load_boxes<QK_TILES>(shared + consumer * TILE_BYTES, q, 0, tile.head, row, full);
     }
     const Channels through = channels_of(shared);
     Ring ring;

@@ -312,7 +312,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
 
     if (threadIdx.x == 0) {
         mbarrier_init(shared + KEYS_FULL_AT, 1);
-        for (u32 stage = 0; stage < STAGES; stage++) mbarrier_init(shared + P_FULL_AT + stage * 8, WARPGROUP / 32);
+        for (u32 i = 0; i < STAGES; i++) mbarrier_init(shared + P_FULL_AT + i * 8, WARPGROUP / 32);
         through.queries.init(CONSUMERS * WARPGROUP / 32);
         through.d_o.init(CONSUMERS * WARPGROUP / 32);
         mbarrier_init_fence();
