@@ -16,9 +16,9 @@ use serde::{Deserialize, Serialize};
 use crate::compile::{CompileError, Compiler, Source};
 use crate::driver::{self, Driver};
 use crate::launch::{self, Arg, Kernel, LaunchConfig, Swizzle, TensorMap};
-use crate::memory::{self, Memory};
+use crate::memory::{self, Memory, Rows};
 use crate::nvrtc::{self, Nvrtc};
-use crate::tensor::{DeviceTensor, Matrix, TMA_BYTES};
+use crate::tensor::{DeviceTensor, HeadRows, Matrix, TMA_BYTES};
 
 /// Which CUDA driver a run wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -538,6 +538,63 @@ impl Gpu {
         let matrix = self.padded(tensor.dtype(), rows, columns)?;
         memory::copy_rows(tensor.as_rows(row_bytes), matrix.as_rows(), rows, row_bytes)?;
         Ok(matrix)
+    }
+
+    /// `heads` heads of `columns` columns that lie side by side in the rows of a tensor, from column
+    /// `first` on, as TMA copies them: where they are if each starts at a multiple of 16 bytes, else
+    /// a copy with the heads set apart. Heads of no column become heads of eight zeros.
+    ///
+    /// # Errors
+    /// As [`Gpu::tensor`].
+    ///
+    /// # Panics
+    /// Where a row has fewer columns.
+    pub fn head_rows(
+        &self,
+        tensor: &DeviceTensor,
+        first: usize,
+        heads: usize,
+        columns: usize,
+    ) -> Result<HeadRows, GpuError> {
+        let (dtype, (rows, all)) = (tensor.dtype(), tensor.rows_columns());
+        assert!(first + heads * columns <= all, "{heads} heads of {columns} from {first} of {all}");
+        if columns == 0 {
+            return self.head_rows(&self.zeros(dtype, &[rows, heads * 8])?, 0, heads, 8);
+        }
+        let [start, head_bytes, used, row_bytes] =
+            [first, columns, heads * columns, all].map(|columns| columns * dtype.size());
+        let offset = tensor.offset + start;
+        if [offset, head_bytes, row_bytes].iter().all(|bytes| bytes.is_multiple_of(TMA_BYTES)) {
+            let block = tensor.block.clone();
+            return Ok(HeadRows {
+                block,
+                offset,
+                dtype,
+                rows,
+                heads,
+                columns,
+                head_bytes,
+                row_bytes,
+            });
+        }
+        let dense = self.tensor(dtype, &[rows * heads, columns])?;
+        let from = Rows { offset, ..tensor.as_rows(row_bytes) };
+        memory::copy_rows(from, dense.as_rows(used), rows, used)?;
+        let Matrix { block, offset, pitch_bytes: head_bytes, .. } = self.matrix(&dense)?;
+        let row_bytes = heads * head_bytes;
+        Ok(HeadRows { block, offset, dtype, rows, heads, columns, head_bytes, row_bytes })
+    }
+
+    /// A tensor map by which TMA copies boxes of `rows` rows, `heads` heads and 64 columns.
+    ///
+    /// # Errors
+    /// [`GpuError::Driver`].
+    pub fn head_map<'a>(
+        &self,
+        x: &'a HeadRows,
+        (rows, heads): (u32, u32),
+    ) -> Result<TensorMap<'a>, GpuError> {
+        TensorMap::of_heads(x, (rows, heads))
     }
 
     /// A matrix that nobody has written, its rows at multiples of 16 bytes.

@@ -16,7 +16,8 @@ use cudarc::driver::{CudaFunction, CudaModule, CudaStream, sys};
 use fathom_trace::DType;
 
 use crate::device::GpuError;
-use crate::tensor::{DeviceTensor, Matrix};
+use crate::memory::Block;
+use crate::tensor::{DeviceTensor, HeadRows, Matrix};
 
 /// An entry of a loaded module, with the sizes of its parameters.
 pub struct Kernel {
@@ -234,16 +235,28 @@ pub enum Swizzle {
     Bytes128,
 }
 
-/// A matrix as TMA copies it; lives no longer than the matrix.
+/// A matrix, or heads in rows, as TMA copies them; lives no longer than what it maps.
 pub struct TensorMap<'a> {
     raw: sys::CUtensorMap,
-    matrix: PhantomData<&'a Matrix>,
+    mapped: PhantomData<&'a Block>,
+}
+
+/// What a tensor map describes, the innermost dimension first.
+struct Mapped<'a, const N: usize> {
+    block: &'a Block,
+    offset: usize,
+    dtype: DType,
+    sizes: [usize; N],
+    /// Bytes from one to the next of each dimension but the innermost.
+    strides: &'a [usize],
+    /// Elements of a box.
+    extents: [u32; N],
 }
 
 impl TensorMap<'_> {
     /// A map that is not read: for kernels that take one they do not use.
     pub fn unused() -> TensorMap<'static> {
-        TensorMap { raw: sys::CUtensorMap { opaque: [0; 16] }, matrix: PhantomData }
+        TensorMap { raw: sys::CUtensorMap { opaque: [0; 16] }, mapped: PhantomData }
     }
 
     /// Boxes of `rows` x `columns` elements of `matrix`; what lies outside reads as zero.
@@ -256,19 +269,54 @@ impl TensorMap<'_> {
         (rows, columns): (u32, u32),
         swizzle: Swizzle,
     ) -> Result<TensorMap<'a>, GpuError> {
-        if matrix.block.is_pretended() {
-            return Ok(TensorMap::unused());
+        let mapped = Mapped {
+            block: &matrix.block,
+            offset: matrix.offset,
+            dtype: matrix.dtype,
+            sizes: [matrix.columns, matrix.rows],
+            strides: &[matrix.pitch_bytes],
+            extents: [columns, rows],
+        };
+        Ok(TensorMap { raw: mapped.encode(swizzle)?, mapped: PhantomData })
+    }
+
+    /// Boxes of `rows` rows, `heads` heads and 64 columns under the 128-byte swizzle; what lies
+    /// outside reads as zero, also the columns that a head does not have.
+    ///
+    /// # Errors
+    /// As [`TensorMap::new`].
+    pub(crate) fn of_heads<'a>(
+        x: &'a HeadRows,
+        (rows, heads): (u32, u32),
+    ) -> Result<TensorMap<'a>, GpuError> {
+        let mapped = Mapped {
+            block: &x.block,
+            offset: x.offset,
+            dtype: x.dtype,
+            sizes: [x.columns, x.heads, x.rows],
+            strides: &[x.head_bytes, x.row_bytes],
+            extents: [64, heads, rows],
+        };
+        Ok(TensorMap { raw: mapped.encode(Swizzle::Bytes128)?, mapped: PhantomData })
+    }
+}
+
+impl<const N: usize> Mapped<'_, N> {
+    fn encode(&self, swizzle: Swizzle) -> Result<sys::CUtensorMap, GpuError> {
+        let mut raw = sys::CUtensorMap { opaque: [0; 16] };
+        if self.block.is_pretended() {
+            return Ok(raw);
         }
         use sys::{
             CUtensorMapDataType as Type, CUtensorMapFloatOOBfill as Fill,
             CUtensorMapInterleave as Interleave, CUtensorMapL2promotion as Promotion,
             CUtensorMapSwizzle as Pattern,
         };
-        let element = match matrix.dtype.size() {
+        let element = match self.dtype.size() {
             1 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
-            2 if matrix.dtype == DType::BF16 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            2 if self.dtype == DType::BF16 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
             2 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT16,
-            4 if matrix.dtype == DType::F32 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+            4 if self.dtype == DType::F32 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
             4 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT32,
             _ => Type::CU_TENSOR_MAP_DATA_TYPE_UINT64,
         };
@@ -276,21 +324,21 @@ impl TensorMap<'_> {
             Swizzle::None => Pattern::CU_TENSOR_MAP_SWIZZLE_NONE,
             Swizzle::Bytes128 => Pattern::CU_TENSOR_MAP_SWIZZLE_128B,
         };
-        let mut raw = sys::CUtensorMap { opaque: [0; 16] };
-        let sizes = [matrix.columns as u64, matrix.rows as u64];
-        let strides = [matrix.pitch_bytes as u64];
-        let (boxes, steps) = ([columns, rows], [1u32; 2]);
-        // SAFETY: the map and the arrays are live, with two entries (one stride) for rank 2; the
-        // address is only stored.
+        let sizes = self.sizes.map(|n| n as u64);
+        let strides: Vec<u64> = self.strides.iter().map(|&bytes| bytes as u64).collect();
+        assert_eq!(strides.len() + 1, N, "a stride for every dimension but the innermost");
+        let steps = [1u32; N];
+        // SAFETY: the map and the arrays are live, with an entry a dimension (of the strides one
+        // less); the address is only stored.
         unsafe {
             sys::cuTensorMapEncodeTiled(
                 &mut raw,
                 element,
-                2,
-                matrix.address() as *mut c_void,
+                N as u32,
+                (self.block.address() + self.offset as u64) as *mut c_void,
                 sizes.as_ptr(),
                 strides.as_ptr(),
-                boxes.as_ptr(),
+                self.extents.as_ptr(),
                 steps.as_ptr(),
                 Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
                 pattern,
@@ -300,6 +348,6 @@ impl TensorMap<'_> {
             .result()
         }
         .map_err(GpuError::of("cuTensorMapEncodeTiled"))?;
-        Ok(TensorMap { raw, matrix: PhantomData })
+        Ok(raw)
     }
 }

@@ -165,3 +165,21 @@ impl Matrix {
         Rows { block: &self.block, offset: self.offset, pitch_bytes: self.pitch_bytes }
     }
 }
+
+/// Heads side by side in the rows of device memory, as TMA copies them: every head of every row
+/// starts at a multiple of 16 bytes.
+#[derive(Clone)]
+pub struct HeadRows {
+    pub(crate) block: Arc<Block>,
+    /// Where the first head starts in the block.
+    pub(crate) offset: usize,
+    pub(crate) dtype: DType,
+    pub(crate) rows: usize,
+    pub(crate) heads: usize,
+    /// Columns of a head.
+    pub(crate) columns: usize,
+    /// Distance of two heads.
+    pub(crate) head_bytes: usize,
+    /// Distance of two rows.
+    pub(crate) row_bytes: usize,
+}

@@ -27,10 +27,12 @@ pub const SUITES: &[Suite] = &[
 /// Rows of a block of keys, the recipe's.
 const BLOCK_KV: usize = 64;
 
-/// Key heads with up to three queries each, and columns of a head: any, or those of models.
+/// Key heads with up to three queries each, and columns of a head: any, those of models, or wider
+/// than what a CTA computes of a gradient.
 fn heads() -> impl Strategy<Value = Heads> {
     let models = select(vec![(64, 64), (192, 128), (128, 128), (24, 16)]);
-    let columns = prop_oneof![1 => (1usize..=80, 1usize..=80), 2 => models];
+    let wide = select(vec![(200, 72), (72, 200)]);
+    let columns = prop_oneof![2 => (1usize..=80, 1usize..=80), 4 => models, 1 => wide];
     (1usize..=2, 1usize..=3, columns).prop_map(|(kv_heads, group, (qk, v))| Heads {
         heads: kv_heads * group,
         kv_heads,
@@ -39,15 +41,25 @@ fn heads() -> impl Strategy<Value = Heads> {
     })
 }
 
-/// Queries of each segment, with the keys in front of them.
-fn segments() -> impl Strategy<Value = Vec<[usize; 2]>> {
-    let before = prop_oneof![2 => Just(0), 1 => size(0, 130)];
-    vec((size(0, 140), before).prop_map(|(queries, before)| [queries, before]), 1..=3)
+/// Queries of each segment, with the keys in front of them: some more blocks than a ring has stages,
+/// and some in every segment of the cases with infinities.
+fn segments(index: usize) -> BoxedStrategy<Vec<[usize; 2]>> {
+    let few = || size(1, 130).boxed();
+    let before = match index % 6 {
+        0 if index > 0 => few(),
+        _ => prop_oneof![4 => Just(0), 1 => few(), 1 => size(260, 330)].boxed(),
+    };
+    vec((size(0, 140), before).prop_map(|(queries, before)| [queries, before]), 1..=3).boxed()
 }
 
-/// An attention with its queries and keys.
-fn drawn() -> impl Strategy<Value = (Attention, DType, u64)> {
-    (heads(), segments(), float(), any::<u64>()).prop_map(|(shape, segments, dtype, seed)| {
+/// An attention with its queries and keys; those with infinities in F32 and BF16 in turns.
+fn drawn(index: usize) -> impl Strategy<Value = (Attention, DType, u64)> {
+    let dtype = match index % 24 {
+        6 => Just(DType::F32).boxed(),
+        12 | 18 => Just(DType::BF16).boxed(),
+        _ => float().boxed(),
+    };
+    (heads(), segments(index), dtype, any::<u64>()).prop_map(|(shape, segments, dtype, seed)| {
         let packed = segments.iter().all(|&[_, before]| before == 0);
         let keys = if packed { vec![] } else { segments.iter().map(|[q, b]| q + b).collect() };
         let segments = segments.into_iter().map(|[queries, _]| queries).collect();
@@ -56,23 +68,62 @@ fn drawn() -> impl Strategy<Value = (Attention, DType, u64)> {
     })
 }
 
-/// Values, or gradients of outputs: in one round of ordinary ones with one infinity, which queries
-/// that do not see its key must not see.
-fn floats(index: usize, draw: Draw, stream: u64, dtype: DType, shape: &[usize]) -> Tensor {
+/// Values: in one round of ordinary ones with one infinity, which queries that do not see its key
+/// must not see.
+fn values(index: usize, draw: Draw, dtype: DType, shape: &[usize]) -> Tensor {
     match index % 12 {
-        6 => draw.one_infinite(stream, dtype, shape),
-        _ => draw.floats(stream, dtype, shape),
+        6 => draw.one_infinite(2, dtype, shape),
+        _ => draw.floats(2, dtype, shape),
     }
+}
+
+/// Keys of the gradient: in one round of ordinary ones with an infinity in the last row of each
+/// segment, which only its last query sees.
+fn keys(index: usize, draw: Draw, dtype: DType, op: &Attention) -> Tensor {
+    let (columns, lengths) = (op.shape.kv_heads * op.shape.qk, key_rows(op));
+    let shape = [lengths.iter().sum(), columns];
+    match index % 24 {
+        12 => draw.infinite_at(1, dtype, &shape, ends(lengths).map(|end| (end - 1) * columns)),
+        _ => draw.floats(1, dtype, &shape),
+    }
+}
+
+/// Gradients of outputs: in one round of ordinary ones with an infinity in the first row of each
+/// segment, which keys behind its block of queries must not see.
+fn output_gradients(index: usize, draw: Draw, dtype: DType, op: &Attention) -> Tensor {
+    let columns = op.shape.heads * op.shape.v;
+    let shape = [op.segments.iter().sum(), columns];
+    match index % 12 {
+        6 => {
+            let starts = ends(&op.segments).zip(op.segments.iter().filter(|length| **length > 0));
+            let starts = starts.map(|(end, length)| (end - length) * columns);
+            draw.infinite_at(3, dtype, &shape, starts)
+        }
+        _ => draw.floats(3, dtype, &shape),
+    }
+}
+
+/// Where the segments that have rows end.
+fn ends(lengths: &[usize]) -> impl Iterator<Item = usize> {
+    let sums = lengths.iter().scan(0, |end, &length| {
+        *end += length;
+        Some((*end, length))
+    });
+    sums.filter(|(_, length)| *length > 0).map(|(end, _)| end)
+}
+
+/// Rows of keys of each segment.
+fn key_rows(op: &Attention) -> &[usize] {
+    if op.keys.is_empty() { &op.segments } else { &op.keys }
 }
 
 /// Rows of queries and of keys.
 fn rows(op: &Attention) -> [usize; 2] {
-    let keys = if op.keys.is_empty() { &op.segments } else { &op.keys };
-    [op.segments.iter().sum(), keys.iter().sum()]
+    [op.segments.iter().sum(), key_rows(op).iter().sum()]
 }
 
 fn attention(index: usize) -> BoxedStrategy<Drawn> {
-    drawn()
+    drawn(index)
         .prop_map(move |(op, dtype, seed)| {
             let (draw, [t, s]) = (Draw::new(index, seed), rows(&op));
             let Heads { heads, kv_heads, qk, v } = op.shape;
@@ -84,7 +135,7 @@ fn attention(index: usize) -> BoxedStrategy<Drawn> {
                 [
                     ("q", Some(draw.floats(0, dtype, &[t, heads * qk]))),
                     ("k", Some(draw.floats(1, dtype, &[s, kv_heads * qk]))),
-                    ("v", Some(floats(index, draw, 2, dtype, &[s, kv_heads * v]))),
+                    ("v", Some(values(index, draw, dtype, &[s, kv_heads * v]))),
                 ],
             )
         })
@@ -112,15 +163,16 @@ fn faint(draw: Draw, op: Attention) -> Drawn {
 
 /// The output and sums are those of the forward, so that probabilities are such.
 fn attention_backward(index: usize) -> BoxedStrategy<Drawn> {
-    drawn()
+    drawn(index)
         .prop_map(move |(op, dtype, seed)| {
             let (draw, [t, s]) = (Draw::new(index, seed), rows(&op));
             let Heads { heads, kv_heads, qk, v } = op.shape;
             let queries = draw.floats(0, dtype, &[t, heads * qk]);
-            let keys = draw.floats(1, dtype, &[s, kv_heads * qk]);
+            let keys = keys(index, draw, dtype, &op);
             let values = draw.floats(2, dtype, &[s, kv_heads * v]);
             let inputs = [&queries, &keys, &values].map(|x| Some(x.clone())).to_vec();
             let forward = Op::run(&op, inputs).expect("the shapes fit");
+            let d_o = output_gradients(index, draw, dtype, &op);
             let Attention { shape, scale, segments, keys: key_rows, block_kv } = op;
             draw.case(
                 AttentionBackward { shape, scale, segments, keys: key_rows, block_kv },
@@ -130,7 +182,7 @@ fn attention_backward(index: usize) -> BoxedStrategy<Drawn> {
                     ("v", Some(values)),
                     ("o", Some(forward[0].clone())),
                     ("lse", Some(forward[1].clone())),
-                    ("do", Some(floats(index, draw, 3, dtype, &[t, heads * v]))),
+                    ("do", Some(d_o)),
                 ],
             )
         })

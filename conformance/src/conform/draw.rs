@@ -94,10 +94,20 @@ impl Draw {
     /// there is a NaN too many.
     pub fn one_infinite(self, stream: u64, dtype: DType, shape: &[usize]) -> Tensor {
         let len = shape.iter().product();
-        let mut floats = self.values.floats(self.seed, stream, len, false);
-        if let Some(place) = (self.words(stream, 1)[0] as usize).checked_rem(len) {
-            floats[place] = f32::INFINITY;
-        }
+        let place = (self.words(stream, 1)[0] as usize).checked_rem(len);
+        self.infinite_at(stream, dtype, shape, place)
+    }
+
+    /// The same with infinities at these places, counted in row-major order.
+    pub fn infinite_at(
+        self,
+        stream: u64,
+        dtype: DType,
+        shape: &[usize],
+        places: impl IntoIterator<Item = usize>,
+    ) -> Tensor {
+        let mut floats = self.values.floats(self.seed, stream, shape.iter().product(), false);
+        places.into_iter().for_each(|place| floats[place] = f32::INFINITY);
         as_dtype(floats, dtype, shape)
     }
 

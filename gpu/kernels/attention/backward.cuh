@@ -1,16 +1,11 @@
-// What the two attention_backward kernels share (the op of the reference): one gradient a launch, and the
-// probabilities and their gradients from scores.
+// What the kernels of attention_backward share (the op of the reference): probabilities and their gradients
+// from scores.
 #ifndef FATHOM_ATTENTION_BACKWARD_CUH
 #define FATHOM_ATTENTION_BACKWARD_CUH
 
 #include "attention/block.cuh"
 #include "common/elementary.cuh"
 #include "common/types.cuh"
-
-// The constant GRADIENT.
-constexpr u32 OF_QUERIES = 0;
-constexpr u32 OF_KEYS = 1;
-constexpr u32 OF_VALUES = 2;
 
 // p = exp(s scale - lse)
 FATHOM_DEVICE float probability(float s, float scale, float lse) {

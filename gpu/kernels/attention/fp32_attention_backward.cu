@@ -20,6 +20,11 @@
 #include "common/float.cuh"
 #include "common/types.cuh"
 
+// The constant GRADIENT.
+constexpr u32 OF_QUERIES = 0;
+constexpr u32 OF_KEYS = 1;
+constexpr u32 OF_VALUES = 2;
+
 constexpr u32 SLICE = TILES * FMA_TILE;
 
 struct Inputs {

@@ -68,13 +68,18 @@ FATHOM_DEVICE void wgmma_m64n128k16_bf16(float (&d)[64], u32 a, u32 b) {
         : "l"(wgmma_descriptor(a)), "l"(wgmma_descriptor(b)), "n"(A_MN ? 1 : 0), "n"(B_MN ? 1 : 0));
 }
 
-// d[64, 64] += a b^T on BF16, both K-major.
+// d[64, 64] = a b^T, plus d unless FROM_ZERO, on BF16, both K-major.
+template <bool FROM_ZERO>
 FATHOM_DEVICE void wgmma_m64n64k16_bf16(float (&d)[32], u32 a, u32 b) {
     asm volatile(
+        "{\n"
+        ".reg .pred add;\n"
+        "setp.ne.b32 add, %34, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" FATHOM_NAMES_32
-        "}, %32, %33, 1, 1, 1, 0, 0;"
+        "}, %32, %33, add, 1, 1, 0, 0;\n"
+        "}"
         : FATHOM_SUMS_32(d, 0)
-        : "l"(wgmma_descriptor(a)), "l"(wgmma_descriptor(b)));
+        : "l"(wgmma_descriptor(a)), "l"(wgmma_descriptor(b)), "n"(FROM_ZERO ? 0 : 1));
 }
 
 // d[64, 64] += a b on BF16, a in registers (as columns 16s .. 16s + 15 of a d of 64 columns lie, in
@@ -104,8 +109,17 @@ FATHOM_DEVICE void wgmma_wait(float (&d)[64]) {
                  :
                  : "memory");
 }
+
+// Waits until only the last LEFT groups are not done; the sums of one before cannot be read earlier.
+template <u32 LEFT>
 FATHOM_DEVICE void wgmma_wait(float (&d)[32]) {
-    asm volatile("wgmma.wait_group.sync.aligned 0;" : FATHOM_SUMS_32(d, 0) : : "memory");
+    asm volatile("wgmma.wait_group.sync.aligned %32;" : FATHOM_SUMS_32(d, 0) : "n"(LEFT) : "memory");
+}
+template <u32 LEFT, u32 BOXES>
+FATHOM_DEVICE void wgmma_wait(float (&d)[BOXES][32]) {
+    wgmma_wait<LEFT>(d[0]);
+#pragma unroll
+    for (u32 box = 1; box < BOXES; box++) wgmma_pin(d[box]);
 }
 
 #endif

@@ -1,4 +1,4 @@
-// Copies of 2-d boxes between global and shared memory by tensor map (PTX ISA, "cp.async.bulk.tensor").
+// Copies of boxes between global and shared memory by tensor map (PTX ISA, "cp.async.bulk.tensor").
 // x is the innermost coordinate, in elements. What lies outside the tensor reads as zero and is
 // not written; a load completes with the bytes of the whole box all the same.
 #ifndef FATHOM_PTX_TMA_CUH
@@ -23,7 +23,16 @@ FATHOM_DEVICE void tma_load(u32 to, const TensorMap* map, u32 x, u32 y, u32 barr
         : "memory");
 }
 
-// The same into every CTA of the cluster whose bit is set, at the same offsets in each.
+// A box of three dimensions.
+FATHOM_DEVICE void tma_load(u32 to, const TensorMap* map, u32 x, u32 y, u32 z, u32 barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+        " [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
+        "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier)
+        : "memory");
+}
+
+// A box of two into every CTA of the cluster whose bit is set, at the same offsets in each.
 FATHOM_DEVICE void tma_load_multicast(u32 to, const TensorMap* map, u32 x, u32 y, u32 barrier,
                                       u16 ctas) {
     asm volatile(

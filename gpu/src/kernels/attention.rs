@@ -7,30 +7,36 @@ use fathom_trace::{DType, TensorMeta};
 use super::{Kernel, mandatory, require, roles};
 use crate::compile::{Source, source};
 use crate::device::{Gpu, GpuError};
-use crate::launch::{Arg, LaunchConfig};
-use crate::tensor::DeviceTensor;
+use crate::launch::{Arg, LaunchConfig, Swizzle};
+use crate::tensor::{DeviceTensor, HeadRows};
 
 /// Entry `fp32_attention`, constant `V_TILES`.
 const FP32: Source<'static> = source!("attention/fp32_attention.cu");
-/// Entry `bf16_attention`, constants `QK`, `V_TILES` and `ALIGNED`.
+/// Entry `bf16_attention`, constants `QK_TILES`, `V_TILES`, `PACK`, `CONSUMERS` and `STAGES`.
 const BF16: Source<'static> = source!("attention/sm90_bf16_attention.cu");
-/// Entries `fp32_attention_delta` and, by the constant `GRADIENT`, `fp32_attention_backward`.
+/// Entry `fp32_attention_backward`, constants `GRADIENT` and `TILES`.
 const FP32_BACKWARD: Source<'static> = source!("attention/fp32_attention_backward.cu");
-/// Entry `bf16_attention_backward`, by the constant `GRADIENT`.
-const BF16_BACKWARD: Source<'static> = source!("attention/sm90_bf16_attention_backward.cu");
+/// Entry `bf16_attention_dq`, constants `QK_TILES`, `V_TILES`, `DQ_TILES`, `CONSUMERS` and `STAGES`.
+const BF16_DQ: Source<'static> = source!("attention/sm90_bf16_attention_dq.cu");
+/// Entry `bf16_attention_dkv`, constants `QK_TILES`, `V_TILES`, `DK_TILES`, `DV_TILES` and `STAGES`.
+const BF16_DKV: Source<'static> = source!("attention/sm90_bf16_attention_dkv.cu");
 /// Entry `attention_delta`, constant `LOW`.
 const DELTA: Source<'static> = source!("attention/attention_delta.cu");
 
 /// Rows of queries and of keys that a CTA works on at a time; the reference's blocks of queries.
 const BLOCK: usize = 64;
-/// Most columns of a value head that a CTA of the forward computes, in 64s.
-const MOST_V_TILES: usize = 2;
+/// Most columns of a value head that a CTA of the F32 forward computes, in 64s.
+const MOST_FP32_V_TILES: usize = 2;
+/// The same in BF16.
+const MOST_V_TILES: usize = 4;
+/// Most stages of a ring.
+const MOST_STAGES: usize = 4;
 /// Bytes of 64 rows by 64 columns of BF16 in shared memory.
 const BOX_BYTES: usize = 64 * 128;
 /// Bytes of shared memory that a CTA can have.
 pub(super) const SHARED_LIMIT: usize = 227 * 1024;
 
-/// Whose gradient a launch of the backward computes: the constant `GRADIENT`.
+/// Whose gradient a launch of the F32 backward computes: the constant `GRADIENT`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Gradient {
     Queries = 0,
@@ -65,6 +71,19 @@ impl Segments {
     fn blocks(lengths: &[usize]) -> usize {
         lengths.iter().map(|length| length.div_ceil(BLOCK)).sum()
     }
+
+    /// Heads that a tile of 64 rows has of each query, where `group` read one key head: several
+    /// only where all queries of a segment then fit in one tile, as in decoding.
+    fn pack(&self, group: usize) -> usize {
+        let longest = self.queries.iter().copied().max().unwrap_or(0).next_power_of_two();
+        (BLOCK / longest.min(BLOCK)).min(group.next_power_of_two())
+    }
+
+    /// CTAs of which each takes `consumers` tiles of a segment and key head.
+    fn ctas(&self, group: usize, pack: usize, consumers: usize) -> usize {
+        let tiles = |queries: &usize| queries.div_ceil(BLOCK / pack) * group.div_ceil(pack);
+        self.queries.iter().map(|queries| tiles(queries).div_ceil(consumers)).sum()
+    }
 }
 
 /// Queries, keys and values: heads side by side in rows, values from a column on.
@@ -78,14 +97,17 @@ pub(super) struct Operands<'a> {
 }
 
 impl Operands<'_> {
-    /// Whether eight columns of any head can be read at once.
-    fn aligned(&self) -> bool {
-        let rows = [self.q, self.k, self.v].map(|x| x.rows_columns().1);
-        let Heads { qk, v, .. } = self.shape;
-        rows.into_iter().chain([qk, v, self.first_v]).all(|columns| columns % 8 == 0)
-            && [self.q, self.k, self.v].iter().all(|x| x.address() % 16 == 0)
+    /// Queries, keys and values as TMA copies them.
+    fn heads(&self, gpu: &Gpu) -> Result<[HeadRows; 3], GpuError> {
+        let Heads { heads, kv_heads, qk, v } = self.shape;
+        Ok([
+            gpu.head_rows(self.q, 0, heads, qk)?,
+            gpu.head_rows(self.k, 0, kv_heads, qk)?,
+            gpu.head_rows(self.v, self.first_v, kv_heads, v)?,
+        ])
     }
 
+    /// Sizes of the F32 kernels.
     fn args(&self) -> [Arg<'_>; 8] {
         let Heads { heads, kv_heads, qk, v } = self.shape;
         let [heads, kv_heads, qk, v] = [heads, kv_heads, qk, v].map(|n| Arg::U32(n as u32));
@@ -103,20 +125,49 @@ impl Operands<'_> {
     }
 }
 
+/// Columns of heads in boxes of 64.
+fn tiles([qk, v]: [usize; 2]) -> [usize; 2] {
+    [qk, v].map(|columns| columns.div_ceil(BLOCK).max(1))
+}
+
+/// How the CTAs of the BF16 forward are made: the kernel's constants of these names.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    qk_tiles: usize,
+    v_tiles: usize,
+    consumers: usize,
+    stages: usize,
+}
+
+impl Shape {
+    /// The one that computes most at once in the shared memory that there is.
+    fn of(Heads { qk, v, .. }: Heads) -> Option<Shape> {
+        let [qk_tiles, needed] = tiles([qk, v]);
+        let widths = [MOST_V_TILES, MOST_V_TILES / 2].map(|most| needed.min(most));
+        let shapes = widths.into_iter().flat_map(|v_tiles| {
+            [2, 1].into_iter().flat_map(move |consumers| {
+                let shape = move |stages| Shape { qk_tiles, v_tiles, consumers, stages };
+                (1..=MOST_STAGES).rev().map(shape)
+            })
+        });
+        shapes.into_iter().find(|shape| shape.shared_bytes() <= SHARED_LIMIT)
+    }
+
+    /// The kernel's `SHARED_BYTES`.
+    fn shared_bytes(self) -> usize {
+        let Shape { qk_tiles, v_tiles, consumers, stages } = self;
+        let boxes = consumers * qk_tiles.max(v_tiles) + stages * (qk_tiles + v_tiles);
+        boxes * BOX_BYTES + (4 * stages + consumers) * 8
+    }
+}
+
 /// What the kernels take of an attention.
 ///
 /// # Errors
 /// The parameter and what they take.
 pub(super) fn covers(shape: Heads, block_kv: usize, dtype: DType) -> Result<(), String> {
-    let v_tiles = shape.v.div_ceil(BLOCK).clamp(1, MOST_V_TILES);
-    let fits =
-        dtype == DType::F32 || shared_bytes([shape.qk, shape.qk, v_tiles * BLOCK]) <= SHARED_LIMIT;
+    let fits = dtype == DType::F32 || Shape::of(shape).is_some();
     require(&[(block_kv == BLOCK, "block_kv: 64"), (fits, "shape.qk of at most 768 or so in BF16")])
-}
-
-/// Shared memory of boxes that hold 64 rows of so many columns.
-fn shared_bytes(columns: impl IntoIterator<Item = usize>) -> usize {
-    columns.into_iter().map(|columns| columns.div_ceil(BLOCK).max(1) * BOX_BYTES).sum()
 }
 
 /// The forward: o, and the logarithm of each row's sum where `with_lse`; enqueued.
@@ -127,38 +178,60 @@ pub(super) fn forward(
     scale: f64,
     with_lse: bool,
 ) -> Result<(DeviceTensor, Option<DeviceTensor>), GpuError> {
-    let Heads { heads, qk, v, .. } = operands.shape;
+    let Heads { heads, kv_heads, v, .. } = operands.shape;
     let (t, dtype) = (operands.q.rows_columns().0, operands.q.dtype());
     let o = gpu.tensor(dtype, &[t, heads * v])?;
     let lse = with_lse.then(|| gpu.tensor(DType::F32, &[t, heads])).transpose()?;
     let bounds = gpu.constants(&segments.bounds())?;
-    let v_tiles = v.div_ceil(BLOCK).clamp(1, MOST_V_TILES);
-    let slices = v.div_ceil(v_tiles * BLOCK).max(1);
-    let ctas = Segments::blocks(&segments.queries) * heads * slices;
-    let mut args = vec![
-        Arg::Tensor(operands.q),
-        Arg::Tensor(operands.k),
-        Arg::Tensor(operands.v),
+    let common = [
         Arg::Tensor(&o),
         Arg::OptionalTensor(lse.as_ref()),
         Arg::Tensor(&bounds),
         Arg::U32(segments.queries.len() as u32),
         Arg::F32(scale as f32),
     ];
-    args.extend(operands.args());
-    let tiles = ("V_TILES", v_tiles as u64);
     if dtype == DType::F32 {
-        let kernel = gpu.kernel(FP32, "fp32_attention", &[tiles], 0)?;
+        let v_tiles = v.div_ceil(BLOCK).clamp(1, MOST_FP32_V_TILES);
+        let slices = v.div_ceil(v_tiles * BLOCK).max(1);
+        let ctas = Segments::blocks(&segments.queries) * heads * slices;
+        let kernel = gpu.kernel(FP32, "fp32_attention", &[("V_TILES", v_tiles as u64)], 0)?;
+        let tensors = [operands.q, operands.k, operands.v].map(Arg::Tensor);
+        let args: Vec<_> = tensors.into_iter().chain(common).chain(operands.args()).collect();
         gpu.launch(&kernel, &LaunchConfig::new(ctas, 256), &args)?;
-    } else {
-        let shared_bytes = shared_bytes([qk, qk, v_tiles * BLOCK]) as u32;
-        let aligned = ("ALIGNED", u64::from(operands.aligned()));
-        let defines = [("QK", qk as u64), tiles, aligned];
-        let kernel = gpu.kernel(BF16, "bf16_attention", &defines, shared_bytes)?;
-        let config = LaunchConfig { shared_bytes, ..LaunchConfig::new(ctas, 128) };
-        gpu.launch(&kernel, &config, &args)?;
+        return Ok((o, lse));
     }
+    let shape = Shape::of(operands.shape).expect("it is covered");
+    let Shape { qk_tiles, v_tiles, consumers, stages } = shape;
+    let group = heads / kv_heads;
+    let pack = segments.pack(group);
+    let slices = v.div_ceil(v_tiles * BLOCK).max(1);
+    let ctas = segments.ctas(group, pack, consumers) * kv_heads * slices;
+    if ctas == 0 {
+        return Ok((o, lse));
+    }
+    let defines = [
+        ("QK_TILES", qk_tiles as u64),
+        ("V_TILES", v_tiles as u64),
+        ("PACK", pack as u64),
+        ("CONSUMERS", consumers as u64),
+        ("STAGES", stages as u64),
+    ];
+    let shared_bytes = shape.shared_bytes() as u32;
+    let kernel = gpu.kernel(BF16, "bf16_attention", &defines, shared_bytes)?;
+    let [q, k, v] = &operands.heads(gpu)?;
+    let map_q = gpu.head_map(q, ((BLOCK / pack) as u32, pack as u32))?;
+    let [map_k, map_v] = [gpu.head_map(k, (BLOCK as u32, 1))?, gpu.head_map(v, (BLOCK as u32, 1))?];
+    let maps = [&map_q, &map_k, &map_v].map(Arg::Map);
+    let sizes = [heads, kv_heads, operands.shape.v].map(|n| Arg::U32(n as u32));
+    let args: Vec<_> = maps.into_iter().chain(common).chain(sizes).collect();
+    let config = LaunchConfig { shared_bytes, ..LaunchConfig::new(ctas, threads(consumers)) };
+    gpu.launch(&kernel, &config, &args)?;
     Ok((o, lse))
+}
+
+/// Warpgroups that compute, and one that loads.
+fn threads(consumers: usize) -> u32 {
+    128 * (consumers as u32 + 1)
 }
 
 impl Kernel for Attention {
@@ -181,14 +254,60 @@ impl Kernel for Attention {
 
 /// Most columns of a gradient's head that a CTA of the backward computes, in 64s.
 const MOST_TILES: usize = 3;
+/// Fewest stages of the rings of the BF16 backward: a block is read while the next one is.
+const FEWEST_STAGES: usize = 2;
 
-/// Shared memory of a CTA of the BF16 backward: queries, keys, values, gradients of the output, and
-/// sums that are kept aside.
-fn backward_bytes(Heads { qk, v, .. }: Heads, tiles: usize) -> usize {
-    shared_bytes([qk, qk, v, v]) + tiles * 2 * BOX_BYTES
+/// Boxes of a gradient's head that a CTA of the BF16 backward computes, of so many: all slices have
+/// as many.
+fn slice_of(tiles: usize) -> usize {
+    (1..=MOST_TILES).rev().find(|slice| tiles.is_multiple_of(*slice)).expect("one divides all")
 }
 
-/// One of the three gradients; enqueued.
+/// How the CTAs of the BF16 backward are made.
+#[derive(Clone, Copy, Debug)]
+struct BackwardShape {
+    qk_tiles: usize,
+    v_tiles: usize,
+    /// Warpgroups of a CTA that compute dq of 64 queries each.
+    consumers: usize,
+    dq_stages: usize,
+    dkv_stages: usize,
+}
+
+impl BackwardShape {
+    /// The one that computes most at once in the shared memory that there is.
+    fn of(Heads { qk, v, .. }: Heads) -> Option<BackwardShape> {
+        let [qk_tiles, v_tiles] = tiles([qk, v]);
+        let most = |bytes: &dyn Fn(usize) -> usize| {
+            (FEWEST_STAGES..=MOST_STAGES).rev().find(|&stages| bytes(stages) <= SHARED_LIMIT)
+        };
+        [2, 1].into_iter().find_map(|consumers| {
+            let empty = BackwardShape { qk_tiles, v_tiles, consumers, dq_stages: 0, dkv_stages: 0 };
+            let dq_stages = most(&|dq_stages| BackwardShape { dq_stages, ..empty }.dq_bytes())?;
+            let dkv_stages = most(&|dkv_stages| BackwardShape { dkv_stages, ..empty }.dkv_bytes())?;
+            Some(BackwardShape { dq_stages, dkv_stages, ..empty })
+        })
+    }
+
+    /// A block of queries with its gradients of the output, or of keys with its values.
+    fn block_bytes(self) -> usize {
+        (self.qk_tiles + self.v_tiles) * BOX_BYTES
+    }
+
+    /// `SHARED_BYTES` of the kernel of dq.
+    fn dq_bytes(self) -> usize {
+        let BackwardShape { consumers, dq_stages, .. } = self;
+        (consumers + dq_stages) * self.block_bytes() + (4 * dq_stages + consumers) * 8
+    }
+
+    /// `SHARED_BYTES` of the kernel of dk and dv.
+    fn dkv_bytes(self) -> usize {
+        let floats = (2 + BLOCK) * BLOCK * size_of::<f32>(); // lse, delta, P
+        self.block_bytes() + self.dkv_stages * (self.block_bytes() + floats + 5 * 8) + 8
+    }
+}
+
+/// What the gradients are computed from.
 struct Backward<'a> {
     operands: Operands<'a>,
     d_o: &'a DeviceTensor,
@@ -199,7 +318,8 @@ struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    fn launch(&self, gpu: &Gpu, gradient: Gradient) -> Result<DeviceTensor, GpuError> {
+    /// One of the three gradients in F32; enqueued.
+    fn fp32(&self, gpu: &Gpu, gradient: Gradient) -> Result<DeviceTensor, GpuError> {
         let Operands { q, k, v, shape, .. } = self.operands;
         let like = [q, k, v][gradient as usize];
         let columns = if gradient == Gradient::Values { shape.v } else { shape.qk };
@@ -216,24 +336,76 @@ impl Backward<'_> {
         let count = Arg::U32(self.segments.queries.len() as u32);
         args.extend([count, Arg::F32(self.scale as f32)]);
         args.extend(self.operands.args());
-        let mut defines = vec![("GRADIENT", gradient as u64), ("TILES", tiles as u64)];
-        if like.dtype() == DType::F32 {
-            let kernel = gpu.kernel(FP32_BACKWARD, "fp32_attention_backward", &defines, 0)?;
-            gpu.launch(&kernel, &LaunchConfig::new(blocks * slices, 256), &args)?;
-            return Ok(d);
-        }
-        let aligned = self.operands.aligned() && self.d_o.address().is_multiple_of(16);
-        defines.extend([
-            ("QK", shape.qk as u64),
-            ("V", shape.v as u64),
-            ("ALIGNED", u64::from(aligned)),
-        ]);
-        let shared_bytes = backward_bytes(shape, tiles) as u32;
-        let kernel =
-            gpu.kernel(BF16_BACKWARD, "bf16_attention_backward", &defines, shared_bytes)?;
-        let config = LaunchConfig { shared_bytes, ..LaunchConfig::new(blocks * slices, 128) };
-        gpu.launch(&kernel, &config, &args)?;
+        let defines = [("GRADIENT", gradient as u64), ("TILES", tiles as u64)];
+        let kernel = gpu.kernel(FP32_BACKWARD, "fp32_attention_backward", &defines, 0)?;
+        gpu.launch(&kernel, &LaunchConfig::new(blocks * slices, 256), &args)?;
         Ok(d)
+    }
+
+    /// dq, dk and dv in BF16, the latter by one launch; enqueued.
+    fn bf16(&self, gpu: &Gpu) -> Result<Vec<DeviceTensor>, GpuError> {
+        let Heads { heads, kv_heads, qk, v: v_columns } = self.operands.shape;
+        let shape = BackwardShape::of(self.operands.shape).expect("it is covered");
+        let BackwardShape { qk_tiles, v_tiles, consumers, dq_stages, dkv_stages } = shape;
+        let [dk_tiles, dv_tiles] = [qk_tiles, v_tiles].map(slice_of);
+        let [dk_slices, dv_slices] = [qk_tiles / dk_tiles, v_tiles / dv_tiles];
+        let dq_ctas = self.segments.ctas(heads / kv_heads, 1, consumers) * kv_heads * dk_slices;
+        let slices = dk_slices.max(dv_slices);
+        let dkv_ctas = Segments::blocks(&self.segments.keys) * kv_heads * slices;
+        let like = |x: &DeviceTensor| gpu.tensor(x.dtype(), x.shape());
+        let [dq, dk, dv] = [like(self.operands.q)?, like(self.operands.k)?, like(self.operands.v)?];
+        if dq_ctas == 0 {
+            // Without a query the gradients of keys and values are empty sums.
+            let zeros = |x: &DeviceTensor| gpu.zeros(x.dtype(), x.shape());
+            return Ok(vec![dq, zeros(&dk)?, zeros(&dv)?]);
+        }
+
+        let bounds = gpu.constants(&self.segments.bounds())?;
+        let [q, k, v] = &self.operands.heads(gpu)?;
+        let d_o = &gpu.head_rows(self.d_o, 0, heads, v_columns)?;
+        let map = |x| gpu.head_map(x, (BLOCK as u32, 1));
+        let maps = [map(q)?, map(d_o)?, map(k)?, map(v)?];
+        let common = [
+            Arg::Tensor(&bounds),
+            Arg::U32(self.segments.queries.len() as u32),
+            Arg::F32(self.scale as f32),
+            Arg::U32(heads as u32),
+            Arg::U32(kv_heads as u32),
+            Arg::U32(qk as u32),
+        ];
+        let tiles = [("QK_TILES", qk_tiles as u64), ("V_TILES", v_tiles as u64)];
+
+        let own = [
+            ("DQ_TILES", dk_tiles as u64),
+            ("CONSUMERS", consumers as u64),
+            ("STAGES", dq_stages as u64),
+        ];
+        let shared_bytes = shape.dq_bytes() as u32;
+        let defines = [&tiles[..], &own].concat();
+        let kernel = gpu.kernel(BF16_DQ, "bf16_attention_dq", &defines, shared_bytes)?;
+        let tensors = [self.lse, self.delta, &dq].map(Arg::Tensor);
+        let args: Vec<_> = maps.iter().map(Arg::Map).chain(tensors).chain(common).collect();
+        let config = LaunchConfig::new(dq_ctas, threads(consumers));
+        gpu.launch(&kernel, &LaunchConfig { shared_bytes, ..config }, &args)?;
+
+        let own = [
+            ("DK_TILES", dk_tiles as u64),
+            ("DV_TILES", dv_tiles as u64),
+            ("STAGES", dkv_stages as u64),
+        ];
+        let shared_bytes = shape.dkv_bytes() as u32;
+        let defines = [&tiles[..], &own].concat();
+        let kernel = gpu.kernel(BF16_DKV, "bf16_attention_dkv", &defines, shared_bytes)?;
+        let rows = [gpu.transposed(self.lse)?, gpu.transposed(self.delta)?];
+        let map = |x| gpu.tensor_map(x, (1, BLOCK as u32), Swizzle::None);
+        let row_maps = [map(&rows[0])?, map(&rows[1])?];
+        let maps = maps.iter().chain(&row_maps).map(Arg::Map);
+        let gradients = [&dk, &dv].map(Arg::Tensor);
+        let columns = Arg::U32(v_columns as u32);
+        let args: Vec<_> = maps.chain(gradients).chain(common).chain([columns]).collect();
+        let config = LaunchConfig::new(dkv_ctas, threads(2));
+        gpu.launch(&kernel, &LaunchConfig { shared_bytes, ..config }, &args)?;
+        Ok(vec![dq, dk, dv])
     }
 }
 
@@ -262,11 +434,11 @@ fn delta(
 impl Kernel for AttentionBackward {
     fn covers(&self, inputs: &[Option<TensorMeta>]) -> Result<(), String> {
         let low = inputs[0].as_ref().expect("mandatory").dtype == DType::BF16;
-        let fits = !low || backward_bytes(self.shape, MOST_TILES) <= SHARED_LIMIT;
+        let fits = !low || BackwardShape::of(self.shape).is_some();
         let block_kv = self.block_kv == BLOCK;
         require(&[
             (block_kv, "block_kv: 64"),
-            (fits, "in BF16 heads of at most 704 columns, qk and v"),
+            (fits, "in BF16 heads of at most 512 columns, qk and v"),
         ])
     }
 
@@ -284,7 +456,10 @@ impl Kernel for AttentionBackward {
             segments: Segments::new(&self.segments, &self.keys),
             scale: self.scale,
         };
+        if q.dtype() == DType::BF16 {
+            return backward.bf16(gpu);
+        }
         let gradients = [Gradient::Queries, Gradient::Keys, Gradient::Values];
-        gradients.into_iter().map(|gradient| backward.launch(gpu, gradient)).collect()
+        gradients.into_iter().map(|gradient| backward.fp32(gpu, gradient)).collect()
     }
 }
