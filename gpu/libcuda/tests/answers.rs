@@ -9,6 +9,7 @@ const INVALID_VALUE: i32 = 1;
 #[test]
 fn questions_are_answered() {
     start();
+    a_forked_child_has_no_driver();
     what_is_no_function_has_no_name();
     memory_is_registered_once();
     a_thread_has_a_capture_mode();
@@ -16,6 +17,41 @@ fn questions_are_answered() {
     a_choice_about_memory_is_kept();
     registers_are_limited_as_the_client_says();
     dynamic_shared_memory_keeps_to_what_a_launch_may_ask_for();
+}
+
+/// On hardware too: a child that was forked behind `cuInit` gets "initialization error" from every
+/// call, `cuInit` among them (clients detect forks by it: Numba's `test_fork`, PyTorch's "Cannot
+/// re-initialize CUDA in forked subprocess").
+#[cfg(unix)]
+fn a_forked_child_has_no_driver() {
+    const NOT_INITIALIZED: i32 = 3;
+    unsafe extern "C" {
+        fn fork() -> i32;
+        fn waitpid(child: i32, status: *mut i32, options: i32) -> i32;
+        fn _exit(code: i32) -> !;
+    }
+    let ask = || {
+        let (mut devices, mut context) = (0, 0usize);
+        [
+            call!("cuInit", (u32), (0)),
+            call!("cuDeviceGetCount", (*mut i32), (&mut devices)),
+            call!("cuCtxGetCurrent", (*mut usize), (&mut context)),
+        ]
+    };
+    assert_eq!(ask(), [0; 3]);
+    // SAFETY: the child does nothing but ask, and leaves without running handlers at exit.
+    let child = unsafe {
+        match fork() {
+            0 => _exit((ask() == [NOT_INITIALIZED; 3]).into()),
+            child => child,
+        }
+    };
+    let mut status = 0;
+    // SAFETY: the status is a live local.
+    assert_eq!(unsafe { waitpid(child, &mut status, 0) }, child);
+    // An exit's code stands in the second byte.
+    assert_eq!(status, 1 << 8);
+    assert_eq!(ask(), [0; 3]);
 }
 
 fn what_is_no_function_has_no_name() {
