@@ -17,6 +17,32 @@ pub(crate) struct Link {
     pub parts: Mutex<Vec<String>>,
     /// That a thread may have, where the client says it.
     pub registers: Option<u32>,
+    pub logs: Logs,
+}
+
+/// Where a client wants to read what a compilation or a link said.
+#[derive(Default)]
+pub(crate) struct Logs {
+    pub info: Log,
+    pub error: Log,
+}
+
+/// A buffer of the client's, by addresses: a link keeps it until it is completed.
+#[derive(Default)]
+pub(crate) struct Log {
+    /// 0 where there is none.
+    pub buffer: usize,
+    pub room: usize,
+    /// The option's value that gives the size, where the client reads how much is filled; or 0.
+    pub filled: usize,
+}
+
+impl Log {
+    /// Takes the size from an option's value.
+    pub fn sized(&mut self, value: usize, at: *const usize) {
+        // An integer in a pointer's place: its upper half is not the client's.
+        (self.room, self.filled) = (value as u32 as usize, at as usize);
+    }
 }
 
 /// Links PTX texts into one.

@@ -9,6 +9,7 @@ const INVALID_VALUE: i32 = 1;
 #[test]
 fn questions_are_answered() {
     start();
+    a_forked_child_has_no_driver();
     what_is_no_function_has_no_name();
     memory_is_registered_once();
     a_thread_has_a_capture_mode();
@@ -16,6 +17,43 @@ fn questions_are_answered() {
     a_choice_about_memory_is_kept();
     registers_are_limited_as_the_client_says();
     dynamic_shared_memory_keeps_to_what_a_launch_may_ask_for();
+    logs_are_filled_and_say_how_much();
+    a_library_is_no_input_that_must_be_ptx();
+}
+
+/// On hardware too: a child that was forked behind `cuInit` gets "initialization error" from every
+/// call, `cuInit` among them (clients detect forks by it: Numba's `test_fork`, PyTorch's "Cannot
+/// re-initialize CUDA in forked subprocess").
+#[cfg(unix)]
+fn a_forked_child_has_no_driver() {
+    const NOT_INITIALIZED: i32 = 3;
+    unsafe extern "C" {
+        fn fork() -> i32;
+        fn waitpid(child: i32, status: *mut i32, options: i32) -> i32;
+        fn _exit(code: i32) -> !;
+    }
+    let ask = || {
+        let (mut devices, mut context) = (0, 0usize);
+        [
+            call!("cuInit", (u32), (0)),
+            call!("cuDeviceGetCount", (*mut i32), (&mut devices)),
+            call!("cuCtxGetCurrent", (*mut usize), (&mut context)),
+        ]
+    };
+    assert_eq!(ask(), [0; 3]);
+    // SAFETY: the child does nothing but ask, and leaves without running handlers at exit.
+    let child = unsafe {
+        match fork() {
+            0 => _exit((ask() == [NOT_INITIALIZED; 3]).into()),
+            child => child,
+        }
+    };
+    let mut status = 0;
+    // SAFETY: the status is a live local.
+    assert_eq!(unsafe { waitpid(child, &mut status, 0) }, child);
+    // An exit's code stands in the second byte.
+    assert_eq!(status, 1 << 8);
+    assert_eq!(ask(), [0; 3]);
 }
 
 fn what_is_no_function_has_no_name() {
@@ -151,4 +189,74 @@ fn dynamic_shared_memory_keeps_to_what_a_launch_may_ask_for() {
     let opt_in = 200 << 10;
     let set = call!("cuFuncSetAttribute", (usize, i32, i32), (k, DYNAMIC_SHARED, opt_in as i32));
     assert_eq!((set, room(1)), (0, opt_in));
+}
+
+const HEADER: &str = ".version 8.5\n.target sm_90\n.address_size 64\n";
+
+/// cuda.h: "on output, amount of the buffer filled with messages". Clients take so much of it.
+fn logs_are_filled_and_say_how_much() {
+    let (info, error) = (vec![7u8; 64], vec![7u8; 32]);
+    let options = [3u32, 4, 5, 6];
+    let sizes = [info.as_ptr() as usize, 64, error.as_ptr() as usize, 32];
+    let text = |log: &Vec<u8>| log.split(|b| *b == 0).next().unwrap().to_vec();
+    let load = |ptx: &str| {
+        let (image, mut values, mut module) = (format!("{ptx}\0"), sizes, 0usize);
+        let code = call!(
+            "cuModuleLoadDataEx",
+            (*mut usize, *const u8, u32, *const u32, *mut usize),
+            (&mut module, image.as_ptr(), 4, options.as_ptr(), values.as_mut_ptr())
+        );
+        (code, values[1], values[3])
+    };
+    assert_eq!(load(HEADER), (0, 0, 0));
+    assert_eq!((text(&info), text(&error)), (vec![], vec![]));
+    let (code, said, filled) = load(&format!("{HEADER}.visible .entry k("));
+    // As much as there is room for, with a NUL.
+    assert_eq!((code, said, filled), (218, 0, 31));
+    assert_eq!(text(&error).len(), 31);
+
+    let (mut values, mut link) = (sizes, 0usize);
+    let create = call!(
+        "cuLinkCreate",
+        (u32, *const u32, *mut usize, *mut usize),
+        (4, options.as_ptr(), values.as_mut_ptr(), &mut link)
+    );
+    assert_eq!((create, values[1], values[3]), (0, 0, 0));
+    let twice = format!("{HEADER}.visible .func f() {{ ret; }}\0");
+    for _ in 0..2 {
+        let (at, bytes) = (twice.as_ptr(), twice.len());
+        let code = call!(
+            "cuLinkAddData",
+            (usize, u32, *const u8, usize, usize, u32, usize, usize),
+            (link, 1, at, bytes, 0, 0, 0, 0)
+        );
+        assert_eq!(code, 0);
+    }
+    let (mut image, mut bytes) = (0usize, 0usize);
+    let complete =
+        call!("cuLinkComplete", (usize, *mut usize, *mut usize), (link, &mut image, &mut bytes));
+    assert_eq!((complete, values[1]), (218, 0));
+    assert!(values[3] > 0 && values[3] == text(&error).len(), "{values:?}");
+    assert_eq!(call!("cuLinkDestroy", (usize), (link)), 0);
+}
+
+/// As PyCUDA hands over the device runtime: it is machine code, and a program may need nothing of it.
+fn a_library_is_no_input_that_must_be_ptx() {
+    const LIBRARY: u32 = 4;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("libsome.a");
+    std::fs::write(&path, "!<arch>\n").unwrap();
+    let mut link = 0usize;
+    let create = call!("cuLinkCreate", (u32, usize, usize, *mut usize), (0, 0, 0, &mut link));
+    assert_eq!(create, 0);
+    let add = |path: &std::path::Path| {
+        let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+        call!(
+            "cuLinkAddFile",
+            (usize, u32, *const std::ffi::c_char, u32, usize, usize),
+            (link, LIBRARY, path.as_ptr(), 0, 0, 0)
+        )
+    };
+    assert_eq!((add(&path), add(&folder.path().join("none.a"))), (0, 301));
+    assert_eq!(call!("cuLinkDestroy", (usize), (link)), 0);
 }

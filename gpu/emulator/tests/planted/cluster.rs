@@ -75,6 +75,38 @@ fn remote_arrivals_after_the_initialisation() {
     assert!(f.message.contains("initialisation") && f.cta == [1, 0, 0], "{f}");
 }
 
+/// Two CTAs meet at an mbarrier each, twice. The parity that is waited for lies in shared memory, and
+/// whoever comes through first turns it over: warps that have still to read it then wait for the
+/// next phase, for ever. `docs/found-bugs.md` has where this was found.
+#[test]
+fn a_meeting_of_ctas_whose_parity_is_turned_before_all_have_read_it() {
+    let meet = |i: u32, between: &str, behind: &str| {
+        format!(
+            "ld.shared.u32 %r4, [%r15];\n{between}\n\
+             @!%p1 mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r7];\n\
+             LOOP{i}:\n\
+             mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %p3, [%r6], %r4;\n\
+             @!%p3 bra LOOP{i};\nxor.b32 %r5, %r4, 1;\n\
+             @!%p1 st.shared.u32 [%r15], %r5;\n{behind}\n"
+        )
+    };
+    let body = |between: &str| {
+        format!(
+            "mov.u32 %r6, bar;\nsetp.ne.u32 %p1, %r0, 0;\n\
+             @!%p1 mbarrier.init.shared.b64 [%r6], 1;\n@!%p1 st.shared.u32 [%r15], 0;\n\
+             @!%p1 fence.mbarrier_init.release.cluster;\nbar.sync 0;\n{SYNC}\n\
+             mov.u32 %r2, %cluster_ctarank;\nxor.b32 %r3, %r2, 1;\n\
+             mapa.shared::cluster.u32 %r7, %r6, %r3;\n{}{}{SYNC}",
+            meet(1, between, "bar.sync 0;"),
+            meet(2, between, "bar.sync 0;")
+        )
+    };
+    let bed = Bed { block: 128, ..PAIR };
+    bed.clean(&body("bar.sync 0;"));
+    let f = bed.finds(&body(""), Ub::SharedRace, "st.shared.u32 [%r15], %r5");
+    assert!(f.message.contains("read by warp"), "{f}");
+}
+
 #[test]
 fn a_multicast_to_a_cta_that_is_not_there() {
     let body = |mask: u32| {

@@ -83,8 +83,7 @@ entry_points! {
         if driver().visible.is_empty() {
             return Err(ERROR_NO_DEVICE);
         }
-        initialise();
-        Ok(())
+        initialise()
     }
 
     fn cuDriverGetVersion(version: *mut i32) { put(version, VERSION) }

@@ -1,6 +1,7 @@
 //! Kernel launches.
 
 use std::ffi::c_void;
+use std::sync::Arc;
 
 use fathom_emulator::{Function, LaunchConfig};
 
@@ -12,19 +13,21 @@ use crate::objects::operation::{Launch, Operation};
 use crate::objects::program::Callable;
 
 /// What the attributes of a launch say.
-#[derive(Default)]
 pub(super) struct Attributes {
     pub cluster: [u32; 3],
     pub cooperative: bool,
     pub pdl: bool,
 }
 
+/// What a launch without attributes is.
+pub(super) const PLAIN: Attributes = Attributes { cluster: [1; 3], cooperative: false, pdl: false };
+
 /// Reads a launch's attributes.
 ///
 /// # Safety
 /// `config` is the client's, with as many attributes as it says.
 pub(super) unsafe fn attributes(config: &LaunchConfigC) -> (&LaunchConfigC, Attributes) {
-    let mut found = Attributes { cluster: [1; 3], ..Attributes::default() };
+    let mut found = PLAIN;
     for i in 0..config.count as usize {
         // SAFETY: within the client's count.
         let attribute = unsafe { config.attributes.add(i).read_unaligned() };
@@ -101,16 +104,33 @@ unsafe fn launch(
     params: *const *const u8,
     extra: *const *const c_void,
 ) -> R {
+    let callable = launchable(function)?;
+    // SAFETY: the client's pointers.
+    let params = unsafe { pack(&callable.function, params, extra)? };
+    submit(function, callable, shape, &attributes, params)
+}
+
+/// A function to launch; refused behind an error that stays.
+pub(super) fn launchable(function: Handle) -> R<Arc<Callable>> {
     let driver = initialised()?;
     driver.error()?;
-    let callable = driver.callable(function)?;
+    driver.callable(function)
+}
+
+/// Gives a launch to its stream.
+pub(super) fn submit(
+    handle: Handle,
+    callable: Arc<Callable>,
+    shape: &LaunchConfigC,
+    attributes: &Attributes,
+    params: Vec<u8>,
+) -> R {
     if i64::from(shape.shared_bytes) > i64::from(most_dynamic_shared(&callable)) {
         return Err(ERROR_INVALID_VALUE);
     }
-    // SAFETY: the client's pointers.
-    let params = unsafe { pack(&callable.function, params, extra)? };
-    let config = config(&callable, shape, &attributes, params);
-    driver.submit(shape.stream, Operation::Launch(Launch { handle: function, callable, config }))
+    let config = config(&callable, shape, attributes, params);
+    let launch = Operation::Launch(Launch { handle, callable, config });
+    initialised()?.submit(shape.stream, launch)
 }
 
 /// A launch's configuration: where it names no cluster, that which was chosen for the function.
@@ -158,8 +178,7 @@ entry_points! {
         extra: *const *const c_void,
     ) {
         let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
-        let plain = Attributes { cluster: [1; 3], ..Attributes::default() };
-        launch(function, &shape(grid, block, shared_bytes, stream), plain, params, extra)
+        launch(function, &shape(grid, block, shared_bytes, stream), PLAIN, params, extra)
     }
 
     fn cuLaunchCooperativeKernel(

@@ -21,6 +21,7 @@ mod memory;
 mod module;
 mod node_params;
 mod pool;
+mod stateful_launch;
 mod stream;
 mod tensor_map;
 mod user_object;

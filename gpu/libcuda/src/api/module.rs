@@ -10,21 +10,24 @@ use crate::abi::*;
 use crate::driver::programs::parse;
 use crate::driver::{Driver, initialised};
 use crate::image;
-use crate::link::{Link, limit_registers};
+use crate::link::{Link, Logs, limit_registers};
 use crate::say::say;
 
 /// What a client says about compiling PTX: where it wants to read what went wrong, and how many
 /// registers a thread may have.
 pub(super) struct JitOptions {
     registers: Option<u32>,
-    error_log: *mut u8,
-    error_log_bytes: usize,
+    logs: Logs,
 }
 
 /// `CUjit_option` values that are read here.
 const MAX_REGISTERS: u32 = 0;
+const INFO_LOG_BUFFER: u32 = 3;
+const INFO_LOG_BUFFER_SIZE_BYTES: u32 = 4;
 const ERROR_LOG_BUFFER: u32 = 5;
 const ERROR_LOG_BUFFER_SIZE_BYTES: u32 = 6;
+/// `CU_JIT_INPUT_LIBRARY`.
+const LIBRARY: u32 = 4;
 
 impl JitOptions {
     /// The options that matter here.
@@ -32,48 +35,58 @@ impl JitOptions {
     /// # Safety
     /// `options` and `values` have `count` entries.
     pub(super) unsafe fn read(count: u32, options: *const u32, values: *const usize) -> Self {
-        let mut found =
-            JitOptions { registers: None, error_log: std::ptr::null_mut(), error_log_bytes: 0 };
+        let mut found = JitOptions { registers: None, logs: Logs::default() };
         for i in 0..count as usize {
             // SAFETY: within the count.
-            let (option, value) = unsafe { (*options.add(i), *values.add(i)) };
+            let (option, at) = unsafe { (*options.add(i), values.add(i)) };
+            // SAFETY: as above.
+            let value = unsafe { *at };
             match option {
                 MAX_REGISTERS => found.registers = Some(value as u32).filter(|most| *most > 0),
-                ERROR_LOG_BUFFER => found.error_log = value as *mut u8,
-                // An integer in a pointer's place: its upper half is not the client's.
-                ERROR_LOG_BUFFER_SIZE_BYTES => found.error_log_bytes = value as u32 as usize,
+                INFO_LOG_BUFFER => found.logs.info.buffer = value,
+                INFO_LOG_BUFFER_SIZE_BYTES => found.logs.info.sized(value, at),
+                ERROR_LOG_BUFFER => found.logs.error.buffer = value,
+                ERROR_LOG_BUFFER_SIZE_BYTES => found.logs.error.sized(value, at),
                 _ => {}
             }
         }
         found
     }
 
-    /// Gives the client what went wrong.
-    ///
-    /// # Safety
-    /// The client's buffer has as much room as it says.
-    unsafe fn report(&self, words: &str) {
-        if self.error_log.is_null() || self.error_log_bytes == 0 {
-            return;
-        }
-        let count = words.len().min(self.error_log_bytes - 1);
-        // SAFETY: within the client's room.
-        unsafe {
-            std::ptr::copy_nonoverlapping(words.as_ptr(), self.error_log, count);
-            *self.error_log.add(count) = 0;
-        }
-    }
-
     /// Parses PTX and reports what is wrong with it.
     ///
     /// # Safety
-    /// As [`JitOptions::report`].
+    /// As [`write_logs`].
     pub(super) unsafe fn parse(&self, ptx: &str) -> R<fathom_emulator::Image> {
         let mut log = String::new();
         let limited = self.registers.map(|most| limit_registers(ptx, most));
-        let ptx = limited.as_deref().unwrap_or(ptx);
+        let parsed = parse(limited.as_deref().unwrap_or(ptx), &mut log);
         // SAFETY: the caller's promise.
-        parse(ptx, &mut log).inspect_err(|_| unsafe { self.report(&log) })
+        unsafe { write_logs(&self.logs, if parsed.is_err() { &log } else { "" }) };
+        parsed
+    }
+}
+
+/// Tells the client what went wrong, or that nothing did: the text with a NUL, and in the place of
+/// the buffer's size how much of it is filled. There is nothing to say for information.
+///
+/// # Safety
+/// The client's buffers have as much room as it said, and are there as cuda.h asks: for as long as
+/// a link whose options name them.
+unsafe fn write_logs(logs: &Logs, error: &str) {
+    for (log, words) in [(&logs.info, ""), (&logs.error, error)] {
+        let count = words.len().min(log.room.saturating_sub(1));
+        // SAFETY: within the client's room; the place of the size is an option's value.
+        unsafe {
+            if log.buffer != 0 && log.room > 0 {
+                let to = log.buffer as *mut u8;
+                to.copy_from_nonoverlapping(words.as_ptr(), count);
+                to.add(count).write(0);
+            }
+            if log.filled != 0 {
+                (log.filled as *mut usize).write_unaligned(count);
+            }
+        }
     }
 }
 
@@ -180,10 +193,14 @@ entry_points! {
     }
 
     fn cuLinkCreate_v2(count: u32, options: *const u32, values: *const usize, link: *mut Handle) {
-        let registers = JitOptions::read(count, options, values).registers;
-        put(link, initialised()?.links.insert(Arc::new(Link { registers, ..Link::default() })))
+        let JitOptions { registers, logs } = JitOptions::read(count, options, values);
+        let begun = Link { registers, logs, ..Link::default() };
+        write_logs(&begun.logs, "");
+        put(link, initialised()?.links.insert(Arc::new(begun)))
     }
 
+    // Of libraries that are handed over, the device runtime above all, nothing may be needed; what
+    // is, a launch names.
     fn cuLinkAddData_v2(
         link: Handle,
         kind: u32,
@@ -194,9 +211,12 @@ entry_points! {
         options: *const u32,
         values: *const usize,
     ) {
-        let _ = (kind, name, count, options, values);
+        let _ = (name, count, options, values);
         let driver = initialised()?;
         let link = driver.links.get(link)?;
+        if kind == LIBRARY {
+            return Ok(());
+        }
         let data = std::slice::from_raw_parts(data, bytes);
         let ptx = image::ptx_of_bytes(data, driver.capability())?;
         link.parts.lock().expect("no panic holds this lock").push(ptx);
@@ -211,10 +231,14 @@ entry_points! {
         options: *const u32,
         values: *const usize,
     ) {
-        let _ = (kind, count, options, values);
+        let _ = (count, options, values);
         let driver = initialised()?;
         let link = driver.links.get(link)?;
-        let ptx = image::ptx_of_file(&text(path)?, driver.capability())?;
+        let path = text(path)?;
+        if kind == LIBRARY && std::path::Path::new(&path).is_file() {
+            return Ok(());
+        }
+        let ptx = image::ptx_of_file(&path, driver.capability())?;
         link.parts.lock().expect("no panic holds this lock").push(ptx);
         Ok(())
     }
@@ -227,6 +251,7 @@ entry_points! {
             [one] => one.clone(),
             several => crate::link::link(several).map_err(|what| {
                 say!("cuLinkComplete: {what}");
+                write_logs(&link.logs, &what);
                 ERROR_INVALID_PTX
             })?,
         };

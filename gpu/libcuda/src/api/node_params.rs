@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
 
-use super::launch::{Attributes, config, pack, shape};
+use super::launch::{PLAIN, config, pack, shape};
 use crate::abi::*;
 use crate::driver::initialised;
 use crate::objects::graph::Graph;
@@ -99,8 +99,7 @@ pub(super) unsafe fn launch(p: &KernelParams, kernel: Handle) -> R<Operation> {
     // SAFETY: the caller's promise.
     let params = unsafe { pack(&callable.function, p.params, p.extra)? };
     let shape = shape(p.grid, p.block, p.shared_bytes, 0);
-    let plain = Attributes { cluster: [1; 3], ..Attributes::default() };
-    let config = config(&callable, &shape, &plain, params);
+    let config = config(&callable, &shape, &PLAIN, params);
     Ok(Operation::Launch(Launch { handle, callable, config }))
 }
 

@@ -17,7 +17,7 @@ pub(crate) mod user_objects;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
@@ -113,7 +113,8 @@ pub(crate) struct Driver {
 }
 
 static DRIVER: OnceLock<Driver> = OnceLock::new();
-static INITIALISED: AtomicBool = AtomicBool::new(false);
+/// The process that called `cuInit`, 0 before it.
+static INITIALISED_BY: AtomicU32 = AtomicU32::new(0);
 
 /// The driver; made at the first call from the choices in the environment.
 pub(crate) fn driver() -> &'static Driver {
@@ -125,18 +126,25 @@ pub(crate) fn driver() -> &'static Driver {
     })
 }
 
-/// As [`driver`], refusing before `cuInit`.
+/// As [`driver`], refusing before `cuInit`, and in a child that was forked behind it: as on
+/// hardware a process must initialise the driver itself.
 pub(crate) fn initialised() -> R<&'static Driver> {
-    if INITIALISED.load(Relaxed) { Ok(driver()) } else { Err(ERROR_NOT_INITIALIZED) }
+    let here = INITIALISED_BY.load(Relaxed) == std::process::id();
+    if here { Ok(driver()) } else { Err(ERROR_NOT_INITIALIZED) }
 }
 
-/// `cuInit`.
-pub(crate) fn initialise() {
-    let driver = driver();
-    if !INITIALISED.swap(true, Relaxed) {
-        driver.queue.attend(|| self::driver().save_rest());
-        // SAFETY: a function of this library, which is never unloaded.
-        unsafe { atexit(at_exit) };
+/// `cuInit`; refused in a child of a process that has called it, whose threads are not there.
+pub(crate) fn initialise() -> R {
+    let here = std::process::id();
+    match INITIALISED_BY.compare_exchange(0, here, Relaxed, Relaxed) {
+        Ok(_) => {
+            driver().queue.attend(|| driver().save_rest());
+            // SAFETY: a function of this library, which is never unloaded.
+            unsafe { atexit(at_exit) };
+            Ok(())
+        }
+        Err(by) if by == here => Ok(()),
+        Err(_) => Err(ERROR_NOT_INITIALIZED),
     }
 }
 
@@ -301,8 +309,10 @@ impl Driver {
 /// Runs what is left when the process ends.
 extern "C" fn at_exit() {
     let _ = std::panic::catch_unwind(|| {
-        let _ = driver().wait_for_all();
-        driver().save_rest();
+        // Not in a forked child: the work is its parent's.
+        let Ok(driver) = initialised() else { return };
+        let _ = driver.wait_for_all();
+        driver.save_rest();
     });
 }
 

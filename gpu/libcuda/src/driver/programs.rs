@@ -99,7 +99,13 @@ impl Driver {
         }
         let function = loaded.module.function(name).map_err(|_| ERROR_NOT_FOUND)?;
         let c_name = CString::new(name).map_err(|_| ERROR_NOT_FOUND)?;
-        let callable = Callable { function, module, name: c_name, chosen: Mutex::default() };
+        let callable = Callable {
+            function,
+            module,
+            name: c_name,
+            chosen: Mutex::default(),
+            stateful: Mutex::default(),
+        };
         let handle = self.functions.insert(Arc::new(callable));
         functions.insert(name.to_owned(), handle);
         Ok(handle)

@@ -24,6 +24,17 @@ pub(crate) struct Callable {
     pub module: Handle,
     pub name: CString,
     pub chosen: Mutex<Chosen>,
+    pub stateful: Mutex<Stateful>,
+}
+
+/// What launches of a function are to be, as it was set before CUDA 4.
+#[derive(Clone, Default)]
+pub(crate) struct Stateful {
+    /// Threads of a CTA; a launch without them is refused.
+    pub block: Option<[u32; 3]>,
+    pub shared_bytes: u32,
+    /// The block of parameters, as far as it was set.
+    pub params: Vec<u8>,
 }
 
 /// Attributes of a function that clients set; `None` where they have not.
