@@ -27,12 +27,15 @@ pub const SUITES: &[Suite] = &[
 /// Rows of a block of keys, the recipe's.
 const BLOCK_KV: usize = 64;
 
-/// Key heads with up to three queries each, and columns of a head: any, those of models, or wider
-/// than what a CTA computes of a gradient.
-fn heads() -> impl Strategy<Value = Heads> {
+/// Key heads with up to three queries each, and columns of a head: any, or those of models; in two
+/// cases wider than what a CTA computes of a gradient.
+fn heads(index: usize) -> impl Strategy<Value = Heads> {
     let models = select(vec![(64, 64), (192, 128), (128, 128), (24, 16)]);
-    let wide = select(vec![(200, 72), (72, 200)]);
-    let columns = prop_oneof![2 => (1usize..=80, 1usize..=80), 4 => models, 1 => wide];
+    let columns = match index % 24 {
+        7 => Just((200, 72)).boxed(),
+        15 => Just((72, 200)).boxed(),
+        _ => prop_oneof![1 => (1usize..=80, 1usize..=80), 2 => models].boxed(),
+    };
     (1usize..=2, 1usize..=3, columns).prop_map(|(kv_heads, group, (qk, v))| Heads {
         heads: kv_heads * group,
         kv_heads,
@@ -45,47 +48,47 @@ fn heads() -> impl Strategy<Value = Heads> {
 /// and some in every segment of the cases with infinities.
 fn segments(index: usize) -> BoxedStrategy<Vec<[usize; 2]>> {
     let few = || size(1, 130).boxed();
-    let before = match index % 6 {
-        0 if index > 0 => few(),
-        _ => prop_oneof![4 => Just(0), 1 => few(), 1 => size(260, 330)].boxed(),
+    let (before, least) = match has_infinities(index) {
+        true => (few(), 2),
+        false => (prop_oneof![4 => Just(0), 1 => few(), 1 => size(260, 330)].boxed(), 1),
     };
-    vec((size(0, 140), before).prop_map(|(queries, before)| [queries, before]), 1..=3).boxed()
+    vec((size(0, 140), before).prop_map(|(queries, before)| [queries, before]), least..=3).boxed()
 }
 
-/// An attention with its queries and keys; those with infinities in F32 and BF16 in turns.
+/// An attention with its queries and keys; those with infinities in F32 and BF16 in turns, those
+/// with wide heads in BF16.
 fn drawn(index: usize) -> impl Strategy<Value = (Attention, DType, u64)> {
     let dtype = match index % 24 {
         6 => Just(DType::F32).boxed(),
-        12 | 18 => Just(DType::BF16).boxed(),
+        7 | 12 | 15 | 18 => Just(DType::BF16).boxed(),
         _ => float().boxed(),
     };
-    (heads(), segments(index), dtype, any::<u64>()).prop_map(|(shape, segments, dtype, seed)| {
-        let packed = segments.iter().all(|&[_, before]| before == 0);
-        let keys = if packed { vec![] } else { segments.iter().map(|[q, b]| q + b).collect() };
-        let segments = segments.into_iter().map(|[queries, _]| queries).collect();
-        let scale = (shape.qk as f64).powf(-0.5);
-        (Attention { shape, scale, segments, keys, block_kv: BLOCK_KV }, dtype, seed)
-    })
+    (heads(index), segments(index), dtype, any::<u64>()).prop_map(
+        |(shape, segments, dtype, seed)| {
+            let packed = segments.iter().all(|&[_, before]| before == 0);
+            let keys = if packed { vec![] } else { segments.iter().map(|[q, b]| q + b).collect() };
+            let segments = segments.into_iter().map(|[queries, _]| queries).collect();
+            let scale = (shape.qk as f64).powf(-0.5);
+            (Attention { shape, scale, segments, keys, block_kv: BLOCK_KV }, dtype, seed)
+        },
+    )
 }
 
-/// Values: in one round of ordinary ones with one infinity, which queries that do not see its key
-/// must not see.
-fn values(index: usize, draw: Draw, dtype: DType, shape: &[usize]) -> Tensor {
-    match index % 12 {
-        6 => draw.one_infinite(2, dtype, shape),
-        _ => draw.floats(2, dtype, shape),
+/// Keys or values: in rounds of ordinary ones with infinities in the last row of each segment, which
+/// only its last query sees, or the first of the last segment, which none of those before sees.
+fn with_hidden(draw: Draw, stream: u64, dtype: DType, columns: usize, op: &Attention) -> Tensor {
+    let lengths = key_rows(op);
+    let mut rows: Vec<usize> = ends(lengths).map(|end| end - 1).collect();
+    if let [.., before, last] = &mut rows[..] {
+        *last = *before + 1;
     }
-}
-
-/// Keys of the gradient: in one round of ordinary ones with an infinity in the last row of each
-/// segment, which only its last query sees.
-fn keys(index: usize, draw: Draw, dtype: DType, op: &Attention) -> Tensor {
-    let (columns, lengths) = (op.shape.kv_heads * op.shape.qk, key_rows(op));
     let shape = [lengths.iter().sum(), columns];
-    match index % 24 {
-        12 => draw.infinite_at(1, dtype, &shape, ends(lengths).map(|end| (end - 1) * columns)),
-        _ => draw.floats(1, dtype, &shape),
-    }
+    draw.infinite_at(stream, dtype, &shape, rows.into_iter().map(|row| row * columns))
+}
+
+/// Whether a case is of ordinary values with infinities.
+fn has_infinities(index: usize) -> bool {
+    index > 0 && index.is_multiple_of(6)
 }
 
 /// Gradients of outputs: in one round of ordinary ones with an infinity in the first row of each
@@ -130,12 +133,16 @@ fn attention(index: usize) -> BoxedStrategy<Drawn> {
             if index % 12 == 10 {
                 return faint(draw, op);
             }
+            let values = match has_infinities(index) {
+                true => with_hidden(draw, 2, dtype, kv_heads * v, &op),
+                false => draw.floats(2, dtype, &[s, kv_heads * v]),
+            };
             draw.case(
                 op,
                 [
                     ("q", Some(draw.floats(0, dtype, &[t, heads * qk]))),
                     ("k", Some(draw.floats(1, dtype, &[s, kv_heads * qk]))),
-                    ("v", Some(values(index, draw, dtype, &[s, kv_heads * v]))),
+                    ("v", Some(values)),
                 ],
             )
         })
@@ -168,7 +175,10 @@ fn attention_backward(index: usize) -> BoxedStrategy<Drawn> {
             let (draw, [t, s]) = (Draw::new(index, seed), rows(&op));
             let Heads { heads, kv_heads, qk, v } = op.shape;
             let queries = draw.floats(0, dtype, &[t, heads * qk]);
-            let keys = keys(index, draw, dtype, &op);
+            let keys = match index % 24 {
+                12 => with_hidden(draw, 1, dtype, kv_heads * qk, &op),
+                _ => draw.floats(1, dtype, &[s, kv_heads * qk]),
+            };
             let values = draw.floats(2, dtype, &[s, kv_heads * v]);
             let inputs = [&queries, &keys, &values].map(|x| Some(x.clone())).to_vec();
             let forward = Op::run(&op, inputs).expect("the shapes fit");
@@ -191,7 +201,7 @@ fn attention_backward(index: usize) -> BoxedStrategy<Drawn> {
 
 fn attention_cached(index: usize) -> BoxedStrategy<Drawn> {
     let queries = prop_oneof![2 => 1usize..=4, 1 => size(0, 140)];
-    (heads(), queries, size(0, 300), float(), any::<u64>())
+    (heads(index), queries, size(0, 300), float(), any::<u64>())
         .prop_map(move |(shape, t, before, dtype, seed)| {
             let (draw, s) = (Draw::new(index, seed), t + before);
             let Heads { heads, kv_heads, qk, v } = shape;

@@ -90,15 +90,8 @@ impl Draw {
         as_dtype(self.values.floats(self.seed, stream, len, true), dtype, shape)
     }
 
-    /// The same with one infinity: where elements that must not count are multiplied by zero,
-    /// there is a NaN too many.
-    pub fn one_infinite(self, stream: u64, dtype: DType, shape: &[usize]) -> Tensor {
-        let len = shape.iter().product();
-        let place = (self.words(stream, 1)[0] as usize).checked_rem(len);
-        self.infinite_at(stream, dtype, shape, place)
-    }
-
-    /// The same with infinities at these places, counted in row-major order.
+    /// Floats of the kind with infinities at these places, in row-major order: where elements that
+    /// must not count are multiplied by zero, there is a NaN too many.
     pub fn infinite_at(
         self,
         stream: u64,
