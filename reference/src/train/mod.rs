@@ -8,9 +8,11 @@
 //!
 //! A step's sequences are split evenly over `grad_shards`, in order. Within a shard micro-batches
 //! chain into one accumulator; shards are added by the binary tree of neighbours
-//! (`docs/numerics.md`, section 8). `expert_union` neighbouring shards bring their micro-batches to
-//! the routed experts together. Normalisers of all losses are the whole step's. A step is a
-//! function of (configuration, weights, moments, place in the data): nothing else is random.
+//! (`docs/numerics.md`, section 8). With `context_shards` every sequence lies in so many parts,
+//! whose accumulators are leaves below the shard's. `expert_union` neighbouring shards bring their
+//! micro-batches to the routed experts together. Normalisers of all losses are the whole step's. A
+//! step is a function of (configuration, weights, moments, place in the data): nothing else is
+//! random.
 
 mod amax;
 pub mod compare;
