@@ -18,7 +18,8 @@ const BF16: Source<'static> = source!("attention/sm90_bf16_attention.cu");
 const FP32_BACKWARD: Source<'static> = source!("attention/fp32_attention_backward.cu");
 /// Entry `bf16_attention_dq`, constants `QK_TILES`, `V_TILES`, `DQ_TILES`, `CONSUMERS` and `STAGES`.
 const BF16_DQ: Source<'static> = source!("attention/sm90_bf16_attention_dq.cu");
-/// Entry `bf16_attention_dkv`, constants `QK_TILES`, `V_TILES`, `DK_TILES`, `DV_TILES` and `STAGES`.
+/// Entry `bf16_attention_dkv`, constants `QK_TILES`, `V_TILES`, `DK_TILES`, `DV_TILES` and
+/// `STAGES`.
 const BF16_DKV: Source<'static> = source!("attention/sm90_bf16_attention_dkv.cu");
 /// Entry `attention_delta`, constant `LOW`.
 const DELTA: Source<'static> = source!("attention/attention_delta.cu");
