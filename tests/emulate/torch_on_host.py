@@ -17,6 +17,18 @@ def on_device(x):
     return isinstance(x, torch.Tensor) and x.is_cuda
 
 
+# The host's generators, by the device's.
+GENERATORS = {}
+
+
+def generator_on_host(generator):
+    """Begins anew where the device's was given a seed, which sets its offset to 0."""
+    if generator.get_offset() == 0:
+        GENERATORS[generator] = torch.Generator().manual_seed(generator.initial_seed())
+        generator.set_offset(4)
+    return GENERATORS[generator]
+
+
 class Twins:
     """Copies of tensors on the host; tensors that share memory have copies that share it."""
 
@@ -27,6 +39,8 @@ class Twins:
         return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
 
     def of(self, x):
+        if isinstance(x, torch.Generator) and x.device.type == "cuda":
+            return generator_on_host(x)
         if not on_device(x):
             return torch.device("cpu") if isinstance(x, torch.device) and x.type == "cuda" else x
         key = x.untyped_storage().data_ptr()

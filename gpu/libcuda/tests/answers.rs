@@ -240,7 +240,8 @@ fn logs_are_filled_and_say_how_much() {
     assert_eq!(call!("cuLinkDestroy", (usize), (link)), 0);
 }
 
-/// As PyCUDA hands over the device runtime: it is machine code, and a program may need nothing of it.
+/// As PyCUDA hands over the device runtime: it is machine code, and a program may need nothing of
+/// it.
 fn a_library_is_no_input_that_must_be_ptx() {
     const LIBRARY: u32 = 4;
     let folder = tempfile::tempdir().unwrap();

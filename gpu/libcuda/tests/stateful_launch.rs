@@ -6,8 +6,8 @@ use client::{call, download, function, start, upload};
 
 const INVALID_VALUE: i32 = 1;
 
-/// Thread `t` of CTA (x, y) writes `a + b + t` at word `4 (2 y + x) + t`, beginning where the second
-/// half of the parameters says; `b` is a float.
+/// Thread `t` of CTA (x, y) writes `a + b + t` at word `4 (2 y + x) + t` behind `to`; `b` is a
+/// float.
 const PTX: &str = "
 .version 8.5
 .target sm_90

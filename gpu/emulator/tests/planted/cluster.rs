@@ -75,9 +75,9 @@ fn remote_arrivals_after_the_initialisation() {
     assert!(f.message.contains("initialisation") && f.cta == [1, 0, 0], "{f}");
 }
 
-/// Two CTAs meet at an mbarrier each, twice. The parity that is waited for lies in shared memory, and
-/// whoever comes through first turns it over: warps that have still to read it then wait for the
-/// next phase, for ever. `docs/found-bugs.md` has where this was found.
+/// Two CTAs meet at an mbarrier each, twice. The parity that is waited for lies in shared memory,
+/// and one thread turns it over when it is through: warps that have still to read it then wait for
+/// the next phase, for ever. `docs/found-bugs.md` has where this was found.
 #[test]
 fn a_meeting_of_ctas_whose_parity_is_turned_before_all_have_read_it() {
     let meet = |i: u32, between: &str, behind: &str| {

@@ -97,6 +97,20 @@ fn registers_are_fenced_for_the_product() {
     assert!(found.iter().any(|f| f.kind == Ub::AsyncNotWaited), "{found:?}");
 }
 
+/// One product's sum becomes the next one's A: the registers that it was converted into want a
+/// fence, though nothing else does. `docs/found-bugs.md` has where this was found.
+#[test]
+fn operands_in_registers_are_fenced_for_the_product() {
+    let from_zero = FROM_REGISTERS.replace("%rd4, 1, 1", "%rd4, 0, 1");
+    let body = |fence: &str| {
+        let convert = "cvt.rn.bf16x2.f32 %r4, %f1, %f0;\ncvt.rn.bf16x2.f32 %r5, %f3, %f2;\n";
+        products(PRODUCT, "", &format!("{convert}{fence}{from_zero}{COMMIT}{WAIT}"))
+    };
+    GROUP.clean(&body(FENCE));
+    let f = GROUP.finds(&body(""), Ub::AsyncNotWaited, "{%r4, %r5, %r6, %r7}");
+    assert!(f.message.contains("wgmma.fence"), "{f}");
+}
+
 #[test]
 fn a_descriptor_beyond_shared_memory() {
     let far =
