@@ -84,7 +84,17 @@ fn with_hidden(draw: Draw, stream: u64, dtype: DType, columns: usize, op: &Atten
         *last = *before + 1;
     }
     let shape = [lengths.iter().sum(), columns];
-    draw.infinite_at(stream, dtype, &shape, rows.into_iter().map(|row| row * columns))
+    draw.infinite_at(stream, dtype, &shape, in_columns(rows, columns))
+}
+
+/// A place in each of these rows, each in a column of its own where there are as many: a segment's own
+/// infinity leaves NaNs that would hide what another's does.
+fn in_columns(
+    rows: impl IntoIterator<Item = usize>,
+    columns: usize,
+) -> impl Iterator<Item = usize> {
+    let place = move |(i, row): (usize, usize)| row * columns + i.min(columns - 1);
+    rows.into_iter().enumerate().map(place)
 }
 
 /// Whether a case is of ordinary values with infinities.
@@ -100,8 +110,8 @@ fn output_gradients(index: usize, draw: Draw, dtype: DType, op: &Attention) -> T
     match index % 12 {
         6 => {
             let starts = ends(&op.segments).zip(op.segments.iter().filter(|length| **length > 0));
-            let starts = starts.map(|(end, length)| (end - length) * columns);
-            draw.infinite_at(3, dtype, &shape, starts)
+            let starts = starts.map(|(end, length)| end - length);
+            draw.infinite_at(3, dtype, &shape, in_columns(starts, columns))
         }
         _ => draw.floats(3, dtype, &shape),
     }
