@@ -111,30 +111,41 @@ impl TensorsFile {
 /// # Errors
 /// [`TensorsError`].
 pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), TensorsError> {
-    let whole = |(name, tensor): &'_ (String, Tensor)| (name.clone(), tensor.shape().to_vec());
-    let lists = tensors.iter().map(|named| (whole(named), std::slice::from_ref(&named.1)));
-    write_lists(path, lists.collect())
+    let joined = tensors.iter().map(|(name, tensor)| Joined {
+        name: name.clone(),
+        shape: tensor.shape().to_vec(),
+        lists: std::slice::from_ref(tensor),
+    });
+    write_joined(path, joined.collect())
 }
 
-/// The same for tensors that lie in several, one behind the other: name and shape of each, and what
-/// it consists of.
+/// A tensor that lies in several, one behind the other; one at least.
+pub(super) struct Joined<'a> {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub lists: &'a [Tensor],
+}
+
+impl Joined<'_> {
+    fn dtype(&self) -> DType {
+        self.lists.first().expect("one at least").dtype()
+    }
+}
+
+/// The same for tensors that lie in several.
 ///
 /// # Errors
 /// [`TensorsError`].
-pub(super) fn write_lists(
-    path: &Path,
-    mut order: Vec<((String, Vec<usize>), &[Tensor])>,
-) -> Result<(), TensorsError> {
-    let dtype = |list: &[Tensor]| list.first().expect("a tensor has a piece").dtype();
-    order.sort_by_cached_key(|((name, _), list)| (Reverse(dtype(list).size()), name.clone()));
+pub(super) fn write_joined(path: &Path, mut order: Vec<Joined<'_>>) -> Result<(), TensorsError> {
+    order.sort_by_cached_key(|joined| (Reverse(joined.dtype().size()), joined.name.clone()));
     let mut header = Map::new();
     header.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
     let mut offset = 0;
-    for ((name, shape), list) in &order {
-        let end = offset + list.iter().map(|tensor| tensor.bytes().len()).sum::<usize>();
-        let (dtype, offsets) = (dtype(list).name(), [offset, end]);
-        let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": offsets });
-        header.insert(name.clone(), entry);
+    for tensor in &order {
+        let end = offset + tensor.lists.iter().map(|list| list.bytes().len()).sum::<usize>();
+        let (dtype, offsets) = (tensor.dtype().name(), [offset, end]);
+        let entry = json!({ "dtype": dtype, "shape": tensor.shape, "data_offsets": offsets });
+        header.insert(tensor.name.clone(), entry);
         offset = end;
     }
     let mut header = serde_json::to_vec(&header).expect("plain data");
@@ -143,8 +154,8 @@ pub(super) fn write_lists(
         let mut out = BufWriter::new(file);
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
-        let mut tensors = order.iter().flat_map(|(_, list)| list.iter());
-        tensors.try_for_each(|tensor| out.write_all(tensor.bytes()))?;
+        let mut lists = order.iter().flat_map(|tensor| tensor.lists);
+        lists.try_for_each(|list| out.write_all(list.bytes()))?;
         out.into_inner().map_err(IntoInnerError::into_error)?.sync_all()
     };
     files::replace(path, |file, _| write(file))

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::tensors::{self, TensorsError, TensorsFile};
+use super::tensors::{self, Joined, TensorsError, TensorsFile};
 use crate::Tensor;
 
 /// Why a checkpoint cannot be written or read.
@@ -228,9 +228,12 @@ pub fn write_parts(
     let mut files = Vec::new();
     for (i, shard) in shards(parts, shard_bytes, Part::bytes).iter().enumerate() {
         let name = format!("pieces-{writer:05}-{:05}.safetensors", i + 1);
-        let named = |p: &Part| (format!("{}@{}", p.name, p.offset), vec![p.elements()]);
-        let lists = shard.iter().map(|p| (named(p), &p.lists[..])).collect();
-        tensors::write_lists(&beside.join(&name), lists)?;
+        let joined = shard.iter().map(|part| Joined {
+            name: format!("{}@{}", part.name, part.offset),
+            shape: vec![part.elements()],
+            lists: &part.lists,
+        });
+        tensors::write_joined(&beside.join(&name), joined.collect())?;
         let shapes = shard.iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
         files.push(listed(&beside, name, shapes)?);
     }
