@@ -540,9 +540,9 @@ impl Gpu {
         Ok(matrix)
     }
 
-    /// `heads` heads of `columns` columns that lie side by side in the rows of a tensor, from column
-    /// `first` on, as TMA copies them: where they are if each starts at a multiple of 16 bytes, else
-    /// a copy with the heads set apart. Heads of no column become heads of eight zeros.
+    /// `heads` heads of `columns` columns that lie side by side in the rows of a tensor, from
+    /// column `first` on, as TMA copies them: where they are if each starts at a multiple of 16
+    /// bytes, else a copy with the heads set apart. Heads of no column become heads of eight zeros.
     ///
     /// # Errors
     /// As [`Gpu::tensor`].

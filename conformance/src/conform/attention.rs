@@ -44,8 +44,8 @@ fn heads(index: usize) -> impl Strategy<Value = Heads> {
     })
 }
 
-/// Queries of each segment, with the keys in front of them: some more blocks than a ring has stages,
-/// and some in every segment of the cases with infinities.
+/// Queries of each segment, with the keys in front of them: some more blocks than a ring has
+/// stages, and some in every segment of the cases with infinities.
 fn segments(index: usize) -> BoxedStrategy<Vec<[usize; 2]>> {
     let few = || size(1, 130).boxed();
     let (before, least) = match has_infinities(index) {
@@ -75,8 +75,9 @@ fn drawn(index: usize) -> impl Strategy<Value = (Attention, DType, u64)> {
     )
 }
 
-/// Keys or values: in rounds of ordinary ones with infinities in the last row of each segment, which
-/// only its last query sees, or the first of the last segment, which none of those before sees.
+/// Keys or values: in rounds of ordinary ones with infinities in the last row of each segment,
+/// which only its last query sees, or the first of the last segment, which none of those before
+/// sees.
 fn with_hidden(draw: Draw, stream: u64, dtype: DType, columns: usize, op: &Attention) -> Tensor {
     let lengths = key_rows(op);
     let mut rows: Vec<usize> = ends(lengths).map(|end| end - 1).collect();
@@ -87,8 +88,8 @@ fn with_hidden(draw: Draw, stream: u64, dtype: DType, columns: usize, op: &Atten
     draw.infinite_at(stream, dtype, &shape, in_columns(rows, columns))
 }
 
-/// A place in each of these rows, each in a column of its own where there are as many: a segment's own
-/// infinity leaves NaNs that would hide what another's does.
+/// A place in each of these rows, each in a column of its own where there are as many: a segment's
+/// own infinity leaves NaNs that would hide what another's does.
 fn in_columns(
     rows: impl IntoIterator<Item = usize>,
     columns: usize,

@@ -16,7 +16,8 @@ const FP32: Source<'static> = source!("attention/fp32_attention.cu");
 const BF16: Source<'static> = source!("attention/sm90_bf16_attention.cu");
 /// Entry `fp32_attention_backward`, constants `GRADIENT` and `TILES`.
 const FP32_BACKWARD: Source<'static> = source!("attention/fp32_attention_backward.cu");
-/// Entry `bf16_attention_dq`, constants `QK_TILES`, `V_TILES`, `DQ_TILES`, `CONSUMERS` and `STAGES`.
+/// Entry `bf16_attention_dq`, constants `QK_TILES`, `V_TILES`, `DQ_TILES`, `CONSUMERS` and
+/// `STAGES`.
 const BF16_DQ: Source<'static> = source!("attention/sm90_bf16_attention_dq.cu");
 /// Entry `bf16_attention_dkv`, constants `QK_TILES`, `V_TILES`, `DK_TILES`, `DV_TILES` and
 /// `STAGES`.
