@@ -55,8 +55,8 @@ fn program() -> PathBuf {
     program
 }
 
-/// Number as a rank and peak bytes of a process that `parent` has started; none where it is another's,
-/// or has ended.
+/// Number as a rank and peak bytes of a process that `parent` has started; none where it is
+/// another's, or has ended.
 fn rank_of(process: &Path, parent: u32) -> Option<(usize, u64)> {
     let status = fs::read_to_string(process.join("status")).ok()?;
     let number = |key: &str| {

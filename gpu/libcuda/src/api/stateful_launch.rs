@@ -1,7 +1,7 @@
 //! Launches as they were before CUDA 4, which PyCUDA still makes: block, shared memory and
 //! parameters are set one after the other and belong to the function; a launch names only the grid.
 //!
-//! Source: the CUDA driver API's "Execution Control [DEPRECATED]".
+//! Source: the CUDA driver API's section "Execution Control", deprecated.
 
 use super::entry_points;
 use super::launch::{PLAIN, launchable, shape, submit};
