@@ -245,7 +245,8 @@ fn train_on_the_emulated_gpu(dir: &Path) -> Result<bool, Box<dyn std::error::Err
             std::fs::remove_dir_all(out)?;
         }
         let program = std::env::current_exe()?;
-        let output = Command::new(program).args(arguments(out, backend)).output()?;
+        let output = Command::new(&program).args(arguments(out, backend)).output();
+        let output = output.map_err(|e| format!("{} does not start: {e}", program.display()))?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
             return Err(format!("training on {backend} failed:\n{said}").into());

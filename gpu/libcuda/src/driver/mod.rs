@@ -17,7 +17,7 @@ pub(crate) mod user_objects;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
@@ -113,8 +113,10 @@ pub(crate) struct Driver {
 }
 
 static DRIVER: OnceLock<Driver> = OnceLock::new();
-/// The process that called `cuInit`, 0 before it.
-static INITIALISED_BY: AtomicU32 = AtomicU32::new(0);
+/// Whether this process has called `cuInit`.
+static INITIALISED: AtomicBool = AtomicBool::new(false);
+/// Whether it was forked from one that had.
+static FORKED: AtomicBool = AtomicBool::new(false);
 
 /// The driver; made at the first call from the choices in the environment.
 pub(crate) fn driver() -> &'static Driver {
@@ -129,23 +131,30 @@ pub(crate) fn driver() -> &'static Driver {
 /// As [`driver`], refusing before `cuInit`, and in a child that was forked behind it: as on
 /// hardware a process must initialise the driver itself.
 pub(crate) fn initialised() -> R<&'static Driver> {
-    let here = INITIALISED_BY.load(Relaxed) == std::process::id();
-    if here { Ok(driver()) } else { Err(ERROR_NOT_INITIALIZED) }
+    if INITIALISED.load(Relaxed) { Ok(driver()) } else { Err(ERROR_NOT_INITIALIZED) }
 }
 
 /// `cuInit`; refused in a child of a process that has called it, whose threads are not there.
 pub(crate) fn initialise() -> R {
-    let here = std::process::id();
-    match INITIALISED_BY.compare_exchange(0, here, Relaxed, Relaxed) {
-        Ok(_) => {
-            driver().queue.attend(|| driver().save_rest());
-            // SAFETY: a function of this library, which is never unloaded.
-            unsafe { atexit(at_exit) };
-            Ok(())
-        }
-        Err(by) if by == here => Ok(()),
-        Err(_) => Err(ERROR_NOT_INITIALIZED),
+    if FORKED.load(Relaxed) {
+        return Err(ERROR_NOT_INITIALIZED);
     }
+    let driver = driver();
+    if !INITIALISED.swap(true, Relaxed) {
+        driver.queue.attend(|| self::driver().save_rest());
+        // SAFETY: functions of this library, which is never unloaded; that in the child of a fork
+        // only stores to atomics.
+        unsafe {
+            atexit(at_exit);
+            pthread_atfork(None, None, Some(in_forked_child));
+        }
+    }
+    Ok(())
+}
+
+extern "C" fn in_forked_child() {
+    FORKED.store(true, Relaxed);
+    INITIALISED.store(false, Relaxed);
 }
 
 impl Driver {
@@ -318,4 +327,9 @@ extern "C" fn at_exit() {
 
 unsafe extern "C" {
     fn atexit(function: extern "C" fn()) -> i32;
+    fn pthread_atfork(
+        prepare: Option<extern "C" fn()>,
+        parent: Option<extern "C" fn()>,
+        child: Option<extern "C" fn()>,
+    ) -> i32;
 }
