@@ -273,15 +273,34 @@ const TENSOR_PARALLEL: [Runs; 2] = [
     },
 ];
 
-/// Steps of a run on its first layout, and on the next: where all is asked for, and else.
+/// Steps where all is asked for, and else.
 const LONG: [usize; 2] = [5, 5];
 const SHORT: [usize; 2] = [2, 1];
 
+/// Whether FATHOM_LAYOUTS asks for long runs, in all modes.
+fn all_is_asked_for() -> bool {
+    std::env::var_os("FATHOM_LAYOUTS").is_some_and(|asked| asked == "all")
+}
+
+/// Steps of a run on its first layout, and on the next.
+fn counts() -> [usize; 2] {
+    if all_is_asked_for() { LONG } else { SHORT }
+}
+
+/// A run with the first settings that goes on with the next comes to the whole one's outcome.
+fn assert_goes_on(first: &[String], then: &[String], whole: &Outcome, name: &str) {
+    let (folder, counts) = (tempfile::tempdir().unwrap(), counts());
+    let (mut logs, saved) = steps(&words(first), None, counts[0], folder.path());
+    let (more, saved) = steps(&words(then), Some(saved), counts[1], folder.path());
+    logs.extend(more);
+    Outcome::of(logs, saved).assert_is(whole, name);
+}
+
 /// Every layout runs some steps, is gone on with on the next layout, and is compared with one
 /// process, or with its tensor parallel ranks alone, whose sums are part of the result: rows of the
-/// page's table. FATHOM_LAYOUTS=all asks for long runs, in all modes.
+/// page's table.
 fn compared(runs: &[Runs]) -> String {
-    let all = std::env::var_os("FATHOM_LAYOUTS").is_some_and(|asked| asked == "all");
+    let (all, counts) = (all_is_asked_for(), counts());
     let mut rows = String::new();
     for Runs { tp, grad_shards, expert_union, layers, more, modes, layouts } in runs {
         let mut run = vec![
@@ -297,7 +316,6 @@ fn compared(runs: &[Runs]) -> String {
         };
         // Four tensor parallel ranks have no whole FP8 tiles.
         let modes = if all && *tp < 4 { &MODES[..] } else { modes };
-        let counts = if all { LONG } else { SHORT };
         let whole = |mode: &&str| {
             let (set, count) = (with(mode, &[]), counts.iter().sum());
             if *tp > 1 { many(&words(&set), count) } else { one(&words(&set), count) }
@@ -306,14 +324,9 @@ fn compared(runs: &[Runs]) -> String {
         for (i, &layout) in layouts.iter().enumerate() {
             let next = layouts[(i + 1) % layouts.len()];
             for (mode, whole) in modes.iter().zip(&wholes) {
-                let folder = tempfile::tempdir().unwrap();
-                let first = with(mode, &settings(layout));
-                let (mut logs, saved) = steps(&words(&first), None, counts[0], folder.path());
-                let then = with(mode, &settings(next));
-                let (more, saved) = steps(&words(&then), Some(saved), counts[1], folder.path());
-                logs.extend(more);
+                let [first, then] = [layout, next].map(|layout| with(mode, &settings(layout)));
                 let name = format!("tp {tp}, {layout:?}, {next:?}, {mode}");
-                Outcome::of(logs, saved).assert_is(whole, &name);
+                assert_goes_on(&first, &then, whole, &name);
             }
             let (pp, dp, ep, schedule) = layout;
             let (pp2, dp2, ep2, schedule2) = next;
@@ -327,11 +340,6 @@ fn compared(runs: &[Runs]) -> String {
             );
         }
     }
-    if all {
-        // The page has the short runs.
-        println!("{rows}");
-        return String::new();
-    }
     rows
 }
 
@@ -339,12 +347,13 @@ const HEADER: &str = "| grad_shards | expert_union | layers | pp | dp | ep | sch
                       steps | fp32 | bf16 | fp8 |";
 const LINE: &str = "|---:|---:|---:|---:|---:|---:|---|---|---|---|---|---|";
 
-/// Holds a table of the page to these rows; `FATHOM_BLESS=1` writes them there. Without rows there
-/// is nothing to hold it to.
+/// Holds a table of the page to these rows; `FATHOM_BLESS=1` writes them there. The page has the
+/// short runs: long ones are printed.
 fn assert_on_page(header: &str, rows: &str) {
     static PAGE: Mutex<()> = Mutex::new(());
     let _turn = PAGE.lock().unwrap_or_else(PoisonError::into_inner);
-    if rows.is_empty() {
+    if all_is_asked_for() {
+        println!("{header}\n{rows}");
         return;
     }
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/distributed.md");
