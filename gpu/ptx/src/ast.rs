@@ -538,7 +538,7 @@ pub enum Operand {
     Address(Address),
     /// `[base, {c0, c1}]` of cp.async.bulk.tensor and of textures; `base` may be an address with
     /// offset. Further operands in the brackets (`[tex, sampler, {..}]`) stand before the last.
-    Tensor(Address, Vec<Operand>),
+    Tensor(Address, Box<[Operand]>),
     /// The address of a variable or function as a value: `name` or `name+4`.
     Symbol(Symbol, i64),
     /// The label that a branch jumps to.

@@ -3,7 +3,7 @@
 //! `body` reads function bodies, `operand` operands and literals, `names` resolves names, `fit`
 //! fits instructions to the table.
 
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 
 use crate::ast::*;
 use crate::error::{Error, Result};
@@ -47,8 +47,10 @@ pub(crate) struct Parser<'a> {
     lexer: Lexer<'a>,
     token: Token<'a>,
     module: Module,
-    globals: HashMap<&'a str, Symbol>,
-    fits: HashMap<&'a str, fit::Fits>,
+    globals: FxHashMap<&'a str, Symbol>,
+    fits: FxHashMap<&'a str, fit::Fits>,
+    /// Where the operands of the present instruction begin.
+    places: Vec<Token<'a>>,
 }
 
 impl<'a> Parser<'a> {
@@ -56,8 +58,8 @@ impl<'a> Parser<'a> {
         let mut lexer = Lexer::new(source);
         let token = lexer.token();
         let module = Module { address_size: 64, ..Module::default() };
-        let (globals, fits) = (HashMap::new(), HashMap::new());
-        Parser { source, options, lexer, token, module, globals, fits }
+        let (globals, fits) = (FxHashMap::default(), FxHashMap::default());
+        Parser { source, options, lexer, token, module, globals, fits, places: Vec::new() }
     }
 
     // Tokens

@@ -277,7 +277,7 @@ fn element(
         Operand::Special(_) => slot.kind == OperandKind::Src && op == Opcode::Cvt,
         _ => false,
     };
-    expect(fits, &expected(), operand, body)
+    if fits { Ok(()) } else { expect(false, &expected(), operand, body) }
 }
 
 /// Whether a video instruction takes this selector: in the destination a mask (`.b20`), in the
@@ -351,8 +351,11 @@ fn mov(slot: &Slot, mods: &Modifiers, operand: &Operand, body: &Body) -> Result<
         Operand::Symbol(..) | Operand::Special(_) => source,
         _ => false,
     };
+    if fits {
+        return Ok(());
+    }
     let what = format!("a register, literal, vector or address of {bits} bits");
-    expect(fits, &what, operand, body)
+    expect(false, &what, operand, body)
 }
 
 /// What may not stand together although each suffix has its place; ptxas' rules.

@@ -120,8 +120,10 @@ impl<'a> Parser<'a> {
         op: Opcode,
         forms: &[(FormId, Modifiers)],
     ) -> Result<Fitted> {
-        let mut places = Vec::new();
-        let mut operands = Vec::new();
+        let mut places = std::mem::take(&mut self.places);
+        places.clear();
+        let slots = forms.iter().map(|(id, _)| id.form().slots.len()).max();
+        let mut operands = Vec::with_capacity(slots.unwrap_or(0));
         let mut unified = false;
         let branch = matches!(op, Opcode::Bra | Opcode::BrxIdx);
         if !self.token.is(";") {
@@ -142,6 +144,7 @@ impl<'a> Parser<'a> {
             match assign(id.form().slots.as_slice(), mods, op, operands, &names.body) {
                 Ok(assigned) => {
                     self.next();
+                    self.places = places;
                     let mods = if unified { with_unified(mods) } else { mods.clone() };
                     return Ok((op, *id, mods, assigned));
                 }
@@ -173,7 +176,7 @@ fn assign(
     slots: &[Slot],
     mods: &Modifiers,
     op: Opcode,
-    operands: Vec<Operand>,
+    mut operands: Vec<Operand>,
     body: &Body,
 ) -> Result<Vec<Operand>, Refused> {
     let by_rule = |slot: &Slot| slot.optional.then(|| presence(&slot.name, mods)).flatten();
@@ -186,27 +189,28 @@ fn assign(
         return Err((operands, 0, message));
     }
     let mut spare = operands.len() - needed;
-    let mut present = Vec::with_capacity(slots.len());
-    for slot in slots {
+    let mut given = 0;
+    let mut absent = Vec::new();
+    for (at, slot) in slots.iter().enumerate() {
         let here = by_rule(slot).unwrap_or_else(|| {
             let here = !slot.optional || spare > 0;
             spare -= usize::from(slot.optional && here);
             here
         });
-        present.push(here);
-    }
-    let here = slots.iter().zip(&present).filter(|(_, p)| **p);
-    for (i, (slot, _)) in here.enumerate() {
-        if let Err(message) = validate::operand(slot, mods, op, &operands[i], body) {
-            let message = format!("operand {} ({}): {message}", i + 1, slot.name);
-            return Err((operands, i, message));
+        if !here {
+            absent.push(at);
+            continue;
         }
+        if let Err(message) = validate::operand(slot, mods, op, &operands[given], body) {
+            let message = format!("operand {} ({}): {message}", given + 1, slot.name);
+            return Err((operands, given, message));
+        }
+        given += 1;
     }
-    let mut given = operands.into_iter();
-    Ok(present
-        .into_iter()
-        .map(|p| if p { given.next().unwrap_or(Operand::None) } else { Operand::None })
-        .collect())
+    for at in absent {
+        operands.insert(at, Operand::None);
+    }
+    Ok(operands)
 }
 
 /// Whether an optional operand of that name is there, where a suffix decides.

@@ -1,7 +1,5 @@
 //! Scopes of a function: registers, variables, labels, tables.
 
-use std::collections::HashMap;
-
 use super::*;
 
 /// What a name of a function stands for.
@@ -16,14 +14,14 @@ pub(crate) enum Local {
 
 #[derive(Default)]
 struct Scope<'a> {
-    names: HashMap<&'a str, Local>,
+    names: FxHashMap<&'a str, Local>,
     /// `name<N>`: type, vector length, N.
-    families: HashMap<&'a str, (Type, u8, u32)>,
+    families: FxHashMap<&'a str, (Type, u8, u32)>,
     /// Declared but not yet named registers.
-    declared: HashMap<&'a str, (Type, u8)>,
-    labels: HashMap<&'a str, LabelId>,
+    declared: FxHashMap<&'a str, (Type, u8)>,
+    labels: FxHashMap<&'a str, LabelId>,
     /// Labels that were mentioned, each with its slot.
-    mentioned: HashMap<&'a str, (LabelId, Token<'a>)>,
+    mentioned: FxHashMap<&'a str, (LabelId, Token<'a>)>,
 }
 
 /// The names of one function while its body is read.

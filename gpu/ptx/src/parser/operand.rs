@@ -234,7 +234,7 @@ impl<'a> Parser<'a> {
                 return Err(error.of_kind(ErrorKind::UnknownInstruction));
             }
             self.expect("]")?;
-            return Ok(Operand::Tensor(base, coordinates));
+            return Ok(Operand::Tensor(base, coordinates.into()));
         }
         self.expect("]")?;
         Ok(Operand::Address(base))
