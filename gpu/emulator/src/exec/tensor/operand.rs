@@ -195,9 +195,6 @@ impl Part {
         stride: usize,
         out: &mut [T],
     ) -> Result<(), Step> {
-        if cx.cluster.sanitizer.is_some() {
-            self.note_reads(cx);
-        }
         let cta = cx.cta;
         let begin = u64::from(cx.grid.preset.shared_bytes_reserved);
         let end = u64::from(cx.grid.shared_end);
@@ -241,8 +238,7 @@ impl Part {
             });
         }
         if let Some(address) = fault.get() {
-            let message = "a matrix descriptor reaches beyond shared memory";
-            return Err(cx.fail(Ub::OutOfBounds, None, Some(address), message));
+            return Err(beyond(cx, address));
         }
         if self.negated {
             for row in out.chunks_mut(stride).take(self.rows) {
@@ -286,8 +282,11 @@ impl Part {
         [Part { k, ..self }, Part { k, descriptor: behind, ..self }]
     }
 
-    /// Tells the sanitizer of all reads inside of shared memory.
-    fn note_reads(&self, cx: &mut Cx<'_>) {
+    /// Tells the sanitizer of all reads.
+    ///
+    /// # Errors
+    /// As [`Self::gather`].
+    pub fn note_reads(&self, cx: &mut Cx<'_>) -> Result<(), Step> {
         let begin = u64::from(cx.grid.preset.shared_bytes_reserved);
         let end = u64::from(cx.grid.shared_end);
         let mode = (self.descriptor.span() / 16).trailing_zeros();
@@ -298,10 +297,12 @@ impl Part {
         };
         self.chunks(note, |_, _, _| {});
         for address in addresses.into_inner() {
-            if address >= begin && address + 16 <= end {
-                cx.wgmma_reads_shared(address, mode);
+            if address < begin || address + 16 > end {
+                return Err(beyond(cx, address));
             }
+            cx.wgmma_reads_shared(address, mode);
         }
+        Ok(())
     }
 
     /// First and last byte that it may come from.
@@ -323,6 +324,11 @@ impl Part {
         };
         (d.start as usize & !1023, last as usize)
     }
+}
+
+fn beyond(cx: &mut Cx<'_>, address: u64) -> Step {
+    let message = "a matrix descriptor reaches beyond shared memory";
+    cx.fail(Ub::OutOfBounds, None, Some(address), message)
 }
 
 /// Parts side by side along K, row-major.
@@ -357,10 +363,8 @@ pub fn packed_b<T: OperandElement>(
     key: Vec<(usize, u64)>,
     parts: &[Part],
 ) -> Result<Rc<Packed>, Step> {
-    // The sanitizer wants to see every read.
-    let share = !cx.grid.settings.checks.any();
     let cta = &cx.cluster.ctas[cx.cta];
-    if let Some(tile) = cta.tiles.iter().find(|t| share && t.key == key)
+    if let Some(tile) = cta.tiles.iter().find(|t| t.key == key)
         && tile.version == cta.version_of(tile.span)
     {
         return Ok(tile.packed.clone());
@@ -371,17 +375,15 @@ pub fn packed_b<T: OperandElement>(
     let mut tiles = cx.cluster.ctas.iter().flat_map(|c| &c.tiles);
     let known = tiles.find(|t| t.key == key && t.packed.is_of(codes.view()));
     let packed = known.map_or_else(|| Rc::new(core.pack_b(codes)), |t| t.packed.clone());
-    if share {
-        let spans = parts.iter().map(Part::span);
-        let span = spans.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).expect("one part at least");
-        let cta = &mut cx.cluster.ctas[cx.cta];
-        let version = cta.version_of(span);
-        cta.tiles.retain(|t| t.key != key);
-        cta.tiles.push(CachedTile { key, span, version, packed: packed.clone() });
-        let bytes = |tiles: &[CachedTile]| tiles.iter().map(|t| t.packed.bytes()).sum::<usize>();
-        while cta.tiles.len() > 2 && bytes(&cta.tiles) > KEPT_BYTES {
-            cta.tiles.remove(0);
-        }
+    let spans = parts.iter().map(Part::span);
+    let span = spans.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).expect("one part at least");
+    let cta = &mut cx.cluster.ctas[cx.cta];
+    let version = cta.version_of(span);
+    cta.tiles.retain(|t| t.key != key);
+    cta.tiles.push(CachedTile { key, span, version, packed: packed.clone() });
+    let bytes = |tiles: &[CachedTile]| tiles.iter().map(|t| t.packed.bytes()).sum::<usize>();
+    while cta.tiles.len() > 2 && bytes(&cta.tiles) > KEPT_BYTES {
+        cta.tiles.remove(0);
     }
     Ok(packed)
 }

@@ -136,11 +136,12 @@ fn mma_async(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
             return step;
         }
         let issued = Issued::issue(cx, number);
-        cx.w.issued.push(issued);
-        // The sanitizers want to see what an instruction does when it is executed.
-        if cx.grid.settings.checks.any() {
-            return compute(cx).err().unwrap_or(Step::Next);
+        if cx.cluster.sanitizer.is_some()
+            && let Err(step) = issued.note(cx)
+        {
+            return step;
         }
+        cx.w.issued.push(issued);
         Step::Next
     });
     Ok(())
@@ -223,6 +224,28 @@ impl Issued {
         &grid.code.wgmmas[self.number]
     }
 
+    /// Tells the sanitizer what the instruction reads and writes, when it is executed.
+    fn note(&self, cx: &mut Cx<'_>) -> Result<(), Step> {
+        let grid = cx.grid;
+        let o = self.operation(grid);
+        cx.wgmma_needs_fence(if self.keep { &o.names } else { &[] });
+        match &o.source {
+            OperandA::Registers { names, .. } => {
+                cx.wgmma_needs_fence(names);
+                cx.wgmma_reads(names);
+            }
+            OperandA::Shared(_) => self.part_a(cx).note_reads(cx)?,
+        }
+        let b = self.part_b(grid);
+        if o.sparse.is_some() {
+            b.halves().iter().try_for_each(|half| half.note_reads(cx))?;
+        } else {
+            b.note_reads(cx)?;
+        }
+        cx.wgmma_accumulates(&o.names);
+        Ok(())
+    }
+
     /// Whether this one does nothing but go on adding to the accumulator of `before`.
     fn continues(&self, before: &Issued, grid: &Grid) -> bool {
         let (x, y) = (self.operation(grid), before.operation(grid));
@@ -298,7 +321,6 @@ fn multiply(cx: &mut Cx<'_>, chain: &[Issued]) -> Result<(), Step> {
     let halves = o.product.accumulator == Type::F16;
     let mut d = PRODUCT.take();
     d.resize(8 * n, 0);
-    cx.wgmma_needs_fence(if chain[0].keep { &o.names } else { &[] });
     if chain[0].keep {
         alu::wide(
             grid.vectors,
@@ -332,7 +354,6 @@ fn multiply(cx: &mut Cx<'_>, chain: &[Issued]) -> Result<(), Step> {
         #[inline(always)]
         || store_accumulators(cx, &o.regs, halves, n, &d),
     );
-    cx.wgmma_accumulates(&o.names);
     PRODUCT.set(d);
     Ok(())
 }
@@ -384,12 +405,10 @@ fn tile_a<T: OperandElement>(cx: &mut Cx<'_>, chain: &[Issued]) -> Result<Vec<T>
     for (i, issued) in chain.iter().enumerate() {
         let out = &mut tile[i * k..];
         let operation = issued.operation(grid);
-        let OperandA::Registers { slots: regs, names } = &operation.source else {
+        let OperandA::Registers { slots: regs, .. } = &operation.source else {
             issued.part_a(cx).gather(cx, stride, out)?;
             continue;
         };
-        cx.wgmma_needs_fence(names);
-        cx.wgmma_reads(names);
         let (bits, negated) = (operation.product.bits, operation.signs[0]);
         let mut wide = vec![0; 16 * k];
         spread(cx, regs, bits, true, k, &mut wide);
