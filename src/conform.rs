@@ -48,7 +48,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 10, requires = "model",
           value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
-    /// Say what each op of such a run's first step took, on the reference and on the device
+    /// Say what each op took in such a run's second step, one op after the other, on the reference
+    /// and on the device
     #[arg(long, requires = "model")]
     times: bool,
     /// Where to run: `cuda` or `emulated`; default: a GPU where there is one
@@ -148,7 +149,9 @@ pub fn run(args: &Args) -> output::Result {
     }
     bar.finish_and_clear();
     let models = match &args.model {
-        Some(config) => train_models(config.as_deref(), args.steps, &Cuda::new(gpu.clone()))?,
+        Some(config) => {
+            train_models(config.as_deref(), args.steps, &Cuda::new(gpu.clone()), args.times)?
+        }
         None => Vec::new(),
     };
     if let Some(path) = &args.report {
@@ -197,6 +200,7 @@ fn train_models(
     config: Option<&Path>,
     steps: u64,
     device: &Cuda,
+    timed: bool,
 ) -> Result<Vec<ModelReport>, ModelError> {
     let scratch = model::scratch()?;
     let runs = model::runs(config, steps, scratch.path())?;
@@ -204,7 +208,7 @@ fn train_models(
     let mut reports = Vec::new();
     for run in &runs {
         bar.set_message(run.name.clone());
-        reports.push(model::check(run, device, scratch.path(), &|| bar.inc(1))?);
+        reports.push(model::check(run, device, timed, scratch.path(), &|| bar.inc(1))?);
     }
     bar.finish_and_clear();
     if reports.iter().any(|report| report.failure.is_some()) {
@@ -318,7 +322,7 @@ fn times_json(report: &ModelReport) -> serde_json::Value {
     json!({ "run": report.run, "seconds": ops })
 }
 
-/// The ops of a run's first step, those that took longest on the device first.
+/// The ops of a run's second step, those that took longest on the device first.
 fn print_times(report: &ModelReport) {
     let mut ops: Vec<(&str, OpTimes)> = report.ops.iter().map(|(op, t)| (*op, *t)).collect();
     ops.sort_by_key(|(_, times)| std::cmp::Reverse(times.held));
@@ -341,7 +345,7 @@ fn print_times(report: &ModelReport) {
     });
     let header = ["op", "calls", "reference ms", "device ms", "ratio"];
     outln!(
-        "{}, the first step:\n{}",
+        "{}, the second step:\n{}",
         report.run,
         output::table(&header, &[1, 2, 3, 4], rows.collect())
     );

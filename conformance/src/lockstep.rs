@@ -55,9 +55,9 @@ impl<A: Backend, B: Backend> Lockstep<A, B> {
         self.compared.get()
     }
 
-    /// What each op's calls have taken so far, by its name.
-    pub fn times(&self) -> BTreeMap<&'static str, OpTimes> {
-        self.times.borrow().clone()
+    /// What each op's calls have taken, by its name, since they were last asked for.
+    pub fn take_times(&self) -> BTreeMap<&'static str, OpTimes> {
+        self.times.take()
     }
 
     /// Compares what both have of a tensor.

@@ -17,8 +17,7 @@ use fathom_reference::checkpoint::tensors::{TensorsError, TensorsFile};
 use fathom_reference::precision::{Mode, Recipe};
 use fathom_reference::train::run;
 use fathom_reference::train::{
-    Event, RunFolder, Setting, StepLog, StepOutcome, TrainConfig, TrainConfigError, TrainError,
-    Trainer,
+    Event, RunFolder, Setting, StepLog, TrainConfig, TrainConfigError, TrainError, Trainer,
 };
 use serde::Serialize;
 use tempfile::TempDir;
@@ -60,7 +59,8 @@ pub struct ModelReport {
     pub bytes: u64,
     /// What differs first; nothing is compared after it.
     pub failure: Option<String>,
-    /// What the ops of the first step took, by their names; no part of the JSON, as the next.
+    /// What the ops of a step took, by their names, where that was asked for; no part of the JSON,
+    /// as the next.
     #[serde(skip)]
     pub ops: BTreeMap<&'static str, OpTimes>,
     /// How long it took.
@@ -169,13 +169,14 @@ fn of(path: &Path) -> impl Fn(io::Error) -> ModelError {
 }
 
 /// Compares a run on `device` with the reference's; its folders go to `scratch`, and `progress` is
-/// called after every step.
+/// called after every step. `timed`: also fills [`ModelReport::ops`].
 ///
 /// # Errors
 /// [`ModelError`]; a disagreement, or a device that fails, is none.
 pub fn check<B: Backend + Clone>(
     run: &Run,
     device: &B,
+    timed: bool,
     scratch: &Path,
     progress: &dyn Fn(),
 ) -> Result<ModelReport, ModelError> {
@@ -191,7 +192,7 @@ pub fn check<B: Backend + Clone>(
         ops: BTreeMap::new(),
         time: Duration::ZERO,
     };
-    report.failure = compared(run, device, scratch, progress, &mut report)?;
+    report.failure = compared(run, device, timed, scratch, progress, &mut report)?;
     report.time = begin.elapsed();
     Ok(report)
 }
@@ -200,12 +201,13 @@ pub fn check<B: Backend + Clone>(
 fn compared<B: Backend + Clone>(
     run: &Run,
     device: &B,
+    timed: bool,
     scratch: &Path,
     progress: &dyn Fn(),
     report: &mut ModelReport,
 ) -> Result<Option<String>, ModelError> {
     let both = Lockstep::new(Reference, device.clone());
-    match first_step(&run.config, both) {
+    match first_step(&run.config, both, timed) {
         Ok((Compared { calls, elements }, ops)) => {
             (report.calls, report.elements, report.ops) = (calls, elements, ops);
         }
@@ -232,19 +234,22 @@ fn compared<B: Backend + Clone>(
     Ok(None)
 }
 
-/// A step on both in lockstep.
+/// A step on both in lockstep; where they are asked for, the times of a second one, for which
+/// every kernel is compiled and all memory has been used before.
 fn first_step<B: Backend>(
     config: &TrainConfig,
     both: Lockstep<Reference, B>,
+    timed: bool,
 ) -> Result<(Compared, BTreeMap<&'static str, OpTimes>), TrainError> {
     let mut trainer = Trainer::new(config.clone(), both)?;
-    match trainer.step(&|| false)? {
-        // A step that both leave out was compared up to there.
-        StepOutcome::Done(_) | StepOutcome::Skipped(..) => {
-            Ok((trainer.backend.compared(), trainer.backend.times()))
-        }
-        StepOutcome::Interrupted => unreachable!("nothing stops the step"),
+    // A step that both leave out is compared up to there.
+    trainer.step(&|| false)?;
+    let compared = trainer.backend.compared();
+    trainer.backend.take_times();
+    if timed {
+        trainer.step(&|| false)?;
     }
+    Ok((compared, trainer.backend.take_times()))
 }
 
 /// A device that fails, or that differs, is a verdict; everything else is an error.

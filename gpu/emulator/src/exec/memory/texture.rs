@@ -76,12 +76,12 @@ fn operands(l: &mut Lower<'_>, tensor: &Operand, geometry: Geometry) -> Lowered<
         return unsupported("a texture or surface without coordinates");
     };
     let object = handle(l, object)?;
-    let list: Vec<Operand> = match list.as_slice() {
-        [Operand::Vector(list)] => list.to_vec(),
-        list => list.to_vec(),
+    let list = match &**list {
+        [Operand::Vector(list)] => list,
+        list => list,
     };
     let mut at = Vec::new();
-    for operand in &list {
+    for operand in list {
         at.push(l.src(operand, Type::B32)?);
     }
     let layer = if geometry.layers { Some(at.remove(0)) } else { None };

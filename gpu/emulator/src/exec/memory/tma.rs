@@ -42,12 +42,12 @@ pub fn lower(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
         return unsupported(mnemonic(ins));
     };
     let map = l.address(map)?;
-    let list: Vec<Operand> = match coordinates.last() {
-        Some(Operand::Vector(list)) => list.to_vec(),
-        _ => coordinates.clone(),
+    let list = match coordinates.last() {
+        Some(Operand::Vector(list)) => list,
+        _ => coordinates,
     };
     let mut coords = Vec::new();
-    for o in &list {
+    for o in list {
         coords.push(l.src(o, Type::S32)?);
     }
     let memory = l.addr(&ins.operands[memory_at])?;
