@@ -447,7 +447,7 @@ mod tests {
         let idle = |from| {
             let _ = fs::remove_dir_all(scratch.path().join("fp32-recomputed"));
             let device = Idle { calls: Rc::default(), from };
-            let report = check(run, &device, scratch.path(), &|| ()).unwrap();
+            let report = check(run, &device, false, scratch.path(), &|| ()).unwrap();
             (report, device.calls.get())
         };
         let (right, calls) = idle(usize::MAX);
