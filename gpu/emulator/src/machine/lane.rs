@@ -95,8 +95,17 @@ via! {
 }
 
 /// A register of 8 to 64 bits as numbers.
+#[inline(always)]
 pub fn read(cx: &Cx<'_>, r: Reg, wide: bool) -> [u64; LANES] {
-    if wide { u64::read(cx, r) } else { u32::read(cx, r).map(u64::from) }
+    if wide {
+        return u64::read(cx, r);
+    }
+    let words = u32::read(cx, r);
+    let mut value = [0; LANES];
+    for i in 0..LANES {
+        value[i] = words[i].into();
+    }
+    value
 }
 
 /// Writes numbers to a register.
@@ -104,7 +113,11 @@ pub fn write(cx: &mut Cx<'_>, r: Reg, wide: bool, value: [u64; LANES]) {
     if wide {
         u64::write(cx, r, value);
     } else {
-        u32::write(cx, r, value.map(|v| v as u32));
+        let mut words = [0; LANES];
+        for i in 0..LANES {
+            words[i] = value[i] as u32;
+        }
+        u32::write(cx, r, words);
     }
 }
 

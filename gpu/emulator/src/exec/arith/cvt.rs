@@ -12,7 +12,7 @@ use super::half::HalfFormat;
 use crate::lower::builder::{Lower, Lowered, mnemonic, unsupported};
 use crate::machine::alu::{self, bin, un};
 use crate::machine::cx::Cx;
-use crate::machine::lane::Lane;
+use crate::machine::lane::{self, Lane};
 use crate::machine::op::{Class, MicroOp, OpFn, Step};
 use crate::machine::registers::LANES;
 
@@ -459,7 +459,7 @@ fn scalar(l: &mut Lower<'_>, ins: &Instruction, to: Type, from: Type) -> Lowered
     let d = l.dst(&ins.operands[0])?;
     let register_bits = l.dst_bits(&ins.operands[0], to.bits());
     l.emit_action(Class::Convert, move |cx| {
-        let a = read_bits(cx, a, wide_from);
+        let a = lane::read(cx, a, wide_from);
         let mut out = [0; LANES];
         for lane in cx.lanes() {
             let value = how.convert(a[lane]);
@@ -468,22 +468,10 @@ fn scalar(l: &mut Lower<'_>, ins: &Instruction, to: Type, from: Type) -> Lowered
             out[lane] =
                 if to.is_signed() { ((value << shift) as i64 >> shift) as u64 } else { value };
         }
-        write_bits(cx, d, register_bits > 32, out);
+        lane::write(cx, d, register_bits > 32, out);
         Step::Next
     });
     Ok(())
-}
-
-fn read_bits(cx: &Cx<'_>, r: u16, wide: bool) -> [u64; LANES] {
-    if wide { u64::read(cx, r) } else { u32::read(cx, r).map(u64::from) }
-}
-
-fn write_bits(cx: &mut Cx<'_>, r: u16, wide: bool, value: [u64; LANES]) {
-    if wide {
-        u64::write(cx, r, value);
-    } else {
-        u32::write(cx, r, value.map(|v| v as u32));
-    }
 }
 
 fn element(ty: Type) -> Option<Type> {

@@ -8,7 +8,7 @@ use fathom_ptx::types::{Flag, MulPart, Type};
 use crate::lower::builder::{Lower, Lowered, mnemonic, unsupported};
 use crate::machine::alu::{self, bin, tri, un};
 use crate::machine::cx::Cx;
-use crate::machine::lane::Lane;
+use crate::machine::lane::{self, Lane};
 use crate::machine::op::{Class, MicroOp, OpFn, Step};
 use crate::machine::registers::LANES;
 
@@ -611,12 +611,9 @@ fn carry(l: &mut Lower<'_>, ins: &Instruction, ty: Type) -> Lowered {
     let c = if product { l.src(&ins.operands[3], ty)? } else { 0 };
     let d = l.dst(&ins.operands[0])?;
     l.emit_action(Class::Alu, move |cx| {
-        let read = |cx: &Cx<'_>, r| -> [u64; LANES] {
-            if wide { u64::read(cx, r) } else { u32::read(cx, r).map(u64::from) }
-        };
-        let (mut x, mut y) = (read(cx, a), read(cx, b));
+        let (mut x, mut y) = (lane::read(cx, a, wide), lane::read(cx, b, wide));
         if product {
-            let z = read(cx, c);
+            let z = lane::read(cx, c, wide);
             for i in 0..LANES {
                 x[i] = multiply_part(x[i], y[i], part, wide, signed);
                 y[i] = z[i];
@@ -637,11 +634,7 @@ fn carry(l: &mut Lower<'_>, ins: &Instruction, ty: Type) -> Lowered {
         if sets {
             cx.w.carry = cx.w.carry & !cx.mask | carry & cx.mask;
         }
-        if wide {
-            u64::write(cx, d, out);
-        } else {
-            u32::write(cx, d, out.map(|v| v as u32));
-        }
+        lane::write(cx, d, wide, out);
         Step::Next
     });
     Ok(())

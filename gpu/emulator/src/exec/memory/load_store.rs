@@ -5,7 +5,7 @@ use fathom_ptx::table::Opcode;
 use fathom_ptx::types::{Sem, Space, Type};
 
 use crate::lower::builder::{Lower, Lowered, mnemonic, unsupported};
-use crate::machine::access::{Addr, Where, Words};
+use crate::machine::access::{Addr, Where, Words, advance};
 use crate::machine::checks::global::Strength;
 use crate::machine::cx::Cx;
 use crate::machine::lane::{self, Lane};
@@ -145,7 +145,7 @@ fn load(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
                 scatter(cx, *target, ty, &out, k);
             }
             left = &left[chunk..];
-            addresses = addresses.map(|a| a.wrapping_add(u64::from(step)));
+            advance(&mut addresses, step);
         }
         Step::Next
     });
@@ -191,7 +191,8 @@ pub(super) fn scatter(cx: &mut Cx<'_>, target: Target, ty: Type, words: &Words, 
     }
     if target.bits > 64 && bits < 128 {
         let low = i64::read(cx, d);
-        i64::write(cx, d + 1, low.map(|v| if ty.is_signed() { v >> 63 } else { 0 }));
+        let high = |lane: usize| if ty.is_signed() { low[lane] >> 63 } else { 0 };
+        i64::write(cx, d + 1, std::array::from_fn(high));
     }
 }
 
@@ -233,7 +234,7 @@ fn load_param_at(l: &mut Lower<'_>, addr: Addr, targets: Vec<Target>, ty: Type) 
                 return step;
             }
             scatter(cx, *target, ty, &out, 0);
-            addresses = addresses.map(|a| a + u64::from(ty.bytes()));
+            advance(&mut addresses, ty.bytes());
         }
         Step::Next
     });
@@ -266,7 +267,7 @@ fn store(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
             if let Err(fault) = stored {
                 return fault;
             }
-            addresses = addresses.map(|a| a.wrapping_add(u64::from(step)));
+            advance(&mut addresses, step);
         }
         Step::Next
     });
@@ -283,8 +284,11 @@ pub(super) fn gather(cx: &Cx<'_>, sources: &[Reg], ty: Type) -> Words {
             64 | 128 => {
                 for half in 0..(bits / 64) as usize {
                     let value = u64::read(cx, reg + half as u16);
-                    words[2 * (k + half)] = value.map(|v| v as u32);
-                    words[2 * (k + half) + 1] = value.map(|v| (v >> 32) as u32);
+                    let [low, high] = &mut words[2 * (k + half)..][..2] else { unreachable!() };
+                    for lane in 0..LANES {
+                        low[lane] = value[lane] as u32;
+                        high[lane] = (value[lane] >> 32) as u32;
+                    }
                 }
             }
             _ => {

@@ -12,7 +12,7 @@ mod shared;
 
 use super::alu::for_vectors;
 use super::cx::Cx;
-use super::lane::Lane;
+use super::lane;
 use super::op::Step;
 use super::registers::{LANES, Reg};
 use crate::error::Ub;
@@ -64,6 +64,14 @@ impl Span {
             all |= a;
         }
         Span { lo, hi: hi.saturating_add(bytes), all }
+    }
+}
+
+/// All addresses moved by `bytes`.
+#[inline(always)]
+pub fn advance(addresses: &mut [u64; LANES], bytes: u32) {
+    for address in addresses {
+        *address = address.wrapping_add(bytes.into());
     }
 }
 
@@ -124,13 +132,9 @@ use gather_bytes;
 
 impl Cx<'_> {
     /// The addresses of an operand.
-    #[inline]
+    #[inline(always)]
     pub fn addresses(&self, a: Addr) -> [u64; LANES] {
-        let mut out = if a.wide {
-            <u64 as Lane>::read(self, a.reg)
-        } else {
-            <u32 as Lane>::read(self, a.reg).map(u64::from)
-        };
+        let mut out = lane::read(self, a.reg, a.wide);
         let rank = if a.own_shared { u64::from(self.rank()) << 24 } else { 0 };
         let offset = (a.offset as u64).wrapping_add(rank);
         if offset != 0 {
