@@ -7,8 +7,9 @@
 //! one another are ordered, also where one joins others that run; with programmatic stream
 //! serialisation only by `griddepcontrol.wait`.
 
-use std::collections::HashMap;
 use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
 
 use crate::machine::checks::lanes::mask_of;
 use crate::machine::checks::sanitizer::{
@@ -88,7 +89,7 @@ struct Cell {
     reads: [Mark; 2],
 }
 
-type Pages = HashMap<u64, Box<[Cell]>>;
+type Pages = FxHashMap<u64, Box<[Cell]>>;
 
 /// Who and where the warps of one launch are.
 #[derive(Clone, Debug)]
@@ -152,10 +153,10 @@ pub struct Global {
     /// How many launches have ended.
     ends: u32,
     /// What was released at a place.
-    places: HashMap<u64, Far>,
+    places: FxHashMap<u64, Far>,
     /// Tensor maps changed by this launch: how often; and the state that a CTA has fenced.
-    maps: HashMap<u64, u32>,
-    fresh: HashMap<(u32, u64), u32>,
+    maps: FxHashMap<u64, u32>,
+    fresh: FxHashMap<(u32, u64), u32>,
 }
 
 impl Global {
@@ -202,12 +203,15 @@ impl Global {
         let cta = cta_of(launches, number);
         let (from, to) = (a.address, a.address + a.bytes);
         let mut at = from & !3;
+        let mut page: &mut [Cell] = &mut [];
         while at < to {
+            if page.is_empty() || at % PAGE == 0 {
+                let of = self.pages.entry(at / PAGE);
+                page = of.or_insert_with(|| vec![Cell::default(); WORDS].into());
+            }
             let low = from.saturating_sub(at).min(3) as u32;
             let high = (to - at).min(4) as u32;
             let mask = ((1 << high) - 1) & !((1u32 << low) - 1);
-            let page = self.pages.entry(at / PAGE);
-            let page = page.or_insert_with(|| vec![Cell::default(); WORDS].into());
             let cell = &mut page[(at % PAGE / 4) as usize];
             let tag = a.line << 5 | u32::from(a.strong) << 4 | mask;
             let mark = Mark { warp: number, clock: s.clock(warp), tag, lanes: mask_of(a.lane) };

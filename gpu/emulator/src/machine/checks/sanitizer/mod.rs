@@ -30,7 +30,9 @@ mod copies;
 mod orders;
 mod products;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
+
+use rustc_hash::FxHashSet;
 
 use self::cells::Cells;
 use self::clock::{Clock, Order, Seen, at, join};
@@ -121,13 +123,13 @@ pub struct Sanitizer {
     copies: Vec<Vec<Vec<Range>>>,
     /// Bulk stores that still read shared memory.
     bulk: Vec<Vec<Vec<Range>>>,
-    /// Threads that stand for the wgmma reads of each warpgroup, by its first warp.
-    products: BTreeMap<u32, u32>,
+    /// Threads that stand for the wgmma reads of each warpgroup that has read, by its first warp.
+    products: Vec<Option<u32>>,
     /// Registers of wgmmas in flight: their group, and what they are.
     registers: Vec<Vec<(usize, u32, Flight)>>,
     groups: Vec<usize>,
     /// Registers written since the warp's last wgmma.fence.
-    unfenced: Vec<BTreeSet<u32>>,
+    unfenced: Vec<FxHashSet<u32>>,
     /// Whether a warp has executed wgmma.fence at all.
     has_fenced: Vec<bool>,
     /// mbarriers that were initialised and not invalidated: CTA, offset.
@@ -160,10 +162,10 @@ impl Sanitizer {
             atomics: Order::default(),
             copies: vec![vec![Vec::new()]; threads],
             bulk: vec![vec![Vec::new()]; threads],
-            products: BTreeMap::new(),
+            products: vec![None; threads],
             registers: vec![Vec::new(); threads],
             groups: vec![0; threads],
-            unfenced: vec![BTreeSet::new(); threads],
+            unfenced: vec![FxHashSet::default(); threads],
             has_fenced: vec![false; threads],
             live: BTreeSet::new(),
             uninit: false,
@@ -184,7 +186,7 @@ impl Sanitizer {
     fn name(&self, thread: u32) -> String {
         match thread < self.threads {
             true => format!("warp {} of CTA rank {}", thread % self.warps, thread / self.warps),
-            false if self.products.values().any(|&t| t == thread) => "a wgmma".into(),
+            false if self.products.contains(&Some(thread)) => "a wgmma".into(),
             false => "an asynchronous copy".into(),
         }
     }

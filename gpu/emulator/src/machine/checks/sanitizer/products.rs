@@ -20,11 +20,12 @@ impl Sanitizer {
     /// The thread that stands for the wgmma reads of a warp's warpgroup. Its clock counts groups.
     pub(super) fn products_of(&mut self, warp: u32) -> u32 {
         let first = warp - warp % self.warps % 4;
-        let next = self.seen.len() as u32;
-        let thread = *self.products.entry(first).or_insert(next);
-        if thread == next {
-            self.seen.push(Seen::default());
+        if let Some(thread) = self.products[first as usize] {
+            return thread;
         }
+        let thread = self.seen.len() as u32;
+        self.seen.push(Seen::default());
+        self.products[first as usize] = Some(thread);
         thread
     }
 
