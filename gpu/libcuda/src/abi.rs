@@ -39,6 +39,9 @@ pub const STREAM_NON_BLOCKING: u32 = 1;
 /// `CU_EVENT_DISABLE_TIMING`.
 pub const EVENT_DISABLE_TIMING: u32 = 2;
 
+/// `CU_EVENT_INTERPROCESS`.
+pub const EVENT_INTERPROCESS: u32 = 4;
+
 /// `CUlimit` values.
 pub const LIMIT_STACK: u32 = 0;
 pub const LIMIT_PRINTF: u32 = 1;

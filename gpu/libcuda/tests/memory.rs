@@ -13,20 +13,38 @@ const PAGE: usize = 2 << 20;
 /// Set for the second process of the test: the handle, in hexadecimal digits.
 const HANDLE: &str = "FATHOM_TEST_IPC_HANDLE";
 
-/// `CUipcMemHandle`.
+/// As `HANDLE`, of an event.
+const EVENT: &str = "FATHOM_TEST_IPC_EVENT";
+
+/// `CUipcMemHandle`, `CUipcEventHandle`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct IpcHandle([u64; 8]);
 
+impl IpcHandle {
+    fn digits(&self) -> String {
+        self.0.iter().map(|word| format!("{word:016x}")).collect()
+    }
+
+    fn of(digits: &str) -> IpcHandle {
+        let word = |i: usize| u64::from_str_radix(&digits[16 * i..16 * i + 16], 16).unwrap();
+        IpcHandle(std::array::from_fn(word))
+    }
+}
+
 #[test]
 fn memory_is_mapped_pooled_and_shared() {
     start();
+    if let Ok(event) = std::env::var(EVENT) {
+        return wait_for_what_another_process_recorded(&std::env::var(HANDLE).unwrap(), &event);
+    }
     if let Ok(handle) = std::env::var(HANDLE) {
         return write_what_another_process_has(&handle);
     }
     pages_are_mapped_side_by_side_and_twice();
     pools_count_what_they_gave();
     another_process_writes();
+    another_process_waits_for_an_event();
 }
 
 fn pages_are_mapped_side_by_side_and_twice() {
@@ -100,9 +118,8 @@ fn another_process_writes() {
     let mut handle = IpcHandle([0; 8]);
     assert_eq!(call!("cuIpcGetMemHandle", (*mut IpcHandle, u64), (&mut handle, at + 4)), 0);
     assert_eq!(download(at, 3), [10, 20, 30]);
-    let digits: String = handle.0.iter().map(|word| format!("{word:016x}")).collect();
     let program = std::env::current_exe().unwrap();
-    let output = Command::new(program).env(HANDLE, digits).output().unwrap();
+    let output = Command::new(program).env(HANDLE, handle.digits()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     assert_eq!(download(at, 3), [10, 21, 30]);
     let mut own = 0u64;
@@ -111,14 +128,84 @@ fn another_process_writes() {
 }
 
 fn write_what_another_process_has(digits: &str) {
-    let word = |i: usize| u64::from_str_radix(&digits[16 * i..16 * i + 16], 16).unwrap();
-    let handle = IpcHandle(std::array::from_fn(word));
-    let mut at = 0u64;
-    let open = call!("cuIpcOpenMemHandle", (*mut u64, IpcHandle, u32), (&mut at, handle, 1));
-    assert_eq!(open, 0);
+    let at = open_memory(digits);
     let before = download(at, 2);
     assert_eq!(before, [20, 30]);
     let after = [before[0] + 1];
     assert_eq!(call!("cuMemcpyHtoD", (u64, *const u32, usize), (at, after.as_ptr(), 4)), 0);
     assert_eq!(call!("cuIpcCloseMemHandle", (u64), (at)), 0);
+}
+
+fn open_memory(digits: &str) -> u64 {
+    let mut at = 0u64;
+    let handle = IpcHandle::of(digits);
+    let open = call!("cuIpcOpenMemHandle", (*mut u64, IpcHandle, u32), (&mut at, handle, 1));
+    assert_eq!(open, 0);
+    at
+}
+
+fn event(flags: u32) -> (c_int, usize) {
+    let mut event = 0usize;
+    (call!("cuEventCreate", (*mut usize, u32), (&mut event, flags)), event)
+}
+
+fn stream_beside_others() -> usize {
+    let mut stream = 0usize;
+    assert_eq!(call!("cuStreamCreate", (*mut usize, u32), (&mut stream, 1)), 0);
+    stream
+}
+
+fn write(at: u64, value: u32) {
+    assert_eq!(call!("cuMemcpyHtoD", (u64, *const u32, usize), (at, &value, 4)), 0);
+}
+
+/// A record counts for all processes from its call on, also while its stream waits.
+fn another_process_waits_for_an_event() {
+    const NO_TIMING: u32 = 2;
+    const BETWEEN_PROCESSES: u32 = 4;
+    assert_eq!(event(BETWEEN_PROCESSES).0, 1, "such an event takes no time");
+    let mut handle = IpcHandle([0; 8]);
+    let plain = event(NO_TIMING).1;
+    let get = call!("cuIpcGetEventHandle", (*mut IpcHandle, usize), (&mut handle, plain));
+    assert_eq!(get, 400, "it was not made for other processes");
+    let shared = event(BETWEEN_PROCESSES | NO_TIMING).1;
+    // The first word is the other process's to say that it has come to wait.
+    let (at, gate, stream) = (upload(&[0, 0]), upload(&[0]), stream_beside_others());
+    let mut memory = IpcHandle([0; 8]);
+    assert_eq!(call!("cuIpcGetMemHandle", (*mut IpcHandle, u64), (&mut memory, at)), 0);
+    let wait = call!("cuStreamWaitValue32", (usize, u64, u32, u32), (stream, gate, 1, 0));
+    assert_eq!(wait, 0);
+    let set = call!("cuMemsetD32Async", (u64, u32, usize, usize), (at + 4, 7, 1, stream));
+    assert_eq!(set, 0);
+    assert_eq!(call!("cuEventRecord", (usize, usize), (shared, stream)), 0);
+    let get = call!("cuIpcGetEventHandle", (*mut IpcHandle, usize), (&mut handle, shared));
+    assert_eq!(get, 0);
+    let program = std::env::current_exe().unwrap();
+    let mut command = Command::new(program);
+    command.env(HANDLE, memory.digits()).env(EVENT, handle.digits());
+    let mut child = command.spawn().unwrap();
+    while download(at, 1) == [0] {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it waited");
+    }
+    write(gate, 1);
+    assert!(child.wait().unwrap().success());
+    assert_eq!(call!("cuEventSynchronize", (usize), (shared)), 0);
+}
+
+fn wait_for_what_another_process_recorded(memory: &str, event: &str) {
+    const NOT_READY: c_int = 600;
+    let (at, own, stream) = (open_memory(memory), upload(&[0]), stream_beside_others());
+    let mut shared = 0usize;
+    let handle = IpcHandle::of(event);
+    let open = call!("cuIpcOpenEventHandle", (*mut usize, IpcHandle), (&mut shared, handle));
+    assert_eq!(open, 0);
+    assert_eq!(call!("cuEventQuery", (usize), (shared)), NOT_READY);
+    let wait = call!("cuStreamWaitEvent", (usize, usize, u32), (stream, shared, 0));
+    assert_eq!(wait, 0);
+    let copy = call!("cuMemcpyDtoDAsync", (u64, u64, usize, usize), (own, at + 4, 4, stream));
+    assert_eq!(copy, 0);
+    write(at, 1);
+    assert_eq!(call!("cuStreamSynchronize", (usize), (stream)), 0);
+    assert_eq!(download(own, 1), [7]);
+    assert_eq!(call!("cuEventQuery", (usize), (shared)), 0);
 }

@@ -5,6 +5,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
+use super::virtual_memory::new_shared_event;
 use super::{entry_points, put};
 use crate::abi::*;
 use crate::driver::contexts::current_context;
@@ -120,7 +121,7 @@ entry_points! {
             waiting.set_captured(Captured { after: own, ..captured });
             return Ok(());
         }
-        if let Some(shared) = event.shared.get() {
+        if let Some(shared) = &event.shared {
             // The record may be another process's.
             let wanted = shared.recorded().load(SeqCst);
             return driver.submit(stream, Operation::WaitShared(event.clone(), wanted));
@@ -226,7 +227,14 @@ entry_points! {
 
     fn cuEventCreate(event: *mut Handle, flags: u32) {
         let timed = flags & EVENT_DISABLE_TIMING == 0;
-        put(event, initialised()?.events.insert(Arc::new(Event::new(timed))))
+        let between_processes = flags & EVENT_INTERPROCESS != 0;
+        // Timing and sharing exclude one another.
+        if timed && between_processes {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        let driver = initialised()?;
+        let shared = if between_processes { Some(new_shared_event()?) } else { None };
+        put(event, driver.events.insert(Arc::new(Event::new(timed, shared))))
     }
 
     fn cuEventDestroy_v2(event: Handle) { initialised()?.events.remove(event).map(|_| ()) }

@@ -65,6 +65,12 @@ fn shared_path(process: u64, number: u64) -> PathBuf {
     driver().shared_folder().join(format!("fathom-shared-{process}-{number}"))
 }
 
+/// The counters of an event that other processes may open.
+pub(super) fn new_shared_event() -> R<SharedEvent> {
+    let (process, number) = (u64::from(std::process::id()), NEXT_FILE.fetch_add(1, Relaxed));
+    SharedEvent::open(&shared_path(process, number), (process, number), true)
+}
+
 /// What a handle of 64 bytes says: the process and number of a file, and a place in it.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -177,18 +183,7 @@ fn publish(multicast: &Arc<Multicast>) -> R {
 entry_points! {
     fn cuIpcGetEventHandle(handle: *mut IpcHandle, event: Handle) {
         let event = initialised()?.events.get(event)?;
-        // Timing and sharing exclude one another.
-        if event.timed {
-            return Err(ERROR_INVALID_HANDLE);
-        }
-        let process = u64::from(std::process::id());
-        if event.shared.get().is_none() {
-            let number = NEXT_FILE.fetch_add(1, Relaxed);
-            let made = SharedEvent::open(&shared_path(process, number), (process, number), true)?;
-            // Another thread may have been faster; its file is as good.
-            let _ = event.shared.set(made);
-        }
-        let shared = event.shared.get().expect("set above");
+        let shared = event.shared.as_ref().ok_or(ERROR_INVALID_HANDLE)?;
         let (process, number) = (shared.process, shared.number);
         put(handle, IpcHandle {
             magic: IPC_MAGIC,
@@ -208,9 +203,7 @@ entry_points! {
         let (process, number) = (handle.process, handle.number);
         let path = shared_path(process, number);
         let shared = SharedEvent::open(&path, (process, number), false)?;
-        let new = Event::new(false);
-        let _ = new.shared.set(shared);
-        put(event, initialised()?.events.insert(Arc::new(new)))
+        put(event, initialised()?.events.insert(Arc::new(Event::new(false, Some(shared)))))
     }
 
     fn cuMemGetAllocationGranularity(

@@ -2,11 +2,11 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{
     AtomicU32, AtomicU64,
     Ordering::{Relaxed, SeqCst},
 };
-use std::sync::{Mutex, OnceLock};
 
 use memmap2::{MmapOptions, MmapRaw};
 
@@ -20,8 +20,8 @@ pub(crate) struct Event {
     at: AtomicU64,
     pub timed: bool,
     pub recorded: Mutex<Option<Mark>>,
-    /// Of an event that processes share: how often it was recorded, and how often that is done.
-    pub shared: OnceLock<SharedEvent>,
+    /// Of an event that processes may share: how often it was recorded, and how often that is done.
+    pub shared: Option<SharedEvent>,
     pub captured: Mutex<Option<Captured>>,
 }
 
@@ -29,16 +29,23 @@ pub(crate) struct Event {
 const NEVER: u64 = u64::MAX;
 
 impl Event {
-    pub(crate) fn new(timed: bool) -> Event {
+    pub(crate) fn new(timed: bool, shared: Option<SharedEvent>) -> Event {
         let at = AtomicU64::new(NEVER);
         let (recorded, captured) = (Mutex::default(), Mutex::default());
-        Event { at, timed, recorded, shared: OnceLock::new(), captured }
+        Event { at, timed, recorded, shared, captured }
+    }
+
+    /// Counts a record of a shared event that a stream is about to be given.
+    pub(crate) fn is_recorded(&self) {
+        if let Some(shared) = &self.shared {
+            shared.recorded().fetch_add(1, SeqCst);
+        }
     }
 
     /// Takes its time; of a shared event that is one more record done.
     pub(crate) fn taken(&self, ns: u64) {
         self.at.store(ns, Relaxed);
-        if let Some(shared) = self.shared.get() {
+        if let Some(shared) = &self.shared {
             shared.done().fetch_add(1, SeqCst);
         }
     }
@@ -46,13 +53,13 @@ impl Event {
     /// Whether so many records of a shared event are done, counting round.
     pub(crate) fn shared_reached(&self, wanted: u32) -> bool {
         let done = |shared: &SharedEvent| shared.done().load(SeqCst).wrapping_sub(wanted) as i32;
-        self.shared.get().is_none_or(|shared| done(shared) >= 0)
+        self.shared.as_ref().is_none_or(|shared| done(shared) >= 0)
     }
 
     /// Whether all records of a shared event are done; of others, true.
     pub(crate) fn shared_done(&self) -> bool {
         let recorded = |shared: &SharedEvent| shared.recorded().load(SeqCst);
-        self.shared.get().is_none_or(|shared| self.shared_reached(recorded(shared)))
+        self.shared.as_ref().is_none_or(|shared| self.shared_reached(recorded(shared)))
     }
 
     /// Its time, if it has one.

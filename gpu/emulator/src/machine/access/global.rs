@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use super::{Span, Words, gather, gather_bytes, settled};
+use super::{Layout, Span, Words, gather, gather_bytes, layout, settled};
 use crate::error::Ub;
 use crate::machine::cx::Cx;
 use crate::machine::op::Step;
@@ -159,6 +159,13 @@ impl Cx<'_> {
         values: &Words,
         words: &[AtomicU32],
     ) {
+        if bytes == 4 && self.mask == !0 && matches!(layout(addresses), Layout::Run) {
+            let first = (addresses[0].wrapping_sub(origin) / 4) as usize;
+            for (word, value) in words[first..].iter().zip(&values[0]) {
+                word.store(*value, Relaxed);
+            }
+            return;
+        }
         if bytes >= 4 {
             for lane in self.lanes() {
                 let index = (addresses[lane].wrapping_sub(origin) / 4) as usize;

@@ -90,6 +90,29 @@ fn settled(addresses: &[u64; LANES], mask: u32) -> [u64; LANES] {
     out
 }
 
+/// How words lie that the lanes address, one each.
+enum Layout {
+    Same,
+    /// One behind the other.
+    Run,
+    Scattered,
+}
+
+#[inline(always)]
+fn layout(addresses: &[u64; LANES]) -> Layout {
+    let first = addresses[0];
+    let (mut same, mut run) = (0, 0);
+    for lane in 0..LANES {
+        same |= addresses[lane] ^ first;
+        run |= addresses[lane] ^ first.wrapping_add(4 * lane as u64);
+    }
+    match (same, run) {
+        (0, _) => Layout::Same,
+        (_, 0) => Layout::Run,
+        _ => Layout::Scattered,
+    }
+}
+
 /// `N` words a lane, from words of which the first lies at `origin`.
 #[inline(always)]
 fn gather<const N: usize>(
@@ -113,7 +136,16 @@ fn gather<const N: usize>(
 macro_rules! gather_bytes {
     ($addresses:expr, $origin:expr, $bytes:expr, $out:expr, $read:ident($words:ident)) => {
         match $bytes {
-            4 => gather::<1>($addresses, $origin, $out, |at| $read($words, at)),
+            4 => {
+                let first = ($addresses[0].wrapping_sub($origin) / 4) as usize;
+                match layout($addresses) {
+                    Layout::Same => $out[0] = [$read::<1>($words, first)[0]; LANES],
+                    Layout::Run => $out[0] = $read($words, first),
+                    Layout::Scattered => {
+                        gather::<1>($addresses, $origin, $out, |at| $read($words, at))
+                    }
+                }
+            }
             8 => gather::<2>($addresses, $origin, $out, |at| $read($words, at)),
             16 => gather::<4>($addresses, $origin, $out, |at| $read($words, at)),
             bytes => {

@@ -1,6 +1,6 @@
 //! Shared memory: that of the warp's own CTA and of the others of its cluster.
 
-use super::{Span, Words, gather, gather_bytes, settled};
+use super::{Layout, Span, Words, gather, gather_bytes, layout, settled};
 use crate::error::Ub;
 use crate::machine::cx::Cx;
 use crate::machine::op::Step;
@@ -154,7 +154,13 @@ impl Cx<'_> {
         self.count_shared(addresses, bytes);
         self.sanitize_shared(addresses, bytes, Some(values))?;
         if let Some(rank) = rank {
-            self.cluster.ctas[rank].touch((lo & 0xff_ffff) as usize, (hi - lo) as usize);
+            let cta = &mut self.cluster.ctas[rank];
+            let first = (lo & 0xff_ffff) as usize;
+            cta.touch(first, (hi - lo) as usize);
+            if bytes == 4 && self.mask == !0 && matches!(layout(&settled), Layout::Run) {
+                cta.shared[first / 4..][..LANES].copy_from_slice(&values[0]);
+                return Ok(());
+            }
         }
         for lane in self.lanes() {
             let (cta, offset) = match rank {
