@@ -71,6 +71,8 @@ pub struct Lower<'a> {
     pub communicates: bool,
     pub uses_heap: bool,
     pub(super) touched: BTreeMap<u32, Touch>,
+    /// Whether each register of the function is read anywhere in it.
+    pub(super) read: Vec<bool>,
     /// Number of the function's first register among those of all functions.
     pub(super) first_name: u32,
     pub(super) objects: Vec<Object>,
@@ -133,6 +135,7 @@ impl<'a> Lower<'a> {
             communicates: false,
             uses_heap: false,
             touched: BTreeMap::new(),
+            read: Vec::new(),
             first_name: 0,
             objects: Vec::new(),
             points: Vec::new(),
@@ -417,6 +420,11 @@ impl Lower<'_> {
             offset += p.bytes() as u32;
         }
         unsupported(format!("kernel parameter {i}"))
+    }
+
+    /// Whether an operand is a register that some instruction of the function reads.
+    pub fn is_read(&self, operand: &Operand) -> bool {
+        matches!(operand, Operand::Reg(r) if self.read[r.index()])
     }
 
     /// The slot of a destination, for a value of any type but a predicate; `_` is [`SINK`].

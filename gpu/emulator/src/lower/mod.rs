@@ -414,6 +414,7 @@ impl<'a> Lower<'a> {
         self.line = self.function.pos.line;
         self.cfg = Cfg::new(body, self.function.entry);
         self.registers = registers::allocate(body, &self.cfg);
+        self.read = registers::read(body);
         // Temporaries lie behind all registers: an instruction's operands outlive them.
         self.first_temp = [self.registers.slots, self.registers.wide_slots];
         self.most_temps = [0; 2];

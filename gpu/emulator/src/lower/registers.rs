@@ -75,6 +75,15 @@ pub fn effects(ins: &Instruction) -> (Vec<RegId>, Vec<RegId>) {
     (defs, uses)
 }
 
+/// Whether each register is read anywhere in a function.
+pub fn read(body: &Body) -> Vec<bool> {
+    let mut read = vec![false; body.registers.len()];
+    for (_, ins) in body.instructions() {
+        effects(ins).1.into_iter().for_each(|r| read[r.index()] = true);
+    }
+    read
+}
+
 /// Units of 32 bits that a register of this type takes; 0 for predicates.
 pub fn width(ty: Type) -> u32 {
     match ty.bits() {

@@ -97,6 +97,8 @@ pub struct Cx<'a> {
     pub fault: Option<Box<Finding>>,
     /// The next shared store is that of a cp.async.
     pub copying: bool,
+    /// Bytes of the present load whose values nothing reads, as a mask.
+    pub idle_bytes: u32,
     /// How strong the present memory operation is.
     pub strength: Strength,
     /// The race check of global memory, where it is on.

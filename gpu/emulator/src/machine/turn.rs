@@ -57,6 +57,7 @@ pub fn run(w: &mut Warp, around: Around<'_>, budget: u64) -> Turn {
         stalled,
         fault: None,
         copying: false,
+        idle_bytes: 0,
         strength: Strength::Weak,
         global,
     };

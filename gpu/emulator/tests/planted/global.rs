@@ -1,6 +1,6 @@
 //! Global memory: bounds, lifetime, initialisation, and races between CTAs.
 
-use fathom_emulator::{LaunchConfig, Module, Params, Ub, launch_together};
+use fathom_emulator::{Finding, LaunchConfig, Module, Params, Ub, launch_together};
 
 use crate::{BED, Bed, check_places, module_text, tensor_map};
 
@@ -68,21 +68,43 @@ fn freed_twice_in_a_kernel() {
     bed.finds(&body(free), Ub::UseAfterFree, "call.uni free");
 }
 
+/// What is found in a buffer of 256 bytes of which the host wrote the first.
+fn partly_written(body: &str, written: usize) -> Vec<Finding> {
+    let device = BED.device();
+    let module = Module::load(&device, &module_text("", "", body)).unwrap();
+    let buffer = device.alloc(256).unwrap();
+    device.write(buffer, &vec![1; written]).unwrap();
+    let config = BED.config(&device, buffer);
+    device.launch(&module.function("k").unwrap(), &config).unwrap().findings
+}
+
 #[test]
 fn memory_that_nobody_wrote() {
-    let run = |initialised: usize| {
-        let device = BED.device();
-        let body = format!("{WORD}ld.global.u32 %r1, [%rd1];");
-        let module = Module::load(&device, &module_text("", "", &body)).unwrap();
-        let buffer = device.alloc(256).unwrap();
-        device.write(buffer, &vec![1; initialised]).unwrap();
-        let config = BED.config(&device, buffer);
-        device.launch(&module.function("k").unwrap(), &config).unwrap().findings
-    };
-    assert_eq!(run(256), []);
-    let found = run(200);
+    let body = format!("{WORD}ld.global.u32 %r1, [%rd1];");
+    assert_eq!(partly_written(&body, 256), []);
+    let found = partly_written(&body, 200);
     assert_eq!((found[0].kind, found[0].warp, found[0].lane), (Ub::Uninitialized, 1, Some(18)));
     assert!(found[0].allocation.as_ref().unwrap().contains("200 bytes into"));
+}
+
+/// A structure is loaded with its padding, which nobody wrote and nothing uses.
+#[test]
+fn padding_that_is_loaded_with_the_rest() {
+    let load = |more: &str| {
+        format!("ld.global.v4.u32 {{%r1, %r2, %r3, %r4}}, [%rd0];\nadd.u32 %r5, %r1, %r3;\n{more}")
+    };
+    let kinds = |body: &str, written: usize| -> Vec<Ub> {
+        partly_written(body, written).iter().map(|f| f.kind).collect()
+    };
+    let both = load("add.u32 %r5, %r2, 1;");
+    assert_eq!(kinds(&both, 12), []);
+    assert_eq!(kinds(&both, 8), [Ub::Uninitialized], "%r3 is used");
+    assert_eq!(kinds(&load("add.u32 %r5, %r2, %r4;"), 12), [Ub::Uninitialized]);
+    let found = partly_written(&load("add.u32 %r5, %r4, 1;"), 4);
+    assert_eq!(found.len(), 1);
+    assert!(found[0].allocation.as_ref().unwrap().starts_with("8 bytes into"), "{found:?}");
+    // Of a load that nothing uses all bytes count.
+    assert_eq!(kinds("ld.global.v2.u32 {%r1, %r2}, [%rd0];", 4), [Ub::Uninitialized]);
 }
 
 #[test]

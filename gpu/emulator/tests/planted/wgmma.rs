@@ -71,6 +71,44 @@ fn generic_writes_are_fenced_for_the_product() {
     GROUP.finds(&body, Ub::MissingProxyFence, "wgmma.mma_async");
 }
 
+/// Zeros by cp.async want no fence for a product, as stores do; a bulk store's source does.
+#[test]
+fn copies_are_not_fenced_for_the_product() {
+    let copied = |wait: &str| {
+        let stores =
+            "st.shared.v4.u32 [%r2], {0, 0, 0, 0};\nst.shared.v4.u32 [%r2+16], {0, 0, 0, 0};";
+        let copies = format!(
+            "mov.b32 %r3, 0;\ncp.async.cg.shared.global [%r2], [%rd0], 16, %r3;\n\
+             cp.async.cg.shared.global [%r2+16], [%rd0], 16, %r3;\n{wait}"
+        );
+        let operands = operands("");
+        assert!(operands.contains(stores));
+        format!("{}{FENCE}{PRODUCT}{COMMIT}{WAIT}", operands.replace(stores, &copies))
+    };
+    GROUP.clean(&copied("cp.async.wait_all;"));
+    GROUP.finds(&copied(""), Ub::AsyncNotWaited, "wgmma.mma_async");
+    let store = "cp.async.ca.shared.global [%r15], [%rd0], 16;\ncp.async.wait_all;\n\
+                 setp.ne.u32 %p1, %r0, 0;\n@%p1 ret;\n\
+                 cp.async.bulk.global.shared::cta.bulk_group [%rd0], [%r15], 16;\n\
+                 cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;";
+    let one = Bed { block: 1, ..BED };
+    one.finds(store, Ub::MissingProxyFence, "cp.async.bulk.global");
+}
+
+/// Rows of B that one warp writes, which all four multiply: each fences its own writes, and nothing
+/// orders them with the product of the others. `docs/found-bugs.md` has where this was found.
+#[test]
+fn rows_that_another_warp_of_the_warpgroup_writes() {
+    let body = |meet: &str| {
+        let zero = "setp.lt.u32 %p1, %r0, 32;\nshl.b32 %r8, %r0, 3;\nadd.u32 %r8, %r8, %r1;\n\
+                    @%p1 st.shared.u32 [%r8+128], 0;\n";
+        format!("{}{zero}{PROXY}\n{meet}{FENCE}{PRODUCT}{COMMIT}{WAIT}", operands(PROXY))
+    };
+    GROUP.clean(&body("bar.sync 0;\n"));
+    let f = GROUP.finds(&body(""), Ub::SharedRace, "wgmma.mma_async");
+    assert!(f.message.contains("write by warp 0"), "{f}");
+}
+
 #[test]
 fn registers_are_fenced_for_the_product() {
     let body = format!("{}{PRODUCT}{COMMIT}{WAIT}", operands(PROXY));

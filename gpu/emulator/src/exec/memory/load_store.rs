@@ -107,6 +107,7 @@ fn load(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     if space == Where::Param {
         return load_param(l, ins, targets, ty);
     }
+    let idle = idle_bytes(l, elements(&ins.operands[0]), ty.bytes());
     if let ([target], Type::B32 | Type::F32 | Type::U32 | Type::S32, 32) =
         (&targets[..], ty, targets[0].bits)
     {
@@ -129,27 +130,36 @@ fn load(l: &mut Lower<'_>, ins: &Instruction) -> Lowered {
     l.emit_action(class(space, false), move |cx| {
         let mut addresses = cx.addresses(addr);
         cx.within(addr, &addresses, u64::from(bytes));
-        let mut left = &targets[..];
+        let (mut left, mut idle) = (&targets[..], idle);
         // What is longer than 16 bytes goes in two.
         let step = bytes.min(16);
         let chunk = targets.len() / (bytes / step) as usize;
         while !left.is_empty() {
             let mut out: Words = [[0; LANES]; 4];
-            cx.strength = strength;
+            (cx.strength, cx.idle_bytes) = (strength, idle);
             let loaded = cx.load(space, &addresses, step, &mut out);
-            cx.strength = Strength::Weak;
+            (cx.strength, cx.idle_bytes) = (Strength::Weak, 0);
             if let Err(fault) = loaded {
                 return fault;
             }
             for (k, target) in left[..chunk].iter().enumerate() {
                 scatter(cx, *target, ty, &out, k);
             }
-            left = &left[chunk..];
+            (left, idle) = (&left[chunk..], idle >> step);
             advance(&mut addresses, step);
         }
         Step::Next
     });
     Ok(())
+}
+
+/// Bytes of a vector that are loaded with others, for a register that nothing reads: padding of a
+/// structure, say. Of a load that nothing reads at all there are none.
+fn idle_bytes(l: &Lower<'_>, elements: &[Operand], bytes: u32) -> u32 {
+    let of = |k: usize| (!0u32 >> (32 - bytes)) << (k as u32 * bytes);
+    let idle = elements.iter().enumerate().filter(|(_, o)| !l.is_read(o));
+    let idle = idle.fold(0, |mask, (k, _)| mask | of(k));
+    if elements.iter().any(|o| l.is_read(o)) { idle } else { 0 }
 }
 
 /// The register of an element of type `ty`.

@@ -216,7 +216,14 @@ impl Cx<'_> {
     fn check_written(&mut self, addresses: &[u64; LANES], bytes: u64) {
         for lane in self.lanes() {
             let Some(found) = self.grid.view.locate(addresses[lane], bytes) else { continue };
-            if let Some(at) = found.first_unwritten(addresses[lane] - found.base(), bytes) {
+            let offset = addresses[lane] - found.base();
+            let idle = |at: u64| self.idle_bytes.checked_shr((at - offset) as u32).unwrap_or(0) & 1;
+            let end = offset + bytes;
+            let mut unwritten = found.first_unwritten(offset, bytes);
+            while let Some(at) = unwritten.filter(|&at| idle(at) != 0) {
+                unwritten = found.first_unwritten(at + 1, end - at - 1);
+            }
+            if let Some(at) = unwritten {
                 let about = format!("{at} bytes into {}", found.describe());
                 let address = Some(found.base() + at);
                 let message = "global memory that nobody wrote".to_owned();

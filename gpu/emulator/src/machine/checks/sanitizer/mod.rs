@@ -52,6 +52,8 @@ struct Access {
     line: u32,
     /// Made by the asynchronous proxy.
     proxy: bool,
+    /// Made by cp.async.
+    copy: bool,
     /// The lanes of a warp's access, as a mask.
     lanes: u32,
 }
@@ -276,10 +278,16 @@ impl Sanitizer {
         Some((kind, message))
     }
 
-    /// Whether the asynchronous proxy may see a write of the generic one.
-    fn fenced(&self, who: Who, write: Access) -> Option<Problem> {
+    /// Whether the asynchronous proxy may see a write of the generic one. What cp.async brought
+    /// wgmma may read without a fence: so do CUTLASS's mainloops with cp.async, FlashAttention-3
+    /// and FlashMLA; the PTX ISA does not say.
+    fn fenced(&self, who: Who, write: Access, reader: Reader) -> Option<Problem> {
         let crosses = who.proxy && !write.proxy && write.clock != 0 && write.clock != PENDING;
-        if !crosses || at(&self.seen[who.warp as usize].visible, write.thread) >= write.clock {
+        let copied = write.copy && reader == Reader::Product;
+        if !crosses
+            || copied
+            || at(&self.seen[who.warp as usize].visible, write.thread) >= write.clock
+        {
             return None;
         }
         let message = format!(
@@ -300,7 +308,7 @@ impl Sanitizer {
             }
         };
         let lanes = mask_of(who.lane);
-        let access = Access { thread, clock, line: who.line, proxy: who.proxy, lanes };
+        let access = Access { thread, clock, line: who.line, proxy: who.proxy, copy: false, lanes };
         let mut problem = None;
         // Neighbours mostly have the same history: what was fine for one is fine for the next.
         let mut fine = None;
@@ -314,7 +322,7 @@ impl Sanitizer {
                 } else if self.races {
                     problem = self
                         .conflict(who, cell.write, "write", "this read")
-                        .or_else(|| self.fenced(who, cell.write));
+                        .or_else(|| self.fenced(who, cell.write, reader));
                 }
             }
             // A thread's later read takes the place of its earlier one: who comes after it comes
@@ -342,7 +350,8 @@ impl Sanitizer {
             }
         };
         let lanes = mask_of(who.lane);
-        let access = Access { thread, clock, line: who.line, proxy, lanes };
+        let copy = matches!(writer, Writer::Pending);
+        let access = Access { thread, clock, line: who.line, proxy, copy, lanes };
         // Lanes that write one place by one instruction: which value stays is anyone's.
         let together = |write: Access| {
             write.thread == thread && write.clock == clock && write.line == who.line
