@@ -28,12 +28,12 @@ pub const SUITES: &[Suite] = &[
 const BLOCK_KV: usize = 64;
 
 /// Key heads with up to three queries each, and columns of a head: any, or those of models; in two
-/// cases wider than what a CTA computes of a gradient.
+/// cases of finite values wider than what a CTA computes of a gradient.
 fn heads(index: usize) -> impl Strategy<Value = Heads> {
     let models = select(vec![(64, 64), (192, 128), (128, 128), (24, 16)]);
     let columns = match index % 24 {
-        7 => Just((200, 72)).boxed(),
-        15 => Just((72, 200)).boxed(),
+        8 => Just((200, 72)).boxed(),
+        20 => Just((72, 200)).boxed(),
         _ => prop_oneof![1 => (1usize..=80, 1usize..=80), 2 => models].boxed(),
     };
     (1usize..=2, 1usize..=3, columns).prop_map(|(kv_heads, group, (qk, v))| Heads {
@@ -61,7 +61,7 @@ fn segments(index: usize) -> BoxedStrategy<Vec<[usize; 2]>> {
 fn drawn(index: usize) -> impl Strategy<Value = (Attention, DType, u64)> {
     let dtype = match index % 24 {
         6 => Just(DType::F32).boxed(),
-        0 | 7 | 12 | 15 | 18 => Just(DType::BF16).boxed(),
+        0 | 8 | 12 | 18 | 20 => Just(DType::BF16).boxed(),
         _ => float().boxed(),
     };
     (heads(index), segments(index), dtype, any::<u64>()).prop_map(
