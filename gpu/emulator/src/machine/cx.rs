@@ -261,18 +261,17 @@ impl<'a> Cx<'a> {
         allocation: Option<String>,
         message: String,
     ) {
-        let mut finding = self.finding(kind, lane, address, message);
-        finding.allocation = allocation;
-        let list = &mut self.stats.findings;
-        match list.iter_mut().find(|f| f.kind == kind && f.line == finding.line) {
-            Some(known) => known.count += 1,
-            None => {
-                if let Some(Tell(tell)) = self.grid.settings.tell {
-                    tell(&finding);
-                }
-                list.push(finding);
-            }
+        let line = self.grid.code.ops[self.pc as usize].line;
+        let mut known = self.stats.findings.iter_mut();
+        if let Some(known) = known.find(|f| f.kind == kind && f.line == line) {
+            known.count += 1;
+            return;
         }
+        let finding = Finding { allocation, ..self.finding(kind, lane, address, message) };
+        if let Some(Tell(tell)) = self.grid.settings.tell {
+            tell(&finding);
+        }
+        self.stats.findings.push(finding);
     }
 
     /// Stops the launch with a fatal finding, its last.
