@@ -3,9 +3,7 @@
 //! A kernel is compiled for one set of constants ([`Compiler::compile`]'s `defines`: shapes,
 //! element types). The PTX is stored in a folder under the blake3 of everything that goes into it:
 //! source, headers, options, NVRTC's version. It is written beside its place and renamed, so that
-//! processes that compile the same kernel at once do each other no harm. In a process one kernel is
-//! compiled at a time: of threads that compile at once NVRTC 13.0 now and then makes other PTX of
-//! the same source (a load more, in 4 of 74 compilations), and the content would not be the key's.
+//! processes that compile the same kernel at once do each other no harm.
 //!
 //! NVRTC's reference: NVIDIA's document "NVRTC", sections 3 (user interface) and 4 (options).
 
@@ -14,7 +12,6 @@ use std::io::Write;
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::ptr;
-use std::sync::{Mutex, PoisonError};
 
 use fathom_reference::files;
 use libloading::Library;
@@ -224,7 +221,7 @@ impl Compiler {
         files::replace(path, |file, _| file.write_all(ptx.as_bytes()))
     }
 
-    /// One NVRTC program from start to end: what it makes, and its log. Waits for its turn.
+    /// One NVRTC program from start to end: what it makes, and its log.
     fn run(
         &self,
         source: Source<'_>,
@@ -241,7 +238,6 @@ impl Compiler {
         let c_options = strings(options.iter().map(String::as_str).collect())?;
         let pointers = |list: &[CString]| list.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
 
-        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let mut program: Program = ptr::null_mut();
         // SAFETY: the strings outlive the calls and end in NUL; the arrays have the lengths given;
         // the program is destroyed once, by the guard.
@@ -277,9 +273,6 @@ impl Compiler {
         CompileError::Call { call, source_name: source.name, message: self.api.word(code) }
     }
 }
-
-/// Held by the thread that compiles.
-static TURN: Mutex<()> = Mutex::new(());
 
 /// The options of every kernel, then its constants.
 fn options(defines: &[(&str, u64)]) -> Vec<String> {
@@ -512,27 +505,6 @@ mod tests {
         assert_eq!(first.ptx, again.ptx);
         assert_ne!(first.ptx, other.ptx);
         assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 2);
-    }
-
-    #[test]
-    fn a_kernel_is_the_same_whoever_compiles_beside_it() {
-        let Some((compiler, _cache)) = compiler() else { return };
-        let gemm = source!("gemm/fp32_gemm.cu");
-        let ptx = |layout| {
-            let options = options(&[("LAYOUT", layout), ("GROUPING", 0)]);
-            compiler.run(gemm, options, Product::Ptx).unwrap().0
-        };
-        let alone: Vec<_> = (0..3).map(ptx).collect();
-        std::thread::scope(|scope| {
-            for thread in 0..4 {
-                let (ptx, alone) = (&ptx, &alone);
-                scope.spawn(move || {
-                    for layout in (0..8).map(|i| (i + thread) % 3) {
-                        assert!(ptx(layout) == alone[layout as usize], "layout {layout}");
-                    }
-                });
-            }
-        });
     }
 
     #[test]

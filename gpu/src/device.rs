@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use cudarc::driver::{CudaContext, CudaStream, DriverError};
 use fathom_reference::Tensor;
 use fathom_trace::DType;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::compile::{CompileError, Compiler, Source};
@@ -295,12 +296,12 @@ impl Gpu {
         all.filter(|(source, defines)| !self.compiler.is_cached(*source, defines)).collect()
     }
 
-    /// Compiles these into the cache; `done` is called after each.
+    /// Compiles these into the cache, several at a time; `done` is called after each.
     ///
     /// # Errors
     /// [`GpuError::Compile`], of one that fails.
-    pub fn compile(&self, all: &[Uncompiled], done: &dyn Fn()) -> Result<(), GpuError> {
-        all.iter().try_for_each(|(source, defines)| {
+    pub fn compile(&self, all: &[Uncompiled], done: &(dyn Fn() + Sync)) -> Result<(), GpuError> {
+        all.par_iter().try_for_each(|(source, defines)| {
             self.compiler.compile(*source, defines)?;
             done();
             Ok(())
