@@ -74,8 +74,8 @@ pub fn run(args: &Args) -> output::Result {
 /// The cases run in a process on the emulated driver; their kernels are assembled in this one.
 ///
 /// Both compile for themselves, on one thread and into a folder that is removed: where several
-/// threads compile, NVRTC 13.0 makes other PTX of the same source now and then (a load more, in 4 of
-/// 74 compilations), and the cache may hold that.
+/// threads compile, NVRTC 13.0 makes other PTX of the same source now and then (a load more, in 4
+/// of 74 compilations), and the cache may hold that.
 fn quality(json: bool) -> output::Result {
     if prepare::is_prepared() {
         return run_cases();
