@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::process::Stdio;
 
-use fathom_conformance::conform::model;
 use fathom_conformance::coverage;
 use fathom_conformance::quality;
 use fathom_gpu::compile::Compiler;
@@ -88,7 +87,7 @@ fn quality(json: bool) -> output::Result {
         );
     }
     let (nvrtc, _) = device::compiler_ready()?;
-    let cache = model::scratch()?;
+    let cache = tempfile::tempdir()?;
     let compiler = Compiler::new(&nvrtc, &cache.path().join("kernels"))?;
     let prepared = prepare::prepare(Choices { profile: true, ..Choices::default() })?;
     let program = std::env::current_exe()?;

@@ -207,7 +207,7 @@ fn compared<B: Backend + Clone>(
     report: &mut ModelReport,
 ) -> Result<Option<String>, ModelError> {
     let both = Lockstep::new(Reference, device.clone());
-    match first_step(&run.config, both, timed) {
+    match in_lockstep(&run.config, both, timed) {
         Ok((Compared { calls, elements }, ops)) => {
             (report.calls, report.elements, report.ops) = (calls, elements, ops);
         }
@@ -236,7 +236,7 @@ fn compared<B: Backend + Clone>(
 
 /// A step on both in lockstep; where they are asked for, the times of a second one, for which
 /// every kernel is compiled and all memory has been used before.
-fn first_step<B: Backend>(
+fn in_lockstep<B: Backend>(
     config: &TrainConfig,
     both: Lockstep<Reference, B>,
     timed: bool,

@@ -49,7 +49,7 @@ pub(crate) struct Parser<'a> {
     module: Module,
     globals: FxHashMap<&'a str, Symbol>,
     fits: FxHashMap<&'a str, fit::Fits>,
-    /// Where the operands of the present instruction begin.
+    /// Where the operands of the present instruction begin; kept for its memory alone.
     places: Vec<Token<'a>>,
 }
 

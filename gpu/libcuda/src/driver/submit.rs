@@ -59,7 +59,7 @@ impl Driver {
         }
         let recorded: Vec<_> =
             recorded.into_iter().map(|e| self.events.get(e)).collect::<R<_>>()?;
-        recorded.iter().for_each(|event| event.is_recorded());
+        recorded.iter().for_each(|event| event.count_record());
         let (mark, result) = driver().queue.give(key, after, operation.work(stream.device));
         for event in recorded {
             *event.captured.lock().expect("no panic holds this lock") = None;

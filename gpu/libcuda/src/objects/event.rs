@@ -36,7 +36,7 @@ impl Event {
     }
 
     /// Counts a record of a shared event that a stream is about to be given.
-    pub(crate) fn is_recorded(&self) {
+    pub(crate) fn count_record(&self) {
         if let Some(shared) = &self.shared {
             shared.recorded().fetch_add(1, SeqCst);
         }
